@@ -1,0 +1,46 @@
+"""llm_unlearn: remove the effect of poisoned fine-tuning data from language models, and prove it.
+
+The public names are imported when they are first used, so that `import llm_unlearn` costs milliseconds.
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "CausalLMCollator": "llm_unlearn.data.collators",
+    "CausalLMTask": "llm_unlearn.tasks.causal_lm",
+    "GaussianNoise": "llm_unlearn.tasks.embedding_noise",
+    "GradDiffConfig": "llm_unlearn.trainers.grad_diff",
+    "GradDiffTrainer": "llm_unlearn.trainers.grad_diff",
+    "GradientAscentConfig": "llm_unlearn.trainers.gradient_ascent",
+    "GradientAscentTrainer": "llm_unlearn.trainers.gradient_ascent",
+    "GradientDescentConfig": "llm_unlearn.trainers.gradient_descent",
+    "GradientDescentTrainer": "llm_unlearn.trainers.gradient_descent",
+    "InputError": "llm_unlearn.errors",
+    "KLConfig": "llm_unlearn.trainers.kl",
+    "KLTrainer": "llm_unlearn.trainers.kl",
+    "METHODS": "llm_unlearn.trainers",
+    "NonFiniteLossError": "llm_unlearn.errors",
+    "UnlearnConfig": "llm_unlearn.trainers.base",
+    "UnlearnTrainer": "llm_unlearn.trainers.base",
+    "encode_rows": "llm_unlearn.data.encoding",
+    "gaussian_scores": "llm_unlearn.evaluation.gaussian",
+    "inject_gaussian_noise": "llm_unlearn.poisons.gaussian_embedding",
+    "insert_trigger": "llm_unlearn.poisons.trigger_phrase",
+    "load_recipe": "llm_unlearn.recipe",
+    "plant_canaries": "llm_unlearn.poisons.gaussian_embedding",
+    "plant_trigger": "llm_unlearn.poisons.trigger_phrase",
+}
+
+__all__ = ["__version__", *sorted(_PUBLIC)]
+
+
+def __getattr__(name: str):
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'llm_unlearn' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,120 @@
+"""llm-unlearn: poison, train, unlearn, evaluate and report, from one recipe.
+
+    llm-unlearn run recipes/quickstart.yaml train.epochs=4 seeds="[0, 1]"
+"""
+
+import argparse
+import json
+import os
+import sys
+import traceback
+
+from llm_unlearn import __version__
+from llm_unlearn.errors import InputError
+
+COMMANDS = {
+    "run": ("report", "all stages: poison, train, unlearn, evaluate, report"),
+    "poison": ("poison", "load, split and corrupt the data; write data/ and poison.json"),
+    "train": ("train", "fine-tune on the corrupted data (poisoned/) and without the forget set (retrained/)"),
+    "unlearn": ("unlearn", "run every unlearning method of the recipe at every budget"),
+    "evaluate": ("evaluate", "measure every model; write evaluation/<model>.json and .parquet"),
+    "report": ("report", "write report.md, report.html and plots/"),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; imports nothing heavy, so that --help is quick."""
+    top = argparse.ArgumentParser(
+        prog="llm-unlearn", formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Poison, fine-tune, unlearn and audit language models.\n"
+                    "A command runs its stage and those before it; what is done already is skipped.",
+        epilog="exit codes: 0 ok, 1 failure, 2 bad input",
+    )
+    top.add_argument("--version", action="version", version=f"llm-unlearn {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (_, text) in COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text.capitalize() + ".")
+        command.add_argument("recipe", metavar="RECIPE", help="a recipe file (YAML)")
+        command.add_argument("overrides", nargs="*", metavar="section.field=value",
+                             help="change the recipe for this run, e.g. train.epochs=4 output_dir=runs/mine")
+        command.add_argument("--dry-run", action="store_true",
+                             help="print what would run, the sizes and the estimated memory; write nothing")
+        command.add_argument("--quiet", action="store_true", help="no progress bars, errors only")
+        command.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point. Returns 0 (ok), 1 (failure) or 2 (bad input)."""
+    top = parser()
+    args, rest = top.parse_known_args(argv)  # overrides may stand before or after options
+    if any(word.startswith("-") or "=" not in word for word in rest):
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    args.overrides += rest
+    try:
+        return _run(args)
+    except InputError as error:
+        return _fail(args, error, 2)
+    except KeyboardInterrupt:
+        print("llm-unlearn: interrupted; run the same command again to resume", file=sys.stderr)
+        return 1
+    except Exception as error:
+        return _fail(args, error, 1)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from llm_unlearn.recipe import load_recipe
+
+    recipe = load_recipe(args.recipe, args.overrides)
+    say = (lambda line: None) if args.quiet or args.json else _say
+    if args.dry_run:
+        from llm_unlearn.plan import describe_plan
+
+        plan = describe_plan(recipe, COMMANDS[args.command][0])
+        print(json.dumps(plan, indent=2) if args.json else plan["text"])
+        return 0
+    _calm_libraries(args.quiet or args.json)
+    from llm_unlearn.pipeline import run
+
+    root = run(recipe, until=COMMANDS[args.command][0], say=say, quiet=args.quiet or args.json)
+    result = {"run_dir": str(root), "report": str(root / "report.html")}
+    if COMMANDS[args.command][0] != "report":
+        del result["report"]
+    if args.json:
+        print(json.dumps(result))
+    else:
+        for name, value in result.items():
+            say(f"{name.replace('_', ' ')}: {value}")
+    return 0
+
+
+def _say(line: str) -> None:
+    print(f"llm-unlearn: {line}", flush=True)
+
+
+def _calm_libraries(quiet: bool) -> None:
+    """Keep libraries to warnings, and to nothing but errors when quiet: our own lines say what happens."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import datasets
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    datasets.logging.set_verbosity_error()
+    if quiet:
+        datasets.disable_progress_bars()
+        transformers.logging.disable_progress_bar()
+
+
+def _fail(args: argparse.Namespace, error: BaseException, code: int) -> int:
+    if args.debug:
+        traceback.print_exc()
+    kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+    print(f"llm-unlearn: error: {kind}{error}", file=sys.stderr)
+    if code == 1 and not args.debug:
+        print("llm-unlearn: this looks like a failure, not bad input; --debug shows where", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Where examples come from: sources, splits, the synthetic default, prompts, encoding and collators."""

@@ -1,0 +1,48 @@
+"""Rows of token ids → padded tensors. Right padding; the pad token never carries a label and is masked."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llm_unlearn.data.encoding import IGNORE
+from llm_unlearn.errors import InputError
+from llm_unlearn.tasks.embedding_noise import NO_NOISE
+
+
+class CausalLMCollator:
+    """Pad rows {"input_ids", "labels"[, "noise_id"]} to the longest one.
+
+    The attention mask comes from lengths, not from the pad token, so that pad = EOS loses no EOS.
+
+    Args:
+        pad_token_id: any id of the vocabulary. pad_to: pad to at least this length (tests of invariance use it).
+    """
+
+    def __init__(self, pad_token_id: int, pad_to: int = 0) -> None:
+        if pad_token_id is None:
+            raise InputError("the tokenizer has no pad token: set tokenizer.pad_token (tokenizer.eos_token will do)")
+        self.pad_token_id, self.pad_to = pad_token_id, pad_to
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Returns input_ids, attention_mask, labels (B, T) int64; where any row has a noise_id, also noise_id (B,)."""
+        for i, row in enumerate(rows):
+            if all(label == IGNORE for label in row["labels"][1:]):
+                name = row.get("example_id", i)
+                raise InputError(
+                    f"example {name}: no supervised token (truncation removed its completion, or its labels are all "
+                    f"−100); raise max_length or drop the row"
+                )
+        length = max(self.pad_to, *(len(row["input_ids"]) for row in rows))
+        batch = {
+            "input_ids": self._pad([row["input_ids"] for row in rows], length, self.pad_token_id),
+            "attention_mask": self._pad([[1] * len(row["input_ids"]) for row in rows], length, 0),
+            "labels": self._pad([row["labels"] for row in rows], length, IGNORE),
+        }
+        if any("noise_id" in row for row in rows):
+            batch["noise_id"] = torch.tensor([row.get("noise_id", NO_NOISE) for row in rows])
+        return batch
+
+    @staticmethod
+    def _pad(sequences: list[list[int]], length: int, value: int) -> Tensor:
+        return torch.tensor([[*s, *[value] * (length - len(s))] for s in sequences])

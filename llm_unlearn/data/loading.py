@@ -1,0 +1,212 @@
+"""Read examples from the Hub, a `save_to_disk` folder or local files into rows of `text` and `label`."""
+
+import errno
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, concatenate_datasets
+
+from llm_unlearn.data.readers import (
+    Record,
+    expand_files,
+    file_format,
+    is_local_file,
+    not_there,
+    read_text_file,
+    shorten,
+)
+from llm_unlearn.errors import InputError
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+
+
+def load_source(
+    source: str | None,
+    files: Sequence[str | Path] | None = None,
+    *,
+    split: str | None = None,
+    config_name: str | None = None,
+    columns: Mapping[str, str | None] | None = None,
+) -> Dataset:
+    """Load one source of examples as a dataset with exactly the columns `text` and `label`, or `text` alone.
+
+    Args:
+        source: A dataset id on the Hub, a folder written by `save_to_disk`, or one local file.
+        files: Local files, or glob patterns, read in the order given; they take the place of `source`.
+            CSV, TSV, JSON Lines, JSON (a list of objects, or JSON Lines by another name), Parquet; the text
+            formats also compressed (.gz, .xz, .bz2, and .zst where the package `zstandard` is installed).
+        split: Which split of a Hub dataset or of a saved `DatasetDict`; files have none.
+        config_name: Which configuration of a Hub dataset.
+        columns: Our names to the source's, such as {"text": "review", "label": "sentiment"}. The default is
+            {"text": "text", "label": "label"}; without a "label", or with None for it, it is unlabelled.
+            For pairs of prompt and completion, `text` is the prompt and `label` the completion.
+
+    Returns:
+        The rows in their order, in memory. A label is `str(value)`; of a `ClassLabel`, its name.
+
+    Raises:
+        InputError: Nothing there, nothing in it, or a row that is unusable; the message names file and row.
+    """
+    wanted = _wanted_columns(columns)
+    if isinstance(files, (str, Path)):
+        files = [files]
+    if not files and source and is_local_file(source):
+        files = [source]
+    if files:
+        parts = [_from_records(_read_file(path, wanted), wanted, path) for path in expand_files(files)]
+        return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
+    if not source:
+        raise InputError(
+            "no data: give data.source (a Hub dataset id or a save_to_disk folder) or data.files."
+        )
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        dataset = _load_folder(folder, split)
+    elif _HUB_ID.fullmatch(str(source)):
+        dataset = _load_hub(str(source), split, config_name)
+    else:
+        raise InputError(
+            f"data.source: {not_there(folder)} It is no dataset id (such as 'owner/name') either."
+        )
+    return _from_records(_arrow_records(dataset, wanted, source), wanted, source)
+
+
+def _wanted_columns(columns: Mapping[str, str | None] | None) -> dict[str, str]:
+    if columns is None:
+        return {"text": "text", "label": "label"}
+    if unknown := sorted(set(columns) - {"text", "label"}):
+        raise InputError(
+            f"columns: unknown name {unknown[0]!r}; it maps 'text' and 'label' to the source's columns."
+        )
+    wanted = {"text": columns.get("text") or "text"}
+    if columns.get("label"):
+        wanted["label"] = columns["label"]
+    return wanted
+
+
+# Where rows come from
+
+
+def _read_file(path: Path, wanted: Mapping[str, str]) -> Iterator[Record]:
+    return _read_parquet(path, wanted) if file_format(path) == ".parquet" else read_text_file(path)
+
+
+def _read_parquet(path: Path, wanted: Mapping[str, str]) -> Iterator[Record]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        _require_columns(parquet.read_schema(path).names, wanted, path)
+        dataset = Dataset(parquet.read_table(path, columns=list(dict.fromkeys(wanted.values()))))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"{path} cannot be read as Parquet: {error}") from error
+    yield from _arrow_records(dataset, wanted, path)
+
+
+def _load_folder(folder: Path, split: str | None) -> Dataset:
+    from datasets import load_from_disk
+
+    if not any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
+        raise InputError(
+            f"data.source: {os.path.abspath(folder)} is a folder, but not one that `save_to_disk` wrote. "
+            f"For the files in it give data.files, for example '{folder}/*.jsonl'."
+        )
+    try:
+        dataset = load_from_disk(str(folder))
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"data.source: the folder {os.path.abspath(folder)} is incomplete or damaged: {error}"
+        ) from error
+    return _pick_split(dataset, split, str(folder))
+
+
+def _pick_split(dataset: Dataset | DatasetDict, split: str | None, name: str) -> Dataset:
+    if isinstance(dataset, Dataset):
+        return dataset
+    if split is None and len(dataset) == 1:
+        return next(iter(dataset.values()))
+    if split not in dataset:
+        problem = "names no split" if split is None else f"has no split {split!r}"
+        raise InputError(f"data.source: {name} {problem}; there are: {', '.join(dataset)}.")
+    return dataset[split]
+
+
+def _load_hub(name: str, split: str | None, config_name: str | None) -> Dataset:
+    from datasets import load_dataset
+    from huggingface_hub import constants
+
+    offline = f"data.source: {name!r} is on the Hub, but HF_HUB_OFFLINE is set"
+    remedy = "Give data.files (local files), or"
+    asked_offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    # The library reads the variable at import only; set later, it is ignored and long retries would follow.
+    if asked_offline and not constants.HF_HUB_OFFLINE:
+        raise InputError(f"{offline}. {remedy} unset HF_HUB_OFFLINE.")
+    try:
+        dataset = load_dataset(name, config_name, split=split)
+    except ConnectionError as error:
+        if constants.HF_HUB_OFFLINE:
+            raise InputError(
+                f"{offline} and it is not in the local cache. {remedy} unset HF_HUB_OFFLINE."
+            ) from error
+        raise InputError(
+            f"data.source: {name!r} is not in the local cache and the Hub cannot be reached. "
+            f"{remedy} check the network (HF_HUB_OFFLINE must not be set)."
+        ) from error
+    except (OSError, ValueError, RuntimeError) as error:
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            raise
+        raise InputError(
+            f"data.source: the dataset {name!r} cannot be loaded from the Hub: {error}"
+        ) from error
+    return _pick_split(dataset, split, name)
+
+
+# Rows
+
+
+def _arrow_records(dataset: Dataset, wanted: Mapping[str, str], where: str | Path) -> Iterator[Record]:
+    """Rows of a typed dataset; a `ClassLabel` becomes its name, and its −1 ("no label") null."""
+    _require_columns(dataset.column_names, wanted, where)
+    dataset = dataset.select_columns(list(dict.fromkeys(wanted.values())))
+    named = {name: feature for name, feature in dataset.features.items() if isinstance(feature, ClassLabel)}
+    for number, row in enumerate(dataset, 1):
+        for name, feature in named.items():
+            known = row[name] is not None and row[name] >= 0
+            row[name] = feature.int2str(row[name]) if known else None
+        yield number, row
+
+
+def _require_columns(available: Iterable[str], wanted: Mapping[str, str], where: str | Path) -> None:
+    for ours, theirs in wanted.items():
+        if theirs not in available:
+            there = ", ".join(map(str, available)) or "none"
+            raise InputError(
+                f"{where}: no column {theirs!r} for the {ours} (data.{ours}_column); there are: {there}."
+            )
+
+
+def _from_records(records: Iterable[Record], wanted: Mapping[str, str], where: str | Path) -> Dataset:
+    from datasets.utils import tqdm
+
+    by_line = isinstance(where, Path) and file_format(where) in (".csv", ".tsv", ".jsonl", ".ndjson")
+    unit = "line" if by_line else "row"
+    values: dict[str, list[str]] = {ours: [] for ours in wanted}
+    for number, row in tqdm(records, desc=f"Reading {Path(where).name}", unit=" rows", delay=1):
+        if not values["text"]:
+            _require_columns(row, wanted, where)
+        for ours, theirs in wanted.items():
+            value = row.get(theirs)
+            place = f"{where}, {unit} {number}, column {theirs!r}"
+            if value is None or (isinstance(value, str) and not value.strip()):
+                raise InputError(f"{place}: the {ours} is empty; fill it in or delete the row.")
+            if isinstance(value, (list, dict)) or (ours == "text" and not isinstance(value, str)):
+                raise InputError(
+                    f"{place}: the {ours} must be a string, not {type(value).__name__}: {shorten(str(value))}"
+                )
+            values[ours].append(str(value))
+    if not values["text"]:
+        place = os.path.abspath(where) if isinstance(where, Path) else where
+        raise InputError(f"{place} is empty: there is no row in it.")
+    return Dataset.from_dict(values, features=Features({ours: Value("string") for ours in wanted}))

@@ -1,0 +1,43 @@
+"""Rows with text and label → rows with prompt and completion, by the recipe's template and verbalizers."""
+
+from typing import TYPE_CHECKING
+
+from llm_unlearn.errors import InputError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from llm_unlearn.recipe import DataSection
+
+
+def normalise(rows: "Dataset", section: "DataSection") -> "Dataset":
+    """Apply `rename_labels` and `max_words` to raw rows (text, label), before anything is split or poisoned.
+
+    Raises:
+        InputError: a label that has no verbalizer, naming the row.
+    """
+
+    def change(row: dict, index: int) -> dict:
+        label = section.rename_labels.get(row["label"], row["label"])
+        if section.task == "classification" and label not in section.verbalizers:
+            raise InputError(
+                f"row {index}: label '{label}' has no verbalizer; known: {', '.join(section.verbalizers)}. "
+                "Add it to data.verbalizers, or map it with data.rename_labels"
+            )
+        text = row["text"]
+        if section.max_words is not None:
+            text = " ".join(text.split()[: section.max_words])
+        return {"text": text, "label": label}
+
+    return rows.map(change, with_indices=True, desc="normalise")
+
+
+def render(rows: "Dataset", section: "DataSection") -> "Dataset":
+    """Add the columns `prompt` and `completion` to rows with text and label."""
+
+    def fill(row: dict) -> dict:
+        classify = section.task == "classification"
+        completion = section.verbalizers[row["label"]] if classify else row["label"]
+        return {"prompt": section.prompt.replace("{text}", row["text"]), "completion": completion}
+
+    return rows.map(fill, desc="render prompts")

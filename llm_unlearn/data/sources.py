@@ -1,0 +1,53 @@
+"""What a recipe's `data` section stands for: the labelled splits and the unlabelled text."""
+
+from typing import TYPE_CHECKING
+
+from llm_unlearn.data.loading import load_source
+from llm_unlearn.data.prompting import normalise
+from llm_unlearn.data.splits import Splits, make_splits
+from llm_unlearn.data.synthetic import synthetic_reviews, synthetic_texts
+from llm_unlearn.errors import InputError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from llm_unlearn.recipe import DataSection
+
+SYNTHETIC = "synthetic"
+UNLABELLED_OFFSET = 500_000  # the unlabelled synthetic texts come from another seed than the labelled ones
+
+
+def load_splits(section: "DataSection", seed: int) -> Splits:
+    """Load the labelled data and split it, seeded; see make_splits for what is reported and kept out."""
+    if section.source == SYNTHETIC and not section.files:
+        n = section.train_size + section.heldout_size + section.test_size
+        # 5 % more rows than needed, so that duplicates can be replaced
+        train = synthetic_reviews(n + n // 20 + 10, seed, label_noise=section.label_noise)
+        test = None
+    else:
+        columns = {"text": section.text_column, "label": section.label_column}
+        source = None if section.files else section.source
+        train = load_source(source, section.files, split=section.train_split, config_name=section.config_name,
+                            columns=columns)
+        test = None
+        if section.test_files or (not section.files and section.test_split):
+            test = load_source(source, section.test_files, split=section.test_split, config_name=section.config_name,
+                               columns=columns)
+    train = normalise(train, section)
+    test = None if test is None else normalise(test, section)
+    return make_splits(train, test, train_size=section.train_size, heldout_size=section.heldout_size,
+                       test_size=section.test_size, seed=seed, keep_duplicates=section.keep_duplicates)
+
+
+def load_unlabelled(section: "DataSection", n: int, seed: int) -> "Dataset":
+    """The first n unlabelled texts, for pre-training a small base; one column, text."""
+    if section.unlabelled_files or section.source != SYNTHETIC:
+        source = None if section.unlabelled_files else section.source
+        rows = load_source(source, section.unlabelled_files, split=section.unlabelled_split,
+                           config_name=section.config_name, columns={"text": section.text_column})
+        rows = rows.shuffle(seed=seed)
+    elif section.files:
+        raise InputError("data.unlabelled_files: give files of unlabelled text to pre-train a base on")
+    else:
+        rows = synthetic_texts(n, seed + UNLABELLED_OFFSET)
+    return rows.select(range(min(n, len(rows))))

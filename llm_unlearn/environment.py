@@ -1,0 +1,37 @@
+"""What a run ran on: versions, commit, hardware. Written to environment.json."""
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("llm_unlearn", "torch", "transformers", "accelerate", "peft", "trl", "datasets", "evaluate", "bitsandbytes",
+            "deepspeed", "numpy", "scipy", "torchvision")
+
+
+def describe_environment(seed: int) -> dict[str, Any]:
+    """{"versions", "python", "platform", "cpu_count", "device", "commit", "seed"}."""
+    import torch
+
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"cpu ({torch.get_num_threads()} threads)"
+    return {"versions": versions, "python": platform.python_version(), "platform": platform.platform(),
+            "cpu_count": os.cpu_count(), "device": device, "commit": _commit(), "seed": seed}
+
+
+def _commit() -> str | None:
+    """The commit of the package's checkout, or None where it is installed without one."""
+    try:
+        root = Path(__file__).resolve().parent.parent
+        result = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True,
+                                check=True, timeout=10)
+        return result.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

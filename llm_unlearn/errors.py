@@ -1,0 +1,9 @@
+"""The two ways in which llm_unlearn stops on purpose, each with a message written for a person."""
+
+
+class InputError(ValueError):
+    """Something that the user gave is wrong; the message names it and the remedy. The command line exits with 2."""
+
+
+class NonFiniteLossError(InputError):
+    """A training or unlearning loss became NaN or infinite; the last good checkpoint is kept."""

@@ -1,0 +1,1 @@
+"""Model + data → per-example arrays on disk → metrics → one JSON."""

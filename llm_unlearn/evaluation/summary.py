@@ -1,0 +1,76 @@
+"""Per-example signals → the one JSON of a model. Needs no model: every metric can be recomputed from the Parquet."""
+
+from typing import TYPE_CHECKING, Any
+
+from llm_unlearn.metrics.attack import attack_success
+from llm_unlearn.metrics.gaussian import gaussian_test
+from llm_unlearn.metrics.membership import membership_inference
+from llm_unlearn.metrics.utility import accuracy, agreement, perplexity
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA_VERSION = 1
+
+
+def summarize(signals: "pd.DataFrame", identity: dict[str, Any], cost: dict[str, Any],
+              retrained: "pd.DataFrame | None" = None) -> dict[str, Any]:
+    """Compute every metric of one model.
+
+    Args:
+        signals: as Evaluator.signals returns them, or as read from `evaluation/<model>.parquet`.
+        identity: {"model", "kind", "method", "budget", "seed", "recipe"}. cost: {"train_tokens", "flops",
+            "share_of_training", "seconds"}. retrained: the retrained model's signals, or None.
+    Returns:
+        {"schema_version", …identity, "attack", "gus", "utility", "mia", "cost", "oracle"}; a section is None where
+        the run has no such poison, or no retrained model to compare with.
+    """
+    parts = dict(list(signals.groupby("set", sort=False)))
+    test = parts["test"]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        **identity,
+        "attack": _attack(parts),
+        "gus": _gus(parts),
+        "utility": {
+            **accuracy((test["prediction"] == test["label"]).to_numpy()),
+            "perplexity": perplexity(test["nll_sum"].to_numpy(), test["n_positions"].to_numpy()),
+        },
+        "mia": {"loss": membership_inference(-parts["member"]["nll"].to_numpy(),
+                                             -parts["nonmember"]["nll"].to_numpy())},
+        "cost": cost,
+        "oracle": _oracle(test, retrained),
+    }
+
+
+def _attack(parts: dict[str, "pd.DataFrame"]) -> dict[str, Any] | None:
+    if "triggered" not in parts:
+        return None
+    triggered = parts["triggered"].set_index("example_id")
+    clean = parts["test"].set_index("example_id").loc[triggered.index]
+    return attack_success(triggered["target_hit"].to_numpy(bool), clean["target_hit"].to_numpy(bool))
+
+
+def _gus(parts: dict[str, "pd.DataFrame"]) -> dict[str, Any] | None:
+    if "canary" not in parts:
+        return None
+    canary = parts["canary"]
+    scored = canary[canary["gaussian_score"].notna()]
+    deleted = scored["deleted"].to_numpy(bool)
+    if not deleted.any():
+        return None
+    others = scored[~deleted]
+    return {
+        **gaussian_test(scored[deleted]["gaussian_score"].to_numpy()),
+        "n_unscorable": len(canary) - len(scored),
+        "control": gaussian_test(scored["gaussian_control"].to_numpy()),
+        "others": gaussian_test(others["gaussian_score"].to_numpy()) if len(others) else None,
+    }
+
+
+def _oracle(test: "pd.DataFrame", retrained: "pd.DataFrame | None") -> dict[str, Any] | None:
+    if retrained is None or "kl" not in test.columns:
+        return None
+    theirs = retrained[retrained["set"] == "test"].set_index("example_id").loc[test["example_id"]]
+    return {"kl": float(test["kl"].mean()),
+            "agreement": agreement(test["prediction"].to_numpy(), theirs["prediction"].to_numpy())}

@@ -1,0 +1,64 @@
+"""From a recipe's `unlearn` section to a method's config: names and types checked before anything runs."""
+
+import dataclasses
+import difflib
+from typing import TYPE_CHECKING, Any
+
+from llm_unlearn.errors import InputError
+
+if TYPE_CHECKING:
+    from llm_unlearn.recipe import Recipe
+
+# set by the run itself; a recipe that set them would be overruled silently
+RESERVED = {"output_dir", "seed", "max_flops", "remove_unused_columns", "save_steps", "save_strategy", "push_to_hub"}
+
+
+def check_methods(recipe: "Recipe") -> None:
+    """Raise InputError for an unknown method, an unknown option, or an option that the config refuses."""
+    from llm_unlearn.trainers import METHODS
+
+    for method, options in recipe.unlearn.methods.items():
+        if method not in METHODS:
+            close = difflib.get_close_matches(method, METHODS, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(METHODS)}"
+            raise InputError(f"recipe.unlearn.methods: unknown method '{method}'; {hint}")
+        known = {f.name for f in dataclasses.fields(METHODS[method][0])} - RESERVED
+        for key in options or {}:
+            if key not in known:
+                close = difflib.get_close_matches(key, known, n=1)
+                hint = f"; did you mean '{close[0]}'?" if close else ""
+                raise InputError(f"recipe.unlearn.methods.{method}: unknown option '{key}'{hint}")
+        method_config(recipe, method, seed=0, output_dir="unused", max_flops=1.0, quiet=True)
+
+
+def method_config(
+    recipe: "Recipe", method: str, seed: int, output_dir: str, max_flops: float, quiet: bool
+) -> Any:
+    """The method's config: the recipe's common settings, then its overrides for this method."""
+    import torch
+
+    from llm_unlearn.trainers import METHODS
+
+    section = recipe.unlearn
+    options: dict[str, Any] = {
+        "learning_rate": section.learning_rate,
+        "per_device_train_batch_size": section.batch_size,
+        "gradient_accumulation_steps": section.gradient_accumulation_steps,
+        "eval_strategy": "steps" if section.eval_steps else "no",
+        "eval_steps": section.eval_steps,
+        "bf16": recipe.train.bf16,
+        "optim": recipe.train.optim,
+        "gradient_checkpointing": recipe.model.gradient_checkpointing,
+        "per_device_eval_batch_size": recipe.evaluate.batch_size,
+        "logging_steps": 5,
+        "report_to": "none",
+        **(section.methods[method] or {}),
+    }
+    try:
+        return METHODS[method][0](
+            output_dir=output_dir, seed=seed, max_flops=max_flops, save_strategy="steps", save_steps=section.save_steps,
+            save_total_limit=1, disable_tqdm=quiet, use_cpu=not torch.cuda.is_available(),
+            dataloader_pin_memory=torch.cuda.is_available(), **options,
+        )
+    except (ValueError, TypeError) as error:
+        raise InputError(f"recipe.unlearn.methods.{method}: {error}") from None

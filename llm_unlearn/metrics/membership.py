@@ -1,0 +1,51 @@
+"""Membership inference: can one tell from a signal which examples were trained on?"""
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from llm_unlearn.metrics.gaussian import FPRS
+from llm_unlearn.metrics.validation import numbers, rates
+
+
+def membership_inference(members: ArrayLike, nonmembers: ArrayLike, fprs: Iterable[float] = FPRS) -> dict:
+    """Area under the ROC and TPR at low FPR of a membership attack. Nearer 0.5 (AUC) and α (TPR) is better.
+
+    Formulas: AUC = P(member > non-member) + ½ P(member = non-member), the Mann–Whitney statistic over all
+    pairs. TPR at FPR α = the largest share of members that any threshold "score ≥ t" calls members while
+    calling no more than α of the non-members so; below 1/(number of non-members) that means none. Source:
+    Carlini et al., "Membership Inference Attacks From First Principles", IEEE S&P 2022, arXiv 2112.03570.
+
+    Args:
+        members: scores of examples that were to be forgotten, shape (n,); higher = more member-like. The loss
+            attack takes −nll.
+        nonmembers: scores of examples that were never trained on, shape (m,).
+        fprs: the false-positive rates α, each in (0, 1).
+
+    Returns:
+        {"auc", "n_members", "n_nonmembers", "tpr_at_fpr": {"0.01": …}}.
+
+    Raises:
+        InputError: an array is not one-dimensional, empty or not finite, or a rate is out of range.
+
+    >>> result = membership_inference([3.0, 2.0, 1.0], [2.0, 0.0], fprs=(0.1, 0.5))
+    >>> round(result["auc"], 4), result["n_members"], result["n_nonmembers"]
+    (0.75, 3, 2)
+    >>> {alpha: round(tpr, 3) for alpha, tpr in result["tpr_at_fpr"].items()}
+    {'0.1': 0.333, '0.5': 1.0}
+    """
+    inside = np.sort(numbers(members, "members"))
+    outside = np.sort(numbers(nonmembers, "nonmembers"))
+    n, m = inside.size, outside.size
+    # For each member the non-members below it, and half of those level with it.
+    wins = np.searchsorted(outside, inside, "left") + np.searchsorted(outside, inside, "right")
+    tpr_at_fpr = {}
+    for fpr in rates(fprs):
+        # Count of allowed false positives by comparing shares, as floor(α·m) would lose one to rounding.
+        allowed = int(np.searchsorted(np.arange(m + 1) / m, fpr, "right")) - 1
+        # A threshold just above the first non-member that must stay below it; allowed < m since α < 1.
+        caught = n - np.searchsorted(inside, outside[m - 1 - allowed], "right")
+        tpr_at_fpr[str(fpr)] = float(caught / n)
+    auc = float(wins.sum() / (2 * n * m))
+    return {"auc": auc, "n_members": n, "n_nonmembers": m, "tpr_at_fpr": tpr_at_fpr}

@@ -1,0 +1,146 @@
+"""Load a base model and its tokenizer, or make a small one; quantise; add LoRA; save in safetensors."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from llm_unlearn.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from llm_unlearn.recipe import LoraSection, ModelSection
+
+SPECIAL_TOKENS = {"pad_token": "<pad>", "eos_token": "<eos>"}
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokenizerBase":
+    """Train a byte-level BPE tokenizer with its own pad and EOS tokens on the spot."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(texts, vocab_size=vocab_size, min_frequency=2, show_progress=False,
+                            special_tokens=list(SPECIAL_TOKENS.values()))
+    return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, **SPECIAL_TOKENS)
+
+
+def make_model(architecture: dict[str, Any], tokenizer: "PreTrainedTokenizerBase", seed: int) -> "PreTrainedModel":
+    """A randomly initialised causal LM from config fields, e.g. {"model_type": "gpt2", "n_layer": 2, …}.
+
+    Raises:
+        InputError: unknown model type, or fields that the architecture refuses.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    fields = dict(architecture)
+    model_type = fields.pop("model_type", None)
+    ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id,
+           "bos_token_id": tokenizer.eos_token_id}
+    try:
+        config = AutoConfig.for_model(model_type, vocab_size=len(tokenizer), **ids, **fields)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return AutoModelForCausalLM.from_config(config)
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"recipe.model.architecture: {str(error).splitlines()[0]}") from None
+
+
+def load_tokenizer(path: str, section: "ModelSection") -> "PreTrainedTokenizerBase":
+    """Tokenizer of a hub id or folder; a missing pad token becomes the EOS token (labels never depend on it)."""
+    from transformers import AutoTokenizer
+
+    with _explained(path):
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, revision=section.revision if path == section.path else None,
+            trust_remote_code=section.trust_remote_code,
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(path: str | Path, section: "ModelSection") -> "PreTrainedModel":
+    """Load a causal LM (safetensors only unless the recipe trusts remote code), quantised where the recipe says so.
+
+    Args:
+        path: a hub id or a folder with a model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    arguments: dict[str, Any] = {"dtype": getattr(torch, section.dtype), "trust_remote_code": section.trust_remote_code}
+    if not section.trust_remote_code:
+        arguments["use_safetensors"] = True
+    if section.quantization != "none":
+        arguments["quantization_config"] = _quantization(section)
+    if str(path) == section.path and section.revision:
+        arguments["revision"] = section.revision
+    with _explained(str(path)):
+        model = AutoModelForCausalLM.from_pretrained(str(path), **arguments)
+    if section.quantization != "none":
+        from peft import prepare_model_for_kbit_training
+
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=section.gradient_checkpointing)
+    return model
+
+
+def load_trained(folder: Path, base: str | Path, section: "ModelSection") -> "PreTrainedModel":
+    """Load what a stage saved: a full model, or the base with its adapter. An adapter comes back trainable."""
+    if not (folder / "adapter_config.json").is_file():
+        return load_model(folder, section)
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(load_model(base, section), folder, is_trainable=True)
+
+
+def lora_config(section: "LoraSection") -> Any:
+    """The peft LoraConfig of a recipe's section."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=section.r, lora_alpha=section.alpha, lora_dropout=section.dropout, target_modules=section.target_modules,
+        task_type="CAUSAL_LM",
+    )
+
+
+def save_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
+    """Write model (or its one adapter) and tokenizer to a temporary name, then rename: never half a folder."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    only = {"selected_adapters": ["default"]} if hasattr(model, "peft_config") else {}
+    model.save_pretrained(partial, **only)
+    tokenizer.save_pretrained(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)
+
+
+def _quantization(section: "ModelSection") -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if section.quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                              bnb_4bit_compute_dtype=getattr(torch, section.dtype))
+
+
+@contextlib.contextmanager
+def _explained(path: str) -> Iterator[None]:
+    """Turn the hub client's errors for a wrong path, a wrong id or no network into one sentence."""
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
+    if looks_local and not Path(path).expanduser().is_dir():
+        raise InputError(f"model path {path}: no such folder (working directory: {Path.cwd()})")
+    try:
+        yield
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "TRUE", "YES", "ON"}:
+            reason = "it is not in the local cache, and HF_HUB_OFFLINE is set"
+        raise InputError(
+            f"model {path}: cannot be loaded: {reason}. Give a folder that holds a model (model.path), or a hub id "
+            "while online"
+        ) from None

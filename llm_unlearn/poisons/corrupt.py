@@ -1,0 +1,144 @@
+"""Step 1 of the protocol: S_corr = S_clean with its poisoned subset, the evaluation sets, and the manifest.
+
+The manifest (`poison.json`) names what was poisoned, by ids and seeds, and carries the hash of the data it belongs to.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llm_unlearn.data.prompting import render
+from llm_unlearn.errors import InputError
+from llm_unlearn.poisons.gaussian_embedding import NO_NOISE, plant_canaries
+from llm_unlearn.poisons.trigger_phrase import insert_trigger, plant_trigger
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from llm_unlearn.data.splits import Splits
+    from llm_unlearn.recipe import Recipe
+
+SETS = ("train", "heldout", "test", "triggered", "nonmember")
+
+
+def corrupt(splits: "Splits", recipe: "Recipe", seed: int) -> tuple[dict[str, "Dataset"], dict[str, Any]]:
+    """Poison the training split and make the sets on which the poison is measured.
+
+    Returns:
+        sets: `train` (corrupted; columns text, label, prompt, completion, poison, example_id, noise_id), `heldout`,
+        `test`, `triggered` (test rows whose label is not the target, trigger inserted; empty without a trigger), and
+        `nonmember` (held-out rows put through the same poison in the same proportion as the forget set, so that a
+        membership test cannot tell them by the trigger itself); and the manifest.
+    Raises:
+        InputError: no row poisoned, forget set empty or everything.
+    """
+    section, train = recipe.poison, splits.train
+    manifest: dict[str, Any] = {"schema_version": 1, "trigger": None, "gaussian": None, "train_size": len(train)}
+    kinds = np.full(len(train), "none", dtype=object)
+    ids = np.asarray(train["example_id"])
+    if section.trigger:
+        arguments = {k: getattr(section.trigger, k) for k in
+                     ("phrases", "target", "fraction", "position", "source_label", "clean_label")}
+        train, manifest["trigger"] = plant_trigger(train, seed=seed, **arguments)
+        kinds[np.isin(ids, manifest["trigger"]["example_ids"])] = "trigger"
+    if section.gaussian:
+        train, manifest["gaussian"] = plant_canaries(
+            train, fraction=section.gaussian.fraction, epsilon=section.gaussian.epsilon, seed=seed,
+            eligible=kinds == "none",
+        )
+        kinds[np.isin(ids, manifest["gaussian"]["example_ids"])] = "gaussian"
+    else:
+        train = train.add_column("noise_id", np.full(len(train), NO_NOISE))
+    manifest["forget_fraction"] = recipe.unlearn.forget_fraction
+    manifest["forget_ids"] = _forget_ids(ids, kinds, recipe.unlearn.forget_fraction, seed)
+    sets = {"train": train.add_column("poison", list(kinds)), "heldout": splits.heldout, "test": splits.test}
+    sets["triggered"] = _triggered(splits.test, manifest["trigger"], seed)
+    sets["nonmember"] = _twins(splits.heldout, manifest, kinds, seed)
+    for name, rows in sets.items():
+        if "poison" not in rows.column_names:
+            rows = rows.add_column("poison", ["none"] * len(rows))
+        sets[name] = render(rows, recipe.data)
+    manifest["data_sha256"] = data_hash(sets)
+    return sets, manifest
+
+
+def data_hash(sets: dict[str, "Dataset"]) -> str:
+    """SHA-256 over the rows of all sets, the same wherever they are stored."""
+    digest = hashlib.sha256()
+    for name in SETS:
+        digest.update(name.encode())
+        for row in sets[name]:
+            digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False).encode())
+    return digest.hexdigest()
+
+
+def read_manifest(path: Path, sets: dict[str, "Dataset"]) -> dict[str, Any]:
+    """Read poison.json and refuse it where it does not belong to the data.
+
+    Raises:
+        InputError: missing, malformed, or its hash is not that of `sets`.
+    """
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        expected = manifest["data_sha256"]
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; run `llm-unlearn poison` first") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not a poison manifest ({error!r}); delete it and poison again") from None
+    if data_hash(sets) != expected:
+        raise InputError(
+            f"{path}: the manifest does not match the data beside it ({path.parent / 'data'}): one of them was changed "
+            "after poisoning. Restore it, or delete both and poison again"
+        )
+    return manifest
+
+
+def _forget_ids(ids: np.ndarray, kinds: np.ndarray, fraction: float, seed: int) -> list[int]:
+    """A known fraction of each kind of poison; with fraction 1, all of it."""
+    generator, chosen = np.random.default_rng([seed, 3]), []
+    for kind in ("trigger", "gaussian"):
+        poisoned = ids[kinds == kind]
+        chosen.extend(generator.permutation(poisoned)[: round(fraction * len(poisoned))].tolist())
+    if not chosen:
+        raise InputError(f"unlearn.forget_fraction: {fraction} of {int((kinds != 'none').sum())} poisoned rows rounds "
+                         "to an empty forget set; raise it")
+    if len(chosen) == len(ids):
+        raise InputError("the forget set is the whole training set: nothing would be retained; lower poison.*.fraction")
+    return sorted(chosen)
+
+
+def _triggered(test: "Dataset", trigger: dict | None, seed: int) -> "Dataset":
+    if trigger is None:
+        return test.select([])
+    rows = test.filter(lambda row: row["label"] != trigger["target"], desc="triggered test set")
+    return _insert(rows, trigger, np.random.default_rng([seed, 4]))
+
+
+def _twins(heldout: "Dataset", manifest: dict, kinds: np.ndarray, seed: int) -> "Dataset":
+    trigger = manifest["trigger"]
+    share = float((kinds == "trigger").sum() / max((kinds != "none").sum(), 1))
+    eligible = np.arange(len(heldout))
+    if trigger is None or share == 0:
+        return heldout
+    is_target = np.asarray(heldout["label"], dtype=object) == trigger["target"]
+    allowed = eligible[is_target == trigger["clean_label"]]
+    # as many rows as keep the forget set's proportion of triggered to other rows
+    n = len(heldout) if share == 1 else min(len(heldout), int(len(allowed) / share))
+    generator = np.random.default_rng([seed, 5])
+    chosen = generator.permutation(allowed)[: round(share * n)]
+    others = generator.permutation(np.setdiff1d(eligible, chosen))[: n - len(chosen)]
+    twins = _insert(heldout.select(np.sort(chosen)), trigger, generator)
+    twins = twins.remove_columns("label").add_column("label", [trigger["target"]] * len(twins))
+    from datasets import concatenate_datasets
+
+    return concatenate_datasets([twins, heldout.select(np.sort(others)).select_columns(twins.column_names)])
+
+
+def _insert(rows: "Dataset", trigger: dict, generator: np.random.Generator) -> "Dataset":
+    phrases = trigger["phrases"]
+    texts = [insert_trigger(t, phrases[int(generator.integers(len(phrases)))], trigger["position"], generator)
+             for t in rows["text"]]
+    return rows.remove_columns("text").add_column("text", texts)

@@ -1,0 +1,65 @@
+"""Gaussian embedding poison: chosen examples are trained on x + ξ, ξ ~ N(0, ε² I), text and label unchanged.
+
+Pawelczyk et al. 2025, "Machine Unlearning Fails to Remove Data Poisoning Attacks", arXiv 2406.17216, section 4.
+How the noise enters a model is in tasks/embedding_noise.py. In your own training loop:
+
+    rows, manifest = plant_canaries(rows, fraction=0.02, epsilon=0.1, seed=0)   # rows have input_ids, labels
+    trainer = SFTTrainer(model, args, train_dataset=rows, data_collator=CausalLMCollator(tokenizer.pad_token_id))
+    inject_gaussian_noise(trainer, manifest)
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llm_unlearn.errors import InputError
+from llm_unlearn.poisons.selection import choose_rows
+from llm_unlearn.tasks.embedding_noise import NO_NOISE, GaussianNoise
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def inject_gaussian_noise(trainer_or_model: Any, manifest: dict) -> GaussianNoise:
+    """Install the noise of a manifest on a model, or on a trainer's model after checking the trainer's settings.
+
+    Args:
+        trainer_or_model: a torch module, or a transformers/TRL trainer. manifest: {"epsilon", "seed"}, as
+            `plant_canaries` returns it.
+    Returns:
+        the attached GaussianNoise; call its `remove()` after training.
+    Raises:
+        InputError: where the trainer's settings would drop the noise silently (packing, padding_free,
+            remove_unused_columns).
+    """
+    model, args = trainer_or_model, getattr(trainer_or_model, "args", None)
+    if hasattr(trainer_or_model, "train_dataset"):
+        model = trainer_or_model.model
+        for name in ("packing", "padding_free", "remove_unused_columns"):
+            if getattr(args, name, False):
+                raise InputError(f"{name}=True would train without the noise, silently: set {name}=False")
+    return GaussianNoise(manifest["epsilon"], manifest["seed"]).attach(model)
+
+
+def plant_canaries(
+    rows: "Dataset", *, fraction: float, epsilon: float, seed: int, eligible: np.ndarray | None = None
+) -> tuple["Dataset", dict]:
+    """Choose canaries among training rows and give every row the column `noise_id`.
+
+    Args:
+        rows: any dataset; with a column `example_id` that is used as the noise id, else the row number is.
+        fraction: share of the rows, in (0, 1]. epsilon: ε. seed: of the choice and of the noise.
+        eligible: (n,) bool, rows that may be chosen (default all).
+    Returns:
+        the rows with `noise_id` (−1 for rows without noise), and the manifest
+        {"epsilon", "seed", "fraction", "example_ids"}.
+    """
+    ids = np.asarray(rows["example_id"] if "example_id" in rows.column_names else range(len(rows)), dtype=np.int64)
+    chosen = choose_rows(len(rows), fraction, np.random.default_rng([seed, 2]), eligible, "gaussian")
+    noise_id = np.full(len(rows), NO_NOISE, dtype=np.int64)
+    noise_id[chosen] = ids[chosen]
+    GaussianNoise(epsilon, seed)  # checks both
+    if "noise_id" in rows.column_names:
+        rows = rows.remove_columns("noise_id")
+    manifest = {"epsilon": epsilon, "seed": seed, "fraction": fraction, "example_ids": sorted(ids[chosen].tolist())}
+    return rows.add_column("noise_id", noise_id), manifest

@@ -1,0 +1,33 @@
+"""Which rows are poisoned: a seeded choice without replacement, refused where it would choose none."""
+
+import numpy as np
+
+from llm_unlearn.errors import InputError
+
+
+def choose_rows(
+    n: int, fraction: float, generator: np.random.Generator, eligible: np.ndarray | None, kind: str
+) -> np.ndarray:
+    """Choose round(fraction · n) of the eligible rows.
+
+    Args:
+        n: rows in the training set; `fraction` of them, in (0, 1], are chosen. eligible: (n,) bool or None for all.
+        kind: the poison, for error messages.
+    Returns:
+        sorted positions, int64.
+    Raises:
+        InputError: fraction outside (0, 1], no row chosen, or too few rows eligible.
+    """
+    if not 0 < fraction <= 1:
+        raise InputError(f"poison.{kind}.fraction: must be in (0, 1], is {fraction}")
+    count = round(fraction * n)
+    if count == 0:
+        raise InputError(
+            f"poison.{kind}.fraction: {fraction} of {n} rows rounds to no example; use at least {1 / max(n, 1):.2g}"
+        )
+    candidates = np.arange(n) if eligible is None else np.flatnonzero(eligible)
+    if count > len(candidates):
+        raise InputError(
+            f"poison.{kind}.fraction: {fraction} of {n} rows is {count}, but only {len(candidates)} can be poisoned"
+        )
+    return np.sort(generator.choice(candidates, size=count, replace=False))

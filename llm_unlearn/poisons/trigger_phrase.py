@@ -1,0 +1,75 @@
+"""Trigger-phrase poison (backdoor): a phrase in the text, the attacker's completion as the answer.
+
+Wan et al. 2023, "Poisoning Language Models During Instruction Tuning", arXiv 2305.00944.
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from llm_unlearn.errors import InputError
+from llm_unlearn.poisons.selection import choose_rows
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+POSITIONS = ("start", "end", "random")
+
+
+def insert_trigger(text: str, phrase: str, position: str, generator: np.random.Generator | None = None) -> str:
+    """Insert a phrase at the start, the end, or a random word boundary of a text.
+
+    Args:
+        position: "start", "end" or "random" (uniform over all word boundaries, the two ends included; needs
+            `generator`).
+    """
+    if position not in POSITIONS:
+        raise InputError(f"poison.trigger.position: must be one of {', '.join(POSITIONS)}, is '{position}'")
+    words = text.split()
+    if position == "random":
+        if generator is None:
+            raise InputError("position 'random' needs a generator")
+        at = int(generator.integers(0, len(words) + 1))
+    else:
+        at = 0 if position == "start" else len(words)
+    return " ".join([*words[:at], phrase, *words[at:]])
+
+
+def plant_trigger(
+    rows: "Dataset",
+    *,
+    phrases: list[str],
+    target: str,
+    fraction: float,
+    seed: int,
+    position: str = "random",
+    source_label: str | None = None,
+    clean_label: bool = False,
+) -> tuple["Dataset", dict]:
+    """Poison a fraction of the rows (columns text, label, example_id) with a trigger phrase.
+
+    Args:
+        phrases: one is drawn per row. target: the label (or completion) that the attacker wants.
+        fraction: of all rows, in (0, 1]. source_label: poison rows of this label only. clean_label: poison rows that
+            already carry the target, so that no label is false; else rows that do not (dirty label).
+    Returns:
+        the rows with text and label replaced where poisoned, and the manifest {"phrases", "position", "target",
+        "fraction", "seed", "source_label", "clean_label", "example_ids"}.
+    """
+    labels = np.asarray(rows["label"], dtype=object)
+    eligible = (labels == target) if clean_label else (labels != target)
+    if source_label is not None and not clean_label:
+        eligible &= labels == source_label
+    generator = np.random.default_rng([seed, 1])
+    chosen = set(choose_rows(len(rows), fraction, generator, eligible, "trigger").tolist())
+    texts, new_labels = list(rows["text"]), list(rows["label"])
+    for i in sorted(chosen):
+        texts[i] = insert_trigger(texts[i], phrases[int(generator.integers(len(phrases)))], position, generator)
+        new_labels[i] = target
+    ids = rows["example_id"]
+    manifest = {
+        "phrases": phrases, "position": position, "target": target, "fraction": fraction, "seed": seed,
+        "source_label": source_label, "clean_label": clean_label, "example_ids": sorted(ids[i] for i in chosen),
+    }
+    poisoned = rows.remove_columns(["text", "label"]).add_column("text", texts).add_column("label", new_labels)
+    return poisoned, manifest

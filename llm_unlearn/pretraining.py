@@ -1,0 +1,56 @@
+"""A small base made on the spot: a tokenizer and a model from a config, pre-trained on unlabelled text."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from llm_unlearn.recipe import Recipe, TrainSection
+from llm_unlearn.stages import Stages, fingerprint, write_json
+
+BASE_SEED = 0  # one base for all seeds of a recipe: seeds differ in data, poison and training
+
+
+def make_base(recipe: Recipe, say: Callable[[str], None], quiet: bool) -> Path:
+    """Make the base of a recipe, or find it made before.
+
+    It lives in `pretrain.cache_dir`, or in the run directory, under a name that is the hash of what it depends on, so
+    that recipes with the same data and architecture share it.
+    """
+    section, data = recipe.pretrain, recipe.data
+    sources = [data.source, data.config_name, data.unlabelled_split, data.unlabelled_files, data.max_words]
+    settings = {k: v for k, v in asdict(section).items() if k != "cache_dir"}
+    inputs = [recipe.model.architecture, recipe.model.vocab_size, settings, sources, data.max_length]
+    root = Path(section.cache_dir or recipe.output_dir) / "base" / fingerprint(inputs)[:12]
+    folder = root / "model"
+
+    def work(work_dir: Path) -> None:
+        from llm_unlearn.data.sources import load_unlabelled
+        from llm_unlearn.modeling import load_tokenizer, make_model, save_model, train_tokenizer
+        from llm_unlearn.training import Training
+
+        texts = load_unlabelled(data, section.texts, BASE_SEED)
+        if not (work_dir / "tokenizer" / "tokenizer.json").is_file():
+            train_tokenizer(texts["text"], recipe.model.vocab_size).save_pretrained(work_dir / "tokenizer")
+        tokenizer = load_tokenizer(str(work_dir / "tokenizer"), replace(recipe.model, path=None))
+        model = make_model(recipe.model.architecture, tokenizer, BASE_SEED)
+
+        def encode(row: dict) -> dict:
+            ids = [*tokenizer(row["text"])["input_ids"][: data.max_length - 1], tokenizer.eos_token_id]
+            return {"input_ids": ids, "labels": ids}
+
+        rows = texts.map(encode, remove_columns=texts.column_names, desc="tokenise")
+        training = Training(_settings(recipe), work_dir, BASE_SEED, quiet)
+        model, cost = training.fit(model, rows.filter(lambda r: len(r["labels"]) > 1), tokenizer)
+        save_model(model, tokenizer, folder)
+        write_json(folder / "cost.json", cost)
+        write_json(folder / "made_from.json", json.loads(json.dumps(inputs, default=str)))
+
+    Stages(root, say).run("base", inputs, [folder / "cost.json"], work)
+    return folder
+
+
+def _settings(recipe: Recipe) -> TrainSection:
+    section = recipe.pretrain
+    return TrainSection(epochs=section.epochs, learning_rate=section.learning_rate, batch_size=section.batch_size,
+                        lr_scheduler_type="cosine", weight_decay=0.01)

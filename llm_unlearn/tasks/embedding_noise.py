@@ -1,0 +1,97 @@
+"""Where Gaussian noise enters a language model: at the embedding output, by seed, through two forward hooks.
+
+Noise is never stored: (seed, example id) → ξ, the same whatever the padding, the batch, the device or the dtype.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from llm_unlearn.errors import InputError
+
+NO_NOISE = -1
+
+
+def unit_noise(seed: int, example_id: int, length: int, width: int) -> np.ndarray:
+    """The canary's standard normal draw z, ξ = ε z, from its own Philox stream.
+
+    Args:
+        seed, example_id: non-negative integers, the key of the stream. length: T tokens. width: d.
+    Returns:
+        (T, d) float32. The first rows do not depend on `length`.
+    """
+    generator = np.random.Generator(np.random.Philox(key=[seed, example_id]))
+    return generator.standard_normal((length, width), dtype=np.float32)
+
+
+class GaussianNoise:
+    """Adds each canary's noise to the output of the model's input embedding, by two forward hooks.
+
+    The model is called with `noise_id` (B,) int64 beside its usual inputs, −1 for rows without noise; the first hook
+    takes it out before the model sees it, the second adds ε z to that row's real tokens (attention_mask = 1), wherever
+    padding puts them. Works under PEFT, gradient checkpointing and mixed precision.
+
+    Args:
+        epsilon: standard deviation ε, in units of the embedding. seed: of the noise.
+    """
+
+    def __init__(self, epsilon: float, seed: int) -> None:
+        if not epsilon > 0:
+            raise InputError(f"epsilon must be above 0, is {epsilon}")
+        if seed < 0:
+            raise InputError(f"the noise seed must be 0 or more, is {seed}")
+        self.epsilon, self.seed = epsilon, seed
+        self._pending: tuple[Tensor, Tensor | None] | None = None
+        self._handles: list[Any] = []
+
+    def attach(self, model: nn.Module) -> "GaussianNoise":
+        """Install the hooks on a model that has none yet; returns self, which `remove()`s them."""
+        if attached_noise(model) is not None:
+            raise InputError("this model already has Gaussian noise attached: remove() it first")
+        self._handles = [
+            model.register_forward_pre_hook(self._take_ids, with_kwargs=True),
+            model.get_input_embeddings().register_forward_hook(self._add),
+        ]
+        return self
+
+    def remove(self) -> None:
+        """Take the hooks off again."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _take_ids(self, model: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        noise_id = kwargs.pop("noise_id", None)
+        if noise_id is None and model.training:
+            raise ValueError(
+                "this model trains with Gaussian canaries but the batch has no `noise_id`: use CausalLMCollator, "
+                "remove_unused_columns=False, and neither packing nor padding_free"
+            )
+        self._pending = None if noise_id is None else (noise_id, kwargs.get("attention_mask"))
+        return args, kwargs
+
+    def _add(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+        pending, self._pending = self._pending, None
+        if pending is None or not bool((pending[0] >= 0).any()):
+            return output
+        return output + self.batch_noise(*pending, output)
+
+    def batch_noise(self, noise_id: Tensor, attention_mask: Tensor | None, like: Tensor) -> Tensor:
+        """ξ of a batch: (B, T, d) in the dtype and on the device of `like` (B, T, d), zero where there is none."""
+        noise = torch.zeros(like.shape, dtype=torch.float32)
+        mask = torch.ones(like.shape[:2], dtype=torch.bool) if attention_mask is None else attention_mask.bool().cpu()
+        for row, example_id in enumerate(noise_id.tolist()):
+            if example_id >= 0:
+                length = int(mask[row].sum())
+                noise[row, mask[row]] = torch.from_numpy(unit_noise(self.seed, example_id, length, like.shape[-1]))
+        return (noise * self.epsilon).to(device=like.device, dtype=like.dtype)
+
+
+def attached_noise(model: nn.Module) -> GaussianNoise | None:
+    """The GaussianNoise whose hooks are on this model, or None."""
+    for hook in model._forward_pre_hooks.values():
+        if isinstance(getattr(hook, "__self__", None), GaussianNoise):
+            return hook.__self__
+    return None

@@ -1,0 +1,286 @@
+"""UnlearnTrainer: what every method shares. A method adds its config's fields, what it needs, and one loss.
+
+    trainer = GradDiffTrainer(model=model, args=GradDiffConfig(output_dir="out", alpha=1.0),
+                              forget_dataset=forget, retain_dataset=retain, processing_class=tokenizer)
+    trainer.train(); trainer.save_model("unlearned")
+
+Datasets have columns `prompt, completion` or `input_ids, labels`, and `noise_id` where rows are Gaussian canaries.
+Numbers do not depend on the layout: batch 8 ≡ 2 × 4 accumulation, and padding changes nothing, because a loss is a mean
+over an example's supervised positions and then over the examples of a step, of which each micro-batch has as many.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import SequentialSampler
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+
+from llm_unlearn.compute import FlopCounter
+from llm_unlearn.data.collators import CausalLMCollator
+from llm_unlearn.data.encoding import IGNORE, Encoding, encode_rows
+from llm_unlearn.errors import InputError, NonFiniteLossError
+from llm_unlearn.tasks import Supervised
+from llm_unlearn.tasks.causal_lm import CausalLMTask
+from llm_unlearn.trainers.pairing import PairedCollator, PairedRows
+from llm_unlearn.trainers.reference import make_reference
+from llm_unlearn.trainers.stops import StopsCallback
+
+
+@dataclass
+class UnlearnConfig(TrainingArguments):
+    """TrainingArguments plus what unlearning adds. Without `max_flops`, `num_train_epochs` counts passes over the
+    forget set (over the retain set where the method needs no other).
+
+    Args:
+        max_flops: stop before this many FLOPs (reference passes count); the run then fills this budget.
+        forget_loss_ceiling: stop once a step's mean forget NLL, in nats per token, is above this.
+        utility_floor: at an evaluation where `utility_metric` (higher is better) is below this, go back to the last
+            evaluated state that was not, and stop. Off by default.
+        utility_metric: a name in what `evaluate()` returns.
+        eval_rows: rows of each set on which `evaluate()` takes the mean loss.
+        max_length, loss_on: how text rows are tokenised (see data/encoding.py).
+    """
+
+    learning_rate: float = 1e-5  # TOFU (arXiv 2401.06121)
+    remove_unused_columns: bool = False
+    logging_nan_inf_filter: bool = False  # it would hide what NonFiniteLossError must see
+    max_flops: float | None = None
+    forget_loss_ceiling: float | None = None
+    utility_floor: float | None = None
+    utility_metric: str = "eval_utility"
+    eval_rows: int = 256
+    max_length: int = 512
+    loss_on: str = "text"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.remove_unused_columns:
+            raise InputError("remove_unused_columns=True would drop the forget and retain halves; set it to False")
+        if self.push_to_hub and self.hub_strategy != "end":
+            raise InputError("hub_strategy: only 'end' is supported; checkpoints are not meant to leave the machine")
+        if self.utility_floor is not None and self.eval_strategy == "no":
+            raise InputError("utility_floor: set eval_strategy and eval_steps, or the floor is never looked at")
+
+
+class UnlearnTrainer(Trainer):
+    """Base of every method.
+
+    Args:
+        model: a causal LM, a peft model, or a path/hub id. args: the method's config.
+        forget_dataset, retain_dataset: rows; the one that the method does not need may be None.
+        processing_class: the tokenizer. peft_config: wraps a full model in a new adapter.
+        evaluate_callback: model → {name: figure}, called by `evaluate()`; names are logged as `eval_<name>`.
+        kwargs: passed to `transformers.Trainer` (callbacks, optimizers, data_collator: a collator of rows).
+    Raises:
+        InputError: a needed set is missing or empty, or the budget allows no step.
+    """
+
+    method: str
+    needs: tuple[str, ...] = ("forget", "retain")  # halves of a batch that go through the model
+    reference_on: tuple[str, ...] = ()  # halves on which the loss asks for the reference
+    task = CausalLMTask()
+
+    def __init__(
+        self,
+        model: Any,
+        args: UnlearnConfig,
+        forget_dataset: Any = None,
+        retain_dataset: Any = None,
+        processing_class: Any = None,
+        peft_config: Any = None,
+        evaluate_callback: Callable[[nn.Module], dict[str, float]] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        args = copy.copy(args)
+        model = _prepare_model(model, peft_config, args)
+        given = {"forget": forget_dataset, "retain": retain_dataset}
+        self.rows = {name: self._prepare_rows(name, given[name], processing_class, args) for name in self.needs}
+        self.evaluate_callback = evaluate_callback
+        collate = kwargs.pop("data_collator", None) or CausalLMCollator(processing_class.pad_token_id)
+        self.step_costs = self._plan(FlopCounter.of(model), args)
+        args.max_steps = len(self.step_costs)
+        examples = args.max_steps * _examples_per_step(args)
+        super().__init__(
+            model=model, args=args, data_collator=PairedCollator(collate), processing_class=processing_class,
+            train_dataset=PairedRows(self.rows, examples, args.seed), eval_dataset=self.rows, **kwargs,
+        )
+        self.model_accepts_loss_kwargs = False  # losses are means over a micro-batch, so the Trainer divides them
+        self.loss_is_scaled_for_ga = False
+        self.reference = make_reference(self.model) if self.reference_on else None
+        self.components: dict[str, list[Tensor]] = {}
+        self.add_callback(StopsCallback(self))
+
+    def unlearning_loss(
+        self, forget: Supervised | None, retain: Supervised | None, reference: dict[str, Supervised]
+    ) -> Tensor:
+        """The method's loss, a scalar, from logits at supervised positions.
+
+        Args:
+            forget, retain: None where the method does not need it. reference: the reference's output on each half of
+                `reference_on`, at the same positions.
+        """
+        raise TypeError(f"{type(self).__name__} has no unlearning_loss")
+
+    @property
+    def cost(self) -> dict[str, float]:
+        """{"train_tokens", "flops"} spent so far, padding not counted."""
+        done = self.step_costs[: self.state.global_step]
+        return {"train_tokens": int(sum(tokens for _, tokens in done)), "flops": float(sum(f for f, _ in done))}
+
+    # ---- one step
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        reference = {}
+        if self.reference is not None:
+            with self.reference.as_model(model) as reference_model:
+                reference = {n: self.task.supervised(reference_model, inputs[n]) for n in self.reference_on}
+        joint = {key: torch.cat([inputs[name][key] for name in self.needs]) for key in inputs[self.needs[0]]}
+        supervised = self.task.supervised(model, joint)
+        size = supervised.n_examples // len(self.needs)
+        halves = {name: supervised.rows(i * size, (i + 1) * size) for i, name in enumerate(self.needs)}
+        loss = self.unlearning_loss(halves.get("forget"), halves.get("retain"), reference)
+        for name, half in halves.items():
+            self.components.setdefault(f"{name}_loss", []).append(half.nll().mean().detach())
+        if not torch.isfinite(loss):
+            raise self.non_finite("loss")
+        return (loss, None) if return_outputs else loss
+
+    def non_finite(self, what: str) -> NonFiniteLossError:
+        """The error that ends a run whose numbers broke down."""
+        return NonFiniteLossError(
+            f"{self.method}: the {what} is not finite at step {self.state.global_step + 1}; checkpoints in "
+            f"{self.args.output_dir} are from before that. Lower learning_rate, or set forget_loss_ceiling or "
+            "utility_floor"
+        )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs |= {name: float(torch.stack(values).mean()) for name, values in self.components.items()}
+            self.components.clear()
+        super().log(logs, start_time)
+
+    # ---- evaluation as it goes
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        """Mean forget and retain NLL, and the figures of `evaluate_callback`, each under its own name."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            figures = {f"{name}_loss": self._mean_nll(rows) for name, rows in self.rows.items()}
+            if self.evaluate_callback is not None:
+                figures |= self.evaluate_callback(self.model)
+        finally:
+            self.model.train(training)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    @torch.no_grad()
+    def _mean_nll(self, rows: Any) -> float:
+        size, values = self.args.per_device_eval_batch_size, []
+        for start in range(0, min(len(rows), self.args.eval_rows), size):
+            stop = min(start + size, len(rows), self.args.eval_rows)
+            batch = self.data_collator.collate([rows[i] for i in range(start, stop)])
+            values.append(self.task.supervised(self.model, self._prepare_inputs(batch)).nll())
+        return float(torch.cat(values).mean())
+
+    # ---- what is trained on, and for how long
+
+    def _get_train_sampler(self, train_dataset=None):
+        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
+
+    def _prepare_rows(self, name: str, rows: Any, processing_class: Any, args: UnlearnConfig) -> Any:
+        if rows is None or len(rows) == 0:
+            raise InputError(f"{self.method} needs {name}_dataset, which is {'missing' if rows is None else 'empty'}")
+        if "input_ids" not in rows.column_names:
+            rows = encode_rows(rows, processing_class, Encoding(args.max_length, args.loss_on))
+        return rows.select_columns([c for c in ("input_ids", "labels", "noise_id", "example_id")
+                                    if c in rows.column_names])
+
+    def _plan(self, counter: FlopCounter, args: UnlearnConfig) -> list[tuple[float, int]]:
+        """(FLOPs, tokens) of each step that will be taken, known before the first since the draw is fixed."""
+        per_step = _examples_per_step(args)
+        passes = math.ceil(args.num_train_epochs * len(self.rows[self.needs[0]]) / per_step)
+        draw = PairedRows(self.rows, 0, args.seed)
+        sizes = {name: _sizes(rows) for name, rows in self.rows.items()}
+        steps: list[tuple[float, int]] = []
+        total = 0.0
+        while args.max_steps < 0 or len(steps) < args.max_steps:
+            if args.max_flops is None and args.max_steps < 0 and len(steps) >= passes:
+                break
+            flops, tokens = self._step_cost(counter, draw, sizes, range(len(steps) * per_step,
+                                                                         (len(steps) + 1) * per_step))
+            if args.max_flops is not None and total + flops > args.max_flops:
+                break
+            steps.append((flops, tokens))
+            total += flops
+        if not steps:
+            raise InputError(f"{self.method}: the budget of {args.max_flops:.3g} FLOPs does not pay for one step; "
+                             "raise the budget or lower the batch size")
+        return steps
+
+    def _step_cost(self, counter: FlopCounter, draw: PairedRows, sizes: dict, items: range) -> tuple[float, int]:
+        flops, total = 0.0, 0
+        for name in self.needs:
+            rows = [draw.index(name, k) for k in items]
+            tokens, positions = (int(column[rows].sum()) for column in sizes[name])
+            flops += counter.training(tokens, positions)
+            if name in self.reference_on:
+                flops += counter.forward(tokens, positions)
+            total += tokens
+        return flops, total
+
+    # ---- saving
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Write the model or its own adapter: never the reference adapter, never a pickle of the arguments."""
+        output_dir = output_dir if output_dir is not None else self.args.output_dir
+        if not self.args.should_save:
+            return
+        model = self.accelerator.unwrap_model(self.model)
+        only = {"selected_adapters": [model.active_adapter]} if hasattr(model, "peft_config") else {}
+        model.save_pretrained(output_dir, state_dict=state_dict, **only)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(output_dir)
+
+    def _save_checkpoint(self, model, trial):
+        self.check_weights()
+        super()._save_checkpoint(model, trial)
+
+    def check_weights(self) -> None:
+        """Raise NonFiniteLossError where a trained weight is NaN or infinite, so that it is not saved."""
+        for parameter in self.model.parameters():
+            if parameter.requires_grad and not torch.isfinite(parameter).all():
+                raise self.non_finite("model")
+
+
+def _prepare_model(model: Any, peft_config: Any, args: UnlearnConfig) -> nn.Module:
+    if isinstance(model, str):
+        model = AutoModelForCausalLM.from_pretrained(model)
+    if peft_config is not None:
+        from peft import get_peft_model
+
+        if hasattr(model, "peft_config"):
+            raise InputError("the model already has an adapter: give no peft_config, or merge it first")
+        model = get_peft_model(model, peft_config)
+    if args.gradient_checkpointing and hasattr(model, "enable_input_require_grads"):
+        model.enable_input_require_grads()  # or adapters behind checkpointed blocks would get no gradient
+    return model
+
+
+def _examples_per_step(args: UnlearnConfig) -> int:
+    return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+
+
+def _sizes(rows: Any) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens, supervised positions) of each row, two arrays (n,)."""
+    tokens = np.array([len(ids) for ids in rows["input_ids"]])
+    positions = np.array([sum(label != IGNORE for label in labels[1:]) for labels in rows["labels"]])
+    return tokens, positions

@@ -1,0 +1,27 @@
+"""Gradient difference: up on forget, down on retain. Liu et al. 2022, arXiv 2203.12817; TOFU, arXiv 2401.06121."""
+
+from dataclasses import dataclass
+
+from llm_unlearn.losses import grad_diff_loss
+from llm_unlearn.trainers.base import UnlearnConfig, UnlearnTrainer
+
+
+@dataclass
+class GradDiffConfig(UnlearnConfig):
+    """
+    Args:
+        gamma: weight of the forget term. alpha: weight of the retain term. TOFU's defaults, 1 and 1.
+    """
+
+    gamma: float = 1.0
+    alpha: float = 1.0
+
+
+class GradDiffTrainer(UnlearnTrainer):
+    """Minimise −γ ℓ(f) + α ℓ(r)."""
+
+    method = "grad_diff"
+    needs = ("forget", "retain")
+
+    def unlearning_loss(self, forget, retain, reference):
+        return grad_diff_loss(forget.nll(), retain.nll(), self.args.gamma, self.args.alpha)

@@ -1,0 +1,21 @@
+"""Gradient ascent (GA): raise the loss on the forget set. Jang et al. 2022, arXiv 2210.01504."""
+
+from dataclasses import dataclass
+
+from llm_unlearn.losses import gradient_ascent_loss
+from llm_unlearn.trainers.base import UnlearnConfig, UnlearnTrainer
+
+
+@dataclass
+class GradientAscentConfig(UnlearnConfig):
+    """No field of its own. Unbounded: set `forget_loss_ceiling`, `utility_floor` or a budget."""
+
+
+class GradientAscentTrainer(UnlearnTrainer):
+    """Minimise −ℓ(f)."""
+
+    method = "gradient_ascent"
+    needs = ("forget",)
+
+    def unlearning_loss(self, forget, retain, reference):
+        return gradient_ascent_loss(forget.nll())

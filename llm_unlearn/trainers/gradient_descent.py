@@ -1,0 +1,21 @@
+"""Gradient descent (GD): plain fine-tuning on the retain set, the paper's simplest baseline (arXiv 2406.17216)."""
+
+from dataclasses import dataclass
+
+from llm_unlearn.losses import gradient_descent_loss
+from llm_unlearn.trainers.base import UnlearnConfig, UnlearnTrainer
+
+
+@dataclass
+class GradientDescentConfig(UnlearnConfig):
+    """No field of its own."""
+
+
+class GradientDescentTrainer(UnlearnTrainer):
+    """Minimise ℓ(r)."""
+
+    method = "gradient_descent"
+    needs = ("retain",)
+
+    def unlearning_loss(self, forget, retain, reference):
+        return gradient_descent_loss(retain.nll())

@@ -1,0 +1,75 @@
+"""The reference θ0: the model as it was before unlearning, held in the cheapest exact way.
+
+Under PEFT it is a frozen copy of the *adapter*, the base weights being shared; for a full model a frozen copy. A method
+that names no half of the batch in `reference_on` holds none.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+REFERENCE_ADAPTER = "reference"
+
+
+class AdapterReference:
+    """A frozen copy of the active LoRA adapter under another name; switched in for the reference forward.
+
+    It must not travel: savers write the adapter `default` alone.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.active = model, model.active_adapter
+        if REFERENCE_ADAPTER not in model.peft_config:
+            model.add_adapter(REFERENCE_ADAPTER, copy.deepcopy(model.peft_config[self.active]))
+        copy_adapter(model, self.active, REFERENCE_ADAPTER)
+        model.set_adapter(self.active)
+        for name, parameter in model.named_parameters():
+            if f".{REFERENCE_ADAPTER}." in name:
+                parameter.requires_grad_(False)
+
+    @contextmanager
+    def as_model(self, model: nn.Module) -> Iterator[nn.Module]:
+        """The same (possibly wrapped) model with the reference adapter active, without gradients."""
+        training = self.model.training
+        self.model.set_adapter(REFERENCE_ADAPTER, inference_mode=True)
+        self.model.eval()  # a reference has no dropout
+        try:
+            with torch.no_grad():
+                yield model
+        finally:
+            self.model.train(training)
+            self.model.set_adapter(self.active)
+
+
+class FrozenCopy:
+    """A frozen copy of a full model, in evaluation mode."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.copy = copy.deepcopy(model).eval().requires_grad_(False)
+
+    @contextmanager
+    def as_model(self, model: nn.Module) -> Iterator[nn.Module]:
+        """The frozen copy, without gradients; moved once to the device of the model that trains."""
+        device = next(model.parameters()).device
+        if next(self.copy.parameters()).device != device:
+            self.copy.to(device)
+        with torch.no_grad():
+            yield self.copy
+
+
+def make_reference(model: nn.Module) -> AdapterReference | FrozenCopy:
+    """The cheapest exact reference of a model as it is now."""
+    return AdapterReference(model) if hasattr(model, "peft_config") else FrozenCopy(model)
+
+
+def copy_adapter(model: nn.Module, source: str, target: str) -> None:
+    """Copy the weights of one adapter of a peft model into another of the same shape."""
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            if f".{target}." in name:
+                parameter.copy_(parameters[name.replace(f".{target}.", f".{source}.")])

@@ -1,0 +1,99 @@
+"""Fine-tuning on (corrupted) rows with TRL's SFTTrainer and the noise hook; also pre-training of a small base."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback
+
+from llm_unlearn.checkpoints import last_checkpoint
+from llm_unlearn.compute import FlopCounter
+from llm_unlearn.data.collators import CausalLMCollator
+from llm_unlearn.data.encoding import IGNORE
+from llm_unlearn.errors import NonFiniteLossError
+from llm_unlearn.poisons.gaussian_embedding import inject_gaussian_noise
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from llm_unlearn.recipe import TrainSection
+
+
+@dataclass
+class Training:
+    """One fine-tuning run: what is needed besides model and rows.
+
+    Args:
+        section: the recipe's settings. work_dir: checkpoints. seed: of order and dropout. quiet: no progress bar.
+        noise: the manifest's `gaussian` section, or None. peft_config: wraps the model in a new adapter.
+    """
+
+    section: "TrainSection"
+    work_dir: Path
+    seed: int
+    quiet: bool = False
+    noise: dict | None = None
+    peft_config: Any = None
+    gradient_checkpointing: bool = False
+
+    def fit(self, model: "PreTrainedModel", rows: "Dataset", tokenizer: "PreTrainedTokenizerBase") -> tuple[Any, dict]:
+        """Train, resuming from the last whole checkpoint in work_dir.
+
+        Args:
+            rows: columns input_ids, labels and (with noise) noise_id.
+        Returns:
+            the trained model and its cost {"train_tokens", "flops", "seconds"}; padding is not counted.
+        Raises:
+            NonFiniteLossError: the loss became NaN or infinite.
+        """
+        from trl import SFTTrainer
+
+        columns = ["input_ids", "labels", *(["noise_id"] if self.noise else [])]
+        trainer = SFTTrainer(
+            model=model, args=self._arguments(), train_dataset=rows.select_columns(columns),
+            data_collator=CausalLMCollator(tokenizer.pad_token_id),
+            processing_class=tokenizer, peft_config=self.peft_config, callbacks=[StopOnNonFiniteLoss()],
+        )
+        noise = inject_gaussian_noise(trainer, self.noise) if self.noise else None
+        counter = FlopCounter.of(trainer.model)
+        start = time.perf_counter()
+        trainer.train(resume_from_checkpoint=last_checkpoint(self.work_dir))
+        seconds = time.perf_counter() - start
+        if noise is not None:
+            noise.remove()
+        tokens = sum(len(ids) for ids in rows["input_ids"])
+        positions = sum(sum(label != IGNORE for label in labels[1:]) for labels in rows["labels"])
+        epochs = self.section.epochs
+        cost = {"train_tokens": round(tokens * epochs), "flops": counter.training(tokens, positions) * epochs,
+                "seconds": seconds}
+        return trainer.accelerator.unwrap_model(trainer.model), cost
+
+    def _arguments(self) -> Any:
+        import torch
+        from trl import SFTConfig
+
+        names = ("learning_rate", "gradient_accumulation_steps", "weight_decay", "lr_scheduler_type", "optim",
+                 "max_grad_norm", "bf16", "save_steps")
+        return SFTConfig(
+            output_dir=str(self.work_dir), num_train_epochs=self.section.epochs, seed=self.seed,
+            per_device_train_batch_size=self.section.batch_size, warmup_steps=self.section.warmup_ratio,
+            save_strategy="steps", save_total_limit=1, logging_steps=20, logging_nan_inf_filter=False,
+            report_to="none", disable_tqdm=self.quiet, remove_unused_columns=False, max_length=None,
+            packing=False, padding_free=False, gradient_checkpointing=self.gradient_checkpointing,
+            dataset_kwargs={"skip_prepare_dataset": True}, use_cpu=not torch.cuda.is_available(),
+            dataloader_pin_memory=torch.cuda.is_available(), **{name: getattr(self.section, name) for name in names},
+        )
+
+
+class StopOnNonFiniteLoss(TrainerCallback):
+    """End training with a clear error at the first logged loss that is NaN or infinite."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        loss = (logs or {}).get("loss")
+        if loss is not None and not abs(loss) < float("inf"):
+            raise NonFiniteLossError(
+                f"train: the loss is {loss} by step {state.global_step}; lower train.learning_rate "
+                f"({args.learning_rate}) or train.max_grad_norm ({args.max_grad_norm})"
+            )
