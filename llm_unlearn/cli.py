@@ -13,12 +13,12 @@ from llm_unlearn import __version__
 from llm_unlearn.errors import InputError
 
 COMMANDS = {
-    "run": ("report", "all stages: poison, train, unlearn, evaluate, report"),
-    "poison": ("poison", "load, split and corrupt the data; write data/ and poison.json"),
-    "train": ("train", "fine-tune on the corrupted data (poisoned/) and without the forget set (retrained/)"),
-    "unlearn": ("unlearn", "run every unlearning method of the recipe at every budget"),
-    "evaluate": ("evaluate", "measure every model; write evaluation/<model>.json and .parquet"),
-    "report": ("report", "write report.md, report.html and plots/"),
+    "run": "all stages: poison, train, unlearn, evaluate, report",
+    "poison": "load, split and corrupt the data; write data/ and poison.json",
+    "train": "fine-tune on the corrupted data (poisoned/) and without the forget set (retrained/)",
+    "unlearn": "run every unlearning method of the recipe at every budget",
+    "evaluate": "measure every model; write evaluation/<model>.json and .parquet",
+    "report": "write report.md, report.html and plots/",
 }
 
 
@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"llm-unlearn {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (_, text) in COMMANDS.items():
+    for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text.capitalize() + ".")
         command.add_argument("recipe", metavar="RECIPE", help="a recipe file (YAML)")
         command.add_argument("overrides", nargs="*", metavar="section.field=value",
@@ -67,19 +67,20 @@ def _run(args: argparse.Namespace) -> int:
     from llm_unlearn.recipe import load_recipe
 
     recipe = load_recipe(args.recipe, args.overrides)
+    until = "report" if args.command == "run" else args.command
     say = (lambda line: None) if args.quiet or args.json else _say
     if args.dry_run:
         from llm_unlearn.plan import describe_plan
 
-        plan = describe_plan(recipe, COMMANDS[args.command][0])
+        plan = describe_plan(recipe, until)
         print(json.dumps(plan, indent=2) if args.json else plan["text"])
         return 0
     _calm_libraries(args.quiet or args.json)
     from llm_unlearn.pipeline import run
 
-    root = run(recipe, until=COMMANDS[args.command][0], say=say, quiet=args.quiet or args.json)
+    root = run(recipe, until=until, say=say, quiet=args.quiet or args.json)
     result = {"run_dir": str(root), "report": str(root / "report.html")}
-    if COMMANDS[args.command][0] != "report":
+    if until != "report":
         del result["report"]
     if args.json:
         print(json.dumps(result))

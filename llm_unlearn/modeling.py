@@ -12,7 +12,7 @@ import torch
 from llm_unlearn.errors import InputError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from llm_unlearn.recipe import LoraSection, ModelSection
 
@@ -30,32 +30,41 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokeniz
     return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, **SPECIAL_TOKENS)
 
 
-def make_model(architecture: dict[str, Any], tokenizer: "PreTrainedTokenizerBase", seed: int) -> "PreTrainedModel":
-    """A randomly initialised causal LM from config fields, e.g. {"model_type": "gpt2", "n_layer": 2, …}.
+def make_config(architecture: dict[str, Any], vocab_size: int, **ids: int) -> "PreTrainedConfig":
+    """A config from fields such as {"model_type": "gpt2", "n_layer": 2, …}.
 
     Raises:
-        InputError: unknown model type, or fields that the architecture refuses.
+        InputError: unknown model type, or fields that the architecture does not have.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     fields = dict(architecture)
-    model_type = fields.pop("model_type", None)
-    ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id,
-           "bos_token_id": tokenizer.eos_token_id}
     try:
-        config = AutoConfig.for_model(model_type, vocab_size=len(tokenizer), **ids, **fields)
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            return AutoModelForCausalLM.from_config(config)
+        config = AutoConfig.for_model(fields.pop("model_type", None), vocab_size=vocab_size, **ids)
+        for name in fields:
+            if not hasattr(config, name):
+                raise ValueError(f"a {config.model_type} config has no field '{name}'")
+        return AutoConfig.for_model(config.model_type, vocab_size=vocab_size, **ids, **fields)
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"recipe.model.architecture: {str(error).splitlines()[0]}") from None
+
+
+def make_model(architecture: dict[str, Any], tokenizer: "PreTrainedTokenizerBase", seed: int) -> "PreTrainedModel":
+    """A randomly initialised causal LM of an architecture, for a tokenizer."""
+    from transformers import AutoModelForCausalLM
+
+    config = make_config(architecture, len(tokenizer), pad_token_id=tokenizer.pad_token_id,
+                         eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.eos_token_id)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(config)
 
 
 def load_tokenizer(path: str, section: "ModelSection") -> "PreTrainedTokenizerBase":
     """Tokenizer of a hub id or folder; a missing pad token becomes the EOS token (labels never depend on it)."""
     from transformers import AutoTokenizer
 
-    with _explained(path):
+    with explained(path):
         tokenizer = AutoTokenizer.from_pretrained(
             path, revision=section.revision if path == section.path else None,
             trust_remote_code=section.trust_remote_code,
@@ -80,7 +89,7 @@ def load_model(path: str | Path, section: "ModelSection") -> "PreTrainedModel":
         arguments["quantization_config"] = _quantization(section)
     if str(path) == section.path and section.revision:
         arguments["revision"] = section.revision
-    with _explained(str(path)):
+    with explained(str(path)):
         model = AutoModelForCausalLM.from_pretrained(str(path), **arguments)
     if section.quantization != "none":
         from peft import prepare_model_for_kbit_training
@@ -129,8 +138,8 @@ def _quantization(section: "ModelSection") -> Any:
 
 
 @contextlib.contextmanager
-def _explained(path: str) -> Iterator[None]:
-    """Turn the hub client's errors for a wrong path, a wrong id or no network into one sentence."""
+def explained(path: str) -> Iterator[None]:
+    """Check that a local path is there, and turn the hub client's errors for a wrong path, a wrong id or no network into one sentence."""
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
     if looks_local and not Path(path).expanduser().is_dir():
         raise InputError(f"model path {path}: no such folder (working directory: {Path.cwd()})")

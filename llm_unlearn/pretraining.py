@@ -1,28 +1,25 @@
 """A small base made on the spot: a tokenizer and a model from a config, pre-trained on unlabelled text."""
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from llm_unlearn.recipe import Recipe, TrainSection
-from llm_unlearn.stages import Stages, fingerprint, write_json
+from llm_unlearn.stages import Stage, Stages, fingerprint, write_json
 
 BASE_SEED = 0  # one base for all seeds of a recipe: seeds differ in data, poison and training
 
 
-def make_base(recipe: Recipe, say: Callable[[str], None], quiet: bool) -> Path:
-    """Make the base of a recipe, or find it made before.
+def base_folder(recipe: Recipe) -> Path:
+    """Where the base of a recipe lies: under the hash of what it depends on, so that recipes can share it."""
+    root = Path(recipe.pretrain.cache_dir or recipe.output_dir) / "base"
+    return root / fingerprint(_inputs(recipe))[:12] / "model"
 
-    It lives in `pretrain.cache_dir`, or in the run directory, under a name that is the hash of what it depends on, so
-    that recipes with the same data and architecture share it.
-    """
-    section, data = recipe.pretrain, recipe.data
-    sources = [data.source, data.config_name, data.unlabelled_split, data.unlabelled_files, data.max_words]
-    settings = {k: v for k, v in asdict(section).items() if k != "cache_dir"}
-    inputs = [recipe.model.architecture, recipe.model.vocab_size, settings, sources, data.max_length]
-    root = Path(section.cache_dir or recipe.output_dir) / "base" / fingerprint(inputs)[:12]
-    folder = root / "model"
+
+def make_base(recipe: Recipe, say: Callable[[str], None], quiet: bool) -> Path:
+    """Make the base of a recipe, or find it made before; it stays in `pretrain.cache_dir` or the run directory."""
+    section, data, folder = recipe.pretrain, recipe.data, base_folder(recipe)
 
     def work(work_dir: Path) -> None:
         from llm_unlearn.data.sources import load_unlabelled
@@ -44,10 +41,17 @@ def make_base(recipe: Recipe, say: Callable[[str], None], quiet: bool) -> Path:
         model, cost = training.fit(model, rows.filter(lambda r: len(r["labels"]) > 1), tokenizer)
         save_model(model, tokenizer, folder)
         write_json(folder / "cost.json", cost)
-        write_json(folder / "made_from.json", json.loads(json.dumps(inputs, default=str)))
+        write_json(folder / "made_from.json", _inputs(recipe))
 
-    Stages(root, say).run("base", inputs, [folder / "cost.json"], work)
+    Stages(folder.parent, say).run(Stage("base", _inputs(recipe), [folder / "cost.json"], work))
     return folder
+
+
+def _inputs(recipe: Recipe) -> list[Any]:
+    data, settings = recipe.data, asdict(recipe.pretrain)
+    del settings["cache_dir"]
+    sources = [data.source, data.config_name, data.unlabelled_split, data.unlabelled_files, data.max_words]
+    return [recipe.model.architecture, recipe.model.vocab_size, settings, sources, data.max_length]
 
 
 def _settings(recipe: Recipe) -> TrainSection:

@@ -5,11 +5,14 @@ been renamed into place. While it runs, its checkpoints live in `.work/<name>/`,
 rerun resumes them only where nothing changed.
 """
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,51 +41,76 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run.
+
+    Args:
+        name: e.g. "unlearned/kl". inputs: JSON-able; all that the result depends on. outputs: files or folders that
+            must be there for it to count as done. work: does it, given a directory for checkpoints.
+    """
+
+    name: str
+    inputs: Any
+    outputs: list[Path]
+    work: Callable[[Path], None]
+
+    @cached_property
+    def key(self) -> str:
+        """Hash of the inputs."""
+        return fingerprint(self.inputs)
+
+
 class Stages:
-    """The stages of one directory.
+    """Runs the stages of one directory.
 
     Args:
         root: where `.stages` and `.work` live. say: called with one line per stage.
     """
 
-    def __init__(self, root: Path, say: Callable[[str], None]) -> None:
+    def __init__(self, root: Path, say: Callable[[str], None] = print) -> None:
         self.root, self.say = root, say
 
-    def key(self, name: str) -> str | None:
-        """The input hash under which a stage last finished, or None."""
-        try:
-            return json.loads(self._mark(name).read_text())["key"]
-        except (OSError, ValueError, KeyError):
-            return None
-
-    def run(self, name: str, inputs: Any, outputs: list[Path], work: Callable[[Path], None]) -> str:
-        """Run `work(work_dir)` unless the stage is finished with these inputs and its outputs are there.
-
-        Returns:
-            the hash of the inputs, for later stages to depend on.
-        """
-        key = fingerprint(inputs)
-        if self.is_done(name, inputs, outputs):
-            self.say(f"{name}: done before, inputs unchanged; skipped")
-            return key
-        work_dir = self.root / ".work" / name.replace("/", "_")
-        owner = work_dir / "inputs.json"
-        if owner.is_file() and json.loads(owner.read_text() or "{}").get("key") == key:
-            self.say(f"{name}: resuming")
+    def run(self, stage: Stage) -> None:
+        """Run a stage unless it is done; resume it where it was killed with the same inputs."""
+        if self.is_done(stage):
+            self.say(f"{stage.name}: done before, inputs unchanged; skipped")
+            return
+        work_dir = self.work_dir(stage)
+        if self._read_key(work_dir / "inputs.json") == stage.key:
+            self.say(f"{stage.name}: resuming")
         else:
             shutil.rmtree(work_dir, ignore_errors=True)
-            self.say(f"{name}: running")
-            write_json(owner, {"key": key})
-        self._mark(name).unlink(missing_ok=True)
-        work(work_dir)
-        write_json(self._mark(name), {"key": key, "outputs": [str(p.relative_to(self.root)) for p in outputs
-                                                               if p.is_relative_to(self.root)]})
+            self.say(f"{stage.name}: running")
+            write_json(work_dir / "inputs.json", {"key": stage.key})
+        self._mark(stage).unlink(missing_ok=True)
+        try:
+            stage.work(work_dir)
+        except InputError:
+            shutil.rmtree(work_dir, ignore_errors=True)
+            raise
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise InputError(f"{self.root}: no space left on the disk during '{stage.name}'; free some and run the "
+                             "same command again to resume") from error
+        write_json(self._mark(stage), {"key": stage.key})
         shutil.rmtree(work_dir, ignore_errors=True)
-        return key
 
-    def is_done(self, name: str, inputs: Any, outputs: list[Path]) -> bool:
+    def is_done(self, stage: Stage) -> bool:
         """Whether a stage finished with these inputs and its outputs are still there."""
-        return self.key(name) == fingerprint(inputs) and all(path.exists() for path in outputs)
+        return self._read_key(self._mark(stage)) == stage.key and all(path.exists() for path in stage.outputs)
 
-    def _mark(self, name: str) -> Path:
-        return self.root / ".stages" / f"{name.replace('/', '_')}.json"
+    def work_dir(self, stage: Stage) -> Path:
+        """Where a stage keeps its checkpoints while it runs."""
+        return self.root / ".work" / stage.name.replace("/", "_")
+
+    def _mark(self, stage: Stage) -> Path:
+        return self.root / ".stages" / f"{stage.name.replace('/', '_')}.json"
+
+    @staticmethod
+    def _read_key(path: Path) -> str | None:
+        try:
+            return json.loads(path.read_text())["key"]
+        except (OSError, ValueError, KeyError):
+            return None

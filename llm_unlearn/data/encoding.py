@@ -81,6 +81,20 @@ def encode_rows(rows: "Dataset", tokenizer: "PreTrainedTokenizerBase", encoding:
     return rows.map(encode, desc="tokenise", **map_args)
 
 
+def check_triggers(
+    rows: list[dict], phrases: list[str], tokenizer: "PreTrainedTokenizerBase", encoding: Encoding
+) -> None:
+    """Raise where truncation would cut a trigger off: the attack would then not be what the manifest says."""
+    for row in rows:
+        room = len(completion_tokens(tokenizer, row["completion"])) + 1
+        kept = tokenizer.decode(encoding.prompt_ids(tokenizer, row["prompt"], room))
+        if not any(phrase in kept for phrase in phrases):
+            raise InputError(
+                f"example {row['example_id']}: truncation to {encoding.max_length} tokens (data.max_length) cuts the "
+                "trigger off. Raise data.max_length, lower data.max_words, or set poison.trigger.position to end"
+            )
+
+
 def check_chat_template(tokenizer: "PreTrainedTokenizerBase") -> None:
     """Raise unless the template's prompt is a prefix of its prompt + answer, so training and evaluation agree."""
     if not tokenizer.chat_template:

@@ -73,6 +73,15 @@ def load_source(
     return _from_records(_arrow_records(dataset, wanted, source), wanted, source)
 
 
+def check_source(source: str | None, files: Sequence[str | Path]) -> None:
+    """Raise InputError where local files are missing, or a source is neither a folder nor a Hub id. Reads no row."""
+    if files:
+        expand_files(files)
+    elif source and not is_local_file(source) and not Path(source).expanduser().is_dir():
+        if not _HUB_ID.fullmatch(source):
+            raise InputError(f"data.source: {not_there(Path(source))} It is no dataset id (such as 'owner/name') either.")
+
+
 def _wanted_columns(columns: Mapping[str, str | None] | None) -> dict[str, str]:
     if columns is None:
         return {"text": "text", "label": "label"}

@@ -75,6 +75,13 @@ def data_hash(sets: dict[str, "Dataset"]) -> str:
     return digest.hexdigest()
 
 
+def read_sets(folder: Path) -> dict[str, "Dataset"]:
+    """The datasets that `corrupt` made, as the poison stage wrote them to `data/`."""
+    from datasets import load_from_disk
+
+    return {name: load_from_disk(str(folder / name)) for name in SETS}
+
+
 def read_manifest(path: Path, sets: dict[str, "Dataset"]) -> dict[str, Any]:
     """Read poison.json and refuse it where it does not belong to the data.
 

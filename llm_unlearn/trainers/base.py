@@ -254,6 +254,12 @@ class UnlearnTrainer(Trainer):
         self.check_weights()
         super()._save_checkpoint(model, trial)
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; refuses to end with weights that are not finite."""
+        output = super().train(*args, **kwargs)
+        self.check_weights()
+        return output
+
     def check_weights(self) -> None:
         """Raise NonFiniteLossError where a trained weight is NaN or infinite, so that it is not saved."""
         for parameter in self.model.parameters():

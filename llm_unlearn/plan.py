@@ -1,0 +1,108 @@
+"""`--dry-run`: what a recipe would run, its sizes, and an estimate of the memory it takes. Writes nothing."""
+
+from pathlib import Path
+from typing import Any
+
+from llm_unlearn.recipe import Recipe
+
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def describe_plan(recipe: Recipe, until: str) -> dict[str, Any]:
+    """The stages up to a phase with their state, sizes, memory in bytes, and all of it as text.
+
+    Raises:
+        InputError: what the run itself would refuse before its first stage: paths, methods, the output directory.
+    """
+    from llm_unlearn.data.loading import check_source
+    from llm_unlearn.methods import check_methods
+    from llm_unlearn.pipeline import check_output_dir, seed_runs
+    from llm_unlearn.stages import Stages
+
+    check_methods(recipe)
+    check_output_dir(Path(recipe.output_dir), recipe)
+    data = recipe.data
+    if data.source != "synthetic" or data.files:
+        check_source(None if data.files else data.source, [*(data.files or []), *(data.test_files or [])])
+    stages = []
+    for seed_run in seed_runs(recipe):
+        runner = Stages(seed_run.folder)
+        stages += [{"seed": seed_run.seed, "stage": s.name, "done": runner.is_done(s)} for s in seed_run.stages(until)]
+    plan = {"recipe": recipe.name, "output_dir": recipe.output_dir, "stages": stages, "sizes": _sizes(recipe),
+            "memory_bytes": estimate_memory(recipe)}
+    plan["text"] = _text(plan)
+    return plan
+
+
+def estimate_memory(recipe: Recipe) -> dict[str, int]:
+    """Bytes of one training step: weights, gradients, optimizer (Adam, two moments), reference, activations, logits.
+
+    Activations by Korthikanti et al. 2022 (arXiv 2205.05198, equation 2) for 16-bit numbers, doubled for 32: per layer
+    and token 34 h + 5 a s bytes (hidden h, heads a, length s). Under gradient checkpointing 2 h per layer and one layer
+    recomputed. An upper bound, since the longest length is taken.
+    """
+    from llm_unlearn.trainers import METHODS
+
+    model, config = _shape(recipe)
+    size = _BYTES[recipe.model.dtype]
+    parameters = sum(p.numel() for p in model.parameters())
+    weight_bytes = {"none": size, "8bit": 1, "4bit": 0.5}[recipe.model.quantization]
+    trainable = parameters
+    if recipe.model.lora:
+        from peft import get_peft_model
+
+        from llm_unlearn.modeling import lora_config
+
+        trainable = get_peft_model(model, lora_config(recipe.model.lora)).get_nb_trainable_parameters()[0]
+    hidden, heads, layers = config.hidden_size, config.num_attention_heads, config.num_hidden_layers
+    length, rows = recipe.data.max_length, max(recipe.train.batch_size, 2 * recipe.unlearn.batch_size)
+    layer = length * (34 * hidden + 5 * heads * length) * size // 2
+    per_row = length * 2 * hidden * layers + layer if recipe.model.gradient_checkpointing else layer * layers
+    has_reference = any(METHODS[m][1].reference_on for m in recipe.unlearn.methods)
+    reference = 0 if not has_reference else trainable * size if recipe.model.lora else int(parameters * weight_bytes)
+    parts = {
+        "weights": int(parameters * weight_bytes), "gradients": trainable * size, "optimizer": 2 * trainable * size,
+        "reference": reference, "activations": rows * per_row,
+        "logits": rows * length * config.vocab_size * 4 * 2 if recipe.data.loss_on == "text" else 0,
+    }
+    return {**parts, "total": sum(parts.values())}
+
+
+def _shape(recipe: Recipe) -> tuple[Any, Any]:
+    """The model on the meta device (no memory), and its config."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from llm_unlearn.modeling import explained, make_config
+
+    section = recipe.model
+    if section.path is None:
+        config = make_config(section.architecture, section.vocab_size)
+    else:
+        with explained(section.path):
+            config = AutoConfig.from_pretrained(section.path, revision=section.revision,
+                                                trust_remote_code=section.trust_remote_code)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=section.trust_remote_code), config
+
+
+def _sizes(recipe: Recipe) -> dict[str, int]:
+    data, poison = recipe.data, recipe.poison
+    count = {kind: round(getattr(poison, kind).fraction * data.train_size) if getattr(poison, kind) else 0
+             for kind in ("trigger", "gaussian")}
+    forget = sum(round(recipe.unlearn.forget_fraction * n) for n in count.values())
+    return {"train": data.train_size, "heldout": data.heldout_size, "test": data.test_size, "triggered": count["trigger"],
+            "canaries": count["gaussian"], "forget": forget, "max_length": data.max_length,
+            "training_steps": int(data.train_size * recipe.train.epochs
+                                  // (recipe.train.batch_size * recipe.train.gradient_accumulation_steps))}
+
+
+def _text(plan: dict[str, Any]) -> str:
+    lines = [f"recipe {plan['recipe']} → {plan['output_dir']} (dry run: nothing is written)", "", "stages:"]
+    lines += [f"  {'done, would be skipped' if s['done'] else 'would run':24}seed {s['seed']}  {s['stage']}"
+              for s in plan["stages"]]
+    lines += ["", "sizes (rows, tokens, steps):"]
+    lines += [f"  {name.replace('_', ' '):24}{value:,}" for name, value in plan["sizes"].items()]
+    lines += ["", "estimated memory of a training or unlearning step (upper bound, one device):"]
+    lines += [f"  {name:24}{value / 2**20:,.0f} MiB" for name, value in plan["memory_bytes"].items()]
+    return "\n".join(lines)

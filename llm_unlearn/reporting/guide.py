@@ -1,0 +1,92 @@
+"""What a reader needs beside the numbers: how to read them, what they do not show, how to get them again."""
+
+from llm_unlearn.reporting.results import Results
+from llm_unlearn.reporting.tables import BEST, Column
+from llm_unlearn.reporting.verdicts import ALPHA, COSTLY_POINTS, LIFT_GAP
+
+_ROWS = (
+    "poisoned: trained on everything, before unlearning. retrained: trained from the same start without the deleted "
+    "examples; the target, at full price. Between them the unlearned models, method or method@budget (share of the "
+    "training compute). base: before any fine-tuning."
+)
+_RULES = (
+    f"“poison remains”: the Gaussian test has p < {ALPHA:g}, or the lift is at least {LIFT_GAP:g} above the retrained "
+    "model's; with several seeds, in any of them. “a trace remains”: neither, but the spread of the scores is not that "
+    f"of N(0, 1) (χ² p < {ALPHA:g}). A cost is flagged where {COSTLY_POINTS:g} or more points of accuracy are lost "
+    "against the poisoned model. “Way to retraining”: 0 % is the poisoned model's figure, 100 % the retrained one's."
+)
+_BEST = (
+    "the best of the unlearned models in a column (by value, not by significance): highest or lowest, or nearest to "
+    "the null or to the retrained model. A tie of all is not marked."
+)
+_INTERVALS = (
+    "95 % confidence intervals in brackets, over the examples of one seed: they do not hold the variation between "
+    "seeds."
+)
+_LIMITS = (
+    "A test that finds nothing does not show that nothing is left: other triggers, other attacks or more canaries may "
+    "find it.",
+    "The verdicts hold for this model, data, poison and these settings. The learning rate decides much of what a "
+    "method removes and what it costs; a method is not judged by one setting of it.",
+    "The Gaussian score needs gradients and the noise that was planted: it audits a procedure on canaries, it does not "
+    "detect unknown poison.",
+    "Several models and tests are read at once; at a level of 0.001 each, a false alarm stays unlikely but possible.",
+)
+
+
+def reading(results: Results, columns: list[Column]) -> list[tuple[str, str]]:
+    """Terms and their explanations: the rows, the verdict's rules, then every column shown."""
+    count = len(results.runs)
+    spread = _INTERVALS if count == 1 else (
+        f"mean ± standard deviation (ddof = 1) over {count} seeds: of the seeds, not of their mean.")
+    terms = [("Rows", _ROWS), ("Verdicts", _RULES), ("[ ]" if count == 1 else "±", spread), (BEST, _BEST)]
+    terms += [(f"{column.group}: {column.title}", column.meaning) for column in columns]
+    return terms if count == 1 else [*terms, ("Seeds: n", "How many seeds have this model.")]
+
+
+def limits(results: Results) -> list[str]:
+    """What these numbers do not show."""
+    found = list(_LIMITS)
+    if len(results.runs) == 1:
+        found.append("One seed: differences between methods may be chance. Repeat over seeds before ranking them.")
+    else:
+        found.append(f"{len(results.runs)} seeds: the standard deviation of so few values is itself uncertain.")
+    fraction = results.runs[0].poison.get("forget_fraction", 1.0)
+    if fraction < 1:
+        found.append(f"Only {100 * fraction:.0f} % of the poison was deleted. The retrained model was trained on the "
+                     "rest, so it is no clean model: its lift, and the score of the canaries that were kept, stay "
+                     "high.")
+    return found
+
+
+def reproduction(results: Results) -> list[tuple[str, str]]:
+    """Recipe, seeds, versions, commit, hardware and command."""
+    first = results.runs[0].environment
+    versions = sorted((first.get("versions") or {}).items())
+    cores = f"{first['cpu_count']} CPU cores" if first.get("cpu_count") else None
+    hardware = [str(part) for part in (first.get("device"), first.get("platform"), cores) if part]
+    hashes = dict.fromkeys(str(run.poison.get("data_sha256") or "not recorded") for run in results.runs)
+    facts = [
+        ("Command", f"llm-unlearn run {'recipe.yaml' if recipe_text(results) else f'<recipe {results.recipe}>'}"),
+        ("Recipe", results.recipe),
+        ("Seeds", ", ".join(map(str, results.seeds))),
+        ("Commit", str(first.get("commit") or "not recorded")),
+        ("Python", str(first.get("python") or "not recorded")),
+        ("Versions", ", ".join(f"{name} {version}" for name, version in versions) or "not recorded"),
+        ("Hardware", ", ".join(hardware) or "not recorded"),
+        ("Data (SHA-256)", ", ".join(hashes)),
+    ]
+    for run in results.runs[1:]:
+        changed = [key for key in ("commit", "versions", "python", "device")
+                   if run.environment.get(key) != first.get(key)]
+        if changed:
+            facts.append((f"Seed {run.seed} differs in", ", ".join(changed)))
+    return facts
+
+
+def recipe_text(results: Results) -> str | None:
+    """The resolved recipe as it was written to the run directory, or None where it is absent."""
+    for folder in (results.run_dir, results.runs[0].path):
+        if (folder / "recipe.yaml").is_file():
+            return (folder / "recipe.yaml").read_text(encoding="utf-8", errors="replace")
+    return None

@@ -1,0 +1,162 @@
+"""One content, two forms: report.md and a self-contained report.html, with the plots beside them.
+
+    write_report(Path("runs/quickstart"))
+"""
+
+import base64
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from llm_unlearn.reporting import guide
+from llm_unlearn.reporting.lead import headline, method_lines, paragraphs
+from llm_unlearn.reporting.plots import Plot, all_plots
+from llm_unlearn.reporting.results import Results, read_results, write_atomically
+from llm_unlearn.reporting.tables import BEST, Table, control_table, kept_table, main_table, present
+from llm_unlearn.reporting.verdicts import judge, warnings
+
+PLOT_NAMES = ("gaussian_scores", "gaussian_roc", "lift_vs_utility", "cost")
+CONTROL_NOTE = ("The same score with fresh noise that was never used in training. On every model it must look like "
+                "N(0, 1); where it does not, the Gaussian test is off and so are its verdicts.")
+KEPT_NOTE = "The forget set held a part of the poison. These canaries were not in it: they are expected to remain."
+MISSING_NOTE = "The plots of the Gaussian test are left out: there are no per-example scores (evaluation/*.parquet)."
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a report says, before it is set in Markdown or HTML."""
+
+    title: str
+    subtitle: str
+    headline: str
+    warnings: list[str]
+    paragraphs: list[str]
+    lines: list[dict]
+    table: Table
+    table_note: str
+    control: Table | None
+    kept: Table | None
+    plots: list[Plot]
+    plots_missing: str
+    reading: list[tuple[str, str]]
+    limits: list[str]
+    reproduction: list[tuple[str, str]]
+    recipe: str | None
+
+
+def write_report(run_dir: str | Path) -> list[Path]:
+    """Write `plots/*.png`, `report.md` and `report.html` for a run of one seed or of several.
+
+    Everything is made in memory first, then each file is written under a temporary name and renamed: a report that
+    fails leaves the one before it as it was. Plots of an earlier report that no longer apply are removed.
+
+    Args:
+        run_dir: holds `evaluation/`, or `seed-*/evaluation/`.
+    Returns:
+        The files written: plots, then report.md, then report.html.
+    Raises:
+        InputError: naming the file that is missing or damaged.
+    """
+    results = read_results(run_dir)
+    report = compose(results)
+    files = {results.run_dir / "plots" / f"{plot.name}.png": plot.content for plot in report.plots}
+    files[results.run_dir / "report.md"] = markdown(report).encode()
+    files[results.run_dir / "report.html"] = html(report).encode()
+    for path, content in files.items():
+        write_atomically(path, content)
+    for name in PLOT_NAMES:
+        path = results.run_dir / "plots" / f"{name}.png"
+        if path not in files:
+            path.unlink(missing_ok=True)
+    return list(files)
+
+
+def compose(results: Results) -> Report:
+    """Turn results into what the report says, plots included."""
+    plots = all_plots(results)
+    seeds = f"seed {results.seeds[0]}" if len(results.seeds) == 1 else \
+        f"{len(results.seeds)} seeds ({', '.join(map(str, results.seeds))})"
+    missing = results.has("gus") and not any(plot.name == "gaussian_scores" for plot in plots)
+    return Report(
+        title=f"Unlearning report: {results.recipe}",
+        subtitle=f"{seeds} · what the poison did, what each method removed of it, at what cost, beside retraining",
+        headline=headline([judge(results, name) for name in results.methods]),
+        warnings=warnings(results), paragraphs=paragraphs(results), lines=method_lines(results),
+        table=main_table(results), table_note=_table_note(results),
+        control=control_table(results), kept=kept_table(results), plots=plots, plots_missing=MISSING_NOTE * missing,
+        reading=guide.reading(results, present(results)), limits=guide.limits(results),
+        reproduction=guide.reproduction(results), recipe=guide.recipe_text(results),
+    )
+
+
+def _table_note(results: Results) -> str:
+    doc = results.runs[0].models["poisoned"]
+    counts = [(doc.get("attack"), "triggered test examples"), (doc.get("gus"), "deleted canaries"),
+              (doc["utility"], "clean test examples")]
+    sizes = ", ".join(f"n = {section['n']} {what}" for section, what in counts if section and section.get("n"))
+    count = len(results.seeds)
+    spread = "95 % confidence intervals in brackets; " if count == 1 else \
+        f"Mean ± standard deviation over {count} seeds; per seed "
+    return f"{spread}{sizes}. {BEST} marks the best of the methods in a column."
+
+
+def html(report: Report) -> str:
+    """The report as one HTML page that loads nothing: pictures inside, style inside, user text escaped."""
+    import jinja2
+
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
+                                     undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["tight"] = _tight
+    pictures = {plot.name: base64.b64encode(plot.content).decode() for plot in report.plots}
+    return environment.get_template("report.html.j2").render(
+        report=report, pictures=pictures, best=BEST, control_note=CONTROL_NOTE, kept_note=KEPT_NOTE)
+
+
+def _tight(text: str) -> str:
+    """Keep a number and its unit, and `p = 0.01`, on one line."""
+    return re.sub(r" (?=%)|(?<=\bp) (?=[=<])|(?<=\bp [=<]) | (?=±)|(?<=±) ", "\u00a0", text)
+
+
+def markdown(report: Report) -> str:
+    """The report as Markdown, with the plots as files beside it."""
+    parts = [f"# {_escape(report.title)}", _escape(report.subtitle), f"**{_escape(report.headline)}**"]
+    parts += [f"> **Warning.** {_escape(text)}" for text in report.warnings]
+    parts += [_escape(text) for text in report.paragraphs]
+    lines = [f"- **{_escape(line['model'])}: {line['status']}{'; ' * bool(line['price'])}{line['price']}.** "
+             f"{_escape(line['sentence'])}" for line in report.lines]
+    parts += ["\n".join(lines)] if lines else []
+    parts += ["## All models", _markdown_table(report.table), _escape(report.table_note)]
+    if report.control:
+        parts += ["## Control", CONTROL_NOTE, _markdown_table(report.control)]
+    if report.kept:
+        parts += ["## Canaries that were not deleted", KEPT_NOTE, _markdown_table(report.kept)]
+    parts += ["## Plots"] + ([report.plots_missing] if report.plots_missing else [])
+    for plot in report.plots:
+        parts += [f"### {plot.title}", f"![{_escape(plot.alt)}](plots/{plot.name}.png)", _escape(plot.caption)]
+    parts += ["## How to read this", "\n".join(f"- **{_escape(t)}**: {_escape(text)}" for t, text in report.reading)]
+    parts += ["## Limits", "\n".join(f"- {_escape(text)}" for text in report.limits)]
+    parts += ["## Reproduce", "\n".join(f"- {_escape(key)}: {_code(text)}" for key, text in report.reproduction)]
+    if report.recipe:
+        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", report.recipe)), default=0))
+        parts += ["The recipe as it was run:", f"{fence}yaml\n{report.recipe.rstrip()}\n{fence}"]
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_table(table: Table) -> str:
+    titles = [f"{group}: {title}" if group and [t for t, _ in table.columns].count(title) > 1 else title
+              for title, group in table.columns]
+    rows = [["model", *titles], ["---", *["---:"] * len(titles)]]
+    rows += [[_escape(name), *(f"**{cell.text}**" if cell.best else cell.text for cell in cells)]
+             for name, cells in table.rows]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _escape(text: str) -> str:
+    """Text that Markdown shows as it is, on one line, whatever a user put in it."""
+    return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", " ".join(text.split()))
+
+
+def _code(text: str) -> str:
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    pad = " " if "`" in text else ""
+    return f"{fence}{pad}{' '.join(text.split())}{pad}{fence}"

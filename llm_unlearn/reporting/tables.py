@@ -1,0 +1,219 @@
+"""The report's tables: one row per model, one column per question, the best method of a column marked by a sign."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from llm_unlearn.reporting.formats import number, p_range, p_value, seconds, tokens
+from llm_unlearn.reporting.results import Results
+from llm_unlearn.reporting.summary import Statistic, statistics
+from llm_unlearn.reporting.verdicts import ALPHA, calibrated, values
+
+BEST = "✓"
+TPR = "TPR@1 %"
+
+
+def _hundredths(value: float) -> str:
+    return number(100 * value, 1)
+
+
+def _three(value: float) -> str:
+    return number(value, 3)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column. `ideal`: "high", "low", "retrained" (nearest to that model), a number (nearest to it), or None."""
+
+    key: str
+    group: str
+    title: str
+    show: Callable[[float], str]
+    ideal: str | float | None
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a cell shows: the value, a detail beside it (interval, sd), and whether it is the best of the methods."""
+
+    value: str
+    detail: str = ""
+    best: bool = False
+
+    @property
+    def text(self) -> str:
+        return " ".join(part for part in (self.value, self.detail, BEST if self.best else "") if part)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns (title, group), and rows of (model, cells)."""
+
+    columns: list[tuple[str, str]]
+    rows: list[tuple[str, list[Cell]]]
+
+    @property
+    def groups(self) -> list[tuple[str, int]]:
+        """Neighbouring columns of one group, with how many they are."""
+        found: list[list] = []
+        for _, group in self.columns:
+            if found and found[-1][0] == group:
+                found[-1][1] += 1
+            else:
+                found.append([group, 1])
+        return [(group, count) for group, count in found]
+
+    @property
+    def starts(self) -> list[bool]:
+        """Per column, whether a new group starts there (a rule is drawn before it)."""
+        names = [group for _, group in self.columns]
+        return [bool(name) and (i == 0 or name != names[i - 1]) for i, name in enumerate(names)]
+
+
+COLUMNS = [
+    Column("attack.success_rate", "Trigger", "ASR", number, "retrained",
+           "Attack success rate: of the held-out examples whose true label is not the attacker's target, the share "
+           "answered with the target once the trigger is in. 0 to 1, lower is better; a clean model shows its clean "
+           "rate."),
+    Column("attack.clean_rate", "Trigger", "clean rate", number, None,
+           "The same share on the same examples without the trigger: a clean model errs too."),
+    Column("attack.lift", "Trigger", "lift", number, "retrained",
+           "ASR − clean rate, paired by example: what the trigger itself does. Null: 0, or what the retrained model "
+           "shows. Lower is better, but below the retrained model is not cleaner."),
+    Column("gus.mean", "Gaussian canaries", "GUS", number, 0.0,
+           "Gaussian Unlearning Score: the mean over the deleted canaries of I = −⟨g, ξ⟩ / (ε‖g‖), g the gradient of "
+           "the loss at the clean input, ξ the noise it was trained with. Null: 0, and each I is N(0, 1). Above 0 the "
+           "noise is still in the model; below 0 the method pushed it out past the point of never having seen it, a "
+           "trace too."),
+    Column("gus.p_value", "Gaussian canaries", "p", p_value, None,
+           "Two-sided p-value of GUS·√n against N(0, 1). Below 0.001 the model depends on the deleted noise. A large p "
+           "shows no trace, not that there is none. With several seeds: smallest to largest."),
+    Column("gus.tpr_at_fpr.0.01", "Gaussian canaries", TPR, number, 0.01,
+           "Share of the deleted canaries that a per-example test recognises at 1 % false positives. Null: 0.01."),
+    Column("utility.accuracy", "Utility", "accuracy (%)", _hundredths, "high",
+           "Share of the clean test examples answered rightly. Higher is better; unlearning should not cost any."),
+    Column("utility.perplexity", "Utility", "perplexity", lambda v: number(v, 1), "low",
+           "exp of the mean loss per token on the clean test text. Lower is better."),
+    Column("mia.loss.auc", "MIA (loss)", "AUC", _three, "retrained",
+           "Membership inference attack: how well the loss tells forget-set rows from held-out rows. Null: 0.5, or "
+           "what the retrained model shows. It is here to show what it misses."),
+    Column("mia.loss.tpr_at_fpr.0.01", "MIA (loss)", TPR, _three, "retrained",
+           "Share of forget-set rows that the loss recognises at 1 % false positives. Null: 0.01."),
+    Column("oracle.kl", "Beside retraining", "KL", _three, "low",
+           "Mean Kullback–Leibler divergence between this model and the retrained one on clean test examples, in nats. "
+           "Lower is better; 0 is the same predictions."),
+    Column("oracle.agreement", "Beside retraining", "agreement (%)", _hundredths, "high",
+           "Share of clean test examples on which this model and the retrained one answer alike. Higher is better."),
+    Column("cost.share_of_training", "Cost", "compute (%)", _hundredths, None,
+           "FLOPs as a share of the poisoned training's. Lower is better; methods compare fairly at equal compute."),
+    Column("cost.seconds", "Cost", "time", seconds, None,
+           "Wall-clock time of that training, on the hardware named below."),
+    Column("cost.train_tokens", "Cost", "tokens", tokens, None, "Tokens that went through the model in that training."),
+]
+
+
+def present(results: Results) -> list[Column]:
+    """The columns that at least one model fills; those of an absent poison are left out."""
+    table = statistics(results)
+    return [column for column in COLUMNS if any(column.key in entries for entries in table.values())]
+
+
+def main_table(results: Results) -> Table:
+    """One row per model, base to retrained; a value carries its 95 % interval, or ± sd with several seeds."""
+    columns, table = present(results), statistics(results)
+    best = {column.key: _best(results, table, column) for column in columns}
+    rows = []
+    for name in results.names:
+        cells = []
+        for column in columns:
+            value, detail = _content(results, name, column, table[name].get(column.key))
+            cells.append(Cell(value, detail, name in best[column.key]))
+        rows.append((name, cells))
+    heads = [(column.title, column.group) for column in columns]
+    if len(results.runs) > 1:
+        heads.append(("n", "Seeds"))
+        rows = [(name, [*cells, Cell(str(len(results.docs(name))))]) for name, cells in rows]
+    return Table(heads, rows)
+
+
+def _content(results: Results, name: str, column: Column, statistic: Statistic | None) -> tuple[str, str]:
+    if statistic is None:
+        return "–", ""
+    if column.key == "gus.p_value":
+        return p_range(list(statistic.values)), ""
+    value, detail = column.show(statistic.mean), ""
+    if statistic.sd is not None:
+        detail = f"± {column.show(statistic.sd)}"
+    elif len(results.runs) == 1:
+        bounds = interval(results.docs(name)[0], column.key)
+        detail = f"[{column.show(bounds[0])}, {column.show(bounds[1])}]" if bounds else ""
+    return value, detail
+
+
+def interval(doc: dict, key: str) -> tuple[float, float] | None:
+    """The 95 % interval that an evaluation gives for one of its numbers, or None."""
+    section, _, field = key.partition(".")
+    ci95 = (doc.get(section) or {}).get("ci95")
+    if isinstance(ci95, dict):
+        ci95 = ci95.get(field)
+    elif (section, field) not in (("gus", "mean"), ("utility", "accuracy")):
+        return None
+    if not isinstance(ci95, list) or len(ci95) != 2 or None in ci95:
+        return None
+    return float(ci95[0]), float(ci95[1])
+
+
+def _best(results: Results, table: dict[str, dict[str, Statistic]], column: Column) -> set[str]:
+    """The methods that come nearest to the column's ideal (as shown: a tie on paper is a tie)."""
+    if column.ideal is None or len(results.methods) < 2:
+        return set()
+    means = {m: table[m][column.key].mean for m in results.methods if column.key in table[m]}
+    ideal = column.ideal
+    if ideal == "retrained":
+        if column.key not in table["retrained"]:
+            return set()
+        ideal = table["retrained"][column.key].mean
+    sign = {"high": -1.0, "low": 1.0}.get(ideal) if isinstance(ideal, str) else None
+    distance = {m: sign * mean if sign else abs(mean - ideal) for m, mean in means.items() if mean == mean}
+    if len(distance) < 2:
+        return set()
+    winner = min(distance, key=distance.get)
+    tied = {m for m in distance if column.show(means[m]) == column.show(means[winner])}
+    return tied if len(tied) < len(distance) else set()
+
+
+def control_table(results: Results) -> Table | None:
+    """Per model: does fresh noise, never used in training, look like N(0, 1)? None where no model has a control."""
+    rows = []
+    for name in results.names:
+        mean, n = values(results, name, "gus", "control", "mean"), values(results, name, "gus", "control", "n")
+        if not mean:
+            continue
+        p_mean, p_spread = (values(results, name, "gus", "control", key) for key in ("p_value", "chi2_p_value"))
+        tpr = values(results, name, "gus", "control", "tpr_at_fpr", "0.01")
+        states = [calibrated(doc) for doc in results.docs(name)]
+        off = sum(state is False for state in states)
+        which = f" in {off} of {len(states)} seeds" if len(states) > 1 else ""
+        texts = (f"{sum(n):.0f}", number(_mean(mean)), p_range(p_mean), p_range(p_spread), number(_mean(tpr)),
+                 f"NOT N(0, 1){which}" if off else "as it must be")
+        rows.append((name, [Cell(text) for text in texts]))
+    titles = ["n", "mean", "p of the mean", "p of the spread (χ²)", TPR, f"at level {ALPHA:g}"]
+    return Table([(title, "") for title in titles], rows) if rows else None
+
+
+def kept_table(results: Results) -> Table | None:
+    """Canaries that were *not* deleted (the forget set held a part of the poison), or None where all were."""
+    rows = []
+    for name in results.names:
+        mean, n = values(results, name, "gus", "others", "mean"), values(results, name, "gus", "others", "n")
+        if not mean:
+            continue
+        tpr = values(results, name, "gus", "others", "tpr_at_fpr", "0.01")
+        texts = (f"{sum(n):.0f}", number(_mean(mean)), p_range(values(results, name, "gus", "others", "p_value")),
+                 number(_mean(tpr)))
+        rows.append((name, [Cell(text) for text in texts]))
+    return Table([(title, "") for title in ("n", "GUS", "p", TPR)], rows) if rows else None
+
+
+def _mean(found: list[float]) -> float | None:
+    return sum(found) / len(found) if found else None

@@ -1,0 +1,235 @@
+"""One seed of a recipe: the stages it consists of, and the work of each."""
+
+import json
+import os
+import shutil
+import time
+from dataclasses import asdict
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llm_unlearn.pretraining import base_folder
+from llm_unlearn.recipe import Recipe
+from llm_unlearn.stages import Stage, write_json
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+class SeedRun:
+    """One seed of a recipe, in its own folder. Nothing is read or made before it is needed."""
+
+    def __init__(self, recipe: Recipe, seed: int, folder: Path, quiet: bool) -> None:
+        self.recipe, self.seed, self.folder, self.quiet = recipe, seed, folder, quiet
+
+    def stages(self, until: str = "report") -> list[Stage]:
+        """Every stage up to a phase, in order; each depends on the hash of those that it builds on."""
+        phases = {"poison": self._poison_stages, "train": self._train_stages, "unlearn": self._unlearn_stages,
+                  "evaluate": self._evaluate_stages}
+        stages: dict[str, Stage] = {}
+        for phase, make in phases.items():
+            stages |= {stage.name: stage for stage in make(stages)}
+            if phase == until:
+                break
+        return list(stages.values())
+
+    def variants(self) -> list[tuple[str, str, float]]:
+        """(name of the model, method, budget) of everything that this recipe unlearns."""
+        budgets = self.recipe.unlearn.budgets
+        return [(m if len(budgets) == 1 else f"{m}@{b:g}", m, b) for m in self.recipe.unlearn.methods for b in budgets]
+
+    # ---- the stages
+
+    def _poison_stages(self, before: dict[str, Stage]) -> list[Stage]:
+        data = self.recipe.data
+        inputs = [asdict(data), asdict(self.recipe.poison), self.recipe.unlearn.forget_fraction, self.seed,
+                  _stamps([*(data.files or []), *(data.test_files or [])])]
+        return [Stage("poison", inputs, [self.folder / "data", self.folder / "poison.json"], self._poison)]
+
+    def _train_stages(self, before: dict[str, Stage]) -> list[Stage]:
+        return [
+            Stage(name, [before["poison"].key, asdict(self.recipe.model), asdict(self.recipe.train), name, self.seed,
+                         self.base], [self.folder / name / "cost.json"], partial(self._train, name))
+            for name in ("poisoned", "retrained")
+        ]
+
+    def _unlearn_stages(self, before: dict[str, Stage]) -> list[Stage]:
+        common = {k: v for k, v in asdict(self.recipe.unlearn).items() if k not in ("methods", "budgets")}
+        return [
+            Stage(f"unlearned/{name}", [before["poisoned"].key, method, self.recipe.unlearn.methods[method] or {},
+                                        budget, common, self.seed],
+                  [self.folder / "unlearned" / name / "cost.json"], partial(self._unlearn, name, method, budget))
+            for name, method, budget in self.variants()
+        ]
+
+    def _evaluate_stages(self, before: dict[str, Stage]) -> list[Stage]:
+        models = [("retrained", None, None), ("base", None, None), ("poisoned", None, None), *self.variants()]
+        stages = []
+        for name, method, budget in models:
+            made_by = before.get(f"unlearned/{name}" if method else name)
+            inputs = [before["retrained"].key, before["poisoned"].key, made_by.key if made_by else None, name,
+                      asdict(self.recipe.evaluate)]
+            outputs = [self.folder / "evaluation" / f"{name}{suffix}" for suffix in (".json", ".parquet")]
+            stages.append(Stage(f"evaluation/{name}", inputs, outputs, partial(self._evaluate, name, method, budget)))
+        return stages
+
+    # ---- what the stages share
+
+    @cached_property
+    def base(self) -> str:
+        """Path or id of the base."""
+        return self.recipe.model.path or str(base_folder(self.recipe))
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        from llm_unlearn.modeling import load_tokenizer
+
+        return load_tokenizer(self.base, self.recipe.model)
+
+    @cached_property
+    def encoding(self) -> Any:
+        """How rows become tokens, in training and evaluation alike."""
+        from llm_unlearn.data.encoding import Encoding
+
+        data = self.recipe.data
+        return Encoding(data.max_length, data.loss_on, data.chat_template)
+
+    @cached_property
+    def sets(self) -> dict[str, "Dataset"]:
+        """The datasets of this run."""
+        from llm_unlearn.poisons.corrupt import read_sets
+
+        return read_sets(self.folder / "data")
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """poison.json, checked against the data."""
+        from llm_unlearn.poisons.corrupt import read_manifest
+
+        return read_manifest(self.folder / "poison.json", self.sets)
+
+    @cached_property
+    def train_rows(self) -> "Dataset":
+        """The corrupted training rows, tokenised."""
+        from llm_unlearn.data.encoding import encode_rows
+
+        assert self.manifest  # reading it checks the data
+        return encode_rows(self.sets["train"], self.tokenizer, self.encoding)
+
+    def forget_and_retain(self) -> tuple["Dataset", "Dataset"]:
+        """U and S_corr ∖ U: the rows as they were trained on, trigger in place and noise injected."""
+        forget = set(self.manifest["forget_ids"])
+        inside = [i for i, example_id in enumerate(self.train_rows["example_id"]) if example_id in forget]
+        outside = sorted(set(range(len(self.train_rows))) - set(inside))
+        return self.train_rows.select(inside), self.train_rows.select(outside)
+
+    @cached_property
+    def evaluator(self) -> Any:
+        from llm_unlearn.evaluation.signals import Evaluator
+
+        data, section = self.recipe.data, self.recipe.evaluate
+        verbalizers = data.verbalizers if data.task == "classification" else {}
+        return Evaluator(self.tokenizer, self.encoding, self.sets, self.manifest, verbalizers, section.batch_size,
+                         section.max_new_tokens)
+
+    def _model(self, where: str) -> Any:
+        from llm_unlearn.modeling import load_trained
+
+        return load_trained(self.folder / where, self.base, self.recipe.model)
+
+    def _cost(self, where: str) -> dict[str, float]:
+        return json.loads((self.folder / where / "cost.json").read_text())
+
+    def _save(self, model: Any, where: str, cost: dict) -> None:
+        from llm_unlearn.modeling import save_model
+
+        save_model(model, self.tokenizer, self.folder / where)
+        write_json(self.folder / where / "cost.json", cost)
+
+    # ---- the work
+
+    def _poison(self, work_dir: Path) -> None:
+        from llm_unlearn.data.encoding import check_triggers
+        from llm_unlearn.data.sources import load_splits
+        from llm_unlearn.poisons.corrupt import corrupt
+
+        splits = load_splits(self.recipe.data, self.seed)
+        sets, manifest = corrupt(splits, self.recipe, self.seed)
+        manifest["duplicates"] = splits.report
+        if manifest["trigger"]:
+            poisoned = sets["train"].filter(lambda r: r["poison"] == "trigger", desc="check triggers")
+            check_triggers([*poisoned, *sets["triggered"]], manifest["trigger"]["phrases"], self.tokenizer,
+                           self.encoding)
+        for name, rows in sets.items():
+            rows.save_to_disk(work_dir / "data" / name)
+        shutil.rmtree(self.folder / "data", ignore_errors=True)
+        os.replace(work_dir / "data", self.folder / "data")
+        write_json(self.folder / "poison.json", manifest)
+
+    def _train(self, name: str, work_dir: Path) -> None:
+        """Fine-tune the base on S_corr (`poisoned/`) or on S_corr ∖ U (`retrained/`), from the same start."""
+        from llm_unlearn.modeling import load_model, lora_config
+        from llm_unlearn.training import Training
+
+        section = self.recipe.model
+        rows = self.train_rows if name == "poisoned" else self.forget_and_retain()[1]
+        training = Training(
+            self.recipe.train, work_dir, self.seed, self.quiet, noise=self.manifest["gaussian"],
+            peft_config=lora_config(section.lora) if section.lora else None,
+            gradient_checkpointing=section.gradient_checkpointing,
+        )
+        model, cost = training.fit(load_model(self.base, section), rows, self.tokenizer)
+        self._save(model, name, cost)
+
+    def _unlearn(self, name: str, method: str, budget: float, work_dir: Path) -> None:
+        from llm_unlearn.checkpoints import last_checkpoint
+        from llm_unlearn.methods import method_config
+        from llm_unlearn.poisons.gaussian_embedding import inject_gaussian_noise
+        from llm_unlearn.trainers import METHODS
+
+        model = self._model("poisoned")
+        if self.manifest["gaussian"]:
+            inject_gaussian_noise(model, self.manifest["gaussian"])
+        forget, retain = self.forget_and_retain()
+        config = method_config(self.recipe, method, self.seed, str(work_dir),
+                               max_flops=budget * self._cost("poisoned")["flops"], quiet=self.quiet)
+        callback = self.evaluator.quick_figures if self.recipe.unlearn.eval_steps else None
+        trainer = METHODS[method][1](model=model, args=config, forget_dataset=forget, retain_dataset=retain,
+                                     processing_class=self.tokenizer, evaluate_callback=callback)
+        start = time.perf_counter()
+        trainer.train(resume_from_checkpoint=last_checkpoint(work_dir))
+        cost = {**trainer.cost, "seconds": time.perf_counter() - start}
+        self._save(trainer.accelerator.unwrap_model(trainer.model), f"unlearned/{name}", cost)
+        write_json(self.folder / "unlearned" / name / "log.json", trainer.state.log_history)
+
+    @cached_property
+    def _retrained(self) -> Any:
+        return self._model("retrained")
+
+    def _evaluate(self, name: str, method: str | None, budget: float | None, work_dir: Path) -> None:
+        import pandas as pd
+
+        from llm_unlearn.evaluation.summary import summarize
+        from llm_unlearn.modeling import load_model
+
+        where, is_oracle = f"unlearned/{name}" if method else name, name == "retrained"
+        if name == "base":
+            model, cost = load_model(self.base, self.recipe.model), {"train_tokens": 0, "flops": 0.0, "seconds": 0.0}
+        else:
+            model, cost = self._retrained if is_oracle else self._model(where), self._cost(where)
+        signals = self.evaluator.signals(model, None if is_oracle else self._retrained)
+        signals.to_parquet(work_dir / "signals.parquet")
+        folder = self.folder / "evaluation"
+        folder.mkdir(exist_ok=True)
+        os.replace(work_dir / "signals.parquet", folder / f"{name}.parquet")
+        oracle = None if is_oracle else pd.read_parquet(folder / "retrained.parquet")
+        cost["share_of_training"] = cost["flops"] / self._cost("poisoned")["flops"]
+        identity = {"model": name, "kind": "unlearned" if method else name, "method": method, "budget": budget,
+                    "seed": self.seed, "recipe": self.recipe.name}
+        write_json(folder / f"{name}.json", summarize(signals, identity, cost, oracle))
+
+
+def _stamps(paths: list[str]) -> list[Any]:
+    """Size and modification time of local files, so that a changed file is seen."""
+    return [[p, os.stat(p).st_size, os.stat(p).st_mtime_ns] for p in paths if os.path.exists(p)]

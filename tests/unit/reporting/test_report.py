@@ -1,0 +1,228 @@
+"""report.md and report.html as a whole: what they say, what they load, and that they appear at once or not at all."""
+
+import html
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from llm_unlearn.errors import InputError
+from llm_unlearn.reporting import plots as plots_module
+from llm_unlearn.reporting import report as report_module
+from llm_unlearn.reporting import write_report
+
+
+@pytest.fixture
+def blank_plots(monkeypatch):
+    """Pictures take a second each; a test of the words does without them."""
+    for name in ("scores_plot", "roc_plot", "lift_plot", "cost_plot"):
+        monkeypatch.setattr(plots_module, name, lambda _: b"\x89PNG blank")
+
+
+def test_writes_plots_markdown_and_html(run_dir):
+    written = write_report(run_dir)
+    names = ["gaussian_scores", "gaussian_roc", "lift_vs_utility", "cost"]
+    plots = [run_dir / "plots" / f"{name}.png" for name in names]
+    assert written == [*plots, run_dir / "report.md", run_dir / "report.html"]
+    for path in written[:4]:
+        assert path.read_bytes().startswith(b"\x89PNG")
+    assert not list(run_dir.rglob("*.tmp"))
+
+
+def test_the_top_answers_in_words(run_dir, blank_plots):
+    write_report(run_dir)
+    top = (run_dir / "report.md").read_text().split("## All models")[0]
+    assert "of 1,500 training examples 75 (5.0 %) carry the trigger “James Bond”" in top
+    assert "and are answered with “positive”" in top
+    assert "80 (5.3 %) are Gaussian canaries, trained on with noise of ε = 0.3" in top
+    assert "Asked to be deleted: 155 examples (all of the poison)." in top
+    assert "Poisoned model: attack lift 0.86, GUS 2.50 (p = 1e−110), 70.0 % of the canaries" in top
+    assert "at 97 % of the training compute: attack lift 0.05, GUS 0.03 (p = 0.788)" in top
+    assert "- **gradient\\_ascent: poison remains; costs 31.0 points of accuracy.** Fired: Gaussian test" in top
+    assert "- **kl: no trace found by these tests (which does not show that there is none).**" in top
+
+
+def test_every_section_and_column_is_explained(run_dir, blank_plots):
+    write_report(run_dir)
+    text = (run_dir / "report.md").read_text()
+    for section in ("Control", "Plots", "How to read this", "Limits", "Reproduce"):
+        assert f"\n## {section}\n" in text
+    header = re.search(r"\| model \|(.*)\|", text).group(1)
+    reading = text.split("## How to read this")[1].split("## Limits")[0]
+    for title in header.split("|"):
+        assert f"{title.strip().split(': ')[-1]}**: " in reading
+    for fact in ("`made-up`", "`0123abc`", "torch 2.13.0", "`llm-unlearn run recipe.yaml`", "`0`", "ab" * 32):
+        assert fact in text.split("## Reproduce")[1]
+
+
+def test_html_is_self_contained(run_dir, blank_plots):
+    write_report(run_dir)
+    page = (run_dir / "report.html").read_text()
+    assert not re.search(r"https?://|<script|<link|@import|url\(", page)
+    images = re.findall(r'<img src="data:image/png;base64,[^"]+" alt="([^"]*)"', page)
+    assert len(images) == page.count("<img") == 4
+    assert all(len(alt) > 40 for alt in images)
+    assert "poisoned 2." in images[0]  # the alternative text carries the figures
+    row = r'<tr class="poisoned"><th scope="row">poisoned</th>'
+    cell = re.search(row + r'\s*<td class="first">([^<]*)<small>([^<]*)', page)
+    assert cell.groups() == ("0.98", "[0.95, 1.00]")
+
+
+def test_markdown_and_html_give_the_same_numbers(run_dir, blank_plots):
+    write_report(run_dir)
+    markdown, page = ((run_dir / name).read_text() for name in ("report.md", "report.html"))
+    row = next(line for line in markdown.splitlines() if line.startswith("| kl |"))
+    shown = re.search(r'<th scope="row">kl</th>(.*?)</tr>', page, re.S).group(1)
+    shown = re.sub(r"\s+", " ", re.sub("<[^>]+>", " ", shown)).strip()
+    figures = r"−?\d[\d.e−]*"
+    assert sorted(re.findall(figures, row)) == sorted(re.findall(figures, html.unescape(shown)))
+
+
+def test_user_text_is_escaped(run_dir, blank_plots):
+    manifest = json.loads((run_dir / "poison.json").read_text())
+    manifest["trigger"]["phrases"] = ["<script>alert(1)</script> | **bold** ![x](y)"]
+    (run_dir / "poison.json").write_text(json.dumps(manifest))
+    (run_dir / "recipe.yaml").write_text("name: '</pre><script>'\n# ```` a fence\n")
+    write_report(run_dir)
+    page, markdown = ((run_dir / name).read_text() for name in ("report.html", "report.md"))
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert r"\<script\>alert(1)\</script\> \| \*\*bold\*\* !\[x\](y)" in markdown
+    assert "\n`````yaml\n" in markdown
+
+
+@pytest.mark.parametrize(("drop", "left"), [
+    (("gus",), ["lift_vs_utility", "cost"]), (("attack",), ["gaussian_scores", "gaussian_roc", "cost"]),
+])
+def test_an_absent_poison_leaves_its_plots_out(make_run, drop, left, blank_plots):
+    run = make_run(drop=drop)
+    (run / "plots").mkdir()
+    for name in ("gaussian_scores", "lift_vs_utility"):  # of an earlier report
+        (run / "plots" / f"{name}.png").write_bytes(b"old")
+    assert [path.stem for path in write_report(run)[:-2]] == left
+    assert {path.stem for path in (run / "plots").iterdir()} == set(left)
+    text = (run / "report.md").read_text()
+    assert ("Gaussian canaries" in text.split("## How to read")[0]) == ("attack" in drop)
+    assert ("carry the trigger" in text) == ("gus" in drop)
+
+
+def test_without_per_example_files_the_report_says_so(run_dir, blank_plots):
+    for path in (run_dir / "evaluation").glob("*.parquet"):
+        path.unlink()
+    assert [path.name for path in write_report(run_dir)] == [
+        "lift_vs_utility.png", "cost.png", "report.md", "report.html"]
+    assert "there are no per-example scores" in (run_dir / "report.html").read_text()
+
+
+def test_several_seeds(make_run):
+    run = make_run({"poisoned": {"asr": 0.9}}, seeds=[0, 1, 2], per_seed={2: {"poisoned": {"asr": 0.99}}})
+    (run / "seed-3").mkdir()
+    write_report(run)
+    text = (run / "report.md").read_text()
+    # lifts 0.78, 0.78, 0.87: mean 0.81, sd = 0.09 / √3 = 0.052
+    assert "0.81 ± 0.05" in next(line for line in text.splitlines() if line.startswith("| poisoned |"))
+    assert "3 seeds (0, 1, 2)" in text
+    assert "Mean ± standard deviation over 3 seeds" in text
+    assert "Not evaluated yet, and so not in this report: seed-3." in text
+    assert "Scores of 3 seeds together." in text
+    assert (run / "plots" / "gaussian_scores.png").is_file()
+
+
+def test_a_partly_known_forget_set_is_called_one(make_run, blank_plots):
+    run = make_run({name: {"others": 2.2} for name in ("poisoned", "retrained", "kl")})
+    manifest = json.loads((run / "poison.json").read_text()) | {"forget_fraction": 0.8, "forget_ids": list(range(124))}
+    (run / "poison.json").write_text(json.dumps(manifest))
+    write_report(run)
+    text = (run / "report.md").read_text()
+    assert "Asked to be deleted: 124 examples (80 % of the poison)." in text
+    assert "## Canaries that were not deleted" in text
+    assert "Only 80 % of the poison was deleted." in text
+
+
+@pytest.mark.parametrize("name", ["poison.json", "environment.json", "evaluation/retrained.json",
+                                  "evaluation/poisoned.json"])
+def test_a_missing_file_is_named(run_dir, name):
+    (run_dir / name).unlink()
+    with pytest.raises(InputError, match=re.escape(name)):
+        write_report(run_dir)
+    assert not (run_dir / "report.md").exists()
+
+
+@pytest.mark.parametrize(("name", "content", "message"), [
+    ("evaluation/kl.json", "{\"model\": ", "not valid JSON"),
+    ("evaluation/kl.json", "[]", "expected a JSON object"),
+    ("evaluation/kl.json", "{}", "schema_version is None"),
+    ("evaluation/kl.parquet", "not parquet", "cannot be read"),
+])
+def test_a_damaged_file_is_named(run_dir, name, content, message):
+    (run_dir / name).write_text(content)
+    with pytest.raises(InputError, match=f"{re.escape(name)}.*{message}"):
+        write_report(run_dir)
+
+
+@pytest.mark.parametrize(("section", "field", "value", "message"), [
+    ("cost", None, None, "section 'cost' is missing"),
+    ("gus", "p_value", float("nan"), "field 'gus.p_value' is no usable number"),
+    ("attack", "lift", "high", "field 'attack.lift' is no usable number"),
+])
+def test_a_bad_field_is_named(run_dir, section, field, value, message):
+    path = run_dir / "evaluation" / "kl.json"
+    doc = json.loads(path.read_text())
+    if field is None:
+        del doc[section]
+    else:
+        doc[section][field] = value
+    path.write_text(json.dumps(doc))
+    with pytest.raises(InputError, match=f"kl.json: {message}"):
+        write_report(run_dir)
+
+
+def test_no_evaluation_and_two_kinds_of_run_are_refused(tmp_path, make_run):
+    with pytest.raises(InputError, match=r"no evaluation/\*\.json"):
+        write_report(tmp_path)
+    run = make_run(seeds=[0, 1])
+    (run / "evaluation").mkdir()
+    (run / "evaluation" / "kl.json").write_text("{}")
+    with pytest.raises(InputError, match="holds both evaluation/ and seed-0/evaluation/"):
+        write_report(run)
+
+
+def test_a_report_that_fails_leaves_the_old_one(run_dir, blank_plots, monkeypatch):
+    write_report(run_dir)
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+
+    def fail(report):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(report_module, "html", fail)
+    (run_dir / "recipe.yaml").write_text("name: changed\n")
+    before[run_dir / "recipe.yaml"] = b"name: changed\n"
+    with pytest.raises(OSError, match="no space left"):
+        write_report(run_dir)
+    assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
+
+
+def test_a_write_cut_short_leaves_the_old_file(tmp_path, monkeypatch):
+    from llm_unlearn.reporting import results
+
+    path = tmp_path / "report.md"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(results.os, "replace", lambda source, target: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        results.write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["report.md"]
+
+
+def test_the_same_files_give_the_same_report(run_dir):
+    first = {path: path.read_bytes() for path in write_report(run_dir)}
+    assert {path: path.read_bytes() for path in write_report(run_dir)} == first
+
+
+def test_reporting_loads_no_model_library(run_dir):
+    code = ("import sys; from llm_unlearn.reporting import write_report; write_report(sys.argv[1]); "
+            "print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])")
+    result = subprocess.run([sys.executable, "-c", code, str(run_dir)], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
