@@ -1,8 +1,12 @@
-"""The two ways in which llm_unlearn stops on purpose, each with a message written for a person."""
+"""The ways in which llm_unlearn stops on purpose, each with a message written for a person."""
 
 
 class InputError(ValueError):
     """Something that the user gave is wrong; the message names it and the remedy. The command line exits with 2."""
+
+
+class DiskFullError(InputError):
+    """The disk filled up; what was finished before is kept, and the same command resumes."""
 
 
 class NonFiniteLossError(InputError):

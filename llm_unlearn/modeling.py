@@ -60,6 +60,24 @@ def make_model(architecture: dict[str, Any], tokenizer: "PreTrainedTokenizerBase
         return AutoModelForCausalLM.from_config(config)
 
 
+def read_config(section: "ModelSection") -> "PreTrainedConfig":
+    """The config of a recipe's base, from its hub id or folder, or made from `architecture`; no weights are read."""
+    from transformers import AutoConfig
+
+    if section.path is None:
+        return make_config(section.architecture, section.vocab_size)
+    with explained(section.path):
+        return AutoConfig.from_pretrained(section.path, revision=section.revision,
+                                          trust_remote_code=section.trust_remote_code)
+
+
+def check_model(section: "ModelSection", max_length: int) -> None:
+    """Refuse a base that is not there, and one that takes fewer tokens than `max_length`; reads its config alone."""
+    limit = getattr(read_config(section), "max_position_embeddings", None)
+    if limit is not None and max_length > limit:
+        raise InputError(f"data.max_length: {max_length} tokens, but the model takes at most {limit}; lower it")
+
+
 def load_tokenizer(path: str, section: "ModelSection") -> "PreTrainedTokenizerBase":
     """Tokenizer of a hub id or folder; a missing pad token becomes the EOS token (labels never depend on it)."""
     from transformers import AutoTokenizer
@@ -122,8 +140,12 @@ def save_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", f
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     only = {"selected_adapters": ["default"]} if hasattr(model, "peft_config") else {}
-    model.save_pretrained(partial, **only)
-    tokenizer.save_pretrained(partial)
+    try:
+        model.save_pretrained(partial, **only)
+        tokenizer.save_pretrained(partial)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
 

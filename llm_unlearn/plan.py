@@ -1,6 +1,6 @@
 """`--dry-run`: what a recipe would run, its sizes, and an estimate of the memory it takes. Writes nothing."""
 
-from pathlib import Path
+import math
 from typing import Any
 
 from llm_unlearn.recipe import Recipe
@@ -14,16 +14,10 @@ def describe_plan(recipe: Recipe, until: str) -> dict[str, Any]:
     Raises:
         InputError: what the run itself would refuse before its first stage: paths, methods, the output directory.
     """
-    from llm_unlearn.data.loading import check_source
-    from llm_unlearn.methods import check_methods
-    from llm_unlearn.pipeline import check_output_dir, seed_runs
+    from llm_unlearn.pipeline import check, seed_runs
     from llm_unlearn.stages import Stages
 
-    check_methods(recipe)
-    check_output_dir(Path(recipe.output_dir), recipe)
-    data = recipe.data
-    if data.source != "synthetic" or data.files:
-        check_source(None if data.files else data.source, [*(data.files or []), *(data.test_files or [])])
+    check(recipe)
     stages = []
     for seed_run in seed_runs(recipe):
         runner = Stages(seed_run.folder)
@@ -71,30 +65,23 @@ def estimate_memory(recipe: Recipe) -> dict[str, int]:
 def _shape(recipe: Recipe) -> tuple[Any, Any]:
     """The model on the meta device (no memory), and its config."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    from llm_unlearn.modeling import explained, make_config
+    from llm_unlearn.modeling import read_config
 
-    section = recipe.model
-    if section.path is None:
-        config = make_config(section.architecture, section.vocab_size)
-    else:
-        with explained(section.path):
-            config = AutoConfig.from_pretrained(section.path, revision=section.revision,
-                                                trust_remote_code=section.trust_remote_code)
+    config = read_config(recipe.model)
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=section.trust_remote_code), config
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=recipe.model.trust_remote_code), config
 
 
 def _sizes(recipe: Recipe) -> dict[str, int]:
-    data, poison = recipe.data, recipe.poison
-    count = {kind: round(getattr(poison, kind).fraction * data.train_size) if getattr(poison, kind) else 0
-             for kind in ("trigger", "gaussian")}
-    forget = sum(round(recipe.unlearn.forget_fraction * n) for n in count.values())
-    return {"train": data.train_size, "heldout": data.heldout_size, "test": data.test_size, "triggered": count["trigger"],
-            "canaries": count["gaussian"], "forget": forget, "max_length": data.max_length,
-            "training_steps": int(data.train_size * recipe.train.epochs
-                                  // (recipe.train.batch_size * recipe.train.gradient_accumulation_steps))}
+    data, train = recipe.data, recipe.train
+    count, forget = recipe.poison_counts(), recipe.forget_count()
+    # as the Trainer counts: the last batch of an epoch may be smaller
+    steps = math.ceil(math.ceil(data.train_size / train.batch_size) / train.gradient_accumulation_steps)
+    return {"train": data.train_size, "heldout": data.heldout_size, "test": data.test_size,
+            "triggered": count.get("trigger", 0), "canaries": count.get("gaussian", 0), "forget": forget,
+            "max_length": data.max_length, "training_steps": math.ceil(steps * train.epochs)}
 
 
 def _text(plan: dict[str, Any]) -> str:

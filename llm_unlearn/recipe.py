@@ -165,6 +165,15 @@ class Recipe:
     unlearn: UnlearnSection = field(default_factory=UnlearnSection)
     evaluate: EvaluateSection = field(default_factory=EvaluateSection)
 
+    def poison_counts(self) -> dict[str, int]:
+        """Rows that each kind of poison of the recipe takes, e.g. {"trigger": 75, "gaussian": 75}."""
+        sections = {"trigger": self.poison.trigger, "gaussian": self.poison.gaussian}
+        return {kind: round(s.fraction * self.data.train_size) for kind, s in sections.items() if s is not None}
+
+    def forget_count(self) -> int:
+        """Rows of the forget set: the known fraction of each kind of poison."""
+        return sum(round(self.unlearn.forget_fraction * count) for count in self.poison_counts().values())
+
     def to_yaml(self) -> str:
         return yaml.safe_dump(dataclasses.asdict(self), sort_keys=False, allow_unicode=True)
 
@@ -189,8 +198,9 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
 
 
 def _check(recipe: Recipe) -> None:
-    data, poison, unlearn = recipe.data, recipe.poison, recipe.unlearn
+    data, unlearn = recipe.data, recipe.unlearn
     _require(recipe.seeds and len(set(recipe.seeds)) == len(recipe.seeds), "seeds", "give each seed once, at least one")
+    _require(all(seed >= 0 for seed in recipe.seeds), "seeds", "each must be 0 or more")
     if recipe.model.path is None:
         _require(recipe.model.architecture, "model.path", "give a hub id or folder, or an `architecture` to build")
         _require(recipe.pretrain, "pretrain", "a base made from `model.architecture` needs this section")
@@ -200,6 +210,17 @@ def _check(recipe: Recipe) -> None:
         _require(all(data.verbalizers.values()), "data.verbalizers", "a completion must not be empty")
     for name in ("train_size", "heldout_size", "test_size", "max_length"):
         _require(getattr(data, name) > 0, f"data.{name}", "must be at least 1")
+    _require(all(0 < b <= 1 for b in unlearn.budgets) and unlearn.budgets, "unlearn.budgets", "each must be in (0, 1]")
+    for name in ("pretrain", "train", "unlearn", "evaluate"):
+        for key in ("batch_size", "gradient_accumulation_steps", "save_steps"):
+            _require(getattr(getattr(recipe, name), key, 1) >= 1, f"{name}.{key}", "must be at least 1")
+        for key in ("epochs", "learning_rate"):
+            _require(getattr(getattr(recipe, name), key, 1) > 0, f"{name}.{key}", "must be above 0")
+    _check_poison(recipe)
+
+
+def _check_poison(recipe: Recipe) -> None:
+    data, poison, fraction = recipe.data, recipe.poison, recipe.unlearn.forget_fraction
     _require(poison.trigger or poison.gaussian, "poison", "give `trigger`, `gaussian` or both")
     for kind in ("trigger", "gaussian"):
         section = getattr(poison, kind)
@@ -215,10 +236,15 @@ def _check(recipe: Recipe) -> None:
             if data.task == "classification" and label is not None:
                 _require(label in data.verbalizers, f"poison.trigger.{key}",
                          f"'{label}' has no verbalizer; known labels: {', '.join(data.verbalizers)}")
-    _require(0 < unlearn.forget_fraction <= 1, "unlearn.forget_fraction", "must be in (0, 1]")
-    _require(all(0 < b <= 1 for b in unlearn.budgets) and unlearn.budgets, "unlearn.budgets", "each must be in (0, 1]")
-    for section, name in ((recipe.train, "train"), (unlearn, "unlearn"), (recipe.evaluate, "evaluate")):
-        _require(section.batch_size > 0, f"{name}.batch_size", "must be at least 1")
+    for kind, count in recipe.poison_counts().items():
+        given = getattr(poison, kind).fraction
+        _require(count, f"poison.{kind}.fraction", f"{given} of {data.train_size} rows (data.train_size) rounds to no "
+                 f"example; use at least {1 / data.train_size:.2g}")
+    _require(0 < fraction <= 1, "unlearn.forget_fraction", f"must be in (0, 1], is {fraction}")
+    _require(recipe.forget_count(), "unlearn.forget_fraction", f"{fraction} of the poison "
+             f"({sum(recipe.poison_counts().values())} rows) rounds to an empty forget set; raise it")
+    _require(recipe.forget_count() < data.train_size, "poison", "the forget set would be the whole training set and "
+             "nothing retained; lower poison.*.fraction")
 
 
 def _require(condition: Any, where: str, message: str) -> None:

@@ -5,18 +5,19 @@ been renamed into place. While it runs, its checkpoints live in `.work/<name>/`,
 rerun resumes them only where nothing changed.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from llm_unlearn.errors import InputError
+from llm_unlearn.errors import DiskFullError, InputError
 
 
 def fingerprint(inputs: Any) -> str:
@@ -25,20 +26,45 @@ def fingerprint(inputs: Any) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write to a temporary name and rename. Raises InputError where the disk is full."""
+    """Write to a temporary name and rename. Raises InputError where that fails (DiskFullError: for want of space)."""
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(text, encoding="utf-8")
         os.replace(partial, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from error
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        kind = DiskFullError if is_disk_full(error) else InputError
+        raise kind(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def write_json(path: Path, value: Any) -> None:
     """`write_text` of indented JSON."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, means that no space is left; torch and safetensors raise no OSError."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if any(words in str(error) for words in ("No space left on device", "PytorchStreamWriter failed writing")):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@contextlib.contextmanager
+def explained_full_disk(root: Path, what: str) -> Iterator[None]:
+    """Turn the many errors of a full disk into DiskFullError."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, DiskFullError) or not is_disk_full(error):
+            raise
+        raise DiskFullError(f"{root}: no space left on the disk during '{what}'; free some and run the same command "
+                            "again to resume") from error
 
 
 @dataclass(frozen=True)
@@ -76,26 +102,31 @@ class Stages:
         if self.is_done(stage):
             self.say(f"{stage.name}: done before, inputs unchanged; skipped")
             return
-        work_dir = self.work_dir(stage)
+        work_dir, mark = self.work_dir(stage), self._mark(stage)
+        made_here = [folder for folder in work_dir.parents if not folder.exists()]
+        done_before = mark.read_bytes() if mark.is_file() else None
+        try:
+            with explained_full_disk(self.root, stage.name):
+                self._enter(stage, work_dir)
+                mark.unlink(missing_ok=True)
+                stage.work(work_dir)
+                write_json(mark, {"key": stage.key})
+        except InputError as error:
+            _keep_resumable(work_dir)
+            _remove_empty(made_here)
+            if done_before is not None and not isinstance(error, DiskFullError):
+                mark.write_bytes(done_before)  # refused before an output was touched: the old result stands
+            raise
+        shutil.rmtree(work_dir, ignore_errors=True)
+        _remove_empty([work_dir.parent])
+
+    def _enter(self, stage: Stage, work_dir: Path) -> None:
         if self._read_key(work_dir / "inputs.json") == stage.key:
             self.say(f"{stage.name}: resuming")
         else:
             shutil.rmtree(work_dir, ignore_errors=True)
             self.say(f"{stage.name}: running")
             write_json(work_dir / "inputs.json", {"key": stage.key})
-        self._mark(stage).unlink(missing_ok=True)
-        try:
-            stage.work(work_dir)
-        except InputError:
-            shutil.rmtree(work_dir, ignore_errors=True)
-            raise
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            raise InputError(f"{self.root}: no space left on the disk during '{stage.name}'; free some and run the "
-                             "same command again to resume") from error
-        write_json(self._mark(stage), {"key": stage.key})
-        shutil.rmtree(work_dir, ignore_errors=True)
 
     def is_done(self, stage: Stage) -> bool:
         """Whether a stage finished with these inputs and its outputs are still there."""
@@ -114,3 +145,22 @@ class Stages:
             return json.loads(path.read_text())["key"]
         except (OSError, ValueError, KeyError):
             return None
+
+
+def _keep_resumable(work_dir: Path) -> None:
+    """Leave of a stage that failed its last whole checkpoint, if it has one, and nothing else."""
+    from llm_unlearn.checkpoints import last_checkpoint
+
+    checkpoints = list(work_dir.glob("checkpoint-*"))
+    last = last_checkpoint(work_dir) if checkpoints else None
+    for path in checkpoints if last else [work_dir]:
+        if str(path) != last:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:  # not empty, or never made
+            continue

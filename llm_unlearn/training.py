@@ -68,7 +68,10 @@ class Training:
         epochs = self.section.epochs
         cost = {"train_tokens": round(tokens * epochs), "flops": counter.training(tokens, positions) * epochs,
                 "seconds": seconds}
-        return trainer.accelerator.unwrap_model(trainer.model), cost
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
+        causal_lm.__dict__.pop("forward", None)  # TRL's fused head; a copy of it would run this model, not the copy
+        return model, cost
 
     def _arguments(self) -> Any:
         import torch

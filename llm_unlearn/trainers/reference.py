@@ -50,6 +50,11 @@ class FrozenCopy:
 
     def __init__(self, model: nn.Module) -> None:
         self.copy = copy.deepcopy(model).eval().requires_grad_(False)
+        for module in self.copy.modules():
+            # TRL's SFTTrainer gives a model a forward of its own that closes over the *original*: a copy that kept it
+            # would follow the model that trains, and its KL would be 0 for ever
+            if not hasattr(module, "_hf_hook"):
+                module.__dict__.pop("forward", None)
 
     @contextmanager
     def as_model(self, model: nn.Module) -> Iterator[nn.Module]:

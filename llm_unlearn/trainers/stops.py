@@ -24,17 +24,19 @@ class StopsCallback(TrainerCallback):
     def __init__(self, trainer: "UnlearnTrainer") -> None:
         self.trainer = trainer
         self.folder = Path(trainer.args.output_dir) / "_above_utility_floor"
-        self._seen = 0
+        self._before = 0
 
     def on_train_begin(self, args, state, control, **kwargs):
         if args.utility_floor is not None and state.global_step == 0:
             self._keep()
 
+    def on_step_begin(self, args, state, control, **kwargs):
+        self._before = len(self._forget_losses())
+
     def on_step_end(self, args, state, control, **kwargs):
-        losses = self.trainer.components.get("forget_loss", [])
-        fresh, self._seen = losses[self._seen if self._seen <= len(losses) else 0 :], len(losses)
-        if args.forget_loss_ceiling is not None and fresh:
-            if float(torch.stack(fresh).mean()) > args.forget_loss_ceiling:
+        losses = self._forget_losses()[self._before :]  # of this step's micro-batches
+        if args.forget_loss_ceiling is not None and losses:
+            if float(torch.stack(losses).mean()) > args.forget_loss_ceiling:
                 control.should_training_stop = True
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
@@ -47,6 +49,9 @@ class StopsCallback(TrainerCallback):
         else:
             self._go_back()
             control.should_training_stop = True
+
+    def _forget_losses(self) -> list[torch.Tensor]:
+        return self.trainer.components.get("forget_loss", [])
 
     def _keep(self) -> None:
         weights = {n: p.detach().cpu().contiguous() for n, p in self._trainable()}
