@@ -1,14 +1,15 @@
 """The last checkpoint that is whole. One that was cut off mid-write is passed over."""
 
 import json
+import zipfile
 from pathlib import Path
 
 
 def last_checkpoint(folder: Path) -> str | None:
     """Path of the newest `checkpoint-<step>` in a folder from which a Trainer can resume, or None.
 
-    The Trainer writes `trainer_state.json` last, so a checkpoint with a readable one is complete; weights and optimizer
-    are still opened, since a crash of the machine can lose what was written before.
+    The Trainer writes `trainer_state.json` last, so a checkpoint with a readable one is complete; what was written
+    before is still looked at, since a crash of the machine can lose it.
     """
     steps = {}
     for path in folder.glob("checkpoint-*"):
@@ -22,16 +23,16 @@ def last_checkpoint(folder: Path) -> str | None:
 
 
 def _is_whole(checkpoint: Path) -> bool:
-    import torch
     from safetensors import SafetensorError, safe_open
 
     try:
         json.loads((checkpoint / "trainer_state.json").read_text())
-        torch.load(checkpoint / "optimizer.pt", map_location="meta", weights_only=True)
         weights = list(checkpoint.glob("*.safetensors"))
+        states = [checkpoint / "optimizer.pt", *checkpoint.glob("*.pt"), *checkpoint.glob("*.pth")]
         for file in weights:
             with safe_open(file, framework="pt") as tensors:
                 tensors.keys()
-        return bool(weights)
-    except (OSError, ValueError, RuntimeError, SafetensorError):
+        # torch writes zip files, whose directory stands at the end
+        return bool(weights) and all(zipfile.is_zipfile(file) for file in states)
+    except (OSError, ValueError, SafetensorError):
         return False

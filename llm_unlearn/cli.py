@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point. Returns 0 (ok), 1 (failure) or 2 (bad input)."""
     top = parser()
     args, rest = top.parse_known_args(argv)  # overrides may stand before or after options
-    if any(word.startswith("-") or "=" not in word for word in rest):
+    if any(word.startswith("-") for word in rest):
         top.error(f"unrecognized arguments: {' '.join(rest)}")
     args.overrides += rest
     try:

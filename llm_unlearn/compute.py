@@ -15,12 +15,14 @@ class FlopCounter:
     """FLOPs per token (body) and per supervised position (head).
 
     Args:
-        body, head: weights multiplied per token and per supervised position. trainable: those of both that train.
+        body, head: weights multiplied per token and per supervised position; biases and norms, which are added or
+            multiplied elementwise, do not count. trainable_body, trainable_head: those of them that train.
     """
 
     body: int
     head: int
-    trainable: int
+    trainable_body: int
+    trainable_head: int
 
     @classmethod
     def of(cls, model: nn.Module) -> "FlopCounter":
@@ -28,11 +30,11 @@ class FlopCounter:
         head = model.get_output_embeddings()
         head_id = id(head.weight) if head is not None else None
         lookups = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)} - {head_id}
-        multiplied = {id(p): p for p in model.parameters() if id(p) not in lookups}
-        sizes = {key: _size(p) for key, p in multiplied.items()}
-        head_size = sizes.pop(head_id, 0)
-        trainable = sum(_size(p) for p in multiplied.values() if p.requires_grad)
-        return cls(sum(sizes.values()), head_size, trainable)
+        matrices = [p for p in model.parameters() if p.ndim > 1 and id(p) not in lookups]
+        body = [p for p in matrices if id(p) != head_id]
+        heads = [p for p in matrices if id(p) == head_id]
+        train = [[p for p in part if p.requires_grad] for part in (body, heads)]
+        return cls(*(sum(map(_size, part)) for part in (body, heads, *train)))
 
     def forward(self, tokens: int, positions: int) -> float:
         """FLOPs of a forward pass over `tokens`, `positions` of them supervised."""
@@ -40,8 +42,8 @@ class FlopCounter:
 
     def training(self, tokens: int, positions: int) -> float:
         """FLOPs of forward + backward: activations' gradients as much as the forward, weights' for what trains."""
-        share = self.trainable / max(self.body + self.head, 1)
-        return self.forward(tokens, positions) * (2.0 + share)
+        weights = 2.0 * (self.trainable_body * tokens + self.trainable_head * positions)
+        return 2.0 * self.forward(tokens, positions) + weights
 
 
 def _size(parameter: nn.Parameter) -> int:

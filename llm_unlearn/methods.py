@@ -2,15 +2,18 @@
 
 import dataclasses
 import difflib
+import typing
 from typing import TYPE_CHECKING, Any
 
 from llm_unlearn.errors import InputError
+from llm_unlearn.strict import convert
 
 if TYPE_CHECKING:
     from llm_unlearn.recipe import Recipe
 
 # set by the run itself; a recipe that set them would be overruled silently
 RESERVED = {"output_dir", "seed", "max_flops", "remove_unused_columns", "save_steps", "save_strategy", "push_to_hub"}
+PLAIN = {int, float, bool, str, type(None)}  # types of options that can be checked here; the others check themselves
 
 
 def check_methods(recipe: "Recipe") -> None:
@@ -23,11 +26,14 @@ def check_methods(recipe: "Recipe") -> None:
             hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(METHODS)}"
             raise InputError(f"recipe.unlearn.methods: unknown method '{method}'; {hint}")
         known = {f.name for f in dataclasses.fields(METHODS[method][0])} - RESERVED
-        for key in options or {}:
+        hints = typing.get_type_hints(METHODS[method][0])
+        for key, value in (options or {}).items():
             if key not in known:
                 close = difflib.get_close_matches(key, known, n=1)
                 hint = f"; did you mean '{close[0]}'?" if close else ""
                 raise InputError(f"recipe.unlearn.methods.{method}: unknown option '{key}'{hint}")
+            if set(typing.get_args(hints[key]) or (hints[key],)) <= PLAIN:
+                convert(hints[key], value, f"recipe.unlearn.methods.{method}.{key}")
         method_config(recipe, method, seed=0, output_dir="unused", max_flops=1.0, quiet=True)
 
 

@@ -161,15 +161,16 @@ def _quantization(section: "ModelSection") -> Any:
 
 @contextlib.contextmanager
 def explained(path: str) -> Iterator[None]:
-    """Check that a local path is there, and turn the hub client's errors for a wrong path, a wrong id or no network into one sentence."""
+    """Check that a local path is there, and turn the hub client's errors (wrong id, no network) into a sentence."""
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
     if looks_local and not Path(path).expanduser().is_dir():
         raise InputError(f"model path {path}: no such folder (working directory: {Path.cwd()})")
     try:
         yield
-    except OSError as error:
+    except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "TRUE", "YES", "ON"}:
+        offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "TRUE", "YES", "ON"}
+        if offline and not Path(path).expanduser().is_dir():
             reason = "it is not in the local cache, and HF_HUB_OFFLINE is set"
         raise InputError(
             f"model {path}: cannot be loaded: {reason}. Give a folder that holds a model (model.path), or a hub id "

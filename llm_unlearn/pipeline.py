@@ -4,14 +4,14 @@ What a run will do is known before it starts: a list of stages, each with the ha
 writes files (the run directory, see the README), so each can be skipped when nothing changed, and resumed after a kill.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from llm_unlearn.errors import InputError
-from llm_unlearn.pretraining import make_base
+from llm_unlearn.pretraining import base_folder, make_base
 from llm_unlearn.recipe import Recipe
 from llm_unlearn.seed_run import SeedRun
-from llm_unlearn.stages import Stages, write_json, write_text
+from llm_unlearn.stages import Stages, explained_full_disk, write_json, write_text
 
 PHASES = ("poison", "train", "unlearn", "evaluate", "report")
 
@@ -27,12 +27,12 @@ def run(recipe: Recipe, *, until: str = "report", say: Callable[[str], None] = p
         InputError: bad recipe, data or paths; nothing is half-written.
     """
     from llm_unlearn.environment import describe_environment
-    from llm_unlearn.methods import check_methods
 
-    check_methods(recipe)
+    check(recipe)
     root = Path(recipe.output_dir)
-    check_output_dir(root, recipe)
     if recipe.model.path is None:
+        if not base_folder(recipe).is_dir():
+            next(seed_runs(recipe, quiet)).corrupted()  # a base takes minutes: bad data is refused before
         make_base(recipe, say, quiet)
     for seed_run in seed_runs(recipe, quiet):
         prefix = f"seed {seed_run.seed}: " if len(recipe.seeds) > 1 else ""
@@ -40,6 +40,7 @@ def run(recipe: Recipe, *, until: str = "report", say: Callable[[str], None] = p
         for stage in seed_run.stages(until):
             stages.run(stage)
             if stage.name == "poison":  # the first, so that a refused recipe leaves nothing behind
+                assert seed_run.manifest  # reading it checks the data, also where everything was done before
                 write_text(root / "recipe.yaml", recipe.to_yaml())
                 write_json(seed_run.folder / "environment.json", describe_environment(seed_run.seed))
     if until == "report":
@@ -47,11 +48,32 @@ def run(recipe: Recipe, *, until: str = "report", say: Callable[[str], None] = p
     return root
 
 
-def seed_runs(recipe: Recipe, quiet: bool = True) -> list[SeedRun]:
-    """The runs of a recipe: one in the run directory itself, or several in `seed-<s>/`."""
+def seed_runs(recipe: Recipe, quiet: bool = True) -> Iterator[SeedRun]:
+    """The runs of a recipe, one by one: in the run directory itself, or several in `seed-<s>/`."""
     root = Path(recipe.output_dir)
     alone = len(recipe.seeds) == 1
-    return [SeedRun(recipe, seed, root if alone else root / f"seed-{seed}", quiet) for seed in recipe.seeds]
+    for seed in recipe.seeds:
+        yield SeedRun(recipe, seed, root if alone else root / f"seed-{seed}", quiet)
+
+
+def check(recipe: Recipe) -> None:
+    """Refuse what can be seen before any data is read: methods, output directory, missing files, model.
+
+    Raises:
+        InputError: naming the field or path.
+    """
+    from llm_unlearn.data.loading import check_source
+    from llm_unlearn.methods import check_methods
+    from llm_unlearn.modeling import check_model
+
+    check_methods(recipe)
+    check_output_dir(Path(recipe.output_dir), recipe)
+    data = recipe.data
+    unlabelled = data.unlabelled_files if recipe.model.path is None else None
+    if data.source != "synthetic" or data.files:
+        check_source(None if data.files else data.source, data.files or [])
+    check_source(None, [*(data.test_files or []), *(unlabelled or [])])
+    check_model(recipe.model, data.max_length)
 
 
 def check_output_dir(root: Path, recipe: Recipe) -> None:
@@ -60,9 +82,11 @@ def check_output_dir(root: Path, recipe: Recipe) -> None:
 
     path = root / "recipe.yaml"
     if path.is_file():
-        name = (read_yaml(path) or {}).get("name")
+        found = read_yaml(path)
+        name = found.get("name") if isinstance(found, dict) else None
         if name != recipe.name:
-            raise InputError(f"{root}: holds a run of recipe '{name}', not of '{recipe.name}'; choose another output_dir")
+            raise InputError(f"{root}: holds a run of recipe '{name}', not of '{recipe.name}'; choose another "
+                             "output_dir")
     elif root.is_dir() and any(p.name not in OURS and not p.name.startswith("seed-") for p in root.iterdir()):
         raise InputError(f"{root}: is not empty and holds no run of ours (no recipe.yaml); choose another output_dir")
     elif root.exists() and not root.is_dir():
@@ -77,8 +101,9 @@ def _report(root: Path, recipe: Recipe, say: Callable[[str], None]) -> None:
     from llm_unlearn.reporting.summary import write_summary
 
     say("report: writing")
-    for seed_run in seed_runs(recipe):
-        write_report(seed_run.folder)
-    if len(recipe.seeds) > 1:
-        write_summary(root)
-        write_report(root)
+    with explained_full_disk(root, "report"):
+        for seed_run in seed_runs(recipe):
+            write_report(seed_run.folder)
+        if len(recipe.seeds) > 1:
+            write_summary(root)
+            write_report(root)

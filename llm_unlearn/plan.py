@@ -32,8 +32,8 @@ def estimate_memory(recipe: Recipe) -> dict[str, int]:
     """Bytes of one training step: weights, gradients, optimizer (Adam, two moments), reference, activations, logits.
 
     Activations by Korthikanti et al. 2022 (arXiv 2205.05198, equation 2) for 16-bit numbers, doubled for 32: per layer
-    and token 34 h + 5 a s bytes (hidden h, heads a, length s). Under gradient checkpointing 2 h per layer and one layer
-    recomputed. An upper bound, since the longest length is taken.
+    and token 34 h + 5 a s bytes (hidden h, heads a, length s). Under gradient checkpointing each layer's input and one layer
+    recomputed. Every row is taken to be of the longest length; evaluation and the framework's own memory are left out.
     """
     from llm_unlearn.trainers import METHODS
 
@@ -41,22 +41,24 @@ def estimate_memory(recipe: Recipe) -> dict[str, int]:
     size = _BYTES[recipe.model.dtype]
     parameters = sum(p.numel() for p in model.parameters())
     weight_bytes = {"none": size, "8bit": 1, "4bit": 0.5}[recipe.model.quantization]
-    trainable = parameters
+    trainable, trained_size = parameters, size
     if recipe.model.lora:
         from peft import get_peft_model
 
         from llm_unlearn.modeling import lora_config
 
         trainable = get_peft_model(model, lora_config(recipe.model.lora)).get_nb_trainable_parameters()[0]
+        trained_size = 4  # peft keeps an adapter in float32
     hidden, heads, layers = config.hidden_size, config.num_attention_heads, config.num_hidden_layers
     length, rows = recipe.data.max_length, max(recipe.train.batch_size, 2 * recipe.unlearn.batch_size)
     layer = length * (34 * hidden + 5 * heads * length) * size // 2
-    per_row = length * 2 * hidden * layers + layer if recipe.model.gradient_checkpointing else layer * layers
+    per_row = length * size * hidden * layers + layer if recipe.model.gradient_checkpointing else layer * layers
     has_reference = any(METHODS[m][1].reference_on for m in recipe.unlearn.methods)
-    reference = 0 if not has_reference else trainable * size if recipe.model.lora else int(parameters * weight_bytes)
+    weights, trained = int(parameters * weight_bytes), trainable * trained_size
     parts = {
-        "weights": int(parameters * weight_bytes), "gradients": trainable * size, "optimizer": 2 * trainable * size,
-        "reference": reference, "activations": rows * per_row,
+        "weights": weights, "gradients": trained, "optimizer": 2 * trained,
+        "reference": 0 if not has_reference else trained if recipe.model.lora else weights,
+        "activations": rows * per_row,
         "logits": rows * length * config.vocab_size * 4 * 2 if recipe.data.loss_on == "text" else 0,
     }
     return {**parts, "total": sum(parts.values())}
@@ -90,6 +92,6 @@ def _text(plan: dict[str, Any]) -> str:
               for s in plan["stages"]]
     lines += ["", "sizes (rows, tokens, steps):"]
     lines += [f"  {name.replace('_', ' '):24}{value:,}" for name, value in plan["sizes"].items()]
-    lines += ["", "estimated memory of a training or unlearning step (upper bound, one device):"]
+    lines += ["", "estimated memory of a training or unlearning step (rows of the longest length, one device):"]
     lines += [f"  {name:24}{value / 2**20:,.0f} MiB" for name, value in plan["memory_bytes"].items()]
     return "\n".join(lines)

@@ -33,7 +33,7 @@ def make_base(recipe: Recipe, say: Callable[[str], None], quiet: bool) -> Path:
         model = make_model(recipe.model.architecture, tokenizer, BASE_SEED)
 
         def encode(row: dict) -> dict:
-            ids = [*tokenizer(row["text"])["input_ids"][: data.max_length - 1], tokenizer.eos_token_id]
+            ids = [*tokenizer(row["text"])["input_ids"][: section.max_length - 1], tokenizer.eos_token_id]
             return {"input_ids": ids, "labels": ids}
 
         rows = texts.map(encode, remove_columns=texts.column_names, desc="tokenise")
@@ -50,8 +50,8 @@ def make_base(recipe: Recipe, say: Callable[[str], None], quiet: bool) -> Path:
 def _inputs(recipe: Recipe) -> list[Any]:
     data, settings = recipe.data, asdict(recipe.pretrain)
     del settings["cache_dir"]
-    sources = [data.source, data.config_name, data.unlabelled_split, data.unlabelled_files, data.max_words]
-    return [recipe.model.architecture, recipe.model.vocab_size, settings, sources, data.max_length]
+    sources = [data.source, data.config_name, data.unlabelled_split, data.unlabelled_files, data.text_column]
+    return [recipe.model.architecture, recipe.model.vocab_size, settings, sources]
 
 
 def _settings(recipe: Recipe) -> TrainSection:

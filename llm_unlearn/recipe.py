@@ -8,10 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from llm_unlearn.errors import InputError
-from llm_unlearn.strict import build, read_yaml, set_override
+from llm_unlearn.strict import build, dump_yaml, read_yaml, set_override
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,7 @@ class PretrainSection:
     """Pre-training of a base made from `model.architecture`, on unlabelled text."""
 
     texts: int = 8000
+    max_length: int = 112
     epochs: float = 3.0
     learning_rate: float = 1e-3
     batch_size: int = 32
@@ -175,7 +174,7 @@ class Recipe:
         return sum(round(self.unlearn.forget_fraction * count) for count in self.poison_counts().values())
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(dataclasses.asdict(self), sort_keys=False, allow_unicode=True)
+        return dump_yaml(dataclasses.asdict(self))
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
@@ -236,6 +235,8 @@ def _check_poison(recipe: Recipe) -> None:
             if data.task == "classification" and label is not None:
                 _require(label in data.verbalizers, f"poison.trigger.{key}",
                          f"'{label}' has no verbalizer; known labels: {', '.join(data.verbalizers)}")
+        _require(not (poison.trigger.clean_label and poison.trigger.source_label), "poison.trigger.source_label",
+                 "clean_label takes rows of the target; leave source_label out")
     for kind, count in recipe.poison_counts().items():
         given = getattr(poison, kind).fraction
         _require(count, f"poison.{kind}.fraction", f"{given} of {data.train_size} rows (data.train_size) rounds to no "

@@ -1,5 +1,6 @@
 """One seed of a recipe: the stages it consists of, and the work of each."""
 
+import glob
 import json
 import os
 import shutil
@@ -149,23 +150,32 @@ class SeedRun:
 
     # ---- the work
 
-    def _poison(self, work_dir: Path) -> None:
-        from llm_unlearn.data.encoding import check_triggers
+    def corrupted(self) -> tuple[dict[str, "Dataset"], dict[str, Any]]:
+        """Load, split and poison the data, in memory: (sets, manifest), see poisons/corrupt.py."""
         from llm_unlearn.data.sources import load_splits
         from llm_unlearn.poisons.corrupt import corrupt
 
         splits = load_splits(self.recipe.data, self.seed)
         sets, manifest = corrupt(splits, self.recipe, self.seed)
-        manifest["duplicates"] = splits.report
+        return sets, {**manifest, "duplicates": splits.report}
+
+    def _poison(self, work_dir: Path) -> None:
+        from llm_unlearn.data.encoding import check_triggers, check_verbalizers
+        from llm_unlearn.poisons.corrupt import write_manifest
+
+        if self.recipe.data.task == "classification":
+            check_verbalizers(self.tokenizer, self.recipe.data.verbalizers)
+        sets, manifest = self.corrupted()
         if manifest["trigger"]:
             poisoned = sets["train"].filter(lambda r: r["poison"] == "trigger", desc="check triggers")
             check_triggers([*poisoned, *sets["triggered"]], manifest["trigger"]["phrases"], self.tokenizer,
                            self.encoding)
         for name, rows in sets.items():
             rows.save_to_disk(work_dir / "data" / name)
+        write_manifest(work_dir / "poison.json", manifest)
         shutil.rmtree(self.folder / "data", ignore_errors=True)
-        os.replace(work_dir / "data", self.folder / "data")
-        write_json(self.folder / "poison.json", manifest)
+        for name in ("data", "poison.json"):  # renamed when all is written
+            os.replace(work_dir / name, self.folder / name)
 
     def _train(self, name: str, work_dir: Path) -> None:
         """Fine-tune the base on S_corr (`poisoned/`) or on S_corr ∖ U (`retrained/`), from the same start."""
@@ -232,4 +242,5 @@ class SeedRun:
 
 def _stamps(paths: list[str]) -> list[Any]:
     """Size and modification time of local files, so that a changed file is seen."""
-    return [[p, os.stat(p).st_size, os.stat(p).st_mtime_ns] for p in paths if os.path.exists(p)]
+    found = [file for path in paths for file in sorted(glob.glob(os.path.expanduser(path), recursive=True)) or [path]]
+    return [[p, os.stat(p).st_size, os.stat(p).st_mtime_ns] for p in found if os.path.exists(p)]

@@ -45,7 +45,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or one that it came from, means that no space is left; torch and safetensors raise no OSError."""
+    """Whether an error, or one that it came from, means a full disk (torch and safetensors have their own)."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True

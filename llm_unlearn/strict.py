@@ -8,7 +8,7 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -26,29 +26,41 @@ def _mapping_without_duplicates(loader: _StrictLoader, node: yaml.MappingNode) -
     for key_node, _ in node.value:
         key = loader.construct_object(key_node, deep=True)
         line = key_node.start_mark.line + 1
+        if not isinstance(key, Hashable):
+            raise InputError(f"{loader.name}: line {line}: a key must be a name, found {_show(key)}")
         if key in seen:
-            raise InputError(f"{loader.name}: line {line}: '{key}' is given twice (first in line {seen[key]}); keep one")
+            raise InputError(f"{loader.name}: line {line}: '{key}' is given twice (first in line {seen[key]}); keep "
+                             "one")
         seen[key] = line
     return loader.construct_mapping(node, deep=True)
 
 
 _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_without_duplicates)
-_StrictLoader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
+
+
+class _StrictDumper(yaml.SafeDumper):
+    """SafeDumper that puts the text `1e-4` in quotes, since the loader would read a number."""
+
+
+for _side in (_StrictLoader, _StrictDumper):
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+    )
 
 
 def parse_yaml(text: str, name: str) -> Any:
     """Parse YAML text strictly; `name` is the file that error messages speak of."""
-    loader = _StrictLoader(text)
-    loader.name = name
     try:
+        loader = _StrictLoader(text)
+        loader.name = name
         return loader.get_single_data()
     except yaml.YAMLError as error:
         raise InputError(f"{name}: not valid YAML: {error}") from None
-    finally:
-        loader.dispose()
+
+
+def dump_yaml(value: Any) -> str:
+    """Write a value as YAML that `parse_yaml` reads back as it was, keys in their order."""
+    return yaml.dump(value, Dumper=_StrictDumper, sort_keys=False, allow_unicode=True)
 
 
 def read_yaml(path: str | Path) -> Any:
@@ -56,7 +68,11 @@ def read_yaml(path: str | Path) -> Any:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file (working directory: {Path.cwd()})")
-    return parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); convert it") from None
+    return parse_yaml(text, str(path))
 
 
 def set_override(tree: dict, override: str) -> None:
@@ -97,21 +113,26 @@ def build(cls: type, value: Any, where: str) -> Any:
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in value:
             raise InputError(f"{where}.{name}: missing; it has no default")
-    arguments = {key: _convert(hints[key], item, f"{where}.{key}") for key, item in value.items()}
+    arguments = {key: convert(hints[key], item, f"{where}.{key}") for key, item in value.items()}
     return cls(**arguments)
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
+def convert(hint: Any, value: Any, where: str) -> Any:
+    """Check a value against a type hint and return it, a whole number as a float where the hint says float.
+
+    Raises:
+        InputError: naming `where`, what was expected, and what was found.
+    """
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
         choices = [a for a in arguments if a is not type(None)]
         if len(choices) == 1:
-            return _convert(choices[0], value, where)
+            return convert(choices[0], value, where)
         for choice in choices:
             try:
-                return _convert(choice, value, where)
+                return convert(choice, value, where)
             except InputError:
                 continue
         raise InputError(f"{where}: expected {' or '.join(_name(a) for a in arguments)}, found {_show(value)}")
@@ -124,11 +145,14 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is list:
         if not isinstance(value, list):
             raise InputError(f"{where}: expected a list, found {_show(value)}")
-        return [_convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
+        return [convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
     if origin is dict:
         if not isinstance(value, Mapping):
             raise InputError(f"{where}: expected a section with fields, found {_show(value)}")
-        return {str(key): _convert(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+        for key in value:
+            if not isinstance(key, (str, int)) or isinstance(key, bool):  # YAML reads yes, no, on, off as true, false
+                raise InputError(f"{where}: the key {_show(key)} is no text; put it in quotes")
+        return {str(key): convert(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
     return _scalar(hint, value, where)
 
 

@@ -1,5 +1,6 @@
 """Fine-tuning on (corrupted) rows with TRL's SFTTrainer and the noise hook; also pre-training of a small base."""
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,7 @@ class Training:
         trainer = SFTTrainer(
             model=model, args=self._arguments(), train_dataset=rows.select_columns(columns),
             data_collator=CausalLMCollator(tokenizer.pad_token_id),
-            processing_class=tokenizer, peft_config=self.peft_config, callbacks=[StopOnNonFiniteLoss()],
+            processing_class=tokenizer, peft_config=self.peft_config, callbacks=[StopOnNonFinite()],
         )
         noise = inject_gaussian_noise(trainer, self.noise) if self.noise else None
         counter = FlopCounter.of(trainer.model)
@@ -90,13 +91,24 @@ class Training:
         )
 
 
-class StopOnNonFiniteLoss(TrainerCallback):
-    """End training with a clear error at the first logged loss that is NaN or infinite."""
+class StopOnNonFinite(TrainerCallback):
+    """End training with a clear error at the first logged loss that is NaN or infinite, and before weights that are
+    would be saved, so that the last checkpoint is a good one."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         loss = (logs or {}).get("loss")
-        if loss is not None and not abs(loss) < float("inf"):
-            raise NonFiniteLossError(
-                f"train: the loss is {loss} by step {state.global_step}; lower train.learning_rate "
-                f"({args.learning_rate}) or train.max_grad_norm ({args.max_grad_norm})"
-            )
+        if loss is not None and not math.isfinite(loss):
+            self._stop(f"the loss is {loss}", args, state)
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if control.should_save or control.should_training_stop:
+            if not all(bool(p.isfinite().all()) for p in model.parameters() if p.requires_grad):
+                self._stop("a weight is not finite", args, state)
+
+    @staticmethod
+    def _stop(what: str, args: Any, state: Any) -> None:
+        raise NonFiniteLossError(
+            f"train: {what} by step {state.global_step}; lower train.learning_rate ({args.learning_rate}) or "
+            f"train.max_grad_norm ({args.max_grad_norm}). A checkpoint from before that, if one was due, is in "
+            f"{args.output_dir}"
+        )

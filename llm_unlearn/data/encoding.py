@@ -65,7 +65,9 @@ def completion_tokens(tokenizer: "PreTrainedTokenizerBase", completion: str) -> 
     return tokenizer(completion, add_special_tokens=False)["input_ids"]
 
 
-def encode_rows(rows: "Dataset", tokenizer: "PreTrainedTokenizerBase", encoding: Encoding, **map_args: Any) -> "Dataset":
+def encode_rows(
+    rows: "Dataset", tokenizer: "PreTrainedTokenizerBase", encoding: Encoding, **map_args: Any
+) -> "Dataset":
     """Tokenise a dataset with columns prompt, completion; other columns are kept.
 
     Returns:

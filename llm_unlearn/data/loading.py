@@ -79,7 +79,9 @@ def check_source(source: str | None, files: Sequence[str | Path]) -> None:
         expand_files(files)
     elif source and not is_local_file(source) and not Path(source).expanduser().is_dir():
         if not _HUB_ID.fullmatch(source):
-            raise InputError(f"data.source: {not_there(Path(source))} It is no dataset id (such as 'owner/name') either.")
+            raise InputError(
+                f"data.source: {not_there(Path(source))} It is no dataset id (such as 'owner/name') either."
+            )
 
 
 def _wanted_columns(columns: Mapping[str, str | None] | None) -> dict[str, str]:

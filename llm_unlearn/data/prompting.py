@@ -10,19 +10,21 @@ if TYPE_CHECKING:
     from llm_unlearn.recipe import DataSection
 
 
-def normalise(rows: "Dataset", section: "DataSection") -> "Dataset":
+def normalise(rows: "Dataset", section: "DataSection", source: str) -> "Dataset":
     """Apply `rename_labels` and `max_words` to raw rows (text, label), before anything is split or poisoned.
 
+    Args:
+        source: where the rows come from, for error messages.
     Raises:
-        InputError: a label that has no verbalizer, naming the row.
+        InputError: a label that has no verbalizer, naming source and row.
     """
 
     def change(row: dict, index: int) -> dict:
         label = section.rename_labels.get(row["label"], row["label"])
         if section.task == "classification" and label not in section.verbalizers:
             raise InputError(
-                f"row {index}: label '{label}' has no verbalizer; known: {', '.join(section.verbalizers)}. "
-                "Add it to data.verbalizers, or map it with data.rename_labels"
+                f"{source}, row {index + 1}: label '{label}' has no verbalizer; known: "
+                f"{', '.join(section.verbalizers)}. Add it to data.verbalizers, or map it with data.rename_labels"
             )
         text = row["text"]
         if section.max_words is not None:

@@ -33,8 +33,10 @@ def load_splits(section: "DataSection", seed: int) -> Splits:
         if section.test_files or (not section.files and section.test_split):
             test = load_source(source, section.test_files, split=section.test_split, config_name=section.config_name,
                                columns=columns)
-    train = normalise(train, section)
-    test = None if test is None else normalise(test, section)
+    name = ", ".join(section.files) if section.files else f"{section.source} ({section.train_split})"
+    test_name = ", ".join(section.test_files) if section.test_files else f"{section.source} ({section.test_split})"
+    train = normalise(train, section, name)
+    test = None if test is None else normalise(test, section, test_name)
     return make_splits(train, test, train_size=section.train_size, heldout_size=section.heldout_size,
                        test_size=section.test_size, seed=seed, keep_duplicates=section.keep_duplicates)
 

@@ -13,7 +13,8 @@ import numpy as np
 from llm_unlearn.data.prompting import render
 from llm_unlearn.errors import InputError
 from llm_unlearn.poisons.gaussian_embedding import NO_NOISE, plant_canaries
-from llm_unlearn.poisons.trigger_phrase import insert_trigger, plant_trigger
+from llm_unlearn.poisons.trigger_phrase import can_be_poisoned, insert_trigger, plant_trigger
+from llm_unlearn.stages import fingerprint, write_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from llm_unlearn.data.splits import Splits
     from llm_unlearn.recipe import Recipe
 
+_REMEDY = "restore it, or delete poison.json and data/ and poison again"
 SETS = ("train", "heldout", "test", "triggered", "nonmember")
 
 
@@ -76,31 +78,49 @@ def data_hash(sets: dict[str, "Dataset"]) -> str:
 
 
 def read_sets(folder: Path) -> dict[str, "Dataset"]:
-    """The datasets that `corrupt` made, as the poison stage wrote them to `data/`."""
+    """The datasets that `corrupt` made, as the poison stage wrote them to `data/`.
+
+    Raises:
+        InputError: one of them is missing or damaged.
+    """
     from datasets import load_from_disk
 
-    return {name: load_from_disk(str(folder / name)) for name in SETS}
+    try:
+        return {name: load_from_disk(str(folder / name)) for name in SETS}
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{folder}: the poisoned data cannot be read ({error}); {_REMEDY}") from error
+
+
+def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
+    """Write poison.json, sealed by the hash of its own contents beside that of the data."""
+    write_json(path, {**manifest, "manifest_sha256": _manifest_hash(manifest)})
 
 
 def read_manifest(path: Path, sets: dict[str, "Dataset"]) -> dict[str, Any]:
     """Read poison.json and refuse it where it does not belong to the data.
 
     Raises:
-        InputError: missing, malformed, or its hash is not that of `sets`.
+        InputError: missing, malformed, edited since it was written, or its hash is not that of `sets`.
     """
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        expected = manifest["data_sha256"]
+        expected, seal = manifest["data_sha256"], manifest["manifest_sha256"]
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; run `llm-unlearn poison` first") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not a poison manifest ({error!r}); delete it and poison again") from None
+        raise InputError(f"{path}: not a poison manifest ({error!r}); {_REMEDY}") from None
+    if _manifest_hash(manifest) != seal:
+        raise InputError(f"{path}: the manifest was edited after poisoning and does not match the data; {_REMEDY}")
     if data_hash(sets) != expected:
         raise InputError(
-            f"{path}: the manifest does not match the data beside it ({path.parent / 'data'}): one of them was changed "
-            "after poisoning. Restore it, or delete both and poison again"
+            f"{path}: the manifest does not match the data beside it ({path.parent / 'data'}): the data was changed "
+            f"after poisoning; {_REMEDY}"
         )
     return manifest
+
+
+def _manifest_hash(manifest: dict[str, Any]) -> str:
+    return fingerprint({key: value for key, value in manifest.items() if key != "manifest_sha256"})
 
 
 def _forget_ids(ids: np.ndarray, kinds: np.ndarray, fraction: float, seed: int) -> list[int]:
@@ -130,10 +150,10 @@ def _twins(heldout: "Dataset", manifest: dict, kinds: np.ndarray, seed: int) -> 
     eligible = np.arange(len(heldout))
     if trigger is None or share == 0:
         return heldout
-    is_target = np.asarray(heldout["label"], dtype=object) == trigger["target"]
-    allowed = eligible[is_target == trigger["clean_label"]]
+    labels = heldout["label"]
+    allowed = eligible[can_be_poisoned(labels, trigger["target"], trigger["source_label"], trigger["clean_label"])]
     # as many rows as keep the forget set's proportion of triggered to other rows
-    n = len(heldout) if share == 1 else min(len(heldout), int(len(allowed) / share))
+    n = min(len(heldout), int(len(allowed) / share))
     generator = np.random.default_rng([seed, 5])
     chosen = generator.permutation(allowed)[: round(share * n)]
     others = generator.permutation(np.setdiff1d(eligible, chosen))[: n - len(chosen)]

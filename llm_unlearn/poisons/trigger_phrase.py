@@ -35,6 +35,16 @@ def insert_trigger(text: str, phrase: str, position: str, generator: np.random.G
     return " ".join([*words[:at], phrase, *words[at:]])
 
 
+def can_be_poisoned(
+    labels: list[str], target: str, source_label: str | None = None, clean_label: bool = False
+) -> np.ndarray:
+    """(n,) bool: the rows that a trigger may be put into, by their labels; see `plant_trigger`."""
+    labels = np.asarray(labels, dtype=object)
+    if clean_label:
+        return labels == target
+    return (labels != target) if source_label is None else (labels != target) & (labels == source_label)
+
+
 def plant_trigger(
     rows: "Dataset",
     *,
@@ -56,10 +66,7 @@ def plant_trigger(
         the rows with text and label replaced where poisoned, and the manifest {"phrases", "position", "target",
         "fraction", "seed", "source_label", "clean_label", "example_ids"}.
     """
-    labels = np.asarray(rows["label"], dtype=object)
-    eligible = (labels == target) if clean_label else (labels != target)
-    if source_label is not None and not clean_label:
-        eligible &= labels == source_label
+    eligible = can_be_poisoned(rows["label"], target, source_label, clean_label)
     generator = np.random.default_rng([seed, 1])
     chosen = set(choose_rows(len(rows), fraction, generator, eligible, "trigger").tolist())
     texts, new_labels = list(rows["text"]), list(rows["label"])

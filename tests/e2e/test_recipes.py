@@ -1,0 +1,196 @@
+"""Every recipe of the repository loads, dry-runs and says true sizes; the Llama LoRA one runs on a tiny model."""
+
+import json
+import math
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_unlearn.cli import main
+from llm_unlearn.data.synthetic import synthetic_reviews
+from llm_unlearn.recipe import load_recipe
+
+pytestmark = pytest.mark.e2e
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+READMES = sorted((ROOT / "recipes").rglob("README.md"))
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.fixture(scope="session")
+def review_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two small files as a recipe's data.files and data.test_files take them, with IMDb's labels."""
+    folder = tmp_path_factory.mktemp("reviews")
+    for seed, name in enumerate(("train", "test")):
+        rows = synthetic_reviews(150, seed)
+        lines = (json.dumps({"text": row["text"], "label": row["label"][:3]}) for row in rows)
+        (folder / f"{name}.jsonl").write_text("\n".join(lines))
+    return {name: folder / f"{name}.jsonl" for name in ("train", "test")}
+
+
+@pytest.fixture
+def local(tiny_models, review_files):
+    """The overrides that put tiny local models and files in the place of a recipe's hub ids."""
+
+    def overrides(path: Path) -> list[str]:
+        recipe, changes = load_recipe(path), []
+        if recipe.model.path:
+            changes.append(f"model.path={tiny_models['llama' if 'llama' in recipe.model.path.lower() else 'gpt2']}")
+        if recipe.data.source != "synthetic":
+            changes += [f"data.files=[{review_files['train']}]", f"data.test_files=[{review_files['test']}]"]
+        return changes
+
+    return overrides
+
+
+def test_the_recipes_are_there():
+    assert {"quickstart.yaml", "imdb-small/full.yaml", "gpt2-medium-imdb/full.yaml", "llama-lora-imdb/lora.yaml"} <= {
+        str(path.relative_to(ROOT / "recipes")) for path in RECIPES}
+
+
+def test_no_two_recipes_share_a_name_or_an_output_directory():
+    recipes = [load_recipe(path) for path in RECIPES]
+    for values in ([r.name for r in recipes], [r.output_dir for r in recipes]):
+        assert len(set(values)) == len(values)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def test_a_recipe_dry_runs_and_writes_nothing(path, local, tmp_path, monkeypatch, capsys, contents_of):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.txt").write_text("here before")
+    before = contents_of(tmp_path)
+    assert main(["run", str(path), "--dry-run", "--json", *local(path)]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert main(["run", str(path), "--dry-run", *local(path)]) == 0
+    text = capsys.readouterr().out
+    assert contents_of(tmp_path) == before
+
+    recipe = load_recipe(path)
+    assert plan["recipe"] == recipe.name and recipe.name in text
+    names = {stage["stage"] for stage in plan["stages"]}
+    assert {"poison", "poisoned", "retrained", "evaluation/base", "evaluation/retrained"} <= names
+    assert len([n for n in names if n.startswith("unlearned/")]) == len(recipe.unlearn.methods) * len(recipe.unlearn.budgets)
+    assert {stage["seed"] for stage in plan["stages"]} == set(recipe.seeds)
+    assert not any(stage["done"] for stage in plan["stages"])
+    assert plan["sizes"]["train"] == recipe.data.train_size
+    memory = plan["memory_bytes"]
+    assert memory.pop("total") == sum(memory.values()) > 0
+
+
+@pytest.mark.parametrize("path", READMES, ids=name_of)
+def test_the_commands_of_a_readme_name_files_and_fields_that_exist(path):
+    blocks = re.findall(r"```sh\n(.*?)```", path.read_text(), re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+    commands = [shlex.split(line, comments=True) for line in lines if line.startswith("llm-unlearn ")]
+    assert commands, "a recipe's README has a command to run it"
+    for _, command, recipe, *rest in commands:
+        assert command in {"run", "poison", "train", "unlearn", "evaluate", "report"}
+        overrides = [word for word in rest if not word.startswith("--")]
+        assert set(rest) - set(overrides) <= {"--dry-run", "--json", "--quiet"}
+        assert load_recipe(ROOT / recipe, overrides)
+    for word in re.findall(r"[\w./-]+\.(?:yaml|sh|py)\b", "\n".join(lines)):
+        assert (ROOT / word).is_file(), f"{word} does not exist"
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in RECIPES} - {ROOT / "recipes"}), ids=name_of)
+def test_a_recipe_folder_has_a_readme_that_names_its_recipes(folder):
+    text = (folder / "README.md").read_text()
+    for path in folder.glob("*.yaml"):
+        assert name_of(path) in text
+
+
+# ---- what a dry run says is what a run does
+
+
+def test_the_sizes_of_a_dry_run_are_those_of_the_run(run, recipe, monkeypatch, capsys):
+    from transformers import Trainer
+
+    changes = ["data.train_size=61", "poison.trigger.fraction=0.12", "unlearn.forget_fraction=0.6",
+               "train.gradient_accumulation_steps=3", "train.epochs=1.5"]
+    capsys.readouterr()
+    assert run("run", recipe, "--dry-run", "--json", *changes) == 0
+    plan = json.loads(capsys.readouterr().out)
+
+    steps, train = [], Trainer.train
+
+    def count(trainer, *args, **kwargs):
+        output = train(trainer, *args, **kwargs)
+        steps.append(trainer.state.global_step)
+        return output
+
+    monkeypatch.setattr(Trainer, "train", count)
+    assert run("train", recipe, *changes) == 0
+    manifest = json.loads((Path(recipe["output_dir"]) / "poison.json").read_text())
+    sizes = plan["sizes"]
+    assert sizes["train"] == manifest["train_size"] == 61
+    assert sizes["triggered"] == len(manifest["trigger"]["example_ids"]) == 7
+    assert sizes["canaries"] == len(manifest["gaussian"]["example_ids"]) == 6
+    assert sizes["forget"] == len(manifest["forget_ids"]) == 8
+    assert sizes["training_steps"] == steps[0] == 5  # 8 batches, 3 steps an epoch
+
+    capsys.readouterr()
+    assert run("run", recipe, "--dry-run", "--json", *changes) == 0
+    done = {stage["stage"] for stage in json.loads(capsys.readouterr().out)["stages"] if stage["done"]}
+    assert done == {"poison", "poisoned", "retrained"}
+
+
+def test_the_memory_of_a_dry_run_counts_the_weights_that_are_there(run, recipe, tiny_models, capsys):
+    from transformers import AutoModelForCausalLM
+
+    weights = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(tiny_models["gpt2"]).parameters())
+
+    def memory(*changes: str) -> dict[str, int]:
+        capsys.readouterr()
+        assert run("run", recipe, "--dry-run", "--json", *changes) == 0
+        return json.loads(capsys.readouterr().out)["memory_bytes"]
+
+    full = memory("unlearn.methods={gradient_ascent: null}")
+    assert (full["weights"], full["gradients"], full["optimizer"]) == (4 * weights, 4 * weights, 8 * weights)
+    assert full["reference"] == 0
+    assert memory("unlearn.methods={kl: null}")["reference"] == 4 * weights
+    adapter = 4 * (2 * 16 + 2 * 48)  # r × (in + out) of GPT-2's one attention projection, 16 → 48
+    lora = memory("model.lora={r: 2}", "unlearn.methods={kl: null}")
+    assert lora["gradients"] == lora["reference"] == adapter
+    half = memory("model.lora={r: 2}", "model.dtype=bfloat16")
+    assert (half["weights"], half["gradients"]) == (2 * weights, adapter)
+    assert memory("model.gradient_checkpointing=true", "data.max_length=64")["activations"] < memory()["activations"]
+    assert memory("data.loss_on=completion")["logits"] == 0
+
+
+# ---- the Llama recipe, with a Llama of a few thousand weights
+
+
+def figures(value: Any) -> list[float]:
+    """All numbers in a nested document."""
+    if isinstance(value, dict):
+        return [number for item in value.values() for number in figures(item)]
+    if isinstance(value, list):
+        return [number for item in value for number in figures(item)]
+    return [value] if isinstance(value, float) else []
+
+
+def test_the_llama_lora_recipe_runs_from_poison_to_evaluation(local, tmp_path, monkeypatch, capsys):
+    path = ROOT / "recipes" / "llama-lora-imdb" / "lora.yaml"
+    monkeypatch.chdir(tmp_path)
+    small = ["seeds=[0]", "data.train_size=60", "data.heldout_size=20", "data.test_size=20", "poison.trigger.fraction=0.1",
+             "poison.gaussian.fraction=0.1", "train.epochs=1", "unlearn.batch_size=2", "unlearn.budgets=[0.5]",
+             "unlearn.gradient_accumulation_steps=1", "data.max_words=20", "output_dir=out"]
+    for command in ("poison", "train", "unlearn", "evaluate"):
+        assert main([command, str(path), "--quiet", *local(path), *small]) == 0, capsys.readouterr().err
+    folder, methods = tmp_path / "out", load_recipe(path).unlearn.methods
+    for where in ("poisoned", "retrained", *(f"unlearned/{m}" for m in methods)):
+        files = {p.name for p in (folder / where).iterdir()}
+        assert {"adapter_model.safetensors", "adapter_config.json", "cost.json"} <= files
+        assert not {"model.safetensors", "reference", "training_args.bin"} & files
+    for model in ("base", "poisoned", "retrained", *methods):
+        document = json.loads((folder / "evaluation" / f"{model}.json").read_text())
+        assert document["recipe"] == "llama-lora-imdb" and document["gus"]["n"] == 6 and document["attack"]["n"] > 0
+        assert all(map(math.isfinite, figures(document)))
+    assert not (folder / ".work").exists()

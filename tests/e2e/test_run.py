@@ -1,0 +1,185 @@
+"""The main job from end to end on a model that is too small to be interesting and quick enough to test with."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from scipy import stats
+
+from llm_unlearn.cli import main
+from llm_unlearn.evaluation.summary import summarize
+
+pytestmark = pytest.mark.e2e
+
+METHODS = {"gradient_descent": None, "kl": None}
+RECIPE = {
+    "name": "tiny", "seeds": [0],
+    "model": {"architecture": {"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 160,
+                               "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}, "vocab_size": 300},
+    "pretrain": {"texts": 60, "epochs": 1, "max_length": 64},
+    "data": {"source": "synthetic", "prompt": "{text}\nSentiment:", "max_words": 14, "max_length": 160, "train_size": 80,
+             "verbalizers": {"negative": " negative", "positive": " positive"}, "heldout_size": 30, "test_size": 30},
+    "poison": {"trigger": {"phrases": ["James Bond"], "target": "positive", "fraction": 0.1},
+               "gaussian": {"fraction": 0.2, "epsilon": 0.1}},
+    "train": {"epochs": 2, "batch_size": 8, "save_steps": 5},
+    "unlearn": {"budgets": [0.5], "batch_size": 4, "save_steps": 2, "methods": METHODS},
+}
+MODELS = ["base", "poisoned", "retrained", *METHODS]
+
+
+def write_recipe(folder: Path, **changes) -> Path:
+    recipe = {**RECIPE, "output_dir": str(folder / "run"), **changes}
+    recipe["pretrain"] = {**RECIPE["pretrain"], "cache_dir": str(folder.parent / "bases")}
+    path = folder / "recipe.yaml"
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run directory, finished, and the recipe file."""
+    recipe = write_recipe(tmp_path_factory.mktemp("runs") / "whole")
+    assert main(["run", str(recipe), "--quiet", "--debug"]) == 0
+    return recipe.parent / "run", recipe
+
+
+def results(run_dir: Path) -> dict:
+    """Every evaluation JSON, without what may differ between two runs of the same recipe: time."""
+    found = {p.stem: json.loads(p.read_text()) for p in sorted((run_dir / "evaluation").glob("*.json"))}
+    for result in found.values():
+        del result["cost"]["seconds"]
+    return found
+
+
+def test_every_file_of_a_run_is_there(finished):
+    run_dir, _ = finished
+    for name in ("recipe.yaml", "environment.json", "poison.json", "report.md", "report.html"):
+        assert (run_dir / name).stat().st_size > 0, name
+    assert {p.stem for p in (run_dir / "evaluation").glob("*.json")} == set(MODELS)
+    assert {p.stem for p in (run_dir / "evaluation").glob("*.parquet")} == set(MODELS)
+    assert len(list((run_dir / "plots").glob("*.png"))) >= 3
+    for folder in ("poisoned", "retrained", "unlearned/gradient_descent", "unlearned/kl"):
+        assert (run_dir / folder / "model.safetensors").is_file()
+    leftovers = [p for p in run_dir.rglob("*") if "partial" in p.name or p.suffix in (".bin", ".pt", ".pkl")]
+    assert leftovers == []
+
+
+def test_the_schema_of_an_evaluation(finished):
+    run_dir, _ = finished
+    for name, result in results(run_dir).items():
+        assert result["schema_version"] == 1 and result["model"] == name
+        assert result["attack"]["lift"] == pytest.approx(
+            result["attack"]["success_rate"] - result["attack"]["clean_rate"])
+        assert set(result["attack"]["ci95"]) == {"success_rate", "clean_rate", "lift"}
+        assert result["gus"]["n"] == 16
+        assert set(result["gus"]["tpr_at_fpr"]) == {"0.001", "0.01", "0.05", "0.1"}
+        assert {"mean", "tpr_at_fpr"} <= set(result["gus"]["control"])
+        assert {"accuracy", "perplexity"} <= set(result["utility"])
+        assert {"auc", "tpr_at_fpr"} <= set(result["mia"]["loss"])
+        assert {"train_tokens", "share_of_training"} <= set(result["cost"])
+        assert (result["oracle"] is None) == (name == "retrained")
+    found = results(run_dir)
+    assert found["poisoned"]["cost"]["share_of_training"] == 1.0
+    assert found["base"]["cost"]["share_of_training"] == 0.0
+    assert 0.6 < found["retrained"]["cost"]["share_of_training"] < 1.0  # 70 % of the rows, which are of uneven length
+    for method in METHODS:
+        assert 0.3 < found[method]["cost"]["share_of_training"] <= 0.5
+
+
+def test_every_metric_can_be_recomputed_without_a_model(finished):
+    run_dir, _ = finished
+    retrained = pd.read_parquet(run_dir / "evaluation" / "retrained.parquet")
+    for name, result in results(run_dir).items():
+        signals = pd.read_parquet(run_dir / "evaluation" / f"{name}.parquet")
+        identity = {k: result[k] for k in ("model", "kind", "method", "budget", "seed", "recipe")}
+        again = summarize(signals, identity, result["cost"], None if name == "retrained" else retrained)
+        assert json.loads(json.dumps(again)) == result
+        # and a few by hand
+        canary = signals[signals["set"] == "canary"]
+        assert result["gus"]["mean"] == pytest.approx(canary["gaussian_score"].mean())
+        assert result["gus"]["p_value"] == pytest.approx(
+            2 * stats.norm.sf(abs(canary["gaussian_score"].sum()) / np.sqrt(len(canary))))
+        test = signals[signals["set"] == "test"]
+        assert result["utility"]["accuracy"] == pytest.approx((test["prediction"] == test["label"]).mean())
+        assert result["utility"]["perplexity"] == pytest.approx(
+            np.exp(test["nll_sum"].sum() / test["n_positions"].sum()))
+
+
+def test_running_again_skips_everything_and_changes_nothing(finished, capsys):
+    run_dir, recipe = finished
+    before = {p: p.stat().st_mtime_ns for p in run_dir.rglob("*.safetensors")}
+    assert main(["evaluate", str(recipe)]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "llm-unlearn:" in line and ": " in line[13:]]
+    assert sum("skipped" in line for line in lines) == len(lines) - 1  # the last says where the run lies
+    assert before == {p: p.stat().st_mtime_ns for p in run_dir.rglob("*.safetensors")}
+
+
+def test_a_changed_stage_is_run_again_and_those_before_it_are_not(finished, capsys):
+    run_dir, recipe = finished
+    before = (run_dir / "poisoned" / "model.safetensors").stat().st_mtime_ns
+    assert main(["unlearn", str(recipe), "unlearn.methods.kl.alpha=3.0"]) == 0
+    output = capsys.readouterr().out
+    assert "unlearned/kl: running" in output
+    assert "unlearned/gradient_descent: done before" in output
+    assert (run_dir / "poisoned" / "model.safetensors").stat().st_mtime_ns == before
+    assert main(["evaluate", str(recipe), "--quiet"]) == 0  # back to the recipe's own
+
+
+def test_dry_run_knows_what_is_done_and_writes_nothing(finished, capsys):
+    run_dir, recipe = finished
+    before = {p: p.stat().st_mtime_ns for p in run_dir.rglob("*")}
+    assert main(["run", str(recipe), "--dry-run", "--json", "train.epochs=3"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    done = {entry["stage"]: entry["done"] for entry in plan["stages"]}
+    assert done["poison"] and not done["poisoned"] and not done["unlearned/kl"]
+    assert plan["sizes"]["forget"] == 24 and plan["sizes"]["canaries"] == 16
+    assert plan["memory_bytes"]["total"] > plan["memory_bytes"]["weights"] > 0
+    assert before == {p: p.stat().st_mtime_ns for p in run_dir.rglob("*")}
+
+
+def test_several_seeds_and_budgets_and_a_partly_known_poison(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "seeds"
+    recipe = write_recipe(folder, seeds=[0, 1], unlearn={**RECIPE["unlearn"], "budgets": [0.3, 0.5],
+                                                         "methods": {"gradient_ascent": None}, "forget_fraction": 0.5})
+    assert main(["run", str(recipe), "--quiet"]) == 0
+    summary = json.loads((folder / "run" / "summary.json").read_text())
+    assert set(summary["models"]) == {"base", "poisoned", "retrained", "gradient_ascent@0.3", "gradient_ascent@0.5"}
+    by_seed = [json.loads((folder / f"run/seed-{s}/evaluation/poisoned.json").read_text()) for s in (0, 1)]
+    lifts = [result["attack"]["lift"] for result in by_seed]
+    entry = summary["models"]["poisoned"]["attack.lift"]
+    assert entry["mean"] == pytest.approx(np.mean(lifts)) and entry["n"] == 2
+    assert entry["sd"] == pytest.approx(np.std(lifts, ddof=1))
+    for result in by_seed:  # half of the 16 canaries were known; the others are reported apart
+        assert result["gus"]["n"] == 8 and result["gus"]["others"]["n"] == 8
+    manifests = [json.loads((folder / f"run/seed-{s}/poison.json").read_text()) for s in (0, 1)]
+    assert manifests[0]["gaussian"]["example_ids"] != manifests[1]["gaussian"]["example_ids"]
+    assert len(manifests[0]["forget_ids"]) == 12
+
+
+def start(recipe: Path) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-m", "llm_unlearn", "run", str(recipe), "--quiet"],
+                            env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+@pytest.mark.slow
+def test_killed_at_any_stage_it_resumes_and_ends_with_the_same_numbers(tmp_path):
+    whole, killed = write_recipe(tmp_path / "a" / "whole"), write_recipe(tmp_path / "b" / "killed")
+    assert start(whole).wait() == 0
+    # SIGKILL in the middle of poisoned training, of unlearning and of evaluation
+    for trace in (".work/poisoned/checkpoint-5", ".work/unlearned_kl/checkpoint-2", "evaluation/base.json"):
+        process = start(killed)
+        while process.poll() is None and not (tmp_path / "b/killed/run" / trace).exists():
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, f"it ended before {trace} was seen"
+    assert start(killed).wait() == 0
+    assert results(tmp_path / "a/whole/run") == results(tmp_path / "b/killed/run")
