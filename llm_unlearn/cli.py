@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import traceback
+import warnings
 
 from llm_unlearn import __version__
 from llm_unlearn.errors import InputError
@@ -69,13 +70,13 @@ def _run(args: argparse.Namespace) -> int:
     recipe = load_recipe(args.recipe, args.overrides)
     until = "report" if args.command == "run" else args.command
     say = (lambda line: None) if args.quiet or args.json else _say
+    _calm_libraries(args.quiet or args.json)
     if args.dry_run:
         from llm_unlearn.plan import describe_plan
 
         plan = describe_plan(recipe, until)
         print(json.dumps(plan, indent=2) if args.json else plan["text"])
         return 0
-    _calm_libraries(args.quiet or args.json)
     from llm_unlearn.pipeline import run
 
     root = run(recipe, until=until, say=say, quiet=args.quiet or args.json)
@@ -100,6 +101,8 @@ def _calm_libraries(quiet: bool) -> None:
     import datasets
     import transformers
 
+    # of arguments that are renamed between the versions that we allow
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     transformers.logging.set_verbosity_error()
     datasets.logging.set_verbosity_error()
     if quiet:

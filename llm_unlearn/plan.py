@@ -32,8 +32,9 @@ def estimate_memory(recipe: Recipe) -> dict[str, int]:
     """Bytes of one training step: weights, gradients, optimizer (Adam, two moments), reference, activations, logits.
 
     Activations by Korthikanti et al. 2022 (arXiv 2205.05198, equation 2) for 16-bit numbers, doubled for 32: per layer
-    and token 34 h + 5 a s bytes (hidden h, heads a, length s). Under gradient checkpointing each layer's input and one layer
-    recomputed. Every row is taken to be of the longest length; evaluation and the framework's own memory are left out.
+    and token 34 h + 5 a s bytes (hidden h, heads a, length s). Under gradient checkpointing each layer's input and one
+    layer recomputed. Every row is taken to be of the longest length; evaluation and the framework's own memory are left
+    out.
     """
     from llm_unlearn.trainers import METHODS
 

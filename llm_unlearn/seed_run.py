@@ -193,6 +193,8 @@ class SeedRun:
         self._save(model, name, cost)
 
     def _unlearn(self, name: str, method: str, budget: float, work_dir: Path) -> None:
+        from transformers.trainer_callback import PrinterCallback
+
         from llm_unlearn.checkpoints import last_checkpoint
         from llm_unlearn.methods import method_config
         from llm_unlearn.poisons.gaussian_embedding import inject_gaussian_noise
@@ -207,6 +209,8 @@ class SeedRun:
         callback = self.evaluator.quick_figures if self.recipe.unlearn.eval_steps else None
         trainer = METHODS[method][1](model=model, args=config, forget_dataset=forget, retain_dataset=retain,
                                      processing_class=self.tokenizer, evaluate_callback=callback)
+        if self.quiet:
+            trainer.remove_callback(PrinterCallback)  # without a bar the Trainer prints its log instead
         start = time.perf_counter()
         trainer.train(resume_from_checkpoint=last_checkpoint(work_dir))
         cost = {**trainer.cost, "seconds": time.perf_counter() - start}

@@ -44,12 +44,16 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+# what a full disk makes pyarrow, safetensors, and torch.save say, the last without an OSError behind it
+DISK_FULL_WORDS = ("No space left on device", "iostream error", "PytorchStreamWriter failed writing")
+
+
 def is_disk_full(error: BaseException | None) -> bool:
     """Whether an error, or one that it came from, means a full disk (torch and safetensors have their own)."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
-        if any(words in str(error) for words in ("No space left on device", "PytorchStreamWriter failed writing")):
+        if any(words in str(error) for words in DISK_FULL_WORDS):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -7,19 +7,41 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
+from transformers.trainer_callback import PrinterCallback
+from trl import SFTTrainer
 
 from llm_unlearn.checkpoints import last_checkpoint
 from llm_unlearn.compute import FlopCounter
 from llm_unlearn.data.collators import CausalLMCollator
 from llm_unlearn.data.encoding import IGNORE
 from llm_unlearn.errors import NonFiniteLossError
+from llm_unlearn.losses import token_nll
 from llm_unlearn.poisons.gaussian_embedding import inject_gaussian_noise
+from llm_unlearn.tasks.causal_lm import CausalLMTask
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from llm_unlearn.recipe import TrainSection
+
+
+class FineTuner(SFTTrainer):
+    """TRL's SFTTrainer with the NLL of our task contract: the head runs once, at supervised positions.
+
+    The same loss as SFTTrainer's (mean over the tokens of the whole optimizer step), without its entropy and accuracy
+    figures, which on a CPU cost more than the step itself.
+    """
+
+    task = CausalLMTask()
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        supervised = self.task.supervised(model, inputs)
+        count = len(supervised.labels) if num_items_in_batch is None else num_items_in_batch
+        loss = token_nll(supervised.logits, supervised.labels).sum() / count
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes  # the count is over all processes, and DDP averages
+        return (loss, None) if return_outputs else loss
 
 
 @dataclass
@@ -49,14 +71,14 @@ class Training:
         Raises:
             NonFiniteLossError: the loss became NaN or infinite.
         """
-        from trl import SFTTrainer
-
         columns = ["input_ids", "labels", *(["noise_id"] if self.noise else [])]
-        trainer = SFTTrainer(
+        trainer = FineTuner(
             model=model, args=self._arguments(), train_dataset=rows.select_columns(columns),
             data_collator=CausalLMCollator(tokenizer.pad_token_id),
             processing_class=tokenizer, peft_config=self.peft_config, callbacks=[StopOnNonFinite()],
         )
+        if self.quiet:
+            trainer.remove_callback(PrinterCallback)  # without a bar the Trainer prints its log instead
         noise = inject_gaussian_noise(trainer, self.noise) if self.noise else None
         counter = FlopCounter.of(trainer.model)
         start = time.perf_counter()

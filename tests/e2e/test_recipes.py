@@ -76,7 +76,8 @@ def test_a_recipe_dry_runs_and_writes_nothing(path, local, tmp_path, monkeypatch
     assert plan["recipe"] == recipe.name and recipe.name in text
     names = {stage["stage"] for stage in plan["stages"]}
     assert {"poison", "poisoned", "retrained", "evaluation/base", "evaluation/retrained"} <= names
-    assert len([n for n in names if n.startswith("unlearned/")]) == len(recipe.unlearn.methods) * len(recipe.unlearn.budgets)
+    unlearned = [name for name in names if name.startswith("unlearned/")]
+    assert len(unlearned) == len(recipe.unlearn.methods) * len(recipe.unlearn.budgets)
     assert {stage["seed"] for stage in plan["stages"]} == set(recipe.seeds)
     assert not any(stage["done"] for stage in plan["stages"])
     assert plan["sizes"]["train"] == recipe.data.train_size
@@ -141,6 +142,14 @@ def test_the_sizes_of_a_dry_run_are_those_of_the_run(run, recipe, monkeypatch, c
     assert done == {"poison", "poisoned", "retrained"}
 
 
+def test_the_json_of_a_run_is_all_that_it_prints(run, recipe, capsys):
+    capsys.readouterr()
+    assert run("unlearn", recipe, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"run_dir": recipe["output_dir"]}
+    assert run("unlearn", recipe) == 0  # --quiet
+    assert capsys.readouterr().out == ""
+
+
 def test_the_memory_of_a_dry_run_counts_the_weights_that_are_there(run, recipe, tiny_models, capsys):
     from transformers import AutoModelForCausalLM
 
@@ -179,9 +188,9 @@ def figures(value: Any) -> list[float]:
 def test_the_llama_lora_recipe_runs_from_poison_to_evaluation(local, tmp_path, monkeypatch, capsys):
     path = ROOT / "recipes" / "llama-lora-imdb" / "lora.yaml"
     monkeypatch.chdir(tmp_path)
-    small = ["seeds=[0]", "data.train_size=60", "data.heldout_size=20", "data.test_size=20", "poison.trigger.fraction=0.1",
-             "poison.gaussian.fraction=0.1", "train.epochs=1", "unlearn.batch_size=2", "unlearn.budgets=[0.5]",
-             "unlearn.gradient_accumulation_steps=1", "data.max_words=20", "output_dir=out"]
+    small = ["seeds=[0]", "data.train_size=60", "data.heldout_size=20", "data.test_size=20", "data.max_words=20",
+             "poison.trigger.fraction=0.1", "poison.gaussian.fraction=0.1", "train.epochs=1", "unlearn.batch_size=2",
+             "unlearn.gradient_accumulation_steps=1", "unlearn.budgets=[0.5]", "output_dir=out"]
     for command in ("poison", "train", "unlearn", "evaluate"):
         assert main([command, str(path), "--quiet", *local(path), *small]) == 0, capsys.readouterr().err
     folder, methods = tmp_path / "out", load_recipe(path).unlearn.methods

@@ -1,0 +1,75 @@
+"""What all tests share: no network, one thread, a small tokenizer, and tiny models made on the spot."""
+
+import os
+
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: threads cost more than they do
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+ARCHITECTURES = {
+    "gpt2": {"model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 16, "n_positions": 64, "resid_pdrop": 0.0,
+             "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+    "llama": {"model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+              "hidden_size": 16, "intermediate_size": 24, "max_position_embeddings": 64, "tie_word_embeddings": False},
+}
+LORA_TARGETS = {"gpt2": ["c_attn", "c_fc"], "llama": ["q_proj", "v_proj", "up_proj"]}
+SHARPEN = 4.0  # times the weights of the initialisation, or all predictions would be near uniform
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Keep torch to one thread."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> "PreTrainedTokenizerBase":
+    """A byte-level BPE tokenizer of 320 tokens, trained on synthetic texts."""
+    from llm_unlearn.data.synthetic import synthetic_texts
+    from llm_unlearn.modeling import train_tokenizer
+
+    return train_tokenizer(synthetic_texts(60, 0)["text"], 320)
+
+
+@pytest.fixture
+def make_tiny(tokenizer) -> Callable[..., "PreTrainedModel"]:
+    """Make a fresh model: `make_tiny("gpt2" | "llama", seed=0, lora=False)`, 2 layers, 16 wide, no dropout."""
+    import torch
+
+    from llm_unlearn.modeling import make_model
+
+    def make(architecture: str = "gpt2", seed: int = 0, lora: bool = False) -> "PreTrainedModel":
+        model = make_model(ARCHITECTURES[architecture], tokenizer, seed)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim > 1:
+                    parameter.mul_(SHARPEN)
+        if lora:
+            from peft import LoraConfig, get_peft_model
+
+            with torch.random.fork_rng():
+                torch.manual_seed(seed + 1)
+                model = get_peft_model(model, LoraConfig(
+                    r=2, lora_alpha=4, target_modules=LORA_TARGETS[architecture], task_type="CAUSAL_LM",
+                    fan_in_fan_out=architecture == "gpt2",
+                    init_lora_weights=False,  # else an adapter is the identity, and nothing would show that it is used
+                ))
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture
+def tiny_gpt2(make_tiny) -> "PreTrainedModel":
+    """A fresh tiny GPT-2."""
+    return make_tiny("gpt2")
