@@ -98,6 +98,7 @@ def _say(line: str) -> None:
 def _calm_libraries(quiet: bool) -> None:
     """Keep libraries to warnings, and to nothing but errors when quiet: our own lines say what happens."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TQDM_DELAY", "1")  # read by tqdm when it is imported: no bar for what takes under a second
     import datasets
     import transformers
 
@@ -105,9 +106,9 @@ def _calm_libraries(quiet: bool) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     transformers.logging.set_verbosity_error()
     datasets.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()  # one for every folder of weights that is read or written
     if quiet:
         datasets.disable_progress_bars()
-        transformers.logging.disable_progress_bar()
 
 
 def _fail(args: argparse.Namespace, error: BaseException, code: int) -> int:

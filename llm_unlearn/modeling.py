@@ -36,6 +36,7 @@ def make_config(architecture: dict[str, Any], vocab_size: int, **ids: int) -> "P
     Raises:
         InputError: unknown model type, or fields that the architecture does not have.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     fields = dict(architecture)
@@ -45,8 +46,8 @@ def make_config(architecture: dict[str, Any], vocab_size: int, **ids: int) -> "P
             if not hasattr(config, name):
                 raise ValueError(f"a {config.model_type} config has no field '{name}'")
         return AutoConfig.for_model(config.model_type, vocab_size=vocab_size, **ids, **fields)
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"recipe.model.architecture: {str(error).splitlines()[0]}") from None
+    except (ValueError, KeyError, TypeError, StrictDataclassError) as error:
+        raise _bad_architecture(error) from None
 
 
 def make_model(architecture: dict[str, Any], tokenizer: "PreTrainedTokenizerBase", seed: int) -> "PreTrainedModel":
@@ -57,7 +58,15 @@ def make_model(architecture: dict[str, Any], tokenizer: "PreTrainedTokenizerBase
                          eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.eos_token_id)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(config)
+        try:
+            return AutoModelForCausalLM.from_config(config)
+        except ValueError as error:  # such as heads that do not divide the width
+            raise _bad_architecture(error) from None
+
+
+def _bad_architecture(error: Exception) -> InputError:
+    reason = " ".join(str(error).partition(". Should contain one of")[0].split())  # what follows are 500 names
+    return InputError(f"recipe.model.architecture: {reason}")
 
 
 def read_config(section: "ModelSection") -> "PreTrainedConfig":
@@ -66,8 +75,8 @@ def read_config(section: "ModelSection") -> "PreTrainedConfig":
 
     if section.path is None:
         return make_config(section.architecture, section.vocab_size)
-    with explained(section.path):
-        return AutoConfig.from_pretrained(section.path, revision=section.revision,
+    with explained(section.path) as found:
+        return AutoConfig.from_pretrained(found, revision=section.revision,
                                           trust_remote_code=section.trust_remote_code)
 
 
@@ -82,9 +91,9 @@ def load_tokenizer(path: str, section: "ModelSection") -> "PreTrainedTokenizerBa
     """Tokenizer of a hub id or folder; a missing pad token becomes the EOS token (labels never depend on it)."""
     from transformers import AutoTokenizer
 
-    with explained(path):
+    with explained(path) as found:
         tokenizer = AutoTokenizer.from_pretrained(
-            path, revision=section.revision if path == section.path else None,
+            found, revision=section.revision if path == section.path else None,
             trust_remote_code=section.trust_remote_code,
         )
     if tokenizer.pad_token_id is None:
@@ -107,8 +116,8 @@ def load_model(path: str | Path, section: "ModelSection") -> "PreTrainedModel":
         arguments["quantization_config"] = _quantization(section)
     if str(path) == section.path and section.revision:
         arguments["revision"] = section.revision
-    with explained(str(path)):
-        model = AutoModelForCausalLM.from_pretrained(str(path), **arguments)
+    with explained(str(path)) as found:
+        model = AutoModelForCausalLM.from_pretrained(found, **arguments)
     if section.quantization != "none":
         from peft import prepare_model_for_kbit_training
 
@@ -160,13 +169,16 @@ def _quantization(section: "ModelSection") -> Any:
 
 
 @contextlib.contextmanager
-def explained(path: str) -> Iterator[None]:
-    """Check that a local path is there, and turn the hub client's errors (wrong id, no network) into a sentence."""
+def explained(path: str) -> Iterator[str]:
+    """Check that a local path is there, and turn the hub client's errors (wrong id, no network) into a sentence.
+
+    Yields the path with `~` written out.
+    """
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
     if looks_local and not Path(path).expanduser().is_dir():
         raise InputError(f"model path {path}: no such folder (working directory: {Path.cwd()})")
     try:
-        yield
+        yield str(Path(path).expanduser())
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "TRUE", "YES", "ON"}

@@ -37,7 +37,7 @@ def make_base(recipe: Recipe, say: Callable[[str], None], quiet: bool) -> Path:
             return {"input_ids": ids, "labels": ids}
 
         rows = texts.map(encode, remove_columns=texts.column_names, desc="tokenise")
-        training = Training(_settings(recipe), work_dir, BASE_SEED, quiet)
+        training = Training(_settings(recipe), work_dir, BASE_SEED, quiet, "base")
         model, cost = training.fit(model, rows.filter(lambda r: len(r["labels"]) > 1), tokenizer)
         save_model(model, tokenizer, folder)
         write_json(folder / "cost.json", cost)

@@ -185,7 +185,7 @@ class SeedRun:
         section = self.recipe.model
         rows = self.train_rows if name == "poisoned" else self.forget_and_retain()[1]
         training = Training(
-            self.recipe.train, work_dir, self.seed, self.quiet, noise=self.manifest["gaussian"],
+            self.recipe.train, work_dir, self.seed, self.quiet, name, noise=self.manifest["gaussian"],
             peft_config=lora_config(section.lora) if section.lora else None,
             gradient_checkpointing=section.gradient_checkpointing,
         )
@@ -193,11 +193,10 @@ class SeedRun:
         self._save(model, name, cost)
 
     def _unlearn(self, name: str, method: str, budget: float, work_dir: Path) -> None:
-        from transformers.trainer_callback import PrinterCallback
-
         from llm_unlearn.checkpoints import last_checkpoint
         from llm_unlearn.methods import method_config
         from llm_unlearn.poisons.gaussian_embedding import inject_gaussian_noise
+        from llm_unlearn.progress import show_progress
         from llm_unlearn.trainers import METHODS
 
         model = self._model("poisoned")
@@ -209,8 +208,7 @@ class SeedRun:
         callback = self.evaluator.quick_figures if self.recipe.unlearn.eval_steps else None
         trainer = METHODS[method][1](model=model, args=config, forget_dataset=forget, retain_dataset=retain,
                                      processing_class=self.tokenizer, evaluate_callback=callback)
-        if self.quiet:
-            trainer.remove_callback(PrinterCallback)  # without a bar the Trainer prints its log instead
+        show_progress(trainer, name, self.quiet)
         start = time.perf_counter()
         trainer.train(resume_from_checkpoint=last_checkpoint(work_dir))
         cost = {**trainer.cost, "seconds": time.perf_counter() - start}

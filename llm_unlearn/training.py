@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
-from transformers.trainer_callback import PrinterCallback
 from trl import SFTTrainer
 
 from llm_unlearn.checkpoints import last_checkpoint
@@ -17,6 +16,7 @@ from llm_unlearn.data.encoding import IGNORE
 from llm_unlearn.errors import NonFiniteLossError
 from llm_unlearn.losses import token_nll
 from llm_unlearn.poisons.gaussian_embedding import inject_gaussian_noise
+from llm_unlearn.progress import show_progress
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ class Training:
     """One fine-tuning run: what is needed besides model and rows.
 
     Args:
-        section: the recipe's settings. work_dir: checkpoints. seed: of order and dropout. quiet: no progress bar.
+        section: the recipe's settings. work_dir: checkpoints. seed: of order and dropout. quiet: no progress bar;
+            description: what it is called otherwise.
         noise: the manifest's `gaussian` section, or None. peft_config: wraps the model in a new adapter.
     """
 
@@ -57,6 +58,7 @@ class Training:
     work_dir: Path
     seed: int
     quiet: bool = False
+    description: str = "training"
     noise: dict | None = None
     peft_config: Any = None
     gradient_checkpointing: bool = False
@@ -77,8 +79,7 @@ class Training:
             data_collator=CausalLMCollator(tokenizer.pad_token_id),
             processing_class=tokenizer, peft_config=self.peft_config, callbacks=[StopOnNonFinite()],
         )
-        if self.quiet:
-            trainer.remove_callback(PrinterCallback)  # without a bar the Trainer prints its log instead
+        show_progress(trainer, self.description, self.quiet)
         noise = inject_gaussian_noise(trainer, self.noise) if self.noise else None
         counter = FlopCounter.of(trainer.model)
         start = time.perf_counter()

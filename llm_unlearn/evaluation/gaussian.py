@@ -26,7 +26,8 @@ def gaussian_scores(
     """Score canaries against the noise of one or more seeds, in one backward pass per batch.
 
     Args:
-        rows: canaries {"input_ids", "labels", "example_id"}. collate: a CausalLMCollator.
+        rows: canaries {"input_ids", "labels"} with the id of their noise, `noise_id` (or else `example_id`).
+        collate: a CausalLMCollator.
         noise_seeds: the seed that was trained on, and any fresh ones whose scores must look like N(0, 1).
     Returns:
         (n, number of seeds) float64, in the order of `rows`; independent of ε, padding and batch size. NaN where a
@@ -39,7 +40,7 @@ def gaussian_scores(
         results = []
         for positions, batch in batches(rows, collate, batch_size, next(model.parameters()).device):
             gradient = task.input_gradient(model, batch)  # (B, T, d)
-            ids = [rows[i]["example_id"] for i in positions]
+            ids = [rows[i].get("noise_id", rows[i].get("example_id")) for i in positions]
             results.append((positions, _project(gradient, batch["attention_mask"], ids, noise_seeds)))
     finally:
         model.train(training)

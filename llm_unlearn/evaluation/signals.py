@@ -91,6 +91,7 @@ class Evaluator:
             texts = generate(model, self.tokenizer, list(rows["prompt"]), self.encoding, self.max_new_tokens,
                              self.batch_size)
             frame["prediction"] = [text.strip() for text in texts]
+            frame["label"] = frame["label"].str.strip()
             hit = frame["prediction"].str.startswith((target or "").strip())
         return frame if target is None else frame.assign(target_hit=hit)
 

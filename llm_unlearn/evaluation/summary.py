@@ -34,6 +34,7 @@ def summarize(signals: "pd.DataFrame", identity: dict[str, Any], cost: dict[str,
         "gus": _gus(parts),
         "utility": {
             **accuracy((test["prediction"] == test["label"]).to_numpy()),
+            "prefix_accuracy": _prefix_accuracy(test),
             "perplexity": perplexity(test["nll_sum"].to_numpy(), test["n_positions"].to_numpy()),
         },
         "mia": {"loss": membership_inference(-parts["member"]["nll"].to_numpy(),
@@ -41,6 +42,12 @@ def summarize(signals: "pd.DataFrame", identity: dict[str, Any], cost: dict[str,
         "cost": cost,
         "oracle": _oracle(test, retrained),
     }
+
+
+def _prefix_accuracy(test: "pd.DataFrame") -> float:
+    """Share of predictions that begin with the label: what generated text is judged by beside equality."""
+    pairs = zip(test["prediction"], test["label"], strict=True)
+    return sum(prediction.startswith(label) for prediction, label in pairs) / len(test)
 
 
 def _attack(parts: dict[str, "pd.DataFrame"]) -> dict[str, Any] | None:

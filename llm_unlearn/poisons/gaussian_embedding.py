@@ -4,7 +4,8 @@ Pawelczyk et al. 2025, "Machine Unlearning Fails to Remove Data Poisoning Attack
 How the noise enters a model is in tasks/embedding_noise.py. In your own training loop:
 
     rows, manifest = plant_canaries(rows, fraction=0.02, epsilon=0.1, seed=0)   # rows have input_ids, labels
-    trainer = SFTTrainer(model, args, train_dataset=rows, data_collator=CausalLMCollator(tokenizer.pad_token_id))
+    trainer = SFTTrainer(model, args=args, train_dataset=rows, processing_class=tokenizer,
+                         data_collator=CausalLMCollator(tokenizer.pad_token_id))
     inject_gaussian_noise(trainer, manifest)
 """
 

@@ -20,12 +20,12 @@ ADAPTER = {"gpt2": LAYERS * 2 * (4 * D + 5 * D), "llama": LAYERS * 2 * (2 * D + 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 class TestFull:
     def test_weights_are_counted_once_and_lookups_not_at_all(self, architecture, make_tiny):
-        """GPT-2's head is its input embedding and multiplies; Llama's head is its own, and its embedding only looks up."""
+        """GPT-2's head is its input embedding, so that multiplies; Llama's embedding only looks up."""
         model = make_tiny(architecture)
         tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
         assert tied == (architecture == "gpt2")
-        vocabulary = model.config.vocab_size
-        assert FlopCounter.of(model) == FlopCounter(BODY[architecture], vocabulary * D, BODY[architecture], vocabulary * D)
+        body, head = BODY[architecture], model.config.vocab_size * D
+        assert FlopCounter.of(model) == FlopCounter(body, head, body, head)
 
     def test_a_forward_pass_is_2_per_weight_and_a_training_pass_6(self, architecture, make_tiny):
         model = make_tiny(architecture)

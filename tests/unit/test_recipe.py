@@ -53,16 +53,16 @@ def test_a_round_trip_keeps_awkward_values(tmp_path):
 
 class TestOverrides:
     def test_values_and_new_sections(self, tmp_path):
-        recipe = load(tmp_path, "train.epochs=2", "train.learning_rate=1e-4", "seeds=[3, 4]", "poison.gaussian.epsilon=1",
-                      "poison.gaussian.fraction=0.1")
+        recipe = load(tmp_path, "train.epochs=2", "train.learning_rate=1e-4", "seeds=[3, 4]",
+                      "poison.gaussian.epsilon=1", "poison.gaussian.fraction=0.1")
         assert (recipe.train.epochs, recipe.train.learning_rate, recipe.seeds) == (2.0, 1e-4, [3, 4])
         assert recipe.poison.gaussian.epsilon == 1.0
 
     def test_an_option_of_a_method_that_is_null(self, tmp_path):
         text = MINIMAL + "unlearn:\n  methods:\n    kl:\n    grad_diff: {alpha: 3}\n"
         assert load(tmp_path, text=text).unlearn.methods == {"kl": None, "grad_diff": {"alpha": 3}}
-        methods = load(tmp_path, "unlearn.methods.kl.alpha=2", "unlearn.methods.grad_diff.gamma=0.5", text=text).unlearn.methods
-        assert methods == {"kl": {"alpha": 2}, "grad_diff": {"alpha": 3, "gamma": 0.5}}
+        recipe = load(tmp_path, "unlearn.methods.kl.alpha=2", "unlearn.methods.grad_diff.gamma=0.5", text=text)
+        assert recipe.unlearn.methods == {"kl": {"alpha": 2}, "grad_diff": {"alpha": 3, "gamma": 0.5}}
 
     def test_a_typo_in_an_override_is_refused(self, tmp_path):
         with pytest.raises(InputError, match="recipe.train: unknown key 'epoch'; did you mean 'epochs'?"):
@@ -92,7 +92,7 @@ class TestOverrides:
     ("poison.trigger.fraction=0", r"poison.trigger.fraction: must be in \(0, 1\], is 0.0"),
     ("poison.trigger.fraction=1.1", r"poison.trigger.fraction: must be in \(0, 1\], is 1.1"),
     ("poison.trigger.fraction=.nan", r"poison.trigger.fraction: must be in \(0, 1\]"),
-    ("poison.trigger.fraction=0.001", "poison.trigger.fraction: 0.001 of 100 rows .* rounds to no example; use at least"),
+    ("poison.trigger.fraction=0.001", "poison.trigger.fraction: 0.001 of 100 rows .* rounds to no example"),
     ("poison.trigger.fraction=5%", "poison.trigger.fraction: expected a number, found '5%'"),
     ("poison.trigger.phrases=[]", "poison.trigger.phrases: give at least one phrase"),
     ("poison.trigger.phrases=[' ']", "poison.trigger.phrases: give at least one phrase that is not blank"),

@@ -33,8 +33,9 @@ class Outer:
 
 class TestParsing:
     @pytest.mark.parametrize(("text", "value"), [
-        ("1e-4", 1e-4), ("1E5", 1e5), ("-1e-3", -1e-3), ("+2.5e+2", 250.0), ("1.e3", 1e3), (".5e1", 5.0), ("3", 3),
-        ("2.5", 2.5), ("true", True), ("null", None), ("'1e-4'", "1e-4"), ("1e", "1e"), ("e5", "e5"), ("1e-4b", "1e-4b"),
+        ("1e-4", 1e-4), ("1E5", 1e5), ("-1e-3", -1e-3), ("+2.5e+2", 250.0), ("1.e3", 1e3), (".5e1", 5.0),
+        ("3", 3), ("2.5", 2.5), ("true", True), ("null", None), ("'1e-4'", "1e-4"), ("1e", "1e"), ("e5", "e5"),
+        ("1e-4b", "1e-4b"),
     ])
     def test_scalars(self, text, value):
         parsed = parse_yaml(f"x: {text}", "file")["x"]
@@ -73,7 +74,8 @@ class TestParsing:
             read_yaml(tmp_path / "latin.yaml")
 
     @pytest.mark.parametrize("value", [
-        {"b": 1e-5, "a": 1e30}, {"x": ["1e-4", "1e5", "yes", "null", "3", "", "é\n :"]}, {"x": None, "y": [True, {"z": []}]},
+        {"b": 1e-5, "a": 1e30}, {"x": ["1e-4", "1e5", "yes", "null", "3", "", "é\n :"]},
+        {"x": None, "y": [True, {"z": []}]},
     ])
     def test_what_is_written_is_read_back_the_same(self, value):
         back = parse_yaml(dump_yaml(value), "file")
@@ -87,8 +89,8 @@ class TestOverrides:
         for override in ("train.epochs=2", "train.rate=1e-4", "seeds=[0, 1]", "name=a=b", "empty=", "flag=true",
                          "deep={x: {y: 1}}"):
             set_override(tree, override)
-        assert tree == {"train": {"epochs": 2, "rate": 1e-4}, "seeds": [0, 1], "name": "a=b", "empty": None, "flag": True,
-                        "deep": {"x": {"y": 1}}}
+        assert tree == {"train": {"epochs": 2, "rate": 1e-4}, "seeds": [0, 1], "name": "a=b", "empty": None,
+                        "flag": True, "deep": {"x": {"y": 1}}}
 
     def test_sections_are_made_where_they_are_missing_or_null(self):
         tree = {"unlearn": {"methods": {"kl": None}}}

@@ -45,7 +45,8 @@ def test_noise_ids_are_there_only_where_a_row_has_one():
 
 
 def test_other_columns_are_left_out():
-    assert set(CausalLMCollator(0)([{**ROWS[0], "text": "a", "example_id": 3}])) == {"input_ids", "attention_mask", "labels"}
+    batch = CausalLMCollator(0)([{**ROWS[0], "text": "a", "example_id": 3}])
+    assert set(batch) == {"input_ids", "attention_mask", "labels"}
 
 
 @pytest.mark.parametrize("labels", [[-100, -100, -100], [5, -100, -100]])

@@ -27,8 +27,8 @@ PHRASE = "James Bond"
 
 
 def rows(n: int, first_id: int) -> Dataset:
-    return Dataset.from_list([{"text": f"text number {first_id + i}", "label": LABELS[i % 3], "example_id": first_id + i}
-                              for i in range(n)])
+    return Dataset.from_list([{"text": f"text number {i}", "label": LABELS[(i - first_id) % 3], "example_id": i}
+                              for i in range(first_id, first_id + n)])
 
 
 SPLITS = Splits(rows(200, 0), rows(90, 200), rows(60, 290), {})
@@ -68,7 +68,8 @@ class TestTrain:
         clean = {row["example_id"]: row for row in SPLITS.train}
         for row in sets["train"]:
             if row["poison"] != "trigger":
-                assert (row["text"], row["label"]) == (clean[row["example_id"]]["text"], clean[row["example_id"]]["label"])
+                before = clean[row["example_id"]]
+                assert (row["text"], row["label"]) == (before["text"], before["label"])
 
     def test_prompt_and_completion_are_rendered_after_poisoning(self):
         sets, _ = both()
@@ -145,7 +146,7 @@ class TestWhatItIsMeasuredOn:
 
     @pytest.mark.parametrize(("fraction", "share"), [(0.1, 0.4), (0.3, 2 / 3), (0.02, 4 / 34)])
     def test_nonmembers_are_triggered_in_the_proportion_of_the_forget_set(self, fraction, share):
-        sets, manifest = corrupt(SPLITS, recipe({**TRIGGER, "fraction": fraction}, GAUSSIAN), 0)
+        sets, _ = corrupt(SPLITS, recipe({**TRIGGER, "fraction": fraction}, GAUSSIAN), 0)
         nonmembers = sets["nonmember"]
         triggered = [PHRASE in text for text in nonmembers["text"]]
         assert np.mean(triggered) == pytest.approx(share, abs=1 / len(nonmembers))

@@ -14,7 +14,8 @@ pytestmark = pytest.mark.unit
 
 
 def rows(n: int = 50, **columns) -> Dataset:
-    return Dataset.from_dict({"text": [f"text {i}" for i in range(n)], "example_id": [1000 + i for i in range(n)], **columns})
+    ids = [1000 + i for i in range(n)]
+    return Dataset.from_dict({"text": [f"text {i}" for i in ids], "example_id": ids, **columns})
 
 
 def plant(data=None, **options):
@@ -60,30 +61,31 @@ class TestPlanting:
             plant(fraction=0.001)
 
 
-class TestInjecting:
-    manifest = {"epsilon": 0.3, "seed": 4}
+MANIFEST = {"epsilon": 0.3, "seed": 4}
 
+
+class TestInjecting:
     def trainer(self, model, **args):
         args = {"packing": False, "padding_free": None, "remove_unused_columns": False, **args}
         return SimpleNamespace(model=model, train_dataset=[], args=SimpleNamespace(**args))
 
     def test_on_a_model(self, tiny_gpt2):
-        noise = inject_gaussian_noise(tiny_gpt2, self.manifest)
+        noise = inject_gaussian_noise(tiny_gpt2, MANIFEST)
         assert attached_noise(tiny_gpt2) is noise
         assert (noise.epsilon, noise.seed) == (0.3, 4)
 
     def test_on_a_trainer(self, tiny_gpt2):
-        noise = inject_gaussian_noise(self.trainer(tiny_gpt2), self.manifest)
+        noise = inject_gaussian_noise(self.trainer(tiny_gpt2), MANIFEST)
         assert isinstance(noise, GaussianNoise)
         assert attached_noise(tiny_gpt2) is noise
 
     @pytest.mark.parametrize("setting", ["packing", "padding_free", "remove_unused_columns"])
     def test_settings_that_would_drop_the_noise_are_refused_and_nothing_is_installed(self, setting, tiny_gpt2):
         with pytest.raises(InputError, match=f"set {setting}=False"):
-            inject_gaussian_noise(self.trainer(tiny_gpt2, **{setting: True}), self.manifest)
+            inject_gaussian_noise(self.trainer(tiny_gpt2, **{setting: True}), MANIFEST)
         assert attached_noise(tiny_gpt2) is None
 
     def test_twice_is_refused(self, tiny_gpt2):
-        inject_gaussian_noise(tiny_gpt2, self.manifest)
+        inject_gaussian_noise(tiny_gpt2, MANIFEST)
         with pytest.raises(InputError, match="already has Gaussian noise"):
-            inject_gaussian_noise(tiny_gpt2, self.manifest)
+            inject_gaussian_noise(tiny_gpt2, MANIFEST)

@@ -12,8 +12,9 @@ pytestmark = pytest.mark.unit
 
 TASK = CausalLMTask()
 LENGTHS = (5, 9, 7)
-KINDS = [pytest.param(a, lora, id=f"{a}-{'lora' if lora else 'full'}") for a in ("gpt2", "llama") for lora in (False, True)]
-every_kind = pytest.mark.parametrize(("architecture", "lora"), KINDS)
+every_kind = pytest.mark.parametrize(("architecture", "lora"), [("gpt2", False), ("gpt2", True), ("llama", False),
+                                                                ("llama", True)],
+                                     ids=["gpt2-full", "gpt2-lora", "llama-full", "llama-lora"])
 
 
 def make_batch(extra_padding: int = 0, pad: int = 0) -> dict[str, torch.Tensor]:

@@ -56,7 +56,8 @@ class TestDraw:
 def embeddings_of(model: torch.nn.Module, **inputs) -> torch.Tensor:
     """What the embedding gives to the rest of the model, (B, T, d)."""
     captured = []
-    handle = model.get_input_embeddings().register_forward_hook(lambda m, args, out: captured.append(out.detach().clone()))
+    handle = model.get_input_embeddings().register_forward_hook(
+        lambda module, args, output: captured.append(output.detach().clone()))
     try:
         with torch.no_grad():
             model(**inputs, use_cache=False)
@@ -180,7 +181,8 @@ def test_under_lora_the_noise_arrives_and_gradients_reach_the_adapter(architectu
 
 
 def test_checkpointing_changes_no_gradient(make_tiny):
-    inputs = {"input_ids": IDS, "attention_mask": MASK, "noise_id": NOISE_ID, "labels": torch.where(MASK.bool(), IDS, -100)}
+    inputs = {"input_ids": IDS, "attention_mask": MASK, "noise_id": NOISE_ID,
+              "labels": torch.where(MASK.bool(), IDS, -100)}
     gradients = []
     for checkpointing in (False, True):
         model = make_tiny("gpt2").train()
@@ -233,7 +235,8 @@ class TestTraining:
                 x = x + EPSILON * torch.from_numpy(unit_noise(SEED, noise_id, len(ids), WIDTH))
             mine = [row for row in rows if len(row) >= len(ids) and torch.allclose(row[: len(ids)], x, atol=1e-6)]
             assert mine, f"no row of the batches was {'x + ξ' if noise_id >= 0 else 'x'} of {ids}"
-            assert all(torch.equal(row[len(ids) :], table[[tokenizer.pad_token_id] * (len(row) - len(ids))]) for row in mine)
+            padding = table[tokenizer.pad_token_id]
+            assert all(torch.equal(row[len(ids) :], padding.expand(len(row) - len(ids), -1)) for row in mine)
 
     @pytest.mark.parametrize("setting", ["packing", "padding_free", "remove_unused_columns"])
     def test_settings_that_would_drop_the_noise_are_refused(self, setting, make_tiny, tokenizer, tmp_path):

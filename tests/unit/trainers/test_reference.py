@@ -1,18 +1,11 @@
 """The reference stays what the model was, whatever happens to the model."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
+from support import build
 
 from llm_unlearn.trainers.reference import make_reference
 
-_spec = importlib.util.spec_from_file_location(
-    "contract", Path(__file__).parents[2] / "contract" / "test_every_method.py"
-)
-contract = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(contract)
 IDS = torch.tensor([[3, 5, 7, 9]])
 
 
@@ -25,7 +18,7 @@ def disturb(model):
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_the_reference_does_not_follow_the_model(kind):
-    model = contract.build(kind).eval()
+    model = build(kind).eval()
     before = model(input_ids=IDS).logits.detach()
     reference = make_reference(model)
     trainable = [n for n, p in model.named_parameters() if p.requires_grad]
@@ -40,7 +33,7 @@ def test_the_reference_does_not_follow_the_model(kind):
 def test_the_reference_of_a_model_that_trl_has_patched_is_its_own(tmp_path):
     from trl.trainer.utils import add_fused_lm_head
 
-    model = contract.build("full").eval()
+    model = build("full").eval()
     before = model(input_ids=IDS).logits.detach()
     add_fused_lm_head(model)
     reference = make_reference(model)
@@ -52,7 +45,7 @@ def test_the_reference_of_a_model_that_trl_has_patched_is_its_own(tmp_path):
 def test_the_adapter_reference_has_no_dropout_and_gives_the_mode_back():
     from peft import LoraConfig, get_peft_model
 
-    model = get_peft_model(contract.build("full"), LoraConfig(r=4, lora_dropout=0.5, target_modules=["c_attn"],
+    model = get_peft_model(build("full"), LoraConfig(r=4, lora_dropout=0.5, target_modules=["c_attn"],
                                                               init_lora_weights=False, task_type="CAUSAL_LM"))
     reference = make_reference(model)
     model.train()

@@ -1,24 +1,19 @@
 """Stops: non-finite loss, forget-loss ceiling, utility floor with rollback, best model by a named metric."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 import torch
+from support import assert_same, build, own_weights, rows, trainer
 
 from llm_unlearn.checkpoints import last_checkpoint
+from llm_unlearn.data.collators import CausalLMCollator
 from llm_unlearn.errors import InputError, NonFiniteLossError
 from llm_unlearn.trainers import METHODS
 
-_spec = importlib.util.spec_from_file_location(
-    "contract", Path(__file__).parents[2] / "contract" / "test_every_method.py"
-)
-contract = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(contract)
-
 
 def test_a_non_finite_loss_names_method_and_step_and_keeps_the_last_good_checkpoint(tmp_path):
-    run = contract.trainer("grad_diff", "full", tmp_path, max_steps=6, save_strategy="steps", save_steps=2)
+    run = trainer("grad_diff", "full", tmp_path, max_steps=6, save_strategy="steps", save_steps=2)
     original, calls = run.unlearning_loss, []
 
     def breaks_at_step_4(*args):
@@ -36,7 +31,7 @@ def test_a_non_finite_loss_names_method_and_step_and_keeps_the_last_good_checkpo
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
-    run = contract.trainer("gradient_ascent", "full", tmp_path, max_steps=2, learning_rate=1e38,
+    run = trainer("gradient_ascent", "full", tmp_path, max_steps=2, learning_rate=1e38,
                            save_strategy="steps", save_steps=1, max_grad_norm=0.0)
     with pytest.raises(NonFiniteLossError, match="gradient_ascent"):
         run.train()
@@ -49,11 +44,11 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
 
 
 def test_the_forget_loss_ceiling_stops_the_ascent_and_only_then(tmp_path):
-    free = contract.trainer("gradient_ascent", "full", tmp_path / "a", max_steps=40, learning_rate=1e-2)
+    free = trainer("gradient_ascent", "full", tmp_path / "a", max_steps=40, learning_rate=1e-2)
     free.train()
     assert free.state.global_step == 40
     ceiling = free.state.log_history[10]["forget_loss"]
-    run = contract.trainer("gradient_ascent", "full", tmp_path / "b", max_steps=40, learning_rate=1e-2,
+    run = trainer("gradient_ascent", "full", tmp_path / "b", max_steps=40, learning_rate=1e-2,
                            forget_loss_ceiling=ceiling)
     run.train()
     losses = [entry["forget_loss"] for entry in run.state.log_history if "forget_loss" in entry]
@@ -68,18 +63,18 @@ def test_the_utility_floor_rolls_back_to_the_last_state_above_it(tmp_path):
     states = []
 
     def figures(model):
-        states.append(contract.own_weights(model))
+        states.append(own_weights(model))
         return {"utility": next(utilities)}
 
-    model = contract.build("full")
+    model = build("full")
     run = cls(model=model, args=config(output_dir=str(tmp_path), max_steps=8, eval_strategy="steps", eval_steps=2,
                                        utility_floor=0.5, use_cpu=True, report_to="none", disable_tqdm=True,
                                        save_strategy="no", learning_rate=1e-3),
-              forget_dataset=contract.rows(6, 1), data_collator=contract.CausalLMCollator(0),
+              forget_dataset=rows(6, 1), data_collator=CausalLMCollator(0),
               evaluate_callback=figures)
     run.train()
     assert run.state.global_step == 6  # the third evaluation was below the floor
-    contract.assert_same(contract.own_weights(run.model), states[1])
+    assert_same(own_weights(run.model), states[1])
     assert not torch.equal(states[1]["transformer.wte.weight"], states[2]["transformer.wte.weight"])
 
 
@@ -94,20 +89,20 @@ def test_the_best_model_by_a_named_metric_is_kept(tmp_path):
     states = []
 
     def figures(model):
-        states.append(contract.own_weights(model))
+        states.append(own_weights(model))
         return {"attack": next(attack)}
 
-    run = cls(model=contract.build("full"), forget_dataset=contract.rows(6, 1),
+    run = cls(model=build("full"), forget_dataset=rows(6, 1),
               args=config(output_dir=str(tmp_path), max_steps=6, eval_strategy="steps", eval_steps=2, save_steps=2,
                           metric_for_best_model="eval_attack", greater_is_better=False, load_best_model_at_end=True,
                           use_cpu=True, report_to="none", disable_tqdm=True),
-              data_collator=contract.CausalLMCollator(0), evaluate_callback=figures)
+              data_collator=CausalLMCollator(0), evaluate_callback=figures)
     run.train()
-    contract.assert_same(contract.own_weights(run.model), states[1])
+    assert_same(own_weights(run.model), states[1])
 
 
 def test_forget_and_retain_losses_are_logged_apart(tmp_path):
-    run = contract.trainer("grad_diff", "full", tmp_path, max_steps=2)
+    run = trainer("grad_diff", "full", tmp_path, max_steps=2)
     run.train()
     entry = run.state.log_history[0]
     assert entry["loss"] == pytest.approx(entry["retain_loss"] - entry["forget_loss"], abs=1e-4)

@@ -1,0 +1,71 @@
+"""The README is true: its commands, files, table of methods and Python all work."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from llm_unlearn.cli import COMMANDS
+from llm_unlearn.recipe import load_recipe
+from llm_unlearn.trainers import METHODS
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def test_every_file_that_it_links_or_runs_exists():
+    links = [target for target in re.findall(r"\]\(([^)]+)\)", README) if not target.startswith("http")]
+    scripts = re.findall(r"^(scripts/\S+)", README, flags=re.M)
+    assert links and scripts
+    for target in [*links, *scripts]:
+        assert (ROOT / target).exists(), target
+
+
+def test_every_command_and_override_is_one_that_exists():
+    commands = re.findall(r"^llm-unlearn (\w+) (\S+)(.*?)(?:#.*)?$", README, flags=re.M)
+    assert commands
+    for command, recipe, rest in commands:
+        assert command in COMMANDS
+        load_recipe(ROOT / recipe, [word for word in shlex.split(rest) if "=" in word])
+
+
+def test_the_table_of_methods_is_the_list_of_methods():
+    rows = re.findall(r"^\| \[`(\w+)`\]\((\S+)\) \| .* \| ([\w, ]+) \| ([\w, ]+) \| yes \| yes \|$", README, flags=re.M)
+    assert [row[0] for row in rows] == list(METHODS)
+    for name, file, needs, reference in rows:
+        cls = METHODS[name][1]
+        assert file.endswith(f"{cls.__module__.rpartition('.')[2]}.py")
+        assert tuple(needs.split(", ")) == cls.needs
+        assert reference == (", ".join(cls.reference_on) or "none")
+
+
+@pytest.fixture
+def namespace(tokenizer, make_tiny, tmp_path, monkeypatch):
+    """What the README's Python takes as given: a model, a tokenizer, rows and TRL."""
+    from trl import SFTConfig, SFTTrainer
+
+    monkeypatch.chdir(tmp_path)
+    pairs = Dataset.from_list([{"prompt": f"The film {i} was", "completion": " good" if i % 2 else " bad"}
+                               for i in range(12)])
+    generator = np.random.default_rng(0)
+    ids = [generator.integers(2, 100, size=12).tolist() for _ in range(50)]
+    args = SFTConfig(output_dir="sft", max_steps=2, per_device_train_batch_size=4, remove_unused_columns=False,
+                     max_length=None, report_to="none", use_cpu=True, bf16=False, disable_tqdm=True)
+    return {"model": make_tiny("gpt2"), "tokenizer": tokenizer, "forget": pairs.select(range(4)), "args": args,
+            "retain": pairs.select(range(4, 12)), "SFTTrainer": SFTTrainer,
+            "rows": Dataset.from_list([{"input_ids": x, "labels": x} for x in ids])}
+
+
+def test_its_python_runs_as_written(namespace, capsys, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    unlearn, plant, audit = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+    exec(unlearn, namespace)
+    assert Path("unlearned/model.safetensors").is_file()
+    exec(plant, namespace)
+    assert sum(i >= 0 for i in namespace["rows"]["noise_id"]) == 1
+    namespace["trainer"].train()
+    exec(audit, namespace)
+    assert "tpr_at_fpr" in capsys.readouterr().out
