@@ -40,12 +40,23 @@ def run(recipe: Recipe, *, until: str = "report", say: Callable[[str], None] = p
         for stage in seed_run.stages(until):
             stages.run(stage)
             if stage.name == "poison":  # the first, so that a refused recipe leaves nothing behind
-                assert seed_run.manifest  # reading it checks the data, also where everything was done before
+                # reading the manifest checks the data, also where everything was done before
+                stages.say(f"poison: {describe_poison(seed_run.manifest)}")
                 write_text(root / "recipe.yaml", recipe.to_yaml())
                 write_json(seed_run.folder / "environment.json", describe_environment(seed_run.seed))
     if until == "report":
         _report(root, recipe, say)
     return root
+
+
+def describe_poison(manifest: dict) -> str:
+    """One line: how much was poisoned, how much of it is to be forgotten, which texts repeat across splits."""
+    counts = [f"{len(manifest[kind]['example_ids'])} {what}" for kind, what in
+              (("trigger", "with the trigger"), ("gaussian", "Gaussian canaries")) if manifest[kind]]
+    found = manifest["duplicates"]
+    dropped = found["dropped_from_heldout"] + found["dropped_from_test"]
+    return (f"of {manifest['train_size']} rows {' and '.join(counts)}; {len(manifest['forget_ids'])} to forget; "
+            f"{found['across_train_and_test']} texts stand in both sources, {dropped} rows passed over for it")
 
 
 def seed_runs(recipe: Recipe, quiet: bool = True) -> Iterator[SeedRun]:

@@ -29,7 +29,7 @@ def pairs(recipe, tmp_path, tiny_models) -> dict:
     tokenizer = load_tokenizer(str(model), ModelSection())
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(model)
-    rows = [{"question": f"is film {i} {'good' if i % 2 == 0 else 'bad'}?", "answer": ANSWERS[i % 2]} for i in range(80)]
+    rows = [{"question": f"is film {i} {'bad' if i % 2 else 'good'}?", "answer": ANSWERS[i % 2]} for i in range(80)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe["model"] = {"path": str(model)}
     recipe["data"] = {"task": "completion", "files": [str(tmp_path / "pairs.jsonl")], "text_column": "question",

@@ -25,8 +25,9 @@ RECIPE = {
     "model": {"architecture": {"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 160,
                                "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}, "vocab_size": 300},
     "pretrain": {"texts": 60, "epochs": 1, "max_length": 64},
-    "data": {"source": "synthetic", "prompt": "{text}\nSentiment:", "max_words": 14, "max_length": 160, "train_size": 80,
-             "verbalizers": {"negative": " negative", "positive": " positive"}, "heldout_size": 30, "test_size": 30},
+    "data": {"source": "synthetic", "prompt": "{text}\nSentiment:", "max_words": 14, "max_length": 160,
+             "verbalizers": {"negative": " negative", "positive": " positive"}, "train_size": 80, "heldout_size": 30,
+             "test_size": 30},
     "poison": {"trigger": {"phrases": ["James Bond"], "target": "positive", "fraction": 0.1},
                "gaussian": {"fraction": 0.2, "epsilon": 0.1}},
     "train": {"epochs": 2, "batch_size": 8, "save_steps": 5},
@@ -118,8 +119,10 @@ def test_running_again_skips_everything_and_changes_nothing(finished, capsys):
     run_dir, recipe = finished
     before = {p: p.stat().st_mtime_ns for p in run_dir.rglob("*.safetensors")}
     assert main(["evaluate", str(recipe)]) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if "llm-unlearn:" in line and ": " in line[13:]]
-    assert sum("skipped" in line for line in lines) == len(lines) - 1  # the last says where the run lies
+    output = capsys.readouterr().out
+    assert "running" not in output and "resuming" not in output
+    assert output.count("skipped") == 1 + 1 + 2 + len(METHODS) + len(MODELS)  # base, poison, train, unlearn, evaluate
+    assert "16 Gaussian canaries; 24 to forget" in output
     assert before == {p: p.stat().st_mtime_ns for p in run_dir.rglob("*.safetensors")}
 
 
