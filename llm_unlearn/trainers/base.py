@@ -102,7 +102,7 @@ class UnlearnTrainer(Trainer):
         given = {"forget": forget_dataset, "retain": retain_dataset}
         self.rows = {name: self._prepare_rows(name, given[name], processing_class, args) for name in self.needs}
         self.evaluate_callback = evaluate_callback
-        collate = kwargs.pop("data_collator", None) or CausalLMCollator(processing_class.pad_token_id)
+        collate = kwargs.pop("data_collator", None) or _default_collator(processing_class)
         self.step_costs = self._plan(FlopCounter.of(model), args)
         args.max_steps = len(self.step_costs)
         examples = args.max_steps * _examples_per_step(args)
@@ -200,6 +200,8 @@ class UnlearnTrainer(Trainer):
         if rows is None or len(rows) == 0:
             raise InputError(f"{self.method} needs {name}_dataset, which is {'missing' if rows is None else 'empty'}")
         if "input_ids" not in rows.column_names:
+            if processing_class is None:
+                raise InputError(f"{name}_dataset holds text: give processing_class (the tokenizer) to encode it")
             rows = encode_rows(rows, processing_class, Encoding(args.max_length, args.loss_on))
         return rows.select_columns([c for c in ("input_ids", "labels", "noise_id", "example_id")
                                     if c in rows.column_names])
@@ -279,6 +281,12 @@ def _prepare_model(model: Any, peft_config: Any, args: UnlearnConfig) -> nn.Modu
     if args.gradient_checkpointing and hasattr(model, "enable_input_require_grads"):
         model.enable_input_require_grads()  # or adapters behind checkpointed blocks would get no gradient
     return model
+
+
+def _default_collator(processing_class: Any) -> CausalLMCollator:
+    if processing_class is None:
+        raise InputError("give processing_class (the tokenizer), or a data_collator of rows of token ids")
+    return CausalLMCollator(processing_class.pad_token_id)
 
 
 def _examples_per_step(args: UnlearnConfig) -> int:

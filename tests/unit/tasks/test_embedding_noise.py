@@ -102,6 +102,8 @@ class TestHooks:
     def test_the_noise_of_one_batch_does_not_leak_into_the_next(self, model):
         clean = embeddings_of(model, input_ids=IDS, attention_mask=MASK)
         embeddings_of(model, input_ids=IDS, attention_mask=MASK, noise_id=NOISE_ID)
+        with torch.no_grad():  # the embedding alone, as methods that work on embeddings call it
+            assert torch.equal(model.get_input_embeddings()(IDS), clean)
         assert torch.equal(embeddings_of(model, input_ids=IDS, attention_mask=MASK), clean)
 
     def test_the_loss_sees_it(self, model):
