@@ -134,6 +134,13 @@ def load_trained(folder: Path, base: str | Path, section: "ModelSection") -> "Pr
     return PeftModel.from_pretrained(load_model(base, section), folder, is_trainable=True)
 
 
+def on_best_device(model: "PreTrainedModel") -> "PreTrainedModel":
+    """Move a model to the GPU where there is one; a quantised one was placed when it was loaded."""
+    if torch.cuda.is_available() and not getattr(model, "is_quantized", False):
+        model.to("cuda")
+    return model
+
+
 def lora_config(section: "LoraSection") -> Any:
     """The peft LoraConfig of a recipe's section."""
     from peft import LoraConfig

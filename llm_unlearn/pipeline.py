@@ -37,13 +37,15 @@ def run(recipe: Recipe, *, until: str = "report", say: Callable[[str], None] = p
     for seed_run in seed_runs(recipe, quiet):
         prefix = f"seed {seed_run.seed}: " if len(recipe.seeds) > 1 else ""
         stages = Stages(seed_run.folder, lambda line, prefix=prefix: say(prefix + line))
+        environment = seed_run.folder / "environment.json"
         for stage in seed_run.stages(until):
-            stages.run(stage)
+            ran = stages.run(stage)
             if stage.name == "poison":  # the first, so that a refused recipe leaves nothing behind
                 # reading the manifest checks the data, also where everything was done before
                 stages.say(f"poison: {describe_poison(seed_run.manifest)}")
                 write_text(root / "recipe.yaml", recipe.to_yaml())
-                write_json(seed_run.folder / "environment.json", describe_environment(seed_run.seed))
+            if ran or not environment.is_file():  # of where the work was done, not of where it was looked at
+                write_json(environment, describe_environment(seed_run.seed))
     if until == "report":
         _report(root, recipe, say)
     return root
@@ -102,6 +104,11 @@ def check_output_dir(root: Path, recipe: Recipe) -> None:
         raise InputError(f"{root}: is not empty and holds no run of ours (no recipe.yaml); choose another output_dir")
     elif root.exists() and not root.is_dir():
         raise InputError(f"{root}: is a file; choose another output_dir")
+    expected = {s.folder for s in seed_runs(recipe)}
+    others = [p for p in (root, *sorted(root.glob("seed-*"))) if (p / "evaluation").is_dir() and p not in expected]
+    if others:
+        raise InputError(f"{root}: {others[0]} holds results of other seeds than this recipe's, which its report would "
+                         "mix in; choose another output_dir, or move that folder away")
 
 
 OURS = {".work", ".stages", "base", "data", "poison.json"}  # what a run killed before its first stage ended leaves
@@ -114,7 +121,19 @@ def _report(root: Path, recipe: Recipe, say: Callable[[str], None]) -> None:
     say("report: writing")
     with explained_full_disk(root, "report"):
         for seed_run in seed_runs(recipe):
+            _set_aside(seed_run, say)
             write_report(seed_run.folder)
         if len(recipe.seeds) > 1:
             write_summary(root)
             write_report(root)
+
+
+def _set_aside(seed_run: SeedRun, say: Callable[[str], None]) -> None:
+    """Move evaluations of models that the recipe no longer has out of the report's way, to evaluation/superseded/."""
+    folder = seed_run.folder / "evaluation"
+    names = {"base", "poisoned", "retrained", *(name for name, _, _ in seed_run.variants())}
+    for path in [*folder.glob("*.json"), *folder.glob("*.parquet")]:
+        if path.stem not in names:
+            (folder / "superseded").mkdir(exist_ok=True)
+            path.rename(folder / "superseded" / path.name)
+            say(f"report: {path.name} is of no model of this recipe; moved to {folder / 'superseded'}")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_unlearn.recipe import Recipe, TrainSection
-from llm_unlearn.stages import Stage, Stages, fingerprint, write_json
+from llm_unlearn.stages import Stage, Stages, file_stamps, fingerprint, write_json
 
 BASE_SEED = 0  # one base for all seeds of a recipe: seeds differ in data, poison and training
 
@@ -50,7 +50,8 @@ def make_base(recipe: Recipe, say: Callable[[str], None], quiet: bool) -> Path:
 def _inputs(recipe: Recipe) -> list[Any]:
     data, settings = recipe.data, asdict(recipe.pretrain)
     del settings["cache_dir"]
-    sources = [data.source, data.config_name, data.unlabelled_split, data.unlabelled_files, data.text_column]
+    sources = [data.source, data.config_name, data.unlabelled_split, data.unlabelled_files, data.text_column,
+               file_stamps(data.unlabelled_files or [])]
     return [recipe.model.architecture, recipe.model.vocab_size, settings, sources]
 
 

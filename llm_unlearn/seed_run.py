@@ -1,6 +1,5 @@
 """One seed of a recipe: the stages it consists of, and the work of each."""
 
-import glob
 import json
 import os
 import shutil
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_unlearn.pretraining import base_folder
 from llm_unlearn.recipe import Recipe
-from llm_unlearn.stages import Stage, write_json
+from llm_unlearn.stages import Stage, file_stamps, write_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -45,13 +44,13 @@ class SeedRun:
     def _poison_stages(self, before: dict[str, Stage]) -> list[Stage]:
         data = self.recipe.data
         inputs = [asdict(data), asdict(self.recipe.poison), self.recipe.unlearn.forget_fraction, self.seed,
-                  _stamps([*(data.files or []), *(data.test_files or [])])]
+                  file_stamps([data.source, *(data.files or []), *(data.test_files or [])])]
         return [Stage("poison", inputs, [self.folder / "data", self.folder / "poison.json"], self._poison)]
 
     def _train_stages(self, before: dict[str, Stage]) -> list[Stage]:
         return [
             Stage(name, [before["poison"].key, asdict(self.recipe.model), asdict(self.recipe.train), name, self.seed,
-                         self.base], [self.folder / name / "cost.json"], partial(self._train, name))
+                         self.base, file_stamps([self.recipe.model.path] if self.recipe.model.path else [])], [self.folder / name / "cost.json"], partial(self._train, name))
             for name in ("poisoned", "retrained")
         ]
 
@@ -135,9 +134,9 @@ class SeedRun:
                          section.max_new_tokens)
 
     def _model(self, where: str) -> Any:
-        from llm_unlearn.modeling import load_trained
+        from llm_unlearn.modeling import load_trained, on_best_device
 
-        return load_trained(self.folder / where, self.base, self.recipe.model)
+        return on_best_device(load_trained(self.folder / where, self.base, self.recipe.model))
 
     def _cost(self, where: str) -> dict[str, float]:
         return json.loads((self.folder / where / "cost.json").read_text())
@@ -223,26 +222,22 @@ class SeedRun:
         import pandas as pd
 
         from llm_unlearn.evaluation.summary import summarize
-        from llm_unlearn.modeling import load_model
+        from llm_unlearn.modeling import load_model, on_best_device
 
         where, is_oracle = f"unlearned/{name}" if method else name, name == "retrained"
         if name == "base":
-            model, cost = load_model(self.base, self.recipe.model), {"train_tokens": 0, "flops": 0.0, "seconds": 0.0}
+            model = on_best_device(load_model(self.base, self.recipe.model))
+            cost = {"train_tokens": 0, "flops": 0.0, "seconds": 0.0}
         else:
             model, cost = self._retrained if is_oracle else self._model(where), self._cost(where)
         signals = self.evaluator.signals(model, None if is_oracle else self._retrained)
-        signals.to_parquet(work_dir / "signals.parquet")
         folder = self.folder / "evaluation"
-        folder.mkdir(exist_ok=True)
-        os.replace(work_dir / "signals.parquet", folder / f"{name}.parquet")
         oracle = None if is_oracle else pd.read_parquet(folder / "retrained.parquet")
         cost["share_of_training"] = cost["flops"] / self._cost("poisoned")["flops"]
         identity = {"model": name, "kind": "unlearned" if method else name, "method": method, "budget": budget,
                     "seed": self.seed, "recipe": self.recipe.name}
-        write_json(folder / f"{name}.json", summarize(signals, identity, cost, oracle))
-
-
-def _stamps(paths: list[str]) -> list[Any]:
-    """Size and modification time of local files, so that a changed file is seen."""
-    found = [file for path in paths for file in sorted(glob.glob(os.path.expanduser(path), recursive=True)) or [path]]
-    return [[p, os.stat(p).st_size, os.stat(p).st_mtime_ns] for p in found if os.path.exists(p)]
+        summary = summarize(signals, identity, cost, oracle)  # before anything is written
+        signals.to_parquet(work_dir / "signals.parquet")
+        folder.mkdir(exist_ok=True)
+        os.replace(work_dir / "signals.parquet", folder / f"{name}.parquet")
+        write_json(folder / f"{name}.json", summary)

@@ -7,6 +7,7 @@ rerun resumes them only where nothing changed.
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -23,6 +24,13 @@ from llm_unlearn.errors import DiskFullError, InputError
 def fingerprint(inputs: Any) -> str:
     """SHA-256 of a JSON-able value."""
     return hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def file_stamps(paths: list[str]) -> list[Any]:
+    """[path, size, modification time] of local files (globs and folders too), so that a changed file is seen."""
+    found = [file for path in paths for file in sorted(glob.glob(os.path.expanduser(path), recursive=True))]
+    files = [f for path in found for f in (sorted(map(str, Path(path).rglob("*"))) if os.path.isdir(path) else [path])]
+    return [[file, os.stat(file).st_size, os.stat(file).st_mtime_ns] for file in files if os.path.isfile(file)]
 
 
 def write_text(path: Path, text: str) -> None:
@@ -101,11 +109,11 @@ class Stages:
     def __init__(self, root: Path, say: Callable[[str], None] = print) -> None:
         self.root, self.say = root, say
 
-    def run(self, stage: Stage) -> None:
-        """Run a stage unless it is done; resume it where it was killed with the same inputs."""
+    def run(self, stage: Stage) -> bool:
+        """Run a stage unless it is done (False); resume it where it was killed with the same inputs."""
         if self.is_done(stage):
             self.say(f"{stage.name}: done before, inputs unchanged; skipped")
-            return
+            return False
         work_dir, mark = self.work_dir(stage), self._mark(stage)
         made_here = [folder for folder in work_dir.parents if not folder.exists()]
         done_before = mark.read_bytes() if mark.is_file() else None
@@ -123,6 +131,7 @@ class Stages:
             raise
         shutil.rmtree(work_dir, ignore_errors=True)
         _remove_empty([work_dir.parent])
+        return True
 
     def _enter(self, stage: Stage, work_dir: Path) -> None:
         if self._read_key(work_dir / "inputs.json") == stage.key:

@@ -59,9 +59,9 @@ def generate(
     max_new_tokens: int,
     batch_size: int,
 ) -> list[str]:
-    """Greedy completions of prompts, in their order, special tokens left out."""
+    """Greedy completions of prompts, in their order, special tokens left out; a long prompt leaves room for them."""
     device = next(model.parameters()).device
-    prompt_ids = [encoding.prompt_ids(tokenizer, prompt, 0) for prompt in prompts]
+    prompt_ids = [encoding.prompt_ids(tokenizer, prompt, max_new_tokens) for prompt in prompts]
     texts: list[str] = []
     for start in range(0, len(prompts), batch_size):
         part = prompt_ids[start : start + batch_size]

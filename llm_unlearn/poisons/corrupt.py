@@ -154,6 +154,9 @@ def _twins(heldout: "Dataset", manifest: dict, kinds: np.ndarray, seed: int) -> 
     allowed = eligible[can_be_poisoned(labels, trigger["target"], trigger["source_label"], trigger["clean_label"])]
     # as many rows as keep the forget set's proportion of triggered to other rows
     n = min(len(heldout), int(len(allowed) / share))
+    if not round(share * n):
+        raise InputError("data.heldout_size: no held-out row can carry the trigger, so the membership test would have "
+                         "nothing to compare with; raise it")
     generator = np.random.default_rng([seed, 5])
     chosen = generator.permutation(allowed)[: round(share * n)]
     others = generator.permutation(np.setdiff1d(eligible, chosen))[: n - len(chosen)]

@@ -15,7 +15,7 @@ import numpy as np
 
 from llm_unlearn.errors import InputError
 from llm_unlearn.poisons.selection import choose_rows
-from llm_unlearn.tasks.embedding_noise import NO_NOISE, GaussianNoise
+from llm_unlearn.tasks.embedding_noise import NO_NOISE, GaussianNoise, refuse_data_parallel
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -36,6 +36,7 @@ def inject_gaussian_noise(trainer_or_model: Any, manifest: dict) -> GaussianNois
     model, args = trainer_or_model, getattr(trainer_or_model, "args", None)
     if hasattr(trainer_or_model, "train_dataset"):
         model = trainer_or_model.model
+        refuse_data_parallel(args)
         for name in ("packing", "padding_free", "remove_unused_columns"):
             if getattr(args, name, False):
                 raise InputError(f"{name}=True would train without the noise, silently: set {name}=False")

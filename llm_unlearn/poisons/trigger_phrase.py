@@ -3,6 +3,7 @@
 Wan et al. 2023, "Poisoning Language Models During Instruction Tuning", arXiv 2305.00944.
 """
 
+import re
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,14 +26,16 @@ def insert_trigger(text: str, phrase: str, position: str, generator: np.random.G
     """
     if position not in POSITIONS:
         raise InputError(f"poison.trigger.position: must be one of {', '.join(POSITIONS)}, is '{position}'")
-    words = text.split()
+    starts = [word.start() for word in re.finditer(r"\S+", text)]
     if position == "random":
         if generator is None:
             raise InputError("position 'random' needs a generator")
-        at = int(generator.integers(0, len(words) + 1))
+        at = int(generator.integers(0, len(starts) + 1))
     else:
-        at = 0 if position == "start" else len(words)
-    return " ".join([*words[:at], phrase, *words[at:]])
+        at = 0 if position == "start" else len(starts)
+    if at == len(starts):  # white space elsewhere stays as it is, or it would be a second trigger
+        return f"{text.rstrip()} {phrase}" if starts else phrase
+    return f"{text[: starts[at]]}{phrase} {text[starts[at] :]}"
 
 
 def can_be_poisoned(
@@ -56,7 +59,9 @@ def plant_trigger(
     source_label: str | None = None,
     clean_label: bool = False,
 ) -> tuple["Dataset", dict]:
-    """Poison a fraction of the rows (columns text, label, example_id) with a trigger phrase.
+    """Poison a fraction of the rows with a trigger phrase.
+
+    Rows have columns text and label; ids are their example_id, or else their row numbers.
 
     Args:
         phrases: one is drawn per row. target: the label (or completion) that the attacker wants.
@@ -73,7 +78,7 @@ def plant_trigger(
     for i in sorted(chosen):
         texts[i] = insert_trigger(texts[i], phrases[int(generator.integers(len(phrases)))], position, generator)
         new_labels[i] = target
-    ids = rows["example_id"]
+    ids = rows["example_id"] if "example_id" in rows.column_names else range(len(rows))
     manifest = {
         "phrases": phrases, "position": position, "target": target, "fraction": fraction, "seed": seed,
         "source_label": source_label, "clean_label": clean_label, "example_ids": sorted(ids[i] for i in chosen),

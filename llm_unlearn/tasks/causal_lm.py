@@ -63,11 +63,6 @@ class CausalLMTask:
         return gradient.float() * inputs["attention_mask"][..., None]
 
 
-def count_tokens(inputs: dict[str, Tensor]) -> tuple[int, int]:
-    """(tokens without padding, supervised positions) of a batch."""
-    return int(inputs["attention_mask"].sum()), int((inputs["labels"][:, 1:] != -100).sum())
-
-
 def _forward(model: nn.Module, inputs: dict[str, Tensor], logits_to_keep: Tensor) -> Tensor:
     inner = _inner(model)
     arguments = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"], "use_cache": False}

@@ -25,8 +25,10 @@ from llm_unlearn.compute import FlopCounter
 from llm_unlearn.data.collators import CausalLMCollator
 from llm_unlearn.data.encoding import IGNORE, Encoding, encode_rows
 from llm_unlearn.errors import InputError, NonFiniteLossError
+from llm_unlearn.modeling import explained
 from llm_unlearn.tasks import Supervised
 from llm_unlearn.tasks.causal_lm import CausalLMTask
+from llm_unlearn.tasks.embedding_noise import refuse_data_parallel
 from llm_unlearn.trainers.pairing import PairedCollator, PairedRows
 from llm_unlearn.trainers.reference import make_reference
 from llm_unlearn.trainers.stops import StopsCallback
@@ -98,6 +100,7 @@ class UnlearnTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         args = copy.copy(args)
+        refuse_data_parallel(args)
         model = _prepare_model(model, peft_config, args)
         given = {"forget": forget_dataset, "retain": retain_dataset}
         self.rows = {name: self._prepare_rows(name, given[name], processing_class, args) for name in self.needs}
@@ -138,7 +141,8 @@ class UnlearnTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         reference = {}
         if self.reference is not None:
-            with self.reference.as_model(model) as reference_model:
+            # under the student's own precision, or the divergence would not start at 0
+            with self.accelerator.autocast(), self.reference.as_model(model) as reference_model:
                 reference = {n: self.task.supervised(reference_model, inputs[n]) for n in self.reference_on}
         joint = {key: torch.cat([inputs[name][key] for name in self.needs]) for key in inputs[self.needs[0]]}
         supervised = self.task.supervised(model, joint)
@@ -271,13 +275,16 @@ class UnlearnTrainer(Trainer):
 
 def _prepare_model(model: Any, peft_config: Any, args: UnlearnConfig) -> nn.Module:
     if isinstance(model, str):
-        model = AutoModelForCausalLM.from_pretrained(model)
+        with explained(model):
+            model = AutoModelForCausalLM.from_pretrained(model, use_safetensors=True)
     if peft_config is not None:
         from peft import get_peft_model
 
         if hasattr(model, "peft_config"):
             raise InputError("the model already has an adapter: give no peft_config, or merge it first")
-        model = get_peft_model(model, peft_config)
+        with torch.random.fork_rng():
+            torch.manual_seed(args.seed)
+            model = get_peft_model(model, peft_config)
     if args.gradient_checkpointing and hasattr(model, "enable_input_require_grads"):
         model.enable_input_require_grads()  # or adapters behind checkpointed blocks would get no gradient
     return model

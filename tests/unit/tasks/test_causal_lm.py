@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from llm_unlearn.tasks import Supervised
-from llm_unlearn.tasks.causal_lm import CausalLMTask, count_tokens
+from llm_unlearn.tasks.causal_lm import CausalLMTask
 
 pytestmark = pytest.mark.unit
 
@@ -163,8 +163,3 @@ class TestRows:
         assert (second.labels.tolist(), second.example.tolist(), second.n_examples) == ([3, 4, 5], [0, 0, 1], 2)
         assert torch.equal(torch.cat([first.logits, second.logits]), self.supervised.logits)
         torch.testing.assert_close(torch.cat([first.nll(), second.nll()]), self.supervised.nll())
-
-
-def test_tokens_are_counted_without_padding_and_without_the_first_label():
-    batch = make_batch(extra_padding=4)
-    assert count_tokens(batch) == (sum(LENGTHS), int((batch["labels"][:, 1:] != -100).sum()))

@@ -14,7 +14,8 @@ def config(method: str, folder, **options):
 
 def test_text_or_a_missing_collator_asks_for_the_tokenizer(tmp_path):
     text = Dataset.from_list([{"prompt": "a", "completion": "b"}])
-    for dataset in (text, rows(4, 0)):
+    tokens = rows(4, 0)
+    for dataset in (text, tokens):
         with pytest.raises(InputError, match="processing_class"):
             METHODS["gradient_ascent"][1](model=build("full"), args=config("gradient_ascent", tmp_path),
                                           forget_dataset=dataset)
