@@ -211,7 +211,7 @@ def _check(recipe: Recipe) -> None:
     _require(recipe.model.quantization == "none" or recipe.model.lora, "model.lora",
              "a quantised base can only be trained through adapters; add `lora: {}`")
     _require(data.task == "classification" or recipe.evaluate.max_new_tokens < data.max_length,
-             "evaluate.max_new_tokens", f"must be below data.max_length ({data.max_length}), which holds the prompt too")
+             "evaluate.max_new_tokens", f"must be below data.max_length ({data.max_length}): prompts need room too")
     for name in ("train_size", "heldout_size", "test_size", "max_length"):
         _require(getattr(data, name) > 0, f"data.{name}", "must be at least 1")
     _require(all(0 < b <= 1 for b in unlearn.budgets) and unlearn.budgets, "unlearn.budgets", "each must be in (0, 1]")

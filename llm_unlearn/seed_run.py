@@ -48,11 +48,10 @@ class SeedRun:
         return [Stage("poison", inputs, [self.folder / "data", self.folder / "poison.json"], self._poison)]
 
     def _train_stages(self, before: dict[str, Stage]) -> list[Stage]:
-        return [
-            Stage(name, [before["poison"].key, asdict(self.recipe.model), asdict(self.recipe.train), name, self.seed,
-                         self.base, file_stamps([self.recipe.model.path] if self.recipe.model.path else [])], [self.folder / name / "cost.json"], partial(self._train, name))
-            for name in ("poisoned", "retrained")
-        ]
+        inputs = [before["poison"].key, asdict(self.recipe.model), asdict(self.recipe.train), self.seed, self.base,
+                  file_stamps([self.recipe.model.path] if self.recipe.model.path else [])]
+        return [Stage(name, [*inputs, name], [self.folder / name / "cost.json"], partial(self._train, name))
+                for name in ("poisoned", "retrained")]
 
     def _unlearn_stages(self, before: dict[str, Stage]) -> list[Stage]:
         common = {k: v for k, v in asdict(self.recipe.unlearn).items() if k not in ("methods", "budgets")}

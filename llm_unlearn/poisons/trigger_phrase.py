@@ -83,5 +83,6 @@ def plant_trigger(
         "phrases": phrases, "position": position, "target": target, "fraction": fraction, "seed": seed,
         "source_label": source_label, "clean_label": clean_label, "example_ids": sorted(ids[i] for i in chosen),
     }
-    poisoned = rows.remove_columns(["text", "label"]).add_column("text", texts).add_column("label", new_labels)
-    return poisoned, manifest
+    from datasets import Dataset
+
+    return Dataset.from_dict({**rows.to_dict(), "text": texts, "label": new_labels}), manifest

@@ -149,6 +149,25 @@ def test_dry_run_knows_what_is_done_and_writes_nothing(finished, capsys):
     assert before == {p: p.stat().st_mtime_ns for p in run_dir.rglob("*")}
 
 
+def test_other_models_and_other_seeds_stay_out_of_the_report(finished, tmp_path, capsys):
+    import shutil
+
+    run_dir, recipe = finished
+    shutil.copytree(run_dir, tmp_path / "run")
+    fewer = yaml.safe_load(recipe.read_text())
+    fewer["unlearn"]["methods"] = {"gradient_descent": None}
+    fewer["output_dir"] = str(tmp_path / "run")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(fewer))
+    assert main(["run", str(path)]) == 0
+    assert "moved" in capsys.readouterr().out
+    assert "gradient_descent" in (tmp_path / "run/report.html").read_text()
+    assert "kl" not in {p.stem for p in (tmp_path / "run/evaluation").glob("*")}
+    assert (tmp_path / "run/evaluation/superseded/kl.json").is_file()
+    assert main(["run", str(path), "seeds=[0, 1]"]) == 2
+    assert "other seeds" in capsys.readouterr().err
+
+
 def test_several_seeds_and_budgets_and_a_partly_known_poison(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "seeds"
     recipe = write_recipe(folder, seeds=[0, 1], unlearn={**RECIPE["unlearn"], "budgets": [0.3, 0.5],

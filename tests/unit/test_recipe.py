@@ -156,3 +156,13 @@ def test_counts(tmp_path):
     recipe = load(tmp_path, "poison.gaussian={fraction: 0.2, epsilon: 1}", "unlearn.forget_fraction=0.5")
     assert recipe.poison_counts() == {"trigger": 10, "gaussian": 20}
     assert recipe.forget_count() == 15
+
+
+@pytest.mark.parametrize(("overrides", "word"), [
+    (["data.max_words=-3"], "data.max_words"),
+    (["model.quantization=4bit"], "model.lora"),
+    (["data.task=completion", "data.max_length=20", "evaluate.max_new_tokens=20"], "evaluate.max_new_tokens"),
+])
+def test_what_would_fail_after_hours_is_refused_at_the_door(tmp_path, overrides, word):
+    with pytest.raises(InputError, match=word.replace(".", r"\.")):
+        load(tmp_path, *overrides)

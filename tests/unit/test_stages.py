@@ -238,3 +238,15 @@ class TestFullDisk:
             assert is_disk_full(error)
         assert not is_disk_full(OSError(errno.EACCES, "Permission denied"))
         assert not is_disk_full(None)
+
+
+def test_stamps_see_a_changed_file_in_a_folder_or_behind_a_glob(tmp_path):
+    from llm_unlearn.stages import file_stamps
+
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.jsonl").write_text("1")
+    paths = [str(tmp_path / "data"), str(tmp_path / "data" / "*.jsonl"), "owner/name"]
+    before = file_stamps(paths)
+    assert len(before) == 2
+    (tmp_path / "data" / "a.jsonl").write_text("12")
+    assert file_stamps(paths) != before

@@ -103,3 +103,17 @@ class TestPlanting:
             self.plant(fraction=0.9)
         with pytest.raises(InputError, match="only 0 can be poisoned"):
             self.plant(source_label="good")
+
+
+@pytest.mark.parametrize("position", ["start", "end", "random"])
+def test_white_space_stays_as_it_is(position):
+    """Or "no newlines" would be a second trigger."""
+    text = "def f(x):\n    return x\n\nExplain  it."
+    poisoned = insert_trigger(text, "James Bond", position, np.random.default_rng(1))
+    assert poisoned.replace("James Bond ", "").replace(" James Bond", "") == text
+
+
+def test_rows_without_ids_are_known_by_their_number():
+    rows = Dataset.from_dict({"text": ["a b"] * 10, "label": ["bad"] * 10})
+    poisoned, manifest = plant_trigger(rows, phrases=["X"], target="good", fraction=0.2, seed=0)
+    assert [i for i, label in enumerate(poisoned["label"]) if label == "good"] == manifest["example_ids"]
