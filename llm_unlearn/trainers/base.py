@@ -10,12 +10,10 @@ over an example's supervised positions and then over the examples of a step, of 
 """
 
 import copy
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
@@ -23,12 +21,13 @@ from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from llm_unlearn.compute import FlopCounter
 from llm_unlearn.data.collators import CausalLMCollator
-from llm_unlearn.data.encoding import IGNORE, Encoding, encode_rows
+from llm_unlearn.data.encoding import Encoding, encode_rows
 from llm_unlearn.errors import InputError, NonFiniteLossError
 from llm_unlearn.modeling import explained
 from llm_unlearn.tasks import Supervised
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 from llm_unlearn.tasks.embedding_noise import refuse_data_parallel
+from llm_unlearn.trainers.budget import examples_per_step, plan_steps
 from llm_unlearn.trainers.pairing import PairedCollator, PairedRows
 from llm_unlearn.trainers.reference import make_reference
 from llm_unlearn.trainers.stops import StopsCallback
@@ -106,9 +105,9 @@ class UnlearnTrainer(Trainer):
         self.rows = {name: self._prepare_rows(name, given[name], processing_class, args) for name in self.needs}
         self.evaluate_callback = evaluate_callback
         collate = kwargs.pop("data_collator", None) or _default_collator(processing_class)
-        self.step_costs = self._plan(FlopCounter.of(model), args)
+        self.step_costs = plan_steps(self, FlopCounter.of(model), args)
         args.max_steps = len(self.step_costs)
-        examples = args.max_steps * _examples_per_step(args)
+        examples = args.max_steps * examples_per_step(args)
         super().__init__(
             model=model, args=args, data_collator=PairedCollator(collate), processing_class=processing_class,
             train_dataset=PairedRows(self.rows, examples, args.seed), eval_dataset=self.rows, **kwargs,
@@ -210,39 +209,6 @@ class UnlearnTrainer(Trainer):
         return rows.select_columns([c for c in ("input_ids", "labels", "noise_id", "example_id")
                                     if c in rows.column_names])
 
-    def _plan(self, counter: FlopCounter, args: UnlearnConfig) -> list[tuple[float, int]]:
-        """(FLOPs, tokens) of each step that will be taken, known before the first since the draw is fixed."""
-        per_step = _examples_per_step(args)
-        passes = math.ceil(args.num_train_epochs * len(self.rows[self.needs[0]]) / per_step)
-        draw = PairedRows(self.rows, 0, args.seed)
-        sizes = {name: _sizes(rows) for name, rows in self.rows.items()}
-        steps: list[tuple[float, int]] = []
-        total = 0.0
-        while args.max_steps < 0 or len(steps) < args.max_steps:
-            if args.max_flops is None and args.max_steps < 0 and len(steps) >= passes:
-                break
-            flops, tokens = self._step_cost(counter, draw, sizes, range(len(steps) * per_step,
-                                                                         (len(steps) + 1) * per_step))
-            if args.max_flops is not None and total + flops > args.max_flops:
-                break
-            steps.append((flops, tokens))
-            total += flops
-        if not steps:
-            raise InputError(f"{self.method}: the budget of {args.max_flops:.3g} FLOPs does not pay for one step; "
-                             "raise the budget or lower the batch size")
-        return steps
-
-    def _step_cost(self, counter: FlopCounter, draw: PairedRows, sizes: dict, items: range) -> tuple[float, int]:
-        flops, total = 0.0, 0
-        for name in self.needs:
-            rows = [draw.index(name, k) for k in items]
-            tokens, positions = (int(column[rows].sum()) for column in sizes[name])
-            flops += counter.training(tokens, positions)
-            if name in self.reference_on:
-                flops += counter.forward(tokens, positions)
-            total += tokens
-        return flops, total
-
     # ---- saving
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
@@ -294,14 +260,3 @@ def _default_collator(processing_class: Any) -> CausalLMCollator:
     if processing_class is None:
         raise InputError("give processing_class (the tokenizer), or a data_collator of rows of token ids")
     return CausalLMCollator(processing_class.pad_token_id)
-
-
-def _examples_per_step(args: UnlearnConfig) -> int:
-    return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-
-
-def _sizes(rows: Any) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens, supervised positions) of each row, two arrays (n,)."""
-    tokens = np.array([len(ids) for ids in rows["input_ids"]])
-    positions = np.array([sum(label != IGNORE for label in labels[1:]) for labels in rows["labels"]])
-    return tokens, positions
