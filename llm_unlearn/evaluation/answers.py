@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from llm_unlearn.data.collators import CausalLMCollator
 from llm_unlearn.data.encoding import IGNORE, Encoding, check_verbalizers
 from llm_unlearn.evaluation.batches import batches
+from llm_unlearn.tasks.causal_lm import CausalLMTask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from llm_unlearn.tasks.causal_lm import CausalLMTask
 
 
 @torch.no_grad()
@@ -36,7 +36,7 @@ def label_log_probs(
     for label, tokens in enumerate(ids):
         by_prefix.setdefault(tuple(tokens[:-1]), []).append(label)
     prompt_ids = [encoding.prompt_ids(tokenizer, prompt, room) for prompt in prompts]
-    device, collate, task = next(model.parameters()).device, _collator(tokenizer), CausalLMTask()
+    device, collate, task = next(model.parameters()).device, CausalLMCollator(tokenizer.pad_token_id), CausalLMTask()
     scores = np.full((len(prompts), len(ids)), np.nan)
     for labels in by_prefix.values():
         tokens = ids[labels[0]]
@@ -72,9 +72,3 @@ def generate(
                                 pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
         texts.extend(tokenizer.batch_decode(output[:, width:], skip_special_tokens=True))
     return texts
-
-
-def _collator(tokenizer: "PreTrainedTokenizerBase"):
-    from llm_unlearn.data.collators import CausalLMCollator
-
-    return CausalLMCollator(tokenizer.pad_token_id)
