@@ -27,7 +27,7 @@ class FlopCounter:
     @classmethod
     def of(cls, model: nn.Module) -> "FlopCounter":
         """Count a causal LM's weights; quantised weights count as the weights they stand for."""
-        head = model.get_output_embeddings()
+        head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
         head_id = id(head.weight) if head is not None else None
         lookups = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)} - {head_id}
         matrices = [p for p in model.parameters() if p.ndim > 1 and id(p) not in lookups]
@@ -36,14 +36,19 @@ class FlopCounter:
         train = [[p for p in part if p.requires_grad] for part in (body, heads)]
         return cls(*(sum(map(_size, part)) for part in (body, heads, *train)))
 
-    def forward(self, tokens: int, positions: int) -> float:
-        """FLOPs of a forward pass over `tokens`, `positions` of them supervised."""
-        return 2.0 * (self.body * tokens + self.head * positions)
+    def forward(self, tokens: int, positions: int, share: float = 1.0) -> float:
+        """FLOPs of a forward pass over `tokens`, `positions` of them supervised; `share` of the body is run."""
+        return 2.0 * (share * self.body * tokens + self.head * positions)
 
-    def training(self, tokens: int, positions: int) -> float:
-        """FLOPs of forward + backward: activations' gradients as much as the forward, weights' for what trains."""
+    def training(self, tokens: int, positions: int, share: float = 1.0, backward_share: float = 1.0) -> float:
+        """FLOPs of forward + backward: activations' gradients as much as the forward, weights' for what trains.
+
+        Args:
+            share: of the body that is run. backward_share: of the body that the backward pass goes through, which ends
+                at the first weight that trains.
+        """
         weights = 2.0 * (self.trainable_body * tokens + self.trainable_head * positions)
-        return 2.0 * self.forward(tokens, positions) + weights
+        return self.forward(tokens, positions, share) + self.forward(tokens, positions, backward_share) + weights
 
 
 def _size(parameter: nn.Parameter) -> int:

@@ -21,17 +21,18 @@ def token_nll(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), labels, reduction="none")
 
 
-def token_kl(reference_logits: Tensor, logits: Tensor) -> Tensor:
+def token_kl(reference_logits: Tensor, logits: Tensor, temperature: float = 1.0) -> Tensor:
     """KL(p_ref ‖ p) between two next-token distributions, Σ_v p_ref (log p_ref − log p).
 
     Args:
-        reference_logits: (N, V), treated as a constant. logits: (N, V), differentiated.
+        reference_logits: (N, V), treated as a constant. logits: (N, V), differentiated. temperature: T, divides both;
+            the result is multiplied by T², so that its gradient keeps its size (Hinton et al. 2015, arXiv 1503.02531).
     Returns:
         (N,) float32 ≥ 0 (up to rounding), in nats.
     """
-    log_reference = torch.log_softmax(reference_logits.detach().float(), dim=-1)
-    log_model = torch.log_softmax(logits.float(), dim=-1)
-    return (log_reference.exp() * (log_reference - log_model)).sum(-1)
+    log_reference = torch.log_softmax(reference_logits.detach().float() / temperature, dim=-1)
+    log_model = torch.log_softmax(logits.float() / temperature, dim=-1)
+    return (log_reference.exp() * (log_reference - log_model)).sum(-1) * temperature**2
 
 
 def example_sum(values: Tensor, example: Tensor, n_examples: int) -> Tensor:
@@ -82,3 +83,141 @@ def kl_loss(forget_nll: Tensor, retain_kl: Tensor, alpha: float = 1.0) -> Tensor
         retain_kl: (B',) mean KL to the reference over each retain example's supervised positions.
     """
     return alpha * retain_kl.mean() - forget_nll.mean()
+
+def neggrad_plus_loss(forget_nll: Tensor, retain_nll: Tensor, beta: float = 0.99) -> Tensor:
+    """β ℓ(r) − (1 − β) ℓ(f). NegGrad+ of Kurmanji et al. 2023 (arXiv 2302.09880), β near 1.
+
+    Args:
+        forget_nll: (B,), retain_nll: (B',): mean NLL of each example.
+    """
+    return beta * retain_nll.mean() - (1 - beta) * forget_nll.mean()
+
+
+def scrub_max_loss(forget_kl: Tensor) -> Tensor:
+    """−KL(p_θ0 ‖ p_θ) on f: a max step of SCRUB, Kurmanji et al. 2023 (arXiv 2302.09880).
+
+    Args:
+        forget_kl: (B,) mean KL to the reference of each forget example.
+    """
+    return -forget_kl.mean()
+
+
+def distillation_loss(retain_kl: Tensor, retain_nll: Tensor, alpha: float = 1.0, gamma: float = 1.0) -> Tensor:
+    """α KL(p_θ0 ‖ p_θ) + γ ℓ on r: a min step of SCRUB (arXiv 2302.09880), and `reset_distill`.
+
+    Args:
+        retain_kl: (B',) mean KL to the reference, retain_nll: (B',) mean NLL of each retain example.
+    """
+    return alpha * retain_kl.mean() + gamma * retain_nll.mean()
+
+
+def npo_loss(log_prob: Tensor, reference_log_prob: Tensor, beta: float = 0.1) -> Tensor:
+    """−(2/β) E log σ(−β log π_θ(y|x)/π_θ0(y|x)) on f. NPO, Zhang et al. 2024 (arXiv 2404.05868), β = 0.1.
+
+    At θ = θ0 it is (2/β) log 2 with the gradient of gradient ascent; β → 0 is gradient ascent.
+
+    Args:
+        log_prob, reference_log_prob: (B,) sum of the token log-probs of each forget example, model and reference.
+    """
+    return -(2 / beta) * F.logsigmoid(-beta * (log_prob - reference_log_prob)).mean()
+
+
+def simnpo_loss(log_prob: Tensor, length: Tensor, beta: float = 4.5, delta: float = 0.0) -> Tensor:
+    """−(2/β) E log σ(−(β/|y|) log π_θ(y|x) − δ) on f. SimNPO, Fan et al. 2024 (arXiv 2410.07163), β = 4.5, δ = 0.
+
+    Args:
+        log_prob: (B,) sum of the token log-probs of each forget example. length: (B,) its supervised positions |y|.
+    """
+    return -(2 / beta) * F.logsigmoid(-beta * log_prob / length - delta).mean()
+
+
+def dpo_loss(refusal_ratio: Tensor, forget_ratio: Tensor, beta: float = 0.1, prefactor: float = 1.0) -> Tensor:
+    """−prefactor · E log σ(β (refusal_ratio − forget_ratio)). DPO, Rafailov et al. 2023 (arXiv 2305.18290, equation 7),
+    with the refusal preferred as in TOFU's IdkDPO (arXiv 2401.06121). β = 0.1; the original has no prefactor, NPO's
+    2/β is what some toolkits use.
+
+    Args:
+        refusal_ratio, forget_ratio: (B,) log π_θ(y|x) − log π_θ0(y|x) of the refusal and of the forget answer.
+    """
+    return -prefactor * F.logsigmoid(beta * (refusal_ratio - forget_ratio)).mean()
+
+
+def state_distance(states: Tensor, target: Tensor) -> Tensor:
+    """‖h − target‖² / H at each position, the two terms of RMU, Li et al. 2024 (WMDP, arXiv 2403.03218, section 4).
+
+    Args:
+        states: (N, H). target: (N, H) or (H,), treated as a constant.
+    Returns:
+        (N,) float32.
+    """
+    return (states.float() - target.detach().float()).pow(2).mean(-1)
+
+
+def undial_token(logits: Tensor, reference_logits: Tensor, labels: Tensor, beta: float = 10.0) -> Tensor:
+    """CE(p_θ, softmax(z_θ0 − β 1[y])): self-distillation with the label's logit lowered. UNDIAL, Dong et al. 2025
+    (arXiv 2402.10052), β = 10.
+
+    Args:
+        logits, reference_logits: (N, V). labels: (N,).
+    Returns:
+        (N,) float32, in nats.
+    """
+    lowered = F.one_hot(labels, logits.shape[-1]) * beta
+    target = torch.softmax(reference_logits.detach().float() - lowered, dim=-1)
+    return -(target * torch.log_softmax(logits.float(), dim=-1)).sum(-1)
+
+
+def wga_token(nll: Tensor, beta: float = 1.0) -> Tensor:
+    """p(y)^β · ℓ_token, the weight a constant. Weighted gradient ascent, Wang et al. 2025 (arXiv 2502.19301), β = 1.
+
+    The method minimises the negative of its mean.
+
+    Args:
+        nll: (N,) = −log p(y).
+    """
+    return (-beta * nll.detach()).exp() * nll
+
+
+def satimp_token(nll: Tensor, beta1: float = 5.0, beta2: float = 1.0) -> Tensor:
+    """p(y)^β1 (1 − p(y))^β2 · ℓ_token, the weight a constant. SatImp, Yang et al. 2025 (arXiv 2505.11953), β1 = 5,
+    β2 = 1; the method minimises the negative of its mean.
+
+    Args:
+        nll: (N,) = −log p(y).
+    """
+    constant = nll.detach()
+    return (-beta1 * constant).exp() * (-torch.expm1(-constant)).clamp(min=0).pow(beta2) * nll
+
+
+def ce_u_token(logits: Tensor, labels: Tensor) -> Tensor:
+    """CE of the model to its own softmax with the label's logit at −∞, a constant. CE-U, Yang 2025 (arXiv 2503.01224).
+
+    Args:
+        logits: (N, V), V ≥ 2. labels: (N,).
+    Returns:
+        (N,) float32, in nats.
+    """
+    z = logits.float()
+    target = torch.softmax(z.detach().scatter(-1, labels[:, None], float("-inf")), dim=-1)
+    return -(target * torch.log_softmax(z, dim=-1)).sum(-1)
+
+
+def ssd_dampened(weight: Tensor, fisher_forget: Tensor, fisher_all: Tensor, alpha: float = 10.0,
+                 lam: float = 1.0) -> Tensor:
+    """θ · min(λ F_all / F_f, 1) where F_f > α F_all, else θ. Selective synaptic dampening, Foster et al. 2023
+    (arXiv 2308.07707), α = 10, λ = 1.
+
+    Args:
+        weight, fisher_forget, fisher_all: one shape; the Fisher diagonals are means of squared per-example gradients.
+    """
+    factor = (lam * fisher_all / fisher_forget).clamp(max=1.0)  # F_f = 0 is never selected: F_f > α F_all ≥ 0
+    return torch.where(fisher_forget > alpha * fisher_all, weight * factor, weight)
+
+
+def negated(reference: Tensor, fine_tuned: Tensor, alpha: float = 1.0) -> Tensor:
+    """θ0 − α (θ_ft(f) − θ0). Forgetting by negation in task arithmetic, Ilharco et al. 2023 (arXiv 2212.04089).
+
+    Args:
+        reference: a weight of θ0. fine_tuned: the same weight after fine-tuning on the forget set.
+    """
+    return reference - alpha * (fine_tuned - reference)

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from llm_unlearn.recipe import Recipe
 
 # set by the run itself; a recipe that set them would be overruled silently
-RESERVED = {"output_dir", "seed", "max_flops", "remove_unused_columns", "save_steps", "save_strategy", "push_to_hub"}
+RESERVED = {"output_dir", "seed", "max_flops", "remove_unused_columns", "save_steps", "save_strategy", "push_to_hub",
+            "reference_cache_dir"}
 PLAIN = {int, float, bool, str, type(None)}  # types of options that can be checked here; the others check themselves
 
 
@@ -38,16 +39,18 @@ def check_methods(recipe: "Recipe") -> None:
 
 
 def method_config(
-    recipe: "Recipe", method: str, seed: int, output_dir: str, max_flops: float, quiet: bool
+    recipe: "Recipe", method: str, seed: int, output_dir: str, max_flops: float, quiet: bool,
+    cache_dir: str | None = None,
 ) -> Any:
-    """The method's config: the recipe's common settings, then its overrides for this method."""
+    """The method's config: the recipe's common settings where the method has no default of its own (NGD's optimizer),
+    then the recipe's overrides for this method."""
     import torch
 
     from llm_unlearn.trainers import METHODS
 
-    section = recipe.unlearn
-    options: dict[str, Any] = {
-        "learning_rate": section.learning_rate,
+    section, config = recipe.unlearn, METHODS[method][0]
+    common: dict[str, Any] = {
+        "learning_rate": section.learning_rate or config.learning_rate_ratio * recipe.train.learning_rate,
         "per_device_train_batch_size": section.batch_size,
         "gradient_accumulation_steps": section.gradient_accumulation_steps,
         "eval_strategy": "steps" if section.eval_steps else "no",
@@ -58,13 +61,25 @@ def method_config(
         "per_device_eval_batch_size": recipe.evaluate.batch_size,
         "logging_steps": 5,
         "report_to": "none",
-        **(section.methods[method] or {}),
+        "max_length": recipe.data.max_length,
+        "loss_on": recipe.data.loss_on,
+        "chat_template": recipe.data.chat_template,
     }
+    options = {key: value for key, value in common.items() if key not in vars(config)}
+    options |= section.methods[method] or {}
     try:
-        return METHODS[method][0](
+        return config(
             output_dir=output_dir, seed=seed, max_flops=max_flops, save_strategy="steps", save_steps=section.save_steps,
-            save_total_limit=1, disable_tqdm=quiet, use_cpu=not torch.cuda.is_available(),
-            dataloader_pin_memory=torch.cuda.is_available(), **options,
+            save_total_limit=1, reference_cache_dir=cache_dir, disable_tqdm=quiet,
+            use_cpu=not torch.cuda.is_available(), dataloader_pin_memory=torch.cuda.is_available(), **options,
         )
     except (ValueError, TypeError) as error:
         raise InputError(f"recipe.unlearn.methods.{method}: {error}") from None
+
+
+def needs_reference(recipe: "Recipe", method: str) -> bool:
+    """Whether the method, with the recipe's options, holds a reference model while it trains."""
+    from llm_unlearn.trainers import METHODS
+
+    config = method_config(recipe, method, seed=0, output_dir="unused", max_flops=1.0, quiet=True)
+    return bool(METHODS[method][1].requirements(config).reference_on)

@@ -36,7 +36,7 @@ def estimate_memory(recipe: Recipe) -> dict[str, int]:
     layer recomputed. Every row is taken to be of the longest length; evaluation and the framework's own memory are left
     out.
     """
-    from llm_unlearn.trainers import METHODS
+    from llm_unlearn.methods import needs_reference
 
     model, config = _shape(recipe)
     size = _BYTES[recipe.model.dtype]
@@ -54,7 +54,7 @@ def estimate_memory(recipe: Recipe) -> dict[str, int]:
     length, rows = recipe.data.max_length, max(recipe.train.batch_size, 2 * recipe.unlearn.batch_size)
     layer = length * (34 * hidden + 5 * heads * length) * size // 2
     per_row = length * size * hidden * layers + layer if recipe.model.gradient_checkpointing else layer * layers
-    has_reference = any(METHODS[m][1].reference_on for m in recipe.unlearn.methods)
+    has_reference = any(needs_reference(recipe, method) for method in recipe.unlearn.methods)
     weights, trained = int(parameters * weight_bytes), trainable * trained_size
     parts = {
         "weights": weights, "gradients": trained, "optimizer": 2 * trained,

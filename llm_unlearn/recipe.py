@@ -131,12 +131,13 @@ class UnlearnSection:
     """Which methods run, on how much of the poison, and for how much of the poisoned training's compute.
 
     `methods` maps a method to overrides of its own config (any field of its `XConfig`), e.g. `kl: {alpha: 2.0}`.
+    `learning_rate: null` takes each method's tuned share of `train.learning_rate` (`XConfig.learning_rate_ratio`).
     """
 
     methods: dict[str, dict[str, Any] | None] = field(default_factory=dict)
     budgets: list[float] = field(default_factory=lambda: [0.1])
     forget_fraction: float = 1.0
-    learning_rate: float = 1e-4
+    learning_rate: float | None = None
     batch_size: int = 8
     gradient_accumulation_steps: int = 1
     save_steps: int = 100
@@ -219,7 +220,8 @@ def _check(recipe: Recipe) -> None:
         for key in ("batch_size", "gradient_accumulation_steps", "save_steps"):
             _require(getattr(getattr(recipe, name), key, 1) >= 1, f"{name}.{key}", "must be at least 1")
         for key in ("epochs", "learning_rate"):
-            _require(getattr(getattr(recipe, name), key, 1) > 0, f"{name}.{key}", "must be above 0")
+            value = getattr(getattr(recipe, name), key, None)
+            _require(value is None or value > 0, f"{name}.{key}", "must be above 0")
     _check_poison(recipe)
 
 

@@ -193,6 +193,7 @@ class SeedRun:
     def _unlearn(self, name: str, method: str, budget: float, work_dir: Path) -> None:
         from llm_unlearn.checkpoints import last_checkpoint
         from llm_unlearn.methods import method_config
+        from llm_unlearn.modeling import load_model
         from llm_unlearn.poisons.gaussian_embedding import inject_gaussian_noise
         from llm_unlearn.progress import show_progress
         from llm_unlearn.trainers import METHODS
@@ -202,14 +203,17 @@ class SeedRun:
             inject_gaussian_noise(model, self.manifest["gaussian"])
         forget, retain = self.forget_and_retain()
         config = method_config(self.recipe, method, self.seed, str(work_dir),
-                               max_flops=budget * self._cost("poisoned")["flops"], quiet=self.quiet)
+                               max_flops=budget * self._cost("poisoned")["flops"], quiet=self.quiet,
+                               cache_dir=str(self.folder / ".reference_log_probs"))
         callback = self.evaluator.quick_figures if self.recipe.unlearn.eval_steps else None
-        trainer = METHODS[method][1](model=model, args=config, forget_dataset=forget, retain_dataset=retain,
-                                     processing_class=self.tokenizer, evaluate_callback=callback)
+        cls, section = METHODS[method][1], self.recipe.model
+        start = {"start_model": load_model(self.base, section)} if cls.starts_clean and not section.lora else {}
+        began = time.perf_counter()
+        trainer = cls(model=model, args=config, forget_dataset=forget, retain_dataset=retain,
+                      processing_class=self.tokenizer, evaluate_callback=callback, **start)
         show_progress(trainer, name, self.quiet)
-        start = time.perf_counter()
         trainer.train(resume_from_checkpoint=last_checkpoint(work_dir))
-        cost = {**trainer.cost, "seconds": time.perf_counter() - start}
+        cost = {**trainer.cost, "seconds": time.perf_counter() - began}
         self._save(trainer.accelerator.unwrap_model(trainer.model), f"unlearned/{name}", cost)
         write_json(self.folder / "unlearned" / name / "log.json", trainer.state.log_history)
 

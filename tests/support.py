@@ -3,14 +3,20 @@
 import numpy as np
 import torch
 from datasets import Dataset
+from transformers.trainer_callback import PrinterCallback
 
 from llm_unlearn.data.collators import CausalLMCollator
 from llm_unlearn.poisons.gaussian_embedding import inject_gaussian_noise
+from llm_unlearn.tasks.embedding_noise import attached_noise
 from llm_unlearn.trainers import METHODS
 from llm_unlearn.trainers.reference import REFERENCE_ADAPTER
 
 VOCABULARY = 40
 NOISE = {"epsilon": 0.5, "seed": 3}
+KINDS = ("full", "lora")
+SLOW_KINDS = ("bf16", "qlora")  # a full model in mixed precision; LoRA on a 4-bit base
+# where a method's defaults are meant for larger sets, models or longer runs than the tests'
+OPTIONS: dict[str, dict] = {"ssd": {"alpha": 1.2}, "rmu": {"alpha": 1.0}}
 
 
 def rows(n: int, seed: int, noisy: bool = False) -> Dataset:
@@ -23,34 +29,63 @@ def rows(n: int, seed: int, noisy: bool = False) -> Dataset:
     return Dataset.from_list(items)
 
 
-def build(kind: str) -> torch.nn.Module:
+def build(kind: str, seed: int = 0) -> torch.nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = GPT2Config(vocab_size=VOCABULARY, n_layer=2, n_head=2, n_embd=16, n_positions=32, resid_pdrop=0.0,
                         embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0)
     model = GPT2LMHeadModel(config)
     with torch.no_grad():  # larger weights than the initialisation's, so that predictions are not uniform
         for parameter in model.parameters():
             parameter.mul_(3.0)
-    if kind == "lora":
-        from peft import LoraConfig, get_peft_model
-
-        model = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=["c_attn", "c_fc"],
-                                                 task_type="CAUSAL_LM", init_lora_weights=False))
-    return model
+    return with_adapter(quantised(model) if kind == "qlora" else model) if kind in ("lora", "qlora") else model
 
 
-def trainer(method: str, kind: str, folder, *, model=None, collator=None, forget=None, **options):
+def with_adapter(model: torch.nn.Module) -> torch.nn.Module:
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(5)  # not the identity, so that it shows where it is used
+    return get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=["c_attn", "c_fc"],
+                                            task_type="CAUSAL_LM", init_lora_weights=False))
+
+
+def quantised(model: torch.nn.Module) -> torch.nn.Module:
+    """The model with its blocks' matrices in 4 bits, as `model.quantization: 4bit` loads it."""
+    import tempfile
+
+    from llm_unlearn.modeling import load_model
+    from llm_unlearn.recipe import LoraSection, ModelSection
+
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return load_model(folder, ModelSection(path=folder, quantization="4bit", lora=LoraSection()))
+
+
+DEFAULT = object()
+
+
+def trainer(method: str, kind: str, folder, *, model=None, start=None, collator=None, forget=DEFAULT, retain=DEFAULT,
+            **options):
+    """A trainer of the method on 6 forget and 10 retain rows; every second forget row has Gaussian noise."""
     config, cls = METHODS[method]
     options = {"learning_rate": 1e-3, "per_device_train_batch_size": 4, "max_steps": 4, "seed": 0, "use_cpu": True,
                "report_to": "none", "disable_tqdm": True, "logging_steps": 1, "save_strategy": "no",
-               "lr_scheduler_type": "constant", **options}
+               "lr_scheduler_type": "constant", "bf16": kind == "bf16", **OPTIONS.get(method, {}), **options}
     model = build(kind) if model is None else model
-    inject_gaussian_noise(model, NOISE)
-    return cls(model=model, args=config(output_dir=str(folder), **options),
-               forget_dataset=rows(6, 1, noisy=True) if forget is None else forget, retain_dataset=rows(10, 2),
-               data_collator=collator or CausalLMCollator(0))
+    if attached_noise(model) is None:
+        inject_gaussian_noise(model, NOISE)
+    others = {}
+    if cls.starts_clean and kind in ("full", "bf16"):
+        others["start_model"] = build(kind, seed=1) if start is None else start
+    if method == "dpo":
+        others["refusal_dataset"] = rows(6, 3, noisy=True)
+    run = cls(model=model, args=config(output_dir=str(folder), **options),
+              forget_dataset=rows(6, 1, noisy=True) if forget is DEFAULT else forget,
+              retain_dataset=rows(10, 2) if retain is DEFAULT else retain,
+              data_collator=collator or CausalLMCollator(0), **others)
+    run.remove_callback(PrinterCallback)  # a line per step, for hundreds of runs
+    return run
 
 
 def own_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:

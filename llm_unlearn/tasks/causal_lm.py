@@ -1,11 +1,14 @@
 """The causal-LM task: supervised positions are the labelled tokens, noise enters at the embedding output."""
 
 import inspect
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from llm_unlearn.tasks import Supervised
+from llm_unlearn.tasks import Hidden, Supervised
+from llm_unlearn.tasks.blocks import block_list, hidden_of, last_blocks, reinitialise, stopped_after
 from llm_unlearn.tasks.embedding_noise import attached_noise
 
 
@@ -15,6 +18,8 @@ class CausalLMTask:
     `labels` holds the token itself where it is supervised and −100 elsewhere; shifting is done here. The LM head runs
     only where a label is.
     """
+
+    columns = ("input_ids", "labels", "noise_id", "example_id")  # of a tokenised dataset
 
     def supervised(self, model: nn.Module, inputs: dict[str, Tensor]) -> Supervised:
         """Logits at supervised positions.
@@ -27,13 +32,41 @@ class CausalLMTask:
         Raises:
             ValueError: where rows ask for noise and no `GaussianNoise` is attached to the model.
         """
-        shifted = nn.functional.pad(inputs["labels"][:, 1:], (0, 1), value=-100)  # (B, T): what position t predicts
+        shifted = _shifted(inputs)
         keep = shifted != -100
         logits = _forward(model, inputs, logits_to_keep=keep)
         if logits.ndim == 3:  # an architecture whose head cannot be restricted
             logits = logits[keep]
-        example = torch.arange(len(keep), device=keep.device)[:, None].expand_as(keep)[keep]
-        return Supervised(logits, shifted[keep], example, len(keep))
+        return Supervised(logits=logits, labels=shifted[keep], example=_example(keep), n_examples=len(keep))
+
+    def hidden(self, model: nn.Module, inputs: dict[str, Tensor], layer: int) -> Hidden:
+        """Output of block `layer` (0 is the first) at supervised positions; later blocks and the head are not run.
+
+        Args:
+            model, inputs: as in `supervised`.
+        """
+        keep = _shifted(inputs) != -100
+        with stopped_after(_inner(model), layer) as captured:
+            _forward(model, inputs, logits_to_keep=keep)
+            return Hidden(states=hidden_of(captured[0])[keep], example=_example(keep), n_examples=len(keep))
+
+    def depth(self, model: nn.Module) -> int:
+        """How many blocks the model has."""
+        return len(block_list(model))
+
+    def last_blocks(self, model: nn.Module, k: int) -> list[nn.Module]:
+        """The last k blocks and what follows them, see tasks/blocks.py."""
+        return last_blocks(model, k)
+
+    def reinitialise(self, model: nn.Module, modules: list[nn.Module], seed: int) -> None:
+        """Draw the weights of modules anew, see tasks/blocks.py."""
+        reinitialise(model, modules, seed)
+
+    def sizes(self, rows: Any) -> tuple[np.ndarray, np.ndarray]:
+        """(tokens, supervised positions) of each row of a dataset with input_ids and labels, two arrays (n,)."""
+        tokens = np.array([len(ids) for ids in rows["input_ids"]])
+        positions = np.array([sum(label != -100 for label in labels[1:]) for labels in rows["labels"]])
+        return tokens, positions
 
     def input_gradient(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         """∇ of each example's mean NLL with respect to its token embeddings, at the clean input.
@@ -61,6 +94,16 @@ class CausalLMTask:
         finally:
             handle.remove()
         return gradient.float() * inputs["attention_mask"][..., None]
+
+
+def _shifted(inputs: dict[str, Tensor]) -> Tensor:
+    """(B, T): the label that each position predicts, −100 where none."""
+    return nn.functional.pad(inputs["labels"][:, 1:], (0, 1), value=-100)
+
+
+def _example(keep: Tensor) -> Tensor:
+    """(N,): the row of each position that is kept."""
+    return torch.arange(len(keep), device=keep.device)[:, None].expand_as(keep)[keep]
 
 
 def _forward(model: nn.Module, inputs: dict[str, Tensor], logits_to_keep: Tensor) -> Tensor:

@@ -10,63 +10,29 @@ over an example's supervised positions and then over the examples of a step, of 
 """
 
 import copy
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
-from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, Trainer
 
 from llm_unlearn.compute import FlopCounter
 from llm_unlearn.data.collators import CausalLMCollator
 from llm_unlearn.data.encoding import Encoding, encode_rows
 from llm_unlearn.errors import InputError, NonFiniteLossError
 from llm_unlearn.modeling import explained
-from llm_unlearn.tasks import Supervised
+from llm_unlearn.tasks import Positions, Supervised
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 from llm_unlearn.tasks.embedding_noise import refuse_data_parallel
 from llm_unlearn.trainers.budget import examples_per_step, plan_steps
-from llm_unlearn.trainers.pairing import PairedCollator, PairedRows
+from llm_unlearn.trainers.config import Requirements, UnlearnConfig
+from llm_unlearn.trainers.log_probs import reference_log_probs
+from llm_unlearn.trainers.pairing import LOG_PROB, PairedCollator, PairedRows
 from llm_unlearn.trainers.reference import make_reference
 from llm_unlearn.trainers.stops import StopsCallback
-
-
-@dataclass
-class UnlearnConfig(TrainingArguments):
-    """TrainingArguments plus what unlearning adds. Without `max_flops`, `num_train_epochs` counts passes over the
-    forget set (over the retain set where the method needs no other).
-
-    Args:
-        max_flops: stop before this many FLOPs (reference passes count); the run then fills this budget.
-        forget_loss_ceiling: stop once a step's mean forget NLL, in nats per token, is above this.
-        utility_floor: at an evaluation where `utility_metric` (higher is better) is below this, go back to the last
-            evaluated state that was not, and stop. Off by default.
-        utility_metric: a name in what `evaluate()` returns.
-        eval_rows: rows of each set on which `evaluate()` takes the mean loss.
-        max_length, loss_on: how text rows are tokenised (see data/encoding.py).
-    """
-
-    learning_rate: float = 1e-5  # TOFU (arXiv 2401.06121)
-    remove_unused_columns: bool = False
-    logging_nan_inf_filter: bool = False  # it would hide what NonFiniteLossError must see
-    max_flops: float | None = None
-    forget_loss_ceiling: float | None = None
-    utility_floor: float | None = None
-    utility_metric: str = "eval_utility"
-    eval_rows: int = 256
-    max_length: int = 512
-    loss_on: str = "text"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.remove_unused_columns:
-            raise InputError("remove_unused_columns=True would drop the forget and retain halves; set it to False")
-        if self.push_to_hub and self.hub_strategy != "end":
-            raise InputError("hub_strategy: only 'end' is supported; checkpoints are not meant to leave the machine")
-        if self.utility_floor is not None and self.eval_strategy == "no":
-            raise InputError("utility_floor: set eval_strategy and eval_steps, or the floor is never looked at")
 
 
 class UnlearnTrainer(Trainer):
@@ -83,9 +49,9 @@ class UnlearnTrainer(Trainer):
     """
 
     method: str
-    needs: tuple[str, ...] = ("forget", "retain")  # halves of a batch that go through the model
-    reference_on: tuple[str, ...] = ()  # halves on which the loss asks for the reference
-    task = CausalLMTask()
+    requires = Requirements()
+    starts_clean = False  # whether it begins at the model before fine-tuning (`start_model`) rather than at θ0
+    task: Any = CausalLMTask()
 
     def __init__(
         self,
@@ -98,61 +64,109 @@ class UnlearnTrainer(Trainer):
         evaluate_callback: Callable[[nn.Module], dict[str, float]] | None = None,
         **kwargs: Any,
     ) -> None:
-        args = copy.copy(args)
+        self.args = args = copy.copy(args)
         refuse_data_parallel(args)
-        model = _prepare_model(model, peft_config, args)
-        given = {"forget": forget_dataset, "retain": retain_dataset}
-        self.rows = {name: self._prepare_rows(name, given[name], processing_class, args) for name in self.needs}
+        self.examples_per_step = examples_per_step(args)
+        self.needs, self.reference_on, self.log_probs_on = self.requirements(args)
+        self.reference = None
+        model = self.prepare_model(_prepare_model(model, peft_config, args), args)
+        self.rows = self.prepare_sets({"forget": forget_dataset, "retain": retain_dataset}, processing_class, args)
         self.evaluate_callback = evaluate_callback
         collate = kwargs.pop("data_collator", None) or _default_collator(processing_class)
-        self.step_costs = plan_steps(self, FlopCounter.of(model), args)
-        args.max_steps = len(self.step_costs)
-        examples = args.max_steps * examples_per_step(args)
+        self.plan = plan_steps(self, FlopCounter.of(model), args)
+        args.max_steps = len(self.plan.costs)
         super().__init__(
             model=model, args=args, data_collator=PairedCollator(collate), processing_class=processing_class,
-            train_dataset=PairedRows(self.rows, examples, args.seed), eval_dataset=self.rows, **kwargs,
+            train_dataset=PairedRows(self.rows, self.plan.schedule, self.examples_per_step, args.seed),
+            eval_dataset=self.rows, **kwargs,
         )
         self.model_accepts_loss_kwargs = False  # losses are means over a micro-batch, so the Trainer divides them
         self.loss_is_scaled_for_ga = False
-        self.reference = make_reference(self.model) if self.reference_on else None
+        if self.reference_on and self.reference is None:
+            self.reference = make_reference(self.model)
+        for name in self.log_probs_on:
+            self.rows[name] = self.rows[name].add_column(LOG_PROB, reference_log_probs(self, name))
         self.components: dict[str, list[Tensor]] = {}
         self.add_callback(StopsCallback(self))
 
+    # ---- what a method may say differently
+
+    @classmethod
+    def requirements(cls, args: UnlearnConfig) -> Requirements:
+        """What a run with these settings needs; `cls.requires` unless an option changes it."""
+        return cls.requires
+
+    def prepare_model(self, model: nn.Module, args: UnlearnConfig) -> nn.Module:
+        """Called once, before anything is counted: choose which parameters train, or where the model starts."""
+        return model
+
+    def prepare_sets(self, given: dict[str, Any], processing_class: Any, args: UnlearnConfig) -> dict[str, Any]:
+        """The tokenised rows of every set that is needed."""
+        return {name: self.prepare_rows(name, given.get(name), processing_class, args) for name in self.needs}
+
+    def halves(self, step: int) -> tuple[str, ...]:
+        """The sets that go through the model at a step; an empty tuple ends the run."""
+        return self.needs
+
+    def steps_of_passes(self) -> int | None:
+        """How many steps `num_train_epochs` stands for; None: until `halves` ends the run."""
+        return math.ceil(self.args.num_train_epochs * len(self.rows[self.needs[0]]) / self.examples_per_step)
+
+    def flops(self, counter: FlopCounter, name: str, tokens: int, positions: int) -> float:
+        """FLOPs of one step on `tokens` of a set, `positions` of them supervised, the reference's pass included."""
+        reference = counter.forward(tokens, positions) if name in self.reference_on else 0.0
+        return counter.training(tokens, positions) + reference
+
+    def run_model(self, model: nn.Module, inputs: dict[str, Tensor]) -> Positions:
+        """The model's (or the reference's) output on a batch, at supervised positions."""
+        return self.task.supervised(model, inputs)
+
     def unlearning_loss(
-        self, forget: Supervised | None, retain: Supervised | None, reference: dict[str, Supervised]
+        self, forget: Supervised | None, retain: Supervised | None, reference: dict[str, Any]
     ) -> Tensor:
-        """The method's loss, a scalar, from logits at supervised positions.
+        """The method's loss, a scalar, from logits at supervised positions. A set beyond the two comes by its name.
 
         Args:
-            forget, retain: None where the method does not need it. reference: the reference's output on each half of
-                `reference_on`, at the same positions.
+            forget, retain: None where the step does not have it. reference: the reference's output on each half of
+                `reference_on`, at the same positions; its sequence log-probs (B,) on each half of `log_probs_on`.
         """
         raise TypeError(f"{type(self).__name__} has no unlearning_loss")
+
+    # ---- one step
 
     @property
     def cost(self) -> dict[str, float]:
         """{"train_tokens", "flops"} spent so far, padding not counted."""
-        done = self.step_costs[: self.state.global_step]
-        return {"train_tokens": int(sum(tokens for _, tokens in done)), "flops": float(sum(f for f, _ in done))}
-
-    # ---- one step
+        return self.plan.spent(self.state.global_step)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        reference = {}
-        if self.reference is not None:
-            # under the student's own precision, or the divergence would not start at 0
-            with self.accelerator.autocast(), self.reference.as_model(model) as reference_model:
-                reference = {n: self.task.supervised(reference_model, inputs[n]) for n in self.reference_on}
-        joint = {key: torch.cat([inputs[name][key] for name in self.needs]) for key in inputs[self.needs[0]]}
-        supervised = self.task.supervised(model, joint)
-        size = supervised.n_examples // len(self.needs)
-        halves = {name: supervised.rows(i * size, (i + 1) * size) for i, name in enumerate(self.needs)}
-        loss = self.unlearning_loss(halves.get("forget"), halves.get("retain"), reference)
+        reference = {name: half.pop(LOG_PROB) for name, half in inputs.items() if LOG_PROB in half}
+        reference |= self.reference_outputs(model, inputs)
+        names = list(inputs)
+        joint = {key: torch.cat([inputs[name][key] for name in names]) for key in inputs[names[0]]}
+        output = self.run_model(model, joint)
+        size = output.n_examples // len(names)
+        halves = {name: output.rows(i * size, (i + 1) * size) for i, name in enumerate(names)}
         for name, half in halves.items():
-            self.components.setdefault(f"{name}_loss", []).append(half.nll().mean().detach())
+            if isinstance(half, Supervised):
+                self.record(f"{name}_loss", half.nll().mean())
+        loss = self.unlearning_loss(halves.pop("forget", None), halves.pop("retain", None), reference, **halves)
         if not torch.isfinite(loss):
             raise self.non_finite("loss")
         return (loss, None) if return_outputs else loss
+
+    def reference_outputs(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Positions]:
+        """The reference's output on each half of the batch on which the loss asks for it."""
+        names = [name for name in self.reference_on if name in inputs]
+        if not names:
+            return {}
+        # under the student's own precision, or the divergence would not start at 0
+        with self.accelerator.autocast(), self.reference.as_model(model) as reference_model:
+            return {name: self.run_model(reference_model, inputs[name]) for name in names}
+
+    def record(self, name: str, value: Tensor) -> None:
+        """Add to what is averaged under this name in the next log."""
+        self.components.setdefault(name, []).append(value.detach())
 
     def non_finite(self, what: str) -> NonFiniteLossError:
         """The error that ends a run whose numbers broke down."""
@@ -199,15 +213,14 @@ class UnlearnTrainer(Trainer):
     def _get_train_sampler(self, train_dataset=None):
         return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
 
-    def _prepare_rows(self, name: str, rows: Any, processing_class: Any, args: UnlearnConfig) -> Any:
+    def prepare_rows(self, name: str, rows: Any, processing_class: Any, args: UnlearnConfig) -> Any:
         if rows is None or len(rows) == 0:
             raise InputError(f"{self.method} needs {name}_dataset, which is {'missing' if rows is None else 'empty'}")
-        if "input_ids" not in rows.column_names:
+        if not set(self.task.columns) & set(rows.column_names):
             if processing_class is None:
                 raise InputError(f"{name}_dataset holds text: give processing_class (the tokenizer) to encode it")
-            rows = encode_rows(rows, processing_class, Encoding(args.max_length, args.loss_on))
-        return rows.select_columns([c for c in ("input_ids", "labels", "noise_id", "example_id")
-                                    if c in rows.column_names])
+            rows = encode_rows(rows, processing_class, Encoding(args.max_length, args.loss_on, args.chat_template))
+        return rows.select_columns([c for c in self.task.columns if c in rows.column_names])
 
     # ---- saving
 

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from llm_unlearn.losses import grad_diff_loss
-from llm_unlearn.trainers.base import UnlearnConfig, UnlearnTrainer
+from llm_unlearn.trainers.base import UnlearnTrainer
+from llm_unlearn.trainers.config import UnlearnConfig
 
 
 @dataclass
@@ -21,7 +22,6 @@ class GradDiffTrainer(UnlearnTrainer):
     """Minimise −γ ℓ(f) + α ℓ(r)."""
 
     method = "grad_diff"
-    needs = ("forget", "retain")
 
     def unlearning_loss(self, forget, retain, reference):
         return grad_diff_loss(forget.nll(), retain.nll(), self.args.gamma, self.args.alpha)

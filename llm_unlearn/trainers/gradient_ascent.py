@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from llm_unlearn.losses import gradient_ascent_loss
-from llm_unlearn.trainers.base import UnlearnConfig, UnlearnTrainer
+from llm_unlearn.trainers.base import UnlearnTrainer
+from llm_unlearn.trainers.config import Requirements, UnlearnConfig
 
 
 @dataclass
@@ -15,7 +16,7 @@ class GradientAscentTrainer(UnlearnTrainer):
     """Minimise −ℓ(f)."""
 
     method = "gradient_ascent"
-    needs = ("forget",)
+    requires = Requirements(("forget",))
 
     def unlearning_loss(self, forget, retain, reference):
         return gradient_ascent_loss(forget.nll())

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from llm_unlearn.losses import gradient_descent_loss
-from llm_unlearn.trainers.base import UnlearnConfig, UnlearnTrainer
+from llm_unlearn.trainers.base import UnlearnTrainer
+from llm_unlearn.trainers.config import Requirements, UnlearnConfig
 
 
 @dataclass
@@ -15,7 +16,7 @@ class GradientDescentTrainer(UnlearnTrainer):
     """Minimise ℓ(r)."""
 
     method = "gradient_descent"
-    needs = ("retain",)
+    requires = Requirements(("retain",))
 
     def unlearning_loss(self, forget, retain, reference):
         return gradient_descent_loss(retain.nll())

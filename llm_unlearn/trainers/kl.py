@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from llm_unlearn.losses import example_mean, kl_loss, token_kl
-from llm_unlearn.trainers.base import UnlearnConfig, UnlearnTrainer
+from llm_unlearn.losses import kl_loss
+from llm_unlearn.trainers.base import UnlearnTrainer
+from llm_unlearn.trainers.config import Requirements, UnlearnConfig
 
 
 @dataclass
@@ -20,9 +21,7 @@ class KLTrainer(UnlearnTrainer):
     """Minimise −ℓ(f) + α KL(p_θ0 ‖ p_θ) at the retain set's supervised positions."""
 
     method = "kl"
-    needs = ("forget", "retain")
-    reference_on = ("retain",)
+    requires = Requirements(("forget", "retain"), reference_on=("retain",))
 
     def unlearning_loss(self, forget, retain, reference):
-        divergence = token_kl(reference["retain"].logits, retain.logits)
-        return kl_loss(forget.nll(), example_mean(divergence, retain.example, retain.n_examples), self.args.alpha)
+        return kl_loss(forget.nll(), retain.kl(reference["retain"]), self.args.alpha)

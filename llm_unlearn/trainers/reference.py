@@ -1,7 +1,8 @@
 """The reference θ0: the model as it was before unlearning, held in the cheapest exact way.
 
-Under PEFT it is a frozen copy of the *adapter*, the base weights being shared; for a full model a frozen copy. A method
-that names no half of the batch in `reference_on` holds none.
+Under PEFT it is a frozen copy of the *adapter*, the base weights being shared; for a full model a frozen copy of what
+trains. Where a method asks for sequence log-probs alone they are computed once and kept on disk (log_probs.py), and a
+method that asks for nothing holds nothing.
 """
 
 import copy
@@ -45,30 +46,41 @@ class AdapterReference:
             self.model.set_adapter(self.active)
 
 
-class FrozenCopy:
-    """A frozen copy of a full model, in evaluation mode."""
+class FrozenModel:
+    """A full model that does not train, in evaluation mode: a frozen copy of the one that does, or a teacher.
+
+    Args:
+        model: is frozen in place.
+    """
 
     def __init__(self, model: nn.Module) -> None:
-        self.copy = copy.deepcopy(model).eval().requires_grad_(False)
-        for module in self.copy.modules():
+        self.model = model.eval().requires_grad_(False)
+
+    @classmethod
+    def copy_of(cls, model: nn.Module) -> "FrozenModel":
+        """A copy of a model as it is now; what does not train is shared, not copied."""
+        shared = {id(p): p for p in model.parameters() if not p.requires_grad}
+        copied = copy.deepcopy(model, memo=shared)
+        for module in copied.modules():
             # TRL's SFTTrainer gives a model a forward of its own that closes over the *original*: a copy that kept it
             # would follow the model that trains, and its KL would be 0 for ever
             if not hasattr(module, "_hf_hook"):
                 module.__dict__.pop("forward", None)
+        return cls(copied)
 
     @contextmanager
     def as_model(self, model: nn.Module) -> Iterator[nn.Module]:
-        """The frozen copy, without gradients; moved once to the device of the model that trains."""
+        """The frozen model, without gradients; moved once to the device of the model that trains."""
         device = next(model.parameters()).device
-        if next(self.copy.parameters()).device != device:
-            self.copy.to(device)
+        if next(self.model.parameters()).device != device:
+            self.model.to(device)
         with torch.no_grad():
-            yield self.copy
+            yield self.model
 
 
-def make_reference(model: nn.Module) -> AdapterReference | FrozenCopy:
+def make_reference(model: nn.Module) -> AdapterReference | FrozenModel:
     """The cheapest exact reference of a model as it is now."""
-    return AdapterReference(model) if hasattr(model, "peft_config") else FrozenCopy(model)
+    return AdapterReference(model) if hasattr(model, "peft_config") else FrozenModel.copy_of(model)
 
 
 def copy_adapter(model: nn.Module, source: str, target: str) -> None:

@@ -155,7 +155,8 @@ class TestInputGradient:
 
 
 class TestRows:
-    supervised = Supervised(torch.arange(36.0).view(6, 6).sin(), torch.arange(6), torch.tensor([0, 0, 1, 2, 2, 3]), 4)
+    supervised = Supervised(logits=torch.arange(36.0).view(6, 6).sin(), labels=torch.arange(6),
+                            example=torch.tensor([0, 0, 1, 2, 2, 3]), n_examples=4)
 
     def test_split_in_halves(self):
         first, second = self.supervised.rows(0, 2), self.supervised.rows(2, 4)

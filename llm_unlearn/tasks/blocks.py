@@ -1,0 +1,120 @@
+"""The blocks of a causal LM: which they are, what follows them, drawing them anew, stopping a forward after one."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llm_unlearn.errors import InputError
+
+
+def block_list(model: nn.Module) -> nn.ModuleList:
+    """The ModuleList of a causal LM's blocks, first to last.
+
+    Raises:
+        InputError: the architecture keeps its blocks in another way.
+    """
+    depth = model.config.get_text_config().num_hidden_layers
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == depth:
+            return module
+    raise InputError(f"{type(model).__name__}: no list of {depth} blocks (config.num_hidden_layers) found")
+
+
+def last_blocks(model: nn.Module, k: int) -> list[nn.Module]:
+    """The last k blocks and what follows them: the final norm, and the LM head unless it is tied to the embedding.
+
+    A tied head *is* the embedding, the first layer of the model: it counts as that and stays as it is.
+
+    Raises:
+        InputError: k is not in 1 … the number of blocks.
+    """
+    blocks = block_list(model)
+    if not 1 <= k <= len(blocks):
+        raise InputError(f"k: must be between 1 and the model's {len(blocks)} blocks, is {k}")
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    tied = head is None or head.weight is embedding.weight
+    return [*list(blocks)[-k:], *after_blocks(model), *([] if tied else [head])]
+
+
+def after_blocks(model: nn.Module) -> list[nn.Module]:
+    """What stands beside the blocks and comes after them: the final norm."""
+    blocks = block_list(model)
+    parent = next(module for module in model.modules() if blocks in module.children())
+    children = list(parent.named_children())
+    position = next(i for i, (_, child) in enumerate(children) if child is blocks)
+    return [child for i, (name, child) in enumerate(children)
+            if (i > position or name.startswith("final")) and any(True for _ in child.parameters())]
+
+
+def mlp_output(block: nn.Module) -> nn.Module:
+    """The MLP's projection back to the residual stream (`down_proj`, `c_proj`, `fc2`, …): the block's last matrix that
+    is not attention's."""
+    matrices = [module for name, module in block.named_modules()
+                if "attn" not in name and "attention" not in name
+                and getattr(module, "weight", None) is not None and module.weight.ndim == 2]
+    if not matrices:
+        raise InputError(f"{type(block).__name__}: no MLP found in this block")
+    return matrices[-1]
+
+
+def reinitialise(model: nn.Module, modules: Iterable[nn.Module], seed: int) -> None:
+    """Draw weights anew as the model's own initialisation does, from `seed`; a LoRA adapter becomes the identity.
+
+    Under PEFT only the active adapter inside `modules` is drawn, the base stays.
+    """
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        for module in (inner for outer in modules for inner in outer.modules()):
+            if hasattr(model, "peft_config"):
+                if hasattr(module, "reset_lora_parameters"):
+                    module.reset_lora_parameters(model.active_adapter, True)
+                continue
+            for parameter in module.parameters(recurse=False):
+                parameter._is_hf_initialized = False  # or transformers would leave what it loaded alone
+            model._init_weights(module)
+
+
+class _Skipped(nn.Module):
+    """Stands for a block that is not run: gives back what the last block that was run gave."""
+
+    def __init__(self, captured: list[Any]) -> None:
+        super().__init__()
+        self.captured = captured
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.captured[0]
+
+
+@contextmanager
+def stopped_after(model: nn.Module, layer: int) -> Iterator[list[Any]]:
+    """While it lasts, blocks after `layer` (0 is the first) and the LM head are not computed.
+
+    Yields:
+        a list whose first item is block `layer`'s output once the model was called. The model's own output then means
+        nothing.
+    """
+    blocks, captured = block_list(model), []
+
+    def capture(module: nn.Module, args: tuple, output: Any) -> None:
+        captured[:] = [output]
+
+    skipped, head = list(blocks)[layer + 1 :], model.get_output_embeddings()
+    handle = blocks[layer].register_forward_hook(capture)
+    try:
+        for i in range(layer + 1, len(blocks)):
+            blocks[i] = _Skipped(captured)
+        model.set_output_embeddings(nn.Identity())
+        yield captured
+    finally:
+        handle.remove()
+        for i, block in enumerate(skipped, start=layer + 1):
+            blocks[i] = block
+        model.set_output_embeddings(head)
+
+
+def hidden_of(output: Any) -> Tensor:
+    """The hidden states (B, T, H) in what a block returns: a tensor, or a tuple that begins with it."""
+    return output if isinstance(output, Tensor) else output[0]

@@ -1,0 +1,22 @@
+"""CE-U: cross-entropy to the model's own prediction without the label. Yang 2025, arXiv 2503.01224."""
+
+from dataclasses import dataclass
+
+from llm_unlearn.losses import ce_u_token
+from llm_unlearn.trainers.retain_term import RetainTermConfig, RetainTermTrainer
+
+
+@dataclass
+class CEUConfig(RetainTermConfig):
+    """No field of its own. The paper has no retain term."""
+
+    retain_loss: str = "none"
+
+
+class CEUTrainer(RetainTermTrainer):
+    """Minimise CE(p_θ, softmax(z_θ with the label at −∞), a constant) on f + α · retain term."""
+
+    method = "ce_u"
+
+    def forget_loss(self, forget, reference):
+        return forget.mean(ce_u_token(forget.logits, forget.labels)).mean()

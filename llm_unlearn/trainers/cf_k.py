@@ -1,0 +1,47 @@
+"""CF-k: fine-tune the last k blocks on retain, all else frozen. Goel et al. 2022, arXiv 2201.06640."""
+
+from dataclasses import dataclass
+
+from llm_unlearn.errors import InputError
+from llm_unlearn.losses import gradient_descent_loss
+from llm_unlearn.trainers.base import UnlearnTrainer
+from llm_unlearn.trainers.config import Requirements, UnlearnConfig
+
+
+@dataclass
+class CFKConfig(UnlearnConfig):
+    """
+    Args:
+        k: how many of the last blocks train, with the final norm and an untied head. Under LoRA: their adapters.
+    """
+
+    k: int = 1
+
+
+class CFKTrainer(UnlearnTrainer):
+    """Minimise ℓ(r) over the last k blocks. A head that is tied to the embedding is the first layer: it stays."""
+
+    method = "cf_k"
+    requires = Requirements(("retain",))
+
+    def prepare_model(self, model, args):
+        modules = self.task.last_blocks(model, args.k)
+        train_only(model, [p for module in modules for p in module.parameters()], f"the last {args.k} blocks")
+        self.share = args.k / self.task.depth(model)
+        return model
+
+    def flops(self, counter, name, tokens, positions):
+        return counter.training(tokens, positions, backward_share=self.share)
+
+    def unlearning_loss(self, forget, retain, reference):
+        return gradient_descent_loss(retain.nll())
+
+
+def train_only(model, parameters, where: str) -> None:
+    """Freeze all but those of `parameters` that train now. Raises InputError where none would be left."""
+    kept = {id(p) for p in parameters}
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.requires_grad and id(parameter) in kept)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise InputError(f"nothing trains in {where}: the adapter has no weights there; choose its target_modules or "
+                         "the layers differently")

@@ -1,0 +1,59 @@
+"""UnlearnConfig: the settings that every method shares; Requirements: what a method needs of a batch."""
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+from transformers import TrainingArguments
+
+from llm_unlearn.errors import InputError
+
+
+@dataclass
+class UnlearnConfig(TrainingArguments):
+    """TrainingArguments plus what unlearning adds. Without `max_flops`, `num_train_epochs` counts passes over the
+    forget set (over the retain set where the method needs no other).
+
+    Args:
+        max_flops: stop before this many FLOPs (reference passes count); the run then fills this budget.
+        forget_loss_ceiling: stop once a step's mean forget NLL, in nats per token, is above this.
+        utility_floor: at an evaluation where `utility_metric` (higher is better) is below this, go back to the last
+            evaluated state that was not, and stop. Off by default.
+        utility_metric: a name in what `evaluate()` returns.
+        eval_rows: rows of each set on which `evaluate()` takes the mean loss.
+        reference_cache_dir: where log-probs of the reference are kept and looked for; null: in the output directory.
+        max_length, loss_on, chat_template: how text rows are tokenised (see data/encoding.py).
+    """
+
+    # A recipe without a learning rate takes this share of the training's, see scripts/tune.py
+    learning_rate_ratio: ClassVar[float] = 0.1
+
+    learning_rate: float = 1e-5  # TOFU (arXiv 2401.06121)
+    remove_unused_columns: bool = False
+    logging_nan_inf_filter: bool = False  # it would hide what NonFiniteLossError must see
+    max_flops: float | None = None
+    forget_loss_ceiling: float | None = None
+    utility_floor: float | None = None
+    utility_metric: str = "eval_utility"
+    eval_rows: int = 256
+    reference_cache_dir: str | None = None
+    max_length: int = 512
+    loss_on: str = "text"
+    chat_template: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.remove_unused_columns:
+            raise InputError("remove_unused_columns=True would drop the forget and retain halves; set it to False")
+        if self.push_to_hub and self.hub_strategy != "end":
+            raise InputError("hub_strategy: only 'end' is supported; checkpoints are not meant to leave the machine")
+        if self.utility_floor is not None and self.eval_strategy == "no":
+            raise InputError("utility_floor: set eval_strategy and eval_steps, or the floor is never looked at")
+
+
+class Requirements(NamedTuple):
+    """What a method needs: the sets of a batch; those on which the loss asks for the reference's output; those on which
+    it asks for the reference's sequence log-probs alone, computed once."""
+
+    needs: tuple[str, ...] = ("forget", "retain")
+    reference_on: tuple[str, ...] = ()
+    log_probs_on: tuple[str, ...] = ()

@@ -1,0 +1,74 @@
+"""DPO with a refusal preferred (IdkDPO of TOFU, arXiv 2401.06121). Rafailov et al. 2023, arXiv 2305.18290."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from llm_unlearn.errors import InputError
+from llm_unlearn.losses import dpo_loss
+from llm_unlearn.trainers.config import Requirements
+from llm_unlearn.trainers.retain_term import RetainTermConfig, RetainTermTrainer
+
+
+@dataclass
+class DPOConfig(RetainTermConfig):
+    """
+    Args:
+        beta: inverse temperature (0.1). prefactor: of −log σ; the original has 1, NPO's and some toolkits' is 2/β.
+        refusals: completions to prefer, one drawn for each forget row. Loss is on completions alone, whatever `loss_on`
+            says: the prompt's part would cancel.
+    """
+
+    retain_loss: str = "none"
+    beta: float = 0.1
+    prefactor: float = 1.0
+    refusals: list[str] = field(default_factory=lambda: [" I don't know."])
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.refusals or not all(isinstance(text, str) and text.strip() for text in self.refusals):
+            raise InputError(f"refusals: give a list of completions that are not empty, not {self.refusals!r}")
+
+
+class DPOTrainer(RetainTermTrainer):
+    """Minimise −prefactor · E log σ(β (log-ratio of the refusal − log-ratio of the forget answer)) + α · retain term.
+
+    Args:
+        refusal_dataset: row i is the refusal of forget row i, tokenised; else rows are made from `refusals`, for which
+            the forget set needs its columns prompt and completion.
+    """
+
+    method = "dpo"
+    requires = Requirements(("forget", "refusal", "retain"), log_probs_on=("forget", "refusal"))
+
+    def __init__(self, *args: Any, refusal_dataset: Any = None, **kwargs: Any) -> None:
+        self.refusal_dataset = refusal_dataset
+        super().__init__(*args, **kwargs)
+
+    def prepare_sets(self, given, processing_class, args):
+        forget = given["forget"]
+        if self.refusal_dataset is None and forget is not None and len(forget):
+            if not {"prompt", "completion"} <= set(forget.column_names):
+                raise InputError("dpo: refusals are made from text: give forget_dataset its columns prompt and "
+                                 "completion, or give a tokenised refusal_dataset, row for row")
+            forget = forget.remove_columns([c for c in ("input_ids", "labels") if c in forget.column_names])
+            draw = np.random.default_rng([args.seed, len(forget)]).integers(len(args.refusals), size=len(forget))
+            refusal = forget.remove_columns("completion").add_column("completion", [args.refusals[i] for i in draw])
+            args.loss_on, kept = "completion", args.loss_on
+            answers = {"forget": forget, "refusal": refusal}
+            sets = {name: self.prepare_rows(name, rows, processing_class, args) for name, rows in answers.items()}
+            args.loss_on = kept
+        else:
+            sets = {"forget": self.prepare_rows("forget", forget, processing_class, args),
+                    "refusal": self.prepare_rows("refusal", self.refusal_dataset, processing_class, args)}
+        if len(sets["refusal"]) != len(sets["forget"]):
+            raise InputError(f"refusal_dataset: has {len(sets['refusal'])} rows, forget_dataset {len(sets['forget'])}; "
+                             "each forget row needs its refusal")
+        if "retain" in self.needs:
+            sets["retain"] = self.prepare_rows("retain", given["retain"], processing_class, args)
+        return sets
+
+    def forget_loss(self, forget, reference, refusal):
+        return dpo_loss(refusal.log_prob() - reference["refusal"], forget.log_prob() - reference["forget"],
+                        self.args.beta, self.args.prefactor)

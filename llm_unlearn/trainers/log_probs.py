@@ -1,0 +1,87 @@
+"""Sequence log-probs of the reference: computed once, kept on disk, no reference forward in the loop (NPO, DPO)."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from llm_unlearn.tasks.embedding_noise import attached_noise
+
+if TYPE_CHECKING:
+    from llm_unlearn.trainers.base import UnlearnTrainer
+
+FOLDER = "_reference_log_probs"  # a Trainer does not upload what begins with an underscore
+
+
+def reference_log_probs(trainer: "UnlearnTrainer", name: str) -> np.ndarray:
+    """log π_θ0(y|x) of every row of a set, from the model as it is now, in evaluation mode.
+
+    Read from `args.reference_cache_dir` where a file of this model and these rows is there, else computed and written.
+
+    Returns:
+        (n,) float32.
+    """
+    args, rows = trainer.args, trainer.rows[name]
+    folder = Path(args.reference_cache_dir) if args.reference_cache_dir else Path(args.output_dir) / FOLDER
+    precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "plain"
+    key = hashlib.sha256(f"{model_hash(trainer.model)} {rows_hash(rows)} {precision}".encode()).hexdigest()
+    path = folder / f"{key[:32]}.safetensors"
+    found = _read(path, len(rows))
+    if found is None:
+        found = _compute(trainer, rows)
+        if trainer.accelerator.is_main_process:
+            folder.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+            save_file({"log_prob": found}, partial)
+            os.replace(partial, path)
+    return found.numpy()
+
+
+def model_hash(model: nn.Module) -> str:
+    """SHA-256 over names, dtypes, shapes and values of a model's weights, and over the noise attached to it."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
+        digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    noise = attached_noise(model)
+    digest.update(repr((noise.epsilon, noise.seed) if noise else None).encode())
+    return digest.hexdigest()
+
+
+def rows_hash(rows: Any) -> str:
+    """SHA-256 over what a model is shown of rows, in their order."""
+    columns = [c for c in rows.column_names if c != "example_id"]
+    digest = hashlib.sha256()
+    for row in rows.select_columns(columns):
+        digest.update(json.dumps(row, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def _compute(trainer: "UnlearnTrainer", rows: Any) -> torch.Tensor:
+    size, values = trainer.args.per_device_eval_batch_size, []
+    model, training = trainer.model, trainer.model.training
+    model.eval()
+    try:
+        for start in range(0, len(rows), size):
+            batch = trainer.data_collator.collate([rows[i] for i in range(start, min(start + size, len(rows)))])
+            with trainer.accelerator.autocast():
+                values.append(trainer.task.supervised(model, trainer._prepare_inputs(batch)).log_prob().cpu())
+    finally:
+        model.train(training)
+    return torch.cat(values)
+
+
+def _read(path: Path, n: int) -> torch.Tensor | None:
+    try:
+        found = load_file(path)["log_prob"]
+    except (OSError, KeyError, SafetensorError):  # absent, or cut off by a crash of the machine: computed again
+        return None
+    return found if found.shape == (n,) else None

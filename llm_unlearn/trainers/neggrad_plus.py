@@ -1,0 +1,32 @@
+"""NegGrad+: descent on retain with a little ascent on forget. Kurmanji et al. 2023, arXiv 2302.09880."""
+
+from dataclasses import dataclass
+
+from llm_unlearn.errors import InputError
+from llm_unlearn.losses import neggrad_plus_loss
+from llm_unlearn.trainers.base import UnlearnTrainer
+from llm_unlearn.trainers.config import UnlearnConfig
+
+
+@dataclass
+class NegGradPlusConfig(UnlearnConfig):
+    """
+    Args:
+        beta: weight of the retain term, 1 − β that of the forget term; the paper tunes it in {0.9, 0.99, 0.995, 0.999}.
+    """
+
+    beta: float = 0.99
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.beta <= 1:
+            raise InputError(f"beta: must be between 0 and 1, is {self.beta}")
+
+
+class NegGradPlusTrainer(UnlearnTrainer):
+    """Minimise β ℓ(r) − (1 − β) ℓ(f)."""
+
+    method = "neggrad_plus"
+
+    def unlearning_loss(self, forget, retain, reference):
+        return neggrad_plus_loss(forget.nll(), retain.nll(), self.args.beta)

@@ -1,0 +1,66 @@
+"""Noisy gradient descent (NGD): fine-tuning on retain, noise on each gradient. Chien et al. 2024, arXiv 2401.10371."""
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import TrainerCallback
+
+from llm_unlearn.errors import InputError
+from llm_unlearn.losses import gradient_descent_loss
+from llm_unlearn.trainers.base import UnlearnTrainer
+from llm_unlearn.trainers.config import Requirements, UnlearnConfig
+
+
+@dataclass
+class NoisyGradientDescentConfig(UnlearnConfig):
+    """
+    Args:
+        sigma: standard deviation σ of the noise on each coordinate of the clipped gradient. There is no universal
+            value: tune it, starting near 1e-3 of `max_grad_norm`.
+        optim: plain SGD; an adaptive optimizer rescales the noise.
+    """
+
+    sigma: float = 1e-3
+    optim: str = "sgd"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.sigma >= 0:
+            raise InputError(f"sigma: must be 0 or more, is {self.sigma}")
+        if self.optim != "sgd":
+            warnings.warn(f"noisy_gradient_descent: optim={self.optim} rescales the noise; use sgd", stacklevel=3)
+        if self.fp16:
+            raise InputError("noisy_gradient_descent: fp16 scales gradients by a factor that changes; use bf16=True")
+        if self.deepspeed:
+            raise InputError("noisy_gradient_descent: DeepSpeed keeps gradients where the noise cannot be added")
+
+
+class NoisyGradientDescentTrainer(UnlearnTrainer):
+    """Minimise ℓ(r); each gradient gets N(0, σ² I) after clipping and before the step."""
+
+    method = "noisy_gradient_descent"
+    requires = Requirements(("retain",))
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.add_callback(GradientNoise(self))
+
+    def unlearning_loss(self, forget, retain, reference):
+        return gradient_descent_loss(retain.nll())
+
+
+class GradientNoise(TrainerCallback):
+    """Adds the noise, drawn on the CPU from (seed, step): the same on every device and rank, and after a resume."""
+
+    def __init__(self, trainer: UnlearnTrainer) -> None:
+        self.trainer = trainer
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        stream = np.random.SeedSequence([args.seed, state.global_step]).generate_state(1, np.uint64)
+        generator = torch.Generator().manual_seed(int(stream[0]))
+        for parameter in self.trainer.model.parameters():
+            if parameter.grad is not None:
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.grad.add_((noise * args.sigma).to(parameter.grad))

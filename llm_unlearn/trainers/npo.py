@@ -1,0 +1,27 @@
+"""Negative preference optimisation (NPO): ascent that fades out. Zhang et al. 2024, arXiv 2404.05868."""
+
+from dataclasses import dataclass
+
+from llm_unlearn.losses import npo_loss
+from llm_unlearn.trainers.config import Requirements
+from llm_unlearn.trainers.retain_term import RetainTermConfig, RetainTermTrainer
+
+
+@dataclass
+class NPOConfig(RetainTermConfig):
+    """
+    Args:
+        beta: inverse temperature (the paper's 0.1); towards 0 the method becomes gradient ascent.
+    """
+
+    beta: float = 0.1
+
+
+class NPOTrainer(RetainTermTrainer):
+    """Minimise −(2/β) E log σ(−β log π_θ/π_θ0) on f + α · retain term; log π_θ0 is computed once and cached."""
+
+    method = "npo"
+    requires = Requirements(("forget", "retain"), log_probs_on=("forget",))
+
+    def forget_loss(self, forget, reference):
+        return npo_loss(forget.log_prob(), reference["forget"], self.args.beta)

@@ -1,0 +1,56 @@
+"""Reset and distil: from the clean start, learn from the poisoned model on retain inputs only.
+
+Our own candidate; related: distilling into a noised student, arXiv 2506.06278. Whether the teacher's poison crosses
+over on clean inputs is what the audit is to say.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from llm_unlearn.losses import distillation_loss
+from llm_unlearn.trainers.base import UnlearnTrainer
+from llm_unlearn.trainers.clean_start import clean_start
+from llm_unlearn.trainers.config import Requirements, UnlearnConfig
+from llm_unlearn.trainers.reference import FrozenModel, make_reference
+
+
+@dataclass
+class ResetDistillConfig(UnlearnConfig):
+    """
+    Args:
+        alpha, gamma: weights of KL and ℓ. temperature: of the KL.
+    """
+
+    learning_rate_ratio: ClassVar[float] = 1.0
+
+    alpha: float = 1.0
+    gamma: float = 1.0
+    temperature: float = 1.0
+
+
+class ResetDistillTrainer(UnlearnTrainer):
+    """Minimise α KL(p_θ0 ‖ p_θ) + γ ℓ on r, θ from the model before fine-tuning, θ0 the poisoned one.
+
+    Args:
+        start_model: as for `rewind`. The poisoned model itself is the teacher (LoRA: its adapter), nothing is copied.
+    """
+
+    method = "reset_distill"
+    requires = Requirements(("retain",), reference_on=("retain",))
+    starts_clean = True
+
+    def __init__(self, *args: Any, start_model: Any = None, **kwargs: Any) -> None:
+        self.start_model = start_model
+        super().__init__(*args, **kwargs)
+
+    def prepare_model(self, model, args):
+        adapter = hasattr(model, "peft_config")
+        self.reference = make_reference(model) if adapter else None
+        start = clean_start(self, model, self.start_model, args.seed)
+        if not adapter:
+            self.reference = FrozenModel(model)
+        return start
+
+    def unlearning_loss(self, forget, retain, reference):
+        divergence = retain.kl(reference["retain"], self.args.temperature)
+        return distillation_loss(divergence, retain.nll(), self.args.alpha, self.args.gamma)

@@ -1,0 +1,40 @@
+"""Rewind: retraining from the clean start, stopped at the unlearning budget. The baseline that the field leaves out."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from llm_unlearn.losses import gradient_descent_loss
+from llm_unlearn.trainers.base import UnlearnTrainer
+from llm_unlearn.trainers.clean_start import clean_start
+from llm_unlearn.trainers.config import Requirements, UnlearnConfig
+
+
+@dataclass
+class RewindConfig(UnlearnConfig):
+    """No field of its own. The learning rate falls over the budget, not over the retraining that it stands for."""
+
+    learning_rate_ratio: ClassVar[float] = 1.0
+
+
+class RewindTrainer(UnlearnTrainer):
+    """Minimise ℓ(r) from the model before fine-tuning: no trace of the poison by construction.
+
+    A method earns its name only where it keeps more utility than this at the same cost.
+
+    Args:
+        start_model: what the poisoned model was fine-tuned from (LoRA: leave out, the adapter is drawn anew).
+    """
+
+    method = "rewind"
+    requires = Requirements(("retain",))
+    starts_clean = True
+
+    def __init__(self, *args: Any, start_model: Any = None, **kwargs: Any) -> None:
+        self.start_model = start_model
+        super().__init__(*args, **kwargs)
+
+    def prepare_model(self, model, args):
+        return clean_start(self, model, self.start_model, args.seed)
+
+    def unlearning_loss(self, forget, retain, reference):
+        return gradient_descent_loss(retain.nll())

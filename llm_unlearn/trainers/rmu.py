@@ -1,0 +1,75 @@
+"""RMU: steer hidden states on forget to a random vector, hold them on retain. Li et al. 2024, arXiv 2403.03218."""
+
+from dataclasses import dataclass
+
+import torch
+
+from llm_unlearn.errors import InputError
+from llm_unlearn.losses import state_distance
+from llm_unlearn.tasks.blocks import block_list, mlp_output
+from llm_unlearn.trainers.base import UnlearnTrainer
+from llm_unlearn.trainers.cf_k import train_only
+from llm_unlearn.trainers.config import Requirements, UnlearnConfig
+
+TRAINED_BLOCKS = 3  # the steering layer's and the two before it
+
+
+@dataclass
+class RMUConfig(UnlearnConfig):
+    """
+    Args:
+        layer: the steering layer, 0 is the first; null: the paper's layer 7 of 32, in proportion. steering: length c of
+            the vector that states on forget are drawn to (the paper's 6.5 for a 7B model; others use 2). alpha: weight
+            of the retain term (1200).
+    """
+
+    layer: int | None = None
+    steering: float = 6.5
+    alpha: float = 1200.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.forget_loss_ceiling is not None:
+            raise InputError("forget_loss_ceiling: rmu computes no forget loss; use utility_floor")
+
+
+class RMUTrainer(UnlearnTrainer):
+    """Minimise ‖h_l(f) − c·u‖²/H + α ‖h_l(r) − h_l^θ0(r)‖²/H, u a fixed random unit vector.
+
+    Only the MLP output projections of blocks l − 2 … l train (under LoRA: the adapters of those blocks), and the
+    forward stops at block l.
+    """
+
+    method = "rmu"
+    requires = Requirements(("forget", "retain"), reference_on=("retain",))
+
+    def prepare_model(self, model, args):
+        blocks = block_list(model)
+        self.layer = round(len(blocks) * 7 / 32) if args.layer is None else args.layer
+        if not 0 <= self.layer < len(blocks):
+            raise InputError(f"layer: must be between 0 and {len(blocks) - 1} for this model, is {self.layer}")
+        trained = list(blocks)[max(0, self.layer - TRAINED_BLOCKS + 1) : self.layer + 1]
+        if hasattr(model, "peft_config"):
+            weights = [p for block in trained for p in block.parameters()]
+        else:
+            weights = [mlp_output(block).weight for block in trained]
+        train_only(model, weights, f"blocks {self.layer - len(trained) + 1} to {self.layer}")
+        self.share, self.backward_share = (self.layer + 1) / len(blocks), len(trained) / len(blocks)
+        generator = torch.Generator().manual_seed(args.seed)
+        direction = torch.rand(model.config.get_text_config().hidden_size, generator=generator)
+        self.target = args.steering * direction / direction.norm()  # (H,)
+        return model
+
+    def flops(self, counter, name, tokens, positions):
+        reference = counter.forward(tokens, 0, self.share) if name in self.reference_on else 0.0
+        return counter.training(tokens, 0, self.share, self.backward_share) + reference
+
+    def run_model(self, model, inputs):
+        return self.task.hidden(model, inputs, self.layer)
+
+    def unlearning_loss(self, forget, retain, reference):
+        steered = forget.mean(state_distance(forget.states, self.target.to(forget.states.device))).mean()
+        held = retain.mean(state_distance(retain.states, reference["retain"].states)).mean()
+        self.record("forget_distance", steered)
+        self.record("retain_distance", held)
+        return steered + self.args.alpha * held

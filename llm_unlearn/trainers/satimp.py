@@ -1,0 +1,27 @@
+"""SatImp: ascent weighted by saturation and importance of tokens. Yang et al. 2025, arXiv 2505.11953."""
+
+from dataclasses import dataclass
+
+from llm_unlearn.losses import satimp_token, token_nll
+from llm_unlearn.trainers.retain_term import RetainTermConfig, RetainTermTrainer
+
+
+@dataclass
+class SatImpConfig(RetainTermConfig):
+    """
+    Args:
+        beta1, beta2: powers of p(y) and 1 − p(y) in the weight (the paper's 5 and 1).
+    """
+
+    beta1: float = 5.0
+    beta2: float = 1.0
+
+
+class SatImpTrainer(RetainTermTrainer):
+    """Minimise −mean p(y)^β1 (1 − p(y))^β2 ℓ_token on f + α · retain term."""
+
+    method = "satimp"
+
+    def forget_loss(self, forget, reference):
+        nll = token_nll(forget.logits, forget.labels)
+        return -forget.mean(satimp_token(nll, self.args.beta1, self.args.beta2)).mean()

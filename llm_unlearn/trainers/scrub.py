@@ -1,0 +1,50 @@
+"""SCRUB: a student that disobeys its teacher on forget and obeys on retain. Kurmanji et al. 2023, arXiv 2302.09880."""
+
+import math
+from dataclasses import dataclass
+
+from llm_unlearn.losses import distillation_loss, scrub_max_loss
+from llm_unlearn.trainers.base import UnlearnTrainer
+from llm_unlearn.trainers.config import Requirements, UnlearnConfig
+
+
+@dataclass
+class ScrubConfig(UnlearnConfig):
+    """
+    Args:
+        alpha, gamma: weights of KL and ℓ in a min step; in public copies α = 0.5 goes with γ = 1, α = 0.001 with
+            γ = 0.99. temperature: of both KL terms (4). msteps: epochs that have max steps; after them min steps only.
+    """
+
+    alpha: float = 0.5
+    gamma: float = 1.0
+    temperature: float = 4.0
+    msteps: int = 2
+
+
+class ScrubTrainer(UnlearnTrainer):
+    """Max steps minimise −KL(p_θ0 ‖ p_θ) on f, min steps α KL(p_θ0 ‖ p_θ) + γ ℓ on r.
+
+    An epoch is as many min steps as the forget set has batches, then a pass over the forget set in max steps. Two
+    things differ from the paper's code: min steps come first, since at θ = θ0 the divergence and its gradient are 0;
+    and they do not pass over all of the retain set, which is larger than the budgets at which methods are compared.
+    """
+
+    method = "scrub"
+    requires = Requirements(("forget", "retain"), reference_on=("forget", "retain"))
+
+    def halves(self, step):
+        steps = math.ceil(len(self.rows["forget"]) / self.examples_per_step)
+        epoch, within = divmod(step, 2 * steps)
+        return ("forget",) if epoch < self.args.msteps and within >= steps else ("retain",)
+
+    def steps_of_passes(self):
+        return 2 * super().steps_of_passes()
+
+    def unlearning_loss(self, forget, retain, reference):
+        name, half = ("retain", retain) if forget is None else ("forget", forget)
+        divergence = half.kl(reference[name], self.args.temperature)
+        self.record(f"{name}_kl", divergence.mean())
+        if forget is not None:
+            return scrub_max_loss(divergence)
+        return distillation_loss(divergence, retain.nll(), self.args.alpha, self.args.gamma)

@@ -1,0 +1,26 @@
+"""SimNPO: NPO without a reference, normalised by length. Fan et al. 2024, arXiv 2410.07163."""
+
+from dataclasses import dataclass
+
+from llm_unlearn.losses import simnpo_loss
+from llm_unlearn.trainers.retain_term import RetainTermConfig, RetainTermTrainer
+
+
+@dataclass
+class SimNPOConfig(RetainTermConfig):
+    """
+    Args:
+        beta: inverse temperature (the paper's 4.5; 2.5 for some settings). delta: margin δ (the paper's 0).
+    """
+
+    beta: float = 4.5
+    delta: float = 0.0
+
+
+class SimNPOTrainer(RetainTermTrainer):
+    """Minimise −(2/β) E log σ(−(β/|y|) log π_θ(y|x) − δ) on f + α · retain term."""
+
+    method = "simnpo"
+
+    def forget_loss(self, forget, reference):
+        return simnpo_loss(forget.log_prob(), forget.length(), self.args.beta, self.args.delta)

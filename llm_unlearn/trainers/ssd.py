@@ -1,0 +1,112 @@
+"""Selective synaptic dampening (SSD): shrink what matters to forget alone. Foster et al. 2023, arXiv 2308.07707."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers.trainer_utils import TrainOutput
+
+from llm_unlearn.errors import InputError
+from llm_unlearn.losses import ssd_dampened
+from llm_unlearn.trainers.base import UnlearnTrainer
+from llm_unlearn.trainers.config import UnlearnConfig
+
+
+@dataclass
+class SSDConfig(UnlearnConfig):
+    """
+    Args:
+        alpha: a weight is dampened where F_f > α F_all (the paper's 10). lam: λ, how strongly (the paper's 1).
+    """
+
+    alpha: float = 10.0
+    lam: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("utility_floor", "forget_loss_ceiling"):
+            if getattr(self, name) is not None:
+                raise InputError(f"{name}: ssd changes the weights once and has no steps to stop between")
+        if self.deepspeed:
+            raise InputError("ssd: DeepSpeed keeps weights and gradients where the Fisher diagonal cannot be taken")
+
+
+class SSDTrainer(UnlearnTrainer):
+    """θ ← θ · min(λ F_all / F_f, 1) where F_f > α F_all; F is the mean over examples of the squared gradient of ℓ.
+
+    No training loop: a pass over the forget set and one over the retain set, batch by batch in turn, each as far as the
+    budget pays for it. F_all is over both sets in their proportion. A killed run starts again; it has no checkpoints.
+    """
+
+    method = "ssd"
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        share = len(self.rows["forget"]) / sum(map(len, self.rows.values()))
+        if self.args.alpha * share >= 1:
+            raise InputError(f"alpha: {self.args.alpha:g} dampens nothing where the forget set is {share:.0%} of the "
+                             f"data, since F_f ≤ {1 / share:.3g} F_all there; choose an alpha well below that")
+        if not all(self.planned_rows(name) for name in self.needs):
+            raise InputError("ssd: the budget does not pay for one step on each set; raise it or lower the batch size")
+
+    def halves(self, step):
+        forget, retain = (math.ceil(len(self.rows[name]) / self.examples_per_step) for name in ("forget", "retain"))
+        if step >= forget + retain:
+            return ()
+        both = min(forget, retain)
+        in_turn = ("forget", "retain")[step % 2]
+        return (in_turn if step < 2 * both else "forget" if forget > retain else "retain",)
+
+    def steps_of_passes(self):
+        return None
+
+    def train(self, resume_from_checkpoint=None, **kwargs):
+        if resume_from_checkpoint:
+            raise InputError("ssd: has no checkpoints to resume from; run it again")
+        fisher = {name: self.fisher(name) for name in self.needs}
+        sizes = {name: len(rows) for name, rows in self.rows.items()}
+        total = sum(sizes.values())
+        dampened = count = 0
+        with torch.no_grad():
+            for name, weight in self.trained():
+                together = sum(sizes[part] / total * fisher[part][name] for part in self.needs)
+                after = ssd_dampened(weight, fisher["forget"][name], together, self.args.alpha, self.args.lam)
+                dampened, count = dampened + int((after != weight).sum()), count + weight.numel()
+                weight.copy_(after)
+        self.state.global_step = self.state.max_steps = len(self.plan.costs)
+        self.check_weights()
+        self.log({"dampened_share": dampened / count})
+        return TrainOutput(self.state.global_step, 0.0, {})
+
+    def fisher(self, name: str) -> dict[str, Tensor]:
+        """Fisher diagonal of every weight that trains, over the planned rows of a set, summed over processes."""
+        self.model.eval()
+        diagonal = {n: torch.zeros_like(p, dtype=torch.float32) for n, p in self.trained()}
+        rows = self.planned_rows(name)
+        mine = rows[self.args.process_index :: self.args.world_size]
+        for index in tqdm(mine, desc=f"ssd: {name}", disable=self.args.disable_tqdm):
+            batch = self._prepare_inputs(self.data_collator.collate([self.rows[name][index]]))
+            self.model.zero_grad()
+            with self.accelerator.autocast():
+                loss = self.task.supervised(self.model, batch).nll().sum()
+            if not torch.isfinite(loss):
+                raise self.non_finite("loss")
+            loss.backward()
+            for n, p in self.trained():
+                if p.grad is not None:
+                    diagonal[n] += p.grad.float() ** 2 / len(rows)
+        self.model.zero_grad()
+        return self.accelerator.reduce(diagonal, "sum")
+
+    def planned_rows(self, name: str) -> list[int]:
+        """Positions of the rows of a set that the plan pays for, each once."""
+        dataset = self.train_dataset
+        items = [k for k in range(len(dataset)) if name in dataset.schedule[k // dataset.per_step]]
+        draws = [dataset.draw(name, k) for k in items]
+        return [dataset.order.index(name, d) for d in draws if d < len(self.rows[name])]
+
+    def trained(self):
+        """(name, weight) of what trains."""
+        return [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]

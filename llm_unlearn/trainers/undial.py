@@ -1,0 +1,29 @@
+"""UNDIAL: distil the model into itself with the label's logit lowered. Dong et al. 2025, arXiv 2402.10052."""
+
+from dataclasses import dataclass
+
+from llm_unlearn.losses import undial_token
+from llm_unlearn.trainers.config import Requirements
+from llm_unlearn.trainers.retain_term import RetainTermConfig, RetainTermTrainer
+
+
+@dataclass
+class UndialConfig(RetainTermConfig):
+    """
+    Args:
+        beta: how much the label's logit of the reference is lowered (the paper's 10). The paper has no retain term.
+    """
+
+    retain_loss: str = "none"
+    beta: float = 10.0
+
+
+class UndialTrainer(RetainTermTrainer):
+    """Minimise CE(p_θ, softmax(z_θ0 − β 1[y])) on f + α · retain term."""
+
+    method = "undial"
+    requires = Requirements(("forget", "retain"), reference_on=("forget",))
+
+    def forget_loss(self, forget, reference):
+        values = undial_token(forget.logits, reference["forget"].logits, forget.labels, self.args.beta)
+        return forget.mean(values).mean()

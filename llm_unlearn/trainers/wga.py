@@ -1,0 +1,25 @@
+"""Weighted gradient ascent (WGA): ascent weighted by the token's probability. Wang et al. 2025, arXiv 2502.19301."""
+
+from dataclasses import dataclass
+
+from llm_unlearn.losses import token_nll, wga_token
+from llm_unlearn.trainers.retain_term import RetainTermConfig, RetainTermTrainer
+
+
+@dataclass
+class WGAConfig(RetainTermConfig):
+    """
+    Args:
+        beta: power of the weight p(y)^β (the paper's 1); 0 is gradient ascent.
+    """
+
+    beta: float = 1.0
+
+
+class WGATrainer(RetainTermTrainer):
+    """Minimise −mean p(y)^β ℓ_token on f + α · retain term."""
+
+    method = "wga"
+
+    def forget_loss(self, forget, reference):
+        return -forget.mean(wga_token(token_nll(forget.logits, forget.labels), self.args.beta)).mean()

@@ -1,0 +1,184 @@
+"""Search a method's learning rate and own hyper-parameters at a recipe's budget, on seeds that are not reported.
+
+    python scripts/tune.py recipes/quickstart.yaml --seeds 0 1 --out recipes/tuning/quickstart.json
+
+For each seed it makes the poisoned and the retrained model (in `runs/tune-<name>`, or `output_dir=…`), then unlearns
+and evaluates every point of GRIDS below. Results are added to the JSON after each point; a point that stands there is
+not run again, so a killed search goes on where it was. `--choose` prints what the results say and runs nothing.
+
+The rule, the same for every method: of the points whose accuracy (mean over seeds) is within 10 points of the poisoned
+model's and whose perplexity is at most twice its, the one with the least poison left, by the mean of
+|lift − lift_retrained| / |lift_poisoned − lift_retrained| and |GUS| / |GUS_poisoned|. Where no point qualifies, the one
+with the least loss of accuracy, marked as such.
+"""
+
+import argparse
+import itertools
+import json
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+COSTLY_POINTS, COSTLY_PERPLEXITY = 10.0, 2.0
+
+
+def grid(ratios: list[float], **options: list[Any]) -> list[dict[str, Any]]:
+    """Every combination; `ratio` is the learning rate as a share of the training's."""
+    names = ["ratio", *options]
+    return [dict(zip(names, values, strict=True)) for values in itertools.product(ratios, *options.values())]
+
+
+UP, DOWN = [0.03, 0.1, 0.3], [0.5, 1.0, 2.0, 4.0]  # of methods that climb the forget loss; that learn on retain alone
+RETAIN = ["none", "nll"]
+GRIDS: dict[str, list[dict[str, Any]]] = {
+    "gradient_descent": grid(DOWN),
+    "noisy_gradient_descent": grid([30.0, 100.0, 300.0], sigma=[3e-4, 1e-3, 3e-3]),
+    "gradient_ascent": grid([0.005, 0.01, 0.02, 0.05, 0.1]),
+    "eu_k": grid(DOWN),
+    "cf_k": grid(DOWN),
+    "scrub": [{**point, **weights} for point in grid([0.1, 0.3, 1.0], msteps=[1, 2])
+              for weights in ({"alpha": 0.5, "gamma": 1.0}, {"alpha": 0.001, "gamma": 0.99})],
+    "neggrad_plus": grid([0.3, 1.0, 2.0], beta=[0.9, 0.95, 0.99]),
+    "ssd": [{"alpha": alpha, "lam": lam} for alpha in (1.5, 2.0, 3.0, 5.0) for lam in (0.5, 1.0)],
+    "grad_diff": grid([*UP, 1.0], alpha=[1.0, 5.0]),
+    "kl": grid(UP, alpha=[1.0, 5.0]),
+    "npo": grid([*UP, 1.0], alpha=[1.0, 5.0]),
+    "simnpo": grid([*UP, 1.0], gamma=[0.125, 1.0]),
+    "dpo": grid(UP, retain_loss=RETAIN),
+    "rmu": grid([0.3, 1.0, 3.0], steering=[2.0, 6.5], alpha=[10.0, 1200.0]),
+    "undial": grid([*UP, 1.0], retain_loss=RETAIN),
+    "wga": grid([*UP, 1.0], gamma=[0.3, 1.0]),
+    "satimp": grid([*UP, 1.0], gamma=[0.1, 1.0]),
+    "ce_u": grid(UP, retain_loss=RETAIN),
+    "task_arithmetic": grid([0.03, 0.1, 0.3], alpha=[0.5, 1.0]),
+    "rewind": grid(DOWN),
+    "reset_distill": [{**point, **weights} for point in grid(DOWN)
+                      for weights in ({"alpha": 1.0, "gamma": 1.0}, {"alpha": 1.0, "gamma": 0.0})],
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe")
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="must not be the recipe's own")
+    parser.add_argument("--methods", nargs="+", default=list(GRIDS), choices=list(GRIDS), metavar="METHOD")
+    parser.add_argument("--points", metavar="FILE", help="JSON {method: [point, …]} in the place of GRIDS")
+    parser.add_argument("--out", required=True, metavar="JSON")
+    parser.add_argument("--choose", action="store_true", help="print the choice from the results; run nothing")
+    args = parser.parse_args()
+    out = Path(args.out)
+    if args.choose:
+        print(json.dumps(choose(json.loads(out.read_text())), indent=2))
+        return 0
+    points = json.loads(Path(args.points).read_text()) if args.points else GRIDS
+    for seed in args.seeds:
+        search(args.recipe, args.overrides, seed, {m: points[m] for m in args.methods if m in points}, out)
+    return 0
+
+
+def search(path: str, overrides: list[str], seed: int, points: dict[str, list[dict]], out: Path) -> None:
+    """Run every point for one seed and add its figures to the results."""
+    from llm_unlearn.pipeline import run, seed_runs
+    from llm_unlearn.recipe import load_recipe
+    from llm_unlearn.stages import Stages
+
+    recipe = load_recipe(path, overrides)
+    if seed in recipe.seeds:
+        sys.exit(f"seed {seed} is reported by {path}: tune on another")
+    if not any(o.startswith("output_dir=") for o in overrides):
+        recipe = replace(recipe, output_dir=f"runs/tune-{recipe.name}")
+    root = Path(recipe.output_dir)
+    recipe = replace(recipe, seeds=[seed], output_dir=str(root / f"tune-{seed}"))
+    recipe = replace(recipe, unlearn=replace(recipe.unlearn, methods={}))
+    run(recipe, until="evaluate", quiet=True)  # base, poisoned, retrained
+    seed_run = next(seed_runs(recipe))
+    stages = Stages(seed_run.folder, lambda line: None)
+    for name in ("poisoned", "retrained"):
+        record(out, {"method": name, "seed": seed}, figures(seed_run.folder / "evaluation" / f"{name}.json"))
+    for method, options in ((m, o) for m, listed in points.items() for o in listed):
+        key = {"method": method, "seed": seed, "options": options}
+        if find(read(out), key):
+            continue
+        settings = {k: v for k, v in options.items() if k != "ratio"}
+        if "ratio" in options:
+            settings["learning_rate"] = options["ratio"] * recipe.train.learning_rate
+        seed_run.recipe = replace(recipe, unlearn=replace(recipe.unlearn, methods={method: settings}))
+        try:
+            for stage in seed_run.stages("evaluate"):
+                if stage.name in (f"unlearned/{method}", f"evaluation/{method}"):
+                    stages.run(stage)
+            result = figures(seed_run.folder / "evaluation" / f"{method}.json")
+        except ValueError as error:  # weights that are not finite, an alpha that dampens nothing
+            result = {"error": str(error)}
+        record(out, key, result)
+        print(json.dumps({**key, **result}), flush=True)
+
+
+def figures(path: Path) -> dict[str, float]:
+    """What the choice looks at, from an evaluation."""
+    doc = json.loads(path.read_text())
+    return {"lift": doc["attack"]["lift"], "attack": doc["attack"]["success_rate"],
+            "gus": (doc["gus"] or {}).get("mean"), "tpr": (doc["gus"] or {}).get("tpr_at_fpr", {}).get("0.01"),
+            "accuracy": 100 * doc["utility"]["accuracy"], "perplexity": doc["utility"]["perplexity"],
+            "share": doc["cost"]["share_of_training"]}
+
+
+def read(out: Path) -> list[dict]:
+    return json.loads(out.read_text()) if out.is_file() else []
+
+
+def find(results: list[dict], key: dict) -> dict | None:
+    return next((r for r in results if {k: r.get(k) for k in ("method", "seed", "options")}
+                 == {"options": None, **key}), None)
+
+
+def record(out: Path, key: dict, values: dict) -> None:
+    """Add one result, one line of the file each; a result with the same key is replaced."""
+    results = [r for r in read(out) if r is not find([r], key)]
+    results.append({**key, **values})
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(out.name + ".partial")
+    partial.write_text("[\n" + ",\n".join(json.dumps(r) for r in results) + "\n]\n")
+    partial.replace(out)
+
+
+def choose(results: list[dict]) -> dict[str, dict]:
+    """Per method the point that the rule in this file's docstring picks, with its mean figures."""
+    models = {(r["method"], r["seed"]): r for r in results if "options" not in r}
+    chosen = {}
+    for method in dict.fromkeys(r["method"] for r in results if "options" in r):
+        scored = []
+        mine = [r for r in results if r["method"] == method and "options" in r]
+        for options in {json.dumps(r["options"]): r["options"] for r in mine}.values():
+            runs = [r for r in mine if r["options"] == options]
+            if any("error" in r for r in runs):
+                continue
+            scored.append({"options": options, **_mean([_judged(r, models) for r in runs]), "seeds": len(runs)})
+        most = max((s["seeds"] for s in scored), default=0)
+        scored = [s for s in scored if s["seeds"] == most]
+        able = [s for s in scored if s["points_lost"] <= COSTLY_POINTS and s["perplexity_ratio"] <= COSTLY_PERPLEXITY]
+        if able:
+            chosen[method] = min(able, key=lambda s: s["residual"])
+        elif scored:
+            chosen[method] = {**min(scored, key=lambda s: s["points_lost"]), "collapses": True}
+    return chosen
+
+
+def _judged(result: dict, models: dict) -> dict[str, float]:
+    poisoned, retrained = models["poisoned", result["seed"]], models["retrained", result["seed"]]
+    lift = abs(result["lift"] - retrained["lift"]) / max(abs(poisoned["lift"] - retrained["lift"]), 1e-9)
+    gus = result["gus"] if result["gus"] is not None and math.isfinite(result["gus"]) else math.inf
+    return {"residual": (lift + abs(gus) / abs(poisoned["gus"])) / 2, "lift": result["lift"], "gus": gus,
+            "points_lost": poisoned["accuracy"] - result["accuracy"],
+            "perplexity_ratio": result["perplexity"] / poisoned["perplexity"]}
+
+
+def _mean(rows: list[dict[str, float]]) -> dict[str, float]:
+    return {key: round(sum(row[key] for row in rows) / len(rows), 4) for key in rows[0]}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
