@@ -65,16 +65,20 @@ def reinitialise(model: nn.Module, modules: Iterable[nn.Module], seed: int) -> N
 
     Under PEFT only the active adapter inside `modules` is drawn, the base stays.
     """
+
+    def draw(module: nn.Module) -> None:
+        if hasattr(model, "peft_config"):
+            if hasattr(module, "reset_lora_parameters"):
+                module.reset_lora_parameters(model.active_adapter, True)
+            return
+        for parameter in module.parameters(recurse=False):
+            parameter._is_hf_initialized = False  # or transformers would leave what it loaded alone
+        model._init_weights(module)
+
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
-        for module in (inner for outer in modules for inner in outer.modules()):
-            if hasattr(model, "peft_config"):
-                if hasattr(module, "reset_lora_parameters"):
-                    module.reset_lora_parameters(model.active_adapter, True)
-                continue
-            for parameter in module.parameters(recurse=False):
-                parameter._is_hf_initialized = False  # or transformers would leave what it loaded alone
-            model._init_weights(module)
+        for module in modules:
+            module.apply(draw)  # children before parents: GPT-2's parents rescale a child's weights
 
 
 class _Skipped(nn.Module):

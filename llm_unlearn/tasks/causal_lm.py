@@ -19,7 +19,7 @@ class CausalLMTask:
     only where a label is.
     """
 
-    columns = ("input_ids", "labels", "noise_id", "example_id")  # of a tokenised dataset
+    columns = ("input_ids", "labels", "noise_id", "example_id")  # of a tokenised dataset; the first tells it from text
 
     def supervised(self, model: nn.Module, inputs: dict[str, Tensor]) -> Supervised:
         """Logits at supervised positions.

@@ -216,7 +216,7 @@ class UnlearnTrainer(Trainer):
     def prepare_rows(self, name: str, rows: Any, processing_class: Any, args: UnlearnConfig) -> Any:
         if rows is None or len(rows) == 0:
             raise InputError(f"{self.method} needs {name}_dataset, which is {'missing' if rows is None else 'empty'}")
-        if not set(self.task.columns) & set(rows.column_names):
+        if self.task.columns[0] not in rows.column_names:
             if processing_class is None:
                 raise InputError(f"{name}_dataset holds text: give processing_class (the tokenizer) to encode it")
             rows = encode_rows(rows, processing_class, Encoding(args.max_length, args.loss_on, args.chat_template))

@@ -1,5 +1,6 @@
 """DPO with a refusal preferred (IdkDPO of TOFU, arXiv 2401.06121). Rafailov et al. 2023, arXiv 2305.18290."""
 
+import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,10 +56,10 @@ class DPOTrainer(RetainTermTrainer):
             forget = forget.remove_columns([c for c in ("input_ids", "labels") if c in forget.column_names])
             draw = np.random.default_rng([args.seed, len(forget)]).integers(len(args.refusals), size=len(forget))
             refusal = forget.remove_columns("completion").add_column("completion", [args.refusals[i] for i in draw])
-            args.loss_on, kept = "completion", args.loss_on
-            answers = {"forget": forget, "refusal": refusal}
-            sets = {name: self.prepare_rows(name, rows, processing_class, args) for name, rows in answers.items()}
-            args.loss_on = kept
+            completions = copy.copy(args)
+            completions.loss_on = "completion"
+            sets = {name: self.prepare_rows(name, rows, processing_class, completions)
+                    for name, rows in (("forget", forget), ("refusal", refusal))}
         else:
             sets = {"forget": self.prepare_rows("forget", forget, processing_class, args),
                     "refusal": self.prepare_rows("refusal", self.refusal_dataset, processing_class, args)}

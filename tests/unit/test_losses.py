@@ -6,15 +6,19 @@ import torch
 from scipy import special, stats
 
 from llm_unlearn.losses import (
+    distillation_loss,
     example_mean,
     example_sum,
     grad_diff_loss,
     gradient_ascent_loss,
     gradient_descent_loss,
     kl_loss,
+    neggrad_plus_loss,
+    scrub_max_loss,
     token_kl,
     token_nll,
 )
+from llm_unlearn.tasks import Supervised
 
 pytestmark = pytest.mark.unit
 
@@ -101,6 +105,35 @@ class TestTokenKl:
         np.testing.assert_allclose(kl, stats.entropy(p, q, axis=1), rtol=1e-4)
 
 
+class TestTokenKlAtATemperature:
+    def test_by_hand(self):
+        """T = 2 halves twice the logits of TestTokenKl, so each KL is the one there, times T² = 4."""
+        expected = [4 * (5 / 3 * LOG2 - LOG3), 4 * (LOG3 - 3 / 2 * LOG2), 0.0]
+        np.testing.assert_allclose(token_kl(2 * REFERENCE, 2 * LOGITS, temperature=2.0), expected, atol=1e-6)
+
+    @pytest.mark.parametrize("temperature", [0.5, 3.0])
+    def test_against_scipy(self, temperature):
+        reference, logits = random_logits(50, 9, 2), random_logits(50, 9, 3)
+        p, q = (special.softmax(z.double().numpy() / temperature, axis=1) for z in (reference, logits))
+        expected = temperature**2 * stats.entropy(p, q, axis=1)
+        np.testing.assert_allclose(token_kl(reference, logits, temperature), expected, rtol=1e-4)
+
+    @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+    def test_the_gradient_is_t_times_the_difference_of_the_softened_distributions(self, temperature):
+        """d/dz T² KL(p_ref ‖ softmax(z/T)) = T² · (1/T) · (softmax(z/T) − p_ref)."""
+        reference, logits = random_logits(20, 9, 2), random_logits(20, 9, 3).requires_grad_()
+        token_kl(reference, logits, temperature).sum().backward()
+        q, p = (special.softmax(z.detach().double().numpy() / temperature, axis=1) for z in (logits, reference))
+        np.testing.assert_allclose(logits.grad, temperature * (q - p), atol=1e-5)
+
+    def test_the_gradient_keeps_its_size_at_high_temperature(self):
+        """softmax(z/T)_v → 1/V + (z_v − mean z)/(V T): T times the difference tends to (z − z_ref)/V, both centred."""
+        reference, logits = random_logits(4, 5, 2, scale=1.0), random_logits(4, 5, 3, scale=1.0).requires_grad_()
+        token_kl(reference, logits, temperature=200.0).sum().backward()
+        apart = (logits - reference).detach()
+        np.testing.assert_allclose(logits.grad, (apart - apart.mean(-1, keepdim=True)) / 5, atol=0.005)
+
+
 class TestExamples:
     """Values 1, 2, 6, 10 of examples 0, 1, 1, 1: sums 1 and 18, means 1 and 18/3 = 6."""
 
@@ -154,6 +187,23 @@ class TestMethods:
         assert kl_loss(self.forget, self.kl).item() == -1.0
         assert kl_loss(self.forget, self.kl, alpha=4.0).item() == 2.0
 
+    def test_neggrad_plus(self):
+        """0.99 · 5 − 0.01 · 2 = 4.93; with β = 0.75: 3.75 − 0.5 = 3.25."""
+        assert neggrad_plus_loss(self.forget, self.retain).item() == pytest.approx(4.93, rel=1e-6)
+        assert neggrad_plus_loss(self.forget, self.retain, beta=0.75).item() == 3.25
+
+    def test_neggrad_plus_lies_between_gradient_ascent_and_gradient_descent(self):
+        assert neggrad_plus_loss(self.forget, self.retain, beta=0.0).item() == -2.0
+        assert neggrad_plus_loss(self.forget, self.retain, beta=1.0).item() == 5.0
+
+    def test_scrub_max_is_minus_the_mean_forget_kl(self):
+        assert scrub_max_loss(self.kl).item() == -1.0
+
+    def test_distillation(self):
+        """1 + 5 = 6; with α = 3, γ = 0.5: 3 + 2.5 = 5.5."""
+        assert distillation_loss(self.kl, self.retain).item() == 6.0
+        assert distillation_loss(self.kl, self.retain, alpha=3.0, gamma=0.5).item() == 5.5
+
     def test_an_example_counts_as_one_whatever_its_length(self):
         """Example 0 has 1 position of NLL log 2, example 1 two of log 3 and log 4: mean (log 2 + ½ log 12) / 2."""
         nll = token_nll(LOGITS, torch.tensor([2, 0, 1]))
@@ -166,3 +216,60 @@ class TestMethods:
         assert (forget.grad < 0).all()
         assert (retain.grad > 0).all()
         assert (kl.grad > 0).all()
+
+    def test_neggrad_plus_goes_up_on_forget_and_down_on_retain(self):
+        """−0.25 / 2 for each of two forget examples, 0.75 / 3 for each of three retain examples."""
+        forget, retain = (t.clone().requires_grad_() for t in (self.forget, self.retain))
+        neggrad_plus_loss(forget, retain, beta=0.75).backward()
+        assert (forget.grad.tolist(), retain.grad.tolist()) == ([-0.125, -0.125], [0.25, 0.25, 0.25])
+
+    def test_scrub_raises_the_kl_on_forget_and_lowers_kl_and_nll_on_retain(self):
+        """−1/2 for each forget KL of two; α / 2 = 1.5 for each retain KL of two, γ / 3 = 0.25 for each NLL of three."""
+        up, down, nll = (t.clone().requires_grad_() for t in (self.kl, self.kl, self.retain))
+        (scrub_max_loss(up) + distillation_loss(down, nll, alpha=3.0, gamma=0.75)).backward()
+        assert (up.grad.tolist(), down.grad.tolist()) == ([-0.5, -0.5], [1.5, 1.5])
+        assert nll.grad.tolist() == [0.25, 0.25, 0.25]
+
+
+class TestSupervised:
+    """Position 0 of example 0 and positions 1 and 2 of example 1, NLL log 2, log 3 and log 4."""
+
+    batch = Supervised(logits=LOGITS, labels=torch.tensor([2, 0, 1]), example=torch.tensor([0, 1, 1]), n_examples=2)
+    reference = Supervised(logits=REFERENCE, labels=batch.labels, example=batch.example, n_examples=2)
+
+    def test_log_prob_is_a_sum(self):
+        """log ½ and log ⅓ + log ¼ = −log 12."""
+        np.testing.assert_allclose(self.batch.log_prob(), [-LOG2, -LOG3 - LOG4], rtol=1e-6)
+
+    def test_nll_is_a_mean(self):
+        np.testing.assert_allclose(self.batch.nll(), [LOG2, (LOG3 + LOG4) / 2], rtol=1e-6)
+
+    def test_length_counts_positions(self):
+        assert self.batch.length().tolist() == [1, 2]
+
+    def test_length_of_trailing_rows_without_a_position(self):
+        batch = Supervised(logits=LOGITS, labels=self.batch.labels, example=torch.tensor([0, 2, 2]), n_examples=5)
+        assert batch.length().tolist() == [1, 0, 2, 0, 0]
+
+    def test_kl_is_the_mean_over_positions_of_the_kl_to_the_reference(self):
+        """By position (5/3) log 2 − log 3, log 3 − (3/2) log 2 and 0, see TestTokenKl."""
+        expected = [5 / 3 * LOG2 - LOG3, (LOG3 - 3 / 2 * LOG2) / 2]
+        np.testing.assert_allclose(self.batch.kl(self.reference), expected, atol=1e-6)
+
+    def test_kl_at_a_temperature(self):
+        """Twice the logits at T = 2: the same distributions, times T² = 4."""
+        twice, reference = (Supervised(**{**vars(b), "logits": 2 * b.logits}) for b in (self.batch, self.reference))
+        expected = [4 * (5 / 3 * LOG2 - LOG3), 4 * (LOG3 - 3 / 2 * LOG2) / 2]
+        np.testing.assert_allclose(twice.kl(reference, temperature=2.0), expected, atol=1e-6)
+
+    def test_rows_are_renumbered_from_zero(self):
+        last = self.batch.rows(1, 2)
+        assert (last.n_examples, last.labels.tolist(), last.example.tolist()) == (1, [0, 1], [0, 0])
+        np.testing.assert_allclose(last.log_prob(), [-LOG3 - LOG4], rtol=1e-6)
+
+    def test_half_precision_logits_are_summed_in_float32(self):
+        """512 positions over 4 equal logits: −512 log 4 = −709.78, which bfloat16 would round to a multiple of 4."""
+        logits, zeros = torch.zeros(512, 4, dtype=torch.bfloat16), torch.zeros(512, dtype=torch.int64)
+        log_prob = Supervised(logits=logits, labels=zeros, example=zeros, n_examples=1).log_prob()
+        assert log_prob.dtype == torch.float32
+        np.testing.assert_allclose(log_prob, [-512 * LOG4], rtol=1e-5)
