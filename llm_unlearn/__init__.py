@@ -11,15 +11,7 @@ _PUBLIC = {
     "CausalLMCollator": "llm_unlearn.data.collators",
     "CausalLMTask": "llm_unlearn.tasks.causal_lm",
     "GaussianNoise": "llm_unlearn.tasks.embedding_noise",
-    "GradDiffConfig": "llm_unlearn.trainers.grad_diff",
-    "GradDiffTrainer": "llm_unlearn.trainers.grad_diff",
-    "GradientAscentConfig": "llm_unlearn.trainers.gradient_ascent",
-    "GradientAscentTrainer": "llm_unlearn.trainers.gradient_ascent",
-    "GradientDescentConfig": "llm_unlearn.trainers.gradient_descent",
-    "GradientDescentTrainer": "llm_unlearn.trainers.gradient_descent",
     "InputError": "llm_unlearn.errors",
-    "KLConfig": "llm_unlearn.trainers.kl",
-    "KLTrainer": "llm_unlearn.trainers.kl",
     "METHODS": "llm_unlearn.trainers",
     "NonFiniteLossError": "llm_unlearn.errors",
     "UnlearnConfig": "llm_unlearn.trainers.base",
@@ -32,6 +24,17 @@ _PUBLIC = {
     "plant_canaries": "llm_unlearn.poisons.gaussian_embedding",
     "plant_trigger": "llm_unlearn.poisons.trigger_phrase",
 }
+
+# method → the name of its classes, `<name>Config` and `<name>Trainer`, in trainers/<method>.py
+_METHODS = {
+    "ce_u": "CEU", "cf_k": "CFK", "dpo": "DPO", "eu_k": "EUK", "grad_diff": "GradDiff",
+    "gradient_ascent": "GradientAscent", "gradient_descent": "GradientDescent", "kl": "KL",
+    "neggrad_plus": "NegGradPlus", "noisy_gradient_descent": "NoisyGradientDescent", "npo": "NPO",
+    "reset_distill": "ResetDistill", "rewind": "Rewind", "rmu": "RMU", "satimp": "SatImp", "scrub": "Scrub",
+    "simnpo": "SimNPO", "ssd": "SSD", "task_arithmetic": "TaskArithmetic", "undial": "Undial", "wga": "WGA",
+}
+_PUBLIC |= {f"{name}{kind}": f"llm_unlearn.trainers.{method}"
+            for method, name in _METHODS.items() for kind in ("Config", "Trainer")}
 
 __all__ = ["__version__", *sorted(_PUBLIC)]
 

@@ -211,6 +211,7 @@ class SeedRun:
         began = time.perf_counter()
         trainer = cls(model=model, args=config, forget_dataset=forget, retain_dataset=retain,
                       processing_class=self.tokenizer, evaluate_callback=callback, **start)
+        del model  # rewind trains another one
         show_progress(trainer, name, self.quiet)
         trainer.train(resume_from_checkpoint=last_checkpoint(work_dir))
         cost = {**trainer.cost, "seconds": time.perf_counter() - began}

@@ -26,6 +26,8 @@ class UnlearnConfig(TrainingArguments):
 
     # A recipe without a learning rate takes this share of the training's, see scripts/tune.py
     learning_rate_ratio: ClassVar[float] = 0.1
+    # Settings that the method cannot keep, with the reason
+    refuses: ClassVar[dict[str, str]] = {}
 
     learning_rate: float = 1e-5  # TOFU (arXiv 2401.06121)
     remove_unused_columns: bool = False
@@ -42,6 +44,9 @@ class UnlearnConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name, reason in self.refuses.items():
+            if getattr(self, name) is not None and getattr(self, name) is not False:
+                raise InputError(f"{name}: {reason}; leave it out")
         if self.remove_unused_columns:
             raise InputError("remove_unused_columns=True would drop the forget and retain halves; set it to False")
         if self.push_to_hub and self.hub_strategy != "end":

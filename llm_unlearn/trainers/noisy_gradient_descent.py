@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -22,6 +23,11 @@ class NoisyGradientDescentConfig(UnlearnConfig):
         optim: plain SGD; an adaptive optimizer rescales the noise.
     """
 
+    refuses: ClassVar[dict[str, str]] = {
+        "fp16": "it scales gradients, so the noise would be scaled too (bf16 does not)",
+        "deepspeed": "noisy_gradient_descent adds noise to gradients, which DeepSpeed keeps to itself",
+    }
+
     sigma: float = 1e-3
     optim: str = "sgd"
 
@@ -31,10 +37,6 @@ class NoisyGradientDescentConfig(UnlearnConfig):
             raise InputError(f"sigma: must be 0 or more, is {self.sigma}")
         if self.optim != "sgd":
             warnings.warn(f"noisy_gradient_descent: optim={self.optim} rescales the noise; use sgd", stacklevel=3)
-        if self.fp16:
-            raise InputError("noisy_gradient_descent: fp16 scales gradients by a factor that changes; use bf16=True")
-        if self.deepspeed:
-            raise InputError("noisy_gradient_descent: DeepSpeed keeps gradients where the noise cannot be added")
 
 
 class NoisyGradientDescentTrainer(UnlearnTrainer):

@@ -1,6 +1,7 @@
 """RMU: steer hidden states on forget to a random vector, hold them on retain. Li et al. 2024, arXiv 2403.03218."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -23,14 +24,13 @@ class RMUConfig(UnlearnConfig):
             of the retain term (1200).
     """
 
+    refuses: ClassVar[dict[str, str]] = {
+        "forget_loss_ceiling": "rmu stops at the steering layer and computes no loss; use utility_floor",
+    }
+
     layer: int | None = None
     steering: float = 6.5
     alpha: float = 1200.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.forget_loss_ceiling is not None:
-            raise InputError("forget_loss_ceiling: rmu computes no forget loss; use utility_floor")
 
 
 class RMUTrainer(UnlearnTrainer):

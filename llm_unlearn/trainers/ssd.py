@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,16 +22,14 @@ class SSDConfig(UnlearnConfig):
         alpha: a weight is dampened where F_f > α F_all (the paper's 10). lam: λ, how strongly (the paper's 1).
     """
 
+    refuses: ClassVar[dict[str, str]] = {
+        "utility_floor": "ssd changes the weights once and has no steps to stop between",
+        "forget_loss_ceiling": "ssd changes the weights once and has no steps to stop between",
+        "deepspeed": "ssd needs each example's gradients, which DeepSpeed keeps to itself",
+    }
+
     alpha: float = 10.0
     lam: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("utility_floor", "forget_loss_ceiling"):
-            if getattr(self, name) is not None:
-                raise InputError(f"{name}: ssd changes the weights once and has no steps to stop between")
-        if self.deepspeed:
-            raise InputError("ssd: DeepSpeed keeps weights and gradients where the Fisher diagonal cannot be taken")
 
 
 class SSDTrainer(UnlearnTrainer):

@@ -1,10 +1,10 @@
 """Task arithmetic: fine-tune on forget, then go the other way from θ0. Ilharco et al. 2023, arXiv 2212.04089."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
-from llm_unlearn.errors import InputError
 from llm_unlearn.losses import gradient_descent_loss, negated
 from llm_unlearn.trainers.base import UnlearnTrainer
 from llm_unlearn.trainers.config import Requirements, UnlearnConfig
@@ -17,16 +17,14 @@ class TaskArithmeticConfig(UnlearnConfig):
         alpha: how far to go the other way (1 is as far as fine-tuning went).
     """
 
-    alpha: float = 1.0
+    refuses: ClassVar[dict[str, str]] = {
+        "utility_floor": "task_arithmetic unlearns after the last step; until then the model is θ_ft",
+        "forget_loss_ceiling": "task_arithmetic unlearns after the last step; until then the model is θ_ft",
+        "load_best_model_at_end": "task_arithmetic unlearns after the last step; until then the model is θ_ft",
+        "deepspeed": "task_arithmetic subtracts weights, which DeepSpeed keeps to itself",
+    }
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("utility_floor", "forget_loss_ceiling", "load_best_model_at_end"):
-            if getattr(self, name):
-                raise InputError(f"{name}: task_arithmetic unlearns after the last step; until then the model is the "
-                                 "one fine-tuned on forget")
-        if self.deepspeed:
-            raise InputError("task_arithmetic: DeepSpeed keeps weights where they cannot be subtracted")
+    alpha: float = 1.0
 
 
 class TaskArithmeticTrainer(UnlearnTrainer):

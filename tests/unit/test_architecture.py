@@ -142,6 +142,14 @@ def test_every_public_name_resolves(name):
     assert getattr(llm_unlearn, name) is not None
 
 
+def test_the_classes_of_every_method_are_public():
+    from llm_unlearn.trainers import METHODS
+
+    for pair in METHODS.values():
+        for cls in pair:
+            assert getattr(llm_unlearn, cls.__name__) is cls
+
+
 def test_an_unknown_name_is_an_attribute_error_and_dir_is_the_public_names():
     with pytest.raises(AttributeError, match="has no attribute 'Trainer'"):
         llm_unlearn.Trainer  # noqa: B018

@@ -380,8 +380,8 @@ class TestNumerics:
     @pytest.mark.parametrize("raised", RAISED)
     @pytest.mark.parametrize("name", OF_LOG_PROBS)
     def test_losses_of_log_probs_and_their_gradients_against_float64(self, name, raised):
-        """With derivative c of the loss in log π, its gradient in the logits is c (one-hot − p) / B. The tolerances: log π of
-        2,048 tokens, −1e4 nats, is summed in float32 and right to 0.01 nats; p − 1 is right to 1e-7.
+        """With derivative c of the loss in log π, its gradient in the logits is c (one-hot − p) / B.
+        Tolerances: log π of 2,048 tokens, −1e4 nats, is a float32 sum right to 0.01 nats; p − 1 is right to 1e-7.
         """
         loss, value, derivative = OF_LOG_PROBS[name]
         model, reference = completions(0, raised[0]), completions(1, raised[1])
