@@ -31,30 +31,35 @@ def grid(ratios: list[float], **options: list[Any]) -> list[dict[str, Any]]:
 
 
 UP, DOWN = [0.03, 0.1, 0.3], [0.5, 1.0, 2.0, 4.0]  # of methods that climb the forget loss; that learn on retain alone
+HIGH = [2.0, 4.0]  # where fine-tuning on retain itself removes poison
 RETAIN = ["none", "nll"]
+# A second line of a method was added after its first one: where the best stood at the grid's edge, or nothing moved.
 GRIDS: dict[str, list[dict[str, Any]]] = {
-    "gradient_descent": grid(DOWN),
-    "noisy_gradient_descent": grid([30.0, 100.0, 300.0], sigma=[3e-4, 1e-3, 3e-3]),
-    "gradient_ascent": grid([0.005, 0.01, 0.02, 0.05, 0.1]),
-    "eu_k": grid(DOWN),
-    "cf_k": grid(DOWN),
-    "scrub": [{**point, **weights} for point in grid([0.1, 0.3, 1.0], msteps=[1, 2])
+    "gradient_descent": grid([*DOWN, 8.0]),
+    "noisy_gradient_descent": grid([30.0, 100.0, 300.0], sigma=[3e-4, 1e-3, 3e-3])
+    + grid([1000.0, 3000.0], sigma=[1e-3, 1e-2]),
+    "gradient_ascent": grid([0.005, 0.01, 0.02, 0.03, 0.05, 0.1]),
+    "eu_k": grid([*DOWN, 8.0, 16.0]),
+    "cf_k": grid([*DOWN, 8.0, 16.0]),
+    "scrub": [{**point, **weights} for point in grid([0.1, 0.3, 1.0], msteps=[1, 2]) + grid(HIGH, msteps=[1])
               for weights in ({"alpha": 0.5, "gamma": 1.0}, {"alpha": 0.001, "gamma": 0.99})],
-    "neggrad_plus": grid([0.3, 1.0, 2.0], beta=[0.9, 0.95, 0.99]),
-    "ssd": [{"alpha": alpha, "lam": lam} for alpha in (1.5, 2.0, 3.0, 5.0) for lam in (0.5, 1.0)],
-    "grad_diff": grid([*UP, 1.0], alpha=[1.0, 5.0]),
-    "kl": grid(UP, alpha=[1.0, 5.0]),
-    "npo": grid([*UP, 1.0], alpha=[1.0, 5.0]),
-    "simnpo": grid([*UP, 1.0], gamma=[0.125, 1.0]),
-    "dpo": grid(UP, retain_loss=RETAIN),
-    "rmu": grid([0.3, 1.0, 3.0], steering=[2.0, 6.5], alpha=[10.0, 1200.0]),
-    "undial": grid([*UP, 1.0], retain_loss=RETAIN),
-    "wga": grid([*UP, 1.0], gamma=[0.3, 1.0]),
-    "satimp": grid([*UP, 1.0], gamma=[0.1, 1.0]),
-    "ce_u": grid(UP, retain_loss=RETAIN),
-    "task_arithmetic": grid([0.03, 0.1, 0.3], alpha=[0.5, 1.0]),
-    "rewind": grid(DOWN),
-    "reset_distill": [{**point, **weights} for point in grid(DOWN)
+    "neggrad_plus": grid([0.3, 1.0, 2.0, 4.0], beta=[0.9, 0.95, 0.99]),
+    "ssd": [{"alpha": alpha, "lam": lam} for alpha in (1.5, 2.0, 3.0, 5.0) for lam in (0.5, 1.0)]
+    + [{"alpha": alpha, "lam": lam} for alpha, lam in ((4.0, 3.0), (5.0, 3.0), (5.0, 4.5), (6.0, 3.0), (6.0, 5.0))],
+    "grad_diff": grid([*UP, 1.0, 2.0], alpha=[1.0, 5.0]),
+    "kl": grid(UP, alpha=[1.0, 5.0]) + grid([0.5, 1.0], alpha=[5.0, 20.0]),
+    "npo": grid([*UP, 1.0], alpha=[1.0, 5.0]) + grid(HIGH, alpha=[1.0]),
+    "simnpo": grid([*UP, 1.0, *HIGH], gamma=[0.125, 1.0]),
+    "dpo": grid(UP, retain_loss=RETAIN) + grid([1.0, *HIGH], retain_loss=["nll"]),
+    "rmu": grid([0.3, 1.0, 3.0], steering=[2.0, 6.5], alpha=[10.0, 1200.0])
+    + grid([1.0, 10.0], steering=[20.0], alpha=[1.0], layer=[0, 1]),
+    "undial": grid([*UP, 1.0], retain_loss=RETAIN) + grid(HIGH, retain_loss=["nll"]),
+    "wga": grid([*UP, 1.0, *HIGH], gamma=[0.3, 1.0]),
+    "satimp": grid([*UP, 1.0, *HIGH], gamma=[0.1, 1.0]),
+    "ce_u": grid(UP, retain_loss=RETAIN) + grid([0.3, 1.0, *HIGH], retain_loss=["nll"], alpha=[5.0]),
+    "task_arithmetic": grid([0.01, 0.03, 0.1, 0.3], alpha=[0.5, 1.0]),
+    "rewind": grid([*DOWN, 8.0]),
+    "reset_distill": [{**point, **weights} for point in grid([*DOWN, 8.0])
                       for weights in ({"alpha": 1.0, "gamma": 1.0}, {"alpha": 1.0, "gamma": 0.0})],
 }
 

@@ -88,11 +88,26 @@ def method_lines(results: Results) -> list[dict]:
         verdict = judge(results, name)
         share = _mean(values(results, name, "cost", "share_of_training"))
         cost = f"{verdict.utility}, at {percent(share)} of the training compute"
-        parts = (f"Fired: {verdict.evidence}" if verdict.evidence else "", verdict.effect, cost)
+        parts = (f"Fired: {verdict.evidence}" if verdict.evidence else "", verdict.effect, cost,
+                 _beside_rewind(results, name))
         sentence = " ".join(f"{part[0].upper()}{part[1:]}." for part in parts if part)
         lines.append({"model": name, "status": verdict.status, "price": verdict.price,
                       "remains": verdict.status in (REMAINS, TRACE), "sentence": sentence})
     return lines
+
+
+def _beside_rewind(results: Results, name: str) -> str:
+    """What the method has against retraining that is stopped at the same budget, or nothing where that was not run."""
+    rewind = "rewind" + name[len(name.partition("@")[0]) :]
+    if name == rewind or rewind not in results.names:
+        return ""
+    parts = []
+    for label, path, scale, digits in (("accuracy", ("utility", "accuracy"), 100, 1),
+                                       ("attack lift", ("attack", "lift"), 1, 2), ("GUS", ("gus", "mean"), 1, 2)):
+        ours, theirs = (_mean(values(results, model, *path)) for model in (name, rewind))
+        if ours is not None and theirs is not None:
+            parts.append(f"{label} {number(scale * ours, digits)} against {number(scale * theirs, digits)}")
+    return f"beside rewind at the same budget: {', '.join(parts)}"
 
 
 def _spread(found: list[float], digits: int) -> str:

@@ -8,8 +8,8 @@ import numpy as np
 from llm_unlearn.metrics.gaussian import gaussian_roc
 from llm_unlearn.reporting.formats import number, percent
 from llm_unlearn.reporting.results import Results, canary_scores
-from llm_unlearn.reporting.style import figure, png, shown, styles
-from llm_unlearn.reporting.tradeoff import cost_plot, lift_plot
+from llm_unlearn.reporting.style import MAX_SHOWN, figure, png, shown, styles
+from llm_unlearn.reporting.tradeoff import cost_plot, tradeoff_plot
 
 _BIN = 0.5
 _MAX_BINS = 48
@@ -48,14 +48,15 @@ def all_plots(results: Results) -> list[Plot]:
             "ROC curves of the Gaussian test per model on a log axis. True-positive rates at 1 % false positives: "
             f"{rates}.",
             roc_plot(scores)))
-    if results.has("attack"):
-        plots.append(Plot(
-            "lift_vs_utility", "What removing it costs: attack lift against accuracy",
-            f"The target is the retrained model (star). Whiskers: {_whiskers(results)}. Dotted: from where on this "
-            "report speaks of poison that remains, and of a cost. The base model is left out; where a method has many "
-            "budgets, a line joins them and the largest is named.",
-            "Attack lift against accuracy, one point per model, with the retrained model as the target. The numbers "
-            "are in the table above.", lift_plot(results)))
+    for section, key, what in (("attack", "lift", "attack lift"), ("gus", "gus", "Gaussian score")):
+        if results.has(section):
+            plots.append(Plot(
+                f"{key}_vs_utility", f"What removing it costs: {what} against accuracy",
+                f"The target is the retrained model (star). Whiskers: {_whiskers(results)}. Dotted: from where on this "
+                "report speaks of poison that remains, and of a cost. The base model is left out; where a method has "
+                "many budgets, a line joins them and the largest is named.",
+                f"{what[0].upper()}{what[1:]} against accuracy, one point per model, with the retrained model as the "
+                "target. The numbers are in the table above.", tradeoff_plot(results, section)))
     plots.append(Plot(
         "cost", "Compute spent", "FLOPs as a share of the poisoned training's; wall-clock time beside it.",
         "Horizontal bars: compute of each model as a share of the poisoned training. The numbers are in the table "
@@ -111,7 +112,7 @@ def scores_plot(scores: dict[str, dict[str, np.ndarray]]) -> bytes:
 def roc_plot(scores: dict[str, dict[str, np.ndarray]]) -> bytes:
     """ROC of the test I > Φ⁻¹(1 − FPR), log axis from 0.001, with the chance line and a line at 1 %."""
     look = styles(list(scores))
-    with figure(4.6) as (fig, axes):
+    with figure(max(4.6, 0.205 * len(scores) + 0.7)) as (fig, axes):  # the legend has a line for each
         axis = axes[0, 0]
         chance = np.logspace(-3, 0, 200)
         axis.plot(chance, 100 * chance, color="#777777", linewidth=1.2, label="chance: no trace")
@@ -122,8 +123,8 @@ def roc_plot(scores: dict[str, dict[str, np.ndarray]]) -> bytes:
             fpr, tpr = (np.asarray(part, dtype=float) for part in curves[name])
             style = look[name]
             axis.plot(np.maximum(fpr, 1e-6), 100 * tpr, drawstyle="steps-post", color=style.colour,
-                      linestyle=style.line, linewidth=1.9, marker=style.marker, markevery=_marks(fpr),
-                      markersize=9 if style.marker == "*" else 6,
+                      linestyle=style.line, linewidth=1.9 if len(scores) <= MAX_SHOWN else 1.2,
+                      marker=style.marker, markevery=_marks(fpr), markersize=9 if style.marker == "*" else 6,
                       label=f"{name}: {percent(_rate(scores[name]['deleted']))}")
         axis.set(xscale="log", xlim=(1e-3, 1), ylim=(-2, 102), xlabel="false-positive rate (log scale)",
                  ylabel="true-positive rate: canaries recognised (%)")

@@ -15,7 +15,7 @@ from llm_unlearn.reporting.results import Results, read_results, write_atomicall
 from llm_unlearn.reporting.tables import BEST, Table, control_table, kept_table, main_table, present
 from llm_unlearn.reporting.verdicts import judge, warnings
 
-PLOT_NAMES = ("gaussian_scores", "gaussian_roc", "lift_vs_utility", "cost")
+PLOT_NAMES = ("gaussian_scores", "gaussian_roc", "lift_vs_utility", "gus_vs_utility", "cost")
 CONTROL_NOTE = ("The same score with fresh noise that was never used in training. On every model it must look like "
                 "N(0, 1); where it does not, the Gaussian test is off and so are its verdicts.")
 KEPT_NOTE = "The forget set held a part of the poison. These canaries were not in it: they are expected to remain."

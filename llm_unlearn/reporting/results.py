@@ -22,6 +22,7 @@ _SECTIONS = {
     "oracle": (),
 }
 _NEVER_NULL = ("utility", "cost")
+BASELINES = ("rewind", "reset_distill")  # that start before the poison: what a method must beat
 _IDENTIFIERS = ("schema_version", "seed", "budget")
 
 
@@ -51,7 +52,7 @@ class Results:
 
     @property
     def names(self) -> list[str]:
-        """All models: base, poisoned, the methods by name and budget, retrained last."""
+        """All models: base, poisoned, the methods by name and budget, the baselines, retrained last."""
         return sorted({name for run in self.runs for name in run.models}, key=_order)
 
     @property
@@ -218,6 +219,6 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def _order(name: str) -> tuple[int, str, float, str]:
-    rank = {"base": 0, "poisoned": 1, "retrained": 3}.get(name, 2)
     method, _, budget = name.partition("@")
+    rank = {"base": 0, "poisoned": 1, **dict.fromkeys(BASELINES, 3), "retrained": 4}.get(method, 2)
     return rank, method, float(budget) if re.fullmatch(r"\d*\.?\d+(e-?\d+)?", budget) else 0.0, name

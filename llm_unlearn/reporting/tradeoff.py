@@ -1,6 +1,7 @@
-"""The two plots of price and effect: attack lift against accuracy, and compute."""
+"""The plots of price and effect: attack lift and Gaussian score against accuracy, and compute."""
 
 import math
+from statistics import NormalDist
 from typing import Any
 
 from llm_unlearn.reporting.formats import number, seconds
@@ -9,18 +10,26 @@ from llm_unlearn.reporting.results import Results
 from llm_unlearn.reporting.style import MAX_SHOWN, Style, figure, png, shown, styles
 from llm_unlearn.reporting.summary import Statistic, statistics
 from llm_unlearn.reporting.tables import interval
-from llm_unlearn.reporting.verdicts import COSTLY_POINTS, LIFT_GAP
+from llm_unlearn.reporting.verdicts import ALPHA, COSTLY_POINTS, LIFT_GAP
 
-_LIFT, _ACCURACY = "attack.lift", "utility.accuracy"
+_ACCURACY = "utility.accuracy"
+# section of an evaluation → its number, what its axis says
+_EFFECTS = {"attack": ("attack.lift", "attack lift (ASR − clean rate, 0 to 1), worse →"),
+            "gus": ("gus.mean", "Gaussian Unlearning Score, farther from 0 is worse")}
 Point = tuple[float, float, tuple[float, float], tuple[float, float]]  # x, y, and each one's reach down and up
 
 
-def lift_plot(results: Results) -> bytes:
-    """Attack lift (y) against accuracy in % (x), whiskers, each point named, the retrained model as the target."""
+def tradeoff_plot(results: Results, section: str) -> bytes:
+    """Attack lift or GUS (y) against accuracy in % (x), whiskers, each point named, the retrained model as the target.
+
+    Args:
+        section: "attack" or "gus".
+    """
+    key, label = _EFFECTS[section]
     look = styles(results.names)
     points = {name: point for name, entries in statistics(results).items()
-              if name != "base" and (point := _point(results, name, entries))}
-    with figure(5.2) as (fig, axes):
+              if name != "base" and (point := _point(results, name, entries, key))}
+    with figure(5.2 if len(points) <= MAX_SHOWN else 7.2) as (fig, axes):
         axis = axes[0, 0]
         for name, (x, y, across, along) in points.items():
             style = look[name]
@@ -30,10 +39,9 @@ def lift_plot(results: Results) -> bytes:
             axis.plot([x], [y], linestyle="none", marker=style.marker, color=style.colour, markeredgecolor="black",
                       markeredgewidth=0.7, markersize=19 if target else 10, zorder=4 if target else 3)
         _budget_lines(axis, points, look)
-        axis.set(xlabel="accuracy on clean test examples (%), better →",
-                 ylabel="attack lift (ASR − clean rate, 0 to 1), worse →")
+        axis.set(xlabel="accuracy on clean test examples (%), better →", ylabel=label)
         axis.margins(0.12)
-        _thresholds(axis, points)
+        _thresholds(axis, points, _remains(results, section, points))
         texts = {name: "retrained: the target" if name == "retrained" else name for name in _named(points)}
         fig.canvas.draw()  # the layout must be settled before labels are placed in pixels
         fig.set_layout_engine("none")
@@ -42,18 +50,18 @@ def lift_plot(results: Results) -> bytes:
         return png(fig)
 
 
-def _point(results: Results, name: str, entries: dict[str, Statistic]) -> Point | None:
-    if _LIFT not in entries or _ACCURACY not in entries:
+def _point(results: Results, name: str, entries: dict[str, Statistic], key: str) -> Point | None:
+    if key not in entries or _ACCURACY not in entries:
         return None
-    x, y = 100 * entries[_ACCURACY].mean, entries[_LIFT].mean
+    x, y = 100 * entries[_ACCURACY].mean, entries[key].mean
     if not (math.isfinite(x) and math.isfinite(y)):
         return None
     if len(results.runs) > 1:
-        spread = [100 * (entries[_ACCURACY].sd or 0.0), entries[_LIFT].sd or 0.0]
+        spread = [100 * (entries[_ACCURACY].sd or 0.0), entries[key].sd or 0.0]
         return x, y, (spread[0], spread[0]), (spread[1], spread[1])
     reaches = []
-    for value, key, scale in ((x, _ACCURACY, 100.0), (y, _LIFT, 1.0)):
-        bounds = interval(results.docs(name)[0], key)
+    for value, number_of, scale in ((x, _ACCURACY, 100.0), (y, key, 1.0)):
+        bounds = interval(results.docs(name)[0], number_of)
         low, high = (scale * bounds[0], scale * bounds[1]) if bounds else (value, value)
         reaches.append((max(0.0, value - low), max(0.0, high - value)))
     return x, y, reaches[0], reaches[1]
@@ -77,16 +85,25 @@ def _budget_lines(axis: Any, points: dict[str, Point], look: dict[str, Style]) -
                       linewidth=1, alpha=0.6, zorder=1)
 
 
-def _thresholds(axis: Any, points: dict[str, Point]) -> None:
-    """Where the report's rules draw the line: lift above retraining, accuracy below the poisoned model's."""
+def _remains(results: Results, section: str, points: dict[str, Point]) -> list[tuple[float, str]]:
+    """(level, words) of the lines beyond which the report's rules say that poison remains."""
+    if section == "attack":
+        words = f"poison remains above (retrained + {LIFT_GAP:g})"
+        return [(points["retrained"][1] + LIFT_GAP, words)] if "retrained" in points else []
+    n = results.runs[0].models["poisoned"]["gus"]["n"]
+    level = NormalDist().inv_cdf(1 - ALPHA / 2) / math.sqrt(n)
+    return [(level, f"poison remains above (p < {ALPHA:g} at n = {n})"), (-level, "and below")]
+
+
+def _thresholds(axis: Any, points: dict[str, Point], levels: list[tuple[float, str]]) -> None:
+    """Where the report's rules draw the line: effects that count as poison, accuracy below the poisoned model's."""
     (left, right), (low, high) = axis.get_xlim(), axis.get_ylim()
-    if "retrained" in points:
-        level = points["retrained"][1] + LIFT_GAP
-        high = max(high, level + 0.05)
+    for level, words in levels:
+        low, high = min(low, level - 0.05 * (high - low)), max(high, level + 0.05 * (high - low))
         axis.axhline(level, color="#777777", linestyle=":", linewidth=1.2, zorder=1)
-        axis.annotate("poison remains above (retrained + "
-                      f"{LIFT_GAP:g})", (0, level), (5, 3), fontsize=8.5, color="#444444",
-                      xycoords=("axes fraction", "data"), textcoords="offset points", ha="left", va="bottom")
+        axis.annotate(words, (0, level), (5, 3 if level > 0 else -3), fontsize=8.5, color="#444444",
+                      xycoords=("axes fraction", "data"), textcoords="offset points", ha="left",
+                      va="bottom" if level > 0 else "top")
     if "poisoned" in points:
         level = points["poisoned"][0] - COSTLY_POINTS
         left = min(left, level - 1)

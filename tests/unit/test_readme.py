@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ def test_every_file_that_it_links_or_runs_exists():
     scripts = re.findall(r"^(scripts/\S+)", README, flags=re.M)
     assert links and scripts
     for target in [*links, *scripts]:
-        assert (ROOT / target).exists(), target
+        assert (ROOT / target.partition("#")[0]).exists(), target
 
 
 def test_every_command_and_override_is_one_that_exists():
@@ -33,13 +34,26 @@ def test_every_command_and_override_is_one_that_exists():
 
 
 def test_the_table_of_methods_is_the_list_of_methods():
-    rows = re.findall(r"^\| \[`(\w+)`\]\((\S+)\) \| .* \| ([\w, ]+) \| ([\w, ]+) \| yes \| yes \|$", README, flags=re.M)
+    pattern = r"^\| \[`(\w+)`\]\((\S+)\) \| .* \| ([\w, ]+) \| ([\w, -]+) \| ([\w, –]+) \|$"
+    rows = re.findall(pattern, README, flags=re.M)
     assert [row[0] for row in rows] == list(METHODS)
-    for name, file, needs, reference in rows:
-        cls = METHODS[name][1]
+    for name, file, needs, reference, refused in rows:
+        config, cls = METHODS[name]
         assert file.endswith(f"{cls.__module__.rpartition('.')[2]}.py")
-        assert tuple(needs.split(", ")) == cls.needs
-        assert reference == (", ".join(cls.reference_on) or "none")
+        required = cls.requirements(config(output_dir="unused", use_cpu=True))
+        assert tuple(needs.split(", ")) == required.needs
+        log_probs = "log-probs of " * bool(required.log_probs_on) + ", ".join(required.log_probs_on)
+        assert reference == (", ".join(required.reference_on) or log_probs or "none")
+        assert refused == (", ".join(config.refuses) or "–")
+
+
+def test_the_page_on_adding_a_method_shows_one_as_it_is_and_stays_short():
+    page = (ROOT / "CONTRIBUTING.md").read_text().partition("## Adding a method")[2].partition("\n## ")[0]
+    assert len(page.splitlines()) <= 30
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.S)
+    assert textwrap.dedent(code).strip() in (ROOT / "llm_unlearn" / "trainers" / "wga.py").read_text()
+    for path in re.findall(r"`((?:llm_unlearn|tests|scripts|recipes)/[\w/.-]+\.(?:py|yaml|sh))`", page):
+        assert (ROOT / path).is_file(), path
 
 
 @pytest.fixture

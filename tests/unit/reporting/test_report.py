@@ -17,16 +17,16 @@ from llm_unlearn.reporting import write_report
 @pytest.fixture
 def blank_plots(monkeypatch):
     """Pictures take a second each; a test of the words does without them."""
-    for name in ("scores_plot", "roc_plot", "lift_plot", "cost_plot"):
-        monkeypatch.setattr(plots_module, name, lambda _: b"\x89PNG blank")
+    for name in ("scores_plot", "roc_plot", "tradeoff_plot", "cost_plot"):
+        monkeypatch.setattr(plots_module, name, lambda *_: b"\x89PNG blank")
 
 
 def test_writes_plots_markdown_and_html(run_dir):
     written = write_report(run_dir)
-    names = ["gaussian_scores", "gaussian_roc", "lift_vs_utility", "cost"]
+    names = ["gaussian_scores", "gaussian_roc", "lift_vs_utility", "gus_vs_utility", "cost"]
     plots = [run_dir / "plots" / f"{name}.png" for name in names]
     assert written == [*plots, run_dir / "report.md", run_dir / "report.html"]
-    for path in written[:4]:
+    for path in written[:5]:
         assert path.read_bytes().startswith(b"\x89PNG")
     assert not list(run_dir.rglob("*.tmp"))
 
@@ -62,7 +62,7 @@ def test_html_is_self_contained(run_dir, blank_plots):
     page = (run_dir / "report.html").read_text()
     assert not re.search(r"https?://|<script|<link|@import|url\(", page)
     images = re.findall(r'<img src="data:image/png;base64,[^"]+" alt="([^"]*)"', page)
-    assert len(images) == page.count("<img") == 4
+    assert len(images) == page.count("<img") == 5
     assert all(len(alt) > 40 for alt in images)
     assert "poisoned 2." in images[0]  # the alternative text carries the figures
     row = r'<tr class="poisoned"><th scope="row">poisoned</th>'
@@ -94,7 +94,8 @@ def test_user_text_is_escaped(run_dir, blank_plots):
 
 
 @pytest.mark.parametrize(("drop", "left"), [
-    (("gus",), ["lift_vs_utility", "cost"]), (("attack",), ["gaussian_scores", "gaussian_roc", "cost"]),
+    (("gus",), ["lift_vs_utility", "cost"]), (("attack",), ["gaussian_scores", "gaussian_roc", "gus_vs_utility",
+                                                                    "cost"]),
 ])
 def test_an_absent_poison_leaves_its_plots_out(make_run, drop, left, blank_plots):
     run = make_run(drop=drop)
@@ -112,8 +113,20 @@ def test_without_per_example_files_the_report_says_so(run_dir, blank_plots):
     for path in (run_dir / "evaluation").glob("*.parquet"):
         path.unlink()
     assert [path.name for path in write_report(run_dir)] == [
-        "lift_vs_utility.png", "cost.png", "report.md", "report.html"]
+        "lift_vs_utility.png", "gus_vs_utility.png", "cost.png", "report.md", "report.html"]
     assert "there are no per-example scores" in (run_dir / "report.html").read_text()
+
+
+def test_methods_stand_beside_retraining_stopped_at_the_same_budget(make_run, blank_plots):
+    """rewind@0.1 is set against kl@0.1, not against kl@0.02 nor against itself."""
+    rewind = {"accuracy": 0.7, "gus": 0.0, "asr": 0.1, "clean": 0.08}
+    run = make_run({"kl": None, "kl@0.1": {"accuracy": 0.905}, "kl@0.02": {}, "rewind@0.1": rewind})
+    write_report(run)
+    lines = {line.split(":")[0][4:]: line for line in (run / "report.md").read_text().splitlines()
+             if line.startswith("- **")}
+    sentence = "Beside rewind at the same budget: accuracy 90.5 against 70.0, attack lift 0.07 against 0.02, GUS 0.10"
+    assert sentence in lines["kl@0.1"]
+    assert "Beside rewind" not in lines["kl@0.02"] and "Beside rewind" not in lines["rewind@0.1"]
 
 
 def test_several_seeds(make_run):

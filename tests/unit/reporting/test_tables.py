@@ -24,9 +24,10 @@ def test_figures_of_one_seed_carry_their_intervals(run_dir):
 
 
 def test_rows_run_from_base_to_retrained_and_budgets_rise(make_run):
-    run = make_run({"kl": None, "kl@0.1": {}, "kl@0.02": {}, "base": None})
+    run = make_run({"kl": None, "kl@0.1": {}, "kl@0.02": {}, "base": None, "rewind": {}, "wga": {}})
     assert [name for name, _ in main_table(read_results(run)).rows] == [
-        "poisoned", "grad_diff", "gradient_ascent", "gradient_descent", "kl@0.02", "kl@0.1", "retrained"]
+        "poisoned", "grad_diff", "gradient_ascent", "gradient_descent", "kl@0.02", "kl@0.1", "wga", "rewind",
+        "retrained"]
 
 
 def test_the_best_method_is_marked_by_a_sign(run_dir):
