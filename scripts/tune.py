@@ -9,7 +9,7 @@ not run again, so a killed search goes on where it was. `--choose` prints what t
 The rule, the same for every method: of the points whose accuracy (mean over seeds) is within 10 points of the poisoned
 model's and whose perplexity is at most twice its, the one with the least poison left, by the mean of
 |lift − lift_retrained| / |lift_poisoned − lift_retrained| and |GUS| / |GUS_poisoned|. Where no point qualifies, the one
-with the least loss of accuracy, marked as such.
+of the lowest perplexity, marked as such.
 """
 
 import argparse
@@ -57,7 +57,7 @@ GRIDS: dict[str, list[dict[str, Any]]] = {
     "wga": grid([*UP, 1.0, *HIGH], gamma=[0.3, 1.0]),
     "satimp": grid([*UP, 1.0, *HIGH], gamma=[0.1, 1.0]),
     "ce_u": grid(UP, retain_loss=RETAIN) + grid([0.3, 1.0, *HIGH], retain_loss=["nll"], alpha=[5.0]),
-    "task_arithmetic": grid([0.01, 0.03, 0.1, 0.3], alpha=[0.5, 1.0]),
+    "task_arithmetic": grid([0.03, 0.1, 0.3], alpha=[0.5, 1.0]) + grid([0.3, 1.0], alpha=[1.0, 2.0]),
     "rewind": grid([*DOWN, 8.0]),
     "reset_distill": [{**point, **weights} for point in grid([*DOWN, 8.0])
                       for weights in ({"alpha": 1.0, "gamma": 1.0}, {"alpha": 1.0, "gamma": 0.0})],
@@ -168,7 +168,7 @@ def choose(results: list[dict]) -> dict[str, dict]:
         if able:
             chosen[method] = min(able, key=lambda s: s["residual"])
         elif scored:
-            chosen[method] = {**min(scored, key=lambda s: s["points_lost"]), "collapses": True}
+            chosen[method] = {**min(scored, key=lambda s: s["perplexity_ratio"]), "collapses": True}
     return chosen
 
 
