@@ -121,6 +121,11 @@ def load_model(path: str | Path, section: "ModelSection") -> "PreTrainedModel":
     if section.quantization != "none":
         from peft import prepare_model_for_kbit_training
 
+        for module in model.modules():
+            # bitsandbytes would repack 4-bit weights at the first inference on such a CPU, for good, into a layout that
+            # has no gradient: a reference's forward between two steps would end the training
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=section.gradient_checkpointing)
     return model
 

@@ -35,7 +35,7 @@ HIGH = [2.0, 4.0]  # where fine-tuning on retain itself removes poison
 RETAIN = ["none", "nll"]
 # A second line of a method was added after its first one: where the best stood at the grid's edge, or nothing moved.
 GRIDS: dict[str, list[dict[str, Any]]] = {
-    "gradient_descent": grid([*DOWN, 8.0]),
+    "gradient_descent": grid([*DOWN, 8.0, 16.0]),
     "noisy_gradient_descent": grid([30.0, 100.0, 300.0], sigma=[3e-4, 1e-3, 3e-3])
     + grid([1000.0, 3000.0], sigma=[1e-3, 1e-2]),
     "gradient_ascent": grid([0.005, 0.01, 0.02, 0.03, 0.05, 0.1]),

@@ -172,3 +172,20 @@ class TestLoading:
         config = lora_config(LoraSection(r=3, alpha=5, dropout=0.1, target_modules=["q_proj"]))
         assert (config.r, config.lora_alpha, config.lora_dropout, config.target_modules) == (3, 5, 0.1, {"q_proj"})
         assert json.loads(json.dumps(config.task_type)) == "CAUSAL_LM"
+
+
+def test_a_4_bit_base_still_trains_after_an_inference(tmp_path):
+    """On some CPUs bitsandbytes repacks its weights at the first inference, into a layout that has no gradient."""
+    from support import build, quantised, with_adapter
+
+    model = with_adapter(quantised(build("full")))
+    weights = {n: p.detach().clone() for n, p in model.named_parameters() if not p.requires_grad}
+    ids = torch.tensor([[3, 5, 7, 9]])
+    with torch.no_grad():
+        before = model.eval()(input_ids=ids).logits
+    model.train()(input_ids=ids).logits.sum().backward()
+    adapter = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    assert adapter and all(p.grad is not None and p.grad.any() for p in adapter.values())
+    assert all(torch.equal(p, weights[n]) for n, p in model.named_parameters() if n in weights)
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(input_ids=ids).logits, before)
