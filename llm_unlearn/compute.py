@@ -25,12 +25,17 @@ class FlopCounter:
     trainable_head: int
 
     @classmethod
-    def of(cls, model: nn.Module) -> "FlopCounter":
-        """Count a causal LM's weights; quantised weights count as the weights they stand for."""
+    def of(cls, model: nn.Module, without: str | None = None) -> "FlopCounter":
+        """Count a causal LM's weights; quantised weights count as the weights they stand for.
+
+        Args:
+            without: an adapter whose weights are left out.
+        """
         head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
         head_id = id(head.weight) if head is not None else None
         lookups = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)} - {head_id}
-        matrices = [p for p in model.parameters() if p.ndim > 1 and id(p) not in lookups]
+        matrices = [p for n, p in model.named_parameters()
+                    if p.ndim > 1 and id(p) not in lookups and without not in n.split(".")]
         body = [p for p in matrices if id(p) != head_id]
         heads = [p for p in matrices if id(p) == head_id]
         train = [[p for p in part if p.requires_grad] for part in (body, heads)]

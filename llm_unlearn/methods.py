@@ -83,3 +83,13 @@ def needs_reference(recipe: "Recipe", method: str) -> bool:
 
     config = method_config(recipe, method, seed=0, output_dir="unused", max_flops=1.0, quiet=True)
     return bool(METHODS[method][1].requirements(config).reference_on)
+
+
+def settings(recipe: "Recipe", method: str) -> dict[str, Any]:
+    """What decides the method's result and may come from the code's defaults: its own options and the optimizer's."""
+    from transformers import TrainingArguments
+
+    config = method_config(recipe, method, seed=0, output_dir="unused", max_flops=1.0, quiet=True)
+    inherited = {f.name for f in dataclasses.fields(TrainingArguments)} | {"max_flops", "reference_cache_dir"}
+    own = {f.name for f in dataclasses.fields(config)} - inherited
+    return {name: getattr(config, name) for name in sorted(own | {"learning_rate", "optim"})}

@@ -130,6 +130,16 @@ def load_model(path: str | Path, section: "ModelSection") -> "PreTrainedModel":
     return model
 
 
+def load_full(model: Any) -> Any:
+    """A model as it was given, or loaded (safetensors only) where a path or hub id was."""
+    if not isinstance(model, str):
+        return model
+    from transformers import AutoModelForCausalLM
+
+    with explained(model) as found:
+        return AutoModelForCausalLM.from_pretrained(found, use_safetensors=True)
+
+
 def load_trained(folder: Path, base: str | Path, section: "ModelSection") -> "PreTrainedModel":
     """Load what a stage saved: a full model, or the base with its adapter. An adapter comes back trainable."""
     if not (folder / "adapter_config.json").is_file():

@@ -54,10 +54,12 @@ class SeedRun:
                 for name in ("poisoned", "retrained")]
 
     def _unlearn_stages(self, before: dict[str, Stage]) -> list[Stage]:
+        from llm_unlearn.methods import settings
+
         common = {k: v for k, v in asdict(self.recipe.unlearn).items() if k not in ("methods", "budgets")}
         return [
             Stage(f"unlearned/{name}", [before["poisoned"].key, method, self.recipe.unlearn.methods[method] or {},
-                                        budget, common, self.seed],
+                                        settings(self.recipe, method), budget, common, self.seed],
                   [self.folder / "unlearned" / name / "cost.json"], partial(self._unlearn, name, method, budget))
             for name, method, budget in self.variants()
         ]

@@ -1,6 +1,8 @@
 """Search a method's learning rate and own hyper-parameters at a recipe's budget, on seeds that are not reported.
 
     python scripts/tune.py recipes/quickstart.yaml --seeds 0 1 --out recipes/tuning/quickstart.json
+    python scripts/tune.py recipes/imdb-small/full.yaml --seeds 0 --around recipes/tuning/quickstart.json \
+        --out recipes/tuning/imdb-small.json
 
 For each seed it makes the poisoned and the retrained model (in `runs/tune-<name>`, or `output_dir=…`), then unlearns
 and evaluates every point of GRIDS below. Results are added to the JSON after each point; a point that stands there is
@@ -70,7 +72,9 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="section.field=value")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="must not be the recipe's own")
     parser.add_argument("--methods", nargs="+", default=list(GRIDS), choices=list(GRIDS), metavar="METHOD")
-    parser.add_argument("--points", metavar="FILE", help="JSON {method: [point, …]} in the place of GRIDS")
+    parser.add_argument("--points", metavar="JSON", help="{method: [point, …]} in the place of GRIDS")
+    parser.add_argument("--around", metavar="JSON", help="results of another recipe: its choices, at 1, 0.4 and 0.1 "
+                        "times their learning-rate ratio, in the place of GRIDS")
     parser.add_argument("--out", required=True, metavar="JSON")
     parser.add_argument("--choose", action="store_true", help="print the choice from the results; run nothing")
     args = parser.parse_args()
@@ -79,6 +83,8 @@ def main() -> int:
         print(json.dumps(choose(json.loads(out.read_text())), indent=2))
         return 0
     points = json.loads(Path(args.points).read_text()) if args.points else GRIDS
+    if args.around:
+        points = around(json.loads(Path(args.around).read_text()))
     for seed in args.seeds:
         search(args.recipe, args.overrides, seed, {m: points[m] for m in args.methods if m in points}, out)
     return 0
@@ -86,6 +92,7 @@ def main() -> int:
 
 def search(path: str, overrides: list[str], seed: int, points: dict[str, list[dict]], out: Path) -> None:
     """Run every point for one seed and add its figures to the results."""
+    from llm_unlearn.errors import DiskFullError, InputError
     from llm_unlearn.pipeline import run, seed_runs
     from llm_unlearn.recipe import load_recipe
     from llm_unlearn.stages import Stages
@@ -116,16 +123,26 @@ def search(path: str, overrides: list[str], seed: int, points: dict[str, list[di
                 if stage.name in (f"unlearned/{method}", f"evaluation/{method}"):
                     stages.run(stage)
             result = figures(seed_run.folder / "evaluation" / f"{method}.json")
-        except ValueError as error:  # weights that are not finite, an alpha that dampens nothing
+        except DiskFullError:
+            raise
+        except InputError as error:  # weights that are not finite, an alpha that dampens nothing
             result = {"error": str(error)}
         record(out, key, result)
         print(json.dumps({**key, **result}), flush=True)
 
 
+def around(results: list[dict]) -> dict[str, list[dict]]:
+    """The chosen point of each method and, where it has a learning rate, two slower ones."""
+    chosen = {method: choice["options"] for method, choice in choose(results).items()}
+    return {method: [{**o, "ratio": float(f"{o['ratio'] * f:.3g}")} for f in (1, 0.4, 0.1)] if "ratio" in o else [o]
+            for method, o in chosen.items()}
+
+
 def figures(path: Path) -> dict[str, float]:
     """What the choice looks at, from an evaluation."""
     doc = json.loads(path.read_text())
-    return {"lift": doc["attack"]["lift"], "attack": doc["attack"]["success_rate"],
+    attack = doc["attack"] or {}
+    return {"lift": attack.get("lift"), "attack": attack.get("success_rate"),
             "gus": (doc["gus"] or {}).get("mean"), "tpr": (doc["gus"] or {}).get("tpr_at_fpr", {}).get("0.01"),
             "accuracy": 100 * doc["utility"]["accuracy"], "perplexity": doc["utility"]["perplexity"],
             "share": doc["cost"]["share_of_training"]}
@@ -174,9 +191,13 @@ def choose(results: list[dict]) -> dict[str, dict]:
 
 def _judged(result: dict, models: dict) -> dict[str, float]:
     poisoned, retrained = models["poisoned", result["seed"]], models["retrained", result["seed"]]
-    lift = abs(result["lift"] - retrained["lift"]) / max(abs(poisoned["lift"] - retrained["lift"]), 1e-9)
-    gus = result["gus"] if result["gus"] is not None and math.isfinite(result["gus"]) else math.inf
-    return {"residual": (lift + abs(gus) / abs(poisoned["gus"])) / 2, "lift": result["lift"], "gus": gus,
+    shares, gus, lift = [], result["gus"], result["lift"]
+    if poisoned["lift"] is not None:  # a recipe may have one poison alone
+        shares.append(abs(lift - retrained["lift"]) / max(abs(poisoned["lift"] - retrained["lift"]), 1e-9))
+    if poisoned["gus"] is not None:
+        gus = gus if gus is not None and math.isfinite(gus) else math.inf  # no direction left to score
+        shares.append(abs(gus) / abs(poisoned["gus"]))
+    return {"residual": sum(shares) / len(shares), "lift": lift or 0.0, "gus": gus or 0.0,
             "points_lost": poisoned["accuracy"] - result["accuracy"],
             "perplexity_ratio": result["perplexity"] / poisoned["perplexity"]}
 

@@ -107,7 +107,7 @@ def _beside_rewind(results: Results, name: str) -> str:
         ours, theirs = (_mean(values(results, model, *path)) for model in (name, rewind))
         if ours is not None and theirs is not None:
             parts.append(f"{label} {number(scale * ours, digits)} against {number(scale * theirs, digits)}")
-    return f"beside rewind at the same budget: {', '.join(parts)}"
+    return f"beside rewind at the same budget: {', '.join(parts)}" if parts else ""
 
 
 def _spread(found: list[float], digits: int) -> str:

@@ -46,25 +46,40 @@ def after_blocks(model: nn.Module) -> list[nn.Module]:
     children = list(parent.named_children())
     position = next(i for i, (_, child) in enumerate(children) if child is blocks)
     return [child for i, (name, child) in enumerate(children)
-            if (i > position or name.startswith("final")) and any(True for _ in child.parameters())]
+            if (i > position or name.startswith("final"))
+            and "norm" in type(getattr(child, "original_module", child)).__name__.lower()]  # peft may have wrapped it
+
+
+MLP_OUTPUTS = ("down_proj", "c_proj", "fc2", "fc_out", "dense_4h_to_h", "w2", "wo")
 
 
 def mlp_output(block: nn.Module) -> nn.Module:
-    """The MLP's projection back to the residual stream (`down_proj`, `c_proj`, `fc2`, …): the block's last matrix that
-    is not attention's."""
-    matrices = [module for name, module in block.named_modules()
-                if "attn" not in name and "attention" not in name
-                and getattr(module, "weight", None) is not None and module.weight.ndim == 2]
-    if not matrices:
-        raise InputError(f"{type(block).__name__}: no MLP found in this block")
-    return matrices[-1]
+    """The MLP's projection back to the residual stream, by the names that architectures give it.
+
+    Raises:
+        InputError: there is not exactly one, as in a mixture of experts.
+    """
+    found = [module for name, module in block.named_modules()
+             if name.rpartition(".")[2] in MLP_OUTPUTS and "attn" not in name and "attention" not in name
+             and getattr(module, "weight", None) is not None and module.weight.ndim == 2]
+    if len(found) != 1:
+        raise InputError(f"{type(block).__name__}: {len(found)} modules named {' or '.join(MLP_OUTPUTS)} outside "
+                         "attention, where one MLP was expected; unlearn through a LoRA adapter")
+    return found[0]
 
 
 def reinitialise(model: nn.Module, modules: Iterable[nn.Module], seed: int) -> None:
     """Draw weights anew as the model's own initialisation does, from `seed`; a LoRA adapter becomes the identity.
 
     Under PEFT only the active adapter inside `modules` is drawn, the base stays.
+
+    Raises:
+        InputError: the adapter has weights there that cannot be reset (DoRA's magnitudes, `modules_to_save`), or began
+            by changing the base (PiSSA).
     """
+    modules = list(modules)
+    if hasattr(model, "peft_config"):
+        _check_resettable(model, modules)
 
     def draw(module: nn.Module) -> None:
         if hasattr(model, "peft_config"):
@@ -79,6 +94,19 @@ def reinitialise(model: nn.Module, modules: Iterable[nn.Module], seed: int) -> N
         torch.manual_seed(seed)
         for module in modules:
             module.apply(draw)  # children before parents: GPT-2's parents rescale a child's weights
+
+
+def _check_resettable(model: nn.Module, modules: list[nn.Module]) -> None:
+    start = getattr(model.peft_config[model.active_adapter], "init_lora_weights", None)
+    if start not in (True, False, "gaussian"):
+        raise InputError(f"the adapter (init_lora_weights={start!r}) did not begin as the identity and cannot be "
+                         "reset; use plain LoRA, or a full model")
+    inside = {id(p) for module in modules for p in module.parameters()}
+    for name, parameter in model.named_parameters():
+        low_rank = any(part in name for part in ("lora_A", "lora_B", "lora_embedding_"))
+        if parameter.requires_grad and id(parameter) in inside and not low_rank:
+            raise InputError(f"{name} trains beside the low-rank matrices and cannot be reset; use an adapter without "
+                             "modules_to_save and DoRA, or a full model")
 
 
 class _Skipped(nn.Module):
@@ -110,7 +138,9 @@ def stopped_after(model: nn.Module, layer: int) -> Iterator[list[Any]]:
     try:
         for i in range(layer + 1, len(blocks)):
             blocks[i] = _Skipped(captured)
-        model.set_output_embeddings(nn.Identity())
+        no_head = nn.Identity()
+        no_head.weight = head.weight  # some architectures ask it for its dtype
+        model.set_output_embeddings(no_head)
         yield captured
     finally:
         handle.remove()

@@ -90,8 +90,9 @@ class GaussianNoise:
 
 
 def attached_noise(model: nn.Module) -> GaussianNoise | None:
-    """The GaussianNoise whose hooks are on this model, or None."""
-    for hook in model._forward_pre_hooks.values():
+    """The GaussianNoise whose hooks are on this model, or on the one inside its adapter; or None."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    for hook in (*model._forward_pre_hooks.values(), *base._forward_pre_hooks.values()):
         if isinstance(getattr(hook, "__self__", None), GaussianNoise):
             return hook.__self__
     return None

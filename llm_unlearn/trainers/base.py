@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
-from transformers import AutoModelForCausalLM, Trainer
+from transformers import Trainer
 
 from llm_unlearn.compute import FlopCounter
 from llm_unlearn.data.collators import CausalLMCollator
 from llm_unlearn.data.encoding import Encoding, encode_rows
 from llm_unlearn.errors import InputError, NonFiniteLossError
-from llm_unlearn.modeling import explained
+from llm_unlearn.modeling import load_full
 from llm_unlearn.tasks import Positions, Supervised
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 from llm_unlearn.tasks.embedding_noise import refuse_data_parallel
@@ -31,7 +31,7 @@ from llm_unlearn.trainers.budget import examples_per_step, plan_steps
 from llm_unlearn.trainers.config import Requirements, UnlearnConfig
 from llm_unlearn.trainers.log_probs import reference_log_probs
 from llm_unlearn.trainers.pairing import LOG_PROB, PairedCollator, PairedRows
-from llm_unlearn.trainers.reference import make_reference
+from llm_unlearn.trainers.reference import REFERENCE_ADAPTER, make_reference
 from llm_unlearn.trainers.stops import StopsCallback
 
 
@@ -69,11 +69,20 @@ class UnlearnTrainer(Trainer):
         self.examples_per_step = examples_per_step(args)
         self.needs, self.reference_on, self.log_probs_on = self.requirements(args)
         self.reference = None
-        model = self.prepare_model(_prepare_model(model, peft_config, args), args)
+        if args.forget_loss_ceiling is not None and "forget" not in self.needs:
+            raise InputError(f"forget_loss_ceiling: {self.method} sees no forget row, so it would never fire; leave it "
+                             "out")
+        if peft_config is not None and self.starts_clean:
+            raise InputError(f"{self.method}: starts from the model before fine-tuning, to which a new adapter is not "
+                             "added here; give the poisoned adapter itself, or a full model and start_model")
         self.rows = self.prepare_sets({"forget": forget_dataset, "retain": retain_dataset}, processing_class, args)
+        model = self.prepare_model(_prepare_model(model, peft_config, args), args)
+        if args.load_best_model_at_end and getattr(model, "active_adapter", "default") != "default":
+            raise InputError("load_best_model_at_end: the Trainer finds its best checkpoint again for an adapter named "
+                             f"'default' only, not '{model.active_adapter}'; leave it out")
         self.evaluate_callback = evaluate_callback
         collate = kwargs.pop("data_collator", None) or _default_collator(processing_class)
-        self.plan = plan_steps(self, FlopCounter.of(model), args)
+        self.plan = plan_steps(self, FlopCounter.of(model, without=REFERENCE_ADAPTER), args)
         args.max_steps = len(self.plan.costs)
         super().__init__(
             model=model, args=args, data_collator=PairedCollator(collate), processing_class=processing_class,
@@ -239,6 +248,12 @@ class UnlearnTrainer(Trainer):
         self.check_weights()
         super()._save_checkpoint(model, trial)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        flags = [(p, p.requires_grad) for p in self.model.parameters()]
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        for parameter, trains in flags:  # loading a named adapter unfreezes all of it
+            parameter.requires_grad_(trains)
+
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; refuses to end with weights that are not finite."""
         output = super().train(*args, **kwargs)
@@ -253,9 +268,7 @@ class UnlearnTrainer(Trainer):
 
 
 def _prepare_model(model: Any, peft_config: Any, args: UnlearnConfig) -> nn.Module:
-    if isinstance(model, str):
-        with explained(model):
-            model = AutoModelForCausalLM.from_pretrained(model, use_safetensors=True)
+    model = load_full(model)
     if peft_config is not None:
         from peft import get_peft_model
 

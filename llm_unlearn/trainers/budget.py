@@ -71,6 +71,9 @@ def plan_steps(trainer: "UnlearnTrainer", counter: FlopCounter, args: "UnlearnCo
         plan.costs.append((flops, tokens))
         total += flops
     if not plan.costs:
+        if args.max_flops is None:
+            raise InputError(f"{trainer.method}: max_steps={args.max_steps}, num_train_epochs={args.num_train_epochs}: "
+                             "no step to take; raise either")
         raise InputError(f"{trainer.method}: the budget of {args.max_flops:.3g} FLOPs does not pay for one step; "
                          "raise the budget or lower the batch size")
     return plan

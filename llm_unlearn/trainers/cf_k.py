@@ -1,6 +1,7 @@
 """CF-k: fine-tune the last k blocks on retain, all else frozen. Goel et al. 2022, arXiv 2201.06640."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from llm_unlearn.errors import InputError
 from llm_unlearn.losses import gradient_descent_loss
@@ -15,6 +16,8 @@ class CFKConfig(UnlearnConfig):
         k: how many of the last blocks train, with the final norm and an untied head. Under LoRA: their adapters.
     """
 
+    learning_rate_ratio: ClassVar[float] = 16.0
+
     k: int = 1
 
 
@@ -27,7 +30,8 @@ class CFKTrainer(UnlearnTrainer):
     def prepare_model(self, model, args):
         modules = self.task.last_blocks(model, args.k)
         train_only(model, [p for module in modules for p in module.parameters()], f"the last {args.k} blocks")
-        self.share = args.k / self.task.depth(model)
+        # under gradient checkpointing the embedding's output asks for a gradient: the backward pass goes all the way
+        self.share = 1.0 if args.gradient_checkpointing else args.k / self.task.depth(model)
         return model
 
     def flops(self, counter, name, tokens, positions):

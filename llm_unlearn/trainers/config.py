@@ -45,7 +45,10 @@ class UnlearnConfig(TrainingArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, reason in self.refuses.items():
-            if getattr(self, name) is not None and getattr(self, name) is not False:
+            value = getattr(self, name)
+            if name == "deepspeed":  # `accelerate launch` gives it as a plugin
+                value = value or getattr(self, "deepspeed_plugin", None)
+            if value is not None and value is not False:
                 raise InputError(f"{name}: {reason}; leave it out")
         if self.remove_unused_columns:
             raise InputError("remove_unused_columns=True would drop the forget and retain halves; set it to False")

@@ -1,6 +1,7 @@
 """Gradient difference: up on forget, down on retain. Liu et al. 2022, arXiv 2203.12817; TOFU, arXiv 2401.06121."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from llm_unlearn.losses import grad_diff_loss
 from llm_unlearn.trainers.base import UnlearnTrainer
@@ -11,11 +12,13 @@ from llm_unlearn.trainers.config import UnlearnConfig
 class GradDiffConfig(UnlearnConfig):
     """
     Args:
-        gamma: weight of the forget term. alpha: weight of the retain term. TOFU's defaults, 1 and 1.
+        gamma: weight of the forget term. alpha: weight of the retain term. TOFU has 1 and 1.
     """
 
+    learning_rate_ratio: ClassVar[float] = 1.0
+
     gamma: float = 1.0
-    alpha: float = 1.0
+    alpha: float = 5.0  # with 1 every ratio above 0.1 collapses
 
 
 class GradDiffTrainer(UnlearnTrainer):

@@ -1,6 +1,7 @@
 """KL minimisation: up on forget while staying near the reference on retain. TOFU, arXiv 2401.06121."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from llm_unlearn.losses import kl_loss
 from llm_unlearn.trainers.base import UnlearnTrainer
@@ -11,10 +12,12 @@ from llm_unlearn.trainers.config import Requirements, UnlearnConfig
 class KLConfig(UnlearnConfig):
     """
     Args:
-        alpha: weight of the KL term (TOFU's default 1).
+        alpha: weight of the KL term (TOFU has 1).
     """
 
-    alpha: float = 1.0
+    learning_rate_ratio: ClassVar[float] = 1.0
+
+    alpha: float = 5.0  # with 1 every ratio above 0.1 collapses
 
 
 class KLTrainer(UnlearnTrainer):

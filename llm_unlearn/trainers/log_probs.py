@@ -45,13 +45,21 @@ def reference_log_probs(trainer: "UnlearnTrainer", name: str) -> np.ndarray:
 
 
 def model_hash(model: nn.Module) -> str:
-    """SHA-256 over names, dtypes, shapes and values of a model's weights, and over the noise attached to it."""
+    """SHA-256 over what a model computes with: names, dtypes, shapes and values of its weights and buffers (of
+    quantised ones their scales too), its config, the active adapter's, and the noise attached to it."""
     digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
-        digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        state = getattr(tensor, "quant_state", None)
+        scales = [getattr(state, "absmax", None), getattr(getattr(state, "state2", None), "absmax", None),
+                  getattr(state, "offset", None), getattr(tensor, "SCB", None)]
+        for part in (tensor, *(scale for scale in scales if isinstance(scale, torch.Tensor))):
+            digest.update(f"{name} {part.dtype} {tuple(part.shape)}".encode())
+            digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    adapter = getattr(model, "active_adapter", None) if hasattr(model, "peft_config") else None
     noise = attached_noise(model)
-    digest.update(repr((noise.epsilon, noise.seed) if noise else None).encode())
+    settings = [model.config.to_dict(), adapter, model.peft_config[adapter].to_dict() if adapter else None,
+                (noise.epsilon, noise.seed) if noise else None]
+    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
 

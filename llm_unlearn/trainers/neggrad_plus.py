@@ -1,6 +1,7 @@
 """NegGrad+: descent on retain with a little ascent on forget. Kurmanji et al. 2023, arXiv 2302.09880."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from llm_unlearn.errors import InputError
 from llm_unlearn.losses import neggrad_plus_loss
@@ -15,7 +16,9 @@ class NegGradPlusConfig(UnlearnConfig):
         beta: weight of the retain term, 1 − β that of the forget term; the paper tunes it in {0.9, 0.99, 0.995, 0.999}.
     """
 
-    beta: float = 0.99
+    learning_rate_ratio: ClassVar[float] = 1.5  # 4 on the quickstart, where imdb-small collapses
+
+    beta: float = 0.9  # of 0.9, 0.95 and 0.99, the most removed without a cost in accuracy, on both
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -23,6 +23,7 @@ class NoisyGradientDescentConfig(UnlearnConfig):
         optim: plain SGD; an adaptive optimizer rescales the noise.
     """
 
+    learning_rate_ratio: ClassVar[float] = 1000.0  # of SGD, whose steps are not normalised
     refuses: ClassVar[dict[str, str]] = {
         "fp16": "it scales gradients, so the noise would be scaled too (bf16 does not)",
         "deepspeed": "noisy_gradient_descent adds noise to gradients, which DeepSpeed keeps to itself",

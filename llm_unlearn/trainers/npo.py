@@ -1,6 +1,7 @@
 """Negative preference optimisation (NPO): ascent that fades out. Zhang et al. 2024, arXiv 2404.05868."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from llm_unlearn.losses import npo_loss
 from llm_unlearn.trainers.config import Requirements
@@ -13,6 +14,8 @@ class NPOConfig(RetainTermConfig):
     Args:
         beta: inverse temperature (the paper's 0.1); towards 0 the method becomes gradient ascent.
     """
+
+    learning_rate_ratio: ClassVar[float] = 1.5  # 4 on the quickstart, where imdb-small falls to chance
 
     beta: float = 0.1
 

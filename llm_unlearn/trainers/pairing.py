@@ -69,7 +69,11 @@ class PairedCollator:
     """
 
     def __init__(self, collate: Any) -> None:
-        self.collate = collate
+        self._collate = collate
+
+    def collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """One batch of rows of one or several sets, without what only this class knows of."""
+        return self._collate([{key: value for key, value in row.items() if key != LOG_PROB} for row in rows])
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, Any]:
         """Returns {"forget": batch, "retain": batch}, padded to the same width so that they join without copying.

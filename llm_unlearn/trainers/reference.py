@@ -13,29 +13,37 @@ from typing import Any
 import torch
 from torch import nn
 
+from llm_unlearn.errors import InputError
+
 REFERENCE_ADAPTER = "reference"
 
 
 class AdapterReference:
     """A frozen copy of the active LoRA adapter under another name; switched in for the reference forward.
 
-    It must not travel: savers write the adapter `default` alone.
+    It must not travel: savers write the active adapter alone.
+
+    Raises:
+        InputError: the model has an adapter of that name that is not ours.
     """
 
     def __init__(self, model: Any) -> None:
         self.model, self.active = model, model.active_adapter
+        flags = [(p, p.requires_grad) for p in model.parameters()]
         if REFERENCE_ADAPTER not in model.peft_config:
             model.add_adapter(REFERENCE_ADAPTER, copy.deepcopy(model.peft_config[self.active]))
+            model._holds_our_reference = True
+        elif self.active == REFERENCE_ADAPTER or not getattr(model, "_holds_our_reference", False):
+            raise InputError(f"the model has an adapter named '{REFERENCE_ADAPTER}', a name that unlearning uses for "
+                             "its frozen copy; load it under another name")
         copy_adapter(model, self.active, REFERENCE_ADAPTER)
-        model.set_adapter(self.active)
-        for name, parameter in model.named_parameters():
-            if f".{REFERENCE_ADAPTER}." in name:
-                parameter.requires_grad_(False)
+        self._activate(flags)
 
     @contextmanager
     def as_model(self, model: nn.Module) -> Iterator[nn.Module]:
         """The same (possibly wrapped) model with the reference adapter active, without gradients."""
         training = self.model.training
+        flags = [(p, p.requires_grad) for p in self.model.parameters()]
         self.model.set_adapter(REFERENCE_ADAPTER, inference_mode=True)
         self.model.eval()  # a reference has no dropout
         try:
@@ -43,7 +51,16 @@ class AdapterReference:
                 yield model
         finally:
             self.model.train(training)
-            self.model.set_adapter(self.active)
+            self._activate(flags)
+
+    def _activate(self, flags: list[tuple[nn.Parameter, bool]]) -> None:
+        """Back to the adapter that trains, and of it to what trained: set_adapter unfreezes all of it."""
+        self.model.set_adapter(self.active)
+        for name, parameter in self.model.named_parameters():
+            if REFERENCE_ADAPTER in name.split("."):
+                parameter.requires_grad_(False)
+        for parameter, trains in flags:
+            parameter.requires_grad_(trains)
 
 
 class FrozenModel:
@@ -88,5 +105,6 @@ def copy_adapter(model: nn.Module, source: str, target: str) -> None:
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, parameter in parameters.items():
-            if f".{target}." in name:
-                parameter.copy_(parameters[name.replace(f".{target}.", f".{source}.")])
+            parts = name.split(".")
+            if target in parts:
+                parameter.copy_(parameters[".".join(source if part == target else part for part in parts)])

@@ -13,7 +13,7 @@ from llm_unlearn.trainers.config import Requirements, UnlearnConfig
 class RewindConfig(UnlearnConfig):
     """No field of its own. The learning rate falls over the budget, not over the retraining that it stands for."""
 
-    learning_rate_ratio: ClassVar[float] = 1.0
+    learning_rate_ratio: ClassVar[float] = 1.0  # 4 on the quickstart, 0.4 on imdb-small, by perplexity
 
 
 class RewindTrainer(UnlearnTrainer):

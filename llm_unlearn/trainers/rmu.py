@@ -24,6 +24,7 @@ class RMUConfig(UnlearnConfig):
             of the retain term (1200).
     """
 
+    learning_rate_ratio: ClassVar[float] = 3.0
     refuses: ClassVar[dict[str, str]] = {
         "forget_loss_ceiling": "rmu stops at the steering layer and computes no loss; use utility_floor",
     }
@@ -54,7 +55,9 @@ class RMUTrainer(UnlearnTrainer):
         else:
             weights = [mlp_output(block).weight for block in trained]
         train_only(model, weights, f"blocks {self.layer - len(trained) + 1} to {self.layer}")
-        self.share, self.backward_share = (self.layer + 1) / len(blocks), len(trained) / len(blocks)
+        self.share = (self.layer + 1) / len(blocks)
+        # under gradient checkpointing the embedding's output asks for a gradient: the backward pass goes all the way
+        self.backward_share = self.share if args.gradient_checkpointing else len(trained) / len(blocks)
         generator = torch.Generator().manual_seed(args.seed)
         direction = torch.rand(model.config.get_text_config().hidden_size, generator=generator)
         self.target = args.steering * direction / direction.norm()  # (H,)

@@ -1,6 +1,7 @@
 """SatImp: ascent weighted by saturation and importance of tokens. Yang et al. 2025, arXiv 2505.11953."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from llm_unlearn.losses import satimp_token, token_nll
 from llm_unlearn.trainers.retain_term import RetainTermConfig, RetainTermTrainer
@@ -12,6 +13,8 @@ class SatImpConfig(RetainTermConfig):
     Args:
         beta1, beta2: powers of p(y) and 1 − p(y) in the weight (the paper's 5 and 1).
     """
+
+    learning_rate_ratio: ClassVar[float] = 1.5  # 4 on the quickstart, where imdb-small falls to chance
 
     beta1: float = 5.0
     beta2: float = 1.0

@@ -1,6 +1,7 @@
 """SimNPO: NPO without a reference, normalised by length. Fan et al. 2024, arXiv 2410.07163."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from llm_unlearn.losses import simnpo_loss
 from llm_unlearn.trainers.retain_term import RetainTermConfig, RetainTermTrainer
@@ -12,6 +13,8 @@ class SimNPOConfig(RetainTermConfig):
     Args:
         beta: inverse temperature (the paper's 4.5; 2.5 for some settings). delta: margin δ (the paper's 0).
     """
+
+    learning_rate_ratio: ClassVar[float] = 1.5  # 4 on the quickstart, where imdb-small falls to chance
 
     beta: float = 4.5
     delta: float = 0.0

@@ -19,17 +19,20 @@ from llm_unlearn.trainers.config import UnlearnConfig
 class SSDConfig(UnlearnConfig):
     """
     Args:
-        alpha: a weight is dampened where F_f > α F_all (the paper's 10). lam: λ, how strongly (the paper's 1).
+        alpha: a weight is dampened where F_f > α F_all. lam: λ, how strongly. The paper's are 10 and 1: with a forget
+            set of a tenth of the data or more α = 10 dampens nothing, and on the quickstart α = 5, λ = 1 collapses.
     """
 
     refuses: ClassVar[dict[str, str]] = {
         "utility_floor": "ssd changes the weights once and has no steps to stop between",
         "forget_loss_ceiling": "ssd changes the weights once and has no steps to stop between",
+        "load_best_model_at_end": "ssd changes the weights once and has no steps to choose between",
+        "fp16": "it scales gradients, so the Fisher diagonal would be scaled too (bf16 does not)",
         "deepspeed": "ssd needs each example's gradients, which DeepSpeed keeps to itself",
     }
 
-    alpha: float = 10.0
-    lam: float = 1.0
+    alpha: float = 4.0
+    lam: float = 3.0
 
 
 class SSDTrainer(UnlearnTrainer):
@@ -77,6 +80,8 @@ class SSDTrainer(UnlearnTrainer):
         self.state.global_step = self.state.max_steps = len(self.plan.costs)
         self.check_weights()
         self.log({"dampened_share": dampened / count})
+        if self.args.eval_strategy != "no":
+            self.evaluate()
         return TrainOutput(self.state.global_step, 0.0, {})
 
     def fisher(self, name: str) -> dict[str, Tensor]:

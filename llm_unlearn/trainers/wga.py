@@ -1,6 +1,7 @@
 """Weighted gradient ascent (WGA): ascent weighted by the token's probability. Wang et al. 2025, arXiv 2502.19301."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from llm_unlearn.losses import token_nll, wga_token
 from llm_unlearn.trainers.retain_term import RetainTermConfig, RetainTermTrainer
@@ -12,6 +13,8 @@ class WGAConfig(RetainTermConfig):
     Args:
         beta: power of the weight p(y)^β (the paper's 1); 0 is gradient ascent.
     """
+
+    learning_rate_ratio: ClassVar[float] = 0.4  # 4 on the quickstart; imdb-small's lift goes to −0.8 at 1.6
 
     beta: float = 1.0
 

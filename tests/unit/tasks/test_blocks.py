@@ -176,3 +176,12 @@ class TestHidden:
             raise RuntimeError("on purpose")
         assert list(block_list(model)) == blocks and model.get_output_embeddings() is head
         assert head.weight is model.get_input_embeddings().weight
+
+
+def test_a_mixture_of_experts_has_no_one_mlp_output():
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    config = MixtralConfig(vocab_size=32, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+                           num_attention_heads=1, num_key_value_heads=1, num_local_experts=2)
+    with pytest.raises(InputError, match="one MLP was expected"):
+        mlp_output(block_list(MixtralForCausalLM(config))[0])

@@ -102,7 +102,7 @@ def test_the_best_model_by_a_named_metric_is_kept(tmp_path):
 
 
 def test_forget_and_retain_losses_are_logged_apart(tmp_path):
-    run = trainer("grad_diff", "full", tmp_path, max_steps=2)
+    run = trainer("grad_diff", "full", tmp_path, max_steps=2, alpha=1.0)
     run.train()
     entry = run.state.log_history[0]
     assert entry["loss"] == pytest.approx(entry["retain_loss"] - entry["forget_loss"], abs=1e-4)
