@@ -5,6 +5,7 @@
 
 import argparse
 import json
+import logging
 import os
 import sys
 import traceback
@@ -70,7 +71,7 @@ def _run(args: argparse.Namespace) -> int:
     recipe = load_recipe(args.recipe, args.overrides)
     until = "report" if args.command == "run" else args.command
     say = (lambda line: None) if args.quiet or args.json else _say
-    _calm_libraries(args.quiet or args.json)
+    calm_libraries(args.quiet or args.json)
     if args.dry_run:
         from llm_unlearn.plan import describe_plan
 
@@ -95,9 +96,10 @@ def _say(line: str) -> None:
     print(f"llm-unlearn: {line}", flush=True)
 
 
-def _calm_libraries(quiet: bool) -> None:
+def calm_libraries(quiet: bool) -> None:
     """Keep libraries to warnings, and to nothing but errors when quiet: our own lines say what happens."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it speaks when it is imported, needed or not
     os.environ.setdefault("TQDM_DELAY", "1")  # read by tqdm when it is imported: no bar for what takes under a second
     import datasets
     import transformers

@@ -92,6 +92,7 @@ def main() -> int:
 
 def search(path: str, overrides: list[str], seed: int, points: dict[str, list[dict]], out: Path) -> None:
     """Run every point for one seed and add its figures to the results."""
+    from llm_unlearn.cli import calm_libraries
     from llm_unlearn.errors import DiskFullError, InputError
     from llm_unlearn.pipeline import run, seed_runs
     from llm_unlearn.recipe import load_recipe
@@ -100,6 +101,7 @@ def search(path: str, overrides: list[str], seed: int, points: dict[str, list[di
     recipe = load_recipe(path, overrides)
     if seed in recipe.seeds:
         sys.exit(f"seed {seed} is reported by {path}: tune on another")
+    calm_libraries(quiet=True)
     if not any(o.startswith("output_dir=") for o in overrides):
         recipe = replace(recipe, output_dir=f"runs/tune-{recipe.name}")
     root = Path(recipe.output_dir)
