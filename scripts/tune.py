@@ -75,6 +75,7 @@ def main() -> int:
     parser.add_argument("--points", metavar="JSON", help="{method: [point, …]} in the place of GRIDS")
     parser.add_argument("--around", metavar="JSON", help="results of another recipe: its choices, at 1, 0.4 and 0.1 "
                         "times their learning-rate ratio, in the place of GRIDS")
+    parser.add_argument("--defaults", action="store_true", help="every method with its defaults, {} in the results")
     parser.add_argument("--out", required=True, metavar="JSON")
     parser.add_argument("--choose", action="store_true", help="print the choice from the results; run nothing")
     args = parser.parse_args()
@@ -85,6 +86,8 @@ def main() -> int:
     points = json.loads(Path(args.points).read_text()) if args.points else GRIDS
     if args.around:
         points = around(json.loads(Path(args.around).read_text()))
+    if args.defaults:
+        points = {method: [{}] for method in GRIDS}
     for seed in args.seeds:
         search(args.recipe, args.overrides, seed, {m: points[m] for m in args.methods if m in points}, out)
     return 0
@@ -173,9 +176,9 @@ def choose(results: list[dict]) -> dict[str, dict]:
     """Per method the point that the rule in this file's docstring picks, with its mean figures."""
     models = {(r["method"], r["seed"]): r for r in results if "options" not in r}
     chosen = {}
-    for method in dict.fromkeys(r["method"] for r in results if "options" in r):
+    for method in dict.fromkeys(r["method"] for r in results if r.get("options")):
         scored = []
-        mine = [r for r in results if r["method"] == method and "options" in r]
+        mine = [r for r in results if r["method"] == method and r.get("options")]
         for options in {json.dumps(r["options"]): r["options"] for r in mine}.values():
             runs = [r for r in mine if r["options"] == options]
             if any("error" in r for r in runs):

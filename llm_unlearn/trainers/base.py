@@ -69,12 +69,7 @@ class UnlearnTrainer(Trainer):
         self.examples_per_step = examples_per_step(args)
         self.needs, self.reference_on, self.log_probs_on = self.requirements(args)
         self.reference = None
-        if args.forget_loss_ceiling is not None and "forget" not in self.needs:
-            raise InputError(f"forget_loss_ceiling: {self.method} sees no forget row, so it would never fire; leave it "
-                             "out")
-        if peft_config is not None and self.starts_clean:
-            raise InputError(f"{self.method}: starts from the model before fine-tuning, to which a new adapter is not "
-                             "added here; give the poisoned adapter itself, or a full model and start_model")
+        self.refuse(args, peft_config)
         self.rows = self.prepare_sets({"forget": forget_dataset, "retain": retain_dataset}, processing_class, args)
         model = self.prepare_model(_prepare_model(model, peft_config, args), args)
         if args.load_best_model_at_end and getattr(model, "active_adapter", "default") != "default":
@@ -97,6 +92,15 @@ class UnlearnTrainer(Trainer):
             self.rows[name] = self.rows[name].add_column(LOG_PROB, reference_log_probs(self, name))
         self.components: dict[str, list[Tensor]] = {}
         self.add_callback(StopsCallback(self))
+
+    def refuse(self, args: UnlearnConfig, peft_config: Any) -> None:
+        """Raise InputError for settings that this method cannot keep; see also `UnlearnConfig.refuses`."""
+        if args.forget_loss_ceiling is not None and "forget" not in self.needs:
+            raise InputError(f"forget_loss_ceiling: {self.method} sees no forget row, so it would never fire; leave it "
+                             "out")
+        if peft_config is not None and self.starts_clean:
+            raise InputError(f"{self.method}: starts from the model before fine-tuning, to which a new adapter is not "
+                             "added here; give the poisoned adapter itself, or a full model and start_model")
 
     # ---- what a method may say differently
 
