@@ -92,5 +92,6 @@ def test_another_recipe_is_searched_around_the_choices():
     results = [*MODELS, point(2, 0, 0.0, 0.5, 90),
                {"method": "ssd", "seed": 0, "options": {"alpha": 4}, "lift": 0.1, "gus": 0.1, "accuracy": 90.0,
                 "perplexity": 2.0},
-               {"method": "wga", "seed": 0, "options": {}, "lift": 0.1, "gus": 0.1, "accuracy": 90.0, "perplexity": 2.0}]
+               {"method": "wga", "seed": 0, "options": {}, "lift": 0.1, "gus": 0.1, "accuracy": 90.0,
+                "perplexity": 2.0}]
     assert tune.around(results) == {"kl": [{"ratio": 2.0}, {"ratio": 0.8}, {"ratio": 0.2}], "ssd": [{"alpha": 4}]}
