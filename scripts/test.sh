@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Makes .venv, installs with the [dev] extra, and runs the tests. Arguments go to pytest, for example:
-# scripts/test.sh -m slow     scripts/test.sh tests/unit -x
+# Makes .venv, installs with the [dev] extra, and runs the tests, in as many processes as there are cores (at most 4).
+# Arguments go to pytest, for example: scripts/test.sh -m slow     scripts/test.sh tests/unit -x -n 0
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/environment.sh
 prepare_environment dev
-exec "$venv/bin/python" -m pytest "$@"
+exec "$venv/bin/python" -m pytest -n auto --maxprocesses 4 "$@"
