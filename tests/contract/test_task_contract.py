@@ -17,7 +17,7 @@ pytestmark = pytest.mark.contract
 PAPER = ("gradient_descent", "noisy_gradient_descent", "gradient_ascent", "eu_k", "cf_k", "scrub", "neggrad_plus",
          "ssd")
 BASELINES = ("rewind", "reset_distill")
-OPTIONS = {"ssd": {"alpha": 1.5}, "noisy_gradient_descent": {"learning_rate": 0.5},
+OPTIONS = {"ssd": {"alpha": 1.5, "lam": 1.0}, "noisy_gradient_descent": {"learning_rate": 0.5},
            "scrub": {"msteps": 9, "learning_rate": 3e-2}, "neggrad_plus": {"beta": 0.5}}
 UP = {"gradient_ascent", "neggrad_plus", "scrub", "ssd"}  # the forget loss rises; elsewhere the retain loss falls
 
