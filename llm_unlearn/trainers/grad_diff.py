@@ -18,7 +18,7 @@ class GradDiffConfig(UnlearnConfig):
     learning_rate_ratio: ClassVar[float] = 1.0
 
     gamma: float = 1.0
-    alpha: float = 5.0  # with 1 every ratio above 0.1 collapses
+    alpha: float = 5.0  # with 1 the quickstart collapses at every ratio from 0.1 on
 
 
 class GradDiffTrainer(UnlearnTrainer):

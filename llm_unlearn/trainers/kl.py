@@ -17,7 +17,7 @@ class KLConfig(UnlearnConfig):
 
     learning_rate_ratio: ClassVar[float] = 1.0
 
-    alpha: float = 5.0  # with 1 every ratio above 0.1 collapses
+    alpha: float = 5.0  # with 1 the quickstart collapses at every ratio from 0.1 on
 
 
 class KLTrainer(UnlearnTrainer):
