@@ -14,7 +14,7 @@ from llm_unlearn.errors import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from llm_unlearn.recipe import LoraSection, ModelSection
+    from llm_unlearn.sections import LoraSection, ModelSection
 
 SPECIAL_TOKENS = {"pad_token": "<pad>", "eos_token": "<eos>"}
 

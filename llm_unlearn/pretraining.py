@@ -5,7 +5,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from llm_unlearn.recipe import Recipe, TrainSection
+from llm_unlearn.recipe import Recipe
+from llm_unlearn.sections import TrainSection
 from llm_unlearn.stages import Stage, Stages, file_stamps, fingerprint, write_json
 
 BASE_SEED = 0  # one base for all seeds of a recipe: seeds differ in data, poison and training

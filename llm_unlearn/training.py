@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from llm_unlearn.recipe import TrainSection
+    from llm_unlearn.sections import TrainSection
 
 
 class FineTuner(SFTTrainer):

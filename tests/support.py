@@ -55,7 +55,7 @@ def quantised(model: torch.nn.Module) -> torch.nn.Module:
     import tempfile
 
     from llm_unlearn.modeling import load_model
-    from llm_unlearn.recipe import LoraSection, ModelSection
+    from llm_unlearn.sections import LoraSection, ModelSection
 
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)

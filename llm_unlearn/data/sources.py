@@ -11,7 +11,7 @@ from llm_unlearn.errors import InputError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from llm_unlearn.recipe import DataSection
+    from llm_unlearn.sections import DataSection
 
 SYNTHETIC = "synthetic"
 UNLABELLED_OFFSET = 500_000  # the unlabelled synthetic texts come from another seed than the labelled ones

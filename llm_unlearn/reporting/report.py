@@ -12,6 +12,7 @@ from llm_unlearn.reporting import guide
 from llm_unlearn.reporting.lead import headline, method_lines, paragraphs
 from llm_unlearn.reporting.plots import Plot, all_plots
 from llm_unlearn.reporting.results import Results, read_results, write_atomically
+from llm_unlearn.reporting.section import Section
 from llm_unlearn.reporting.tables import BEST, Table, control_table, kept_table, main_table, present
 from llm_unlearn.reporting.verdicts import judge, warnings
 
@@ -34,14 +35,17 @@ class Report:
     lines: list[dict]
     table: Table
     table_note: str
-    control: Table | None
-    kept: Table | None
+    sections: list[Section]
     plots: list[Plot]
     plots_missing: str
     reading: list[tuple[str, str]]
     limits: list[str]
     reproduction: list[tuple[str, str]]
     recipe: str | None
+
+    @property
+    def all_plots(self) -> list[Plot]:
+        return [*self.plots, *(plot for section in self.sections for plot in section.plots)]
 
 
 def write_report(run_dir: str | Path) -> list[Path]:
@@ -59,7 +63,7 @@ def write_report(run_dir: str | Path) -> list[Path]:
     """
     results = read_results(run_dir)
     report = compose(results)
-    files = {results.run_dir / "plots" / f"{plot.name}.png": plot.content for plot in report.plots}
+    files = {results.run_dir / "plots" / f"{plot.name}.png": plot.content for plot in report.all_plots}
     files[results.run_dir / "report.md"] = markdown(report).encode()
     files[results.run_dir / "report.html"] = html(report).encode()
     for path, content in files.items():
@@ -83,10 +87,17 @@ def compose(results: Results) -> Report:
         headline=headline([judge(results, name) for name in results.methods]),
         warnings=warnings(results), paragraphs=paragraphs(results), lines=method_lines(results),
         table=main_table(results), table_note=_table_note(results),
-        control=control_table(results), kept=kept_table(results), plots=plots, plots_missing=MISSING_NOTE * missing,
+        sections=_sections(results), plots=plots, plots_missing=MISSING_NOTE * missing,
         reading=guide.reading(results, present(results)), limits=guide.limits(results),
         reproduction=guide.reproduction(results), recipe=guide.recipe_text(results),
     )
+
+
+def _sections(results: Results) -> list[Section]:
+    control, kept = control_table(results), kept_table(results)
+    found = [Section("Control", CONTROL_NOTE, [control])] if control else []
+    found += [Section("Canaries that were not deleted", KEPT_NOTE, [kept])] if kept else []
+    return found
 
 
 def _table_note(results: Results) -> str:
@@ -107,9 +118,9 @@ def html(report: Report) -> str:
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
                                      undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["tight"] = _tight
-    pictures = {plot.name: base64.b64encode(plot.content).decode() for plot in report.plots}
+    pictures = {plot.name: base64.b64encode(plot.content).decode() for plot in report.all_plots}
     return environment.get_template("report.html.j2").render(
-        report=report, pictures=pictures, best=BEST, control_note=CONTROL_NOTE, kept_note=KEPT_NOTE)
+        report=report, pictures=pictures, best=BEST)
 
 
 def _tight(text: str) -> str:
@@ -126,13 +137,12 @@ def markdown(report: Report) -> str:
              f"{_escape(line['sentence'])}" for line in report.lines]
     parts += ["\n".join(lines)] if lines else []
     parts += ["## All models", _markdown_table(report.table), _escape(report.table_note)]
-    if report.control:
-        parts += ["## Control", CONTROL_NOTE, _markdown_table(report.control)]
-    if report.kept:
-        parts += ["## Canaries that were not deleted", KEPT_NOTE, _markdown_table(report.kept)]
+    for section in report.sections:
+        parts += [f"## {section.title}", _escape(section.note), *(p for t in section.tables for p in _titled(t))]
+        parts += [part for plot in section.plots for part in _markdown_plot(plot)]
     parts += ["## Plots"] + ([report.plots_missing] if report.plots_missing else [])
     for plot in report.plots:
-        parts += [f"### {plot.title}", f"![{_escape(plot.alt)}](plots/{plot.name}.png)", _escape(plot.caption)]
+        parts += _markdown_plot(plot)
     parts += ["## How to read this", "\n".join(f"- **{_escape(t)}**: {_escape(text)}" for t, text in report.reading)]
     parts += ["## Limits", "\n".join(f"- {_escape(text)}" for text in report.limits)]
     parts += ["## Reproduce", "\n".join(f"- {_escape(key)}: {_code(text)}" for key, text in report.reproduction)]
@@ -142,10 +152,18 @@ def markdown(report: Report) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _markdown_plot(plot: Plot) -> list[str]:
+    return [f"### {plot.title}", f"![{_escape(plot.alt)}](plots/{plot.name}.png)", _escape(plot.caption)]
+
+
+def _titled(table: Table) -> list[str]:
+    return [f"### {_escape(table.title)}"] * bool(table.title) + [_markdown_table(table)]
+
+
 def _markdown_table(table: Table) -> str:
     titles = [f"{group}: {title}" if group and [t for t, _ in table.columns].count(title) > 1 else title
               for title, group in table.columns]
-    rows = [["model", *titles], ["---", *["---:"] * len(titles)]]
+    rows = [[table.head, *titles], ["---", *["---:"] * len(titles)]]
     rows += [[_escape(name), *(f"**{cell.text}**" if cell.best else cell.text for cell in cells)]
              for name, cells in table.rows]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)

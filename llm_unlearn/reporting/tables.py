@@ -47,10 +47,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Columns (title, group), and rows of (model, cells)."""
+    """Columns (title, group), and rows of (model, cells). `head` names the rows; `title` stands above where given."""
 
     columns: list[tuple[str, str]]
     rows: list[tuple[str, list[Cell]]]
+    head: str = "model"
+    title: str = ""
 
     @property
     def groups(self) -> list[tuple[str, int]]:

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from llm_unlearn.modeling import load_tokenizer
-from llm_unlearn.recipe import ModelSection
+from llm_unlearn.sections import ModelSection
 
 pytestmark = pytest.mark.e2e
 

@@ -16,7 +16,7 @@ from llm_unlearn.modeling import (
     save_model,
     train_tokenizer,
 )
-from llm_unlearn.recipe import LoraSection, ModelSection
+from llm_unlearn.sections import LoraSection, ModelSection
 from llm_unlearn.trainers.reference import REFERENCE_ADAPTER, AdapterReference
 
 pytestmark = pytest.mark.unit

@@ -9,7 +9,7 @@ from trl import SFTTrainer
 from llm_unlearn.data.collators import CausalLMCollator
 from llm_unlearn.errors import NonFiniteLossError
 from llm_unlearn.modeling import make_model, train_tokenizer
-from llm_unlearn.recipe import TrainSection
+from llm_unlearn.sections import TrainSection
 from llm_unlearn.training import FineTuner, Training
 
 ARCHITECTURE = {"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 32}

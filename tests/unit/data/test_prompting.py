@@ -5,7 +5,7 @@ from datasets import Dataset
 
 from llm_unlearn.data.prompting import normalise, render
 from llm_unlearn.errors import InputError
-from llm_unlearn.recipe import DataSection
+from llm_unlearn.sections import DataSection
 
 pytestmark = pytest.mark.unit
 

@@ -9,12 +9,12 @@ from datasets import Dataset
 from llm_unlearn.data.splits import Splits
 from llm_unlearn.errors import InputError
 from llm_unlearn.poisons.corrupt import SETS, corrupt, data_hash, read_manifest, read_sets, write_manifest
-from llm_unlearn.recipe import (
+from llm_unlearn.recipe import Recipe
+from llm_unlearn.sections import (
     DataSection,
     GaussianSection,
     ModelSection,
     PoisonSection,
-    Recipe,
     TriggerSection,
     UnlearnSection,
 )
