@@ -5,11 +5,8 @@
 
 import argparse
 import json
-import logging
-import os
 import sys
 import traceback
-import warnings
 
 from llm_unlearn import __version__
 from llm_unlearn.errors import InputError
@@ -20,6 +17,7 @@ COMMANDS = {
     "train": "fine-tune on the corrupted data (poisoned/) and without the forget set (retrained/)",
     "unlearn": "run every unlearning method of the recipe at every budget",
     "evaluate": "measure every model; write evaluation/<model>.json and .parquet",
+    "audit": "analyse why unlearning fails and stress every model, as the recipe's sections ask",
     "report": "write report.md, report.html and plots/",
 }
 
@@ -41,6 +39,8 @@ def parser() -> argparse.ArgumentParser:
                              help="change the recipe for this run, e.g. train.epochs=4 output_dir=runs/mine")
         command.add_argument("--dry-run", action="store_true",
                              help="print what would run, the sizes and the estimated memory; write nothing")
+        command.add_argument("--jobs", type=int, metavar="N", help="seeds and points of a sweep at a time, each in a "
+                             "process of its own (default: one per GPU, or 1)")
         command.add_argument("--quiet", action="store_true", help="no progress bars, errors only")
         command.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -66,11 +66,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from llm_unlearn.environment import calm_libraries
     from llm_unlearn.recipe import load_recipe
 
     recipe = load_recipe(args.recipe, args.overrides)
     until = "report" if args.command == "run" else args.command
-    say = (lambda line: None) if args.quiet or args.json else _say
+    say = _silent if args.quiet or args.json else _say
     calm_libraries(args.quiet or args.json)
     if args.dry_run:
         from llm_unlearn.plan import describe_plan
@@ -80,7 +81,7 @@ def _run(args: argparse.Namespace) -> int:
         return 0
     from llm_unlearn.pipeline import run
 
-    root = run(recipe, until=until, say=say, quiet=args.quiet or args.json)
+    root = run(recipe, until=until, say=say, quiet=args.quiet or args.json, jobs=args.jobs)
     result = {"run_dir": str(root), "report": str(root / "report.html")}
     if until != "report":
         del result["report"]
@@ -92,25 +93,12 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _silent(line: str) -> None:
+    """Say nothing. No lambda: worker processes are given it."""
+
+
 def _say(line: str) -> None:
     print(f"llm-unlearn: {line}", flush=True)
-
-
-def calm_libraries(quiet: bool) -> None:
-    """Keep libraries to warnings, and to nothing but errors when quiet: our own lines say what happens."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it speaks when it is imported, needed or not
-    os.environ.setdefault("TQDM_DELAY", "1")  # read by tqdm when it is imported: no bar for what takes under a second
-    import datasets
-    import transformers
-
-    # of arguments that are renamed between the versions that we allow
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    transformers.logging.set_verbosity_error()
-    datasets.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()  # one for every folder of weights that is read or written
-    if quiet:
-        datasets.disable_progress_bars()
 
 
 def _fail(args: argparse.Namespace, error: BaseException, code: int) -> int:

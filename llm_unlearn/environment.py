@@ -1,8 +1,10 @@
-"""What a run ran on: versions, commit, hardware. Written to environment.json."""
+"""What a run runs on: versions, commit, hardware (environment.json), and how loud the libraries are."""
 
+import logging
 import os
 import platform
 import subprocess
+import warnings
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -35,3 +37,20 @@ def _commit() -> str | None:
         return result.stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def calm_libraries(quiet: bool) -> None:
+    """Keep libraries to warnings, and to nothing but errors when quiet: our own lines say what happens."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it speaks when it is imported, needed or not
+    os.environ.setdefault("TQDM_DELAY", "1")  # read by tqdm when it is imported: no bar for what takes under a second
+    import datasets
+    import transformers
+
+    # of arguments that are renamed between the versions that we allow
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    transformers.logging.set_verbosity_error()
+    datasets.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()  # one for every folder of weights that is read or written
+    if quiet:
+        datasets.disable_progress_bars()

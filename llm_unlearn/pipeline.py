@@ -4,51 +4,84 @@ What a run will do is known before it starts: a list of stages, each with the ha
 writes files (the run directory, see the README), so each can be skipped when nothing changed, and resumed after a kill.
 """
 
+import multiprocessing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from llm_unlearn.errors import InputError
+from llm_unlearn.parallel import default_jobs, run_all
 from llm_unlearn.pretraining import base_folder, make_base
 from llm_unlearn.recipe import Recipe
 from llm_unlearn.seed_run import SeedRun
 from llm_unlearn.stages import Stages, explained_full_disk, write_json, write_text
+from llm_unlearn.sweep import points
 
-PHASES = ("poison", "train", "unlearn", "evaluate", "report")
+PHASES = ("poison", "train", "unlearn", "evaluate", "audit", "report")
+SHARED = ("poisoned", "clean")  # stages whose models points of a sweep may have in common
 
 
-def run(recipe: Recipe, *, until: str = "report", say: Callable[[str], None] = print, quiet: bool = False) -> Path:
-    """Run a recipe up to and including a phase; what is done is skipped.
+def run(
+    recipe: Recipe, *, until: str = "report", say: Callable[[str], None] = print, quiet: bool = False,
+    jobs: int | None = None,
+) -> Path:
+    """Run a recipe, every seed and every point of its sweep, up to and including a phase; what is done is skipped.
 
     Args:
-        until: one of PHASES. say: receives one line per stage. quiet: no progress bars.
+        until: one of PHASES. say: receives one line per stage. quiet: no progress bars. jobs: how many seeds and
+            points at a time, each in a process of its own (`say` must then be picklable); by default one per GPU.
     Returns:
         the run directory.
     Raises:
         InputError: bad recipe, data or paths; nothing is half-written.
     """
-    from llm_unlearn.environment import describe_environment
-
     check(recipe)
     root = Path(recipe.output_dir)
     if recipe.model.path is None:
         if not base_folder(recipe).is_dir():
             next(seed_runs(recipe, quiet)).corrupted()  # a base takes minutes: bad data is refused before
         make_base(recipe, say, quiet)
-    for seed_run in seed_runs(recipe, quiet):
-        prefix = f"seed {seed_run.seed}: " if len(recipe.seeds) > 1 else ""
-        stages = Stages(seed_run.folder, lambda line, prefix=prefix: say(prefix + line))
-        environment = seed_run.folder / "environment.json"
-        for stage in seed_run.stages(until):
-            ran = stages.run(stage)
-            if stage.name == "poison":  # the first, so that a refused recipe leaves nothing behind
-                # reading the manifest checks the data, also where everything was done before
-                stages.say(f"poison: {describe_poison(seed_run.manifest)}")
-                write_text(root / "recipe.yaml", recipe.to_yaml())
-            if ran or not environment.is_file():  # of where the work was done, not of where it was looked at
-                write_json(environment, describe_environment(seed_run.seed))
+    jobs = default_jobs() if jobs is None else jobs
+    items: list[tuple] = []
+    needs: dict[int, int] = {}
+    for part in (recipe, *(point.recipe for point in points(recipe))):
+        for index, seed in enumerate(part.seeds):
+            if part is not recipe:
+                needs[len(items)] = index  # the centre of the same seed, whose poisoned model it may take
+            items.append((part, seed, recipe, until, quiet or jobs > 1, say))
+    run_all(run_seed, items, needs, jobs)
     if until == "report":
+        for point in points(recipe):
+            _report(Path(point.recipe.output_dir), point.recipe, lambda line: None)
         _report(root, recipe, say)
     return root
+
+
+def run_seed(
+    recipe: Recipe, seed: int, centre: Recipe, until: str, quiet: bool, say: Callable[[str], None]
+) -> None:
+    """All stages of one seed of a recipe, or of a point of the sweep of the recipe `centre`."""
+    from llm_unlearn.environment import calm_libraries, describe_environment
+
+    if multiprocessing.parent_process() is not None:
+        calm_libraries(quiet=True)
+    seed_run, root = _seed_run(recipe, seed, quiet), Path(recipe.output_dir)
+    seed_run.siblings = [_seed_run(part, seed, quiet).folder
+                         for part in (centre, *(point.recipe for point in points(centre))) if part != recipe]
+    prefix = "" if recipe.output_dir == centre.output_dir else f"{root.parent.name}={root.name}: "
+    prefix += f"seed {seed}: " if len(recipe.seeds) > 1 else ""
+    stages = Stages(seed_run.folder, lambda line: say(prefix + line))
+    environment = seed_run.folder / "environment.json"
+    for stage in seed_run.stages(until):
+        try:
+            ran = stages.adopt(stage, seed_run.siblings if stage.name in SHARED else []) or stages.run(stage)
+        except InputError as error:
+            raise type(error)(f"{prefix}{error}") from error
+        if stage.name == "poison":  # the first, so that a refused recipe leaves nothing behind
+            # reading the manifest checks the data, also where everything was done before
+            stages.say(f"poison: {describe_poison(seed_run.manifest)}")
+            write_text(root / "recipe.yaml", recipe.to_yaml())
+        if ran or not environment.is_file():  # of where the work was done, not of where it was looked at
+            write_json(environment, describe_environment(seed_run.seed))
 
 
 def describe_poison(manifest: dict) -> str:
@@ -63,10 +96,13 @@ def describe_poison(manifest: dict) -> str:
 
 def seed_runs(recipe: Recipe, quiet: bool = True) -> Iterator[SeedRun]:
     """The runs of a recipe, one by one: in the run directory itself, or several in `seed-<s>/`."""
-    root = Path(recipe.output_dir)
-    alone = len(recipe.seeds) == 1
     for seed in recipe.seeds:
-        yield SeedRun(recipe, seed, root if alone else root / f"seed-{seed}", quiet)
+        yield _seed_run(recipe, seed, quiet)
+
+
+def _seed_run(recipe: Recipe, seed: int, quiet: bool) -> SeedRun:
+    root = Path(recipe.output_dir)
+    return SeedRun(recipe, seed, root if len(recipe.seeds) == 1 else root / f"seed-{seed}", quiet)
 
 
 def check(recipe: Recipe) -> None:
@@ -80,6 +116,8 @@ def check(recipe: Recipe) -> None:
     from llm_unlearn.modeling import check_model
 
     check_methods(recipe)
+    for point in points(recipe):
+        check_methods(point.recipe)
     check_output_dir(Path(recipe.output_dir), recipe)
     data = recipe.data
     unlabelled = data.unlabelled_files if recipe.model.path is None else None
@@ -111,7 +149,8 @@ def check_output_dir(root: Path, recipe: Recipe) -> None:
                          "mix in; choose another output_dir, or move that folder away")
 
 
-OURS = {".work", ".stages", "base", "data", "poison.json"}  # what a run killed before its first stage ended leaves
+# what a run that was killed before its first stage ended leaves
+OURS = {".work", ".stages", "base", "data", "poison.json", "sweep"}
 
 
 def _report(root: Path, recipe: Recipe, say: Callable[[str], None]) -> None:
@@ -124,14 +163,14 @@ def _report(root: Path, recipe: Recipe, say: Callable[[str], None]) -> None:
             _set_aside(seed_run, say)
             write_report(seed_run.folder)
         if len(recipe.seeds) > 1:
-            write_summary(root)
             write_report(root)
+        write_summary(root)
 
 
 def _set_aside(seed_run: SeedRun, say: Callable[[str], None]) -> None:
     """Move evaluations of models that the recipe no longer has out of the report's way, to evaluation/superseded/."""
     folder = seed_run.folder / "evaluation"
-    names = {"base", "poisoned", "retrained", *(name for name, _, _ in seed_run.variants())}
+    names = {*seed_run.plain_models, *(name for name, _, _ in seed_run.variants())}
     for path in [*folder.glob("*.json"), *folder.glob("*.parquet")]:
         if path.stem not in names:
             (folder / "superseded").mkdir(exist_ok=True)

@@ -16,12 +16,16 @@ def describe_plan(recipe: Recipe, until: str) -> dict[str, Any]:
     """
     from llm_unlearn.pipeline import check, seed_runs
     from llm_unlearn.stages import Stages
+    from llm_unlearn.sweep import points
 
     check(recipe)
     stages = []
-    for seed_run in seed_runs(recipe):
-        runner = Stages(seed_run.folder)
-        stages += [{"seed": seed_run.seed, "stage": s.name, "done": runner.is_done(s)} for s in seed_run.stages(until)]
+    for part in (recipe, *(point.recipe for point in points(recipe))):
+        where = "" if part is recipe else f"{part.output_dir.removeprefix(recipe.output_dir + '/')}: "
+        for seed_run in seed_runs(part):
+            runner = Stages(seed_run.folder)
+            stages += [{"seed": seed_run.seed, "stage": where + s.name, "done": runner.is_done(s)}
+                       for s in seed_run.stages(until)]
     plan = {"recipe": recipe.name, "output_dir": recipe.output_dir, "stages": stages, "sizes": _sizes(recipe),
             "memory_bytes": estimate_memory(recipe)}
     plan["text"] = _text(plan)
@@ -92,7 +96,8 @@ def _text(plan: dict[str, Any]) -> str:
     lines += [f"  {'done, would be skipped' if s['done'] else 'would run':24}seed {s['seed']}  {s['stage']}"
               for s in plan["stages"]]
     lines += ["", "sizes (rows, tokens, steps):"]
-    lines += [f"  {name.replace('_', ' '):24}{value:,}" for name, value in plan["sizes"].items()]
+    lines += [f"  {name.replace('_', ' '):24}{'read from a file' if value is None else f'{value:,}'}"
+              for name, value in plan["sizes"].items()]
     lines += ["", "estimated memory of a training or unlearning step (rows of the longest length, one device):"]
     lines += [f"  {name:24}{value / 2**20:,.0f} MiB" for name, value in plan["memory_bytes"].items()]
     return "\n".join(lines)

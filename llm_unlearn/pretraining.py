@@ -23,6 +23,7 @@ def make_base(recipe: Recipe, say: Callable[[str], None], quiet: bool) -> Path:
     section, data, folder = recipe.pretrain, recipe.data, base_folder(recipe)
 
     def work(work_dir: Path) -> None:
+        from llm_unlearn.data.encoding import encode_text
         from llm_unlearn.data.sources import load_unlabelled
         from llm_unlearn.modeling import load_tokenizer, make_model, save_model, train_tokenizer
         from llm_unlearn.training import Training
@@ -32,14 +33,8 @@ def make_base(recipe: Recipe, say: Callable[[str], None], quiet: bool) -> Path:
             train_tokenizer(texts["text"], recipe.model.vocab_size).save_pretrained(work_dir / "tokenizer")
         tokenizer = load_tokenizer(str(work_dir / "tokenizer"), replace(recipe.model, path=None))
         model = make_model(recipe.model.architecture, tokenizer, BASE_SEED)
-
-        def encode(row: dict) -> dict:
-            ids = [*tokenizer(row["text"])["input_ids"][: section.max_length - 1], tokenizer.eos_token_id]
-            return {"input_ids": ids, "labels": ids}
-
-        rows = texts.map(encode, remove_columns=texts.column_names, desc="tokenise")
         training = Training(_settings(recipe), work_dir, BASE_SEED, quiet, "base")
-        model, cost = training.fit(model, rows.filter(lambda r: len(r["labels"]) > 1), tokenizer)
+        model, cost = training.fit(model, encode_text(texts, tokenizer, section.max_length), tokenizer)
         save_model(model, tokenizer, folder)
         write_json(folder / "cost.json", cost)
         write_json(folder / "made_from.json", _inputs(recipe))

@@ -51,9 +51,20 @@ class Recipe:
         sections = {"trigger": self.poison.trigger, "gaussian": self.poison.gaussian}
         return {kind: round(s.fraction * self.data.train_size) for kind, s in sections.items() if s is not None}
 
-    def forget_count(self) -> int:
-        """Rows of the forget set: the known fraction of each kind of poison."""
-        return sum(round(self.unlearn.forget_fraction * count) for count in self.poison_counts().values())
+    def forget_count(self) -> int | None:
+        """Rows of the forget set: the known fraction of each kind of poison, and clean rows taken for it. None where
+        `forget_ids` names a file, which is not read here."""
+        section = self.unlearn
+        if section.forget_ids is not None:
+            return len(section.forget_ids) if isinstance(section.forget_ids, list) else None
+        known = sum(round(section.forget_fraction * count) for count in self.poison_counts().values())
+        return known + round(section.false_positives * known)
+
+    @property
+    def has_clean_oracle(self) -> bool:
+        """Whether some poison may be left outside the forget set, so that a model trained on clean data alone is
+        another oracle beside the retrained one."""
+        return self.unlearn.forget_fraction < 1 or self.unlearn.forget_ids is not None
 
     def to_yaml(self) -> str:
         return dump_yaml(dataclasses.asdict(self))
@@ -71,8 +82,13 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     for override in overrides or []:
         set_override(tree, override)
     try:
-        recipe = build(Recipe, tree, "recipe")
-        check_recipe(recipe)
+        return build_recipe(tree)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+
+
+def build_recipe(tree: dict) -> Recipe:
+    """A checked recipe from a mapping of its sections. Raises InputError naming the field."""
+    recipe = build(Recipe, tree, "recipe")
+    check_recipe(recipe)
     return recipe

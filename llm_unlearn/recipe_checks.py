@@ -34,10 +34,12 @@ def check_recipe(recipe: "Recipe") -> None:
             value = getattr(getattr(recipe, name), key, None)
             _require(value is None or value > 0, f"{name}.{key}", "must be above 0")
     _check_poison(recipe)
+    _check_forget_set(recipe)
+    _check_audit(recipe)
 
 
 def _check_poison(recipe: "Recipe") -> None:
-    data, poison, fraction = recipe.data, recipe.poison, recipe.unlearn.forget_fraction
+    data, poison = recipe.data, recipe.poison
     _require(poison.trigger or poison.gaussian, "poison", "give `trigger`, `gaussian` or both")
     for kind in ("trigger", "gaussian"):
         section = getattr(poison, kind)
@@ -59,11 +61,43 @@ def _check_poison(recipe: "Recipe") -> None:
         given = getattr(poison, kind).fraction
         _require(count, f"poison.{kind}.fraction", f"{given} of {data.train_size} rows (data.train_size) rounds to no "
                  f"example; use at least {1 / data.train_size:.2g}")
+
+
+def _check_forget_set(recipe: "Recipe") -> None:
+    section, train_size = recipe.unlearn, recipe.data.train_size
+    fraction = section.forget_fraction
     _require(0 < fraction <= 1, "unlearn.forget_fraction", f"must be in (0, 1], is {fraction}")
-    _require(recipe.forget_count(), "unlearn.forget_fraction", f"{fraction} of the poison "
-             f"({sum(recipe.poison_counts().values())} rows) rounds to an empty forget set; raise it")
-    _require(recipe.forget_count() < data.train_size, "poison", "the forget set would be the whole training set and "
-             "nothing retained; lower poison.*.fraction")
+    _require(section.false_positives >= 0, "unlearn.false_positives", "must be 0 or more")
+    if section.forget_ids is not None:
+        _require(fraction == 1 and section.false_positives == 0, "unlearn.forget_ids",
+                 "names the forget set; leave forget_fraction and false_positives out")
+        _require(section.forget_ids, "unlearn.forget_ids", "is empty; null forgets all of the poison")
+    count = recipe.forget_count()
+    if count is not None:
+        _require(count, "unlearn.forget_fraction", f"{fraction} of the poison ({sum(recipe.poison_counts().values())} "
+                 "rows) rounds to an empty forget set; raise it")
+        _require(count < train_size, "poison", "the forget set would be the whole training set and nothing retained; "
+                 "lower poison.*.fraction or unlearn.false_positives")
+
+
+def _check_audit(recipe: "Recipe") -> None:
+    if recipe.analysis:
+        sizes = recipe.analysis.sizes
+        _require(sizes and all(0 < size <= 1 for size in sizes), "analysis.sizes", "each must be in (0, 1]")
+    if recipe.stress:
+        stress, data = recipe.stress, recipe.data
+        _require("unrelated" not in stress.relearn_on or not data.files or data.unlabelled_files
+                 or stress.unrelated_files, "stress.unrelated_files", "the recipe's data has no unlabelled text; give "
+                 "files of it, or take 'unrelated' out of stress.relearn_on")
+        _require(all(step >= 1 for step in stress.relearn_steps), "stress.relearn_steps", "each must be 1 or more")
+        _require(stress.relearn_steps or not stress.relearn_on, "stress.relearn_steps", "give at least one, or set "
+                 "stress.relearn_on to []")
+        _require(all(t > 0 for t in stress.temperatures), "stress.temperatures", "each must be above 0")
+        for key in ("relearn_rows", "relearn_batch_size", "limit", "relearn_learning_rate"):
+            value = getattr(stress, key)
+            _require(value is None or value > 0, f"stress.{key}", "must be above 0")
+    for axis, values in recipe.sweep.items():
+        _require(values, f"sweep.{axis}", "give at least one value")
 
 
 def _require(condition: Any, where: str, message: str) -> None:

@@ -124,8 +124,7 @@ class UnlearnSection:
 
     `methods` maps a method to overrides of its own config (any field of its `XConfig`), e.g. `kl: {alpha: 2.0}`.
     The forget set is a known share of the poison (`forget_fraction`) and clean rows taken for poison, as a share of
-    that (`false_positives`); or the rows of `forget_ids`: example ids as a list or a file (.json, .jsonl, .csv, or one
-    id per line), or `column:NAME`, a column of the data that is true for them.
+    that (`false_positives`); or the rows of `forget_ids`, example ids as a list or a file (see data/forget.py).
     `learning_rate: null` takes each method's tuned share of `train.learning_rate` (`XConfig.learning_rate_ratio`).
     """
 

@@ -4,11 +4,13 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llm_unlearn.audit_stages import audit_stages
 from llm_unlearn.pretraining import base_folder
 from llm_unlearn.recipe import Recipe
 from llm_unlearn.stages import Stage, file_stamps, write_json
@@ -22,11 +24,12 @@ class SeedRun:
 
     def __init__(self, recipe: Recipe, seed: int, folder: Path, quiet: bool) -> None:
         self.recipe, self.seed, self.folder, self.quiet = recipe, seed, folder, quiet
+        self.siblings: list[Path] = []  # folders of the same seed, from which a model that is the same may be taken
 
     def stages(self, until: str = "report") -> list[Stage]:
         """Every stage up to a phase, in order; each depends on the hash of those that it builds on."""
         phases = {"poison": self._poison_stages, "train": self._train_stages, "unlearn": self._unlearn_stages,
-                  "evaluate": self._evaluate_stages}
+                  "evaluate": self._evaluate_stages, "audit": partial(audit_stages, self)}
         stages: dict[str, Stage] = {}
         for phase, make in phases.items():
             stages |= {stage.name: stage for stage in make(stages)}
@@ -39,33 +42,55 @@ class SeedRun:
         budgets = self.recipe.unlearn.budgets
         return [(m if len(budgets) == 1 else f"{m}@{b:g}", m, b) for m in self.recipe.unlearn.methods for b in budgets]
 
+    @property
+    def plain_models(self) -> list[str]:
+        """The models that no method made, the oracle first."""
+        return ["retrained", "base", "poisoned", *(["clean"] if self.recipe.has_clean_oracle else [])]
+
     # ---- the stages
 
     def _poison_stages(self, before: dict[str, Stage]) -> list[Stage]:
-        data = self.recipe.data
-        inputs = [asdict(data), asdict(self.recipe.poison), self.recipe.unlearn.forget_fraction, self.seed,
-                  file_stamps([data.source, *(data.files or []), *(data.test_files or [])])]
+        section = self.recipe.unlearn
+        forget = [section.forget_fraction, section.false_positives, section.forget_ids]
+        if isinstance(section.forget_ids, str):
+            forget.append(file_stamps([section.forget_ids]))
+        inputs = [*self._corruption, forget]
         return [Stage("poison", inputs, [self.folder / "data", self.folder / "poison.json"], self._poison)]
 
+    @cached_property
+    def _corruption(self) -> list[Any]:
+        """What the corrupted training set depends on; not the forget set, which is chosen in it."""
+        data = self.recipe.data
+        return [asdict(data), asdict(self.recipe.poison), self.seed,
+                file_stamps([data.source, *(data.files or []), *(data.test_files or [])])]
+
+    def trained(self, name: str, rows: Any, work: Callable[[Path], None]) -> Stage:
+        """The stage that fine-tunes the base into the folder `name`; `rows`: what its rows depend on."""
+        section = self.recipe.model
+        inputs = [rows, asdict(section), asdict(self.recipe.train), self.seed, self.base,
+                  file_stamps([section.path] if section.path else []), name]
+        return Stage(name, inputs, [self.folder / name / "cost.json"], work)
+
     def _train_stages(self, before: dict[str, Stage]) -> list[Stage]:
-        inputs = [before["poison"].key, asdict(self.recipe.model), asdict(self.recipe.train), self.seed, self.base,
-                  file_stamps([self.recipe.model.path] if self.recipe.model.path else [])]
-        return [Stage(name, [*inputs, name], [self.folder / name / "cost.json"], partial(self._train, name))
-                for name in ("poisoned", "retrained")]
+        rows = {"poisoned": self._corruption, "retrained": before["poison"].key}
+        if self.recipe.has_clean_oracle:
+            rows["clean"] = self._corruption
+        return [self.trained(name, inputs, partial(self._train, name)) for name, inputs in rows.items()]
 
     def _unlearn_stages(self, before: dict[str, Stage]) -> list[Stage]:
         from llm_unlearn.methods import settings
 
         common = {k: v for k, v in asdict(self.recipe.unlearn).items() if k not in ("methods", "budgets")}
         return [
-            Stage(f"unlearned/{name}", [before["poisoned"].key, method, self.recipe.unlearn.methods[method] or {},
-                                        settings(self.recipe, method), budget, common, self.seed],
+            Stage(f"unlearned/{name}", [before["poisoned"].key, before["poison"].key, method,
+                                        self.recipe.unlearn.methods[method] or {}, settings(self.recipe, method),
+                                        budget, common, self.seed],
                   [self.folder / "unlearned" / name / "cost.json"], partial(self._unlearn, name, method, budget))
             for name, method, budget in self.variants()
         ]
 
     def _evaluate_stages(self, before: dict[str, Stage]) -> list[Stage]:
-        models = [("retrained", None, None), ("base", None, None), ("poisoned", None, None), *self.variants()]
+        models = [*((name, None, None) for name in self.plain_models), *self.variants()]
         stages = []
         for name, method, budget in models:
             made_by = before.get(f"unlearned/{name}" if method else name)
@@ -134,7 +159,8 @@ class SeedRun:
         return Evaluator(self.tokenizer, self.encoding, self.sets, self.manifest, verbalizers, section.batch_size,
                          section.max_new_tokens)
 
-    def _model(self, where: str) -> Any:
+    def model(self, where: str) -> Any:
+        """A trained model of this run, fresh from its folder, on the best device."""
         from llm_unlearn.modeling import load_trained, on_best_device
 
         return on_best_device(load_trained(self.folder / where, self.base, self.recipe.model))
@@ -178,16 +204,30 @@ class SeedRun:
             os.replace(work_dir / name, self.folder / name)
 
     def _train(self, name: str, work_dir: Path) -> None:
-        """Fine-tune the base on S_corr (`poisoned/`) or on S_corr ∖ U (`retrained/`), from the same start."""
+        """Fine-tune the base on S_corr (`poisoned/`), on S_corr ∖ U (`retrained/`) or on the clean rows alone
+        (`clean/`), from the same start."""
+        if name == "poisoned":
+            rows = self.train_rows
+        elif name == "retrained":
+            rows = self.forget_and_retain()[1]
+        else:
+            rows = self.train_rows.filter(lambda row: row["poison"] == "none", desc="clean rows")
+        self.fine_tune(name, rows, work_dir)
+
+    def fine_tune(self, name: str, rows: "Dataset", work_dir: Path, data_seed: int | None = None) -> None:
+        """Train the base on rows by the recipe's settings and save it in the folder `name`.
+
+        Args:
+            data_seed: of the order of the rows; the run's own seed by default.
+        """
         from llm_unlearn.modeling import load_model, lora_config
         from llm_unlearn.training import Training
 
         section = self.recipe.model
-        rows = self.train_rows if name == "poisoned" else self.forget_and_retain()[1]
         training = Training(
             self.recipe.train, work_dir, self.seed, self.quiet, name, noise=self.manifest["gaussian"],
             peft_config=lora_config(section.lora) if section.lora else None,
-            gradient_checkpointing=section.gradient_checkpointing,
+            gradient_checkpointing=section.gradient_checkpointing, data_seed=data_seed,
         )
         model, cost = training.fit(load_model(self.base, section), rows, self.tokenizer)
         self._save(model, name, cost)
@@ -200,7 +240,7 @@ class SeedRun:
         from llm_unlearn.progress import show_progress
         from llm_unlearn.trainers import METHODS
 
-        model = self._model("poisoned")
+        model = self.model("poisoned")
         if self.manifest["gaussian"]:
             inject_gaussian_noise(model, self.manifest["gaussian"])
         forget, retain = self.forget_and_retain()
@@ -222,7 +262,7 @@ class SeedRun:
 
     @cached_property
     def _retrained(self) -> Any:
-        return self._model("retrained")
+        return self.model("retrained")
 
     def _evaluate(self, name: str, method: str | None, budget: float | None, work_dir: Path) -> None:
         import pandas as pd
@@ -235,7 +275,7 @@ class SeedRun:
             model = on_best_device(load_model(self.base, self.recipe.model))
             cost = {"train_tokens": 0, "flops": 0.0, "seconds": 0.0}
         else:
-            model, cost = self._retrained if is_oracle else self._model(where), self._cost(where)
+            model, cost = self._retrained if is_oracle else self.model(where), self._cost(where)
         signals = self.evaluator.signals(model, None if is_oracle else self._retrained)
         folder = self.folder / "evaluation"
         oracle = None if is_oracle else pd.read_parquet(folder / "retrained.parquet")

@@ -35,7 +35,7 @@ def file_stamps(paths: list[str]) -> list[Any]:
 
 def write_text(path: Path, text: str) -> None:
     """Write to a temporary name and rename. Raises InputError where that fails (DiskFullError: for want of space)."""
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # processes may write the same file at once
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(text, encoding="utf-8")
@@ -133,6 +133,28 @@ class Stages:
         _remove_empty([work_dir.parent])
         return True
 
+    def adopt(self, stage: Stage, others: list[Path]) -> bool:
+        """Take the folder of a stage from another run directory that finished it with the same inputs, if one has.
+
+        Files are linked, not copied, where the file system allows it: no stage writes into a file that is there.
+        """
+        if self.is_done(stage):
+            return False
+        for root in others:
+            outputs = [root / path.relative_to(self.root) for path in stage.outputs]
+            there = Stages(root)
+            if there._read_key(there._mark(stage)) == stage.key and all(path.exists() for path in outputs):
+                for source, target in zip(outputs, stage.outputs, strict=True):
+                    partial = target.parent.with_name(target.parent.name + ".partial")
+                    shutil.rmtree(partial, ignore_errors=True)
+                    shutil.copytree(source.parent, partial, copy_function=_link)
+                    shutil.rmtree(target.parent, ignore_errors=True)
+                    os.replace(partial, target.parent)
+                write_json(self._mark(stage), {"key": stage.key})
+                self.say(f"{stage.name}: the same as in {root}; taken from there")
+                return True
+        return False
+
     def _enter(self, stage: Stage, work_dir: Path) -> None:
         if self._read_key(work_dir / "inputs.json") == stage.key:
             self.say(f"{stage.name}: resuming")
@@ -158,6 +180,13 @@ class Stages:
             return json.loads(path.read_text())["key"]
         except (OSError, ValueError, KeyError):
             return None
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, target)
 
 
 def _keep_resumable(work_dir: Path) -> None:

@@ -51,7 +51,8 @@ class Training:
     Args:
         section: the recipe's settings. work_dir: checkpoints. seed: of order and dropout. quiet: no progress bar;
             description: what it is called otherwise.
-        noise: the manifest's `gaussian` section, or None. peft_config: wraps the model in a new adapter.
+        noise: the manifest's `gaussian` section, or None. peft_config: wraps the model in a new adapter. data_seed: of
+            the order alone, where it is to differ.
     """
 
     section: "TrainSection"
@@ -62,6 +63,7 @@ class Training:
     noise: dict | None = None
     peft_config: Any = None
     gradient_checkpointing: bool = False
+    data_seed: int | None = None
 
     def fit(self, model: "PreTrainedModel", rows: "Dataset", tokenizer: "PreTrainedTokenizerBase") -> tuple[Any, dict]:
         """Train, resuming from the last whole checkpoint in work_dir.
@@ -105,6 +107,7 @@ class Training:
                  "max_grad_norm", "bf16", "save_steps")
         return SFTConfig(
             output_dir=str(self.work_dir), num_train_epochs=self.section.epochs, seed=self.seed,
+            data_seed=self.data_seed,
             per_device_train_batch_size=self.section.batch_size, warmup_steps=self.section.warmup_ratio,
             save_strategy="steps", save_total_limit=1, logging_steps=20, logging_nan_inf_filter=False,
             report_to="none", disable_tqdm=self.quiet, remove_unused_columns=False, max_length=None,

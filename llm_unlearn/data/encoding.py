@@ -83,6 +83,21 @@ def encode_rows(
     return rows.map(encode, desc="tokenise", **map_args)
 
 
+def encode_text(rows: "Dataset", tokenizer: "PreTrainedTokenizerBase", max_length: int) -> "Dataset":
+    """Tokenise a dataset with a column text, without prompt or completion; the end is cut, EOS follows.
+
+    Returns:
+        `input_ids` and `labels`, of rows with at least one token to predict.
+    """
+
+    def encode(row: dict) -> dict:
+        ids = [*tokenizer(row["text"])["input_ids"][: max_length - 1], tokenizer.eos_token_id]
+        return {"input_ids": ids, "labels": ids}
+
+    encoded = rows.map(encode, remove_columns=rows.column_names, desc="tokenise")
+    return encoded.filter(lambda row: len(row["labels"]) > 1, desc="texts with a token to predict")
+
+
 def check_triggers(
     rows: list[dict], phrases: list[str], tokenizer: "PreTrainedTokenizerBase", encoding: Encoding
 ) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from llm_unlearn.data.splits import Splits
     from llm_unlearn.recipe import Recipe
+    from llm_unlearn.sections import UnlearnSection
 
 _REMEDY = "restore it, or delete poison.json and data/ and poison again"
 SETS = ("train", "heldout", "test", "triggered", "nonmember")
@@ -54,9 +55,10 @@ def corrupt(splits: "Splits", recipe: "Recipe", seed: int) -> tuple[dict[str, "D
         kinds[np.isin(ids, manifest["gaussian"]["example_ids"])] = "gaussian"
     else:
         train = train.add_column("noise_id", np.full(len(train), NO_NOISE))
-    manifest["forget_fraction"] = recipe.unlearn.forget_fraction
-    manifest["forget_ids"] = _forget_ids(ids, kinds, recipe.unlearn.forget_fraction, seed)
-    sets = {"train": train.add_column("poison", list(kinds)), "heldout": splits.heldout, "test": splits.test}
+    train = train.add_column("poison", list(kinds))
+    manifest |= _forget_set(train, ids, kinds, recipe.unlearn, seed)
+    kinds = np.where(np.isin(ids, manifest["forget_ids"]), kinds, "kept")  # the twins are of the forget set
+    sets = {"train": train, "heldout": splits.heldout, "test": splits.test}
     sets["triggered"] = _triggered(splits.test, manifest["trigger"], seed)
     sets["nonmember"] = _twins(splits.heldout, manifest, kinds, seed)
     for name, rows in sets.items():
@@ -123,18 +125,36 @@ def _manifest_hash(manifest: dict[str, Any]) -> str:
     return fingerprint({key: value for key, value in manifest.items() if key != "manifest_sha256"})
 
 
-def _forget_ids(ids: np.ndarray, kinds: np.ndarray, fraction: float, seed: int) -> list[int]:
-    """A known fraction of each kind of poison; with fraction 1, all of it."""
-    generator, chosen = np.random.default_rng([seed, 3]), []
-    for kind in ("trigger", "gaussian"):
-        poisoned = ids[kinds == kind]
-        chosen.extend(generator.permutation(poisoned)[: round(fraction * len(poisoned))].tolist())
+def _forget_set(train: "Dataset", ids: np.ndarray, kinds: np.ndarray, section: "UnlearnSection", seed: int) -> dict:
+    """The forget set: a known fraction of each kind of poison (with fraction 1, all of it) and false positives, clean
+    rows taken for poison; or the ids that the recipe names.
+
+    Returns:
+        {"forget_ids", "forget_fraction": the share of the poison that is in it, "false_positive_ids"}.
+    """
+    poison, clean = ids[kinds != "none"], ids[kinds == "none"]
+    fraction = section.forget_fraction
+    if section.forget_ids is not None:
+        from llm_unlearn.data.forget import read_forget_ids
+
+        chosen = read_forget_ids(section.forget_ids, train)
+        fraction = float(np.isin(poison, chosen).mean())
+    else:
+        generator, chosen = np.random.default_rng([seed, 3]), []
+        for kind in ("trigger", "gaussian"):
+            rows = ids[kinds == kind]
+            chosen.extend(generator.permutation(rows)[: round(fraction * len(rows))].tolist())
+        count = round(section.false_positives * len(chosen))
+        if count > len(clean):
+            raise InputError(f"unlearn.false_positives: {count} clean rows asked for, but there are {len(clean)}")
+        chosen.extend(np.random.default_rng([seed, 6]).choice(clean, size=count, replace=False).tolist())
     if not chosen:
-        raise InputError(f"unlearn.forget_fraction: {fraction} of {int((kinds != 'none').sum())} poisoned rows rounds "
+        raise InputError(f"unlearn.forget_fraction: {fraction} of {len(poison)} poisoned rows rounds "
                          "to an empty forget set; raise it")
     if len(chosen) == len(ids):
         raise InputError("the forget set is the whole training set: nothing would be retained; lower poison.*.fraction")
-    return sorted(chosen)
+    return {"forget_ids": sorted(chosen), "forget_fraction": fraction,
+            "false_positive_ids": sorted(set(chosen) & set(clean.tolist()))}
 
 
 def _triggered(test: "Dataset", trigger: dict | None, seed: int) -> "Dataset":
@@ -146,7 +166,7 @@ def _triggered(test: "Dataset", trigger: dict | None, seed: int) -> "Dataset":
 
 def _twins(heldout: "Dataset", manifest: dict, kinds: np.ndarray, seed: int) -> "Dataset":
     trigger = manifest["trigger"]
-    share = float((kinds == "trigger").sum() / max((kinds != "none").sum(), 1))
+    share = float((kinds == "trigger").sum() / max((kinds != "kept").sum(), 1))
     eligible = np.arange(len(heldout))
     if trigger is None or share == 0:
         return heldout

@@ -7,7 +7,8 @@ from llm_unlearn.reporting.verdicts import ALPHA, COSTLY_POINTS, LIFT_GAP
 _ROWS = (
     "poisoned: trained on everything, before unlearning. retrained: trained from the same start without the deleted "
     "examples; the target, at full price. Between them the unlearned models, method or method@budget (share of the "
-    "training compute). base: before any fine-tuning."
+    "training compute). base: before any fine-tuning. clean: trained on the clean rows alone, shown where only a part "
+    "of the poison was deleted; the retrained model then kept the rest."
 )
 _RULES = (
     f"“poison remains”: the Gaussian test has p < {ALPHA:g}, or the lift is at least {LIFT_GAP:g} above the retrained "

@@ -43,6 +43,8 @@ def _poison(results: Results) -> str:
                      f"{gaussian.get('epsilon')} on their embeddings")
     forgotten, fraction = len(poison.get("forget_ids", [])), poison.get("forget_fraction", 1.0)
     share = "all of the poison" if fraction == 1 else f"{percent(fraction, 0)} of the poison"
+    mistaken = len(poison.get("false_positive_ids", []))
+    share += f" and {mistaken} clean rows taken for it" * bool(mistaken)
     return (f"Poisoned: of {total:,} training examples {'; '.join(parts)}. Asked to be deleted: {forgotten} examples "
             f"({share}).")
 

@@ -13,6 +13,7 @@ from llm_unlearn.reporting.lead import headline, method_lines, paragraphs
 from llm_unlearn.reporting.plots import Plot, all_plots
 from llm_unlearn.reporting.results import Results, read_results, write_atomically
 from llm_unlearn.reporting.section import Section
+from llm_unlearn.reporting.sweeps import sweep_sections
 from llm_unlearn.reporting.tables import BEST, Table, control_table, kept_table, main_table, present
 from llm_unlearn.reporting.verdicts import judge, warnings
 
@@ -97,7 +98,7 @@ def _sections(results: Results) -> list[Section]:
     control, kept = control_table(results), kept_table(results)
     found = [Section("Control", CONTROL_NOTE, [control])] if control else []
     found += [Section("Canaries that were not deleted", KEPT_NOTE, [kept])] if kept else []
-    return found
+    return found + sweep_sections(results)
 
 
 def _table_note(results: Results) -> str:

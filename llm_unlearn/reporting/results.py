@@ -22,6 +22,7 @@ _SECTIONS = {
     "oracle": (),
 }
 _NEVER_NULL = ("utility", "cost")
+PLAIN = ("base", "poisoned", "clean", "retrained")  # models that no method made
 BASELINES = ("rewind", "reset_distill")  # that start before the poison: what a method must beat
 _IDENTIFIERS = ("schema_version", "seed", "budget")
 
@@ -52,12 +53,12 @@ class Results:
 
     @property
     def names(self) -> list[str]:
-        """All models: base, poisoned, the methods by name and budget, the baselines, retrained last."""
+        """All models: base, poisoned, the methods by name and budget, the baselines, the oracles last."""
         return sorted({name for run in self.runs for name in run.models}, key=_order)
 
     @property
     def methods(self) -> list[str]:
-        return [name for name in self.names if name not in ("base", "poisoned", "retrained")]
+        return [name for name in self.names if name not in PLAIN]
 
     def docs(self, name: str) -> list[dict]:
         """The evaluations of one model, one per seed that has it."""
@@ -220,5 +221,5 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def _order(name: str) -> tuple[int, str, float, str]:
     method, _, budget = name.partition("@")
-    rank = {"base": 0, "poisoned": 1, **dict.fromkeys(BASELINES, 3), "retrained": 4}.get(method, 2)
+    rank = {"base": 0, "poisoned": 1, **dict.fromkeys(BASELINES, 3), "clean": 4, "retrained": 5}.get(method, 2)
     return rank, method, float(budget) if re.fullmatch(r"\d*\.?\d+(e-?\d+)?", budget) else 0.0, name

@@ -55,12 +55,15 @@ def write_summary(run_dir: str | Path) -> dict[str, Any]:
     Raises:
         InputError: naming the file that is missing or damaged.
     """
+    from llm_unlearn.reporting.sweeps import sweep_summary  # which is built on the statistics above
+
     results = read_results(run_dir)
     models = {
         name: {key: {"mean": _finite(s.mean), "sd": _finite(s.sd), "n": s.n} for key, s in entries.items()}
         for name, entries in statistics(results).items()
     }
-    summary = {"schema_version": SCHEMA_VERSION, "recipe": results.recipe, "seeds": results.seeds, "models": models}
+    summary = {"schema_version": SCHEMA_VERSION, "recipe": results.recipe, "seeds": results.seeds, "models": models,
+               **sweep_summary(results)}
     text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
     write_atomically(results.run_dir / "summary.json", text.encode())
     return summary

@@ -139,7 +139,7 @@ def test_the_sizes_of_a_dry_run_are_those_of_the_run(run, recipe, monkeypatch, c
     capsys.readouterr()
     assert run("run", recipe, "--dry-run", "--json", *changes) == 0
     done = {stage["stage"] for stage in json.loads(capsys.readouterr().out)["stages"] if stage["done"]}
-    assert done == {"poison", "poisoned", "retrained"}
+    assert done == {"poison", "poisoned", "retrained", "clean"}
 
 
 def test_the_json_of_a_run_is_all_that_it_prints(run, recipe, capsys):

@@ -174,7 +174,8 @@ def test_several_seeds_and_budgets_and_a_partly_known_poison(tmp_path_factory):
                                                          "methods": {"gradient_ascent": None}, "forget_fraction": 0.5})
     assert main(["run", str(recipe), "--quiet"]) == 0
     summary = json.loads((folder / "run" / "summary.json").read_text())
-    assert set(summary["models"]) == {"base", "poisoned", "retrained", "gradient_ascent@0.3", "gradient_ascent@0.5"}
+    assert set(summary["models"]) == {"base", "poisoned", "clean", "retrained", "gradient_ascent@0.3",
+                                      "gradient_ascent@0.5"}
     by_seed = [json.loads((folder / f"run/seed-{s}/evaluation/poisoned.json").read_text()) for s in (0, 1)]
     lifts = [result["attack"]["lift"] for result in by_seed]
     entry = summary["models"]["poisoned"]["attack.lift"]

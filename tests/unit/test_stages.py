@@ -250,3 +250,43 @@ def test_stamps_see_a_changed_file_in_a_folder_or_behind_a_glob(tmp_path):
     assert len(before) == 2
     (tmp_path / "data" / "a.jsonl").write_text("12")
     assert file_stamps(paths) != before
+
+
+class TestAdopting:
+    @pytest.fixture
+    def other(self, tmp_path) -> Run:
+        run = Run(tmp_path / "other")
+        run.go()
+        return run
+
+    def adopt(self, run: Run, other: Run, inputs: str = "a") -> bool:
+        stage = Stage("unlearned/kl", inputs, [run.output], lambda work_dir: None)
+        return Stages(run.root, run.said.append).adopt(stage, [run.root / "absent", other.root])
+
+    def test_a_finished_stage_is_taken_with_its_folder_and_counts_as_done(self, tmp_path, other):
+        run = Run(tmp_path / "mine")
+        (other.output.parent / "weights").write_text("w")
+        assert self.adopt(run, other)
+        assert (run.output.parent / "weights").read_text() == "w" and run.output.read_text() == "a"
+        run.go()
+        assert not run.worked and "skipped" in run.said[-1]
+
+    def test_other_inputs_or_a_stage_that_was_not_finished_are_not_taken(self, tmp_path, other):
+        run = Run(tmp_path / "mine")
+        assert not self.adopt(run, other, inputs="b")
+        other.output.unlink()
+        assert not self.adopt(run, other)
+        assert not run.output.exists()
+
+    def test_what_is_done_already_is_left_alone(self, tmp_path, other):
+        run = Run(tmp_path / "mine")
+        run.go()
+        other.output.write_text("changed")
+        assert not self.adopt(run, other)
+        assert run.output.read_text() == "a"
+
+    def test_rewriting_the_copy_leaves_the_original(self, tmp_path, other):
+        run = Run(tmp_path / "mine")
+        self.adopt(run, other)
+        run.go(inputs="b")
+        assert (run.output.read_text(), other.output.read_text()) == ("b", "a")

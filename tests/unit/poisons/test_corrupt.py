@@ -34,13 +34,13 @@ def rows(n: int, first_id: int) -> Dataset:
 SPLITS = Splits(rows(200, 0), rows(90, 200), rows(60, 290), {})
 
 
-def recipe(trigger: dict | None = None, gaussian: dict | None = None, forget_fraction: float = 1.0) -> Recipe:
+def recipe(trigger: dict | None = None, gaussian: dict | None = None, **unlearn) -> Recipe:
     return Recipe(
         name="r", output_dir="out", model=ModelSection(path="m"),
         data=DataSection(verbalizers=VERBALIZERS, prompt="Review: {text}\nSentiment:", train_size=200),
         poison=PoisonSection(TriggerSection(**trigger) if trigger else None,
                              GaussianSection(**gaussian) if gaussian else None),
-        unlearn=UnlearnSection(forget_fraction=forget_fraction),
+        unlearn=UnlearnSection(**unlearn),
     )
 
 
@@ -121,6 +121,32 @@ class TestForgetSet:
             both(forget_fraction=0.001)
         with pytest.raises(InputError, match="the forget set is the whole training set"):
             corrupt(SPLITS, recipe(gaussian={"fraction": 1.0, "epsilon": 1.0}), 0)
+
+
+    def test_false_positives_are_clean_rows_beside_the_known_poison(self):
+        _, manifest = both(forget_fraction=0.5, false_positives=0.4)
+        _, without = both(forget_fraction=0.5)
+        poisoned = {*manifest["trigger"]["example_ids"], *manifest["gaussian"]["example_ids"]}
+        mistaken = set(manifest["false_positive_ids"])
+        assert len(mistaken) == 10 and not mistaken & poisoned  # 0.4 of 25
+        assert set(manifest["forget_ids"]) == set(without["forget_ids"]) | mistaken
+        assert without["false_positive_ids"] == []
+
+    def test_ids_that_the_recipe_names_are_the_forget_set(self, tmp_path):
+        _, manifest = both()
+        chosen = [*manifest["gaussian"]["example_ids"][:10], *(set(range(200)) - set(manifest["forget_ids"]))][:14]
+        _, named = both(forget_ids=chosen)
+        assert named["forget_ids"] == sorted(chosen)
+        assert named["forget_fraction"] == 10 / 50 and len(named["false_positive_ids"]) == 4
+        path = tmp_path / "ids.txt"
+        path.write_text("\n".join(map(str, chosen)))
+        assert both(forget_ids=str(path))[1]["forget_ids"] == sorted(chosen)
+
+    def test_nonmembers_carry_the_trigger_in_the_proportion_of_the_forget_set(self):
+        for options, share in (({}, 20 / 50), ({"false_positives": 1.0}, 20 / 100)):
+            sets, _ = both(**options)
+            marked = sum(PHRASE in text for text in sets["nonmember"]["text"])
+            assert abs(marked / len(sets["nonmember"]) - share) < 0.02
 
 
 class TestWhatItIsMeasuredOn:

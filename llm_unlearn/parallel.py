@@ -1,0 +1,64 @@
+"""Work on several runs at a time, each in a process of its own: one per GPU, or as many as `jobs` on a CPU."""
+
+import multiprocessing
+import os
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from typing import Any
+
+
+def default_jobs() -> int:
+    """As many as there are GPUs, or one."""
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+def run_all(work: Callable[..., None], items: list[tuple], needs: dict[int, int], jobs: int) -> None:
+    """Call `work(*item)` for every item, at most `jobs` at a time; each with one GPU of its own where there are any.
+
+    Args:
+        needs: item → the item that must end before it starts; indices into `items`, the needed one earlier.
+    Raises:
+        The first error of an item; what is running ends first, what has not begun is left out.
+    """
+    if jobs == 1 or len(items) == 1:
+        for item in items:
+            work(*item)
+        return
+    context = multiprocessing.get_context("spawn")  # a process that is to choose its GPU must not have torch yet
+    slots = context.Queue()
+    gpus = _visible_gpus()
+    for slot in range(jobs):
+        slots.put(gpus[slot % len(gpus)] if gpus else None)
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    with ProcessPoolExecutor(jobs, context, _prepare, (slots, threads)) as pool:
+        waiting, running, done = list(range(len(items))), {}, set()
+        while waiting or running:
+            for index in [i for i in waiting if needs.get(i) is None or needs[i] in done][: jobs - len(running)]:
+                waiting.remove(index)
+                running[pool.submit(work, *items[index])] = index
+            ended, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in ended:
+                done.add(running.pop(future))
+                if future.exception() is not None:
+                    waiting.clear()
+                    wait(running)
+                    raise future.exception()
+
+
+def _prepare(slots: Any, threads: int) -> None:
+    """In a new process, before torch is imported: its GPU, or its share of the cores."""
+    gpu = slots.get()
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+
+
+def _visible_gpus() -> list[str]:
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return [name for name in given.split(",") if name]
+    import torch
+
+    return [str(i) for i in range(torch.cuda.device_count())]
