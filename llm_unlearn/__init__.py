@@ -16,6 +16,7 @@ _PUBLIC = {
     "NonFiniteLossError": "llm_unlearn.errors",
     "UnlearnConfig": "llm_unlearn.trainers.base",
     "UnlearnTrainer": "llm_unlearn.trainers.base",
+    "canaries_needed": "llm_unlearn.metrics.power",
     "encode_rows": "llm_unlearn.data.encoding",
     "gaussian_scores": "llm_unlearn.evaluation.gaussian",
     "inject_gaussian_noise": "llm_unlearn.poisons.gaussian_embedding",
@@ -23,6 +24,7 @@ _PUBLIC = {
     "load_recipe": "llm_unlearn.recipe",
     "plant_canaries": "llm_unlearn.poisons.gaussian_embedding",
     "plant_trigger": "llm_unlearn.poisons.trigger_phrase",
+    "power": "llm_unlearn.metrics.power",
 }
 
 # method → the name of its classes, `<name>Config` and `<name>Trainer`, in trainers/<method>.py

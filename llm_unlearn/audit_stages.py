@@ -24,6 +24,12 @@ def audit_stages(run: "SeedRun", before: dict[str, Stage]) -> list[Stage]:
     return stages + (_stress_stages(run, before) if run.recipe.stress else [])
 
 
+def _unlearned(run: "SeedRun") -> dict[str, str]:
+    """Name and folder of the model of every method at the largest budget."""
+    largest = max(run.recipe.unlearn.budgets)
+    return {name: f"unlearned/{name}" for name, _, budget in run.variants() if budget == largest}
+
+
 # ---- analysis: trainings to compare with, then the comparison
 
 
@@ -62,7 +68,7 @@ def _analyse(run: "SeedRun", arms: list[str], work_dir: Path) -> None:
     clean = list(rows.select(range(min(GRADIENT_ROWS, len(rows)))))
     result = analyse(
         run.model, poisoned="poisoned", retrained="retrained",
-        methods={name: f"unlearned/{name}" for name, _, _ in run.variants()},
+        methods=_unlearned(run),
         arms={arm: f"analysis/{arm}" for arm in arms}, clean_rows=clean,
         collate=CausalLMCollator(run.tokenizer.pad_token_id), task=CausalLMTask(),
         batch_size=run.recipe.evaluate.batch_size,
@@ -86,7 +92,7 @@ def _stress_stages(run: "SeedRun", before: dict[str, Stage]) -> list[Stage]:
     section = run.recipe.stress
     check_stress(section)
     models = {name: name for name in run.plain_models if name != "base"}
-    models |= {name: f"unlearned/{name}" for name, _, _ in run.variants()}
+    models |= _unlearned(run)
     common: list[Any] = [before["poison"].key, asdict(section), asdict(run.recipe.evaluate), run.seed,
                          run.recipe.train.learning_rate, file_stamps(section.unrelated_files or [])]
     return [Stage(f"stress/{name}", [*common, before[where].key], [run.folder / "stress" / f"{name}.json"],
@@ -94,14 +100,15 @@ def _stress_stages(run: "SeedRun", before: dict[str, Stage]) -> list[Stage]:
 
 
 def _stress(run: "SeedRun", name: str, where: str, work_dir: Path) -> None:
+    from llm_unlearn.stress.measure import Meter
     from llm_unlearn.stress.run import stress_model
 
     section = run.recipe.stress
+    meter = Meter(run.evaluator, run.recipe.data, section.limit, run.seed)
     result = stress_model(
-        partial(run.model, where), evaluator=run.evaluator, section=section,
-        learning_rate=section.relearn_learning_rate or run.recipe.train.learning_rate, rows=_relearning_rows(run),
-        noise=run.manifest["gaussian"], seed=run.seed, model_section=run.recipe.model, tokenizer=run.tokenizer,
-        work_dir=work_dir, quiet=run.quiet,
+        partial(run.model, where), meter, section, _relearning_rows(run),
+        learning_rate=section.relearn_learning_rate or run.recipe.train.learning_rate, noise=run.manifest["gaussian"],
+        model_section=run.recipe.model, work_dir=work_dir,
     )
     write_json(run.folder / "stress" / f"{name}.json", result)
 

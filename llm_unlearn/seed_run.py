@@ -157,7 +157,13 @@ class SeedRun:
         data, section = self.recipe.data, self.recipe.evaluate
         verbalizers = data.verbalizers if data.task == "classification" else {}
         return Evaluator(self.tokenizer, self.encoding, self.sets, self.manifest, verbalizers, section.batch_size,
-                         section.max_new_tokens)
+                         section.max_new_tokens, section.membership, self.load_base)
+
+    def load_base(self) -> Any:
+        """The model before fine-tuning, on the best device."""
+        from llm_unlearn.modeling import load_model, on_best_device
+
+        return on_best_device(load_model(self.base, self.recipe.model))
 
     def model(self, where: str) -> Any:
         """A trained model of this run, fresh from its folder, on the best device."""
@@ -268,11 +274,10 @@ class SeedRun:
         import pandas as pd
 
         from llm_unlearn.evaluation.summary import summarize
-        from llm_unlearn.modeling import load_model, on_best_device
 
         where, is_oracle = f"unlearned/{name}" if method else name, name == "retrained"
         if name == "base":
-            model = on_best_device(load_model(self.base, self.recipe.model))
+            model = self.load_base()
             cost = {"train_tokens": 0, "flops": 0.0, "seconds": 0.0}
         else:
             model, cost = self._retrained if is_oracle else self.model(where), self._cost(where)

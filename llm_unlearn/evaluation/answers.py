@@ -22,11 +22,14 @@ def label_log_probs(
     verbalizers: dict[str, str],
     encoding: Encoding,
     batch_size: int,
+    temperature: float = 1.0,
 ) -> np.ndarray:
     """Log-probability of each label's verbaliser after each prompt, summed over all of its tokens.
 
     Verbalisers that share all tokens but the last are read off one forward pass.
 
+    Args:
+        temperature: divides the logits, as in sampling.
     Returns:
         (number of prompts, number of labels) float64, in nats.
     """
@@ -42,7 +45,7 @@ def label_log_probs(
         tokens = ids[labels[0]]
         rows = [{"input_ids": p + tokens, "labels": [IGNORE] * len(p) + tokens} for p in prompt_ids]
         for positions, batch in batches(rows, collate, batch_size, device):
-            logits = task.supervised(model, batch).logits.float()
+            logits = task.supervised(model, batch).logits.float() / temperature
             log_probs = torch.log_softmax(logits, -1).view(len(positions), len(tokens), -1)
             for label in labels:
                 wanted = torch.tensor(ids[label], device=device).expand(len(positions), -1)[..., None]
@@ -58,8 +61,14 @@ def generate(
     encoding: Encoding,
     max_new_tokens: int,
     batch_size: int,
+    temperature: float | None = None,
 ) -> list[str]:
-    """Greedy completions of prompts, in their order, special tokens left out; a long prompt leaves room for them."""
+    """Completions of prompts, in their order, special tokens left out; a long prompt leaves room for them.
+
+    Args:
+        temperature: None decodes greedily; else tokens are drawn from the whole distribution, by torch's own generator.
+    """
+    how = {"do_sample": False} if temperature is None else {"do_sample": True, "temperature": temperature, "top_k": 0}
     device = next(model.parameters()).device
     prompt_ids = [encoding.prompt_ids(tokenizer, prompt, max_new_tokens) for prompt in prompts]
     texts: list[str] = []
@@ -68,7 +77,7 @@ def generate(
         width = max(map(len, part))  # generation continues at the right end, so padding goes left
         padded = torch.tensor([[tokenizer.pad_token_id] * (width - len(p)) + p for p in part], device=device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in part], device=device)
-        output = model.generate(input_ids=padded, attention_mask=mask, do_sample=False, max_new_tokens=max_new_tokens,
+        output = model.generate(input_ids=padded, attention_mask=mask, **how, max_new_tokens=max_new_tokens,
                                 pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
         texts.extend(tokenizer.batch_decode(output[:, width:], skip_special_tokens=True))
     return texts

@@ -1,11 +1,13 @@
 """Per-example signals of one model: everything that the metrics need, one row per example and set.
 
 Columns: set (test | triggered | canary | member | nonmember), example_id, label, prediction, target_hit, nll (mean over
-supervised positions), nll_sum, n_positions, kl (to the retrained model, at completion positions), gaussian_score,
-gaussian_control, deleted.
+supervised positions), nll_sum, n_positions, kl (to the retrained model, at completion positions), mia_<attack> (score
+of a membership attack, higher = more member-like), gaussian_score, gaussian_control, deleted.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +18,9 @@ from llm_unlearn.data.encoding import Encoding, encode_rows
 from llm_unlearn.evaluation.answers import generate, label_log_probs
 from llm_unlearn.evaluation.batches import batches, scatter
 from llm_unlearn.evaluation.gaussian import gaussian_scores
+from llm_unlearn.evaluation.membership import gradient_norms, token_statistics
 from llm_unlearn.losses import example_mean, example_sum, token_kl, token_nll
+from llm_unlearn.metrics.membership_scores import min_k_score, reference_score, zlib_score
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 
 if TYPE_CHECKING:
@@ -33,6 +37,8 @@ class Evaluator:
     Args:
         tokenizer, encoding: as in training. sets: the datasets of poisons/corrupt.py. manifest: poison.json.
         verbalizers: label → completion, or {} for completion tasks. batch_size: rows at a time.
+        membership: attacks to run, names of `MembershipAttack`. reference: loads the model that calibrates the attack
+            `reference`, one that never saw the rows to be forgotten; without it that attack is left out.
     """
 
     tokenizer: Any
@@ -42,6 +48,8 @@ class Evaluator:
     verbalizers: dict[str, str]
     batch_size: int = 32
     max_new_tokens: int = 32
+    membership: Sequence[str] = ("loss", "zlib", "min_k", "min_k_plus")
+    reference: Callable[[], Any] | None = None
 
     def __post_init__(self) -> None:
         self.collate = CausalLMCollator(self.tokenizer.pad_token_id)
@@ -70,7 +78,9 @@ class Evaluator:
         if retrained is not None:
             frames[0] = frames[0].assign(kl=self.divergence(retrained, model, "test"))
         for name in ("member", "nonmember"):
-            frames.append(self._frame(name, self.parts[name]).assign(**self.losses(model, name)))
+            losses = self.losses(model, name)
+            frame = self._frame(name, self.parts[name]).assign(**losses)
+            frames.append(frame.assign(**self.membership_scores(model, name, losses["nll"])))
         if self.manifest["gaussian"]:
             frames.append(self.canaries(model))
         return pd.concat([f for f in frames if len(f)], ignore_index=True)
@@ -119,6 +129,31 @@ class Evaluator:
             kl = token_kl(theirs.logits, ours.logits)
             results.append((positions, example_mean(kl, ours.example, ours.n_examples)))
         return scatter(len(rows), results).numpy()
+
+    def membership_scores(self, model: Any, name: str, nll: np.ndarray) -> dict[str, np.ndarray]:
+        """`mia_<attack>` of each row, for the attacks that are asked for; the loss attack is in `nll` already."""
+        rows, found = self.encoded[name], {}
+        if "zlib" in self.membership:
+            texts = [row["prompt"] + row["completion"] for row in self.parts[name]]
+            found["mia_zlib"] = zlib_score(nll, texts)
+        if "reference" in self.membership and self.reference is not None:
+            found["mia_reference"] = reference_score(nll, self._reference_nll[name])
+        if {"min_k", "min_k_plus"} & set(self.membership):
+            tokens = token_statistics(model, rows, self.collate, self.batch_size, self.task)
+            if "min_k" in self.membership:
+                found["mia_min_k"] = min_k_score(tokens["log_prob"], tokens["example"])
+            if "min_k_plus" in self.membership:
+                standard = (tokens["log_prob"] - tokens["mean"]) / tokens["sd"]
+                found["mia_min_k_plus"] = min_k_score(standard, tokens["example"])
+        if "gradient_norm" in self.membership:
+            found["mia_gradient_norm"] = -gradient_norms(model, rows, self.collate, self.task)
+        return found
+
+    @cached_property
+    def _reference_nll(self) -> dict[str, np.ndarray]:
+        model = self.reference()
+        model.eval()
+        return {name: self.losses(model, name)["nll"] for name in ("member", "nonmember")}
 
     def canaries(self, model: Any) -> "pd.DataFrame":
         """Loss, Gaussian score and fresh-noise control of every canary, deleted or not."""

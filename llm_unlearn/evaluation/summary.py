@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from llm_unlearn.metrics.attack import attack_success
+from llm_unlearn.metrics.attack import attack_excess, attack_success
 from llm_unlearn.metrics.gaussian import gaussian_test
 from llm_unlearn.metrics.membership import membership_inference
 from llm_unlearn.metrics.utility import accuracy, agreement, perplexity
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA_VERSION = 1
+PREFIX = "mia_"  # of the columns that hold a membership attack's scores
 
 
 def summarize(signals: "pd.DataFrame", identity: dict[str, Any], cost: dict[str, Any],
@@ -30,15 +31,14 @@ def summarize(signals: "pd.DataFrame", identity: dict[str, Any], cost: dict[str,
     return {
         "schema_version": SCHEMA_VERSION,
         **identity,
-        "attack": _attack(parts),
+        "attack": _attack(parts, retrained),
         "gus": _gus(parts),
         "utility": {
             **accuracy((test["prediction"] == test["label"]).to_numpy()),
             "prefix_accuracy": _prefix_accuracy(test),
             "perplexity": perplexity(test["nll_sum"].to_numpy(), test["n_positions"].to_numpy()),
         },
-        "mia": {"loss": membership_inference(-parts["member"]["nll"].to_numpy(),
-                                             -parts["nonmember"]["nll"].to_numpy())},
+        "mia": _membership(parts["member"], parts["nonmember"]),
         "cost": cost,
         "oracle": _oracle(test, retrained),
     }
@@ -50,12 +50,33 @@ def _prefix_accuracy(test: "pd.DataFrame") -> float:
     return sum(prediction.startswith(label) for prediction, label in pairs) / len(test)
 
 
-def _attack(parts: dict[str, "pd.DataFrame"]) -> dict[str, Any] | None:
+def _attack(parts: dict[str, "pd.DataFrame"], retrained: "pd.DataFrame | None") -> dict[str, Any] | None:
     if "triggered" not in parts:
         return None
+    triggered, clean = _hits(parts)
+    excess = None
+    if retrained is not None:
+        theirs = _hits(dict(list(retrained.groupby("set", sort=False))), parts["triggered"]["example_id"])
+        excess = attack_excess(triggered, clean, *theirs)
+    return {**attack_success(triggered, clean), "excess": excess}
+
+
+def _hits(parts: dict[str, "pd.DataFrame"], ids: Any = None) -> tuple[Any, Any]:
+    """Answers with the target, with the trigger and without, of the triggered examples in the order of `ids`."""
     triggered = parts["triggered"].set_index("example_id")
-    clean = parts["test"].set_index("example_id").loc[triggered.index]
-    return attack_success(triggered["target_hit"].to_numpy(bool), clean["target_hit"].to_numpy(bool))
+    ids = triggered.index if ids is None else ids
+    clean = parts["test"].set_index("example_id")
+    return tuple(frame.loc[ids]["target_hit"].to_numpy(bool) for frame in (triggered, clean))
+
+
+def _membership(members: "pd.DataFrame", nonmembers: "pd.DataFrame") -> dict[str, Any]:
+    """One entry per attack whose scores are there; the loss attack takes −nll."""
+    found = {"loss": membership_inference(-members["nll"].to_numpy(), -nonmembers["nll"].to_numpy())}
+    for column in members.columns:
+        if column.startswith(PREFIX) and members[column].notna().all() and nonmembers[column].notna().all():
+            found[column.removeprefix(PREFIX)] = membership_inference(members[column].to_numpy(),
+                                                                      nonmembers[column].to_numpy())
+    return found
 
 
 def _gus(parts: dict[str, "pd.DataFrame"]) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import chdtr, chdtrc, ndtr, ndtri
 
-from llm_unlearn.metrics.intervals import mean_interval
+from llm_unlearn.metrics.intervals import mean_interval, proportion_interval
 from llm_unlearn.metrics.validation import numbers, rates
 
 FPRS = (0.001, 0.01, 0.05, 0.1)
@@ -37,9 +37,9 @@ def gaussian_test(scores: ArrayLike, fprs: Iterable[float] = FPRS) -> dict:
         fprs: the false-positive rates α, each in (0, 1).
 
     Returns:
-        {"mean", "std", "n", "p_value", "chi2_p_value", "ci95": [low, high], "tpr_at_fpr": {"0.01": …}}:
-        `mean` is GUS, `std` the sample deviation (n − 1), `ci95` Student's t interval of the mean. `std` and
-        `ci95` are None for n = 1.
+        {"mean", "std", "n", "p_value", "chi2_p_value", "ci95": [low, high], "tpr_at_fpr": {"0.01": …}, "tpr_ci95":
+        {"0.01": [low, high]}}: `mean` is GUS, `std` the sample deviation (n − 1), `ci95` Student's t interval of the
+        mean, `tpr_ci95` the exact Clopper–Pearson interval. `std` and `ci95` are None for n = 1.
 
     Raises:
         InputError: the scores are not one-dimensional, empty or not finite, or a rate is out of range.
@@ -57,6 +57,8 @@ def gaussian_test(scores: ArrayLike, fprs: Iterable[float] = FPRS) -> dict:
     mean = float(array.mean())
     energy = float(np.square(array).sum())
     interval = mean_interval(array)
+    # −Φ⁻¹(α) is Φ⁻¹(1−α) without the rounding of 1−α.
+    caught = {str(fpr): int((array > -ndtri(fpr)).sum()) for fpr in rates(fprs)}
     return {
         "mean": mean,
         "std": float(array.std(ddof=1)) if n > 1 else None,
@@ -64,8 +66,8 @@ def gaussian_test(scores: ArrayLike, fprs: Iterable[float] = FPRS) -> dict:
         "p_value": _two_sided(float(ndtr(-abs(mean) * math.sqrt(n)))),
         "chi2_p_value": _two_sided(float(min(chdtr(n, energy), chdtrc(n, energy)))),
         "ci95": None if interval is None else list(interval),
-        # −Φ⁻¹(α) is Φ⁻¹(1−α) without the rounding of 1−α.
-        "tpr_at_fpr": {str(fpr): float((array > -ndtri(fpr)).mean()) for fpr in rates(fprs)},
+        "tpr_at_fpr": {fpr: count / n for fpr, count in caught.items()},
+        "tpr_ci95": {fpr: list(proportion_interval(count, n)) for fpr, count in caught.items()},
     }
 
 

@@ -1,11 +1,17 @@
-"""Membership inference: can one tell from a signal which examples were trained on?"""
+"""Membership inference: can one tell from a signal which examples were trained on?
 
+The signals of each attack, one score per example, higher = more member-like, are in metrics/membership_scores.py.
+"""
+
+import math
 from collections.abc import Iterable
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import ndtr
 
 from llm_unlearn.metrics.gaussian import FPRS
+from llm_unlearn.metrics.intervals import auc_interval, proportion_interval
 from llm_unlearn.metrics.validation import numbers, rates
 
 
@@ -24,7 +30,10 @@ def membership_inference(members: ArrayLike, nonmembers: ArrayLike, fprs: Iterab
         fprs: the false-positive rates α, each in (0, 1).
 
     Returns:
-        {"auc", "n_members", "n_nonmembers", "tpr_at_fpr": {"0.01": …}}.
+        {"auc", "ci95": [low, high] of the AUC, "p_value", "n_members", "n_nonmembers", "tpr_at_fpr": {"0.01": …},
+        "tpr_ci95": {"0.01": [low, high]}}. `p_value`: two-sided Mann–Whitney test of AUC = ½ (normal approximation,
+        ties and continuity corrected). `tpr_ci95`: Clopper–Pearson, exact for the members at this threshold; how near
+        the threshold's own false-positive rate is to α rests on the n_nonmembers and is not in it.
 
     Raises:
         InputError: an array is not one-dimensional, empty or not finite, or a rate is out of range.
@@ -40,12 +49,27 @@ def membership_inference(members: ArrayLike, nonmembers: ArrayLike, fprs: Iterab
     n, m = inside.size, outside.size
     # For each member the non-members below it, and half of those level with it.
     wins = np.searchsorted(outside, inside, "left") + np.searchsorted(outside, inside, "right")
-    tpr_at_fpr = {}
+    tpr_at_fpr, tpr_ci95 = {}, {}
     for fpr in rates(fprs):
         # Count of allowed false positives by comparing shares, as floor(α·m) would lose one to rounding.
         allowed = int(np.searchsorted(np.arange(m + 1) / m, fpr, "right")) - 1
         # A threshold just above the first non-member that must stay below it; allowed < m since α < 1.
         caught = n - np.searchsorted(inside, outside[m - 1 - allowed], "right")
         tpr_at_fpr[str(fpr)] = float(caught / n)
+        tpr_ci95[str(fpr)] = list(proportion_interval(int(caught), n))
     auc = float(wins.sum() / (2 * n * m))
-    return {"auc": auc, "n_members": n, "n_nonmembers": m, "tpr_at_fpr": tpr_at_fpr}
+    return {"auc": auc, "ci95": list(auc_interval(auc, n, m)), "p_value": _mann_whitney(auc, inside, outside),
+            "n_members": n, "n_nonmembers": m, "tpr_at_fpr": tpr_at_fpr, "tpr_ci95": tpr_ci95}
+
+
+def _mann_whitney(auc: float, inside: NDArray, outside: NDArray) -> float:
+    """Two-sided p-value of AUC = ½: U = mn·AUC, σ² = mn/12 · (N + 1 − Σ(t³ − t) / (N(N − 1))), t the sizes of ties."""
+    n, m = inside.size, outside.size
+    total = n + m
+    _, ties = np.unique(np.concatenate([inside, outside]), return_counts=True)
+    ties = ties.astype(float)
+    variance = n * m / 12 * (total + 1 - float((ties**3 - ties).sum()) / (total * (total - 1)))
+    if variance <= 0:  # all scores are equal: nothing to tell apart
+        return 1.0
+    distance = max(n * m * abs(auc - 0.5) - 0.5, 0.0)
+    return min(1.0, 2 * float(ndtr(-distance / math.sqrt(variance))))

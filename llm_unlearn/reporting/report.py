@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llm_unlearn.reporting import guide
+from llm_unlearn.reporting.comparisons import comparisons_section
 from llm_unlearn.reporting.lead import headline, method_lines, paragraphs
+from llm_unlearn.reporting.membership import membership_section
 from llm_unlearn.reporting.plots import Plot, all_plots
 from llm_unlearn.reporting.results import Results, read_results, write_atomically
 from llm_unlearn.reporting.section import Section
@@ -96,9 +98,12 @@ def compose(results: Results) -> Report:
 
 def _sections(results: Results) -> list[Section]:
     control, kept = control_table(results), kept_table(results)
-    found = [Section("Control", CONTROL_NOTE, [control])] if control else []
-    found += [Section("Canaries that were not deleted", KEPT_NOTE, [kept])] if kept else []
-    return found + sweep_sections(results)
+    found = [
+        Section("Control", CONTROL_NOTE, [control]) if control else None,
+        Section("Canaries that were not deleted", KEPT_NOTE, [kept]) if kept else None,
+        membership_section(results), comparisons_section(results), *sweep_sections(results),
+    ]
+    return [section for section in found if section]
 
 
 def _table_note(results: Results) -> str:

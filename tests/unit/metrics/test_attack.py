@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from llm_unlearn.errors import InputError
-from llm_unlearn.metrics import attack_success, paired_difference_interval, proportion_interval
+from llm_unlearn.metrics import attack_excess, attack_success, paired_difference_interval, proportion_interval
 
 pytestmark = pytest.mark.unit
 
@@ -47,3 +47,39 @@ def test_numbers_of_python_and_pandas_are_taken_for_what_they_are():
 def test_bad_hits_are_refused(triggered, clean, message):
     with pytest.raises(InputError, match=message):
         attack_success(triggered, clean)
+
+
+class TestExcess:
+    def test_by_hand(self):
+        triggered, clean = [1, 1, 1, 0, 1], [0, 1, 0, 0, 0]  # 1, 0, 1, 0, 1
+        oracle = [0, 1, 0, 0, 1], [0, 1, 0, 1, 0]  # 0, 0, 0, −1, 1
+        result = attack_excess(triggered, clean, *oracle)  # x = 1, 0, 1, 1, 0
+        assert result["mean"] == pytest.approx(0.6) and result["n"] == 5
+        assert result["p_value"] == pytest.approx(2 * 0.5**3)
+
+    def test_the_sign_test_is_scipys(self):
+        from scipy.stats import binomtest
+
+        generator = np.random.default_rng(0)
+        hits = generator.random((4, 60)) < np.array([0.8, 0.3, 0.4, 0.3])[:, None]
+        x = (hits[0].astype(int) - hits[1]) - (hits[2].astype(int) - hits[3])
+        expected = binomtest(int((x > 0).sum()), int((x != 0).sum())).pvalue
+        assert attack_excess(*hits)["p_value"] == pytest.approx(expected)
+
+    def test_under_the_null_it_rejects_no_more_than_its_level_and_it_finds_an_attack(self):
+        generator = np.random.default_rng(1)
+
+        def p_values(rate, rounds):
+            return np.array([attack_excess(*(generator.random((4, 80)) < np.array([rate, 0.2, 0.3, 0.2])[:, None]))
+                             ["p_value"] for _ in range(rounds)])
+
+        assert (p_values(0.3, 1000) < 0.05).mean() < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 1000)
+        assert (p_values(0.9, 50) < 0.001).all()
+
+    def test_nothing_changed_is_no_evidence_and_one_example_has_no_interval(self):
+        assert attack_excess([1, 0], [1, 0], [0, 0], [0, 0])["p_value"] == 1.0
+        assert attack_excess([1], [0], [0], [0])["ci95"] is None
+
+    def test_bad_hits_are_named(self):
+        with pytest.raises(InputError, match="oracle_clean_hits"):
+            attack_excess([1, 0], [1, 0], [0, 0], [0])

@@ -120,3 +120,11 @@ def test_bad_scores_are_refused(scores, message):
 def test_bad_rates_are_refused(fpr):
     with pytest.raises(InputError, match="fprs"):
         gaussian_test([1.0], fprs=(fpr,))
+
+
+def test_the_interval_of_the_tpr_covers_at_its_level():
+    generator = np.random.default_rng(8)
+    true = float(stats.norm.sf(stats.norm.isf(0.05) - 0.8))
+    limits = [gaussian_test(generator.standard_normal(70) + 0.8)["tpr_ci95"]["0.05"] for _ in range(800)]
+    covered = np.mean([low <= true <= high for low, high in limits])
+    assert covered > 0.95 - 3 * np.sqrt(0.05 * 0.95 / 800)

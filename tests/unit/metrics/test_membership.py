@@ -50,3 +50,47 @@ def test_the_field_is_named():
         membership_inference([float("nan")], [1.0])
     with pytest.raises(InputError, match="fprs: a false-positive rate"):
         membership_inference([1.0], [1.0], [1.5])
+
+
+def test_the_p_value_is_the_mann_whitney_tests_with_ties():
+    from scipy.stats import mannwhitneyu
+
+    generator = np.random.default_rng(3)
+    for decimals, shift in ((6, 0.0), (6, 0.6), (0, 0.4)):
+        members = (generator.normal(shift, 1, 40)).round(decimals)
+        others = (generator.normal(0, 1, 70)).round(decimals)
+        expected = mannwhitneyu(members, others, alternative="two-sided", method="asymptotic").pvalue
+        assert membership_inference(members, others)["p_value"] == pytest.approx(expected, rel=1e-9)
+    assert membership_inference([1.0, 1.0], [1.0, 1.0])["p_value"] == 1.0
+
+
+def test_the_p_value_is_uniform_under_the_null_and_small_where_members_differ():
+    from scipy.stats import kstest
+
+    generator = np.random.default_rng(4)
+    null = [membership_inference(generator.normal(size=60), generator.normal(size=80))["p_value"] for _ in range(400)]
+    assert kstest(null, "uniform").pvalue > 0.01
+    found = [membership_inference(generator.normal(1, 1, 60), generator.normal(size=80)) for _ in range(50)]
+    assert max(result["p_value"] for result in found) < 0.01
+
+
+@pytest.mark.parametrize(("shift", "n", "m"), [(0.0, 30, 40), (1.0, 30, 40), (2.0, 20, 60), (0.5, 100, 100)])
+def test_the_interval_of_the_auc_covers_at_its_level(shift, n, m):
+    from scipy.stats import norm
+
+    generator, true = np.random.default_rng(5), norm.cdf(shift / np.sqrt(2))
+    limits = [membership_inference(generator.normal(shift, 1, n), generator.normal(size=m))["ci95"] for _ in range(600)]
+    covered = np.mean([low <= true <= high for low, high in limits])
+    assert 0.95 - 0.03 < covered < 0.99
+
+
+def test_the_interval_of_the_tpr_covers_the_rate_at_its_threshold():
+    from scipy.stats import norm
+
+    generator, covered = np.random.default_rng(6), []
+    for _ in range(500):
+        others, members = generator.normal(size=100), generator.normal(1, 1, 50)
+        low, high = membership_inference(members, others)["tpr_ci95"]["0.05"]
+        true = norm.sf(np.sort(others)[-6], loc=1)  # 5 of 100 lie above the threshold
+        covered.append(low <= true <= high)
+    assert np.mean(covered) > 0.95 - 3 * np.sqrt(0.05 * 0.95 / 500)

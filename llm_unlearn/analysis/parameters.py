@@ -1,0 +1,83 @@
+"""A model's weights in a form in which two models can be compared, full or with an adapter, and their layers."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Weights = dict[str, Tensor]
+
+
+def effective_parameters(model: nn.Module) -> Weights:
+    """What of a model's weights fine-tuning can have changed, float32 on the CPU, by name.
+
+    Of a full model every float parameter, tied ones once. Of a LoRA model the change that the active adapter makes to
+    each matrix, ΔW = s·B·A: A and B themselves are only defined up to a change of basis (B·M, M⁻¹·A are the same
+    model). Names are those of the base model, so that a full model and an adapter share them.
+    """
+    if not hasattr(model, "peft_config"):
+        return {name: parameter.detach().float().cpu().clone() for name, parameter in model.named_parameters()
+                if parameter.is_floating_point()}
+    return {name: layer.get_delta_weight(model.active_adapter).detach().float().cpu()
+            for name, layer in adapted_modules(model)}
+
+
+def adapted_modules(model: nn.Module) -> list[tuple[str, Any]]:
+    """(name of the weight in the base model, module) of each matrix that the active adapter changes."""
+    base = model.get_base_model()
+    return [(f"{name}.weight", module) for name, module in base.named_modules()
+            if model.active_adapter in getattr(module, "lora_A", {})]
+
+
+def layer_of(name: str) -> str:
+    """The layer that a weight belongs to: `block <i>`, `embeddings`, or `head` (what follows the last block).
+
+    A block is the first whole number in the dotted name; what has none is an embedding where its name says so.
+    """
+    for part in name.split("."):
+        if part.isdigit():
+            return f"block {part}"
+    return "embeddings" if any(word in name for word in ("embed", "wte", "wpe")) else "head"
+
+
+def layers(names: list[str]) -> list[str]:
+    """The layers of weights from the input to the output."""
+    found = set(map(layer_of, names))
+    blocks = sorted((layer for layer in found if layer.startswith("block")), key=lambda layer: int(layer.split()[1]))
+    return [layer for layer in ("embeddings", *blocks, "head") if layer in found]
+
+
+def descents(model: nn.Module, batches: Iterable[dict[str, Tensor]], task: Any) -> Iterator[Weights]:
+    """−∇ of the mean loss of each batch, as a change of the effective parameters; one at a time.
+
+    The loss is the mean over examples of the mean NLL of each. Of a LoRA model the first-order change of ΔW that a step
+    of A and B along their negative gradients makes: s·(−g_B·A − B·g_A).
+
+    Args:
+        batches: collated, without noise ids, on the CPU.
+    """
+    device, training = next(model.parameters()).device, model.training
+    model.eval()
+    try:
+        for batch in batches:
+            model.zero_grad(set_to_none=True)
+            with torch.enable_grad():
+                task.supervised(model, {key: value.to(device) for key, value in batch.items()}).nll().mean().backward()
+            yield _descent(model)
+    finally:
+        model.zero_grad(set_to_none=True)
+        model.train(training)
+
+
+def _descent(model: nn.Module) -> Weights:
+    if not hasattr(model, "peft_config"):
+        return {name: -parameter.grad.float().cpu() for name, parameter in model.named_parameters()
+                if parameter.grad is not None}
+    found, adapter = {}, model.active_adapter
+    for name, module in adapted_modules(model):
+        a, b = module.lora_A[adapter].weight, module.lora_B[adapter].weight
+        change = -(b.grad @ a.detach() + b.detach() @ a.grad) * module.scaling[adapter]
+        # GPT-2 keeps its matrices the other way round, and peft says so
+        found[name] = (change.T if getattr(module, "fan_in_fan_out", False) else change).float().cpu()
+    return found

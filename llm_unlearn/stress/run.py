@@ -1,0 +1,72 @@
+"""Put one model through everything that a recipe's `stress` section asks for."""
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llm_unlearn.errors import InputError
+from llm_unlearn.modeling import load_model, on_best_device
+from llm_unlearn.stress.measure import Meter
+from llm_unlearn.stress.relearn import relearn
+from llm_unlearn.stress.variants import trigger_variants
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from llm_unlearn.sections import ModelSection, StressSection
+
+
+def check_stress(section: "StressSection") -> None:
+    """Raise InputError where a package that the section needs is not there."""
+    if section.quantization and importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError("stress.quantization: bitsandbytes is not installed; `pip install "
+                         "'llm_unlearn[quantization]'`, or set stress.quantization to []")
+
+
+def stress_model(
+    load: Callable[[], Any], meter: Meter, section: "StressSection", rows: dict[str, "Dataset"], *,
+    learning_rate: float, noise: dict | None, model_section: "ModelSection", work_dir: Path,
+) -> dict[str, Any]:
+    """Measure a model plainly and under each kind of stress; every kind starts from a fresh copy.
+
+    Args:
+        load: gives the model, fresh from its folder. rows: tokenised rows per kind of relearning. learning_rate: of
+            relearning. noise: the manifest's `gaussian` section, for canaries among the rows. model_section: how the
+            base is loaded. work_dir: for weights on their way to being quantised.
+    Returns:
+        {"schema_version", "plain", "variants", "temperature", "relearn", "merge", "quantization"}, JSON-able; states as
+        in `Meter.state`, `variants` and `temperature` empty without a trigger, `merge` None without an adapter.
+    """
+    model = load().eval()
+    trigger = meter.evaluator.manifest["trigger"]
+    result: dict[str, Any] = {"schema_version": 1, "plain": meter.state(model), "variants": [], "temperature": [],
+                              "relearn": {}, "merge": None, "quantization": {}}
+    if trigger and len(meter.triggered):
+        variants = trigger_variants(trigger["phrases"][0], trigger["position"], section.paraphrases)
+        result["variants"] = meter.variants(model, variants)
+        result["temperature"] = [{"temperature": t, **meter.temperature(model, t)} for t in section.temperatures]
+    for kind, known in rows.items():
+        result["relearn"][kind] = relearn(
+            load(), known, section.relearn_steps, meter.state, collate=meter.evaluator.collate,
+            learning_rate=learning_rate, batch_size=section.relearn_batch_size, seed=meter.seed, noise=noise)
+    is_quantised = model_section.quantization != "none"  # merging would leave it so, and it cannot be quantised again
+    if hasattr(model, "peft_config") and not is_quantised:
+        model = model.merge_and_unload()
+        result["merge"] = meter.state(model)
+    for kind in section.quantization if not is_quantised else []:
+        result["quantization"][kind] = meter.state(quantised(model, kind, model_section, work_dir))
+    return result
+
+
+def quantised(model: Any, kind: str, section: "ModelSection", work_dir: Path) -> Any:
+    """A copy of a full model with its blocks' matrices in 4 (nf4) or 8 bits, as bitsandbytes loads it."""
+    import shutil
+
+    folder = work_dir / "to_quantise"
+    try:
+        model.save_pretrained(folder)
+        return on_best_device(load_model(folder, replace(section, quantization=kind))).eval()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,29 @@
+"""Other ways to write the trigger: case, position, a part of it, the user's paraphrases."""
+
+from typing import NamedTuple
+
+from llm_unlearn.poisons.trigger_phrase import POSITIONS
+
+
+class Variant(NamedTuple):
+    """A phrase to insert and where; `kind` is as trained, case, position, part or paraphrase."""
+
+    kind: str
+    name: str
+    phrase: str
+    position: str
+
+
+def trigger_variants(phrase: str, position: str, paraphrases: list[str]) -> list[Variant]:
+    """The variants of a trigger, the one that was trained on first; what would be the same text is left out.
+
+    Args:
+        phrase, position: as trained, see poisons/trigger_phrase.py. paraphrases: the user's.
+    """
+    found = [Variant("as trained", f"{phrase} ({position})", phrase, position)]
+    found += [Variant("case", text, text, position) for text in (phrase.lower(), phrase.upper()) if text != phrase]
+    found += [Variant("position", f"{phrase} ({place})", phrase, place) for place in POSITIONS if place != position]
+    words = phrase.split()
+    found += [Variant("part", word, word, position) for word in words if len(words) > 1]
+    found += [Variant("paraphrase", text, text, position) for text in paraphrases]
+    return list({(variant.phrase, variant.position): variant for variant in reversed(found)}.values())[::-1]
