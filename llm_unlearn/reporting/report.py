@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llm_unlearn.reporting import guide
+from llm_unlearn.reporting.analysis import analysis_section
 from llm_unlearn.reporting.comparisons import comparisons_section
 from llm_unlearn.reporting.lead import headline, method_lines, paragraphs
 from llm_unlearn.reporting.membership import membership_section
 from llm_unlearn.reporting.plots import Plot, all_plots
 from llm_unlearn.reporting.results import Results, read_results, write_atomically
 from llm_unlearn.reporting.section import Section
+from llm_unlearn.reporting.stress import stress_section
 from llm_unlearn.reporting.sweeps import sweep_sections
 from llm_unlearn.reporting.tables import BEST, Table, control_table, kept_table, main_table, present
 from llm_unlearn.reporting.verdicts import judge, warnings
@@ -102,6 +104,7 @@ def _sections(results: Results) -> list[Section]:
         Section("Control", CONTROL_NOTE, [control]) if control else None,
         Section("Canaries that were not deleted", KEPT_NOTE, [kept]) if kept else None,
         membership_section(results), comparisons_section(results), *sweep_sections(results),
+        analysis_section(results), stress_section(results),
     ]
     return [section for section in found if section]
 

@@ -37,6 +37,7 @@ def relearn(
     optimizer = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=0.0)
     batches = _batches(rows, batch_size, seed)
     hook = GaussianNoise(noise["epsilon"], noise["seed"]).attach(model) if noise else None
+    model.eval()
     curve = [{"step": 0, **measure(model)}]
     try:
         with torch.random.fork_rng():  # of dropout

@@ -26,4 +26,7 @@ def trigger_variants(phrase: str, position: str, paraphrases: list[str]) -> list
     words = phrase.split()
     found += [Variant("part", word, word, position) for word in words if len(words) > 1]
     found += [Variant("paraphrase", text, text, position) for text in paraphrases]
-    return list({(variant.phrase, variant.position): variant for variant in reversed(found)}.values())[::-1]
+    first: dict[tuple[str, str], Variant] = {}
+    for variant in found:
+        first.setdefault((variant.phrase, variant.position), variant)
+    return list(first.values())
