@@ -34,7 +34,8 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text.capitalize() + ".")
-        command.add_argument("recipe", metavar="RECIPE", help="a recipe file (YAML)")
+        command.add_argument("recipe", metavar="RECIPE", help="a recipe file (YAML)",
+                             **({"nargs": "?"} if name == "evaluate" else {}))
         command.add_argument("overrides", nargs="*", metavar="section.field=value",
                              help="change the recipe for this run, e.g. train.epochs=4 output_dir=runs/mine")
         command.add_argument("--dry-run", action="store_true",
@@ -44,7 +45,25 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--quiet", action="store_true", help="no progress bars, errors only")
         command.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        if name == "evaluate":
+            _add_audit(command)
     return top
+
+
+def _add_audit(command: argparse.ArgumentParser) -> None:
+    """The options of `evaluate` that take a checkpoint and a manifest in the place of a recipe."""
+    group = command.add_argument_group("any checkpoint, without a recipe",
+                                       "llm-unlearn evaluate --model PATH_OR_ID --manifest poison.json")
+    group.add_argument("--model", action="append", metavar="PATH_OR_ID", help="a full model or an adapter; repeatable")
+    group.add_argument("--manifest", metavar="FILE", help="what was poisoned: your own (see the README), or a run's "
+                       "poison.json")
+    group.add_argument("--base", metavar="PATH_OR_ID", help="what an adapter sits on (default: what it names); also "
+                       "calibrates the reference attack")
+    group.add_argument("--retrained", metavar="PATH_OR_ID", help="the oracle, shown beside")
+    group.add_argument("--out", metavar="FOLDER", help="write <model>.json and .parquet there (default: print only)")
+    group.add_argument("--batch-size", type=int, default=32, metavar="N")
+    group.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    group.add_argument("--quantization", choices=("none", "4bit", "8bit"), default="none")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -69,6 +88,8 @@ def _run(args: argparse.Namespace) -> int:
     from llm_unlearn.environment import calm_libraries
     from llm_unlearn.recipe import load_recipe
 
+    if args.command == "evaluate" and (args.model or args.manifest or not args.recipe):
+        return _audit(args)
     recipe = load_recipe(args.recipe, args.overrides)
     until = "report" if args.command == "run" else args.command
     say = _silent if args.quiet or args.json else _say
@@ -90,6 +111,21 @@ def _run(args: argparse.Namespace) -> int:
     else:
         for name, value in result.items():
             say(f"{name.replace('_', ' ')}: {value}")
+    return 0
+
+
+def _audit(args: argparse.Namespace) -> int:
+    from llm_unlearn.environment import calm_libraries
+
+    if args.recipe or not (args.model and args.manifest):
+        raise InputError("evaluate: give either a RECIPE, or both --model and --manifest")
+    calm_libraries(args.quiet or args.json)
+    from llm_unlearn.audit.run import Options, as_json, as_text, audit
+
+    options = Options(base=args.base, retrained=args.retrained, out=args.out, batch_size=args.batch_size,
+                      dtype=args.dtype, quantization=args.quantization)
+    results = audit(args.model, args.manifest, options, _silent if args.quiet or args.json else _say)
+    print(as_json(results) if args.json else as_text(results))
     return 0
 
 

@@ -149,6 +149,41 @@ def load_trained(folder: Path, base: str | Path, section: "ModelSection") -> "Pr
     return PeftModel.from_pretrained(load_model(base, section), folder, is_trainable=True)
 
 
+def load_checkpoint(where: str, section: "ModelSection", base: str | None = None) -> "PreTrainedModel":
+    """Any checkpoint, a folder or a hub id, on the best device: a full model, or an adapter with its base.
+
+    Args:
+        section: how it is loaded. base: what an adapter sits on; by default what it names.
+    """
+    adapter = _adapter_config(where)
+    if adapter is None:
+        return on_best_device(load_model(where, section)).eval()
+    from peft import PeftModel
+
+    base = base or adapter.get("base_model_name_or_path")
+    if not base:
+        raise InputError(f"model {where}: an adapter that does not name its base; give it (--base)")
+    with explained(where) as found:
+        # trainable, as in a run: a gradient norm is of the adapter's weights
+        return on_best_device(PeftModel.from_pretrained(load_model(base, section), found, is_trainable=True)).eval()
+
+
+def _adapter_config(where: str) -> dict[str, Any] | None:
+    """The adapter_config.json of a folder or a hub repository, or None where it is a full model."""
+    import json
+
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    path = Path(where).expanduser() / "adapter_config.json"
+    if not path.parent.is_dir():
+        try:
+            path = Path(hf_hub_download(where, "adapter_config.json"))
+        except (EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
+            return None  # loading it as a full model says what is wrong
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
 def on_best_device(model: "PreTrainedModel") -> "PreTrainedModel":
     """Move a model to the GPU where there is one; a quantised one was placed when it was loaded."""
     if torch.cuda.is_available() and not getattr(model, "is_quantized", False):

@@ -30,7 +30,7 @@ class Point:
 def points(recipe: Recipe) -> list[Point]:
     """Every point of a recipe's sweep but the centre, checked like any recipe.
 
-    Analysis, stress and the smaller budgets are done at the centre only.
+    Analysis, stress, the smaller budgets and the membership attacks but for the loss are done at the centre only.
 
     Raises:
         InputError: naming the axis and the value; an unknown field, or one that a point may not change.
@@ -48,6 +48,7 @@ def points(recipe: Recipe) -> list[Point]:
             tree |= {"sweep": {}, "analysis": None, "stress": None,
                      "output_dir": f"{recipe.output_dir}/{FOLDER}/{folder_name(axis)}/{value}"}
             tree["unlearn"]["budgets"] = [max(recipe.unlearn.budgets)]
+            tree["evaluate"]["membership"] = ["loss"]
             if tree["pretrain"]:  # one base for all
                 tree["pretrain"]["cache_dir"] = recipe.pretrain.cache_dir or recipe.output_dir
             try:

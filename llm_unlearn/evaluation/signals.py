@@ -74,13 +74,12 @@ class Evaluator:
         model.eval()
         frames = [self.answers(model, "test", self.sets["test"]), self.answers(model, "triggered",
                                                                                 self.sets["triggered"])]
-        frames[0] = frames[0].assign(**self.losses(model, "test"))
-        if retrained is not None:
-            frames[0] = frames[0].assign(kl=self.divergence(retrained, model, "test"))
-        for name in ("member", "nonmember"):
-            losses = self.losses(model, name)
-            frame = self._frame(name, self.parts[name]).assign(**losses)
-            frames.append(frame.assign(**self.membership_scores(model, name, losses["nll"])))
+        if len(frames[0]):
+            frames[0] = frames[0].assign(**self.losses(model, "test"))
+            if retrained is not None:
+                frames[0] = frames[0].assign(kl=self.divergence(retrained, model, "test"))
+        for name in ("member", "nonmember") if len(self.parts["nonmember"]) else ():
+            frames.append(self._frame(name, self.parts[name]).assign(**self.membership_signals(model, name)))
         if self.manifest["gaussian"]:
             frames.append(self.canaries(model))
         return pd.concat([f for f in frames if len(f)], ignore_index=True)
@@ -115,7 +114,7 @@ class Evaluator:
             count = torch.bincount(s.example, minlength=s.n_examples)
             results.append((positions, torch.stack([total.double(), count.double()], 1)))
         values = scatter(len(self.encoded[name]), results).numpy().reshape(-1, 2)
-        return {"nll": values[:, 0] / values[:, 1], "nll_sum": values[:, 0], "n_positions": values[:, 1].astype(int)}
+        return _per_position(values[:, 0], values[:, 1].astype(int))
 
     @torch.no_grad()
     def divergence(self, retrained: Any, model: Any, name: str) -> np.ndarray:
@@ -130,35 +129,46 @@ class Evaluator:
             results.append((positions, example_mean(kl, ours.example, ours.n_examples)))
         return scatter(len(rows), results).numpy()
 
-    def membership_scores(self, model: Any, name: str, nll: np.ndarray) -> dict[str, np.ndarray]:
-        """`mia_<attack>` of each row, for the attacks that are asked for; the loss attack is in `nll` already."""
+    def membership_signals(self, model: Any, name: str) -> dict[str, np.ndarray]:
+        """`losses`, and `mia_<attack>` of each row for the attacks that are asked for; the loss attack is in `nll`."""
         rows, found = self.encoded[name], {}
+        losses, tokens = self._losses_and_tokens(model, name)
+        if "min_k" in self.membership:
+            found["mia_min_k"] = min_k_score(tokens["log_prob"], tokens["example"])
+        if "min_k_plus" in self.membership:
+            standard = (tokens["log_prob"] - tokens["mean"]) / tokens["sd"]
+            found["mia_min_k_plus"] = min_k_score(standard, tokens["example"])
         if "zlib" in self.membership:
             texts = [row["prompt"] + row["completion"] for row in self.parts[name]]
-            found["mia_zlib"] = zlib_score(nll, texts)
+            found["mia_zlib"] = zlib_score(losses["nll"], texts)
         if "reference" in self.membership and self.reference is not None:
-            found["mia_reference"] = reference_score(nll, self._reference_nll[name])
-        if {"min_k", "min_k_plus"} & set(self.membership):
-            tokens = token_statistics(model, rows, self.collate, self.batch_size, self.task)
-            if "min_k" in self.membership:
-                found["mia_min_k"] = min_k_score(tokens["log_prob"], tokens["example"])
-            if "min_k_plus" in self.membership:
-                standard = (tokens["log_prob"] - tokens["mean"]) / tokens["sd"]
-                found["mia_min_k_plus"] = min_k_score(standard, tokens["example"])
+            found["mia_reference"] = reference_score(losses["nll"], self._reference_nll[name])
         if "gradient_norm" in self.membership:
             found["mia_gradient_norm"] = -gradient_norms(model, rows, self.collate, self.task)
-        return found
+        return {**losses, **found}
 
     @cached_property
     def _reference_nll(self) -> dict[str, np.ndarray]:
         model = self.reference()
         model.eval()
-        return {name: self.losses(model, name)["nll"] for name in ("member", "nonmember")}
+        return {name: self._losses_and_tokens(model, name)[0]["nll"] for name in ("member", "nonmember")}
+
+    def _losses_and_tokens(self, model: Any, name: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray] | None]:
+        """`losses`, and the statistics of every token where an attack needs them: one forward pass for both."""
+        if not {"min_k", "min_k_plus"} & set(self.membership):
+            return self.losses(model, name), None
+        rows = self.encoded[name]
+        tokens = token_statistics(model, rows, self.collate, self.batch_size, self.task)
+        total = np.bincount(tokens["example"], -tokens["log_prob"], len(rows))
+        return _per_position(total, np.bincount(tokens["example"], minlength=len(rows))), tokens
 
     def canaries(self, model: Any) -> "pd.DataFrame":
         """Loss, Gaussian score and fresh-noise control of every canary, deleted or not."""
         seed = self.manifest["gaussian"]["seed"]
-        scores = gaussian_scores(model, self.encoded["canary"], self.collate, [seed, seed + CONTROL_SEED_OFFSET],
+        rows, part = self.encoded["canary"], self.parts["canary"]
+        if "noise_id" in part.column_names:  # whose noise it is; the same as example_id, but for a user's own data
+            rows = [{**row, "noise_id": i} for row, i in zip(rows, part["noise_id"], strict=True)]
+        scores = gaussian_scores(model, rows, self.collate, [seed, seed + CONTROL_SEED_OFFSET],
                                  self.batch_size, self.task)
         forget = set(self.manifest["forget_ids"])
         frame = self._frame("canary", self.parts["canary"]).assign(**self.losses(model, "canary"))
@@ -186,3 +196,7 @@ class Evaluator:
         import pandas as pd
 
         return pd.DataFrame({"set": name, "example_id": list(rows["example_id"]), "label": list(rows["label"])})
+
+
+def _per_position(total: np.ndarray, count: np.ndarray) -> dict[str, np.ndarray]:
+    return {"nll": total / count, "nll_sum": total, "n_positions": count}

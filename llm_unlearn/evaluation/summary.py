@@ -14,7 +14,7 @@ SCHEMA_VERSION = 1
 PREFIX = "mia_"  # of the columns that hold a membership attack's scores
 
 
-def summarize(signals: "pd.DataFrame", identity: dict[str, Any], cost: dict[str, Any],
+def summarize(signals: "pd.DataFrame", identity: dict[str, Any], cost: dict[str, Any] | None,
               retrained: "pd.DataFrame | None" = None) -> dict[str, Any]:
     """Compute every metric of one model.
 
@@ -24,23 +24,27 @@ def summarize(signals: "pd.DataFrame", identity: dict[str, Any], cost: dict[str,
             "share_of_training", "seconds"}. retrained: the retrained model's signals, or None.
     Returns:
         {"schema_version", …identity, "attack", "gus", "utility", "mia", "cost", "oracle"}; a section is None where
-        the run has no such poison, or no retrained model to compare with.
+        there is no such poison, no such set, or no retrained model to compare with.
     """
     parts = dict(list(signals.groupby("set", sort=False)))
-    test = parts["test"]
+    test = parts.get("test")
     return {
         "schema_version": SCHEMA_VERSION,
         **identity,
         "attack": _attack(parts, retrained),
         "gus": _gus(parts),
-        "utility": {
-            **accuracy((test["prediction"] == test["label"]).to_numpy()),
-            "prefix_accuracy": _prefix_accuracy(test),
-            "perplexity": perplexity(test["nll_sum"].to_numpy(), test["n_positions"].to_numpy()),
-        },
-        "mia": _membership(parts["member"], parts["nonmember"]),
+        "utility": None if test is None else _utility(test),
+        "mia": _membership(parts["member"], parts["nonmember"]) if "nonmember" in parts else None,
         "cost": cost,
         "oracle": _oracle(test, retrained),
+    }
+
+
+def _utility(test: "pd.DataFrame") -> dict[str, Any]:
+    return {
+        **accuracy((test["prediction"] == test["label"]).to_numpy()),
+        "prefix_accuracy": _prefix_accuracy(test),
+        "perplexity": perplexity(test["nll_sum"].to_numpy(), test["n_positions"].to_numpy()),
     }
 
 
@@ -96,8 +100,8 @@ def _gus(parts: dict[str, "pd.DataFrame"]) -> dict[str, Any] | None:
     }
 
 
-def _oracle(test: "pd.DataFrame", retrained: "pd.DataFrame | None") -> dict[str, Any] | None:
-    if retrained is None or "kl" not in test.columns:
+def _oracle(test: "pd.DataFrame | None", retrained: "pd.DataFrame | None") -> dict[str, Any] | None:
+    if retrained is None or test is None or "kl" not in test.columns:
         return None
     theirs = retrained[retrained["set"] == "test"].set_index("example_id").loc[test["example_id"]]
     return {"kl": float(test["kl"].mean()),

@@ -59,8 +59,8 @@ def corrupt(splits: "Splits", recipe: "Recipe", seed: int) -> tuple[dict[str, "D
     manifest |= _forget_set(train, ids, kinds, recipe.unlearn, seed)
     kinds = np.where(np.isin(ids, manifest["forget_ids"]), kinds, "kept")  # the twins are of the forget set
     sets = {"train": train, "heldout": splits.heldout, "test": splits.test}
-    sets["triggered"] = _triggered(splits.test, manifest["trigger"], seed)
-    sets["nonmember"] = _twins(splits.heldout, manifest, kinds, seed)
+    sets["triggered"] = triggered_rows(splits.test, manifest["trigger"], seed)
+    sets["nonmember"] = twins(splits.heldout, manifest, kinds, seed)
     for name, rows in sets.items():
         if "poison" not in rows.column_names:
             rows = rows.add_column("poison", ["none"] * len(rows))
@@ -157,14 +157,20 @@ def _forget_set(train: "Dataset", ids: np.ndarray, kinds: np.ndarray, section: "
             "false_positive_ids": sorted(set(chosen) & set(clean.tolist()))}
 
 
-def _triggered(test: "Dataset", trigger: dict | None, seed: int) -> "Dataset":
+def triggered_rows(test: "Dataset", trigger: dict | None, seed: int) -> "Dataset":
+    """The test rows whose label is not the target, trigger inserted; none without a trigger."""
     if trigger is None:
         return test.select([])
     rows = test.filter(lambda row: row["label"] != trigger["target"], desc="triggered test set")
     return _insert(rows, trigger, np.random.default_rng([seed, 4]))
 
 
-def _twins(heldout: "Dataset", manifest: dict, kinds: np.ndarray, seed: int) -> "Dataset":
+def twins(heldout: "Dataset", manifest: dict, kinds: np.ndarray, seed: int) -> "Dataset":
+    """Held-out rows put through the trigger in the proportion of the forget set.
+
+    Args:
+        kinds: (n,) of the training rows: "trigger", another kind of what is to be forgotten, or "kept".
+    """
     trigger = manifest["trigger"]
     share = float((kinds == "trigger").sum() / max((kinds != "kept").sum(), 1))
     eligible = np.arange(len(heldout))

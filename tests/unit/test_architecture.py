@@ -15,7 +15,7 @@ PACKAGE = Path(llm_unlearn.__file__).parent
 # From the top down. A module may import from its own layer and from those below it, never from one above.
 LAYERS = (
     {"__init__", "__main__", "cli", "pipeline", "seed_run", "plan", "methods", "pretraining", "hub",
-     "audit_stages"},
+     "audit_stages", "audit"},
     {"reporting", "evaluation", "trainers", "poisons", "data", "training", "vision", "environment", "analysis",
      "stress"},
     {"tasks", "modeling", "compute", "checkpoints", "stages", "progress", "parallel", "sweep", "recipe",

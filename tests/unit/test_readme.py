@@ -1,5 +1,7 @@
 """The README is true: its commands, files, table of methods and Python all work."""
 
+import dataclasses
+import json
 import re
 import shlex
 import textwrap
@@ -9,8 +11,11 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from llm_unlearn.cli import COMMANDS
-from llm_unlearn.recipe import load_recipe
+from llm_unlearn.audit.manifest import Manifest
+from llm_unlearn.cli import COMMANDS, parser
+from llm_unlearn.recipe import build_recipe, load_recipe
+from llm_unlearn.strict import build, parse_yaml
+from llm_unlearn.sweep import points
 from llm_unlearn.trainers import METHODS
 
 ROOT = Path(__file__).parents[2]
@@ -30,7 +35,20 @@ def test_every_command_and_override_is_one_that_exists():
     assert commands
     for command, recipe, rest in commands:
         assert command in COMMANDS
+        if recipe.startswith("--"):
+            args = parser().parse_args([command, recipe, *shlex.split(rest)])
+            assert args.model == ["my-org/my-model"] and args.manifest == "poison.json"
+            continue
         load_recipe(ROOT / recipe, [word for word in shlex.split(rest) if "=" in word])
+
+
+def test_the_manifest_and_the_sections_of_a_recipe_are_as_shown():
+    (manifest,) = re.findall(r"```json\n(.*?)```", README, flags=re.S)
+    assert build(Manifest, json.loads(manifest), "README").poison == "column:is_poison"
+    (sections,) = re.findall(r"```yaml\n(.*?)```", README, flags=re.S)
+    recipe = load_recipe(ROOT / "recipes/quickstart.yaml")
+    recipe = build_recipe(dataclasses.asdict(recipe) | parse_yaml(sections, "README"))
+    assert len(points(recipe)) == 6 and recipe.analysis.sizes == [0.5, 1.0] and recipe.stress is not None
 
 
 def test_the_table_of_methods_is_the_list_of_methods():
@@ -75,7 +93,7 @@ def namespace(tokenizer, make_tiny, tmp_path, monkeypatch):
 
 def test_its_python_runs_as_written(namespace, capsys, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    unlearn, plant, audit = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+    unlearn, plant, audit, power = re.findall(r"```python\n(.*?)```", README, flags=re.S)
     exec(unlearn, namespace)
     assert Path("unlearned/model.safetensors").is_file()
     exec(plant, namespace)
@@ -83,3 +101,6 @@ def test_its_python_runs_as_written(namespace, capsys, monkeypatch):
     namespace["trainer"].train()
     exec(audit, namespace)
     assert "tpr_at_fpr" in capsys.readouterr().out
+    exec(power, namespace)
+    for call, said in re.findall(r"^(\w+\(.*?\)) +# ([\d.]+)", power, flags=re.M):
+        assert eval(call, namespace) == pytest.approx(float(said), abs=0.005), call
