@@ -3,10 +3,19 @@
 import math
 
 from llm_unlearn.analysis.parameters import Weights, layer_of, layers
+from llm_unlearn.errors import InputError
 
 
 def difference(first: Weights, second: Weights) -> Weights:
-    """first − second, weight by weight."""
+    """first − second, weight by weight.
+
+    Raises:
+        InputError: the two do not have the same weights, as two architectures or two sets of adapted matrices.
+    """
+    for name in first.keys() | second.keys():
+        if name not in first or name not in second or first[name].shape != second[name].shape:
+            raise InputError(f"{name}: one of the two models to compare lacks this weight or has it in another shape; "
+                             "compare models of one architecture, all full or all with the same adapter")
     return {name: first[name] - second[name] for name in first}
 
 

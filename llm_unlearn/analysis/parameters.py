@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llm_unlearn.errors import InputError
+
 Weights = dict[str, Tensor]
 
 
@@ -15,10 +17,14 @@ def effective_parameters(model: nn.Module) -> Weights:
     Of a full model every float parameter, tied ones once. Of a LoRA model the change that the active adapter makes to
     each matrix, ΔW = s·B·A: A and B themselves are only defined up to a change of basis (B·M, M⁻¹·A are the same
     model). Names are those of the base model, so that a full model and an adapter share them.
+
+    Raises:
+        InputError: the adapter changes the model by more than low-rank matrices.
     """
     if not hasattr(model, "peft_config"):
         return {name: parameter.detach().float().cpu().clone() for name, parameter in model.named_parameters()
                 if parameter.is_floating_point()}
+    _check_low_rank(model)
     return {name: layer.get_delta_weight(model.active_adapter).detach().float().cpu()
             for name, layer in adapted_modules(model)}
 
@@ -27,7 +33,17 @@ def adapted_modules(model: nn.Module) -> list[tuple[str, Any]]:
     """(name of the weight in the base model, module) of each matrix that the active adapter changes."""
     base = model.get_base_model()
     return [(f"{name}.weight", module) for name, module in base.named_modules()
-            if model.active_adapter in getattr(module, "lora_A", {})]
+            if any(model.active_adapter in getattr(module, kind, {}) for kind in ("lora_A", "lora_embedding_A"))]
+
+
+def _check_low_rank(model: nn.Module) -> None:
+    """Refuse an adapter whose effect s·B·A does not give: what else it trains would be left out without a word."""
+    for name, parameter in model.named_parameters():
+        low_rank = any(part in name for part in (".lora_A.", ".lora_B.", ".lora_embedding_"))
+        if parameter.requires_grad and (not low_rank or name.endswith(".bias")):
+            raise InputError(f"{name} trains beside the adapter's low-rank matrices (DoRA, modules_to_save, a bias), "
+                             "which the analysis does not compare; use plain LoRA (model.lora) or a full model, or "
+                             "leave `analysis` out")
 
 
 def layer_of(name: str) -> str:
@@ -76,8 +92,12 @@ def _descent(model: nn.Module) -> Weights:
                 if parameter.grad is not None}
     found, adapter = {}, model.active_adapter
     for name, module in adapted_modules(model):
-        a, b = module.lora_A[adapter].weight, module.lora_B[adapter].weight
+        embedding = adapter in getattr(module, "lora_embedding_A", {})
+        if embedding:
+            a, b = module.lora_embedding_A[adapter], module.lora_embedding_B[adapter]
+        else:
+            a, b = module.lora_A[adapter].weight, module.lora_B[adapter].weight
         change = -(b.grad @ a.detach() + b.detach() @ a.grad) * module.scaling[adapter]
-        # GPT-2 keeps its matrices the other way round, and peft says so
-        found[name] = (change.T if getattr(module, "fan_in_fan_out", False) else change).float().cpu()
+        # embeddings and GPT-2's matrices are kept the other way round; of the latter peft says so
+        found[name] = (change.T if embedding or getattr(module, "fan_in_fan_out", False) else change).float().cpu()
     return found

@@ -23,7 +23,9 @@ def analyse(
         JSON-able: {"schema_version", "kind": full or lora, "n_parameters", "layers", "shift": {arm: `l1`, …},
         "direction": {name: `cosine` with retrained − poisoned and "length" relative to it}, "clean_gradient": the same
         of minus the mean gradient at the poisoned model, with "batches": {"mean", "sd", "n"} of the cosines of single
-        batches, "random_cosine"}.
+        batches (those of `batch_size` rows), "random_cosine"}.
+    Raises:
+        InputError: two models do not have the same weights, or an adapter trains more than low-rank matrices.
     """
     model = load(poisoned)
     start, kind = effective_parameters(model), "lora" if hasattr(model, "peft_config") else "full"
@@ -35,18 +37,25 @@ def analyse(
         if name in arms:
             shift[name] = l1(update)
         direction[name] = {**cosine(update, goal), "length": length(update) / reach if reach else None}
-    batches = (collate(clean_rows[i : i + batch_size]) for i in range(0, len(clean_rows), batch_size))
-    total: Weights = {}
-    alone = []
-    for descent in descents(model, batches, task):
-        alone.append(cosine(descent, goal)["total"])
-        total = {name: total[name] + values if total else values for name, values in descent.items()}
-    alone = [c for c in alone if c is not None]
     n = sum(values.numel() for values in start.values())
     return {
         "schema_version": 1, "kind": kind, "n_parameters": n, "layers": layers(list(start)), "shift": shift,
         "direction": direction,
-        "clean_gradient": {**cosine(total, goal), "batches": {
-            "mean": fmean(alone) if alone else None, "sd": stdev(alone) if len(alone) > 1 else None, "n": len(alone)}},
+        "clean_gradient": _clean_gradient(model, goal, clean_rows, collate, task, batch_size),
         "random_cosine": random_cosine(n),
     }
+
+
+def _clean_gradient(model: Any, goal: Weights, rows: list[dict], collate: Callable, task: Any, size: int) -> dict:
+    """The cosine of minus the gradient of the mean loss over rows with the goal, and of that over single batches."""
+    parts = [rows[i : i + size] for i in range(0, len(rows), size)]
+    total: Weights = {}
+    alone = []
+    for part, descent in zip(parts, descents(model, map(collate, parts), task), strict=True):
+        if len(part) == len(parts[0]):  # a smaller last batch is noisier than the others
+            alone.append(cosine(descent, goal)["total"])
+        for name, values in descent.items():  # the mean over rows, not over batches
+            total[name] = total[name].add_(values, alpha=len(part)) if name in total else values * len(part)
+    alone = [c for c in alone if c is not None]
+    return {**cosine(total, goal), "batches": {
+        "mean": fmean(alone) if alone else None, "sd": stdev(alone) if len(alone) > 1 else None, "n": len(alone)}}

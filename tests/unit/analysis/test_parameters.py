@@ -6,6 +6,7 @@ from support import build, rows, with_adapter
 
 from llm_unlearn.analysis.parameters import adapted_modules, descents, effective_parameters, layer_of, layers
 from llm_unlearn.data.collators import CausalLMCollator
+from llm_unlearn.errors import InputError
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 from llm_unlearn.trainers.reference import AdapterReference
 
@@ -16,6 +17,14 @@ BATCH = CausalLMCollator(0)([{key: row[key] for key in ("input_ids", "labels")} 
 
 def loss(model):
     return CausalLMTask().supervised(model, BATCH).nll().mean()
+
+
+def adapted(**options):
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(6)
+    options = {"r": 4, "lora_alpha": 8, "target_modules": ["c_attn"], "init_lora_weights": False, **options}
+    return get_peft_model(build("full"), LoraConfig(task_type="CAUSAL_LM", **options))
 
 
 def test_a_full_model_has_each_weight_once():
@@ -37,6 +46,22 @@ def test_an_adapters_effective_weights_are_what_merging_adds():
     assert set(delta) == {n for n in plain if "c_attn.weight" in n or "c_fc.weight" in n}
     for name, values in delta.items():
         torch.testing.assert_close(merged[name] - plain[name], values, atol=1e-6, rtol=0)
+
+
+def test_an_adapted_embedding_is_compared_too():
+    base, model = build("full"), adapted(target_modules=["wte", "c_attn"])
+    delta = effective_parameters(model)
+    assert "transformer.wte.weight" in delta
+    merged = dict(model.merge_and_unload().named_parameters())
+    for name, values in delta.items():
+        torch.testing.assert_close(merged[name] - dict(base.named_parameters())[name], values, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("options", [{"use_dora": True}, {"modules_to_save": ["ln_f"]}, {"bias": "all"},
+                                     {"lora_bias": True}, {"trainable_token_indices": [1]}], ids=str)
+def test_an_adapter_that_is_more_than_low_rank_is_refused_by_name(options):
+    with pytest.raises(InputError, match="trains beside the adapter's low-rank matrices.*plain LoRA"):
+        effective_parameters(adapted(**options))
 
 
 def test_another_basis_of_the_adapter_is_the_same_model():
@@ -74,8 +99,11 @@ def test_the_descent_of_a_full_model_is_minus_the_gradient():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_the_descent_of_an_adapter_is_what_a_small_step_does_to_its_effective_weights():
-    model = with_adapter(build("full")).double()
+@pytest.mark.parametrize("make", [lambda: with_adapter(build("full")), lambda: adapted(target_modules=["wte", "c_fc"]),
+                                  lambda: adapted(use_rslora=True, rank_pattern={"h.1.attn.c_attn": 2})],
+                         ids=["c_attn, c_fc", "embedding", "rsLoRA, ranks"])
+def test_the_descent_of_an_adapter_is_what_a_small_step_does_to_its_effective_weights(make):
+    model = make().double()
     before = {name: module.get_delta_weight("default").detach().clone() for name, module in adapted_modules(model)}
     (found,) = descents(model, [BATCH], CausalLMTask())
     model.eval()
@@ -88,6 +116,17 @@ def test_the_descent_of_an_adapter_is_what_a_small_step_does_to_its_effective_we
     for name, module in adapted_modules(model):
         change = (module.get_delta_weight("default") - before[name]) / step
         torch.testing.assert_close(found[name].double(), change, atol=1e-4, rtol=1e-3)
+
+
+def test_a_llamas_layers_and_an_untied_head():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=3,
+                                         num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=False))
+    weights = effective_parameters(model)
+    assert layers(list(weights)) == ["embeddings", "block 0", "block 1", "block 2", "head"]
+    sizes = [sum(w.numel() for n, w in weights.items() if layer_of(n) == layer) for layer in ("embeddings", "head")]
+    assert sizes == [40 * 16, 40 * 16 + 16]  # the head is its matrix and the final norm
 
 
 @pytest.mark.parametrize(("name", "layer"), [

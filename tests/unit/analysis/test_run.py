@@ -11,6 +11,7 @@ from support import build, rows
 from llm_unlearn.analysis.geometry import cosine, difference, l1, length, random_cosine
 from llm_unlearn.analysis.run import analyse
 from llm_unlearn.data.collators import CausalLMCollator
+from llm_unlearn.errors import InputError
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 
 pytestmark = pytest.mark.unit
@@ -28,6 +29,21 @@ def test_l1_cosine_and_length_by_hand():
     found = cosine(update, weights([2.0, 0.0], [1.0]))
     assert found["total"] == pytest.approx((2 + 2) / (3 * math.sqrt(5)))
     assert found["by_layer"] == pytest.approx({"block 0": 1 / math.sqrt(5), "head": 1.0})
+
+
+def test_sums_are_taken_in_float64():
+    values = torch.full((2**25,), 1e-4)
+    values[0] = 1e4  # in float32 what is added to it one by one would be lost
+    assert l1({"w": values})["total"] == pytest.approx(1e4 + (2**25 - 1) * float(values[1]), rel=1e-12)
+
+
+@pytest.mark.parametrize("other", [{"h.0.w": torch.zeros(2)}, {"h.0.w": torch.zeros(2), "head.w": torch.zeros(1, 1)},
+                                   {"h.0.w": torch.zeros(2), "head.w": torch.zeros(1), "more": torch.zeros(1)}])
+def test_models_with_other_weights_are_refused(other):
+    first = weights([1.0, -2.0], [3.0])
+    for pair in ((first, other), (other, first)):
+        with pytest.raises(InputError, match="(head.w|more): .*compare models of one architecture"):
+            difference(*pair)
 
 
 def test_a_layer_that_did_not_move_has_no_direction():
@@ -68,7 +84,8 @@ def test_the_analysis_of_models_that_were_moved_by_hand(kind):
     assert result["shift"]["reseeded"]["total"] == 0
     assert result["direction"]["still"]["total"] is None and result["direction"]["still"]["length"] == 0.0
     assert result["direction"]["random@1"]["total"] == pytest.approx(0.0, abs=1e-6)
-    assert result["clean_gradient"]["batches"]["n"] == 3 and abs(result["clean_gradient"]["total"]) < 1
+    assert result["clean_gradient"]["batches"]["n"] == 2  # of 7 rows; the last batch, of one row, is noisier
+    assert abs(result["clean_gradient"]["total"]) < 1
     if kind == "full":  # under LoRA a shift of A and B is no straight line in ΔW
         size = models["poisoned"].transformer.h[1].mlp.c_fc.weight.numel() + 64
         assert result["shift"]["poison@1"]["total"] == pytest.approx(0.1 * size, rel=1e-3)
@@ -76,3 +93,43 @@ def test_the_analysis_of_models_that_were_moved_by_hand(kind):
         assert result["direction"]["far"]["total"] == pytest.approx(1, abs=1e-4)
         assert result["direction"]["far"]["length"] == pytest.approx(2, rel=1e-3)
         assert result["direction"]["away"]["total"] == pytest.approx(-1, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_a_step_down_the_mean_loss_over_rows_is_the_clean_gradients_direction_however_they_are_batched(kind):
+    clean = [{key: row[key] for key in ("input_ids", "labels")} for row in rows(7, 4)]
+    models = {"poisoned": build(kind), "retrained": build(kind).eval()}
+    CausalLMTask().supervised(models["retrained"], CausalLMCollator(0)(clean)).nll().mean().backward()
+    with torch.no_grad():
+        for parameter in models["retrained"].parameters():
+            if parameter.grad is not None:
+                parameter.sub_(0.01 * parameter.grad)
+    for size, n in ((7, 1), (3, 2)):
+        found = analyse(models.__getitem__, poisoned="poisoned", retrained="retrained", methods={}, arms={},
+                        clean_rows=clean, collate=CausalLMCollator(0), task=CausalLMTask(), batch_size=size)
+        gradient = found["clean_gradient"]
+        assert gradient["total"] == pytest.approx(1, abs=1e-3)
+        assert all(value == pytest.approx(1, abs=5e-3) for value in gradient["by_layer"].values())
+        assert gradient["batches"]["n"] == n
+    assert 0.1 < gradient["batches"]["mean"] < 0.98  # single batches have noise that the mean over all has not
+
+
+def test_no_more_than_two_models_are_held_at_a_time():
+    import gc
+    import weakref
+
+    alive = weakref.WeakSet()
+    most = 0
+
+    def load(name):
+        nonlocal most
+        model = build("full", seed=len(name))
+        alive.add(model)
+        gc.collect()
+        most = max(most, len(alive))
+        return model
+
+    clean = [{key: row[key] for key in ("input_ids", "labels")} for row in rows(2, 4)]
+    analyse(load, poisoned="poisoned", retrained="retrained", methods={"kl": "kl", "npo": "npo!"},
+            arms={"random@1": "random@1"}, clean_rows=clean, collate=CausalLMCollator(0), task=CausalLMTask())
+    assert most == 2
