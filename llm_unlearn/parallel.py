@@ -2,8 +2,10 @@
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from multiprocessing.connection import wait as wait_for_end
 from typing import Any
 
 
@@ -48,11 +50,18 @@ def run_all(work: Callable[..., None], items: list[tuple], needs: dict[int, int]
 
 
 def _prepare(slots: Any, threads: int) -> None:
-    """In a new process, before torch is imported: its GPU, or its share of the cores."""
+    """In a new process, before torch is imported: its GPU, or its share of the cores, and its end with the parent's."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     gpu = slots.get()
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it is gone, or it would go on writing into a run that was killed."""
+    wait_for_end([multiprocessing.parent_process().sentinel])
+    os._exit(1)
 
 
 def _visible_gpus() -> list[str]:

@@ -1,5 +1,6 @@
 """Work in several processes: every item once, order where it matters, the first error, a GPU each."""
 
+import multiprocessing
 import os
 import time
 from pathlib import Path
@@ -22,6 +23,16 @@ def note(folder: str, name: str, wait_for: str | None = None, fail: bool = False
     time.sleep(0.05)
     said = [began, os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ.get("OMP_NUM_THREADS")]
     (Path(folder) / name).write_text(" ".join(map(str, said)))
+
+
+def stay(folder: str, name: str) -> None:
+    """Leave the number of this process, then work for ever."""
+    (Path(folder) / name).write_text(str(os.getpid()))
+    time.sleep(600)
+
+
+def parent_of_workers(folder: str) -> None:
+    run_all(stay, [(folder, "a"), (folder, "b")], {}, jobs=2)
 
 
 def read(folder: Path) -> dict[str, list[str]]:
@@ -51,3 +62,31 @@ def test_the_first_error_is_raised_and_nothing_new_begins(tmp_path):
     with pytest.raises(ValueError, match="bad fails"):
         run_all(note, items, {2: 1}, jobs=2)
     assert set(read(tmp_path)) <= {"a"}
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="looks at processes where Linux shows them")
+def test_workers_end_with_the_process_that_started_them(tmp_path):
+    parent = multiprocessing.get_context("spawn").Process(target=parent_of_workers, args=(str(tmp_path),))
+    parent.start()
+    texts = poll(lambda: [p.read_text() for p in tmp_path.iterdir()], lambda found: len(found) == 2 and all(found))
+    pids = [int(text) for text in texts]
+    parent.kill()
+    parent.join()
+    poll(lambda: [pid for pid in pids if is_running(pid)], lambda left: not left)
+
+
+def poll(look, is_enough, seconds: float = 60):
+    """What `look` returns once it is enough."""
+    end = time.time() + seconds
+    while not is_enough(found := look()):
+        assert time.time() < end, f"still {found}"
+        time.sleep(0.05)
+    return found
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process does anything still; a zombie that nobody has collected does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
