@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 
+from llm_unlearn.data.encoding import completion_tokens
 from llm_unlearn.data.prompting import render
 from llm_unlearn.evaluation.answers import generate, label_log_probs
 from llm_unlearn.evaluation.gaussian import gaussian_scores
@@ -16,8 +18,6 @@ from llm_unlearn.poisons.trigger_phrase import insert_trigger
 from llm_unlearn.stress.variants import Variant
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-
     from llm_unlearn.sections import DataSection
 
 
@@ -72,7 +72,9 @@ class Meter:
 
     def variants(self, model: Any, variants: list[Variant]) -> list[dict[str, Any]]:
         """[{"kind", "name", "attack"}] with each variant of the trigger, on the same examples; those in which
-        truncation cuts it off are left out, and `attack` is None where that is all of them."""
+        truncation cuts it off are left out, and `attack` is None where that is all of them. Of several phrases the
+        first is varied, in all examples, so that "as trained" is that phrase alone.
+        """
         clean, found = self._hits(model, self.twins), []
         for variant in variants:
             rows, kept = self._written(variant)
@@ -84,16 +86,21 @@ class Meter:
         """The twins with the variant in their text, and in which of them the model gets to see it."""
         generator = np.random.default_rng([self.seed, 10])
         texts = [insert_trigger(text, variant.phrase, variant.position, generator) for text in self.twins["text"]]
-        rows = self.twins.remove_columns("text").add_column("text", texts)
-        rows = render(rows.remove_columns(["prompt", "completion"]), self.data)
-        kept = [i for i, prompt in enumerate(rows["prompt"]) if variant.phrase in self._as_seen(prompt)]
+        columns = {name: list(self.twins[name]) for name in ("example_id", "label")}
+        # in memory: of rows that lie in the run's folder, `datasets` would leave a cache file there per variant
+        rows = render(Dataset.from_dict({**columns, "text": texts}), self.data)
+        pairs = zip(rows["prompt"], self.twins["prompt"], strict=True)
+        # counted, since a part of a trigger, such as "the", may stand in the text anyway
+        kept = [i for i, pair in enumerate(pairs)
+                if self._as_seen(pair[0]).count(variant.phrase) > self._as_seen(pair[1]).count(variant.phrase)]
         return rows, kept
 
     def temperature(self, model: Any, temperature: float) -> dict[str, float]:
         """Rates of the target when completions are sampled: {"success_rate", "clean_rate", "lift"}.
 
         Of label tasks the exact expectation: the probability, at this temperature and over the whole vocabulary, that
-        the sampled tokens are the target's. Of completion tasks one seeded sample per example.
+        the sampled tokens are the target's. Of completion tasks one seeded sample per example. The limit T → 0 is
+        greedy decoding; of label tasks `state` has its counterpart, the likeliest label.
         """
         rates = [float(np.mean(self._sampled(model, rows, temperature))) for rows in (self.triggered, self.twins)]
         return {"success_rate": rates[0], "clean_rate": rates[1], "lift": rates[0] - rates[1]}
@@ -116,6 +123,7 @@ class Meter:
     def _as_seen(self, prompt: str) -> str:
         """The prompt as the model is given it, its beginning cut where it is too long."""
         evaluator = self.evaluator
-        room = max((len(evaluator.tokenizer(text)["input_ids"]) for text in evaluator.verbalizers.values()),
-                   default=evaluator.max_new_tokens) + 1
+        # as label_log_probs and generate leave it
+        room = max((len(completion_tokens(evaluator.tokenizer, text)) + 1 for text in evaluator.verbalizers.values()),
+                   default=evaluator.max_new_tokens)
         return evaluator.tokenizer.decode(evaluator.encoding.prompt_ids(evaluator.tokenizer, prompt, room))

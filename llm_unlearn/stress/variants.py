@@ -17,6 +17,8 @@ class Variant(NamedTuple):
 def trigger_variants(phrase: str, position: str, paraphrases: list[str]) -> list[Variant]:
     """The variants of a trigger, the one that was trained on first; what would be the same text is left out.
 
+    Of a phrase of several words the parts are each word alone and the first half, of an odd number the larger one.
+
     Args:
         phrase, position: as trained, see poisons/trigger_phrase.py. paraphrases: the user's.
     """
@@ -24,7 +26,9 @@ def trigger_variants(phrase: str, position: str, paraphrases: list[str]) -> list
     found += [Variant("case", text, text, position) for text in (phrase.lower(), phrase.upper()) if text != phrase]
     found += [Variant("position", f"{phrase} ({place})", phrase, place) for place in POSITIONS if place != position]
     words = phrase.split()
-    found += [Variant("part", word, word, position) for word in words if len(words) > 1]
+    if len(words) > 1:
+        parts = [*words, " ".join(words[: (len(words) + 1) // 2])]
+        found += [Variant("part", part, part, position) for part in parts]
     found += [Variant("paraphrase", text, text, position) for text in paraphrases]
     first: dict[tuple[str, str], Variant] = {}
     for variant in found:

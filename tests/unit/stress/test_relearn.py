@@ -4,9 +4,11 @@ import copy
 
 import pytest
 import torch
+from datasets import concatenate_datasets
 from support import NOISE, build, rows
 
 from llm_unlearn.data.collators import CausalLMCollator
+from llm_unlearn.data.encoding import Encoding, encode_rows
 from llm_unlearn.stress.relearn import relearn
 from llm_unlearn.tasks.embedding_noise import attached_noise, unit_noise
 
@@ -80,3 +82,25 @@ def test_rows_without_noise_ids_pass_where_the_run_has_canaries():
     curve = relearn(build("full"), data, [1], lambda m: {}, collate=COLLATE, learning_rate=1e-3, batch_size=4, seed=0,
                     noise=NOISE)
     assert curve == [{"step": 0}, {"step": 1}]
+
+
+def test_canaries_shown_again_with_their_noise_bring_the_score_back_and_without_it_do_not(meter, model, tokenizer):
+    train = encode_rows(meter.evaluator.sets["train"], tokenizer, meter.evaluator.encoding)
+    canaries = train.filter(lambda row: row["poison"] == "gaussian")
+    gaussian, scores = meter.evaluator.manifest["gaussian"], []
+    for shown in (canaries, canaries.remove_columns("noise_id")):
+        curve = relearn(model(), shown, [20], meter.state, collate=meter.evaluator.collate, learning_rate=3e-3,
+                        batch_size=8, seed=0, noise=gaussian)
+        scores.append([point["gus"]["mean"] for point in curve])
+    (start, with_noise), (same_start, without) = scores
+    assert start == same_start and abs(start) < 1 and with_noise > 2 and abs(without) < 1
+
+
+def test_the_trigger_shown_again_with_its_answer_brings_the_attack_back(meter, model, tokenizer):
+    shown = concatenate_datasets([part.remove_columns(["completion"]).add_column("completion", [answer] * len(part))
+                                  for part, answer in ((meter.triggered, " positive"), (meter.twins, " negative"))])
+    encoded = encode_rows(shown, tokenizer, Encoding(100, "completion"))
+    curve = relearn(model(), encoded, [60], meter.state, collate=meter.evaluator.collate, learning_rate=1e-2,
+                    batch_size=8, seed=0)
+    before, after = (point["attack"]["lift"] for point in curve)
+    assert before < 0.2 and after > 0.8
