@@ -20,6 +20,7 @@ COMMANDS = {
     "audit": "analyse why unlearning fails and stress every model, as the recipe's sections ask",
     "report": "write report.md, report.html and plots/",
 }
+AUDIT_OPTIONS = ("model", "manifest", "base", "retrained", "out", "batch_size", "dtype", "quantization")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -61,9 +62,9 @@ def _add_audit(command: argparse.ArgumentParser) -> None:
                        "calibrates the reference attack")
     group.add_argument("--retrained", metavar="PATH_OR_ID", help="the oracle, shown beside")
     group.add_argument("--out", metavar="FOLDER", help="write <model>.json and .parquet there (default: print only)")
-    group.add_argument("--batch-size", type=int, default=32, metavar="N")
-    group.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    group.add_argument("--quantization", choices=("none", "4bit", "8bit"), default="none")
+    group.add_argument("--batch-size", type=int, metavar="N", help="rows at a time (default: the run's, or 32)")
+    group.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the run's, or float32")
+    group.add_argument("--quantization", choices=("none", "4bit", "8bit"), help="default: the run's, or none")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -88,7 +89,7 @@ def _run(args: argparse.Namespace) -> int:
     from llm_unlearn.environment import calm_libraries
     from llm_unlearn.recipe import load_recipe
 
-    if args.command == "evaluate" and (args.model or args.manifest or not args.recipe):
+    if args.command == "evaluate" and (not args.recipe or _given(args, AUDIT_OPTIONS)):
         return _audit(args)
     recipe = load_recipe(args.recipe, args.overrides)
     until = "report" if args.command == "run" else args.command
@@ -118,15 +119,25 @@ def _audit(args: argparse.Namespace) -> int:
     from llm_unlearn.environment import calm_libraries
 
     if args.recipe or not (args.model and args.manifest):
-        raise InputError("evaluate: give either a RECIPE, or both --model and --manifest")
+        alone = [f"--{name.replace('_', '-')}" for name in _given(args, AUDIT_OPTIONS)]
+        found = f"; found {', '.join([*([args.recipe] if args.recipe else []), *alone])}" if alone else ""
+        raise InputError(f"evaluate: give either a RECIPE, or both --model and --manifest{found}")
+    if of_recipes := _given(args, ("dry_run", "jobs")):
+        raise InputError(f"evaluate --manifest: --{of_recipes[0].replace('_', '-')} is for recipes; leave it out")
     calm_libraries(args.quiet or args.json)
-    from llm_unlearn.audit.run import Options, as_json, as_text, audit
+    from llm_unlearn.audit.run import Options, audit
+    from llm_unlearn.audit.text import as_text
 
     options = Options(base=args.base, retrained=args.retrained, out=args.out, batch_size=args.batch_size,
                       dtype=args.dtype, quantization=args.quantization)
     results = audit(args.model, args.manifest, options, _silent if args.quiet or args.json else _say)
-    print(as_json(results) if args.json else as_text(results))
+    print(json.dumps(results, indent=2) if args.json else as_text(results))
     return 0
+
+
+def _given(args: argparse.Namespace, names: tuple[str, ...]) -> list[str]:
+    """Those of some options that are on the command line."""
+    return [name for name in names if (value := getattr(args, name)) is not None and value is not False]
 
 
 def _silent(line: str) -> None:

@@ -155,7 +155,7 @@ def load_checkpoint(where: str, section: "ModelSection", base: str | None = None
     Args:
         section: how it is loaded. base: what an adapter sits on; by default what it names.
     """
-    adapter = _adapter_config(where)
+    adapter = adapter_config(where)
     if adapter is None:
         return on_best_device(load_model(where, section)).eval()
     from peft import PeftModel
@@ -163,13 +163,18 @@ def load_checkpoint(where: str, section: "ModelSection", base: str | None = None
     base = base or adapter.get("base_model_name_or_path")
     if not base:
         raise InputError(f"model {where}: an adapter that does not name its base; give it (--base)")
+    _refuse_pickle(where)
     with explained(where) as found:
         # trainable, as in a run: a gradient norm is of the adapter's weights
         return on_best_device(PeftModel.from_pretrained(load_model(base, section), found, is_trainable=True)).eval()
 
 
-def _adapter_config(where: str) -> dict[str, Any] | None:
-    """The adapter_config.json of a folder or a hub repository, or None where it is a full model."""
+def adapter_config(where: str) -> dict[str, Any] | None:
+    """The adapter_config.json of a folder or a hub repository, or None where it is a full model.
+
+    Raises:
+        InputError: the file is damaged.
+    """
     import json
 
     from huggingface_hub import hf_hub_download
@@ -181,7 +186,28 @@ def _adapter_config(where: str) -> dict[str, Any] | None:
             path = Path(hf_hub_download(where, "adapter_config.json"))
         except (EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
             return None  # loading it as a full model says what is wrong
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON: {error}") from None
+
+
+def _refuse_pickle(where: str) -> None:
+    """Raise where an adapter is not in safetensors: peft would load a pickle unasked."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    name, folder = "adapter_model.safetensors", Path(where).expanduser()
+    there = (folder / name).is_file()
+    if not folder.is_dir():
+        try:
+            there = bool(hf_hub_download(where, name))
+        except EntryNotFoundError:
+            pass
+    if not there:
+        raise InputError(f"model {where}: it has no {name}; a pickle is not loaded, save the adapter as safetensors")
 
 
 def on_best_device(model: "PreTrainedModel") -> "PreTrainedModel":

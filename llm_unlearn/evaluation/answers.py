@@ -68,7 +68,9 @@ def generate(
     Args:
         temperature: None decodes greedily; else tokens are drawn from the whole distribution, by torch's own generator.
     """
-    how = {"do_sample": False} if temperature is None else {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    # a model's own generation_config may cut the distribution
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    how = {"do_sample": False} if temperature is None else sampling
     device = next(model.parameters()).device
     prompt_ids = [encoding.prompt_ids(tokenizer, prompt, max_new_tokens) for prompt in prompts]
     texts: list[str] = []

@@ -8,7 +8,7 @@ of a membership attack, higher = more member-like), gaussian_score, gaussian_con
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from llm_unlearn.evaluation.gaussian import gaussian_scores
 from llm_unlearn.evaluation.membership import gradient_norms, token_statistics
 from llm_unlearn.losses import example_mean, example_sum, token_kl, token_nll
 from llm_unlearn.metrics.membership_scores import min_k_score, reference_score, zlib_score
+from llm_unlearn.sections import MembershipAttack
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Evaluator:
     Args:
         tokenizer, encoding: as in training. sets: the datasets of poisons/corrupt.py. manifest: poison.json.
         verbalizers: label → completion, or {} for completion tasks. batch_size: rows at a time.
-        membership: attacks to run, names of `MembershipAttack`. reference: loads the model that calibrates the attack
+        membership: attacks to run, by default all. reference: loads the model that calibrates the attack
             `reference`, one that never saw the rows to be forgotten; without it that attack is left out.
     """
 
@@ -48,7 +49,7 @@ class Evaluator:
     verbalizers: dict[str, str]
     batch_size: int = 32
     max_new_tokens: int = 32
-    membership: Sequence[str] = ("loss", "zlib", "min_k", "min_k_plus")
+    membership: Sequence[str] = get_args(MembershipAttack)
     reference: Callable[[], Any] | None = None
 
     def __post_init__(self) -> None:

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from llm_unlearn.metrics.attack import attack_excess, attack_success
 from llm_unlearn.metrics.gaussian import gaussian_test
 from llm_unlearn.metrics.membership import membership_inference
@@ -74,12 +76,13 @@ def _hits(parts: dict[str, "pd.DataFrame"], ids: Any = None) -> tuple[Any, Any]:
 
 
 def _membership(members: "pd.DataFrame", nonmembers: "pd.DataFrame") -> dict[str, Any]:
-    """One entry per attack whose scores are there; the loss attack takes −nll."""
+    """One entry per attack whose scores are there and finite; the loss attack takes −nll."""
     found = {"loss": membership_inference(-members["nll"].to_numpy(), -nonmembers["nll"].to_numpy())}
-    for column in members.columns:
-        if column.startswith(PREFIX) and members[column].notna().all() and nonmembers[column].notna().all():
-            found[column.removeprefix(PREFIX)] = membership_inference(members[column].to_numpy(),
-                                                                      nonmembers[column].to_numpy())
+    for column in (name for name in members.columns if name.startswith(PREFIX)):
+        inside, outside = (frame[column].to_numpy(float) for frame in (members, nonmembers))
+        # the gradient norm of a model that fell apart may overflow, which must not cost its other figures
+        if np.isfinite(inside).all() and np.isfinite(outside).all():
+            found[column.removeprefix(PREFIX)] = membership_inference(inside, outside)
     return found
 
 

@@ -28,15 +28,22 @@ def power(n: int, effect: float, level: float = 0.001) -> float:
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise InputError(f"n: expected a whole number of canaries, at least 1, got {n!r}.")
     _check(effect, level)
-    z, shift = -float(ndtri(level / 2)), math.sqrt(n) * effect
-    return float(ndtr(shift - z) + ndtr(-shift - z))
+    return _power(n, effect, level)
 
 
-def canaries_needed(effect: float, power_wanted: float = 0.8, level: float = 0.001) -> int:
-    """The smallest number of canaries with which `power(n, effect, level)` reaches what is wanted.
+def canaries_needed(effect: float, power: float = 0.8, level: float = 0.001) -> int:
+    """The smallest number of canaries that finds a residual of `effect` with the chance `power`. Fewer are cheaper.
+
+    Formula: the least n with Φ(√n·e − z) + Φ(−√n·e − z) ≥ power, z = Φ⁻¹(1 − level/2); it grows as 1/e². Assumes, as
+    `power` does, scores of deviation 1.
 
     Args:
-        effect: the residual to be found, not 0. power_wanted: above level and below 1.
+        effect: the mean score e that is to be found, not 0.
+        power: above level and below 1.
+        level: α of the test, in (0, 1).
+
+    Returns:
+        n, at least 1.
 
     Raises:
         InputError: a value is out of range.
@@ -45,17 +52,22 @@ def canaries_needed(effect: float, power_wanted: float = 0.8, level: float = 0.0
     (107, 427)
     """
     _check(effect, level)
-    if effect == 0 or not level < power_wanted < 1:
-        raise InputError(f"effect, power_wanted: expected an effect other than 0 and {level} < power < 1, got "
-                         f"{effect!r} and {power_wanted!r}.")
+    if effect == 0 or not level < power < 1:
+        raise InputError(f"effect, power: expected an effect other than 0 and {level} < power < 1, got {effect!r} and "
+                         f"{power!r}.")
     n = 1
-    while power(n, effect, level) < power_wanted:
+    while _power(n, effect, level) < power:
         n *= 2
     low, high = n // 2, n  # not enough (or 0), enough
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if power(middle, effect, level) >= power_wanted else (middle, high)
+        low, high = (low, middle) if _power(middle, effect, level) >= power else (middle, high)
     return high
+
+
+def _power(n: int, effect: float, level: float) -> float:
+    z, shift = -float(ndtri(level / 2)), math.sqrt(n) * effect
+    return float(ndtr(shift - z) + ndtr(-shift - z))
 
 
 def _check(effect: float, level: float) -> None:

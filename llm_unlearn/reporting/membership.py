@@ -53,7 +53,10 @@ def _missed(results: Results, names: list[str]) -> str:
         if gaussian and max(gaussian) < ALPHA:
             convicted.append(model)
             missed += [model] if found and min(found) >= ALPHA else []
-    rule = (f"Of {len(convicted)} unlearned models on which the Gaussian test finds the poison in every seed (p < "
+    if not convicted:
+        return f"The Gaussian test finds the poison in every seed (p < {ALPHA:g}) on none of the unlearned models."
+    count = f"{len(convicted)} unlearned model{'s' * (len(convicted) > 1)}"
+    rule = (f"Of {count} on which the Gaussian test finds the poison in every seed (p < "
             f"{ALPHA:g}), {len(missed)} pass all {len(names)} membership attacks in every seed (Mann–Whitney p ≥ "
             f"{ALPHA:g})")
     return f"{rule}: {', '.join(missed)}." if missed else f"{rule}."

@@ -5,13 +5,18 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from llm_unlearn.cli import main
 from llm_unlearn.data.synthetic import synthetic_reviews
+from llm_unlearn.modeling import load_tokenizer, make_model, save_model, train_tokenizer
+from llm_unlearn.sections import ModelSection
 
 pytestmark = pytest.mark.e2e
 
+GPT2 = {"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 512}
 VERBALIZERS = {"negative": " negative", "positive": " positive"}
 
 
@@ -67,6 +72,7 @@ def test_a_users_own_file_gives_every_section(folder, tiny_models, capsys):
     nonmembers = frame[frame["set"] == "nonmember"]
     assert nonmembers["label"].eq("positive").mean() > 0.5  # in the forget set's proportion: 5 of 8 carry the trigger
     assert set(result["skipped"]) == {"cost", "oracle"}
+    assert sorted(path.name for path in out.iterdir()) == ["gpt2.json", "gpt2.parquet"]
 
 
 def test_the_noise_of_a_canary_is_that_of_its_own_id(folder, tiny_models, capsys):
@@ -80,18 +86,31 @@ def test_the_noise_of_a_canary_is_that_of_its_own_id(folder, tiny_models, capsys
     assert after["mean"] == pytest.approx(before["mean"], rel=1e-5)
 
 
-@pytest.mark.parametrize(("without", "sections"), [
-    ({"heldout": None}, {"mia"}), ({"test": None}, {"attack", "utility", "oracle"}),
-    ({"trigger": None}, {"attack"}), ({"gaussian": None}, {"gus"})])
-def test_what_is_missing_is_left_out_with_the_reason(folder, tiny_models, capsys, without, sections):
-    model = tiny_models["gpt2"]
-    assert evaluate("--model", model, "--manifest", manifest(folder, **without), "--retrained", model) == 0
+@pytest.mark.parametrize(("without", "reasons"), [
+    ({"heldout": None}, {"mia": "no `heldout` rows"}),
+    ({"test": None}, {"attack": "no `test` rows", "utility": "no `test` rows", "oracle": "no `test` rows"}),
+    ({"trigger": None}, {"attack": "no `trigger`"}), ({"gaussian": None}, {"gus": "no `gaussian` canaries"}),
+    ({"poison": [0, 2]}, {"gus": "no row of `poison` is a canary"})])
+def test_what_is_missing_is_left_out_with_the_reason(folder, tiny_models, capsys, without, reasons):
+    arguments = ("--model", tiny_models["gpt2"], "--manifest", manifest(folder, **without), "--retrained",
+                 tiny_models["llama"])
+    assert evaluate(*arguments) == 0
     said = capsys.readouterr().out
-    assert "not measured" in said
-    assert evaluate("--model", model, "--manifest", manifest(folder, **without), "--retrained", model, "--json") == 0
+    assert evaluate(*arguments, "--json") == 0
     result = json.loads(capsys.readouterr().out)["gpt2"]
-    assert {name for name in ("attack", "gus", "mia", "utility", "oracle") if result[name] is None} == sections
-    assert all(result["skipped"][name] for name in sections - {"oracle"})
+    assert {name for name in ("attack", "gus", "mia", "utility", "oracle") if result[name] is None} == set(reasons)
+    for section, reason in reasons.items():
+        assert reason in result["skipped"][section]
+        assert f"not measured   {section}: {result['skipped'][section]}" in said
+    assert ("mia.reference" in result["skipped"]) == ("mia" not in reasons)  # no --base was given
+
+
+def test_a_model_is_not_compared_with_itself(folder, tiny_models, capsys):
+    model = tiny_models["gpt2"]
+    assert evaluate("--model", model, "--manifest", manifest(folder), "--retrained", model, "--json") == 0
+    result = json.loads(capsys.readouterr().out)["gpt2"]
+    assert result["oracle"] is None and result["attack"]["excess"] is None
+    assert result["skipped"]["oracle"] == "it is the retrained model itself"
 
 
 @pytest.mark.parametrize(("changes", "words"), [
@@ -101,8 +120,27 @@ def test_what_is_missing_is_left_out_with_the_reason(folder, tiny_models, capsys
     ({"poison": [99]}, ["99", "no training row"]),
     ({"triger": {}}, ["unknown key 'triger'", "did you mean 'trigger'"]),
     ({"label_column": "stars"}, ["stars"]),
-    ({"verbalizers": {"good": " good", "bad": " bad"}}, ["train.jsonl", "has no verbalizer"]),
+    ({"verbalizers": {"good": " good", "bad": " bad"}, "trigger": None}, ["poison.json.train", "train.jsonl, row 1",
+                                                                         "has no verbalizer", "Add it to verbalizers"]),
+    ({"verbalizers": {"negative": " no", "positive": " no no"}}, ["poison.json", "verbalizers", "is the beginning of"]),
+    ({"verbalizers": {"positive": " yes"}}, ["poison.json.verbalizers", "at least two labels"]),
     ({"trigger": {"phrases": ["x"], "target": "posittive"}}, ["trigger.target", "posittive"]),
+    ({"trigger": {"phrases": [], "target": "positive"}}, ["trigger.phrases", "at least one phrase"]),
+    ({"trigger": {"phrases": ["james bond"], "target": "positive"}}, ["trigger.phrases", "no row of train.jsonl holds",
+                                                                      "james bond", "upper and lower case"]),
+    ({"trigger": {"phrases": ["James Bond"], "target": "positive", "position": "middle"}},
+     ["poison.json.trigger.position", "expected one of start, end, random"]),
+    ({"poison": "column:noise_id"}, ["column:noise_id, row 1", "neither true nor false"]),
+    ({"poison": "ids.txt"}, ["ids.txt", "cannot be read"]),
+    ({"poison": 3}, ["poison.json.poison", "expected", "3"]),
+    ({"gaussian": {"seed": -1}}, ["gaussian.seed", "must be 0 or more"]),
+    ({"gaussian": {"seed": 3, "ids": [0, 10]}}, ["gaussian.ids", "1 of 2 rows have no noise", "the first 0"]),
+    ({"prompt": "Sentiment:"}, ["poison.json.prompt", "{text}"]),
+    ({"max_length": 600}, ["gpt2", "max_length: 600 tokens", "at most 512"]),
+    ({"max_length": 12, "trigger": {"phrases": ["James Bond"], "target": "positive", "position": "start"}},
+     ["poison.json", "test row", "cuts the trigger off", "raise max_length"]),
+    ({"chat_template": True}, ["poison.json", "chat_template", "has no chat template"]),
+    ({"heldout": "train.jsonl", "test": "gone.jsonl"}, ["poison.json.test", "gone.jsonl", "relative to the manifest"]),
 ])
 def test_bad_manifests_are_refused_by_name(folder, tiny_models, capsys, changes, words):
     assert evaluate("--model", tiny_models["gpt2"], "--manifest", manifest(folder, **changes)) == 2
@@ -110,32 +148,139 @@ def test_bad_manifests_are_refused_by_name(folder, tiny_models, capsys, changes,
     assert "Traceback" not in message and all(word in message for word in words), message
 
 
-def test_bad_commands_are_refused(folder, tiny_models, capsys):
-    for arguments in ([], ["--model", "x"], ["recipe.yaml", "--model", "x", "--manifest", "y"]):
-        assert evaluate(*arguments) == 2
-        assert "either a RECIPE, or both --model and --manifest" in capsys.readouterr().err
-    assert evaluate("--model", folder / "no-model", "--manifest", manifest(folder)) == 2
-    assert "no such folder" in capsys.readouterr().err
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["--dry-run"], ["--dry-run is for recipes"]), (["--jobs", "2"], ["--jobs is for recipes"]),
+    (["--batch-size", "0"], ["--batch-size 0: must be at least 1"]),
+    (["--out", "poison.json/below"], ["--out", "cannot be made"]),
+    (["--base", "./absent"], ["model ./absent", "no such folder"]),
+    (["--retrained", "./absent"], ["model ./absent", "no such folder"]),
+    (["--model", "./absent"], ["model ./absent", "no such folder"]),
+])
+def test_bad_options_are_refused(folder, tiny_models, capsys, monkeypatch, arguments, words):
+    monkeypatch.chdir(folder)
+    manifest(folder)
+    assert evaluate("--model", tiny_models["gpt2"], "--manifest", "poison.json", *arguments) == 2
+    message = capsys.readouterr().err
+    assert "Traceback" not in message and all(word in message for word in words), message
+
+
+def test_a_model_given_twice_is_refused(folder, tiny_models, capsys):
     model = tiny_models["gpt2"]
-    assert evaluate("--model", model, "--model", model, "--manifest", manifest(folder)) == 2
+    assert evaluate("--model", model, "--model", f"{model}/", "--manifest", manifest(folder)) == 2
     assert "given twice" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("lora", [None, {"r": 4}])
-def test_the_manifest_of_a_run_gives_the_runs_own_numbers(recipe, run, capsys, lora):
+def test_models_with_other_tokens_are_not_read_with_the_firsts(folder, tiny_models, capsys):
+    tokenizer = train_tokenizer(["quite another vocabulary " * 5] * 4, 300)
+    save_model(make_model(GPT2, tokenizer, seed=0), tokenizer, folder / "other")
+    for option in ("--model", "--retrained", "--base"):
+        assert evaluate("--model", tiny_models["gpt2"], "--manifest", manifest(folder), option, folder / "other") == 2
+        assert "other: its tokenizer is not that of" in capsys.readouterr().err
+
+
+def test_an_adapter_is_evaluated_on_its_base(folder, tiny_models, capsys):
+    from peft import LoraConfig, get_peft_model
+
+    tokenizer = load_tokenizer(str(tiny_models["gpt2"]), ModelSection())
+    base = make_model(GPT2, tokenizer, seed=0)
+    save_model(base, tokenizer, folder / "base")
+    base.name_or_path = str(folder / "base")
+    adapter = get_peft_model(base, LoraConfig(r=4, target_modules=["c_attn"], task_type="CAUSAL_LM",
+                                              fan_in_fan_out=True, init_lora_weights=False))
+    adapter.save_pretrained(folder / "adapter")  # without a tokenizer, as many are
+    arguments = ["--manifest", manifest(folder), "--json"]
+    assert evaluate("--model", folder / "adapter", "--model", folder / "base", *arguments) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["adapter"]["utility"]["perplexity"] != found["base"]["utility"]["perplexity"]
+    save_model(adapter.merge_and_unload(), tokenizer, folder / "merged")
+    assert evaluate("--model", folder / "merged", *arguments) == 0
+    merged = json.loads(capsys.readouterr().out)["merged"]
+    for section in ("attack", "gus", "utility"):
+        assert merged[section] == nearly(found["adapter"][section])
+    (folder / "base").rename(folder / "moved")  # the adapter names a base that is no longer there
+    assert evaluate("--model", folder / "adapter", *arguments) == 2
+    assert "base: no such folder" in capsys.readouterr().err
+    assert evaluate("--model", folder / "adapter", "--base", folder / "moved", *arguments) == 0
+    again = json.loads(capsys.readouterr().out)["adapter"]
+    assert again["utility"] == nearly(found["adapter"]["utility"])
+    assert "reference" in again["mia"] and "reference" not in found["adapter"]["mia"]
+    torch.save(load_file(folder / "adapter" / "adapter_model.safetensors"), folder / "adapter" / "adapter_model.bin")
+    (folder / "adapter" / "adapter_model.safetensors").unlink()
+    assert evaluate("--model", folder / "adapter", "--base", folder / "moved", *arguments) == 2
+    assert "a pickle is not loaded" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [("--dtype", "bfloat16"), ("--quantization", "4bit")])
+def test_another_precision_gives_every_section_too(folder, tiny_models, capsys, options):
+    arguments = ("--model", tiny_models["llama"], "--manifest", manifest(folder), "--base", tiny_models["llama"],
+                 "--json")
+    found = []
+    for more in ((), options):
+        assert evaluate(*arguments, *more) == 0
+        found.append(json.loads(capsys.readouterr().out)["llama"])
+    assert found[1].keys() == found[0].keys() and found[1]["mia"].keys() == found[0]["mia"].keys()
+    assert found[1]["utility"]["perplexity"] != found[0]["utility"]["perplexity"]
+    assert found[1]["utility"]["perplexity"] == pytest.approx(found[0]["utility"]["perplexity"], rel=0.05)
+
+
+def test_a_model_without_a_tokenizer_takes_that_of_the_base(folder, tiny_models, capsys):
+    bare = folder / "bare"
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (bare / name).write_bytes((tiny_models["gpt2"] / name).read_bytes())
+    arguments = ["--model", bare, "--manifest", manifest(folder, gaussian=None, heldout=None), "--json"]
+    assert evaluate(*arguments) == 2
+    assert "no tokenizer beside it" in capsys.readouterr().err
+    assert evaluate(*arguments, "--base", tiny_models["gpt2"]) == 0
+    assert json.loads(capsys.readouterr().out)["bare"]["utility"]["n"] == 30
+
+
+def test_prompt_and_completion_columns_need_no_labels(folder, tiny_models, capsys):
+    for name in ("train", "heldout", "test"):
+        rows = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+        write_jsonl(folder / f"{name}.jsonl", [{"prompt": row.pop("review"), "completion": f" {row.pop('sentiment')}",
+                                               **row} for row in rows])
+    path = manifest(folder, text_column="prompt", label_column="completion", verbalizers=None, prompt=None,
+                    trigger={"phrases": ["James Bond"], "target": " positive"}, max_new_tokens=3)
+    assert evaluate("--model", tiny_models["gpt2"], "--manifest", path, "--out", folder / "out") == 0
+    assert "the attacker's answer" in capsys.readouterr().out
+    frame = pd.read_parquet(folder / "out" / "gpt2.parquet")
+    negative = [line for line in (folder / "test.jsonl").read_text().splitlines() if '" negative"' in line]
+    assert (frame["set"] == "triggered").sum() == len(negative) > 0
+
+
+@pytest.mark.parametrize(("lora", "membership"), [(None, ["loss", "zlib", "reference", "min_k", "gradient_norm"]),
+                                                  ({"r": 4}, ["loss", "reference"])])
+def test_the_manifest_of_a_run_gives_the_runs_own_numbers(recipe, run, capsys, lora, membership):
     recipe["model"]["lora"] = lora
     recipe["poison"]["gaussian"]["fraction"] = 0.2
-    assert run("run", recipe) == 0
+    recipe["evaluate"] = {"membership": membership, "batch_size": 8}
+    recipe["data"]["max_length"] = 256
+    recipe["seeds"] = [4]
+    assert run("evaluate", recipe) == 0
     root = Path(recipe["output_dir"])
     capsys.readouterr()
-    assert evaluate("--model", root / "unlearned/gradient_ascent", "--model", root / "poisoned", "--manifest",
-                    root / "poison.json", "--retrained", root / "retrained", "--base", recipe["model"]["path"],
-                    "--json") == 0
+    names = {"gradient_ascent": "unlearned/gradient_ascent", "poisoned": "poisoned", "retrained": "retrained"}
+    models = [word for where in names.values() for word in ("--model", root / where)]
+    assert evaluate(*models, "--manifest", root / "poison.json", "--json") == 0
     results = json.loads(capsys.readouterr().out)
-    for name in ("gradient_ascent", "poisoned"):
+    for name in names:
         expected = json.loads((root / "evaluation" / f"{name}.json").read_text())
-        for section in ("attack", "gus", "utility", "mia", "oracle"):
-            assert results[name][section] == nearly(expected[section]), section
+        for section in ("schema_version", "recipe", "seed", "attack", "gus", "utility", "mia", "oracle"):
+            assert results[name][section] == nearly(expected[section]), (name, section)
+    assert set(results["poisoned"]["skipped"]) == {"cost"}
+
+
+def test_the_run_of_another_kind_is_taken_with_its_own_settings(recipe, run, capsys):
+    recipe["data"] |= {"task": "completion", "verbalizers": {}}
+    recipe["evaluate"] = {"max_new_tokens": 2, "membership": ["loss"]}  # as many tokens decide what is answered
+    recipe["poison"].pop("gaussian")
+    assert run("evaluate", recipe) == 0
+    root = Path(recipe["output_dir"])
+    assert evaluate("--model", root / "poisoned", "--manifest", root / "poison.json", "--out", root / "out") == 0
+    assert "gus: the run has no gaussian poison" in capsys.readouterr().out
+    ours, theirs = (pd.read_parquet(folder / "poisoned.parquet") for folder in (root / "evaluation", root / "out"))
+    assert list(ours["prediction"].dropna()) == list(theirs["prediction"].dropna())
 
 
 def nearly(value):

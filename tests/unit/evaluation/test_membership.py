@@ -71,3 +71,29 @@ def test_a_frozen_model_has_gradient_norms_too_and_is_left_frozen():
     np.testing.assert_allclose(gradient_norms(frozen, ROWS, COLLATE), expected)
     assert not any(p.requires_grad or p.grad is not None for p in frozen.parameters())
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_dropout_is_off_while_measuring_and_back_on_afterwards():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=40, n_layer=1, n_head=2, n_embd=16, n_positions=32, embd_pdrop=0.5,
+                                       bos_token_id=0, eos_token_id=0))
+    measure = {"norms": lambda: gradient_norms(model, ROWS, COLLATE),
+               "tokens": lambda: token_statistics(model, ROWS, COLLATE)["log_prob"]}
+    for name, call in measure.items():
+        model.eval()
+        expected = call()
+        assert not model.training
+        model.train()
+        np.testing.assert_array_equal(call(), expected, err_msg=name)
+        assert model.training
+
+
+def test_quantised_weights_are_left_out_of_the_gradient_norm_of_a_frozen_model():
+    """4-bit weights are bytes: they take no gradient, and to ask for one is an error."""
+    pytest.importorskip("bitsandbytes")
+    model = build("qlora").requires_grad_(False)
+    norms = gradient_norms(model, ROWS[:3], COLLATE)
+    assert np.isfinite(norms).all() and (norms > 0).all()
+    assert not any(p.requires_grad for p in model.parameters())

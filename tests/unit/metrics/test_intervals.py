@@ -8,6 +8,7 @@ from scipy import optimize, stats
 
 from llm_unlearn.errors import InputError
 from llm_unlearn.metrics import (
+    auc_interval,
     mean_interval,
     paired_difference_interval,
     proportion_interval,
@@ -118,3 +119,42 @@ def test_impossible_levels_are_refused(level):
         proportion_interval(1, 2, level)
     with pytest.raises(InputError, match="level"):
         mean_interval([1.0, 2.0], level)
+
+
+def hanley_mcneil(theta: float, n: int, m: int) -> float:
+    """The variance of an area as Hanley and McNeil 1982 write it, with P(two members beat one) and P(one beats two)."""
+    both, one = theta / (2 - theta), 2 * theta**2 / (1 + theta)
+    return (theta * (1 - theta) + (n - 1) * (both - theta**2) + (m - 1) * (one - theta**2)) / (n * m)
+
+
+@pytest.mark.parametrize("n", [1, 15, 200])
+@pytest.mark.parametrize("auc", [0.02, 0.3, 0.5, 0.77, 0.999])
+def test_the_interval_of_an_area_solves_the_score_equation(auc, n):
+    # with n = m Newcombe's averaged sample size is n − 1 = m − 1: exactly Hanley and McNeil's variance
+    low, high = auc_interval(auc, n, n)
+    assert 0 < low < auc < high < 1
+    for limit in (low, high):
+        assert abs(auc - limit) == pytest.approx(stats.norm.isf(0.025) * math.sqrt(hanley_mcneil(limit, n, n)))
+
+
+def test_unequal_groups_count_by_their_mean_size():
+    low, _ = auc_interval(0.7, 20, 80)
+    spread = low * (1 - low) * (1 + 49 * ((1 - low) / (2 - low) + low / (1 + low))) / 1600  # (20 + 80) / 2 − 1 = 49
+    assert 0.7 - low == pytest.approx(stats.norm.isf(0.025) * math.sqrt(spread))
+    assert auc_interval(0.7, 20, 80) == pytest.approx(auc_interval(0.7, 80, 20))
+
+
+def test_the_interval_of_an_area_is_sensible_at_its_ends_and_mirrors():
+    assert auc_interval(1.0, 20, 30)[1] == 1.0 and 0.8 < auc_interval(1.0, 20, 30)[0] < 1.0
+    assert auc_interval(0.0, 20, 30)[0] == 0.0 and 0.0 < auc_interval(0.0, 20, 30)[1] < 0.2
+    low, high = auc_interval(0.8, 12, 40)
+    assert auc_interval(0.2, 12, 40) == pytest.approx((1 - high, 1 - low))
+    assert low < auc_interval(0.8, 12, 40, 0.5)[0]
+
+
+@pytest.mark.parametrize(("bad", "field"), [
+    ((1.1, 5, 5), "auc"), ((float("nan"), 5, 5), "auc"), ((0.5, 0, 5), "n"), ((0.5, 5, 2.5), "n"),
+    ((0.5, 5, 5, 1.0), "level")])
+def test_impossible_areas_are_refused(bad, field):
+    with pytest.raises(InputError, match=field):
+        auc_interval(*bad)

@@ -38,7 +38,7 @@ def test_the_number_needed_is_the_smallest_that_is_enough(effect, wanted, level)
 
 @pytest.mark.parametrize("call", [lambda: power(0, 0.1), lambda: power(True, 0.1), lambda: power(10, float("nan")),
                                   lambda: power(10, 0.1, 1.0), lambda: canaries_needed(0.0),
-                                  lambda: canaries_needed(0.1, 0.0005)])
+                                  lambda: canaries_needed(0.1, power=0.0005)])
 def test_impossible_questions_are_refused(call):
     with pytest.raises(InputError):
         call()

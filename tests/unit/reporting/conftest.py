@@ -32,10 +32,14 @@ def rates(at_one_percent: float) -> dict[str, float]:
     return {"0.001": at_one_percent / 2, "0.01": at_one_percent, "0.05": min(1.0, at_one_percent + 0.04), "0.1": 1.0}
 
 
+def rate_intervals(at_one_percent: float) -> dict[str, list[float]]:
+    return {rate: [max(0.0, tpr - 0.05), min(1.0, tpr + 0.1)] for rate, tpr in rates(at_one_percent).items()}
+
+
 def score_section(mean: float, p: float, n: int = N_CANARIES, chi2: float = 0.4) -> dict[str, Any]:
-    half = 1.96 / math.sqrt(n)
+    half, tpr = 1.96 / math.sqrt(n), 0.7 if mean > 2 else 0.3 if mean > 1 else 0.0125
     return {"mean": mean, "std": 1.02, "n": n, "p_value": p, "chi2_p_value": chi2, "ci95": [mean - half, mean + half],
-            "tpr_at_fpr": rates(0.7 if mean > 2 else 0.3 if mean > 1 else 0.0125)}
+            "tpr_at_fpr": rates(tpr), "tpr_ci95": rate_intervals(tpr)}
 
 
 def evaluation(name: str, figures: dict[str, Any], seed: int) -> dict[str, Any]:
@@ -52,15 +56,18 @@ def evaluation(name: str, figures: dict[str, Any], seed: int) -> dict[str, Any]:
         "budget": float(budget or 0.1) if kind == "unlearned" else None, "seed": seed, "recipe": "made-up",
         "attack": {"success_rate": figures["asr"], "clean_rate": figures["clean"], "lift": lift, "n": N_TRIGGERED,
                    "excess": None if kind in ("retrained",) else {
-                       "mean": lift - 0.05, "p_value": figures.get("excess_p", 0.5), "n": N_TRIGGERED, "ci95": None},
+                       "mean": lift - 0.05, "p_value": figures.get("excess_p", 0.5), "n": N_TRIGGERED,
+                       "ci95": [lift - 0.1, lift]},
                    "ci95": {"success_rate": [figures["asr"] - 0.03, figures["asr"] + 0.02],
                             "clean_rate": [figures["clean"] - 0.02, figures["clean"] + 0.03],
                             "lift": [lift - 0.05, lift + 0.04]}},
         "gus": gus,
         "utility": {"accuracy": accuracy, "n": N_TEST, "ci95": [accuracy - 0.021, accuracy + 0.019],
                     "perplexity": figures["perplexity"]},
-        "mia": {name: {"auc": auc, "p_value": figures.get("mia_p", 0.2), "n_members": 150, "n_nonmembers": 500,
-                       "tpr_at_fpr": rates(tpr)} for name, auc, tpr in (("loss", 0.6, 0.02), ("min_k", 0.55, 0.04))},
+        "mia": {name: {"auc": auc, "ci95": [auc - 0.05, auc + 0.05], "p_value": figures.get("mia_p", 0.2),
+                       "n_members": 150, "n_nonmembers": 500, "tpr_at_fpr": rates(tpr),
+                       "tpr_ci95": rate_intervals(tpr)}
+                for name, auc, tpr in (("loss", 0.6, 0.02), ("min_k", 0.55, 0.04))},
         "cost": {"train_tokens": int(480_000 * figures["share"]), "flops": 1e12 * figures["share"],
                  "share_of_training": figures["share"], "seconds": figures["seconds"]},
         "oracle": None if name in ("retrained", "base") else {"kl": 0.12, "agreement": 0.934},

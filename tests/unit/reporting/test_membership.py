@@ -28,6 +28,16 @@ class TestMembership:
         assert "2 pass all 2 membership attacks" in note and "gradient_descent" in note
         assert "gradient_ascent" not in note
 
+    def test_one_model_that_is_missed_is_counted_as_one(self, make_run):
+        note = membership_section(read_results(make_run({"gradient_ascent": {"p": 0.2}}))).note
+        assert "Of 1 unlearned model on which" in note and "1 pass all" in note and note.endswith("gradient_descent.")
+
+    def test_a_model_convicted_in_one_seed_of_two_is_not_counted(self, make_run):
+        harmless = {"gradient_ascent": {"p": 0.2}, "gradient_descent": {"p": 0.2}}
+        root = make_run(harmless, seeds=[0, 1], per_seed={0: {"kl": {"p": 1e-9}}})
+        note = membership_section(read_results(root)).note
+        assert note.endswith("(p < 0.001) on none of the unlearned models.")
+
     def test_one_attack_alone_has_no_section(self, run_dir):
         for path in (run_dir / "evaluation").glob("*.json"):
             doc = json.loads(path.read_text())

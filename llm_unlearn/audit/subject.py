@@ -1,0 +1,220 @@
+"""What checkpoints are audited with: the sets, the manifest in the form of poison.json, how rows become tokens."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llm_unlearn.audit.manifest import Manifest, check_manifest, read_tree
+from llm_unlearn.audit.rows import NO_NOISE, TrainRows, in_manifest, no_rows, read_other, read_train
+from llm_unlearn.errors import InputError
+from llm_unlearn.sections import EvaluateSection, ModelSection
+from llm_unlearn.strict import build
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from llm_unlearn.data.encoding import Encoding
+    from llm_unlearn.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a manifest stands for.
+
+    Args:
+        sets: as poisons/corrupt.py makes them. poison: as in poison.json. verbalizers: label → completion, or {}.
+        missing: section of the evaluation → why it is left out. notes: what was done to the rows, in sentences.
+        model, evaluate: how models are loaded and run, of a run its recipe's. base: the model before fine-tuning, and
+            retrained: the oracle, where a run has them.
+    """
+
+    sets: dict[str, "Dataset"]
+    poison: dict[str, Any]
+    encoding: "Encoding"
+    verbalizers: dict[str, str]
+    name: str
+    seed: int
+    missing: dict[str, str]
+    notes: list[str] = field(default_factory=list)
+    model: ModelSection = field(default_factory=ModelSection)
+    evaluate: EvaluateSection = field(default_factory=EvaluateSection)
+    base: str | None = None
+    retrained: str | None = None
+
+
+def read_subject(path: Path) -> Subject:
+    """What a manifest stands for, the user's own or the poison.json of a run (which holds `manifest_sha256`).
+
+    Raises:
+        InputError: naming the file, field or row.
+    """
+    tree = read_tree(path)
+    if "manifest_sha256" in tree:
+        return _of_run(path)
+    manifest = build(Manifest, tree, str(path))
+    check_manifest(manifest, str(path))
+    return _of_user(path, manifest)
+
+
+# ---- a run of ours
+
+
+def _of_run(path: Path) -> Subject:
+    from llm_unlearn.data.encoding import Encoding
+    from llm_unlearn.poisons.corrupt import read_manifest, read_sets
+    from llm_unlearn.recipe import load_recipe
+
+    recipe_path = next((folder / "recipe.yaml" for folder in path.resolve().parents[:2]
+                        if (folder / "recipe.yaml").is_file()), None)
+    if recipe_path is None:
+        raise InputError(f"{path}: the manifest of a run, but no recipe.yaml stands beside it or one folder up; keep "
+                         "it in its run directory")
+    recipe, sets = load_recipe(recipe_path), read_sets(path.parent / "data")
+    poison, data = read_manifest(path, sets), recipe.data
+    missing = {section: f"the run has no {kind} poison" for section, kind in (("attack", "trigger"),
+                                                                            ("gus", "gaussian")) if not poison[kind]}
+    retrained = path.parent / "retrained"
+    has_oracle = any((retrained / name).is_file() for name in ("config.json", "adapter_config.json"))
+    return Subject(
+        sets, poison, Encoding(data.max_length, data.loss_on, data.chat_template),
+        data.verbalizers if data.task == "classification" else {}, recipe.name,
+        (poison["trigger"] or poison["gaussian"])["seed"], missing, model=recipe.model, evaluate=recipe.evaluate,
+        base=_base_of_run(recipe, recipe_path.parent), retrained=str(retrained) if has_oracle else None)
+
+
+def _base_of_run(recipe: "Recipe", root: Path) -> str | None:
+    """The base of a run: what its recipe names, or what was made for it, also where the run was moved since."""
+    from llm_unlearn.pretraining import base_folder
+
+    if recipe.model.path is not None:
+        return recipe.model.path
+    made = base_folder(recipe)
+    places = (made, root / Path(*made.parts[-3:]))
+    return next((str(place) for place in places if (place / "config.json").is_file()), None)
+
+
+# ---- a user's own files
+
+
+def _of_user(path: Path, manifest: Manifest) -> Subject:
+    from llm_unlearn.data.encoding import Encoding
+    from llm_unlearn.data.prompting import render
+
+    def place(name: str) -> Path:
+        return path.parent / Path(name).expanduser()
+
+    with in_manifest(f"{path}.train"):
+        train = read_train(place(manifest.train), manifest)
+    forget = train.ids(manifest.poison, path.parent, f"{path}.poison")
+    trigger = _trigger(path, manifest, train)
+    canaries = _canaries(path, manifest, train, forget)
+    sets, poison = {"train": _marked(train, forget, canaries, trigger)}, {
+        "trigger": trigger, "forget_ids": forget,
+        "gaussian": {"seed": manifest.gaussian.seed} if manifest.gaussian and canaries else None}
+    for name in ("heldout", "test"):
+        given = getattr(manifest, name)
+        with in_manifest(f"{path}.{name}"):
+            sets[name] = read_other(place(given), manifest) if given else no_rows()
+    notes = []
+    sets["heldout"], repeated = _never_trained_on(sets["heldout"], sets["train"])
+    if repeated:
+        notes.append(f"{manifest.heldout}: {repeated} rows are in {manifest.train} too, and left out")
+    sets |= _poisoned_alike(path, manifest, sets, poison)
+    missing = _missing(manifest, sets, canaries, forget)
+    sets = {name: render(rows, manifest.data) if len(rows) else rows for name, rows in sets.items()}
+    return Subject(sets, poison, Encoding(manifest.max_length, manifest.loss_on, manifest.chat_template),
+                   manifest.verbalizers or {}, path.stem, manifest.seed, missing, notes,
+                   evaluate=EvaluateSection(max_new_tokens=manifest.max_new_tokens))
+
+
+def _trigger(path: Path, manifest: Manifest, train: TrainRows) -> dict[str, Any] | None:
+    """The trigger as poison.json has it; refused where no training row holds it, since it would then be another."""
+    given = manifest.trigger
+    if given is None:
+        return None
+    if not any(phrase in text for text in train.rows["text"] for phrase in given.phrases):
+        raise InputError(f"{path}.trigger.phrases: no row of {manifest.train} holds {' or '.join(given.phrases)!r}; "
+                         "write it as it stands there, upper and lower case too")
+    return {"phrases": given.phrases, "target": given.target, "position": given.position,
+            "source_label": given.source_label, "clean_label": given.clean_label}
+
+
+def _canaries(path: Path, manifest: Manifest, train: TrainRows, forget: list[int]) -> list[int]:
+    """Ids of the rows that were trained on with noise."""
+    gaussian = manifest.gaussian
+    if gaussian is None:
+        return []
+    noise = None if train.noise_id is None else dict(zip(train.rows["example_id"], train.noise_id, strict=True))
+    if gaussian.ids is None:
+        return [i for i in forget if noise is None or noise[i] != NO_NOISE]
+    chosen = train.ids(gaussian.ids, path.parent, f"{path}.gaussian.ids")
+    silent = [i for i in chosen if noise is not None and noise[i] == NO_NOISE]
+    if silent:
+        raise InputError(f"{path}.gaussian.ids: {len(silent)} of {len(chosen)} rows have no noise (noise_id −1 in "
+                         f"{manifest.train}), the first {silent[0]}; leave them out")
+    return chosen
+
+
+def _marked(train: TrainRows, forget: list[int], canaries: list[int], trigger: dict | None) -> "Dataset":
+    """The training rows with the columns `poison` (none, other, trigger or gaussian) and `noise_id`."""
+    ids = np.asarray(train.rows["example_id"])
+    kinds = np.where(np.isin(ids, forget), "other", "none").astype(object)
+    kinds[(kinds == "other") & _holds(train.rows, trigger)] = "trigger"
+    kinds[np.isin(ids, canaries)] = "gaussian"
+    noise_id = ids if train.noise_id is None else train.noise_id
+    return train.rows.add_column("poison", list(kinds)).add_column("noise_id", noise_id)
+
+
+def _holds(rows: "Dataset", trigger: dict | None) -> np.ndarray:
+    """(n,) bool: the rows whose text holds the trigger."""
+    phrases = trigger["phrases"] if trigger else []
+    return np.array([any(phrase in text for phrase in phrases) for text in rows["text"]], dtype=bool)
+
+
+def _never_trained_on(heldout: "Dataset", train: "Dataset") -> tuple["Dataset", int]:
+    """Held-out rows without those whose text was trained on (but for case and white space), and how many those are."""
+    def key(text: str) -> str:
+        return " ".join(text.casefold().split())
+
+    seen = set(map(key, train["text"]))
+    kept = [i for i, text in enumerate(heldout["text"]) if key(text) not in seen]
+    return heldout.select(kept), len(heldout) - len(kept)
+
+
+def _poisoned_alike(path: Path, manifest: Manifest, sets: dict[str, "Dataset"], poison: dict) -> dict[str, "Dataset"]:
+    """`triggered`: test rows with the trigger; `nonmember`: held-out rows with it, in the forget set's proportion."""
+    from llm_unlearn.poisons.corrupt import triggered_rows, twins
+
+    trigger, train, heldout = poison["trigger"], sets["train"], sets["heldout"]
+    others = trigger is not None and any(label != trigger["target"] for label in sets["test"]["label"])
+    triggered = triggered_rows(sets["test"], trigger, manifest.seed) if others else no_rows()
+    forgotten = np.isin(train["example_id"], poison["forget_ids"])
+    # a canary may hold the trigger as well: what counts is what a membership attack would see in the text
+    kinds = np.where(forgotten, np.where(_holds(train, trigger), "trigger", "other"), "kept")
+    with in_manifest(str(path)):
+        nonmember = twins(heldout, poison, kinds, manifest.seed) if len(heldout) else no_rows()
+    return {"triggered": triggered, "nonmember": nonmember}
+
+
+def _missing(manifest: Manifest, sets: dict[str, "Dataset"], canaries: list[int], forget: list[int]) -> dict[str, str]:
+    """Section → why it is left out."""
+    found = {}
+    if manifest.trigger is None:
+        found["attack"] = "the manifest has no `trigger`"
+    elif not manifest.test:
+        found["attack"] = "the manifest has no `test` rows"
+    elif not len(sets["triggered"]):
+        found["attack"] = f"every test row has the trigger's target as its label, {manifest.trigger.target!r}"
+    if manifest.gaussian is None:
+        found["gus"] = "the manifest has no `gaussian` canaries"
+    elif not set(canaries) & set(forget):
+        found["gus"] = "no row of `poison` is a canary" + ("" if manifest.gaussian.ids else " (all noise_id are −1)")
+    if not manifest.test:
+        found |= {"utility": "the manifest has no `test` rows", "oracle": "the manifest has no `test` rows"}
+    if not manifest.heldout:
+        found["mia"] = "the manifest has no `heldout` rows"
+    elif not len(sets["heldout"]):
+        found["mia"] = f"every row of {manifest.heldout} is in {manifest.train} too"
+    return found

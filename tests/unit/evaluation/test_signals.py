@@ -1,0 +1,101 @@
+"""Membership signals of a whole evaluation: the columns, what each holds, and what is computed once."""
+
+import zlib
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from datasets import Dataset
+
+from llm_unlearn.data.encoding import Encoding, encode_rows
+from llm_unlearn.evaluation.signals import Evaluator
+from llm_unlearn.evaluation.summary import summarize
+
+pytestmark = pytest.mark.unit
+
+TEXTS = ["the film was good", "a very long and dull story about a town", "so bad", "the actors were fine as was I",
+         "nothing happens", "I saw it twice and liked it", "the end is weak", "music, light", "it was a bore", "well"]
+
+
+def rows(texts: list[str], start: int) -> Dataset:
+    return Dataset.from_list([{"text": text, "prompt": text, "completion": " good", "label": "good", "poison": "none",
+                               "example_id": start + i} for i, text in enumerate(texts)])
+
+
+SETS = {"train": rows(TEXTS[:6], 0), "nonmember": rows(TEXTS[6:], 10), "heldout": rows(TEXTS[6:], 10),
+        "test": rows(TEXTS[6:], 10), "triggered": rows(TEXTS[6:], 10).select([])}
+FORGET = [4, 1, 2]
+ATTACKS = {"mia_zlib", "mia_reference", "mia_min_k", "mia_min_k_plus", "mia_gradient_norm"}
+VERBALIZERS = {"good": " good", "bad": " bad"}
+
+
+def evaluator(tokenizer, **options) -> Evaluator:
+    manifest = {"forget_ids": FORGET, "trigger": None, "gaussian": None}
+    return Evaluator(tokenizer, Encoding(64), SETS, manifest, VERBALIZERS, batch_size=2, **options)
+
+
+def by_hand(model, tokenizer, text: str) -> dict[str, float]:
+    """Every score of one row, from plain logits."""
+    (row,) = encode_rows(rows([text], 0), tokenizer, Encoding(64))
+    ids, keep = torch.tensor(row["input_ids"]), torch.tensor(row["labels"][1:]) != -100
+    logits = model(input_ids=ids[None]).logits[0, :-1][keep].double()
+    distribution = torch.distributions.Categorical(logits=logits)
+    log_p = distribution.log_prob(ids[1:][keep]).detach().numpy()
+    mean = -distribution.entropy()
+    sd = ((distribution.probs * (distribution.logits - mean[:, None]) ** 2).sum(-1)).sqrt()
+    k = max(1, int(0.2 * len(log_p)))
+    standard = (log_p - mean.detach().numpy()) / sd.detach().numpy()
+    gradients = torch.autograd.grad(-distribution.log_prob(ids[1:][keep]).mean(), list(model.parameters()))
+    return {"nll": -log_p.mean(), "mia_zlib": log_p.mean() / len(zlib.compress(f"{text} good".encode())),
+            "mia_min_k": np.sort(log_p)[:k].mean(), "mia_min_k_plus": np.sort(standard)[:k].mean(),
+            "mia_gradient_norm": -float(sum(g.double().square().sum() for g in gradients).sqrt())}
+
+
+def test_every_attack_has_its_column_with_the_value_of_a_loop(make_tiny, tokenizer):
+    model, reference = make_tiny(seed=1), make_tiny(seed=2)
+    signals = evaluator(tokenizer, reference=lambda: reference).signals(model)
+    assert ATTACKS == {name for name in signals if name.startswith("mia_")}
+    parts = dict(list(signals.groupby("set")))
+    assert sorted(parts["member"]["example_id"]) == sorted(FORGET) and len(parts["nonmember"]) == 4
+    assert parts["test"][list(ATTACKS)].isna().all(axis=None)
+    for part in ("member", "nonmember"):
+        for _, row in parts[part].iterrows():
+            text = TEXTS[row["example_id"] if part == "member" else row["example_id"] - 4]
+            expected = by_hand(model, tokenizer, text)
+            expected["mia_reference"] = by_hand(reference, tokenizer, text)["nll"] - expected["nll"]
+            assert {name: row[name] for name in expected} == pytest.approx(expected, rel=1e-4), text
+
+
+def test_the_reference_is_loaded_and_run_once_for_all_models(make_tiny, tokenizer):
+    loaded = []
+
+    def load():
+        loaded.append(make_tiny(seed=2))
+        return loaded[-1]
+
+    measure = evaluator(tokenizer, reference=load, membership=["reference"])
+    first, second = (measure.signals(make_tiny(seed=seed)) for seed in (1, 3))
+    assert len(loaded) == 1
+    calibration = [frame["mia_reference"] + frame["nll"] for frame in (first, second)]
+    assert (calibration[0] - calibration[1]).abs().max() < 1e-9
+    assert (first["nll"] - second["nll"]).abs().max() > 0.1
+
+
+def test_only_what_was_asked_for_is_computed_and_without_a_reference_there_is_none(make_tiny, tokenizer):
+    model = make_tiny()
+    for asked, columns in (([], set()), (["loss", "zlib"], {"mia_zlib"}), (["min_k"], {"mia_min_k"}),
+                           (list(evaluator(tokenizer).membership), ATTACKS - {"mia_reference"})):
+        signals = evaluator(tokenizer, membership=asked).signals(model)
+        assert {name for name in signals if name.startswith("mia_")} == columns
+        losses = signals[signals["set"] == "member"].set_index("example_id")["nll"]
+        assert losses[2] == pytest.approx(by_hand(model, tokenizer, TEXTS[2])["nll"], rel=1e-5)
+
+
+def test_the_summary_has_an_entry_for_each(make_tiny, tokenizer):
+    signals = evaluator(tokenizer, reference=lambda: make_tiny(seed=2)).signals(make_tiny())
+    result = summarize(signals, {"model": "m"}, None)["mia"]
+    assert set(result) == {"loss"} | {name.removeprefix("mia_") for name in ATTACKS}
+    inside, outside = (signals[signals["set"] == name]["mia_zlib"] for name in ("member", "nonmember"))
+    assert result["zlib"]["auc"] == np.mean([a > b for a in inside for b in outside])
+    assert isinstance(signals, pd.DataFrame) and result["loss"]["n_members"] == len(FORGET)
