@@ -137,7 +137,7 @@ def _forget_set(train: "Dataset", ids: np.ndarray, kinds: np.ndarray, section: "
     if section.forget_ids is not None:
         from llm_unlearn.data.forget import read_forget_ids
 
-        chosen = read_forget_ids(section.forget_ids, train)
+        chosen = read_forget_ids(section.forget_ids, train, "unlearn.forget_ids")
         fraction = float(np.isin(poison, chosen).mean())
     else:
         generator, chosen = np.random.default_rng([seed, 3]), []
@@ -162,6 +162,9 @@ def triggered_rows(test: "Dataset", trigger: dict | None, seed: int) -> "Dataset
     if trigger is None:
         return test.select([])
     rows = test.filter(lambda row: row["label"] != trigger["target"], desc="triggered test set")
+    if not len(rows):
+        raise InputError(f"poison.trigger.target: every test row is labelled '{trigger['target']}', so the attack "
+                         "cannot be measured; take another target, or test rows of other labels too")
     return _insert(rows, trigger, np.random.default_rng([seed, 4]))
 
 
