@@ -87,10 +87,7 @@ def _clean_rows(run: "SeedRun") -> "Dataset":
 
 
 def _stress_stages(run: "SeedRun", before: dict[str, Stage]) -> list[Stage]:
-    from llm_unlearn.stress.run import check_stress
-
     section = run.recipe.stress
-    check_stress(section)
     models = {name: name for name in run.plain_models if name != "base"}
     models |= _unlearned(run)
     common: list[Any] = [before["poison"].key, asdict(section), asdict(run.recipe.evaluate), run.seed,

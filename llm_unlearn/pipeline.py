@@ -114,11 +114,14 @@ def check(recipe: Recipe) -> None:
     from llm_unlearn.data.loading import check_source
     from llm_unlearn.methods import check_methods
     from llm_unlearn.modeling import check_model
+    from llm_unlearn.stress.run import check_stress
 
     check_methods(recipe)
     for point in points(recipe):
         check_methods(point.recipe)
     check_output_dir(Path(recipe.output_dir), recipe)
+    if recipe.stress:
+        check_stress(recipe.stress)
     data = recipe.data
     unlabelled = data.unlabelled_files if recipe.model.path is None else None
     if data.source != "synthetic" or data.files:

@@ -11,7 +11,7 @@ from llm_unlearn.reporting.results import Results, read_json
 from llm_unlearn.reporting.section import Section
 from llm_unlearn.reporting.style import figure, png
 from llm_unlearn.reporting.summary import Statistic
-from llm_unlearn.reporting.tables import Cell, Table
+from llm_unlearn.reporting.tables import Cell, Table, statistic_cell
 
 FLOOR = "reseeded"
 _ARMS = {"poison": "without the poison", "random": "without as many random clean rows",
@@ -113,7 +113,7 @@ def _described(arm: str) -> str:
 def _shift_table(docs: list[dict]) -> Table:
     rows = [(_described(arm), [_size(_over_seeds(docs, "shift", arm, "total"), 0),
                                _size(_over_seeds(docs, "shift", arm, "per_parameter"), 5),
-                               _cell(_ratio(docs, arm, FLOOR, "total"), 2)]) for arm in _arms(docs)]
+                               statistic_cell(_ratio(docs, arm, FLOOR, "total"), digits=2)]) for arm in _arms(docs)]
     columns = [("‖θ_poisoned − θ‖₁", ""), ("mean |Δ| per weight", ""), ("over the other order's", "")]
     return Table(columns, rows, "trained again", "H1: how far")
 
@@ -121,11 +121,12 @@ def _shift_table(docs: list[dict]) -> Table:
 def _direction_table(docs: list[dict]) -> Table:
     names = {name: name for name in _methods(docs)}
     names |= {f"control: {_described(arm)}": arm for arm in _arms(docs, "direction")}
-    rows = [(label, [_cell(_over_seeds(docs, "direction", name, "total"), 3),
-                     _cell(_over_seeds(docs, "direction", name, "length"), 2)]) for label, name in names.items()]
-    rows.append(("− gradient on all clean rows", [_cell(_over_seeds(docs, "clean_gradient", "total"), 3), Cell("–")]))
+    rows = [(label, [statistic_cell(_over_seeds(docs, "direction", name, "total"), digits=3),
+                     statistic_cell(_over_seeds(docs, "direction", name, "length"))]) for label, name in names.items()]
+    whole = statistic_cell(_over_seeds(docs, "clean_gradient", "total"), digits=3)
+    rows.append(("− gradient on all clean rows", [whole, Cell("–")]))
     spread = _over_seeds(docs, "clean_gradient", "batches", "sd")
-    batches = _cell(_over_seeds(docs, "clean_gradient", "batches", "mean"), 3)
+    batches = statistic_cell(_over_seeds(docs, "clean_gradient", "batches", "mean"), digits=3)
     rows.append(("− gradient on one clean batch", [
         Cell(batches.value, f"± {number(spread.mean, 3)} over batches" if spread else ""), Cell("–")]))
     rows.append(("a random direction: mean |cosine|", [Cell(_chance(docs)), Cell("–")]))
@@ -133,18 +134,11 @@ def _direction_table(docs: list[dict]) -> Table:
                  "H2: in which direction")
 
 
-def _cell(statistic: Statistic | None, digits: int) -> Cell:
-    if statistic is None:
-        return Cell("–")
-    detail = f"± {number(statistic.sd, digits)}" if statistic.sd is not None else ""
-    return Cell(number(statistic.mean, digits), detail)
-
-
 def _size(statistic: Statistic | None, digits: int) -> Cell:
     """A shift, with as many more decimals as a small one needs to show three digits."""
     if statistic and 0 < statistic.mean < 10:
         digits = max(digits, 2 - math.floor(math.log10(statistic.mean)))
-    return _cell(statistic, digits)
+    return statistic_cell(statistic, digits=digits)
 
 
 def _chance(docs: list[dict]) -> str:

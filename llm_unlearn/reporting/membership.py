@@ -1,10 +1,10 @@
 """What membership inference sees of each model, beside the Gaussian score: the paper's point, in a table."""
 
-from llm_unlearn.reporting.formats import number, p_range
+from llm_unlearn.reporting.formats import p_range
 from llm_unlearn.reporting.results import Results
 from llm_unlearn.reporting.section import Section
 from llm_unlearn.reporting.summary import Statistic
-from llm_unlearn.reporting.tables import TPR, Cell, Table
+from llm_unlearn.reporting.tables import TPR, Cell, Table, statistic_cell
 from llm_unlearn.reporting.verdicts import ALPHA, values
 
 NAMES = {"loss": "loss", "zlib": "zlib", "reference": "reference", "min_k": "min-k %", "min_k_plus": "min-k %++",
@@ -32,13 +32,13 @@ def membership_section(results: Results) -> Section | None:
     columns += [(NAMES[name], "Membership attacks, AUC") for name in names] + [(TPR, "best attack")]
     rows = []
     for model in results.names:
-        cells = [_mean(values(results, model, "gus", "mean"), 2),
+        cells = [_mean(values(results, model, "gus", "mean")),
                  Cell(p_range(values(results, model, "gus", "p_value"))),
-                 _mean(values(results, model, "gus", "tpr_at_fpr", "0.01"), 2)] * has_gus
-        cells += [_mean(values(results, model, "mia", name, "auc"), 2) for name in names]
+                 _mean(values(results, model, "gus", "tpr_at_fpr", "0.01"))] * has_gus
+        cells += [_mean(values(results, model, "mia", name, "auc")) for name in names]
         best = [max(doc["mia"][name]["tpr_at_fpr"]["0.01"] for name in names if name in doc["mia"])
                 for doc in results.docs(model) if doc.get("mia")]
-        rows.append((model, [*cells, _mean(best, 2)]))
+        rows.append((model, [*cells, _mean(best)]))
     return Section("What membership inference sees", _NOTE + _missed(results, names), [Table(columns, rows)])
 
 
@@ -62,9 +62,5 @@ def _missed(results: Results, names: list[str]) -> str:
     return f"{rule}: {', '.join(missed)}." if missed else f"{rule}."
 
 
-def _mean(found: list[float], digits: int) -> Cell:
-    if not found:
-        return Cell("–")
-    statistic = Statistic(tuple(found))
-    spread = f"± {number(statistic.sd, digits)}" if statistic.sd is not None else ""
-    return Cell(number(statistic.mean, digits), spread)
+def _mean(found: list[float]) -> Cell:
+    return statistic_cell(Statistic(tuple(found)) if found else None)

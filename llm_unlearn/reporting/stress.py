@@ -8,7 +8,7 @@ from llm_unlearn.reporting.results import Results, read_json
 from llm_unlearn.reporting.section import Section
 from llm_unlearn.reporting.style import figure, png, styles
 from llm_unlearn.reporting.summary import Statistic
-from llm_unlearn.reporting.tables import Cell, Table
+from llm_unlearn.reporting.tables import Table, statistic_cell
 from llm_unlearn.reporting.verdicts import ALPHA, LIFT_GAP
 
 _KINDS = {"clean": "on clean rows", "unrelated": "on unrelated text", "poisoned": "on a few poisoned rows"}
@@ -86,9 +86,9 @@ def _attack_table(docs: Docs) -> Table:
     degrees = dict.fromkeys(t["temperature"] for found in sampled.values() for t in found)
     rows = []
     for model, found in docs.items():
-        cells = [_cell(_statistic([_value(v["attack"], "lift") for doc in found.values()
+        cells = [statistic_cell(_statistic([_value(v["attack"], "lift") for doc in found.values()
                                    for v in doc["variants"] if v["name"] == name])) for name, _ in variants]
-        cells += [_cell(_statistic([t["lift"] for t in sampled[model] if t["temperature"] == degree]))
+        cells += [statistic_cell(_statistic([t["lift"] for t in sampled[model] if t["temperature"] == degree]))
                   for degree in degrees]
         rows.append((model, cells))
     columns = [*variants, *((f"T = {degree:g}", "sampled") for degree in degrees)]
@@ -105,7 +105,7 @@ def _state_table(docs: Docs) -> Table:
              if any(_value(doc["plain"], *path) is not None for found in docs.values() for doc in found.values())]
     for kind in kinds:
         columns += [(states[key], titles[kind]) for key in shown]
-    rows = [(model, [_cell(_statistic([_value(_state(doc, key), *paths[kind]) for doc in found.values()]),
+    rows = [(model, [statistic_cell(_statistic([_value(_state(doc, key), *paths[kind]) for doc in found.values()]),
                            100 if kind == "accuracy" else 1, 1 if kind == "accuracy" else 2)
                      for kind in kinds for key in shown]) for model, found in docs.items()]
     return Table(columns, rows, title="Merged and quantised")
@@ -240,10 +240,3 @@ def _remains(name: str, state: dict, oracle: dict) -> bool | None:
     if name == "gus":
         return ours < ALPHA <= theirs
     return min(ours, ours - theirs) >= LIFT_GAP - _ROUNDING
-
-
-def _cell(statistic: Statistic | None, scale: float = 1, digits: int = 2) -> Cell:
-    if statistic is None:
-        return Cell("–")
-    detail = f"± {number(scale * statistic.sd, digits)}" if statistic.sd is not None else ""
-    return Cell(number(scale * statistic.mean, digits), detail)

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from llm_unlearn.metrics.effect import normalized_effect
-from llm_unlearn.reporting.formats import number
 from llm_unlearn.reporting.plots import Plot
 from llm_unlearn.reporting.results import PLAIN, Results, flatten, read_results
 from llm_unlearn.reporting.section import Section
 from llm_unlearn.reporting.style import figure, png, styles
 from llm_unlearn.reporting.summary import Statistic, statistics
-from llm_unlearn.reporting.tables import Cell, Table
+from llm_unlearn.reporting.tables import Table, statistic_cell
 from llm_unlearn.strict import read_yaml
 from llm_unlearn.sweep import FOLDER, folder_name
 
@@ -136,7 +135,7 @@ def _axis_table(axis: Axis) -> Table:
                if any(axis.at(m, key)[axis.values.index(value)] for m in axis.models)]
     rows = []
     for name in axis.models:
-        cells = [_cell(axis.at(name, key)[i], 100 if key == "utility.accuracy" else 1, 1 if key[0] == "u" else 2)
+        cells = [statistic_cell(axis.at(name, key)[i], *((100, 1) if key == "utility.accuracy" else (1, 2)))
                  for key in shown for i in range(len(axis.values))
                  if any(axis.at(m, key)[i] for m in axis.models)]
         rows.append((name, cells))
@@ -157,7 +156,7 @@ def normalised(results: Results, name: str, key: str, oracle: str = "retrained")
 def _normalised(results: Results) -> Section | None:
     oracles = [name for name in ("retrained", "clean") if name in results.names]
     columns = [(title, f"to {oracle}") for oracle in oracles for title in EFFECTS.values()]
-    rows = [(name, [_cell(normalised(results, name, key, oracle)) for oracle in oracles for key in EFFECTS])
+    rows = [(name, [statistic_cell(normalised(results, name, key, oracle)) for oracle in oracles for key in EFFECTS])
             for name in results.methods]
     if not rows:
         return None
@@ -181,13 +180,6 @@ def _plain(statistic: Statistic) -> dict[str, Any]:
     mean, sd = statistic.mean, statistic.sd
     return {"mean": mean if math.isfinite(mean) else None, "sd": sd if sd is not None and math.isfinite(sd) else None,
             "n": statistic.n}
-
-
-def _cell(statistic: Statistic | None, scale: float = 1, digits: int = 2) -> Cell:
-    if statistic is None:
-        return Cell("–")
-    detail = f"± {number(scale * statistic.sd, digits)}" if statistic.sd is not None else ""
-    return Cell(number(scale * statistic.mean, digits), detail)
 
 
 def _value(value: Any) -> str:

@@ -45,6 +45,14 @@ class Cell:
         return " ".join(part for part in (self.value, self.detail, BEST if self.best else "") if part)
 
 
+def statistic_cell(statistic: Statistic | None, scale: float = 1, digits: int = 2) -> Cell:
+    """The mean over seeds with its standard deviation beside it; a dash for None."""
+    if statistic is None:
+        return Cell("–")
+    detail = f"± {number(scale * statistic.sd, digits)}" if statistic.sd is not None else ""
+    return Cell(number(scale * statistic.mean, digits), detail)
+
+
 @dataclass(frozen=True)
 class Table:
     """Columns (title, group), and rows of (model, cells). `head` names the rows; `title` stands above where given."""

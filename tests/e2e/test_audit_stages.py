@@ -53,8 +53,9 @@ def test_an_audit_from_recipe_to_report(audited, run, lora, capsys):
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*.safetensors")} == times
 
 
-def test_what_an_audit_cannot_do_is_refused_at_the_door(audited, refused, monkeypatch):
+def test_what_an_audit_cannot_do_is_refused_at_the_door(audited, refused):
     refused("run", audited, "stress.relearn_steps=[0]", words=["stress.relearn_steps", "1 or more"])
     refused("run", audited, "stress.temperatures=[0.0]", words=["stress.temperatures", "above 0"])
     refused("run", audited, "analysis.sizes=[2.0]", words=["analysis.sizes", "(0, 1]"])
     refused("run", audited, "evaluate.membership=[los]", words=["evaluate.membership[0]", "loss"])
+    refused("run", audited, "stress.paraphrases=['']", words=["stress.paraphrases", "blank"])
