@@ -21,7 +21,8 @@ from llm_unlearn.reporting.sweeps import sweep_sections
 from llm_unlearn.reporting.tables import BEST, Table, control_table, kept_table, main_table, present
 from llm_unlearn.reporting.verdicts import judge, warnings
 
-PLOT_NAMES = ("gaussian_scores", "gaussian_roc", "lift_vs_utility", "gus_vs_utility", "cost")
+PLOT_NAMES = ("gaussian_scores", "gaussian_roc", "lift_vs_utility", "gus_vs_utility", "cost", "residual_vs_budget",
+              "sweep_*", "shift_by_layer", "direction_by_layer", "stress_relearn_*")
 CONTROL_NOTE = ("The same score with fresh noise that was never used in training. On every model it must look like "
                 "N(0, 1); where it does not, the Gaussian test is off and so are its verdicts.")
 KEPT_NOTE = "The forget set held a part of the poison. These canaries were not in it: they are expected to remain."
@@ -74,9 +75,9 @@ def write_report(run_dir: str | Path) -> list[Path]:
     for path, content in files.items():
         write_atomically(path, content)
     for name in PLOT_NAMES:
-        path = results.run_dir / "plots" / f"{name}.png"
-        if path not in files:
-            path.unlink(missing_ok=True)
+        for path in (results.run_dir / "plots").glob(f"{name}.png"):
+            if path not in files:
+                path.unlink()
     return list(files)
 
 

@@ -92,3 +92,16 @@ def test_the_summary_holds_effects_and_points(swept):
     points = summary["sweep"][AXIS]
     assert [point["value"] for point in points] == [0.5, 1.0]
     assert points[0]["models"]["kl"]["gus.mean"] == {"mean": pytest.approx(0.8), "sd": pytest.approx(0.0), "n": 2}
+
+
+def test_the_plot_of_an_axis_that_is_gone_goes_too(swept):
+    from llm_unlearn.reporting.report import write_report
+
+    write_report(swept)
+    plot = swept / "plots" / "sweep_unlearn_forget_fraction.png"
+    own = swept / "plots" / "mine.png"
+    own.write_bytes(b"of the user")
+    assert plot.is_file()
+    shutil.rmtree(swept / "sweep")
+    write_report(swept)
+    assert not plot.exists() and own.is_file()
