@@ -34,6 +34,8 @@ def run(
     Raises:
         InputError: bad recipe, data or paths; nothing is half-written.
     """
+    if jobs is not None and jobs < 1:
+        raise InputError(f"--jobs {jobs}: must be at least 1")
     check(recipe)
     root = Path(recipe.output_dir)
     if recipe.model.path is None:

@@ -44,7 +44,7 @@ def test_an_audit_from_recipe_to_report(audited, run, lora, capsys):
     # the order alone differs in `reseeded`: as many tokens, other weights
     costs = {name: json.loads((root / name / "cost.json").read_text()) for name in ("poisoned", "analysis/reseeded")}
     assert costs["poisoned"]["train_tokens"] == costs["analysis/reseeded"]["train_tokens"]
-    assert not list((root / ".work").glob("*")) if (root / ".work").exists() else True
+    assert not list((root / ".work").glob("*"))
 
     # other settings of the stress leave everything else as it was
     times = {path: path.stat().st_mtime_ns for path in root.rglob("*.safetensors")}

@@ -51,6 +51,7 @@ def test_a_sweep_in_two_processes(swept, run, tmp_path, capsys):
 
 
 def test_a_point_that_cannot_be_is_refused_at_the_door_with_its_name(swept, refused):
+    refused("run", swept, "--jobs", "0", words=["--jobs 0", "at least 1"])
     refused("run", swept | {"sweep": {"poison.trigger.fraction": [0.001]}},
             words=["recipe.sweep.poison.trigger.fraction: 0.001", "rounds to no example"])
     refused("run", swept | {"sweep": {"unlearn.methods.gradient_ascent.beta": [1.0]}},
