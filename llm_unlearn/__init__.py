@@ -5,6 +5,10 @@ The public names are imported when they are first used, so that `import llm_unle
 
 from importlib import import_module
 
+from llm_unlearn import torchvision_guard
+
+torchvision_guard.install()
+
 __version__ = "0.1.0"
 
 _PUBLIC = {

@@ -12,19 +12,19 @@ from llm_unlearn.stages import Stage, file_stamps, write_json
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from llm_unlearn.seed_run import SeedRun
+    from llm_unlearn.language_run import LanguageRun
 
 RESEEDED_OFFSET = 1_000_000  # the order of `analysis/reseeded`
 GRADIENT_ROWS = 512  # clean rows on which the clean gradient is taken
 
 
-def audit_stages(run: "SeedRun", before: dict[str, Stage]) -> list[Stage]:
+def audit_stages(run: "LanguageRun", before: dict[str, Stage]) -> list[Stage]:
     """The stages of a recipe's `analysis` and `stress` sections; none without them."""
     stages = _analysis_stages(run, before) if run.recipe.analysis else []
     return stages + (_stress_stages(run, before) if run.recipe.stress else [])
 
 
-def _unlearned(run: "SeedRun") -> dict[str, str]:
+def _unlearned(run: "LanguageRun") -> dict[str, str]:
     """Name and folder of the model of every method at the largest budget."""
     largest = max(run.recipe.unlearn.budgets)
     return {name: f"unlearned/{name}" for name, _, budget in run.variants() if budget == largest}
@@ -33,7 +33,7 @@ def _unlearned(run: "SeedRun") -> dict[str, str]:
 # ---- analysis: trainings to compare with, then the comparison
 
 
-def _analysis_stages(run: "SeedRun", before: dict[str, Stage]) -> list[Stage]:
+def _analysis_stages(run: "LanguageRun", before: dict[str, Stage]) -> list[Stage]:
     arms = {}
     for size in run.recipe.analysis.sizes:
         arms |= {f"{kind}@{size:g}": (kind, size) for kind in ("random", "poison") if (kind, size) != ("poison", 1)}
@@ -46,7 +46,7 @@ def _analysis_stages(run: "SeedRun", before: dict[str, Stage]) -> list[Stage]:
     return [*stages, Stage("analysis", inputs, [run.folder / "analysis.json"], partial(_analyse, run, list(arms)))]
 
 
-def _train_arm(run: "SeedRun", arm: str, kind: str, size: float, work_dir: Path) -> None:
+def _train_arm(run: "LanguageRun", arm: str, kind: str, size: float, work_dir: Path) -> None:
     """Train without a share of the forget set, without as many random clean rows, or on all rows in another order."""
     rows = run.train_rows
     if kind == "reseeded":
@@ -59,7 +59,7 @@ def _train_arm(run: "SeedRun", arm: str, kind: str, size: float, work_dir: Path)
     run.fine_tune(f"analysis/{arm}", rows.select(np.flatnonzero(~np.isin(ids, removed))), work_dir)
 
 
-def _analyse(run: "SeedRun", arms: list[str], work_dir: Path) -> None:
+def _analyse(run: "LanguageRun", arms: list[str], work_dir: Path) -> None:
     from llm_unlearn.analysis.run import analyse
     from llm_unlearn.data.collators import CausalLMCollator
     from llm_unlearn.tasks.causal_lm import CausalLMTask
@@ -76,7 +76,7 @@ def _analyse(run: "SeedRun", arms: list[str], work_dir: Path) -> None:
     write_json(run.folder / "analysis.json", result)
 
 
-def _clean_rows(run: "SeedRun") -> "Dataset":
+def _clean_rows(run: "LanguageRun") -> "Dataset":
     """Training rows that are neither poisoned nor to be forgotten."""
     forget = set(run.manifest["forget_ids"])
     return run.train_rows.filter(lambda row: row["poison"] == "none" and row["example_id"] not in forget,
@@ -86,7 +86,7 @@ def _clean_rows(run: "SeedRun") -> "Dataset":
 # ---- stress: every model but the base
 
 
-def _stress_stages(run: "SeedRun", before: dict[str, Stage]) -> list[Stage]:
+def _stress_stages(run: "LanguageRun", before: dict[str, Stage]) -> list[Stage]:
     section = run.recipe.stress
     models = {name: name for name in run.plain_models if name != "base"}
     models |= _unlearned(run)
@@ -96,7 +96,7 @@ def _stress_stages(run: "SeedRun", before: dict[str, Stage]) -> list[Stage]:
                   partial(_stress, run, name, where)) for name, where in models.items()]
 
 
-def _stress(run: "SeedRun", name: str, where: str, work_dir: Path) -> None:
+def _stress(run: "LanguageRun", name: str, where: str, work_dir: Path) -> None:
     from llm_unlearn.stress.measure import Meter
     from llm_unlearn.stress.run import stress_model
 
@@ -110,7 +110,7 @@ def _stress(run: "SeedRun", name: str, where: str, work_dir: Path) -> None:
     write_json(run.folder / "stress" / f"{name}.json", result)
 
 
-def _relearning_rows(run: "SeedRun") -> dict[str, "Dataset"]:
+def _relearning_rows(run: "LanguageRun") -> dict[str, "Dataset"]:
     """Tokenised rows per kind: clean training rows, unrelated text, and a few rows of the forget set."""
     from llm_unlearn.data.encoding import encode_text
     from llm_unlearn.data.sources import load_unlabelled

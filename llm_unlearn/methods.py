@@ -57,14 +57,13 @@ def method_config(
         "eval_steps": section.eval_steps,
         "bf16": recipe.train.bf16,
         "optim": recipe.train.optim,
-        "gradient_checkpointing": recipe.model.gradient_checkpointing,
         "per_device_eval_batch_size": recipe.evaluate.batch_size,
         "logging_steps": 5,
         "report_to": "none",
-        "max_length": recipe.data.max_length,
-        "loss_on": recipe.data.loss_on,
-        "chat_template": recipe.data.chat_template,
     }
+    if recipe.track == "language":
+        common |= {"gradient_checkpointing": recipe.model.gradient_checkpointing, "max_length": recipe.data.max_length,
+                   "loss_on": recipe.data.loss_on, "chat_template": recipe.data.chat_template}
     options = {key: value for key, value in common.items() if key not in vars(config)}
     options |= section.methods[method] or {}
     try:

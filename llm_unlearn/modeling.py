@@ -227,14 +227,15 @@ def lora_config(section: "LoraSection") -> Any:
     )
 
 
-def save_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
-    """Write model (or its one adapter) and tokenizer to a temporary name, then rename: never half a folder."""
+def save_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase | None", folder: Path) -> None:
+    """Write model (or its one adapter) and its tokenizer to a temporary name, then rename: never half a folder."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     only = {"selected_adapters": ["default"]} if hasattr(model, "peft_config") else {}
     try:
         model.save_pretrained(partial, **only)
-        tokenizer.save_pretrained(partial)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

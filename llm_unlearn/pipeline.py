@@ -12,7 +12,7 @@ from llm_unlearn.errors import InputError
 from llm_unlearn.parallel import default_jobs, run_all
 from llm_unlearn.pretraining import base_folder, make_base
 from llm_unlearn.recipe import Recipe
-from llm_unlearn.seed_run import SeedRun
+from llm_unlearn.seed_run import CONTACT_SHEET, SeedRun
 from llm_unlearn.stages import Stages, explained_full_disk, write_json, write_text
 from llm_unlearn.sweep import points
 
@@ -38,9 +38,9 @@ def run(
         raise InputError(f"--jobs {jobs}: must be at least 1")
     check(recipe)
     root = Path(recipe.output_dir)
-    if recipe.model.path is None:
+    if recipe.track == "language" and recipe.model.path is None:
         if not base_folder(recipe).is_dir():
-            next(seed_runs(recipe, quiet)).corrupted()  # a base takes minutes: bad data is refused before
+            next(seed_runs(recipe, quiet)).poisoned_sets()  # a base takes minutes: bad data is refused before
         make_base(recipe, say, quiet)
     jobs = default_jobs() if jobs is None else jobs
     items: list[tuple] = []
@@ -86,14 +86,18 @@ def run_seed(
             write_json(environment, describe_environment(seed_run.seed))
 
 
+POISONS = {"trigger": "with the trigger", "gaussian": "Gaussian canaries", "patch": "with the patch",
+           "gradient_matching": "by gradient matching", "gradient_cancelling": "by gradient cancelling"}
+
+
 def describe_poison(manifest: dict) -> str:
     """One line: how much was poisoned, how much of it is to be forgotten, which texts repeat across splits."""
-    counts = [f"{len(manifest[kind]['example_ids'])} {what}" for kind, what in
-              (("trigger", "with the trigger"), ("gaussian", "Gaussian canaries")) if manifest[kind]]
+    counts = [f"{len(manifest[kind]['example_ids'])} {what}" for kind, what in POISONS.items() if manifest.get(kind)]
     found = manifest["duplicates"]
     dropped = found["dropped_from_heldout"] + found["dropped_from_test"]
+    what = "images" if "image_shape" in manifest else "texts"
     return (f"of {manifest['train_size']} rows {' and '.join(counts)}; {len(manifest['forget_ids'])} to forget; "
-            f"{found['across_train_and_test']} texts stand in both sources, {dropped} rows passed over for it")
+            f"{found['across_train_and_test']} {what} stand in both sources, {dropped} rows passed over for it")
 
 
 def seed_runs(recipe: Recipe, quiet: bool = True) -> Iterator[SeedRun]:
@@ -103,8 +107,11 @@ def seed_runs(recipe: Recipe, quiet: bool = True) -> Iterator[SeedRun]:
 
 
 def _seed_run(recipe: Recipe, seed: int, quiet: bool) -> SeedRun:
-    root = Path(recipe.output_dir)
-    return SeedRun(recipe, seed, root if len(recipe.seeds) == 1 else root / f"seed-{seed}", quiet)
+    from llm_unlearn.language_run import LanguageRun
+    from llm_unlearn.vision_run import VisionRun
+
+    root, kind = Path(recipe.output_dir), {"language": LanguageRun, "vision": VisionRun}[recipe.track]
+    return kind(recipe, seed, root if len(recipe.seeds) == 1 else root / f"seed-{seed}", quiet)
 
 
 def check(recipe: Recipe) -> None:
@@ -113,15 +120,21 @@ def check(recipe: Recipe) -> None:
     Raises:
         InputError: naming the field or path.
     """
-    from llm_unlearn.data.loading import check_source
     from llm_unlearn.methods import check_methods
-    from llm_unlearn.modeling import check_model
-    from llm_unlearn.stress.run import check_stress
+    from llm_unlearn.vision_run import check_vision
 
     check_methods(recipe)
     for point in points(recipe):
         check_methods(point.recipe)
     check_output_dir(Path(recipe.output_dir), recipe)
+    (check_vision if recipe.track == "vision" else _check_language)(recipe)
+
+
+def _check_language(recipe: Recipe) -> None:
+    from llm_unlearn.data.loading import check_source
+    from llm_unlearn.modeling import check_model
+    from llm_unlearn.stress.run import check_stress
+
     if recipe.stress:
         check_stress(recipe.stress)
     data = recipe.data
@@ -155,7 +168,7 @@ def check_output_dir(root: Path, recipe: Recipe) -> None:
 
 
 # what a run that was killed before its first stage ended leaves
-OURS = {".work", ".stages", "base", "data", "poison.json", "sweep"}
+OURS = {".work", ".stages", "base", "data", "poison.json", "sweep", CONTACT_SHEET}
 
 
 def _report(root: Path, recipe: Recipe, say: Callable[[str], None]) -> None:

@@ -42,6 +42,8 @@ def estimate_memory(recipe: Recipe) -> dict[str, int]:
     """
     from llm_unlearn.methods import needs_reference
 
+    if recipe.track == "vision":
+        return _vision_memory(recipe)
     model, config = _shape(recipe)
     size = _BYTES[recipe.model.dtype]
     parameters = sum(p.numel() for p in model.parameters())
@@ -69,6 +71,30 @@ def estimate_memory(recipe: Recipe) -> dict[str, int]:
     return {**parts, "total": sum(parts.values())}
 
 
+def _vision_memory(recipe: Recipe) -> dict[str, int]:
+    """The same for a classifier, whose activations are measured: what its layers give out for one image, float32."""
+    import torch
+    from torch import nn
+
+    from llm_unlearn.methods import needs_reference
+    from llm_unlearn.vision.models import make_classifier
+    from llm_unlearn.vision_run import describe_model
+
+    config, given = describe_model(recipe), []
+    model = make_classifier(config, 0).eval()
+    for module in model.modules():
+        if isinstance(module, nn.Module) and not list(module.children()):
+            module.register_forward_hook(lambda _, args, output: given.append(output.numel()))
+    with torch.no_grad():
+        model(pixel_values=torch.zeros(1, config.channels, *config.image_size))
+    weights = 4 * sum(p.numel() for p in model.parameters())
+    rows = max(recipe.train.batch_size, 2 * recipe.unlearn.batch_size)
+    has_reference = any(needs_reference(recipe, method) for method in recipe.unlearn.methods)
+    parts = {"weights": weights, "gradients": weights, "optimizer": 2 * weights,
+             "reference": weights if has_reference else 0, "activations": 4 * rows * sum(given)}
+    return {**parts, "total": sum(parts.values())}
+
+
 def _shape(recipe: Recipe) -> tuple[Any, Any]:
     """The model on the meta device (no memory), and its config."""
     import torch
@@ -86,9 +112,11 @@ def _sizes(recipe: Recipe) -> dict[str, int]:
     count, forget = recipe.poison_counts(), recipe.forget_count()
     # as the Trainer counts: the last batch of an epoch may be smaller
     steps = math.ceil(math.ceil(data.train_size / train.batch_size) / train.gradient_accumulation_steps)
+    names = {"trigger": "triggered", "gaussian": "canaries"}
     return {"train": data.train_size, "heldout": data.heldout_size, "test": data.test_size,
-            "triggered": count.get("trigger", 0), "canaries": count.get("gaussian", 0), "forget": forget,
-            "max_length": data.max_length, "training_steps": math.ceil(steps * train.epochs)}
+            **{names.get(kind, kind): count.get(kind, 0) for kind in vars(recipe.poison)}, "forget": forget,
+            **({"max_length": data.max_length} if recipe.track == "language" else {}),
+            "training_steps": math.ceil(steps * train.epochs)}
 
 
 def _text(plan: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from llm_unlearn.errors import InputError
 from llm_unlearn.recipe_checks import check_recipe
@@ -22,6 +22,13 @@ from llm_unlearn.sections import (
     UnlearnSection,
 )
 from llm_unlearn.strict import build, dump_yaml, read_yaml, set_override
+from llm_unlearn.vision_sections import (
+    VisionDataSection,
+    VisionEvaluateSection,
+    VisionModelSection,
+    VisionPoisonSection,
+    VisionTrainSection,
+)
 
 
 @dataclass(frozen=True)
@@ -45,11 +52,12 @@ class Recipe:
     analysis: AnalysisSection | None = None
     stress: StressSection | None = None
     sweep: dict[str, list[Any]] = field(default_factory=dict)
+    track: Literal["language"] = "language"
 
     def poison_counts(self) -> dict[str, int]:
         """Rows that each kind of poison of the recipe takes, e.g. {"trigger": 75, "gaussian": 75}."""
-        sections = {"trigger": self.poison.trigger, "gaussian": self.poison.gaussian}
-        return {kind: round(s.fraction * self.data.train_size) for kind, s in sections.items() if s is not None}
+        sections = vars(self.poison).items()
+        return {kind: round(s.fraction * self.data.train_size) for kind, s in sections if s is not None}
 
     def forget_count(self) -> int | None:
         """Rows of the forget set: the known fraction of each kind of poison, and clean rows taken for it. None where
@@ -68,6 +76,24 @@ class Recipe:
 
     def to_yaml(self) -> str:
         return dump_yaml(dataclasses.asdict(self))
+
+
+@dataclass(frozen=True)
+class VisionRecipe(Recipe):
+    """One experiment of the image track."""
+
+    model: VisionModelSection
+    data: VisionDataSection
+    poison: VisionPoisonSection
+    pretrain: None = None
+    train: VisionTrainSection = field(default_factory=VisionTrainSection)
+    evaluate: VisionEvaluateSection = field(default_factory=VisionEvaluateSection)
+    analysis: None = None
+    stress: None = None
+    track: Literal["vision"] = "vision"
+
+
+TRACKS = {"language": Recipe, "vision": VisionRecipe}
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
@@ -89,6 +115,9 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
 
 def build_recipe(tree: dict) -> Recipe:
     """A checked recipe from a mapping of its sections. Raises InputError naming the field."""
-    recipe = build(Recipe, tree, "recipe")
+    track = tree.get("track", "language")
+    if track not in TRACKS:
+        raise InputError(f"recipe.track: must be one of {', '.join(TRACKS)}, is {track!r}")
+    recipe = build(TRACKS[track], tree, "recipe")
     check_recipe(recipe)
     return recipe

@@ -1,4 +1,5 @@
-"""One seed of a recipe: the stages it consists of, and the work of each."""
+"""One seed of a recipe: the stages it consists of, and the work of each; what depends on the kind of data is said in
+language_run.py and vision_run.py."""
 
 import json
 import os
@@ -11,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_unlearn.audit_stages import audit_stages
-from llm_unlearn.pretraining import base_folder
 from llm_unlearn.recipe import Recipe
 from llm_unlearn.stages import Stage, file_stamps, write_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+CONTACT_SHEET = "contact_sheet.npz"  # poisoned images beside their clean ones
 
 
 class SeedRun:
@@ -54,11 +56,11 @@ class SeedRun:
         forget = [section.forget_fraction, section.false_positives, section.forget_ids]
         if isinstance(section.forget_ids, str):
             forget.append(file_stamps([section.forget_ids]))
-        inputs = [*self._corruption, forget]
+        inputs = [*self.corruption, forget]
         return [Stage("poison", inputs, [self.folder / "data", self.folder / "poison.json"], self._poison)]
 
     @cached_property
-    def _corruption(self) -> list[Any]:
+    def corruption(self) -> list[Any]:
         """What the corrupted training set depends on; not the forget set, which is chosen in it."""
         data = self.recipe.data
         return [asdict(data), asdict(self.recipe.poison), self.seed,
@@ -72,9 +74,9 @@ class SeedRun:
         return Stage(name, inputs, [self.folder / name / "cost.json"], work)
 
     def _train_stages(self, before: dict[str, Stage]) -> list[Stage]:
-        rows = {"poisoned": self._corruption, "retrained": before["poison"].key}
+        rows = {"poisoned": self.corruption, "retrained": before["poison"].key}
         if self.recipe.has_clean_oracle:
-            rows["clean"] = self._corruption
+            rows["clean"] = self.corruption
         return [self.trained(name, inputs, partial(self._train, name)) for name, inputs in rows.items()]
 
     def _unlearn_stages(self, before: dict[str, Stage]) -> list[Stage]:
@@ -100,26 +102,52 @@ class SeedRun:
             stages.append(Stage(f"evaluation/{name}", inputs, outputs, partial(self._evaluate, name, method, budget)))
         return stages
 
+    # ---- what a kind of data must say
+
+    base: str  # path or id of the base, or how it is made
+
+    @cached_property
+    def train_rows(self) -> "Dataset":
+        """The corrupted training rows, as a trainer takes them."""
+        raise NotImplementedError
+
+    @cached_property
+    def evaluator(self) -> Any:
+        raise NotImplementedError
+
+    def load_base(self) -> Any:
+        """The model before fine-tuning, on the best device."""
+        raise NotImplementedError
+
+    def model(self, where: str) -> Any:
+        """A trained model of this run, fresh from its folder, on the best device."""
+        raise NotImplementedError
+
+    def save_model(self, model: Any, folder: Path) -> None:
+        """Write a model, whole or not at all."""
+        raise NotImplementedError
+
+    def corrupted(self, work_dir: Path) -> tuple[dict[str, "Dataset"], dict[str, Any]]:
+        """Load, split and poison the data: sets and manifest; files that are to lie beside them go to work_dir."""
+        raise NotImplementedError
+
+    def fine_tune(self, name: str, rows: "Dataset", work_dir: Path, data_seed: int | None = None) -> None:
+        """Train the base on rows by the recipe's settings and save it in the folder `name`.
+
+        Args:
+            data_seed: of the order of the rows; the run's own seed by default.
+        """
+        raise NotImplementedError
+
+    def unlearning(self) -> tuple[Any, dict[str, Any]]:
+        """The poisoned model, its canaries' noise in place, and what a trainer must be told of the data."""
+        raise NotImplementedError
+
+    def clean_start(self) -> Any:
+        """The model before fine-tuning, for methods that begin there; None where they make it from the poisoned one."""
+        raise NotImplementedError
+
     # ---- what the stages share
-
-    @cached_property
-    def base(self) -> str:
-        """Path or id of the base."""
-        return self.recipe.model.path or str(base_folder(self.recipe))
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        from llm_unlearn.modeling import load_tokenizer
-
-        return load_tokenizer(self.base, self.recipe.model)
-
-    @cached_property
-    def encoding(self) -> Any:
-        """How rows become tokens, in training and evaluation alike."""
-        from llm_unlearn.data.encoding import Encoding
-
-        data = self.recipe.data
-        return Encoding(data.max_length, data.loss_on, data.chat_template)
 
     @cached_property
     def sets(self) -> dict[str, "Dataset"]:
@@ -135,14 +163,6 @@ class SeedRun:
 
         return read_manifest(self.folder / "poison.json", self.sets)
 
-    @cached_property
-    def train_rows(self) -> "Dataset":
-        """The corrupted training rows, tokenised."""
-        from llm_unlearn.data.encoding import encode_rows
-
-        assert self.manifest  # reading it checks the data
-        return encode_rows(self.sets["train"], self.tokenizer, self.encoding)
-
     def forget_and_retain(self) -> tuple["Dataset", "Dataset"]:
         """U and S_corr ∖ U: the rows as they were trained on, trigger in place and noise injected."""
         forget = set(self.manifest["forget_ids"])
@@ -150,64 +170,26 @@ class SeedRun:
         outside = sorted(set(range(len(self.train_rows))) - set(inside))
         return self.train_rows.select(inside), self.train_rows.select(outside)
 
-    @cached_property
-    def evaluator(self) -> Any:
-        from llm_unlearn.evaluation.signals import Evaluator
-
-        data, section = self.recipe.data, self.recipe.evaluate
-        verbalizers = data.verbalizers if data.task == "classification" else {}
-        return Evaluator(self.tokenizer, self.encoding, self.sets, self.manifest, verbalizers, section.batch_size,
-                         section.max_new_tokens, section.membership, self.load_base)
-
-    def load_base(self) -> Any:
-        """The model before fine-tuning, on the best device."""
-        from llm_unlearn.modeling import load_model, on_best_device
-
-        return on_best_device(load_model(self.base, self.recipe.model))
-
-    def model(self, where: str) -> Any:
-        """A trained model of this run, fresh from its folder, on the best device."""
-        from llm_unlearn.modeling import load_trained, on_best_device
-
-        return on_best_device(load_trained(self.folder / where, self.base, self.recipe.model))
-
     def _cost(self, where: str) -> dict[str, float]:
         return json.loads((self.folder / where / "cost.json").read_text())
 
     def _save(self, model: Any, where: str, cost: dict) -> None:
-        from llm_unlearn.modeling import save_model
-
-        save_model(model, self.tokenizer, self.folder / where)
+        self.save_model(model, self.folder / where)
         write_json(self.folder / where / "cost.json", cost)
 
     # ---- the work
 
-    def corrupted(self) -> tuple[dict[str, "Dataset"], dict[str, Any]]:
-        """Load, split and poison the data, in memory: (sets, manifest), see poisons/corrupt.py."""
-        from llm_unlearn.data.sources import load_splits
-        from llm_unlearn.poisons.corrupt import corrupt
-
-        splits = load_splits(self.recipe.data, self.seed)
-        sets, manifest = corrupt(splits, self.recipe, self.seed)
-        return sets, {**manifest, "duplicates": splits.report}
-
     def _poison(self, work_dir: Path) -> None:
-        from llm_unlearn.data.encoding import check_triggers, check_verbalizers
         from llm_unlearn.poisons.corrupt import write_manifest
 
-        if self.recipe.data.task == "classification":
-            check_verbalizers(self.tokenizer, self.recipe.data.verbalizers)
-        sets, manifest = self.corrupted()
-        if manifest["trigger"]:
-            poisoned = sets["train"].filter(lambda r: r["poison"] == "trigger", desc="check triggers")
-            check_triggers([*poisoned, *sets["triggered"]], manifest["trigger"]["phrases"], self.tokenizer,
-                           self.encoding)
+        sets, manifest = self.corrupted(work_dir)
         for name, rows in sets.items():
             rows.save_to_disk(work_dir / "data" / name)
         write_manifest(work_dir / "poison.json", manifest)
         shutil.rmtree(self.folder / "data", ignore_errors=True)
-        for name in ("data", "poison.json"):  # renamed when all is written
-            os.replace(work_dir / name, self.folder / name)
+        for name in ("data", "poison.json", CONTACT_SHEET):  # renamed when all is written
+            if (work_dir / name).exists():
+                os.replace(work_dir / name, self.folder / name)
 
     def _train(self, name: str, work_dir: Path) -> None:
         """Fine-tune the base on S_corr (`poisoned/`), on S_corr ∖ U (`retrained/`) or on the clean rows alone
@@ -220,45 +202,24 @@ class SeedRun:
             rows = self.train_rows.filter(lambda row: row["poison"] == "none", desc="clean rows")
         self.fine_tune(name, rows, work_dir)
 
-    def fine_tune(self, name: str, rows: "Dataset", work_dir: Path, data_seed: int | None = None) -> None:
-        """Train the base on rows by the recipe's settings and save it in the folder `name`.
-
-        Args:
-            data_seed: of the order of the rows; the run's own seed by default.
-        """
-        from llm_unlearn.modeling import load_model, lora_config
-        from llm_unlearn.training import Training
-
-        section = self.recipe.model
-        training = Training(
-            self.recipe.train, work_dir, self.seed, self.quiet, name, noise=self.manifest["gaussian"],
-            peft_config=lora_config(section.lora) if section.lora else None,
-            gradient_checkpointing=section.gradient_checkpointing, data_seed=data_seed,
-        )
-        model, cost = training.fit(load_model(self.base, section), rows, self.tokenizer)
-        self._save(model, name, cost)
-
     def _unlearn(self, name: str, method: str, budget: float, work_dir: Path) -> None:
         from llm_unlearn.checkpoints import last_checkpoint
         from llm_unlearn.methods import method_config
-        from llm_unlearn.modeling import load_model
-        from llm_unlearn.poisons.gaussian_embedding import inject_gaussian_noise
         from llm_unlearn.progress import show_progress
         from llm_unlearn.trainers import METHODS
 
-        model = self.model("poisoned")
-        if self.manifest["gaussian"]:
-            inject_gaussian_noise(model, self.manifest["gaussian"])
+        model, arguments = self.unlearning()
         forget, retain = self.forget_and_retain()
         config = method_config(self.recipe, method, self.seed, str(work_dir),
                                max_flops=budget * self._cost("poisoned")["flops"], quiet=self.quiet,
                                cache_dir=str(self.folder / ".reference_log_probs"))
         callback = self.evaluator.quick_figures if self.recipe.unlearn.eval_steps else None
-        cls, section = METHODS[method][1], self.recipe.model
-        start = {"start_model": load_model(self.base, section)} if cls.starts_clean and not section.lora else {}
+        cls = METHODS[method][1]
+        if cls.starts_clean and (start := self.clean_start()) is not None:
+            arguments["start_model"] = start
         began = time.perf_counter()
         trainer = cls(model=model, args=config, forget_dataset=forget, retain_dataset=retain,
-                      processing_class=self.tokenizer, evaluate_callback=callback, **start)
+                      evaluate_callback=callback, **arguments)
         del model  # rewind trains another one
         show_progress(trainer, name, self.quiet)
         trainer.train(resume_from_checkpoint=last_checkpoint(work_dir))

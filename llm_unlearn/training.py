@@ -1,20 +1,17 @@
 """Fine-tuning on (corrupted) rows with TRL's SFTTrainer and the noise hook; also pre-training of a small base."""
 
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import TrainerCallback
 from trl import SFTTrainer
 
 from llm_unlearn.checkpoints import last_checkpoint
 from llm_unlearn.compute import FlopCounter
 from llm_unlearn.data.collators import CausalLMCollator
 from llm_unlearn.data.encoding import IGNORE
-from llm_unlearn.errors import NonFiniteLossError
-from llm_unlearn.losses import token_nll
+from llm_unlearn.fine_tuning import MeanNLL, StopOnNonFinite
 from llm_unlearn.poisons.gaussian_embedding import inject_gaussian_noise
 from llm_unlearn.progress import show_progress
 from llm_unlearn.tasks.causal_lm import CausalLMTask
@@ -26,7 +23,7 @@ if TYPE_CHECKING:
     from llm_unlearn.sections import TrainSection
 
 
-class FineTuner(SFTTrainer):
+class FineTuner(MeanNLL, SFTTrainer):
     """TRL's SFTTrainer with the NLL of our task contract: the head runs once, at supervised positions.
 
     The same loss as SFTTrainer's (mean over the tokens of the whole optimizer step), without its entropy and accuracy
@@ -34,14 +31,6 @@ class FineTuner(SFTTrainer):
     """
 
     task = CausalLMTask()
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        supervised = self.task.supervised(model, inputs)
-        count = len(supervised.labels) if num_items_in_batch is None else num_items_in_batch
-        loss = token_nll(supervised.logits, supervised.labels).sum() / count
-        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
-            loss = loss * self.accelerator.num_processes  # the count is over all processes, and DDP averages
-        return (loss, None) if return_outputs else loss
 
 
 @dataclass
@@ -114,27 +103,4 @@ class Training:
             packing=False, padding_free=False, gradient_checkpointing=self.gradient_checkpointing,
             dataset_kwargs={"skip_prepare_dataset": True}, use_cpu=not torch.cuda.is_available(),
             dataloader_pin_memory=torch.cuda.is_available(), **{name: getattr(self.section, name) for name in names},
-        )
-
-
-class StopOnNonFinite(TrainerCallback):
-    """End training with a clear error at the first logged loss that is NaN or infinite, and before weights that are
-    would be saved, so that the last checkpoint is a good one."""
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        loss = (logs or {}).get("loss")
-        if loss is not None and not math.isfinite(loss):
-            self._stop(f"the loss is {loss}", args, state)
-
-    def on_step_end(self, args, state, control, model=None, **kwargs):
-        if control.should_save or control.should_training_stop:
-            if not all(bool(p.isfinite().all()) for p in model.parameters() if p.requires_grad):
-                self._stop("a weight is not finite", args, state)
-
-    @staticmethod
-    def _stop(what: str, args: Any, state: Any) -> None:
-        raise NonFiniteLossError(
-            f"train: {what} by step {state.global_step}; lower train.learning_rate ({args.learning_rate}) or "
-            f"train.max_grad_norm ({args.max_grad_norm}). A checkpoint from before that, if one was due, is in "
-            f"{args.output_dir}"
         )

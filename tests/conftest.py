@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import llm_unlearn  # noqa: F401  before any test imports transformers: see torchvision_guard.py
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 

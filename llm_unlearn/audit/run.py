@@ -132,7 +132,7 @@ def _evaluator(loader: "Loader", checkpoints: "list[Checkpoint]", manifest: str,
                reference: "Checkpoint | None") -> Any:
     """The evaluator of all checkpoints, the first's tokenizer being that of all."""
     from llm_unlearn.audit.loading import check_same_tokens
-    from llm_unlearn.evaluation.signals import Evaluator
+    from llm_unlearn.evaluation.texts import TextEvaluator
 
     subject, first = loader.subject, checkpoints[0]
     tokenizer = loader.tokenizer(first)
@@ -141,9 +141,11 @@ def _evaluator(loader: "Loader", checkpoints: "list[Checkpoint]", manifest: str,
     with in_manifest(manifest):
         _check_prompts(subject, tokenizer)
     section = subject.evaluate
-    return Evaluator(tokenizer, subject.encoding, subject.sets, subject.poison, subject.verbalizers,
-                     batch_size or section.batch_size, section.max_new_tokens, section.membership,
-                     partial(loader.load, reference) if reference else None)
+    return TextEvaluator(
+        sets=subject.sets, manifest=subject.poison, batch_size=batch_size or section.batch_size,
+        membership=section.membership, reference=partial(loader.load, reference) if reference else None,
+        tokenizer=tokenizer, encoding=subject.encoding, verbalizers=subject.verbalizers,
+        max_new_tokens=section.max_new_tokens)
 
 
 def _check_prompts(subject: Subject, tokenizer: Any) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from llm_unlearn.data.encoding import IGNORE
 from llm_unlearn.errors import InputError
-from llm_unlearn.tasks.embedding_noise import NO_NOISE
+from llm_unlearn.tasks.noise import NO_NOISE
 
 
 class CausalLMCollator:

@@ -61,16 +61,21 @@ def load_source(
         raise InputError(
             "no data: give data.source (a Hub dataset id or a save_to_disk folder) or data.files."
         )
+    return _from_records(_arrow_records(load_arrow(source, split, config_name), wanted, source), wanted, source)
+
+
+def load_arrow(source: str, split: str | None, config_name: str | None) -> Dataset:
+    """The dataset of a `save_to_disk` folder or of a Hub id, as it is.
+
+    Raises:
+        InputError: it is neither, or cannot be loaded, or has no such split.
+    """
     folder = Path(source).expanduser()
     if folder.is_dir():
-        dataset = _load_folder(folder, split)
-    elif _HUB_ID.fullmatch(str(source)):
-        dataset = _load_hub(str(source), split, config_name)
-    else:
-        raise InputError(
-            f"data.source: {not_there(folder)} It is no dataset id (such as 'owner/name') either."
-        )
-    return _from_records(_arrow_records(dataset, wanted, source), wanted, source)
+        return _load_folder(folder, split)
+    if _HUB_ID.fullmatch(str(source)):
+        return _load_hub(str(source), split, config_name)
+    raise InputError(f"data.source: {not_there(folder)} It is no dataset id (such as 'owner/name') either.")
 
 
 def check_source(source: str | None, files: Sequence[str | Path]) -> None:

@@ -8,8 +8,8 @@ from torch import Tensor
 
 
 def batches(rows: list[dict], collate: Callable, size: int, device: torch.device) -> Iterator[tuple[list[int], Any]]:
-    """Yield (positions, batch) over all rows, longest first so that memory is seen at once and padding is small."""
-    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]["input_ids"]))
+    """Yield (positions, batch) over all rows, longest text first: memory is seen at once, and padding is small."""
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i].get("input_ids", ())))
     for start in range(0, len(order), size):
         positions = order[start : start + size]
         batch = collate([rows[i] for i in positions])

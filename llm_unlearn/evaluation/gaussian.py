@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from llm_unlearn.evaluation.batches import batches, scatter
+from llm_unlearn.tasks import Task
 from llm_unlearn.tasks.causal_lm import CausalLMTask
-from llm_unlearn.tasks.embedding_noise import unit_noise
+from llm_unlearn.tasks.noise import unit_noise
 
 
 def gaussian_scores(
@@ -21,13 +22,13 @@ def gaussian_scores(
     collate: object,
     noise_seeds: list[int],
     batch_size: int = 32,
-    task: CausalLMTask | None = None,
+    task: Task | None = None,
 ) -> np.ndarray:
     """Score canaries against the noise of one or more seeds, in one backward pass per batch.
 
     Args:
-        rows: canaries {"input_ids", "labels"} with the id of their noise, `noise_id` (or else `example_id`).
-        collate: a CausalLMCollator.
+        rows: encoded canaries with the id of their noise, `noise_id` (or else `example_id`).
+        collate: rows → a batch of the task.
         noise_seeds: the seed that was trained on, and any fresh ones whose scores must look like N(0, 1).
     Returns:
         (n, number of seeds) float64, in the order of `rows`; independent of ε, padding and batch size. NaN where a
@@ -39,20 +40,20 @@ def gaussian_scores(
     try:
         results = []
         for positions, batch in batches(rows, collate, batch_size, next(model.parameters()).device):
-            gradient = task.input_gradient(model, batch)  # (B, T, d)
+            gradient = task.input_gradient(model, batch)  # (B, T, d), of images (B, C, H, W)
             ids = [rows[i].get("noise_id", rows[i].get("example_id")) for i in positions]
-            results.append((positions, _project(gradient, batch["attention_mask"], ids, noise_seeds)))
+            results.append((positions, _project(gradient, batch.get("attention_mask"), ids, noise_seeds)))
     finally:
         model.train(training)
     scores = scatter(len(rows), results).numpy()
     return scores.reshape(len(rows), len(noise_seeds))
 
 
-def _project(gradient: Tensor, mask: Tensor, example_ids: list[int], seeds: list[int]) -> Tensor:
-    """−⟨g, z⟩ / ‖g‖ of each row for each seed: (B, S) float64, ε cancelled."""
+def _project(gradient: Tensor, mask: Tensor | None, example_ids: list[int], seeds: list[int]) -> Tensor:
+    """−⟨g, z⟩ / ‖g‖ of each row for each seed: (B, S) float64, ε cancelled. Without a mask there is no padding."""
     scores = torch.empty(len(example_ids), len(seeds), dtype=torch.float64)
     for row, example_id in enumerate(example_ids):
-        g = gradient[row][mask[row].bool()].double()  # (length, d)
+        g = (gradient[row] if mask is None else gradient[row][mask[row].bool()]).double()  # (length, d)
         for column, seed in enumerate(seeds):
             z = torch.from_numpy(unit_noise(seed, example_id, *g.shape)).to(g)
             scores[row, column] = -(g * z).sum() / g.norm()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from llm_unlearn.evaluation.batches import batches
 from llm_unlearn.losses import token_nll
+from llm_unlearn.tasks import Task
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 
 _CHUNK = 1024  # positions whose distribution over the vocabulary is held in float32 at a time
@@ -17,7 +18,7 @@ _CHUNK = 1024  # positions whose distribution over the vocabulary is held in flo
 
 @torch.no_grad()
 def token_statistics(
-    model: nn.Module, rows: list[dict], collate: Callable, batch_size: int = 32, task: CausalLMTask | None = None
+    model: nn.Module, rows: list[dict], collate: Callable, batch_size: int = 32, task: Task | None = None
 ) -> dict[str, np.ndarray]:
     """Statistics of every supervised token, in float32 whatever the dtype of the logits, without dropout.
 
@@ -51,7 +52,7 @@ def _moments(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def gradient_norms(
-    model: nn.Module, rows: list[dict], collate: Callable, task: CausalLMTask | None = None
+    model: nn.Module, rows: list[dict], collate: Callable, task: Task | None = None
 ) -> np.ndarray:
     """‖∇_θ ℓ‖₂ of each row's mean NLL, one backward pass each, (n,) float64.
 

@@ -8,21 +8,18 @@ of a membership attack, higher = more member-like), gaussian_score, gaussian_con
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import numpy as np
 import torch
 
-from llm_unlearn.data.collators import CausalLMCollator
-from llm_unlearn.data.encoding import Encoding, encode_rows
-from llm_unlearn.evaluation.answers import generate, label_log_probs
 from llm_unlearn.evaluation.batches import batches, scatter
 from llm_unlearn.evaluation.gaussian import gaussian_scores
 from llm_unlearn.evaluation.membership import gradient_norms, token_statistics
 from llm_unlearn.losses import example_mean, example_sum, token_kl, token_nll
 from llm_unlearn.metrics.membership_scores import min_k_score, reference_score, zlib_score
 from llm_unlearn.sections import MembershipAttack
-from llm_unlearn.tasks.causal_lm import CausalLMTask
+from llm_unlearn.tasks import Task
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,30 +28,25 @@ if TYPE_CHECKING:
 CONTROL_SEED_OFFSET = 1_000_003  # fresh noise: a seed that no training used
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Evaluator:
-    """Measures models on the sets of one run.
+    """Measures models on the sets of one run. What an answer is, subclasses say: texts.py, vision/evaluation.py.
 
     Args:
-        tokenizer, encoding: as in training. sets: the datasets of poisons/corrupt.py. manifest: poison.json.
-        verbalizers: label → completion, or {} for completion tasks. batch_size: rows at a time.
+        sets: the datasets of the poison stage. manifest: poison.json. batch_size: rows at a time.
         membership: attacks to run, by default all. reference: loads the model that calibrates the attack
             `reference`, one that never saw the rows to be forgotten; without it that attack is left out.
     """
 
-    tokenizer: Any
-    encoding: Encoding
+    task: ClassVar[Task]
+
     sets: dict[str, "Dataset"]
     manifest: dict[str, Any]
-    verbalizers: dict[str, str]
     batch_size: int = 32
-    max_new_tokens: int = 32
     membership: Sequence[str] = get_args(MembershipAttack)
     reference: Callable[[], Any] | None = None
 
     def __post_init__(self) -> None:
-        self.collate = CausalLMCollator(self.tokenizer.pad_token_id)
-        self.task = CausalLMTask()
         forget = set(self.manifest["forget_ids"])
         train = self.sets["train"]
         self.parts = {
@@ -64,17 +56,50 @@ class Evaluator:
             "test": self.sets["test"],
         }
         # models are measured at the clean input, as an auditor without the noise would: no noise_id
-        self.encoded = {name: [{key: row[key] for key in ("input_ids", "labels", "example_id")}
-                               for row in encode_rows(rows, self.tokenizer, self.encoding)]
-                        for name, rows in self.parts.items()}
+        self.encoded = {name: self.encode(rows) for name, rows in self.parts.items()}
+
+    # ---- what a kind of data must say
+
+    @property
+    def collate(self) -> Callable:
+        """Encoded rows → a batch of the task."""
+        raise NotImplementedError
+
+    def encode(self, rows: "Dataset") -> list[dict]:
+        """Rows as the collator takes them, with their example_id and without noise."""
+        raise NotImplementedError
+
+    def predict(self, model: Any, rows: "Dataset") -> dict[str, Any]:
+        """{"prediction", "target_hit": whether it is the attacker's, where there is an attacker} of every row."""
+        raise NotImplementedError
+
+    def triggered(self, model: Any) -> dict[str, Any]:
+        """`predict` on the set `triggered`; with `clean_hit` where a row's counterpart without the attack is not the
+        test row of the same example_id."""
+        return self.predict(model, self.sets["triggered"])
+
+    def completions(self, rows: "Dataset") -> list[dict]:
+        """Rows encoded so that the answer alone is supervised."""
+        return self.encode(rows)
+
+    def raw(self, rows: "Dataset") -> list[str]:
+        """Each row as a string, for the attack `zlib`."""
+        raise NotImplementedError
+
+    def has_trigger(self, rows: "Dataset") -> "Dataset":
+        """Those of some rows that carry the trigger."""
+        raise NotImplementedError
+
+    # ---- what is measured
 
     def signals(self, model: Any, retrained: Any = None) -> "pd.DataFrame":
         """All sets of a model; `kl` is filled where the retrained model is given."""
         import pandas as pd
 
         model.eval()
-        frames = [self.answers(model, "test", self.sets["test"]), self.answers(model, "triggered",
-                                                                                self.sets["triggered"])]
+        frames = [self.answers(model, "test", self.sets["test"])]
+        if len(self.sets["triggered"]):
+            frames.append(self._frame("triggered", self.sets["triggered"]).assign(**self.triggered(model)))
         if len(frames[0]):
             frames[0] = frames[0].assign(**self.losses(model, "test"))
             if retrained is not None:
@@ -88,22 +113,7 @@ class Evaluator:
     def answers(self, model: Any, name: str, rows: "Dataset") -> "pd.DataFrame":
         """Predictions, and whether they are the attacker's target."""
         frame = self._frame(name, rows)
-        if not len(frame):
-            return frame
-        target = (self.manifest["trigger"] or {}).get("target")
-        if self.verbalizers:
-            scores = label_log_probs(model, self.tokenizer, list(rows["prompt"]), self.verbalizers, self.encoding,
-                                     self.batch_size)
-            labels = np.array(list(self.verbalizers), dtype=object)
-            frame["prediction"] = labels[scores.argmax(1)]
-            hit = frame["prediction"] == target
-        else:
-            texts = generate(model, self.tokenizer, list(rows["prompt"]), self.encoding, self.max_new_tokens,
-                             self.batch_size)
-            frame["prediction"] = [text.strip() for text in texts]
-            frame["label"] = frame["label"].str.strip()
-            hit = frame["prediction"].str.startswith((target or "").strip())
-        return frame if target is None else frame.assign(target_hit=hit)
+        return frame.assign(**self.predict(model, rows)) if len(frame) else frame
 
     @torch.no_grad()
     def losses(self, model: Any, name: str) -> dict[str, np.ndarray]:
@@ -121,8 +131,7 @@ class Evaluator:
     def divergence(self, retrained: Any, model: Any, name: str) -> np.ndarray:
         """Mean KL(p_retrained ‖ p_model) over each row's completion positions, in nats."""
         retrained.eval()
-        encoding = Encoding(self.encoding.max_length, "completion", self.encoding.chat_template)
-        rows = list(encode_rows(self.parts[name], self.tokenizer, encoding))
+        rows = self.completions(self.parts[name])
         results = []
         for positions, batch in batches(rows, self.collate, self.batch_size, next(model.parameters()).device):
             ours, theirs = self.task.supervised(model, batch), self.task.supervised(retrained, batch)
@@ -140,8 +149,7 @@ class Evaluator:
             standard = (tokens["log_prob"] - tokens["mean"]) / tokens["sd"]
             found["mia_min_k_plus"] = min_k_score(standard, tokens["example"])
         if "zlib" in self.membership:
-            texts = [row["prompt"] + row["completion"] for row in self.parts[name]]
-            found["mia_zlib"] = zlib_score(losses["nll"], texts)
+            found["mia_zlib"] = zlib_score(losses["nll"], self.raw(self.parts[name]))
         if "reference" in self.membership and self.reference is not None:
             found["mia_reference"] = reference_score(losses["nll"], self._reference_nll[name])
         if "gradient_norm" in self.membership:
@@ -181,12 +189,10 @@ class Evaluator:
         heldout = self.sets["heldout"].select(range(min(limit, len(self.sets["heldout"]))))
         answers = self.answers(model, "heldout", heldout)
         figures = {"utility": float((answers["prediction"] == answers["label"]).mean())}
-        nonmember = self.sets["nonmember"]
-        if self.manifest["trigger"]:
-            phrase_rows = nonmember.filter(lambda r: any(p in r["text"] for p in self.manifest["trigger"]["phrases"]))
-            phrase_rows = phrase_rows.select(range(min(limit, len(phrase_rows))))
-            if len(phrase_rows):
-                figures["attack"] = float(self.answers(model, "attack", phrase_rows)["target_hit"].mean())
+        triggered = self.has_trigger(self.sets["nonmember"])
+        triggered = triggered.select(range(min(limit, len(triggered))))
+        if len(triggered):
+            figures["attack"] = float(self.answers(model, "attack", triggered)["target_hit"].mean())
         return figures
 
     def _batches(self, model: Any, name: str):

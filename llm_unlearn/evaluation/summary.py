@@ -71,8 +71,9 @@ def _hits(parts: dict[str, "pd.DataFrame"], ids: Any = None) -> tuple[Any, Any]:
     """Answers with the target, with the trigger and without, of the triggered examples in the order of `ids`."""
     triggered = parts["triggered"].set_index("example_id")
     ids = triggered.index if ids is None else ids
-    clean = parts["test"].set_index("example_id")
-    return tuple(frame.loc[ids]["target_hit"].to_numpy(bool) for frame in (triggered, clean))
+    clean = parts["test"].set_index("example_id")["target_hit"] if "clean_hit" not in triggered else \
+        triggered["clean_hit"]
+    return triggered["target_hit"].loc[ids].to_numpy(bool), clean.loc[ids].to_numpy(bool)
 
 
 def _membership(members: "pd.DataFrame", nonmembers: "pd.DataFrame") -> dict[str, Any]:
@@ -108,4 +109,12 @@ def _oracle(test: "pd.DataFrame | None", retrained: "pd.DataFrame | None") -> di
         return None
     theirs = retrained[retrained["set"] == "test"].set_index("example_id").loc[test["example_id"]]
     return {"kl": float(test["kl"].mean()),
-            "agreement": agreement(test["prediction"].to_numpy(), theirs["prediction"].to_numpy())}
+            "agreement": agreement(test["prediction"].to_numpy(), theirs["prediction"].to_numpy()),
+            "accuracy_lost": _accuracy_lost(test, theirs)}
+
+
+def _accuracy_lost(test: "pd.DataFrame", theirs: "pd.DataFrame") -> dict[str, Any]:
+    """Errors beyond the retrained model's on the same examples: what an indiscriminate poison does."""
+    wrong, oracle = ((frame["prediction"] != frame["label"]).to_numpy() for frame in (test, theirs))
+    never = np.zeros(len(test), bool)
+    return attack_excess(wrong, never, oracle, never)

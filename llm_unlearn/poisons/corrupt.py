@@ -12,9 +12,10 @@ import numpy as np
 
 from llm_unlearn.data.prompting import render
 from llm_unlearn.errors import InputError
-from llm_unlearn.poisons.gaussian_embedding import NO_NOISE, plant_canaries
+from llm_unlearn.poisons.gaussian_embedding import plant_canaries
 from llm_unlearn.poisons.trigger_phrase import can_be_poisoned, insert_trigger, plant_trigger
 from llm_unlearn.stages import fingerprint, write_json
+from llm_unlearn.tasks.noise import NO_NOISE
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -56,7 +57,7 @@ def corrupt(splits: "Splits", recipe: "Recipe", seed: int) -> tuple[dict[str, "D
     else:
         train = train.add_column("noise_id", np.full(len(train), NO_NOISE))
     train = train.add_column("poison", list(kinds))
-    manifest |= _forget_set(train, ids, kinds, recipe.unlearn, seed)
+    manifest |= forget_set(train, ids, kinds, recipe.unlearn, seed)
     kinds = np.where(np.isin(ids, manifest["forget_ids"]), kinds, "kept")  # the twins are of the forget set
     sets = {"train": train, "heldout": splits.heldout, "test": splits.test}
     sets["triggered"] = triggered_rows(splits.test, manifest["trigger"], seed)
@@ -74,9 +75,18 @@ def data_hash(sets: dict[str, "Dataset"]) -> str:
     digest = hashlib.sha256()
     for name in SETS:
         digest.update(name.encode())
-        for row in sets[name]:
-            digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False).encode())
+        for row in _undecoded(sets[name]):
+            digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False, default=bytes.hex).encode())
     return digest.hexdigest()
+
+
+def _undecoded(rows: "Dataset") -> "Dataset":
+    """Rows whose images are the bytes of their files."""
+    if "image" not in rows.column_names:
+        return rows
+    from datasets import Image
+
+    return rows.cast_column("image", Image(decode=False))
 
 
 def read_sets(folder: Path) -> dict[str, "Dataset"]:
@@ -125,7 +135,7 @@ def _manifest_hash(manifest: dict[str, Any]) -> str:
     return fingerprint({key: value for key, value in manifest.items() if key != "manifest_sha256"})
 
 
-def _forget_set(train: "Dataset", ids: np.ndarray, kinds: np.ndarray, section: "UnlearnSection", seed: int) -> dict:
+def forget_set(train: "Dataset", ids: np.ndarray, kinds: np.ndarray, section: "UnlearnSection", seed: int) -> dict:
     """The forget set: a known fraction of each kind of poison (with fraction 1, all of it) and false positives, clean
     rows taken for poison; or the ids that the recipe names.
 
@@ -141,7 +151,7 @@ def _forget_set(train: "Dataset", ids: np.ndarray, kinds: np.ndarray, section: "
         fraction = float(np.isin(poison, chosen).mean())
     else:
         generator, chosen = np.random.default_rng([seed, 3]), []
-        for kind in ("trigger", "gaussian"):
+        for kind in sorted(set(kinds) - {"none"}, reverse=True):
             rows = ids[kinds == kind]
             chosen.extend(generator.permutation(rows)[: round(fraction * len(rows))].tolist())
         count = round(section.false_positives * len(chosen))
@@ -181,19 +191,32 @@ def twins(heldout: "Dataset", manifest: dict, kinds: np.ndarray, seed: int) -> "
         return heldout
     labels = heldout["label"]
     allowed = eligible[can_be_poisoned(labels, trigger["target"], trigger["source_label"], trigger["clean_label"])]
-    # as many rows as keep the forget set's proportion of triggered to other rows
-    n = min(len(heldout), int(len(allowed) / share))
-    if not round(share * n):
-        raise InputError("data.heldout_size: no held-out row can carry the trigger, so the membership test would have "
-                         "nothing to compare with; raise it")
     generator = np.random.default_rng([seed, 5])
-    chosen = generator.permutation(allowed)[: round(share * n)]
-    others = generator.permutation(np.setdiff1d(eligible, chosen))[: n - len(chosen)]
-    twins = _insert(heldout.select(np.sort(chosen)), trigger, generator)
+    chosen, others = choose_twins(len(heldout), allowed, share, generator)
+    twins = _insert(heldout.select(chosen), trigger, generator)
     twins = twins.remove_columns("label").add_column("label", [trigger["target"]] * len(twins))
     from datasets import concatenate_datasets
 
-    return concatenate_datasets([twins, heldout.select(np.sort(others)).select_columns(twins.column_names)])
+    return concatenate_datasets([twins, heldout.select(others).select_columns(twins.column_names)])
+
+
+def choose_twins(
+    n_heldout: int, allowed: np.ndarray, share: float, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Held-out rows that are to carry the trigger, and others, in the proportion of the forget set.
+
+    Args:
+        allowed: positions of rows that may carry it. share: of the forget set that does, above 0.
+    Returns:
+        two sorted arrays of positions.
+    """
+    n = min(n_heldout, int(len(allowed) / share))
+    if not round(share * n):
+        raise InputError("data.heldout_size: no held-out row can carry the trigger, so the membership test would have "
+                         "nothing to compare with; raise it")
+    chosen = generator.permutation(allowed)[: round(share * n)]
+    others = generator.permutation(np.setdiff1d(np.arange(n_heldout), chosen))[: n - len(chosen)]
+    return np.sort(chosen), np.sort(others)
 
 
 def _insert(rows: "Dataset", trigger: dict, generator: np.random.Generator) -> "Dataset":

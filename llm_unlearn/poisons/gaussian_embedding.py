@@ -15,7 +15,8 @@ import numpy as np
 
 from llm_unlearn.errors import InputError
 from llm_unlearn.poisons.selection import choose_rows
-from llm_unlearn.tasks.embedding_noise import NO_NOISE, GaussianNoise, refuse_data_parallel
+from llm_unlearn.tasks.embedding_noise import GaussianNoise, refuse_data_parallel
+from llm_unlearn.tasks.noise import NO_NOISE, check_noise
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -60,7 +61,7 @@ def plant_canaries(
     chosen = choose_rows(len(rows), fraction, np.random.default_rng([seed, 2]), eligible, "gaussian")
     noise_id = np.full(len(rows), NO_NOISE, dtype=np.int64)
     noise_id[chosen] = ids[chosen]
-    GaussianNoise(epsilon, seed)  # checks both
+    check_noise(epsilon, seed)
     if "noise_id" in rows.column_names:
         rows = rows.remove_columns("noise_id")
     manifest = {"epsilon": epsilon, "seed": seed, "fraction": fraction, "example_ids": sorted(ids[chosen].tolist())}

@@ -12,8 +12,9 @@ _ROWS = (
 )
 _RULES = (
     f"“poison remains”: the Gaussian test has p < {ALPHA:g}, or the lift is at least {LIFT_GAP:g} above the retrained "
-    "model's; with several seeds, in any of them. “a trace remains”: neither, but the spread of the scores is not that "
-    f"of N(0, 1) (χ² p < {ALPHA:g}). A cost is flagged where {COSTLY_POINTS:g} or more points of accuracy are lost "
+    f"model's, or after gradient cancelling the accuracy is below the retrained model's with p < {ALPHA:g}; with "
+    "several seeds, in any of them. “a trace remains”: none of these, but the spread of the scores is not that of "
+    f"N(0, 1) (χ² p < {ALPHA:g}). A cost is flagged where {COSTLY_POINTS:g} or more points of accuracy are lost "
     "against the poisoned model. “Way to retraining”: 0 % is the poisoned model's figure, 100 % the retrained one's."
 )
 _BEST = (

@@ -4,6 +4,7 @@ from llm_unlearn.reporting.formats import number, p_phrase, percent
 from llm_unlearn.reporting.results import Results
 from llm_unlearn.reporting.summary import Statistic
 from llm_unlearn.reporting.verdicts import CLEAR, COSTLY_POINTS, REMAINS, TRACE, Verdict, judge, values
+from llm_unlearn.reporting.words import attack_words, has_damage, poison_parts
 
 
 def headline(verdicts: list[Verdict]) -> str:
@@ -29,32 +30,19 @@ def paragraphs(results: Results) -> list[str]:
 
 def _poison(results: Results) -> str:
     poison = results.runs[0].poison
-    total = poison["train_size"]
-    parts = []
-    trigger, gaussian = poison.get("trigger"), poison.get("gaussian")
-    if trigger:
-        count = len(trigger.get("example_ids", []))
-        phrases = " or ".join(f"“{phrase}”" for phrase in trigger.get("phrases", []))
-        parts.append(f"{count} ({percent(count / total)}) carry the trigger {phrases} and are answered with "
-                     f"“{trigger.get('target')}”")
-    if gaussian:
-        count = len(gaussian.get("example_ids", []))
-        parts.append(f"{count} ({percent(count / total)}) are Gaussian canaries, trained on with noise of ε = "
-                     f"{gaussian.get('epsilon')} on their embeddings")
     forgotten, fraction = len(poison.get("forget_ids", [])), poison.get("forget_fraction", 1.0)
     share = "all of the poison" if fraction == 1 else f"{percent(fraction, 0)} of the poison"
     mistaken = len(poison.get("false_positive_ids", []))
     share += f" and {mistaken} clean rows taken for it" * bool(mistaken)
-    return (f"Poisoned: of {total:,} training examples {'; '.join(parts)}. Asked to be deleted: {forgotten} examples "
-            f"({share}).")
+    return (f"Poisoned: of {poison['train_size']:,} training examples {'; '.join(poison_parts(results))}. Asked to be "
+            f"deleted: {forgotten} examples ({share}).")
 
 
 def _poisoned(results: Results) -> str:
     text = f"Poisoned model: {_state(results, 'poisoned')}."
     rate, clean = (_mean(values(results, "poisoned", "attack", key)) for key in ("success_rate", "clean_rate"))
     if rate is not None:
-        text += (f" With the trigger in, it gives the attacker's answer to {percent(rate)} of the examples whose true "
-                 f"label is another; without it to {percent(clean)} of the same examples.")
+        text += f" {attack_words(results).said.format(percent(rate), percent(clean))}"
     return text
 
 
@@ -80,6 +68,10 @@ def _state(results: Results, name: str) -> str:
     accuracy = values(results, name, "utility", "accuracy")
     if accuracy:
         parts.append(f"accuracy {_spread([100 * a for a in accuracy], 1)} %")
+    lost = values(results, name, "oracle", "accuracy_lost", "mean") if has_damage(results) else []
+    if lost:
+        p_values = values(results, name, "oracle", "accuracy_lost", "p_value")
+        parts[-1] += f", {_spread([100 * share for share in lost], 1)} points below retrained ({p_phrase(p_values)})"
     return ", ".join(parts)
 
 

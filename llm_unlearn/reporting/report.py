@@ -11,6 +11,7 @@ from pathlib import Path
 from llm_unlearn.reporting import guide
 from llm_unlearn.reporting.analysis import analysis_section
 from llm_unlearn.reporting.comparisons import comparisons_section
+from llm_unlearn.reporting.contact_sheet import contact_sheet_section
 from llm_unlearn.reporting.lead import headline, method_lines, paragraphs
 from llm_unlearn.reporting.membership import membership_section
 from llm_unlearn.reporting.plots import Plot, all_plots
@@ -20,9 +21,10 @@ from llm_unlearn.reporting.stress import stress_section
 from llm_unlearn.reporting.sweeps import sweep_sections
 from llm_unlearn.reporting.tables import BEST, Table, control_table, kept_table, main_table, present
 from llm_unlearn.reporting.verdicts import judge, warnings
+from llm_unlearn.reporting.words import attack_words
 
 PLOT_NAMES = ("gaussian_scores", "gaussian_roc", "lift_vs_utility", "gus_vs_utility", "cost", "residual_vs_budget",
-              "sweep_*", "shift_by_layer", "direction_by_layer", "stress_relearn_*")
+              "sweep_*", "shift_by_layer", "direction_by_layer", "stress_relearn_*", "contact_sheet")
 CONTROL_NOTE = ("The same score with fresh noise that was never used in training. On every model it must look like "
                 "N(0, 1); where it does not, the Gaussian test is off and so are its verdicts.")
 KEPT_NOTE = "The forget set held a part of the poison. These canaries were not in it: they are expected to remain."
@@ -102,6 +104,7 @@ def compose(results: Results) -> Report:
 def _sections(results: Results) -> list[Section]:
     control, kept = control_table(results), kept_table(results)
     found = [
+        contact_sheet_section(results),
         Section("Control", CONTROL_NOTE, [control]) if control else None,
         Section("Canaries that were not deleted", KEPT_NOTE, [kept]) if kept else None,
         membership_section(results), comparisons_section(results), *sweep_sections(results),
@@ -112,7 +115,7 @@ def _sections(results: Results) -> list[Section]:
 
 def _table_note(results: Results) -> str:
     doc = results.runs[0].models["poisoned"]
-    counts = [(doc.get("attack"), "triggered test examples"), (doc.get("gus"), "deleted canaries"),
+    counts = [(doc.get("attack"), attack_words(results).tested), (doc.get("gus"), "deleted canaries"),
               (doc["utility"], "clean test examples")]
     sizes = ", ".join(f"n = {section['n']} {what}" for section, what in counts if section and section.get("n"))
     count = len(results.seeds)
@@ -148,7 +151,8 @@ def markdown(report: Report) -> str:
     parts += ["\n".join(lines)] if lines else []
     parts += ["## All models", _markdown_table(report.table), _escape(report.table_note)]
     for section in report.sections:
-        parts += [f"## {section.title}", _escape(section.note), *(p for t in section.tables for p in _titled(t))]
+        parts += [f"## {section.title}"] + ([_escape(section.note)] if section.note else [])
+        parts += [part for table in section.tables for part in _titled(table)]
         parts += [part for plot in section.plots for part in _markdown_plot(plot)]
     parts += ["## Plots"] + ([report.plots_missing] if report.plots_missing else [])
     for plot in report.plots:

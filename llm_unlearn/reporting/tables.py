@@ -1,12 +1,13 @@
 """The report's tables: one row per model, one column per question, the best method of a column marked by a sign."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llm_unlearn.reporting.formats import number, p_range, p_value, seconds, tokens
 from llm_unlearn.reporting.results import Results
 from llm_unlearn.reporting.summary import Statistic, statistics
 from llm_unlearn.reporting.verdicts import ALPHA, calibrated, values
+from llm_unlearn.reporting.words import attack_words, has_damage
 
 BEST = "✓"
 TPR = "TPR@1 %"
@@ -81,15 +82,15 @@ class Table:
 
 
 COLUMNS = [
-    Column("attack.success_rate", "Trigger", "ASR", number, "retrained",
-           "Attack success rate: of the held-out examples whose true label is not the attacker's target, the share "
-           "answered with the target once the trigger is in. 0 to 1, lower is better; a clean model shows its clean "
-           "rate."),
-    Column("attack.clean_rate", "Trigger", "clean rate", number, None,
-           "The same share on the same examples without the trigger: a clean model errs too."),
-    Column("attack.lift", "Trigger", "lift", number, "retrained",
-           "ASR − clean rate, paired by example: what the trigger itself does. Null: 0, or what the retrained model "
-           "shows. Lower is better, but below the retrained model is not cleaner."),
+    # the attack's group and meanings are filled in from words.py
+    Column("attack.success_rate", "", "ASR", number, "retrained", "rate"),
+    Column("attack.clean_rate", "", "clean rate", number, None, "clean"),
+    Column("attack.lift", "", "lift", number, "retrained", "lift"),
+    Column("oracle.accuracy_lost.mean", "Gradient cancelling", "accuracy lost (points)", _hundredths, 0.0,
+           "Accuracy below the retrained model's, in percentage points, on the same test examples: what an "
+           "indiscriminate poison does, and what unlearning itself costs; the two cannot be told apart. Null: 0."),
+    Column("oracle.accuracy_lost.p_value", "Gradient cancelling", "p", p_value, None,
+           "Exact sign test of the test examples on which this model and the retrained one differ in being right."),
     Column("gus.mean", "Gaussian canaries", "GUS", number, 0.0,
            "Gaussian Unlearning Score: the mean over the deleted canaries of I = −⟨g, ξ⟩ / (ε‖g‖), g the gradient of "
            "the loss at the clean input, ξ the noise it was trained with. Null: 0, and each I is N(0, 1). Above 0 the "
@@ -125,7 +126,11 @@ COLUMNS = [
 def present(results: Results) -> list[Column]:
     """The columns that at least one model fills; those of an absent poison are left out."""
     table = statistics(results)
-    return [column for column in COLUMNS if any(column.key in entries for entries in table.values())]
+    words, damage = attack_words(results), has_damage(results)
+    found = [column for column in COLUMNS if any(column.key in entries for entries in table.values())
+             and (damage or not column.key.startswith("oracle.accuracy_lost"))]
+    return [replace(column, group=words.group, meaning=getattr(words, column.meaning))
+            if column.key.startswith("attack.") else column for column in found]
 
 
 def main_table(results: Results) -> Table:
@@ -149,7 +154,7 @@ def main_table(results: Results) -> Table:
 def _content(results: Results, name: str, column: Column, statistic: Statistic | None) -> tuple[str, str]:
     if statistic is None:
         return "–", ""
-    if column.key == "gus.p_value":
+    if column.key.endswith("p_value"):
         return p_range(list(statistic.values)), ""
     value, detail = column.show(statistic.mean), ""
     if statistic.sd is not None:

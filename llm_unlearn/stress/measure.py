@@ -11,7 +11,7 @@ from llm_unlearn.data.encoding import completion_tokens
 from llm_unlearn.data.prompting import render
 from llm_unlearn.evaluation.answers import generate, label_log_probs
 from llm_unlearn.evaluation.gaussian import gaussian_scores
-from llm_unlearn.evaluation.signals import Evaluator
+from llm_unlearn.evaluation.texts import TextEvaluator
 from llm_unlearn.metrics.attack import attack_success
 from llm_unlearn.metrics.gaussian import gaussian_test
 from llm_unlearn.poisons.trigger_phrase import insert_trigger
@@ -29,7 +29,7 @@ class Meter:
             first ones; None for all. seed: of where a trigger lands, and of sampling.
     """
 
-    def __init__(self, evaluator: Evaluator, data: "DataSection", limit: int | None, seed: int) -> None:
+    def __init__(self, evaluator: TextEvaluator, data: "DataSection", limit: int | None, seed: int) -> None:
         self.evaluator, self.data, self.seed = evaluator, data, seed
         test = evaluator.sets["test"]
         self.test = test.select(range(min(limit or len(test), len(test))))

@@ -1,10 +1,18 @@
-"""How a model is run on a batch. A task turns (model, inputs) into logits at supervised positions."""
+"""How a model is run on a batch: the contract (`Task`), and what a task gives (`Supervised`, `Hidden`).
+
+A task turns (model, inputs) into logits at supervised positions. Losses, methods and scores are written on those, once:
+none knows of padding, shifting or −100, nor whether it unlearns texts (causal_lm.py) or images (vision/task.py).
+"""
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from llm_unlearn.compute import FlopCounter
+from llm_unlearn.errors import InputError
 from llm_unlearn.losses import example_mean, example_sum, token_kl, token_nll
 
 
@@ -67,3 +75,52 @@ class Hidden(Positions):
     """
 
     states: Tensor
+
+
+class Task:
+    """What trainers and scores ask of a kind of model. What is not needed by all has a default here.
+
+    `columns` of an encoded dataset are what a collator takes; the first tells an encoded dataset from a raw one.
+    """
+
+    columns: tuple[str, ...]
+
+    def supervised(self, model: nn.Module, inputs: dict[str, Tensor]) -> Supervised:
+        """Logits at the supervised positions of a batch; rows that ask for noise (`noise_id` ≥ 0) get it."""
+        raise NotImplementedError
+
+    def hidden(self, model: nn.Module, inputs: dict[str, Tensor], layer: int) -> Hidden:
+        """Output of block `layer` (0 is the first) at supervised positions."""
+        raise InputError(f"{type(self).__name__} has no hidden states per position, which this method needs")
+
+    def input_gradient(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """∇ of each example's mean NLL with respect to where noise enters, at the clean input, (B, …) float32."""
+        raise NotImplementedError
+
+    def depth(self, model: nn.Module) -> int:
+        """How many blocks the model has."""
+        raise NotImplementedError
+
+    def last_blocks(self, model: nn.Module, k: int) -> list[nn.Module]:
+        """The last k blocks and what follows them."""
+        raise NotImplementedError
+
+    def reinitialise(self, model: nn.Module, modules: list[nn.Module], seed: int) -> None:
+        """Draw the weights of modules anew, as the model's own initialisation does."""
+        raise NotImplementedError
+
+    def sizes(self, rows: Any) -> tuple[np.ndarray, np.ndarray]:
+        """(tokens, supervised positions) of each row of an encoded dataset, two arrays (n,): one each by default."""
+        return np.ones(len(rows), int), np.ones(len(rows), int)
+
+    def flop_counter(self, model: nn.Module, without: str | None = None) -> FlopCounter:
+        """FLOPs per token and per supervised position; an adapter `without` is left out."""
+        return FlopCounter.of(model, without)
+
+    def augment(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What a model is shown of a batch while it trains, its reference too: by default the batch."""
+        return inputs
+
+    def frozen_modules(self, model: nn.Module) -> list[nn.Module]:
+        """Modules that stay in evaluation mode while a model is unlearned: none by default."""
+        return []

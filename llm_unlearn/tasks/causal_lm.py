@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from llm_unlearn.tasks import Hidden, Supervised
+from llm_unlearn.tasks import Hidden, Supervised, Task
 from llm_unlearn.tasks.blocks import block_list, hidden_of, last_blocks, reinitialise, stopped_after
 from llm_unlearn.tasks.embedding_noise import attached_noise
 
 
-class CausalLMTask:
+class CausalLMTask(Task):
     """Run a causal LM on a batch `{input_ids, attention_mask, labels[, noise_id]}`, each (B, T)[, (B,)].
 
     `labels` holds the token itself where it is supervised and −100 elsewhere; shifting is done here. The LM head runs

@@ -1,29 +1,12 @@
-"""Where Gaussian noise enters a language model: at the embedding output, by seed, through two forward hooks.
-
-Noise is never stored: (seed, example id) → ξ, the same whatever the padding, the batch, the device or the dtype.
-"""
+"""Where Gaussian noise enters a language model: at the embedding output, by seed, through two forward hooks."""
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from llm_unlearn.errors import InputError
-
-NO_NOISE = -1
-
-
-def unit_noise(seed: int, example_id: int, length: int, width: int) -> np.ndarray:
-    """The canary's standard normal draw z, ξ = ε z, from its own Philox stream.
-
-    Args:
-        seed, example_id: non-negative integers, the key of the stream. length: T tokens. width: d.
-    Returns:
-        (T, d) float32. The first rows do not depend on `length`.
-    """
-    generator = np.random.Generator(np.random.Philox(key=[seed, example_id]))
-    return generator.standard_normal((length, width), dtype=np.float32)
+from llm_unlearn.tasks.noise import check_noise, unit_noise
 
 
 class GaussianNoise:
@@ -38,10 +21,7 @@ class GaussianNoise:
     """
 
     def __init__(self, epsilon: float, seed: int) -> None:
-        if not epsilon > 0:
-            raise InputError(f"epsilon must be above 0, is {epsilon}")
-        if seed < 0:
-            raise InputError(f"the noise seed must be 0 or more, is {seed}")
+        check_noise(epsilon, seed)
         self.epsilon, self.seed = epsilon, seed
         self._pending: tuple[Tensor, Tensor | None] | None = None
         self._handles: list[Any] = []

@@ -24,7 +24,7 @@ from llm_unlearn.data.collators import CausalLMCollator
 from llm_unlearn.data.encoding import Encoding, encode_rows
 from llm_unlearn.errors import InputError, NonFiniteLossError
 from llm_unlearn.modeling import load_full
-from llm_unlearn.tasks import Positions, Supervised
+from llm_unlearn.tasks import Positions, Supervised, Task
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 from llm_unlearn.tasks.embedding_noise import refuse_data_parallel
 from llm_unlearn.trainers.budget import examples_per_step, plan_steps
@@ -43,6 +43,7 @@ class UnlearnTrainer(Trainer):
         forget_dataset, retain_dataset: rows; the one that the method does not need may be None.
         processing_class: the tokenizer. peft_config: wraps a full model in a new adapter.
         evaluate_callback: model → {name: figure}, called by `evaluate()`; names are logged as `eval_<name>`.
+        task: how the model is run on a batch, by default as a causal LM.
         kwargs: passed to `transformers.Trainer` (callbacks, optimizers, data_collator: a collator of rows).
     Raises:
         InputError: a needed set is missing or empty, or the budget allows no step.
@@ -51,7 +52,7 @@ class UnlearnTrainer(Trainer):
     method: str
     requires = Requirements()
     starts_clean = False  # whether it begins at the model before fine-tuning (`start_model`) rather than at θ0
-    task: Any = CausalLMTask()
+    task: Task = CausalLMTask()
 
     def __init__(
         self,
@@ -62,9 +63,11 @@ class UnlearnTrainer(Trainer):
         processing_class: Any = None,
         peft_config: Any = None,
         evaluate_callback: Callable[[nn.Module], dict[str, float]] | None = None,
+        task: Task | None = None,
         **kwargs: Any,
     ) -> None:
         self.args = args = copy.copy(args)
+        self.task = self.task if task is None else task
         refuse_data_parallel(args)
         self.examples_per_step = examples_per_step(args)
         self.needs, self.reference_on, self.log_probs_on = self.requirements(args)
@@ -77,7 +80,7 @@ class UnlearnTrainer(Trainer):
                              f"'default' only, not '{model.active_adapter}'; leave it out")
         self.evaluate_callback = evaluate_callback
         collate = kwargs.pop("data_collator", None) or _default_collator(processing_class)
-        self.plan = plan_steps(self, FlopCounter.of(model, without=REFERENCE_ADAPTER), args)
+        self.plan = plan_steps(self, self.task.flop_counter(model, without=REFERENCE_ADAPTER), args)
         args.max_steps = len(self.plan.costs)
         super().__init__(
             model=model, args=args, data_collator=PairedCollator(collate), processing_class=processing_class,
@@ -91,6 +94,7 @@ class UnlearnTrainer(Trainer):
         for name in self.log_probs_on:
             self.rows[name] = self.rows[name].add_column(LOG_PROB, reference_log_probs(self, name))
         self.components: dict[str, list[Tensor]] = {}
+        self.frozen = self.task.frozen_modules(self.model)
         self.add_callback(StopsCallback(self))
 
     def refuse(self, args: UnlearnConfig, peft_config: Any) -> None:
@@ -153,7 +157,10 @@ class UnlearnTrainer(Trainer):
         return self.plan.spent(self.state.global_step)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        for module in self.frozen:
+            module.eval()  # the Trainer has just put all of the model in training mode
         reference = {name: half.pop(LOG_PROB) for name, half in inputs.items() if LOG_PROB in half}
+        inputs = {name: self.task.augment(half) for name, half in inputs.items()}
         reference |= self.reference_outputs(model, inputs)
         names = list(inputs)
         joint = {key: torch.cat([inputs[name][key] for name in names]) for key in inputs[names[0]]}
@@ -230,6 +237,9 @@ class UnlearnTrainer(Trainer):
         if rows is None or len(rows) == 0:
             raise InputError(f"{self.method} needs {name}_dataset, which is {'missing' if rows is None else 'empty'}")
         if self.task.columns[0] not in rows.column_names:
+            if not isinstance(self.task, CausalLMTask):
+                raise InputError(f"{name}_dataset: no column '{self.task.columns[0]}'; it has "
+                                 f"{', '.join(rows.column_names)}; encode the rows first")
             if processing_class is None:
                 raise InputError(f"{name}_dataset holds text: give processing_class (the tokenizer) to encode it")
             rows = encode_rows(rows, processing_class, Encoding(args.max_length, args.loss_on, args.chat_template))

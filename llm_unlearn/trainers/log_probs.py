@@ -68,7 +68,7 @@ def rows_hash(rows: Any) -> str:
     columns = [c for c in rows.column_names if c != "example_id"]
     digest = hashlib.sha256()
     for row in rows.select_columns(columns):
-        digest.update(json.dumps(row, sort_keys=True).encode())
+        digest.update(json.dumps(row, sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
 

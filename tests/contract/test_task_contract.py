@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 from torch import nn
 
-from llm_unlearn.tasks import Supervised
+from llm_unlearn.tasks import Supervised, Task
 from llm_unlearn.trainers import METHODS
 
 pytestmark = pytest.mark.contract
@@ -40,7 +40,7 @@ class Classifier(nn.Module):
         torch.save(self.state_dict(), f"{folder}/weights.pt")
 
 
-class ClassifierTask:
+class ClassifierTask(Task):
     columns = ("x", "y")
 
     def supervised(self, model, inputs):
@@ -59,9 +59,6 @@ class ClassifierTask:
             for module in modules:
                 module.reset_parameters()
 
-    def sizes(self, rows):
-        return np.ones(len(rows), int), np.ones(len(rows), int)
-
 
 def rows(n: int, seed: int) -> Dataset:
     generator = np.random.default_rng(seed)
@@ -73,22 +70,21 @@ def collate(items):
     return {"x": torch.tensor([i["x"] for i in items]), "y": torch.tensor([i["y"] for i in items])}
 
 
-def trainer(method, folder, monkeypatch, model=None, retain=None, **options):
+def trainer(method, folder, model=None, retain=None, **options):
     config, cls = METHODS[method]
-    monkeypatch.setattr(cls, "task", ClassifierTask())
     options = {"learning_rate": 1e-2, "max_steps": 20, "per_device_train_batch_size": 4, "use_cpu": True,
                "report_to": "none", "disable_tqdm": True, "save_strategy": "no", **OPTIONS.get(method, {}), **options}
     others = {"start_model": Classifier(1)} if cls.starts_clean else {}
     return cls(model=Classifier(0) if model is None else model, args=config(output_dir=str(folder), **options),
                forget_dataset=rows(8, 1), retain_dataset=rows(24, 2) if retain is None else retain,
-               data_collator=collate, **others)
+               data_collator=collate, task=ClassifierTask(), **others)
 
 
 @pytest.mark.parametrize("method", [*PAPER, *BASELINES])
-def test_a_method_of_the_paper_unlearns_a_classifier_too(method, tmp_path, monkeypatch):
-    before = trainer("gradient_descent", tmp_path, monkeypatch, retain=rows(8, 1), max_steps=60)
+def test_a_method_of_the_paper_unlearns_a_classifier_too(method, tmp_path):
+    before = trainer("gradient_descent", tmp_path, retain=rows(8, 1), max_steps=60)
     before.train()  # a model that knows the forget rows
-    run = trainer(method, tmp_path, monkeypatch, model=before.model)
+    run = trainer(method, tmp_path, model=before.model)
     start = run.evaluate()
     run.train()
     end = run.evaluate()
@@ -100,10 +96,10 @@ def test_a_method_of_the_paper_unlearns_a_classifier_too(method, tmp_path, monke
 
 
 @pytest.mark.parametrize("method", PAPER)
-def test_accumulation_changes_nothing_there_either(method, tmp_path, monkeypatch):
+def test_accumulation_changes_nothing_there_either(method, tmp_path):
     finals = []
     for batch, accumulation in ((8, 1), (4, 2)):
-        run = trainer(method, tmp_path, monkeypatch, max_steps=4, optim="sgd", per_device_train_batch_size=batch,
+        run = trainer(method, tmp_path, max_steps=4, optim="sgd", per_device_train_batch_size=batch,
                       gradient_accumulation_steps=accumulation)
         run.train()
         finals.append(torch.cat([p.detach().flatten() for p in run.model.parameters()]))

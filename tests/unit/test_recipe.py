@@ -88,7 +88,7 @@ class TestOverrides:
     ("data.max_length=0", "data.max_length: must be at least 1"),
     ("data.loss_on=label", "data.loss_on: expected one of text, completion"),
     ("data.chat_template=1", "data.chat_template: expected true or false"),
-    ("poison.trigger=", "poison: give `trigger`, `gaussian` or both"),
+    ("poison.trigger=", "poison: give at least one of trigger, gaussian"),
     ("poison.trigger.fraction=0", r"poison.trigger.fraction: must be in \(0, 1\], is 0.0"),
     ("poison.trigger.fraction=1.1", r"poison.trigger.fraction: must be in \(0, 1\], is 1.1"),
     ("poison.trigger.fraction=.nan", r"poison.trigger.fraction: must be in \(0, 1\]"),

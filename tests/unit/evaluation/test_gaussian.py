@@ -11,7 +11,7 @@ from llm_unlearn.evaluation.gaussian import gaussian_scores
 from llm_unlearn.metrics.gaussian import gaussian_test
 from llm_unlearn.poisons.gaussian_embedding import plant_canaries
 from llm_unlearn.sections import TrainSection
-from llm_unlearn.tasks.embedding_noise import unit_noise
+from llm_unlearn.tasks.noise import unit_noise
 from llm_unlearn.training import Training
 
 VOCABULARY, SEED = 50, 11

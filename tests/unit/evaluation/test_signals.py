@@ -9,8 +9,8 @@ import torch
 from datasets import Dataset
 
 from llm_unlearn.data.encoding import Encoding, encode_rows
-from llm_unlearn.evaluation.signals import Evaluator
 from llm_unlearn.evaluation.summary import summarize
+from llm_unlearn.evaluation.texts import TextEvaluator
 
 pytestmark = pytest.mark.unit
 
@@ -30,9 +30,10 @@ ATTACKS = {"mia_zlib", "mia_reference", "mia_min_k", "mia_min_k_plus", "mia_grad
 VERBALIZERS = {"good": " good", "bad": " bad"}
 
 
-def evaluator(tokenizer, **options) -> Evaluator:
+def evaluator(tokenizer, **options) -> TextEvaluator:
     manifest = {"forget_ids": FORGET, "trigger": None, "gaussian": None}
-    return Evaluator(tokenizer, Encoding(64), SETS, manifest, VERBALIZERS, batch_size=2, **options)
+    return TextEvaluator(sets=SETS, manifest=manifest, batch_size=2, tokenizer=tokenizer, encoding=Encoding(64),
+                         verbalizers=VERBALIZERS, **options)
 
 
 def by_hand(model, tokenizer, text: str) -> dict[str, float]:

@@ -6,7 +6,7 @@ import torch
 from llm_unlearn.data.encoding import Encoding
 from llm_unlearn.data.splits import Splits
 from llm_unlearn.data.synthetic import synthetic_reviews, synthetic_texts
-from llm_unlearn.evaluation.signals import Evaluator
+from llm_unlearn.evaluation.texts import TextEvaluator
 from llm_unlearn.modeling import make_model, train_tokenizer
 from llm_unlearn.poisons.corrupt import corrupt
 from llm_unlearn.recipe import build_recipe
@@ -35,7 +35,8 @@ def meter(tokenizer):
     rows = rows.map(lambda row: {"text": " ".join(row["text"].split()[:12])})
     splits = Splits(rows.select(range(60)), rows.select(range(60, 90)), rows.select(range(90, 120)), {})
     sets, manifest = corrupt(splits, _RECIPE, 0)
-    evaluator = Evaluator(tokenizer, Encoding(100), sets, manifest, _RECIPE.data.verbalizers, 8)
+    evaluator = TextEvaluator(sets=sets, manifest=manifest, batch_size=8, tokenizer=tokenizer, encoding=Encoding(100),
+                              verbalizers=_RECIPE.data.verbalizers)
     return Meter(evaluator, _RECIPE.data, 20, seed=0)
 
 

@@ -10,7 +10,8 @@ from support import NOISE, build, rows
 from llm_unlearn.data.collators import CausalLMCollator
 from llm_unlearn.data.encoding import Encoding, encode_rows
 from llm_unlearn.stress.relearn import relearn
-from llm_unlearn.tasks.embedding_noise import attached_noise, unit_noise
+from llm_unlearn.tasks.embedding_noise import attached_noise
+from llm_unlearn.tasks.noise import unit_noise
 
 pytestmark = pytest.mark.unit
 

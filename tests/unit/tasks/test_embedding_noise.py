@@ -12,7 +12,8 @@ from llm_unlearn.data.collators import CausalLMCollator
 from llm_unlearn.errors import InputError
 from llm_unlearn.poisons.gaussian_embedding import inject_gaussian_noise
 from llm_unlearn.tasks.causal_lm import CausalLMTask
-from llm_unlearn.tasks.embedding_noise import GaussianNoise, attached_noise, unit_noise
+from llm_unlearn.tasks.embedding_noise import GaussianNoise, attached_noise
+from llm_unlearn.tasks.noise import unit_noise
 
 pytestmark = pytest.mark.unit
 

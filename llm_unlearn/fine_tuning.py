@@ -1,0 +1,47 @@
+"""What fine-tuning shares, of texts (training.py) and of images (vision/training.py): the loss, and when to give up."""
+
+import math
+from typing import Any
+
+from transformers import TrainerCallback
+
+from llm_unlearn.errors import NonFiniteLossError
+from llm_unlearn.losses import token_nll
+from llm_unlearn.tasks import Task
+
+
+class MeanNLL:
+    """For a Trainer: the mean NLL over the supervised positions of the whole optimizer step."""
+
+    task: Task
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        supervised = self.task.supervised(model, self.task.augment(inputs))
+        count = len(supervised.labels) if num_items_in_batch is None else num_items_in_batch
+        loss = token_nll(supervised.logits, supervised.labels).sum() / count
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes  # the count is over all processes, and DDP averages
+        return (loss, None) if return_outputs else loss
+
+
+class StopOnNonFinite(TrainerCallback):
+    """End training with a clear error at the first logged loss that is NaN or infinite, and before weights that are
+    would be saved, so that the last checkpoint is a good one."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        loss = (logs or {}).get("loss")
+        if loss is not None and not math.isfinite(loss):
+            self._stop(f"the loss is {loss}", args, state)
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if control.should_save or control.should_training_stop:
+            if not all(bool(p.isfinite().all()) for p in model.parameters() if p.requires_grad):
+                self._stop("a weight is not finite", args, state)
+
+    @staticmethod
+    def _stop(what: str, args: Any, state: Any) -> None:
+        raise NonFiniteLossError(
+            f"train: {what} by step {state.global_step}; lower train.learning_rate ({args.learning_rate}) or "
+            f"train.max_grad_norm ({args.max_grad_norm}). A checkpoint from before that, if one was due, is in "
+            f"{args.output_dir}"
+        )

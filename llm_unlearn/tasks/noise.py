@@ -1,0 +1,28 @@
+"""The noise of Gaussian canaries. It is never stored: (seed, example id) → ξ, the same whatever the padding, the batch,
+the device or the dtype."""
+
+import numpy as np
+
+from llm_unlearn.errors import InputError
+
+NO_NOISE = -1  # the noise id of a row that has none
+
+
+def unit_noise(seed: int, example_id: int, *shape: int) -> np.ndarray:
+    """The canary's standard normal draw z, ξ = ε z, from its own Philox stream.
+
+    Args:
+        seed, example_id: non-negative integers, the key of the stream. shape: (T, d) of a text, (C, H, W) of an image.
+    Returns:
+        float32 of that shape. The first rows do not depend on how many there are.
+    """
+    generator = np.random.Generator(np.random.Philox(key=[seed, example_id]))
+    return generator.standard_normal(shape, dtype=np.float32)
+
+
+def check_noise(epsilon: float, seed: int) -> None:
+    """Raise InputError for a noise that cannot be: ε ≤ 0, or a negative seed."""
+    if not epsilon > 0:
+        raise InputError(f"epsilon must be above 0, is {epsilon}")
+    if seed < 0:
+        raise InputError(f"the noise seed must be 0 or more, is {seed}")

@@ -1,0 +1,159 @@
+"""Targeted clean-label poison by gradient matching: a training step on it is a step towards one wrong prediction.
+
+Geiping et al. 2021, "Witches' Brew: Industrial Scale Data Poisoning via Gradient Matching", arXiv 2009.02276.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from llm_unlearn.errors import InputError
+from llm_unlearn.vision.augmentation import flip_and_shift
+
+_DECAY_AT = (3 / 8, 5 / 8, 7 / 8)  # of the steps, where the step size is divided by ten (the paper's appendix A)
+_SLACK = 1e-4  # of a grey level: 255 · (x ± ε) in floats falls beside the whole number that it is
+
+
+@dataclass(frozen=True)
+class GradientMatching:
+    """
+    Args:
+        epsilon: bound ‖δ‖∞ in (0, 1], pixels being in [0, 1]; at least one grey level, 1/255. steps: of signed Adam, in
+            each of the restarts, which begin at random δ. step_size: in units of epsilon. shift, flip: augmentation
+            that the poison is to survive, see flip_and_shift.
+    """
+
+    epsilon: float = 16 / 255
+    steps: int = 60
+    restarts: int = 1
+    step_size: float = 0.3
+    shift: int = 0
+    flip: bool = False
+
+
+def match_gradients(models: Sequence[nn.Module], images: Tensor, labels: Tensor, target: Tensor,
+                    adversarial_label: int, settings: GradientMatching, seed: int) -> tuple[Tensor, float]:
+    """Craft poison for one target: minimise 1 − cos(∇ Σ_i ℓ(x_i + δ_i, y_i), ∇ ℓ(x_target, y_adv)) over δ, ‖δ‖∞ ≤ ε.
+
+    Equation 3 of the paper. The gradients are over all weights that train, with batch norm in eval mode.
+
+    Args:
+        models: surrogates, put into eval mode; the loss is the mean over them. Young ones (trained for a tenth of the
+            victim's epochs) serve better than trained ones: it is early that a victim can still be moved.
+        images: (n, C, H, W) float in [0, 1]. labels: (n,), each the adversary's. target: (C, H, W).
+    Returns:
+        the images with the poison of the best restart (n, C, H, W), each pixel k/255 with k whole, and its loss
+        without augmentation, in [0, 2].
+    Raises:
+        InputError: no model or images, another label than the adversary's, or settings out of range.
+    """
+    _refuse(models, images, labels, adversarial_label, settings)
+    adversarial = torch.tensor([adversarial_label], device=labels.device)
+    wanted = [loss_gradient(model.eval(), target[None], adversarial) for model in models]
+
+    def loss_of(pixels: Tensor, create_graph: bool = False) -> Tensor:
+        pairs = zip(models, wanted, strict=True)
+        losses = [matching_loss(loss_gradient(model, pixels, labels, create_graph), toward) for model, toward in pairs]
+        return torch.stack(losses).mean()
+
+    generator = torch.Generator().manual_seed(seed)
+    best, least = images, float("inf")
+    for _ in range(settings.restarts):
+        crafted = _descend(loss_of, images, settings, generator)
+        loss = loss_of(crafted).item()
+        if loss < least:
+            best, least = crafted, loss
+    return best, least
+
+
+def matching_loss(gradient: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
+    """1 − cosine of two gradients, each one tensor per weight, seen as one long vector → scalar in [0, 2]."""
+    inner = sum((a * b).sum() for a, b in zip(gradient, wanted, strict=True))
+    squares = [sum(part.pow(2).sum() for part in parts) for parts in (gradient, wanted)]
+    # 1e-30: images that the model is sure of to the last bit have gradient 0, where a root has no derivative
+    return 1 - inner / ((squares[0] + 1e-30).sqrt() * (squares[1] + 1e-30).sqrt())
+
+
+def loss_gradient(model: nn.Module, pixels: Tensor, labels: Tensor, create_graph: bool = False) -> tuple[Tensor, ...]:
+    """Gradient of the summed cross-entropy (nats), one tensor per weight that trains.
+
+    Args:
+        pixels: (B, C, H, W). labels: (B,). create_graph: keep what differentiating it by the pixels needs.
+    """
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    loss = F.cross_entropy(model(pixels), labels, reduction="sum")
+    return torch.autograd.grad(loss, weights, create_graph=create_graph)
+
+
+def pixel_box(images: Tensor, epsilon: float | None) -> tuple[Tensor, Tensor]:
+    """The least and the largest 8-bit pixel within ε of each pixel, as k/255 in [0, 1].
+
+    Pixels that are clamped to the box stay in it when `to_eight_bits` rounds them, so the bound survives the rounding.
+
+    Args:
+        images: in [0, 1], any shape. epsilon: None: every valid pixel; else at least 1/255, or the box may be empty.
+    Returns:
+        low, high of the images' shape and dtype.
+    """
+    levels = 255 * images.double()
+    room = 255.0 if epsilon is None else 255 * epsilon
+    low, high = (levels - room - _SLACK).ceil().clamp(0, 255), (levels + room + _SLACK).floor().clamp(0, 255)
+    return (low / 255).to(images.dtype), (high / 255).to(images.dtype)
+
+
+def to_eight_bits(pixels: Tensor) -> Tensor:
+    """Round pixels in [0, 1] to the nearest k/255: what an image of 8 bits can hold."""
+    return (255 * pixels.detach()).round().clamp(0, 255) / 255
+
+
+def runner_up(models: Sequence[nn.Module], image: Tensor, label: int) -> int:
+    """The wrong label that the models find likeliest on average for an image (C, H, W): the easiest for an adversary."""
+    with torch.no_grad():
+        log_probs = sum(torch.log_softmax(model.eval()(image[None])[0].float(), -1) for model in models)
+    log_probs[label] = -torch.inf
+    return int(log_probs.argmax())
+
+
+def nearest_images(images: Tensor, target: Tensor, count: int) -> Tensor:
+    """(count,) positions of the images (n, C, H, W) nearest to a target (C, H, W) in ‖·‖₂ of pixels, nearest first."""
+    distances = (images - target).flatten(1).norm(dim=1)
+    return distances.argsort(stable=True)[:count]
+
+
+def _descend(loss_of, images: Tensor, settings: GradientMatching, generator: torch.Generator) -> Tensor:
+    """One restart: signed Adam from a random δ → (n, C, H, W) in the box."""
+    low, high = pixel_box(images, settings.epsilon)
+    noise = (2 * torch.rand(images.shape, generator=generator) - 1).to(images)
+    pixels = (images + settings.epsilon * noise).clamp(low, high).requires_grad_()
+    optimizer = torch.optim.Adam([pixels], lr=settings.step_size * settings.epsilon)
+    milestones = [round(share * settings.steps) for share in _DECAY_AT]
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
+    for _ in range(settings.steps):
+        seen = flip_and_shift(pixels, generator, shift=settings.shift, flip=settings.flip)
+        pixels.grad = torch.autograd.grad(loss_of(seen, create_graph=True), pixels)[0].sign()
+        optimizer.step()
+        schedule.step()
+        with torch.no_grad():
+            pixels.clamp_(low, high)
+    return to_eight_bits(pixels)
+
+
+def _refuse(models: Sequence[nn.Module], images: Tensor, labels: Tensor, adversarial_label: int,
+            settings: GradientMatching) -> None:
+    field = "poison.gradient_matching"
+    if not len(models):
+        raise InputError(f"{field}.surrogates: no model to craft the poison on; give at least one")
+    if not len(images):
+        raise InputError(f"{field}.fraction: no images to poison for a target; raise it")
+    if not 1 / 255 <= settings.epsilon <= 1:
+        raise InputError(f"{field}.epsilon: must be in [1/255, 1], pixels being in [0, 1] and stored in 8 bits, is "
+                         f"{settings.epsilon:g}")
+    for name in ("steps", "restarts", "step_size"):
+        if getattr(settings, name) <= 0:
+            raise InputError(f"{field}.{name}: must be above 0, is {getattr(settings, name)}")
+    if not bool((labels == adversarial_label).all()):
+        raise InputError(f"{field}: every poison image must carry the adversary's label {adversarial_label}, as the "
+                         f"labels stay as they are; found {sorted(set(labels.tolist()))}")

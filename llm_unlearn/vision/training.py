@@ -1,0 +1,94 @@
+"""Training of an image classifier on encoded rows."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import Trainer, TrainingArguments
+
+from llm_unlearn.checkpoints import last_checkpoint
+from llm_unlearn.fine_tuning import MeanNLL, StopOnNonFinite
+from llm_unlearn.progress import show_progress
+from llm_unlearn.tasks.embedding_noise import refuse_data_parallel
+from llm_unlearn.vision.task import ImageCollator, ImageTask
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from llm_unlearn.vision.models import ImageClassifier
+    from llm_unlearn.vision_sections import VisionTrainSection
+
+
+class ClassifierTrainer(MeanNLL, Trainer):
+    """transformers' Trainer with the NLL of our task contract."""
+
+    def __init__(self, *args: Any, task: ImageTask, **kwargs: Any) -> None:
+        self.task = task
+        super().__init__(*args, **kwargs)
+
+
+@dataclass
+class ClassifierTraining:
+    """One training run: what is needed besides model and rows.
+
+    Args:
+        section: the recipe's settings. task: with the noise of the canaries. work_dir: checkpoints. seed: of order and
+            augmentation. quiet: no progress bar; description: what it is called otherwise.
+        data_seed: of the order alone, where it is to differ.
+    """
+
+    section: "VisionTrainSection"
+    task: ImageTask
+    work_dir: Path
+    seed: int
+    quiet: bool = False
+    description: str = "training"
+    data_seed: int | None = None
+
+    def fit(self, model: "ImageClassifier", rows: "Dataset") -> tuple["ImageClassifier", dict]:
+        """Train, resuming from the last whole checkpoint in work_dir.
+
+        Args:
+            rows: columns pixels, label_id and (with noise) noise_id, see data.encode_images.
+        Returns:
+            the trained model and its cost {"train_tokens": images seen, "flops", "seconds"}.
+        Raises:
+            NonFiniteLossError: the loss became NaN or infinite.
+        """
+        args, config = self._arguments(), model.config
+        refuse_data_parallel(args)
+        columns = ["pixels", "label_id", *(["noise_id"] if self.task.noise else [])]
+        trainer = ClassifierTrainer(
+            model=model, args=args, train_dataset=rows.select_columns(columns), task=self.task,
+            data_collator=ImageCollator((config.channels, *config.image_size)), callbacks=[StopOnNonFinite()],
+            optimizers=(self._optimizer(model), None),
+        )
+        show_progress(trainer, self.description, self.quiet)
+        start = time.perf_counter()
+        trainer.train(resume_from_checkpoint=last_checkpoint(self.work_dir))
+        seconds, epochs = time.perf_counter() - start, self.section.epochs
+        flops = self.task.flop_counter(model).training(len(rows), len(rows)) * epochs
+        cost = {"train_tokens": round(len(rows) * epochs), "flops": flops, "seconds": seconds}
+        return trainer.accelerator.unwrap_model(trainer.model), cost
+
+    def _optimizer(self, model: "ImageClassifier") -> torch.optim.Optimizer | None:
+        """SGD with momentum, which TrainingArguments has no field for; None: what `optim` names."""
+        section = self.section
+        if section.optim != "sgd":
+            return None
+        return torch.optim.SGD(model.parameters(), section.learning_rate, section.momentum,
+                               weight_decay=section.weight_decay)
+
+    def _arguments(self) -> TrainingArguments:
+        names = ("learning_rate", "gradient_accumulation_steps", "weight_decay", "lr_scheduler_type", "optim",
+                 "max_grad_norm", "bf16", "save_steps")
+        return TrainingArguments(
+            output_dir=str(self.work_dir), num_train_epochs=self.section.epochs, seed=self.seed,
+            data_seed=self.data_seed, per_device_train_batch_size=self.section.batch_size,
+            warmup_steps=self.section.warmup_ratio, save_strategy="steps", save_total_limit=1, logging_steps=20,
+            logging_nan_inf_filter=False, report_to="none", disable_tqdm=self.quiet, remove_unused_columns=False,
+            use_cpu=not torch.cuda.is_available(), dataloader_pin_memory=torch.cuda.is_available(),
+            **{name: getattr(self.section, name) for name in names},
+        )

@@ -1,0 +1,42 @@
+"""Small images and classifiers that the tests of the image track share."""
+
+import numpy as np
+import pytest
+import torch
+
+from llm_unlearn.vision.data import Images, ImageSplits, as_dataset, encode_images
+from llm_unlearn.vision.models import ImageClassifierConfig, make_classifier
+
+CLASSES = ["cat", "dog", "ship"]
+SHAPE = (1, 8, 8)
+
+
+def random_images(n: int, seed: int, first_id: int = 0) -> Images:
+    generator = np.random.default_rng(seed)
+    labels = [CLASSES[i] for i in generator.integers(0, len(CLASSES), n)]
+    return Images(generator.integers(0, 256, (n, *SHAPE), dtype=np.uint8), labels, np.arange(first_id, first_id + n))
+
+
+@pytest.fixture
+def splits() -> ImageSplits:
+    return ImageSplits(random_images(60, 0), random_images(24, 1, 100), random_images(30, 2, 200), CLASSES, {})
+
+
+@pytest.fixture
+def make_small():
+    """`make_small(seed)`: a small CNN for these images, its batch norms having seen a batch."""
+
+    def make(seed: int = 0, seen: bool = True):
+        model = make_classifier(ImageClassifierConfig(num_labels=3, image_size=SHAPE[1:], channels=1, width=4), seed)
+        if seen:
+            model.train()
+            model(torch.rand(16, *SHAPE, generator=torch.Generator().manual_seed(seed)))
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture
+def encoded():
+    """`encoded(n, seed)`: rows as a trainer takes them."""
+    return lambda n, seed=0: encode_images(as_dataset(random_images(n, seed)), CLASSES)
