@@ -84,6 +84,7 @@ class VisionRun(SeedRun):
         from llm_unlearn.vision.data import load_images
 
         splits = load_images(self.recipe.data, self.seed)
+        self._new_model(self._about(splits), self.seed)  # one that does not fit is refused before anything is written
         surrogate = partial(self._surrogate, splits, work_dir)
         sets, manifest, sheet = Corruption(splits, self.recipe, self.seed, surrogate).run()
         np.savez_compressed(work_dir / CONTACT_SHEET, **sheet)
@@ -118,6 +119,11 @@ class VisionRun(SeedRun):
                              f"and {has[1]} classes; the data has {about['image_shape']} and {len(about['classes'])}")
         return model
 
+    @staticmethod
+    def _about(splits: Any) -> dict[str, Any]:
+        """What the manifest will say of the images."""
+        return {"image_shape": list(splits.train.pixels.shape[1:]), "classes": splits.classes}
+
     def _task(self, noise: dict[str, Any] | None) -> "ImageTask":
         from llm_unlearn.vision.task import GaussianPixels, ImageTask
 
@@ -131,11 +137,10 @@ class VisionRun(SeedRun):
 
         seed = self.seed + (1 + number) * SURROGATE_OFFSET
         rows = encode_images(as_dataset(splits.train), splits.classes)
-        about = {"image_shape": splits.train.pixels.shape[1:], "classes": splits.classes}
         folder, section = work_dir / f"surrogate-{number}", self.recipe.train
         training = ClassifierTraining(replace(section, epochs=share * section.epochs), self._task(None), folder, seed,
                                       self.quiet, f"surrogate {number}")
-        model, _ = training.fit(self._new_model(about, seed), rows)
+        model, _ = training.fit(self._new_model(self._about(splits), seed), rows)
         shutil.rmtree(folder, ignore_errors=True)
         return model
 

@@ -63,9 +63,11 @@ def corrupt(splits: "Splits", recipe: "Recipe", seed: int) -> tuple[dict[str, "D
     sets["triggered"] = triggered_rows(splits.test, manifest["trigger"], seed)
     sets["nonmember"] = twins(splits.heldout, manifest, kinds, seed)
     for name, rows in sets.items():
-        if "poison" not in rows.column_names:
-            rows = rows.add_column("poison", ["none"] * len(rows))
-        sets[name] = render(rows, recipe.data)
+        if len(rows):
+            if "poison" not in rows.column_names:
+                rows = rows.add_column("poison", ["none"] * len(rows))
+            sets[name] = render(rows, recipe.data)
+    sets = storable(sets)
     manifest["data_sha256"] = data_hash(sets)
     return sets, manifest
 
@@ -87,6 +89,13 @@ def _undecoded(rows: "Dataset") -> "Dataset":
     from datasets import Image
 
     return rows.cast_column("image", Image(decode=False))
+
+
+def storable(sets: dict[str, "Dataset"]) -> dict[str, "Dataset"]:
+    """The sets, an empty one as the test set of which no row was chosen: datasets cannot read back a table that has no
+    rows."""
+    return {name: rows if len(rows) else sets["test"].filter(lambda row: False, desc=name)
+            for name, rows in sets.items()}
 
 
 def read_sets(folder: Path) -> dict[str, "Dataset"]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_unlearn.errors import InputError
-from llm_unlearn.poisons.corrupt import choose_twins, data_hash, forget_set
+from llm_unlearn.poisons.corrupt import choose_twins, data_hash, forget_set, storable
 from llm_unlearn.poisons.selection import choose_rows
 from llm_unlearn.poisons.trigger_phrase import can_be_poisoned
 from llm_unlearn.tasks.noise import NO_NOISE
@@ -62,8 +62,8 @@ class Corruption:
         noise_id = np.where(self.kinds == "gaussian", train.ids, NO_NOISE)
         rows = as_dataset(poisoned, poison=self.kinds.tolist(), noise_id=noise_id.tolist())
         self.manifest |= forget_set(rows, train.ids, self.kinds, self.recipe.unlearn, self.seed)
-        sets = {"train": rows, "heldout": _plain(self.splits.heldout), "test": _plain(self.splits.test),
-                "triggered": _plain(self._triggered()), "nonmember": _plain(self._twins())}
+        sets = storable({"train": rows, "heldout": _plain(self.splits.heldout), "test": _plain(self.splits.test),
+                "triggered": _plain(self._triggered()), "nonmember": _plain(self._twins())})
         self.manifest["data_sha256"] = data_hash(sets)
         return sets, self.manifest, self._contact_sheet()
 

@@ -3,7 +3,7 @@
 Geiping et al. 2021, "Witches' Brew: Industrial Scale Data Poisoning via Gradient Matching", arXiv 2009.02276.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from llm_unlearn.errors import InputError
 from llm_unlearn.vision.augmentation import flip_and_shift
 
-_DECAY_AT = (3 / 8, 5 / 8, 7 / 8)  # of the steps, where the step size is divided by ten (the paper's appendix A)
+_DECAY_AT = (3 / 8, 5 / 8, 7 / 8)  # of the steps: there the step size falls tenfold, as in the authors' code
 _SLACK = 1e-4  # of a grey level: 255 · (x ± ε) in floats falls beside the whole number that it is
 
 
@@ -24,6 +24,8 @@ class GradientMatching:
         epsilon: bound ‖δ‖∞ in (0, 1], pixels being in [0, 1]; at least one grey level, 1/255. steps: of signed Adam, in
             each of the restarts, which begin at random δ. step_size: in units of epsilon. shift, flip: augmentation
             that the poison is to survive, see flip_and_shift.
+
+    The default epsilon is the paper's, for photographs. The 8 × 8 digits need 112/255: a digit is few, large strokes.
     """
 
     epsilon: float = 16 / 255
@@ -38,7 +40,7 @@ def match_gradients(models: Sequence[nn.Module], images: Tensor, labels: Tensor,
                     adversarial_label: int, settings: GradientMatching, seed: int) -> tuple[Tensor, float]:
     """Craft poison for one target: minimise 1 − cos(∇ Σ_i ℓ(x_i + δ_i, y_i), ∇ ℓ(x_target, y_adv)) over δ, ‖δ‖∞ ≤ ε.
 
-    Equation 3 of the paper. The gradients are over all weights that train, with batch norm in eval mode.
+    The gradients are over all weights that train, with batch norm in eval mode.
 
     Args:
         models: surrogates, put into eval mode; the loss is the mean over them. Young ones (trained for a tenth of the
@@ -110,7 +112,7 @@ def to_eight_bits(pixels: Tensor) -> Tensor:
 
 
 def runner_up(models: Sequence[nn.Module], image: Tensor, label: int) -> int:
-    """The wrong label that the models find likeliest on average for an image (C, H, W): the easiest for an adversary."""
+    """The wrong label that the models find likeliest on average for an image (C, H, W): an adversary's easiest one."""
     with torch.no_grad():
         log_probs = sum(torch.log_softmax(model.eval()(image[None])[0].float(), -1) for model in models)
     log_probs[label] = -torch.inf
@@ -123,7 +125,8 @@ def nearest_images(images: Tensor, target: Tensor, count: int) -> Tensor:
     return distances.argsort(stable=True)[:count]
 
 
-def _descend(loss_of, images: Tensor, settings: GradientMatching, generator: torch.Generator) -> Tensor:
+def _descend(loss_of: Callable[..., Tensor], images: Tensor, settings: GradientMatching,
+             generator: torch.Generator) -> Tensor:
     """One restart: signed Adam from a random δ → (n, C, H, W) in the box."""
     low, high = pixel_box(images, settings.epsilon)
     noise = (2 * torch.rand(images.shape, generator=generator) - 1).to(images)

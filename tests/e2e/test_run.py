@@ -206,3 +206,11 @@ def test_killed_at_any_stage_it_resumes_and_ends_with_the_same_numbers(tmp_path)
         assert process.wait() == -signal.SIGKILL, f"it ended before {trace} was seen"
     assert start(killed).wait() == 0
     assert results(tmp_path / "a/whole/run") == results(tmp_path / "b/killed/run")
+
+
+@pytest.mark.parametrize("kind", ["trigger", "gaussian"])
+def test_one_kind_of_poison_alone_runs_to_the_report(run, recipe, kind):
+    recipe["poison"] = {kind: recipe["poison"][kind]}
+    assert run("run", recipe) == 0
+    doc = json.loads((Path(recipe["output_dir"]) / "evaluation" / "gradient_ascent.json").read_text())
+    assert (doc["attack"] is None) == (kind == "gaussian") and (doc["gus"] is None) == (kind == "trigger")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from llm_unlearn.errors import InputError
-from llm_unlearn.poisons.corrupt import data_hash, read_manifest, write_manifest
+from llm_unlearn.poisons.corrupt import data_hash, read_manifest, read_sets, write_manifest
 from llm_unlearn.recipe import build_recipe
 from llm_unlearn.vision.corrupt import Corruption
 from llm_unlearn.vision.data import read_pixels
@@ -77,6 +77,14 @@ def test_canaries_keep_their_pixels_on_disk_and_have_a_noise_id(corrupt, splits)
     pixels = torch.from_numpy(splits.train.pixels[row : row + 1].astype(np.float32) / 255)
     noisy = GaussianPixels(0.3, 0).add(pixels, torch.tensor([ids[0]]))
     np.testing.assert_allclose(sheet["poisoned"][0], noisy[0].numpy() * 255, atol=0.51)
+
+
+def test_sets_survive_the_disk_an_empty_one_too(corrupt, tmp_path):
+    sets, manifest, _ = corrupt(gaussian=GAUSSIAN)
+    for name, rows in sets.items():
+        rows.save_to_disk(tmp_path / name)
+    back = read_sets(tmp_path)
+    assert len(back["triggered"]) == 0 and data_hash(back) == manifest["data_sha256"]
 
 
 def test_crafted_rows_stay_within_their_bounds_and_keep_their_labels(corrupt, splits):
