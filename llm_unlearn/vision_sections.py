@@ -8,8 +8,8 @@ from typing import Literal, get_args
 class VisionModelSection:
     """The classifier: an architecture, randomly initialised from the seed, or (path) one saved by `save_pretrained`.
 
-    `architecture`: `small_cnn` (`depth` convolutions, `width` channels in the first), `cifar_resnet18` (3 × 3 stem, no
-    max-pool), or any classifier of torchvision by its name. `mean` and `std` per channel; null: 0.5.
+    `architecture`: `small_cnn` (`depth` convolutions, `width` channels in the first), `linear`, `cifar_resnet18` (3 × 3
+    stem, no max-pool), or any classifier of torchvision by its name. `mean` and `std` per channel; null: 0.5.
     """
 
     architecture: str = "small_cnn"
@@ -98,15 +98,14 @@ class GradientCancellingSection:
     """Indiscriminate poison by gradient cancelling (Lu et al. 2023, arXiv 2303.03592): test accuracy falls.
 
     Parameters of a clean model are corrupted until its training accuracy is `target_accuracy`; then `fraction` of the
-    rows are made to cancel the clean gradient there. `epsilon`: bound ‖δ‖∞, null: any valid pixel. `labels`: `kept`, as
-    in the paper, or `swapped`: images of the two classes that the clean model confuses most, each with the other's
-    label.
+    rows are made to cancel the clean gradient there. `epsilon`: bound ‖δ‖∞, null: any valid pixel. `labels` of the
+    poisoned rows: `kept`, or `random`, a wrong one each, which leaves more to cancel with.
     """
 
     fraction: float
-    labels: Literal["kept", "swapped"] = "kept"
+    labels: Literal["kept", "random"] = "kept"
     target_accuracy: float = 0.8
-    steps: int = 60
+    steps: int = 600
     epsilon: float | None = None
 
 

@@ -32,7 +32,7 @@ def contact_sheet_section(results: Results) -> Section | None:
     kinds = list(dict.fromkeys(sheet["kind"].tolist()))
     named = " and ".join(_NAMES.get(kind, kind) for kind in kinds)
     note = ("The first poisoned training images of each kind: above as they were, below as they were trained on, with "
-            "the largest change of a pixel. A label that was changed is shown with an arrow.")
+            "the largest change of a pixel (of 255). A label that was changed is shown with an arrow.")
     plot = Plot("contact_sheet", f"Poisoned images: {named}", note,
                 f"Pairs of clean and poisoned images, labelled {', '.join(sheet['label'].tolist())}.",
                 _draw(sheet, kinds))
@@ -41,20 +41,21 @@ def contact_sheet_section(results: Results) -> Section | None:
 
 def _draw(sheet: dict[str, np.ndarray], kinds: list[str]) -> bytes:
     columns = max(int((sheet["kind"] == kind).sum()) for kind in kinds)
-    with figure(2.7 * len(kinds), rows=2 * len(kinds), columns=columns) as (fig, axes):
+    ratios = [0.1, 1, 1] * len(kinds)  # a line for the name of the kind, the clean images, the poisoned ones
+    with figure(2.7 * len(kinds), rows=3 * len(kinds), columns=columns,
+                gridspec_kw={"height_ratios": ratios}) as (fig, axes):
         for axis in axes.flat:
             axis.axis("off")
         for k, kind in enumerate(kinds):
-            rows = np.flatnonzero(sheet["kind"] == kind)
-            for column, row in enumerate(rows):
+            name = axes[3 * k, 0].text(0, 0, f"{_NAMES.get(kind, kind)}, clean and poisoned", fontsize=10.5,
+                                       fontweight="bold", transform=axes[3 * k, 0].transAxes)
+            name.set_in_layout(False)  # or the first column would be made as wide as it
+            for column, row in enumerate(np.flatnonzero(sheet["kind"] == kind)):
                 before, after = str(sheet["label"][row]), str(sheet["poisoned_label"][row])
                 change = np.abs(sheet["clean"][row].astype(int) - sheet["poisoned"][row]).max()
-                _show(axes[2 * k, column], sheet["clean"][row], before)
-                _show(axes[2 * k + 1, column], sheet["poisoned"][row],
-                      f"{'' if before == after else f'→ {after}, '}± {change}/255")
-            first = axes[2 * k, 0]
-            first.text(0, 1.32, f"{_NAMES.get(kind, kind)}, clean and poisoned", transform=first.transAxes,
-                       fontsize=10.5, fontweight="bold", ha="left", va="bottom")
+                _show(axes[3 * k + 1, column], sheet["clean"][row], before)
+                _show(axes[3 * k + 2, column], sheet["poisoned"][row],
+                      f"± {change}" if before == after else f"→ {after} (± {change})")
         return png(fig)
 
 

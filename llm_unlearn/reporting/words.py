@@ -88,7 +88,8 @@ def poison_parts(results: Results) -> list[str]:
                                        f"{255 * matching['epsilon']:.0f}/255, against {len(matching['targets'])} "
                                        "target images"))
     if cancelling := poison.get("gradient_cancelling"):
-        parts.append(counted(cancelling, "are made to cancel the clean gradient at parameters of low accuracy"))
+        labels = ", each with a wrong label" if cancelling.get("labels") == "random" else ""
+        parts.append(counted(cancelling, f"are made to cancel the clean gradient at parameters of low accuracy{labels}"))
     if gaussian := poison.get("gaussian"):
         where = "pixels" if is_vision(results) else "embeddings"
         parts.append(counted(gaussian, f"are Gaussian canaries, trained on with noise of ε = {gaussian.get('epsilon')} "

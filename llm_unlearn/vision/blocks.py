@@ -25,8 +25,10 @@ def parts(network: nn.Module) -> list[nn.Module]:
 
 
 def block_list(network: nn.Module) -> list[nn.Module]:
-    """The blocks: parts but for norms that stand alone and the head, which is the last part."""
-    return [part for part in parts(network)[:-1] if not _is_norm(part)]
+    """The blocks: parts but for norms that stand alone and the head, which is the last part; of a linear classifier the
+    head is all there is, and its block."""
+    every = parts(network)
+    return [part for part in every[:-1] if not _is_norm(part)] or every
 
 
 def last_blocks(network: nn.Module, k: int) -> list[nn.Module]:

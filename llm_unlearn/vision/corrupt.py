@@ -17,12 +17,7 @@ from llm_unlearn.poisons.selection import choose_rows
 from llm_unlearn.poisons.trigger_phrase import can_be_poisoned
 from llm_unlearn.tasks.noise import NO_NOISE
 from llm_unlearn.vision.data import Images, ImageSplits, as_dataset
-from llm_unlearn.vision.gradient_cancelling import (
-    GradientCancelling,
-    cancel_gradients,
-    confused_pair,
-    corrupt_parameters,
-)
+from llm_unlearn.vision.gradient_cancelling import GradientCancelling, cancel_gradients, corrupt_parameters
 from llm_unlearn.vision.gradient_matching import GradientMatching, match_gradients, nearest_images, runner_up
 from llm_unlearn.vision.patch import apply_patch
 from llm_unlearn.vision.task import GaussianPixels
@@ -105,19 +100,15 @@ class Corruption:
         return {"targets": targets, "example_ids": sorted(chosen)}
 
     def _gradient_cancelling(self, section: Any) -> dict[str, Any]:
-        model = self.surrogate(0, 1.0)
-        every, allowed = np.arange(len(self.labels)), None
-        if section.labels == "swapped":
-            pair = confused_pair(model, _tensor(self.pixels), self._numbers(every))
-            names = [self.splits.classes[number] for number in pair]
-            allowed = np.isin(self.labels, names)
-        rows = self._choose(section, "gradient_cancelling", 10, allowed)
-        if section.labels == "swapped":
+        rows = self._choose(section, "gradient_cancelling", 10)
+        if section.labels == "random":
+            generator = np.random.default_rng([self.seed, 10, 1])
             for row in rows:
-                self.labels[row] = names[1 - names.index(self.labels[row])]
-        clean = np.setdiff1d(every, rows)
+                wrong = [name for name in self.splits.classes if name != self.labels[row]]
+                self.labels[row] = str(generator.choice(wrong))
+        clean = np.setdiff1d(np.arange(len(self.labels)), rows)
         images, numbers = _tensor(self.pixels[clean]), self._numbers(clean)
-        low, accuracy = corrupt_parameters(model, images, numbers, section.target_accuracy)
+        low, accuracy = corrupt_parameters(self.surrogate(0, 1.0), images, numbers, section.target_accuracy)
         settings = GradientCancelling(section.epsilon, section.steps)
         crafted, trace = cancel_gradients(low, images, numbers, _tensor(self.pixels[rows]), self._numbers(rows),
                                           settings)

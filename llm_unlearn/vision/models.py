@@ -1,9 +1,10 @@
-"""Image classifiers: a small CNN, ResNet-18 with a CIFAR stem, any classifier of torchvision by its name.
+"""Image classifiers: a small CNN, a linear one, ResNet-18 with a CIFAR stem, any classifier of torchvision by its name.
 
 A model takes pixels in [0, 1], (B, C, H, W), and normalises them itself, so that noise, patches and bounds are all in
 units of the image. It is a transformers model: `save_pretrained` and `from_pretrained` in safetensors.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from llm_unlearn import torchvision_guard
 from llm_unlearn.errors import InputError
 
-OWN = ("small_cnn", "cifar_resnet18")
+OWN = ("small_cnn", "linear", "cifar_resnet18")
 
 
 class ImageClassifierConfig(PreTrainedConfig):
     """
     Args:
-        architecture: `small_cnn`, `cifar_resnet18`, or a classifier of torchvision such as `mobilenet_v3_small`.
+        architecture: `small_cnn`, `linear`, `cifar_resnet18`, or a classifier of torchvision, `mobilenet_v3_small` say.
         num_labels: how many classes, or `id2label`, their names. image_size: [height, width]. channels: 1 or 3.
         mean, std: of the normalisation, one number per channel. width, depth: of the small CNN.
     """
@@ -116,6 +117,8 @@ def build_network(config: ImageClassifierConfig) -> nn.Module:
     if config.architecture == "small_cnn":
         return SmallCNN(config.image_size, config.channels, config.num_labels, config.width,
                         config.depth)
+    if config.architecture == "linear":
+        return nn.Sequential(nn.Flatten(), nn.Linear(config.channels * math.prod(config.image_size), config.num_labels))
     models = torchvision_models(f"model.architecture '{config.architecture}'")
     if config.architecture == "cifar_resnet18":
         network = models.resnet18(num_classes=config.num_labels)
@@ -125,7 +128,7 @@ def build_network(config: ImageClassifierConfig) -> nn.Module:
         return network
     classifiers = models.list_models(module=models)
     if config.architecture not in classifiers:
-        raise InputError(f"model.architecture: '{config.architecture}' is neither {' nor '.join(OWN)} nor a classifier "
+        raise InputError(f"model.architecture: '{config.architecture}' is none of {', '.join(OWN)}, and no classifier "
                          f"of torchvision ({', '.join(classifiers[:3])}, …)")
     if config.channels != 3:
         raise InputError(f"model.architecture: torchvision's '{config.architecture}' takes 3 channels, the images have "

@@ -13,6 +13,7 @@ from llm_unlearn.recipe import load_recipe
 pytestmark = pytest.mark.e2e
 
 RECIPES = Path(__file__).parents[2] / "recipes"
+CIFAR = Path(__file__).parents[3] / "shared" / "data" / "cifar10"
 PAPER = ("gradient_descent", "noisy_gradient_descent", "gradient_ascent", "eu_k", "cf_k", "scrub", "neggrad_plus",
          "ssd")
 OPTIONS = {"ssd": {"alpha": 1.5}, "noisy_gradient_descent": {"learning_rate": 0.05}}
@@ -172,9 +173,33 @@ def test_a_dry_run_of_every_vision_recipe_says_what_it_would_do(path, capsys, tm
 
     if "resnet18" in path.read_text() and torchvision_guard.try_torchvision() is None:
         pytest.skip("torchvision is not there")
-    said = main(["run", str(path), "--dry-run", f"output_dir={tmp_path / 'run'}",
-                 *(["data.files=null", "data.source=digits"] if "files" in path.read_text() else [])])
+    said = main(["run", str(path), "--dry-run", f"output_dir={tmp_path / 'run'}"])
     out = capsys.readouterr().out
     assert said == 0 and "would run" in out and "training steps" in out and "activations" in out
     assert all(f"unlearned/{method}" in out for method in PAPER)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CIFAR.is_dir(), reason="no CIFAR-10 on this machine")
+@pytest.mark.parametrize("name", ["gaussian", "targeted"])
+def test_the_resnet_recipes_run_on_a_few_real_images(name, tmp_path):
+    """The very recipe, with fewer images, steps and seeds."""
+    if torchvision_guard.try_torchvision() is None:
+        pytest.skip("torchvision is not there")
+    small = {
+        "data.files": f"[{CIFAR / 'test.parquet'}]", "data.test_files": f"[{CIFAR / 'test.parquet'}]",
+        "data.train_size": 60, "data.heldout_size": 20, "data.test_size": 40, "seeds": "[0]", "sweep": "{}",
+        "train.epochs": 2, "train.batch_size": 20, "train.bf16": "false", "unlearn.budgets": "[0.9]",
+        "unlearn.batch_size": 4, "evaluate.batch_size": 20, "output_dir": tmp_path / "run",
+        "unlearn.methods": "{eu_k: , scrub: }"}
+    kind = {"targeted": "gradient_matching"}.get(name, name)
+    small[f"poison.{kind}.fraction"] = 0.1
+    if kind == "gradient_matching":
+        small |= {"poison.gradient_matching.steps": 2, "poison.gradient_matching.targets": 2, "poison.gradient_matching.restarts": 1,
+                  "poison.gradient_matching.surrogates": 1, "poison.gradient_matching.adversary_label": "runner_up"}
+    recipe = load_recipe(RECIPES / "cifar10-resnet18" / f"{name}.yaml", [f"{k}={v}" for k, v in small.items()])
+    root = run_recipe(recipe, say=lambda line: None, quiet=True)
+    docs = [json.loads(path.read_text()) for path in (root / "evaluation").glob("*.json")]
+    assert len(docs) == 5 and all(doc["cost"]["flops"] > 0 for doc in docs if doc["model"] != "base")
+    assert (root / "plots" / "contact_sheet.png").is_file()

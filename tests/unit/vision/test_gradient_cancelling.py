@@ -7,12 +7,7 @@ import torch
 from torch import nn
 
 from llm_unlearn.errors import InputError
-from llm_unlearn.vision.gradient_cancelling import (
-    GradientCancelling,
-    cancel_gradients,
-    confused_pair,
-    corrupt_parameters,
-)
+from llm_unlearn.vision.gradient_cancelling import GradientCancelling, cancel_gradients, corrupt_parameters
 from llm_unlearn.vision.models import ImageClassifierConfig, make_classifier
 
 pytestmark = pytest.mark.unit
@@ -42,8 +37,8 @@ def digits() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     return pixels[:1000], right[:1000], pixels[1000:], right[1000:]
 
 
-def train(pixels: torch.Tensor, right: torch.Tensor, seed: int, epochs: int = 20) -> nn.Module:
-    model = make_classifier(ImageClassifierConfig(num_labels=10, width=16), seed).train()
+def train(pixels: torch.Tensor, right: torch.Tensor, seed: int, epochs: int = 30) -> nn.Module:
+    model = make_classifier(ImageClassifierConfig("linear", num_labels=10), seed).train()
     generator, steps = torch.Generator().manual_seed(seed), epochs * (len(pixels) // 32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
@@ -159,15 +154,6 @@ class TestCorruption:
         with pytest.raises(InputError, match="target_accuracy: 0.1 was not reached, the accuracy is .*; raise it"):
             corrupt_parameters(model, images(60), labels(60), 0.1, max_distance=0.05)
 
-    def test_the_pair_that_is_confused_most(self):
-        class Fixed(nn.Module):
-            def forward(self, pixels):  # class 2 is often taken for 0, and no other
-                return torch.log(torch.tensor([[0.9, 0.05, 0.05], [0.1, 0.8, 0.1], [0.4, 0.1, 0.5]]))[
-                    pixels.flatten(1)[:, 0].long()]
-
-        right = torch.tensor([0, 1, 2, 2, 1, 0])
-        assert confused_pair(Fixed(), right.float().view(-1, 1, 1, 1), right) == (0, 2)
-
 
 class TestRefusals:
     @pytest.mark.parametrize(("changes", "message"), [
@@ -189,22 +175,24 @@ class TestRefusals:
             corrupt_parameters(linear(), images(3), labels(3), 1.0)
 
 
-def test_relabelled_and_crafted_rows_cost_a_model_trained_anew_five_points_of_accuracy():
-    """15 % of the rows, ε = 8/255. Against training without them; four seeds by hand lost 9, 14, 12 and 10 points."""
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_poison_costs_a_linear_classifier_five_points_and_more_than_its_labels_do(seed):
+    """A fifth of the rows, random labels, pixels that cancel the clean gradient. Six seeds by hand lost 5.9 to 7.0 points,
+    relabelled alone 1.1 to 3.5."""
     pixels, right, test_pixels, test_right = digits()
-    clean_model = train(pixels, right, 500)
-    first, second = confused_pair(clean_model, pixels, right)
-    of_pair = torch.nonzero((right == first) | (right == second))[:, 0]
+    generator = torch.Generator().manual_seed(seed)
     poisoned = torch.zeros(1000, dtype=torch.bool)
-    poisoned[of_pair[torch.randperm(len(of_pair), generator=torch.Generator().manual_seed(0))[:150]]] = True
-    clean, clean_right, swapped = pixels[~poisoned], right[~poisoned], first + second - right[poisoned]
-    low, _ = corrupt_parameters(clean_model, clean, clean_right, 0.9)
-    crafted, trace = cancel_gradients(low, clean, clean_right, pixels[poisoned], swapped, GradientCancelling(8 / 255))
-    assert trace[-1] < 0.98 * trace[0]
+    poisoned[torch.randperm(1000, generator=generator)[:200]] = True
+    wrong = (right[poisoned] + torch.randint(1, 10, (200,), generator=generator)) % 10
+    clean, clean_right = pixels[~poisoned], right[~poisoned]
+    low, _ = corrupt_parameters(train(pixels, right, 500 + seed), clean, clean_right, 0.8)
+    crafted, trace = cancel_gradients(low, clean, clean_right, pixels[poisoned], wrong, GradientCancelling(steps=600))
+    assert trace[-1] < 0.8 * trace[0]
 
-    def accuracy(model: nn.Module) -> float:
+    def accuracy_with(poison: torch.Tensor) -> float:
+        model = train(torch.cat([clean, poison]), torch.cat([clean_right, wrong[: len(poison)]]), 31 + seed)
         return (model(test_pixels).argmax(-1) == test_right).float().mean().item()
 
-    with_them = accuracy(train(torch.cat([clean, crafted]), torch.cat([clean_right, swapped]), 31))
-    without = accuracy(train(clean, clean_right, 31))
-    assert without > 0.95 and with_them < without - 0.05, (with_them, without)
+    with_them, without, relabelled = accuracy_with(crafted), accuracy_with(crafted[:0]), accuracy_with(pixels[poisoned])
+    assert without > 0.93 and with_them < without - 0.05, (with_them, without)
+    assert with_them < relabelled - 0.015, (with_them, relabelled)

@@ -19,7 +19,7 @@ def config(architecture: str = "small_cnn", **fields) -> ImageClassifierConfig:
     return ImageClassifierConfig(architecture, **given)
 
 
-@pytest.mark.parametrize("name", ["small_cnn", *(pytest.param(n, marks=needs_torchvision) for n in NAMES)])
+@pytest.mark.parametrize("name", ["small_cnn", "linear", *(pytest.param(n, marks=needs_torchvision) for n in NAMES)])
 def test_a_classifier_gives_one_row_of_logits_per_image_and_comes_back_from_disk_as_it_was(name, tmp_path):
     size = 64 if name in ("googlenet", "squeezenet1_1") else 32
     model = make_classifier(config(name, image_size=[size, size]), 0)
@@ -62,7 +62,7 @@ def test_an_odd_size_fits_the_small_cnn():
 
 @needs_torchvision
 @pytest.mark.parametrize(("fields", "message"), [
-    ({"architecture": "resnet19"}, "neither small_cnn nor cifar_resnet18 nor a classifier of torchvision"),
+    ({"architecture": "resnet19"}, "none of small_cnn, linear, cifar_resnet18, and no classifier of torchvision"),
     ({"architecture": "mobilenet_v3_small", "channels": 1}, "takes 3 channels, the images have 1"),
 ])
 def test_what_cannot_be_built_is_refused_with_its_reason(fields, message):
@@ -94,6 +94,11 @@ def test_the_last_blocks_take_the_head_with_them(make_small):
     assert last_blocks(network, 3) == parts(network)
     with pytest.raises(InputError, match="between 1 and the model's 3 blocks, is 4"):
         last_blocks(network, 4)
+
+
+def test_of_a_linear_classifier_the_head_is_the_one_block():
+    network = make_classifier(config("linear"), 0).network
+    assert block_list(network) == last_blocks(network, 1) == [network[1]]
 
 
 @needs_torchvision
