@@ -89,7 +89,7 @@ def poison_parts(results: Results) -> list[str]:
                                        "target images"))
     if cancelling := poison.get("gradient_cancelling"):
         labels = ", each with a wrong label" if cancelling.get("labels") == "random" else ""
-        parts.append(counted(cancelling, f"are made to cancel the clean gradient at parameters of low accuracy{labels}"))
+        parts.append(counted(cancelling, f"are made to cancel the clean gradient where the accuracy is low{labels}"))
     if gaussian := poison.get("gaussian"):
         where = "pixels" if is_vision(results) else "embeddings"
         parts.append(counted(gaussian, f"are Gaussian canaries, trained on with noise of ε = {gaussian.get('epsilon')} "

@@ -87,12 +87,12 @@ class Corruption:
         targets = self._draw_targets(section, models, generator)
         shares = np.array_split(np.arange(self.recipe.poison_counts()["gradient_matching"]), len(targets))
         place = {example_id: i for i, example_id in enumerate(self.splits.test.ids.tolist())}
-        chosen: list[int] = []
+        device, chosen = _device(models[0]), []
         for number, (target, share) in enumerate(zip(targets, shares, strict=True)):
             image = _tensor(self.splits.test.pixels[place[target["example_id"]]])
             rows = self._nearest(image, target["adversary_label"], len(share))
             crafted, loss = match_gradients(
-                models, _tensor(self.pixels[rows]), self._numbers(rows), image,
+                models, _tensor(self.pixels[rows]).to(device), self._numbers(rows).to(device), image.to(device),
                 self.splits.classes.index(target["adversary_label"]), settings, self.seed * 1000 + number)
             self.pixels[rows] = _bytes(crafted)
             chosen += (ids := self._mark("gradient_matching", rows))
@@ -107,11 +107,13 @@ class Corruption:
                 wrong = [name for name in self.splits.classes if name != self.labels[row]]
                 self.labels[row] = str(generator.choice(wrong))
         clean = np.setdiff1d(np.arange(len(self.labels)), rows)
-        images, numbers = _tensor(self.pixels[clean]), self._numbers(clean)
-        low, accuracy = corrupt_parameters(self.surrogate(0, 1.0), images, numbers, section.target_accuracy)
-        settings = GradientCancelling(section.epsilon, section.steps)
-        crafted, trace = cancel_gradients(low, images, numbers, _tensor(self.pixels[rows]), self._numbers(rows),
-                                          settings)
+        model = self.surrogate(0, 1.0)
+        device = _device(model)
+        images, numbers = _tensor(self.pixels[clean]).to(device), self._numbers(clean).to(device)
+        low, accuracy = corrupt_parameters(model, images, numbers, section.target_accuracy)
+        crafted, trace = cancel_gradients(low, images, numbers, _tensor(self.pixels[rows]).to(device),
+                                          self._numbers(rows).to(device),
+                                          GradientCancelling(section.epsilon, section.steps))
         self.pixels[rows] = _bytes(crafted)
         return {"example_ids": self._mark("gradient_cancelling", rows), "corrupted_accuracy": accuracy,
                 "gradient_norm_before": trace[0], "gradient_norm_after": trace[-1]}
@@ -147,7 +149,8 @@ class Corruption:
             used |= {position, control}
             wrong = str(generator.choice([name for name in classes if name != label]))
             if section.adversary_label == "runner_up":
-                wrong = classes[runner_up(models, _tensor(test.pixels[position]), classes.index(label))]
+                image = _tensor(test.pixels[position]).to(_device(models[0]))
+                wrong = classes[runner_up(models, image, classes.index(label))]
             found.append({"example_id": int(test.ids[position]), "label": label, "adversary_label": wrong,
                           "control_id": int(test.ids[control])})
             if len(found) == section.targets:
@@ -211,6 +214,10 @@ class Corruption:
 
 def _plain(images: Images) -> "Dataset":
     return as_dataset(images, poison=["none"] * len(images))
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
 
 
 def _tensor(pixels: np.ndarray) -> Tensor:

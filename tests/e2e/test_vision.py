@@ -196,8 +196,8 @@ def test_the_resnet_recipes_run_on_a_few_real_images(name, tmp_path):
     kind = {"targeted": "gradient_matching"}.get(name, name)
     small[f"poison.{kind}.fraction"] = 0.1
     if kind == "gradient_matching":
-        small |= {"poison.gradient_matching.steps": 2, "poison.gradient_matching.targets": 2, "poison.gradient_matching.restarts": 1,
-                  "poison.gradient_matching.surrogates": 1, "poison.gradient_matching.adversary_label": "runner_up"}
+        fewer = {"steps": 2, "targets": 2, "restarts": 1, "surrogates": 1, "adversary_label": "runner_up"}
+        small |= {f"poison.{kind}.{field}": value for field, value in fewer.items()}
     recipe = load_recipe(RECIPES / "cifar10-resnet18" / f"{name}.yaml", [f"{k}={v}" for k, v in small.items()])
     root = run_recipe(recipe, say=lambda line: None, quiet=True)
     docs = [json.loads(path.read_text()) for path in (root / "evaluation").glob("*.json")]

@@ -45,10 +45,12 @@ def test_every_command_and_override_is_one_that_exists():
 def test_the_manifest_and_the_sections_of_a_recipe_are_as_shown():
     (manifest,) = re.findall(r"```json\n(.*?)```", README, flags=re.S)
     assert build(Manifest, json.loads(manifest), "README").poison == "column:is_poison"
-    (sections,) = re.findall(r"```yaml\n(.*?)```", README, flags=re.S)
+    sections, images = re.findall(r"```yaml\n(.*?)```", README, flags=re.S)
     recipe = load_recipe(ROOT / "recipes/quickstart.yaml")
     recipe = build_recipe(dataclasses.asdict(recipe) | parse_yaml(sections, "README"))
     assert len(points(recipe)) == 6 and recipe.analysis.sizes == [0.5, 1.0] and recipe.stress is not None
+    recipe = build_recipe({"name": "images", "output_dir": "unused", **parse_yaml(images, "README")})
+    assert recipe.poison_counts() == {"gaussian": 20, "patch": 20, "gradient_cancelling": 20}
 
 
 def test_the_table_of_methods_is_the_list_of_methods():
@@ -93,7 +95,7 @@ def namespace(tokenizer, make_tiny, tmp_path, monkeypatch):
 
 def test_its_python_runs_as_written(namespace, capsys, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    unlearn, plant, audit, power = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+    unlearn, plant, audit, power, images = re.findall(r"```python\n(.*?)```", README, flags=re.S)
     exec(unlearn, namespace)
     assert Path("unlearned/model.safetensors").is_file()
     exec(plant, namespace)
@@ -104,3 +106,16 @@ def test_its_python_runs_as_written(namespace, capsys, monkeypatch):
     exec(power, namespace)
     for call, said in re.findall(r"^(\w+\(.*?\)) +# ([\d.]+)", power, flags=re.M):
         assert eval(call, namespace) == pytest.approx(float(said), abs=0.005), call
+    exec(images, namespace | image_rows())
+    assert Path("unlearned").is_dir()
+
+
+def image_rows():
+    """A classifier, and rows as encode_images makes them."""
+    from llm_unlearn.vision.data import Images, as_dataset, encode_images
+    from llm_unlearn.vision.models import ImageClassifierConfig, make_classifier
+
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 3, 32, 32), dtype=np.uint8)
+    rows = encode_images(as_dataset(Images(pixels, list("abc") * 4, np.arange(12))), list("abc"))
+    model = make_classifier(ImageClassifierConfig(num_labels=3, image_size=[32, 32], channels=3, width=4), 0)
+    return {"model": model, "forget": rows.select(range(4)), "retain": rows.select(range(4, 12))}

@@ -177,8 +177,8 @@ class TestRefusals:
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_poison_costs_a_linear_classifier_five_points_and_more_than_its_labels_do(seed):
-    """A fifth of the rows, random labels, pixels that cancel the clean gradient. Six seeds by hand lost 5.9 to 7.0 points,
-    relabelled alone 1.1 to 3.5."""
+    """A fifth of the rows, random labels, pixels that cancel the clean gradient. Six seeds by hand lost 5.9 to 7.0
+    points, relabelled alone 1.1 to 3.5."""
     pixels, right, test_pixels, test_right = digits()
     generator = torch.Generator().manual_seed(seed)
     poisoned = torch.zeros(1000, dtype=torch.bool)
