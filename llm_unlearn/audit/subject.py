@@ -71,7 +71,11 @@ def _of_run(path: Path) -> Subject:
     if recipe_path is None:
         raise InputError(f"{path}: the manifest of a run, but no recipe.yaml stands beside it or one folder up; keep "
                          "it in its run directory")
-    recipe, sets = load_recipe(recipe_path), read_sets(path.parent / "data")
+    recipe = load_recipe(recipe_path)
+    if recipe.track != "language":
+        raise InputError(f"{path}: the manifest of a run of images, which can be evaluated by its recipe alone: "
+                         f"llm-unlearn evaluate {recipe_path}")
+    sets = read_sets(path.parent / "data")
     poison, data = read_manifest(path, sets), recipe.data
     missing = {section: f"the run has no {kind} poison" for section, kind in (("attack", "trigger"),
                                                                             ("gus", "gaussian")) if not poison[kind]}

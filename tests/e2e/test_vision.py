@@ -61,6 +61,16 @@ def test_all_eight_methods_run_and_the_evaluation_is_that_of_texts(run, images, 
     assert not list(root.rglob("*.bin")) and not list(root.rglob("training_args*"))
 
 
+def test_a_checkpoint_is_audited_by_its_recipe_not_by_its_manifest(run, images, capsys):
+    from llm_unlearn.cli import main
+
+    images["unlearn"]["methods"] = {}
+    assert run("train", images) == 0
+    manifest = Path(images["output_dir"]) / "poison.json"
+    assert main(["evaluate", "--model", str(manifest.parent / "poisoned"), "--manifest", str(manifest)]) == 2
+    assert "the manifest of a run of images" in capsys.readouterr().err
+
+
 def test_what_is_done_is_skipped_and_a_changed_poison_is_not(run, images, capsys):
     images["unlearn"]["methods"] = {"gradient_descent": None}
     assert run("run", images) == 0
