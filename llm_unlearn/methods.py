@@ -26,6 +26,8 @@ def check_methods(recipe: "Recipe") -> None:
             close = difflib.get_close_matches(method, METHODS, n=1)
             hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(METHODS)}"
             raise InputError(f"recipe.unlearn.methods: unknown method '{method}'; {hint}")
+        if recipe.track == "vision" and METHODS[method][1].of_texts:
+            raise InputError(f"recipe.unlearn.methods.{method}: works on language models alone")
         known = {f.name for f in dataclasses.fields(METHODS[method][0])} - RESERVED
         hints = typing.get_type_hints(METHODS[method][0])
         for key, value in (options or {}).items():

@@ -120,10 +120,16 @@ def check(recipe: Recipe) -> None:
     Raises:
         InputError: naming the field or path.
     """
+    from transformers import SchedulerType
+    from transformers.training_args import OptimizerNames
+
     from llm_unlearn.methods import check_methods
     from llm_unlearn.vision_run import check_vision
 
     check_methods(recipe)
+    for name, known in (("lr_scheduler_type", SchedulerType), ("optim", OptimizerNames)):
+        if (value := getattr(recipe.train, name)) not in {item.value for item in known}:
+            raise InputError(f"recipe.train.{name}: '{value}' is none of {', '.join(item.value for item in known)}")
     for point in points(recipe):
         check_methods(point.recipe)
     check_output_dir(Path(recipe.output_dir), recipe)

@@ -74,7 +74,6 @@ def estimate_memory(recipe: Recipe) -> dict[str, int]:
 def _vision_memory(recipe: Recipe) -> dict[str, int]:
     """The same for a classifier, whose activations are measured: what its layers give out for one image, float32."""
     import torch
-    from torch import nn
 
     from llm_unlearn.methods import needs_reference
     from llm_unlearn.vision.models import make_classifier
@@ -83,7 +82,7 @@ def _vision_memory(recipe: Recipe) -> dict[str, int]:
     config, given = describe_model(recipe), []
     model = make_classifier(config, 0).eval()
     for module in model.modules():
-        if isinstance(module, nn.Module) and not list(module.children()):
+        if not list(module.children()):
             module.register_forward_hook(lambda _, args, output: given.append(output.numel()))
     with torch.no_grad():
         model(pixel_values=torch.zeros(1, config.channels, *config.image_size))

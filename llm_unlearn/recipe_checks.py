@@ -1,5 +1,6 @@
 """What a recipe must keep beyond names and types; each error names the field and the remedy."""
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from llm_unlearn.errors import InputError
@@ -12,7 +13,7 @@ def check_recipe(recipe: "Recipe") -> None:
     """Raise InputError naming the first field that breaks a rule."""
     data, unlearn = recipe.data, recipe.unlearn
     _require(recipe.seeds and len(set(recipe.seeds)) == len(recipe.seeds), "seeds", "give each seed once, at least one")
-    _require(all(seed >= 0 for seed in recipe.seeds), "seeds", "each must be 0 or more")
+    _require(all(0 <= seed < 2**31 for seed in recipe.seeds), "seeds", "each must be 0 or more, and below 2³¹")
     for name in ("train_size", "heldout_size", "test_size"):
         _require(getattr(data, name) > 0, f"data.{name}", "must be at least 1")
     _require(all(0 < b <= 1 for b in unlearn.budgets) and unlearn.budgets, "unlearn.budgets", "each must be in (0, 1]")
@@ -39,7 +40,7 @@ def _check_poison(recipe: "Recipe") -> None:
         _require(recipe.poison_counts()[kind], f"poison.{kind}.fraction", f"{fraction} of {data.train_size} rows "
                  f"(data.train_size) rounds to no example; use at least {1 / data.train_size:.2g}")
     if recipe.poison.gaussian:
-        _require(recipe.poison.gaussian.epsilon > 0, "poison.gaussian.epsilon", "must be above 0")
+        _require(0 < recipe.poison.gaussian.epsilon < math.inf, "poison.gaussian.epsilon", "must be above 0, finite")
 
 
 def _check_language(recipe: "Recipe") -> None:
@@ -78,6 +79,8 @@ def _check_vision(recipe: "Recipe") -> None:
         _require(getattr(recipe.model, key) >= 1, f"model.{key}", "must be at least 1")
     _require(data.image_size is None or data.image_size >= 1, "data.image_size", "must be at least 1, or null")
     _require(train.momentum == 0 or train.optim == "sgd", "train.momentum", "is of `train.optim: sgd` alone")
+    _require(0 <= train.momentum < 1, "train.momentum", "must be in [0, 1)")
+    _require(train.weight_decay >= 0, "train.weight_decay", "must be 0 or more")
     _require(train.shift >= 0, "train.shift", "must be 0 or more pixels")
     _require(not (poison.patch and poison.gradient_matching), "poison", "`patch` and `gradient_matching` are measured "
              "by the same figure, how often the attacker gets his answer; run one recipe for each")
@@ -85,6 +88,7 @@ def _check_vision(recipe: "Recipe") -> None:
         _require(poison.patch.size >= 1, "poison.patch.size", "must be at least 1 pixel")
         _check_source_label(poison.patch, "patch")
     if matching := poison.gradient_matching:
+        _require(matching.shift >= 0, "poison.gradient_matching.shift", "must be 0 or more pixels")
         for key in ("targets", "surrogates", "steps", "restarts"):
             _require(getattr(matching, key) >= 1, f"poison.gradient_matching.{key}", "must be at least 1")
         _require(1 / 255 <= matching.epsilon <= 1, "poison.gradient_matching.epsilon", "must be in [1/255, 1], pixels "

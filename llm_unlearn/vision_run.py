@@ -10,6 +10,7 @@ import numpy as np
 
 from llm_unlearn.errors import InputError
 from llm_unlearn.seed_run import CONTACT_SHEET, SeedRun
+from llm_unlearn.stages import file_stamps
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from llm_unlearn.vision.task import ImageCollator, ImageTask
 
 SURROGATE_OFFSET = 1_000_000  # the seed of a surrogate's weights and order, which no victim has
-DIGITS = (1, [8, 8])  # channels, height and width: known without loading
+SHAPE_OF_DIGITS = (1, [8, 8])  # channels, height and width: known without loading
 
 
 class VisionRun(SeedRun):
@@ -31,7 +32,9 @@ class VisionRun(SeedRun):
         """A poison that is crafted on a model depends on how that is trained."""
         poison, found = self.recipe.poison, super().corruption
         crafted = poison.gradient_matching or poison.gradient_cancelling
-        return [*found, asdict(self.recipe.model), asdict(self.recipe.train)] if crafted else found
+        path = self.recipe.model.path
+        made_with = [asdict(self.recipe.model), asdict(self.recipe.train), file_stamps([path] if path else [])]
+        return [*found, *made_with] if crafted else found
 
     @property
     def base(self) -> str:
@@ -131,7 +134,8 @@ class VisionRun(SeedRun):
         return ImageTask(pixels, self.recipe.train.flip, self.recipe.train.shift)
 
     def _surrogate(self, splits: Any, work_dir: Path, number: int, share: float) -> Any:
-        """A model of the same kind, trained on the clean rows from weights and in an order that no victim has."""
+        """A model of the same kind, trained on the clean rows in an order that no victim has, and from weights that
+        none has (but for `model.path`, where all begin)."""
         from llm_unlearn.vision.data import as_dataset, encode_images
         from llm_unlearn.vision.training import ClassifierTraining
 
@@ -162,12 +166,11 @@ def classifier_config(recipe: "VisionRecipe", channels: int, size: list[int], cl
 def check_vision(recipe: "VisionRecipe") -> None:
     """Refuse what can be seen before any image is read: the architecture, missing files, a label."""
     from llm_unlearn.data.loading import check_source
-    from llm_unlearn.vision.data import DIGITS as EMBEDDED
-    from llm_unlearn.vision.data import TORCHVISION
+    from llm_unlearn.vision.data import DIGITS, TORCHVISION
     from llm_unlearn.vision.models import load_classifier, make_classifier
 
     data = recipe.data
-    if data.files or (data.source != EMBEDDED and not data.source.startswith(TORCHVISION)):
+    if data.files or (data.source != DIGITS and not data.source.startswith(TORCHVISION)):
         check_source(None if data.files else data.source, data.files or [])
     check_source(None, data.test_files or [])
     if recipe.model.path is not None:
@@ -180,6 +183,6 @@ def describe_model(recipe: "VisionRecipe") -> Any:
     """The config of the recipe's model as far as it is known before images are read: their shape is guessed where the
     recipe does not say it (8 × 8 digits, else 32 × 32 in colour), and so are the classes (10)."""
     data = recipe.data
-    channels, size = DIGITS if data.source == "digits" and not data.files else (3, [32, 32])
+    channels, size = SHAPE_OF_DIGITS if data.source == "digits" and not data.files else (3, [32, 32])
     return classifier_config(recipe, data.channels or channels, [data.image_size] * 2 if data.image_size else size,
                              [str(i) for i in range(10)])

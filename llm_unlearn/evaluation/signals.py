@@ -50,9 +50,9 @@ class Evaluator:
         forget = set(self.manifest["forget_ids"])
         train = self.sets["train"]
         self.parts = {
-            "member": train.filter(lambda r: r["example_id"] in forget, desc="forget rows"),
+            "member": train.filter(lambda i: i in forget, input_columns="example_id", desc="forget rows"),
             "nonmember": self.sets["nonmember"],
-            "canary": train.filter(lambda r: r["poison"] == "gaussian", desc="canaries"),
+            "canary": train.filter(lambda kind: kind == "gaussian", input_columns="poison", desc="canaries"),
             "test": self.sets["test"],
         }
         # models are measured at the clean input, as an auditor without the noise would: no noise_id

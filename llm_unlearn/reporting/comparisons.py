@@ -5,6 +5,7 @@ from llm_unlearn.reporting.membership import NAMES, attacks
 from llm_unlearn.reporting.results import Results
 from llm_unlearn.reporting.section import Section
 from llm_unlearn.reporting.tables import Cell, Table
+from llm_unlearn.reporting.words import has_damage
 
 LEVEL = 0.05  # of the whole family: the chance of any false finding in the report
 MARK = "‡"
@@ -14,7 +15,8 @@ _TESTS = {"GUS": ("gus", "p_value"), "spread (χ²)": ("gus", "chi2_p_value"),
 
 def comparisons_section(results: Results) -> Section | None:
     """Models × tests: in how many seeds a finding survives Holm's correction over all of them; None without a test."""
-    tests = _TESTS | {f"MIA {NAMES[name]}": ("mia", name, "p_value") for name in attacks(results)}
+    damage = {"accuracy lost": ("oracle", "accuracy_lost", "p_value")} if has_damage(results) else {}
+    tests = _TESTS | damage | {f"MIA {NAMES[name]}": ("mia", name, "p_value") for name in attacks(results)}
     found = {(model, test, i): p for model in results.methods for test, path in tests.items()
              for i, run in enumerate(results.runs) if (p := _value(run.models.get(model), path)) is not None}
     if not found:

@@ -12,6 +12,7 @@ from llm_unlearn.reporting.section import Section
 from llm_unlearn.reporting.style import figure, png, styles
 from llm_unlearn.reporting.summary import Statistic, statistics
 from llm_unlearn.reporting.tables import Table, statistic_cell
+from llm_unlearn.reporting.words import has_damage
 from llm_unlearn.strict import read_yaml
 from llm_unlearn.sweep import FOLDER, folder_name
 
@@ -153,12 +154,19 @@ def normalised(results: Results, name: str, key: str, oracle: str = "retrained")
     return Statistic(tuple(found)) if found else None
 
 
+def _effects(results: Results) -> dict[str, str]:
+    """The figures whose effect is normalised, with their titles."""
+    return EFFECTS | ({"utility.accuracy": "accuracy"} if has_damage(results) else {})
+
+
 def _normalised(results: Results) -> Section | None:
     oracles = [name for name in ("retrained", "clean") if name in results.names]
-    columns = [(title, f"to {oracle}") for oracle in oracles for title in EFFECTS.values()]
-    rows = [(name, [statistic_cell(normalised(results, name, key, oracle)) for oracle in oracles for key in EFFECTS])
+    effects = {key: title for key, title in _effects(results).items()
+               if any(normalised(results, name, key, oracle) for name in results.methods for oracle in oracles)}
+    columns = [(title, f"to {oracle}") for oracle in oracles for title in effects.values()]
+    rows = [(name, [statistic_cell(normalised(results, name, key, oracle)) for oracle in oracles for key in effects])
             for name in results.methods]
-    if not rows:
+    if not rows or not effects:
         return None
     return Section(
         "Normalised effect", "How much of the way from the poisoned model (0) to the oracle (1) was covered, so that "
@@ -168,7 +176,7 @@ def _normalised(results: Results) -> Section | None:
 
 def sweep_summary(results: Results) -> dict[str, Any]:
     """What summary.json says of normalised effects and of the sweep: model → figure → {mean, sd, n}."""
-    effects = {name: {key: _plain(s) for key in EFFECTS if (s := normalised(results, name, key))}
+    effects = {name: {key: _plain(s) for key in _effects(results) if (s := normalised(results, name, key))}
                for name in results.methods}
     axes = {axis.name: [{"value": value, "models": {
         name: {key: _plain(s) for key in FIGURES if (s := table.get(name, {}).get(key))} for name in axis.models}}

@@ -7,7 +7,7 @@ from llm_unlearn.reporting.formats import number, p_range, p_value, seconds, tok
 from llm_unlearn.reporting.results import Results
 from llm_unlearn.reporting.summary import Statistic, statistics
 from llm_unlearn.reporting.verdicts import ALPHA, calibrated, values
-from llm_unlearn.reporting.words import attack_words, has_damage
+from llm_unlearn.reporting.words import OF_IMAGES, attack_words, has_damage, is_vision
 
 BEST = "✓"
 TPR = "TPR@1 %"
@@ -129,8 +129,10 @@ def present(results: Results) -> list[Column]:
     words, damage = attack_words(results), has_damage(results)
     found = [column for column in COLUMNS if any(column.key in entries for entries in table.values())
              and (damage or not column.key.startswith("oracle.accuracy_lost"))]
-    return [replace(column, group=words.group, meaning=getattr(words, column.meaning))
-            if column.key.startswith("attack.") else column for column in found]
+    found = [replace(column, group=words.group, meaning=getattr(words, column.meaning))
+             if column.key.startswith("attack.") else column for column in found]
+    return [replace(column, **OF_IMAGES[column.key]) if is_vision(results) and column.key in OF_IMAGES else column
+            for column in found]
 
 
 def main_table(results: Results) -> Table:

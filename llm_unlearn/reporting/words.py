@@ -49,6 +49,11 @@ ATTACKS = {
         "It gives the adversary's label to {} of the target images, and to {} of as many other images of their "
         "classes."),
 }
+# what columns say of a run of images
+OF_IMAGES = {
+    "utility.perplexity": {"meaning": "exp of the mean loss on the clean test images. Lower is better."},
+    "cost.train_tokens": {"title": "images", "meaning": "Images that went through the model in that training."},
+}
 
 
 def attack_words(results: Results) -> Words:

@@ -117,9 +117,19 @@ class Task:
         """FLOPs per token and per supervised position; an adapter `without` is left out."""
         return FlopCounter.of(model, without)
 
+    augments: bool = False  # whether what a model is shown of a row changes from step to step
+
     def augment(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """What a model is shown of a batch while it trains, its reference too: by default the batch."""
         return inputs
+
+    def smallest_batch(self, model: nn.Module) -> int:
+        """Rows that a batch must have for the model to train on it: 1 by default."""
+        return 1
+
+    def share_of_last_blocks(self, model: nn.Module, k: int) -> float:
+        """The last k blocks' part of the FLOPs of the body, in (0, 1]: k of all by default."""
+        return k / self.depth(model)
 
     def frozen_modules(self, model: nn.Module) -> list[nn.Module]:
         """Modules that stay in evaluation mode while a model is unlearned: none by default."""

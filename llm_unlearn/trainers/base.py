@@ -52,6 +52,7 @@ class UnlearnTrainer(Trainer):
     method: str
     requires = Requirements()
     starts_clean = False  # whether it begins at the model before fine-tuning (`start_model`) rather than at θ0
+    of_texts = False  # whether it works on language models alone
     task: Task = CausalLMTask()
 
     def __init__(
@@ -73,6 +74,9 @@ class UnlearnTrainer(Trainer):
         self.needs, self.reference_on, self.log_probs_on = self.requirements(args)
         self.reference = None
         self.refuse(args, peft_config)
+        if self.log_probs_on and self.task.augments:
+            raise InputError(f"{self.method}: compares with what the reference said once, of rows as they are; turn "
+                             "augmentation off")
         self.rows = self.prepare_sets({"forget": forget_dataset, "retain": retain_dataset}, processing_class, args)
         model = self.prepare_model(_prepare_model(model, peft_config, args), args)
         if args.load_best_model_at_end and getattr(model, "active_adapter", "default") != "default":
@@ -80,6 +84,9 @@ class UnlearnTrainer(Trainer):
                              f"'default' only, not '{model.active_adapter}'; leave it out")
         self.evaluate_callback = evaluate_callback
         collate = kwargs.pop("data_collator", None) or _default_collator(processing_class)
+        if args.per_device_train_batch_size < (least := self.task.smallest_batch(model)):
+            raise InputError(f"per_device_train_batch_size: {self.method} trains batch norms here, which need at least "
+                             f"{least} rows; is {args.per_device_train_batch_size}")
         self.plan = plan_steps(self, self.task.flop_counter(model, without=REFERENCE_ADAPTER), args)
         args.max_steps = len(self.plan.costs)
         super().__init__(

@@ -31,7 +31,7 @@ class CFKTrainer(UnlearnTrainer):
         modules = self.task.last_blocks(model, args.k)
         train_only(model, [p for module in modules for p in module.parameters()], f"the last {args.k} blocks")
         # under gradient checkpointing the embedding's output asks for a gradient: the backward pass goes all the way
-        self.share = 1.0 if args.gradient_checkpointing else args.k / self.task.depth(model)
+        self.share = 1.0 if args.gradient_checkpointing else self.task.share_of_last_blocks(model, args.k)
         return model
 
     def flops(self, counter, name, tokens, positions):

@@ -43,6 +43,7 @@ class DPOTrainer(RetainTermTrainer):
     """
 
     method = "dpo"
+    of_texts = True
     requires = Requirements(("forget", "refusal", "retain"), log_probs_on=("forget", "refusal"))
 
     def __init__(self, *args: Any, refusal_dataset: Any = None, **kwargs: Any) -> None:

@@ -31,7 +31,9 @@ def reference_log_probs(trainer: "UnlearnTrainer", name: str) -> np.ndarray:
     args, rows = trainer.args, trainer.rows[name]
     folder = Path(args.reference_cache_dir) if args.reference_cache_dir else Path(args.output_dir) / FOLDER
     precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "plain"
-    key = hashlib.sha256(f"{model_hash(trainer.model)} {rows_hash(rows)} {precision}".encode()).hexdigest()
+    noise = getattr(trainer.task, "noise", None)  # of a task that adds it itself
+    parts = [model_hash(trainer.model), rows_hash(rows), precision, *([repr(noise)] if noise else [])]
+    key = hashlib.sha256(" ".join(parts).encode()).hexdigest()
     path = folder / f"{key[:32]}.safetensors"
     found = _read(path, len(rows))
     if found is None:

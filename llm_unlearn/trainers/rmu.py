@@ -42,6 +42,7 @@ class RMUTrainer(UnlearnTrainer):
     """
 
     method = "rmu"
+    of_texts = True
     requires = Requirements(("forget", "retain"), reference_on=("retain",))
 
     def prepare_model(self, model, args):

@@ -58,7 +58,7 @@ class Corruption:
         rows = as_dataset(poisoned, poison=self.kinds.tolist(), noise_id=noise_id.tolist())
         self.manifest |= forget_set(rows, train.ids, self.kinds, self.recipe.unlearn, self.seed)
         sets = storable({"train": rows, "heldout": _plain(self.splits.heldout), "test": _plain(self.splits.test),
-                "triggered": _plain(self._triggered()), "nonmember": _plain(self._twins())})
+                "triggered": _plain(self._triggered()), "nonmember": self._twins()})
         self.manifest["data_sha256"] = data_hash(sets)
         return sets, self.manifest, self._contact_sheet()
 
@@ -183,20 +183,24 @@ class Corruption:
         place = {example_id: i for i, example_id in enumerate(test.ids.tolist())}
         return test.take(np.array([place[target["example_id"]] for target in targets], dtype=int))
 
-    def _twins(self) -> Images:
-        """Held-out images, as many of them patched and labelled so as in the forget set."""
+    def _twins(self) -> "Dataset":
+        """Held-out images, as many of them patched and labelled so as in the forget set; none where that holds crafted
+        images, which have no counterpart: a membership attack would tell them by what was done to them."""
         heldout, patch = self.splits.heldout, self.manifest["patch"]
         kinds = self.kinds[np.isin(self.splits.train.ids, self.manifest["forget_ids"])]
+        if np.isin(kinds, ["gradient_matching", "gradient_cancelling"]).any():
+            return _plain(heldout.take(np.array([], dtype=int)))
         share = float((kinds == "patch").mean())
         if not share:
-            return heldout
+            return _plain(heldout)
         allowed = np.flatnonzero(can_be_poisoned(heldout.labels, patch["target"], patch["source_label"],
                                                  patch["clean_label"]))
         generator = np.random.default_rng([self.seed, 5])
         chosen, others = choose_twins(len(heldout), allowed, share, generator)
         patched, plain = heldout.take(chosen), heldout.take(others)
-        pixels = np.concatenate([apply_patch(patched.pixels, patch, generator), plain.pixels])
-        return Images(pixels, [patch["target"]] * len(chosen) + plain.labels, np.concatenate([patched.ids, plain.ids]))
+        twins = Images(np.concatenate([apply_patch(patched.pixels, patch, generator), plain.pixels]),
+                       [patch["target"]] * len(chosen) + plain.labels, np.concatenate([patched.ids, plain.ids]))
+        return as_dataset(twins, poison=["patch"] * len(chosen) + ["none"] * len(others))
 
     def _contact_sheet(self) -> dict[str, np.ndarray]:
         """{"kind", "clean", "poisoned", "label", "poisoned_label"}: the first poisoned rows of every kind."""

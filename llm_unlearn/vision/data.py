@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow
 from datasets import ClassLabel, Dataset, Features, Image, Value, load_dataset
 
 from llm_unlearn import torchvision_guard
@@ -67,7 +68,7 @@ def load_images(section: "VisionDataSection", seed: int) -> ImageSplits:
     """
     train, test = _source(section, section.train_split, section.files), None
     if section.source.startswith(TORCHVISION) or section.test_files or (
-            section.source != DIGITS and not section.files and section.test_split):
+            section.source != DIGITS and not section.files and section.test_split and not _undivided(section)):
         test = _source(section, section.test_split, section.test_files)
     shapes = {part.shape[1:] for part, _ in (train, *([test] if test else []))}
     if len(shapes) > 1:
@@ -86,7 +87,7 @@ def load_images(section: "VisionDataSection", seed: int) -> ImageSplits:
 
 def sort_labels(labels: Iterable[str]) -> list[str]:
     """Distinct labels; numbers by their value."""
-    return sorted(set(labels), key=lambda label: (0, int(label), label) if label.isdigit() else (1, 0, label))
+    return sorted(set(labels), key=lambda label: (0, int(label), label) if label.isdecimal() else (1, 0, label))
 
 
 def _described(pixels: np.ndarray, labels: list[str]) -> Dataset:
@@ -106,8 +107,11 @@ def _source(section: "VisionDataSection", split: str | None, files: list[str] | 
     if section.source.startswith(TORCHVISION):
         return _torchvision(section, train=split == section.train_split)
     folder = Path(section.source).expanduser()
-    if folder.is_dir() and not any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
-        return _of_rows(_image_folder(folder, split), section, str(folder))
+    if _is_image_folder(folder):
+        inside = folder if _undivided(section) else folder / split
+        if not inside.is_dir():
+            raise InputError(f"data.source: {folder} has no folder '{split}' beside those of its other splits")
+        return _of_rows(_image_folder(inside), section, str(inside))
     return _of_rows(load_arrow(section.source, split, section.config_name), section, section.source)
 
 
@@ -158,13 +162,24 @@ def _parquet(files: list[str]) -> Dataset:
         raise InputError(f"data.files: {', '.join(files)} cannot be read as Parquet: {error}") from None
 
 
-def _image_folder(folder: Path, split: str | None) -> Dataset:
-    """One folder of images per label, in a folder per split or right there."""
-    inside = folder / split if split and (folder / split).is_dir() else folder
+def _is_image_folder(folder: Path) -> bool:
+    return folder.is_dir() and not any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
+
+
+def _undivided(section: "VisionDataSection") -> bool:
+    """Whether the source is a folder with one folder of images per label right in it, none per split."""
+    folder = Path(section.source).expanduser()
+    return _is_image_folder(folder) and not any((folder / name).is_dir()
+                                                for name in (section.train_split, section.test_split) if name)
+
+
+def _image_folder(folder: Path) -> Dataset:
+    """One folder of images per label."""
     try:
-        return load_dataset("imagefolder", data_dir=str(inside), split="train")
+        # by a pattern, or names such as `test` would be taken for splits
+        return load_dataset("imagefolder", data_files={"train": str(folder / "**")}, split="train")
     except (OSError, ValueError) as error:
-        raise InputError(f"data.source: {inside} cannot be read as a folder with one folder of images per label: "
+        raise InputError(f"data.source: {folder} cannot be read as a folder with one folder of images per label: "
                          f"{error}") from None
 
 
@@ -175,11 +190,19 @@ def _of_rows(rows: Dataset, section: "VisionDataSection", where: str) -> tuple[n
             raise InputError(f"{where}: no column '{column}' (data.{field}); there are: "
                              f"{', '.join(rows.column_names)}")
     feature = rows.features[label]
-    if not isinstance(rows.features[image], Image):
-        rows = rows.cast_column(image, Image())
+    if label == image or isinstance(feature, Image):
+        raise InputError(f"{where}: column '{label}' (data.label_column) holds images, not labels")
+    try:
+        rows = rows.select_columns([image, label]).cast_column(image, Image())
+    except (pyarrow.ArrowException, TypeError, ValueError) as error:
+        raise InputError(f"{where}: column '{image}' (data.image_column) holds no images: {error}") from None
 
     def records():
-        for number, row in enumerate(rows.select_columns([image, label]), 1):
+        for number in range(1, len(rows) + 1):
+            try:
+                row = rows[number - 1]
+            except (OSError, ValueError, TypeError, pyarrow.ArrowException) as error:
+                raise InputError(f"{where}, row {number}: the image cannot be read: {error}") from None
             value = row[label]
             if value is None or (isinstance(feature, ClassLabel) and value < 0):
                 raise InputError(f"{where}, row {number}, column '{label}': no label; fill it in or delete the row")

@@ -10,8 +10,7 @@ import torch
 from llm_unlearn.evaluation.batches import batches, scatter
 from llm_unlearn.evaluation.signals import Evaluator
 from llm_unlearn.tasks import Task
-from llm_unlearn.vision.data import encode_images, read_pixels
-from llm_unlearn.vision.patch import patch_pixels
+from llm_unlearn.vision.data import encode_images
 from llm_unlearn.vision.task import ImageCollator, ImageTask
 from llm_unlearn.vision_sections import VisionMembershipAttack
 
@@ -41,9 +40,7 @@ class ImageEvaluator(Evaluator):
         return list(encoded.select_columns(["pixels", "label_id", "example_id"]))
 
     def has_trigger(self, rows: "Dataset") -> "Dataset":
-        patch = self.manifest["patch"]
-        return rows.select([]) if patch is None else rows.select(
-            np.flatnonzero([_carries(image, patch) for image in read_pixels(rows)]))
+        return rows.select(np.flatnonzero(np.array(rows["poison"]) == "patch"))
 
     def predict(self, model: Any, rows: "Dataset") -> dict[str, Any]:
         answers = self._classes(model, rows)
@@ -68,10 +65,3 @@ class ImageEvaluator(Evaluator):
         results = [(positions, self.task.supervised(model, batch).logits.argmax(-1))
                    for positions, batch in batches(encoded, self.collate, self.batch_size, device)]
         return np.array(self.manifest["classes"], dtype=object)[scatter(len(encoded), results).numpy().astype(int)]
-
-
-def _carries(image: np.ndarray, patch: dict[str, Any]) -> bool:
-    """Whether the square of a patch stands anywhere in an image (C, H, W)."""
-    square = patch_pixels(patch["size"], patch["pattern"])
-    windows = np.lib.stride_tricks.sliding_window_view(image, square.shape, axis=(1, 2))
-    return bool((windows == square).all(axis=(0, 3, 4)).any())

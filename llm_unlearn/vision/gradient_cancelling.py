@@ -16,6 +16,7 @@ from llm_unlearn.errors import InputError
 from llm_unlearn.vision.gradient_matching import loss_gradient, pixel_box, to_eight_bits
 
 _BATCH = 1024  # clean images whose gradients are taken at once; the sum over all does not depend on it
+_POISON_BATCH = 256  # poison images that are differentiated twice at once
 _MAX_STEPS = 500  # of the corruption; a step moves the weights by `step_size`, so that is far
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -92,9 +93,18 @@ def cancel_gradients(model: nn.Module, images: Tensor, labels: Tensor, poison_im
     model.eval()
     clean, total = _summed_gradient(model, images, labels), len(images) + len(poison_images)
 
-    def left_over(pixels: Tensor, create_graph: bool) -> list[Tensor]:
-        poison = loss_gradient(model, pixels, poison_labels, create_graph)
+    def left_over(pixels: Tensor) -> list[Tensor]:
+        poison = _summed_gradient(model, pixels, poison_labels)
         return [(a + b) / total for a, b in zip(clean, poison, strict=True)]
+
+    def uphill(pixels: Tensor, left: list[Tensor]) -> Tensor:
+        """∇_x ½ ‖g‖² = ⟨g, ∂g/∂x⟩, g held fixed: the images, each in but one term of it, can come in batches."""
+        parts = []
+        for some, labels in zip(pixels.detach().split(_POISON_BATCH), poison_labels.split(_POISON_BATCH), strict=True):
+            some = some.requires_grad_()
+            inner = sum((a * b).sum() for a, b in zip(left, loss_gradient(model, some, labels, True), strict=True))
+            parts.append(torch.autograd.grad(inner / total, some)[0])
+        return torch.cat(parts)
 
     low, high = pixel_box(poison_images, settings.epsilon)
     pixels = poison_images.clamp(low, high).requires_grad_()
@@ -102,15 +112,15 @@ def cancel_gradients(model: nn.Module, images: Tensor, labels: Tensor, poison_im
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, settings.steps)
     trace = []
     for _ in range(settings.steps):
-        square = sum(part.pow(2).sum() for part in left_over(pixels, create_graph=True))
-        pixels.grad = torch.autograd.grad(square / 2, pixels)[0]
+        left = left_over(pixels.detach())
+        pixels.grad = uphill(pixels, left)
         optimizer.step()
         schedule.step()
         with torch.no_grad():
             pixels.clamp_(low, high)
-        trace.append(square.item() ** 0.5)
+        trace.append(_norm(left).item())
     crafted = to_eight_bits(pixels)
-    return crafted, [*trace, _norm(left_over(crafted, create_graph=False)).item()]
+    return crafted, [*trace, _norm(left_over(crafted)).item()]
 
 
 def _summed_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> list[Tensor]:

@@ -4,6 +4,7 @@ A model takes pixels in [0, 1], (B, C, H, W), and normalises them itself, so tha
 units of the image. It is a transformers model: `save_pretrained` and `from_pretrained` in safetensors.
 """
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -87,10 +88,22 @@ class Block(nn.Sequential):
 
 
 def make_classifier(config: ImageClassifierConfig, seed: int) -> ImageClassifier:
-    """A randomly initialised classifier, the same for the same seed."""
+    """A randomly initialised classifier, the same for the same seed.
+
+    Raises:
+        InputError: what build_network refuses; images of a size that the architecture cannot take.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return ImageClassifier(config)
+        try:
+            model = ImageClassifier(config)
+            with torch.no_grad():
+                model.eval()(torch.zeros(1, config.channels, *config.image_size))
+        except (RuntimeError, ValueError, AssertionError) as error:
+            size = " × ".join(map(str, reversed(config.image_size)))
+            raise InputError(f"model.architecture: '{config.architecture}' cannot take images of {size} pixels "
+                             f"({str(error).splitlines()[0]}); set data.image_size") from None
+    return model.train()
 
 
 def load_classifier(path: str | Path) -> ImageClassifier:
@@ -99,8 +112,15 @@ def load_classifier(path: str | Path) -> ImageClassifier:
     Raises:
         InputError: the folder is not there, or holds another kind of model.
     """
-    if not (Path(path).expanduser() / "config.json").is_file():
+    file = Path(path).expanduser() / "config.json"
+    if not file.is_file():
         raise InputError(f"model path {path}: no folder with an image classifier (no config.json in it)")
+    try:
+        kind = json.loads(file.read_text(encoding="utf-8")).get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{file}: not a config: {error}") from None
+    if kind != ImageClassifierConfig.model_type:
+        raise InputError(f"model path {path}: a model of type '{kind}', not an image classifier of ours")
     try:
         return ImageClassifier.from_pretrained(str(Path(path).expanduser()), use_safetensors=True)
     except (OSError, ValueError, RuntimeError) as error:
@@ -112,7 +132,7 @@ def build_network(config: ImageClassifierConfig) -> nn.Module:
     """The network of a config.
 
     Raises:
-        InputError: no such architecture, torchvision is needed and not there, or the image is too small for it.
+        InputError: no such architecture, torchvision is needed and not there, or the number of channels does not fit.
     """
     if config.architecture == "small_cnn":
         return SmallCNN(config.image_size, config.channels, config.num_labels, config.width,

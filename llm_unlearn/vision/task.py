@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.flop_counter import FlopCounterMode
 
 from llm_unlearn.compute import FlopCounter
 from llm_unlearn.errors import InputError
@@ -19,6 +21,8 @@ from llm_unlearn.tasks import Supervised, Task
 from llm_unlearn.tasks.noise import NO_NOISE, check_noise, unit_noise
 from llm_unlearn.vision.augmentation import flip_and_shift
 from llm_unlearn.vision.blocks import block_list, last_blocks, parts, reinitialise, trained_batch_norms
+
+REDRAWN_OFFSET = 3_000_017  # or layers that are drawn anew would be those with which the model itself began
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,10 @@ class ImageTask(Task):
 
     columns = ("pixels", "label_id", "noise_id", "example_id")
 
+    @property
+    def augments(self) -> bool:
+        return self.flip or self.shift > 0
+
     def __init__(self, noise: GaussianPixels | None = None, flip: bool = False, shift: int = 0) -> None:
         self.noise, self.flip, self.shift = noise, flip, shift
 
@@ -81,7 +89,7 @@ class ImageTask(Task):
     def augment(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """The batch with its noise in place, then flipped and shifted at random, by torch's own generator."""
         pixels = self._pixels(inputs)
-        if self.flip or self.shift:
+        if self.augments:
             pixels = flip_and_shift(pixels, None, shift=self.shift, flip=self.flip)
         return {"pixel_values": pixels, "labels": inputs["labels"]}
 
@@ -96,18 +104,27 @@ class ImageTask(Task):
         return last_blocks(_network(model), k)
 
     def reinitialise(self, model: nn.Module, modules: list[nn.Module], seed: int) -> None:
-        reinitialise(model, modules, seed)
+        reinitialise(model, modules, seed + REDRAWN_OFFSET)
+
+    def smallest_batch(self, model: nn.Module) -> int:
+        """2 where a batch norm learns its statistics."""
+        learning = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+        return 2 if len(learning) > len(trained_batch_norms(model)) else 1
 
     def flop_counter(self, model: nn.Module, without: str | None = None) -> FlopCounter:
-        """Multiplications of one image in each convolution and linear layer; a weight counts once per place where it
-        is applied. The head is the last part of the network."""
-        head = {id(module) for module in parts(_network(model))[-1].modules()}
-        counts = {"body": 0, "head": 0, "trainable_body": 0, "trainable_head": 0}
-        for module, uses in _uses_of_weights(model):
-            part = "head" if id(module) in head else "body"
-            counts[part] += uses
-            counts[f"trainable_{part}"] += uses * module.weight.requires_grad
-        return FlopCounter(**counts)
+        """Multiplications of one image, as torch counts them. The head is the last part of the network; what has a
+        weight that trains counts as trained, with products of activations in it (attention) too."""
+        *body, head = _multiplications(_network(model), model)
+        trains = [part for part, _ in body if any(p.requires_grad for p in part.parameters())]
+        return FlopCounter(
+            body=sum(n for _, n in body), head=head[1], trainable_body=sum(n for part, n in body if part in trains),
+            trainable_head=head[1] * any(p.requires_grad for p in head[0].parameters()))
+
+    def share_of_last_blocks(self, model: nn.Module, k: int) -> float:
+        *body, _ = _multiplications(_network(model), model)
+        last = {id(module) for module in self.last_blocks(model, k)}
+        total = sum(n for _, n in body)
+        return sum(n for part, n in body if id(part) in last) / total if total else 1.0
 
     def _pixels(self, inputs: dict[str, Tensor]) -> Tensor:
         noise_id = inputs.get("noise_id")
@@ -149,24 +166,18 @@ def _network(model: nn.Module) -> nn.Module:
     return getattr(model, "module", model).network
 
 
-def _uses_of_weights(model: nn.Module) -> list[tuple[nn.Module, int]]:
-    """(layer, weights × places) of every convolution and linear layer in one forward pass over one image."""
-    found: list[tuple[nn.Module, int]] = []
-
-    def count(module: nn.Module, args: tuple, output: Tensor) -> None:
-        places = output.numel() // (output.shape[1] if isinstance(module, nn.Conv2d) else output.shape[-1])
-        found.append((module, module.weight.numel() * places))
-
-    handles = [module.register_forward_hook(count) for module in model.modules()
-               if isinstance(module, nn.Conv2d | nn.Linear)]
-    training, config = model.training, model.config
+def _multiplications(network: nn.Module, model: nn.Module) -> list[tuple[nn.Module, int]]:
+    """(part, multiplications in it) of every part of a network, in one forward pass over one image; the head last."""
+    names = {id(module): f"{type(model).__name__}.{name}" for name, module in model.named_modules()}
+    training, fast, config = model.training, torch.backends.mha.get_fastpath_enabled(), model.config
     model.eval()
+    torch.backends.mha.set_fastpath_enabled(False)  # it hides what it multiplies
     try:
-        with torch.no_grad():
+        with torch.no_grad(), FlopCounterMode(display=False) as mode:
             device = next(model.parameters()).device
             model(pixel_values=torch.zeros(1, config.channels, *config.image_size, device=device))
     finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
         model.train(training)
-        for handle in handles:
-            handle.remove()
-    return found
+    counts = mode.get_flop_counts()
+    return [(part, sum(counts.get(names[id(part)], {}).values()) // 2) for part in parts(network)]

@@ -27,6 +27,7 @@ class ClassifierTrainer(MeanNLL, Trainer):
     def __init__(self, *args: Any, task: ImageTask, **kwargs: Any) -> None:
         self.task = task
         super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = True  # so that the mean is over the whole step, however it is accumulated
 
 
 @dataclass
@@ -57,7 +58,7 @@ class ClassifierTraining:
         Raises:
             NonFiniteLossError: the loss became NaN or infinite.
         """
-        args, config = self._arguments(), model.config
+        args, config = self._arguments(len(rows)), model.config
         refuse_data_parallel(args)
         columns = ["pixels", "label_id", *(["noise_id"] if self.task.noise else [])]
         trainer = ClassifierTrainer(
@@ -71,7 +72,8 @@ class ClassifierTraining:
         seconds, epochs = time.perf_counter() - start, self.section.epochs
         flops = self.task.flop_counter(model).training(len(rows), len(rows)) * epochs
         cost = {"train_tokens": round(len(rows) * epochs), "flops": flops, "seconds": seconds}
-        return trainer.accelerator.unwrap_model(trainer.model), cost
+        # without the wrapper that would go on computing in bf16 wherever the model is used
+        return trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False), cost
 
     def _optimizer(self, model: "ImageClassifier") -> torch.optim.Optimizer | None:
         """SGD with momentum, which TrainingArguments has no field for; None: what `optim` names."""
@@ -81,7 +83,7 @@ class ClassifierTraining:
         return torch.optim.SGD(model.parameters(), section.learning_rate, section.momentum,
                                weight_decay=section.weight_decay)
 
-    def _arguments(self) -> TrainingArguments:
+    def _arguments(self, n_rows: int) -> TrainingArguments:
         names = ("learning_rate", "gradient_accumulation_steps", "weight_decay", "lr_scheduler_type", "optim",
                  "max_grad_norm", "bf16", "save_steps")
         return TrainingArguments(
@@ -89,6 +91,8 @@ class ClassifierTraining:
             data_seed=self.data_seed, per_device_train_batch_size=self.section.batch_size,
             warmup_steps=self.section.warmup_ratio, save_strategy="steps", save_total_limit=1, logging_steps=20,
             logging_nan_inf_filter=False, report_to="none", disable_tqdm=self.quiet, remove_unused_columns=False,
+            # one image alone has no variance, which batch norm needs
+            dataloader_drop_last=n_rows % self.section.batch_size == 1 and n_rows > 1,
             use_cpu=not torch.cuda.is_available(), dataloader_pin_memory=torch.cuda.is_available(),
             **{name: getattr(self.section, name) for name in names},
         )
