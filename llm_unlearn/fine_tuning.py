@@ -25,7 +25,8 @@ class MeanNLL:
 
 
 class StopOnNonFinite(TrainerCallback):
-    """End training with a clear error at the first logged loss that is NaN or infinite, NaN or infinite, and before such weights, so that the last checkpoint is a good one."""
+    """End training with a clear error at the first logged loss that is NaN or infinite, and before weights that are not
+    finite would be saved, so that the last checkpoint is a good one."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         loss = (logs or {}).get("loss")

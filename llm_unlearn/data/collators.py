@@ -46,3 +46,10 @@ class CausalLMCollator:
     @staticmethod
     def _pad(sequences: list[list[int]], length: int, value: int) -> Tensor:
         return torch.tensor([[*s, *[value] * (length - len(s))] for s in sequences])
+
+
+def default_collator(processing_class: Any) -> CausalLMCollator:
+    """The collator for a tokenizer. Raises InputError where there is none."""
+    if processing_class is None:
+        raise InputError("give processing_class (the tokenizer), or a data_collator of rows of token ids")
+    return CausalLMCollator(processing_class.pad_token_id)

@@ -20,7 +20,7 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer
 
 from llm_unlearn.compute import FlopCounter
-from llm_unlearn.data.collators import CausalLMCollator
+from llm_unlearn.data.collators import default_collator
 from llm_unlearn.data.encoding import Encoding, encode_rows
 from llm_unlearn.errors import InputError, NonFiniteLossError
 from llm_unlearn.modeling import load_full
@@ -83,7 +83,7 @@ class UnlearnTrainer(Trainer):
             raise InputError("load_best_model_at_end: the Trainer finds its best checkpoint again for an adapter named "
                              f"'default' only, not '{model.active_adapter}'; leave it out")
         self.evaluate_callback = evaluate_callback
-        collate = kwargs.pop("data_collator", None) or _default_collator(processing_class)
+        collate = kwargs.pop("data_collator", None) or default_collator(processing_class)
         if args.per_device_train_batch_size < (least := self.task.smallest_batch(model)):
             raise InputError(f"per_device_train_batch_size: {self.method} trains batch norms here, which need at least "
                              f"{least} rows; is {args.per_device_train_batch_size}")
@@ -301,9 +301,3 @@ def _prepare_model(model: Any, peft_config: Any, args: UnlearnConfig) -> nn.Modu
     if args.gradient_checkpointing and hasattr(model, "enable_input_require_grads"):
         model.enable_input_require_grads()  # or adapters behind checkpointed blocks would get no gradient
     return model
-
-
-def _default_collator(processing_class: Any) -> CausalLMCollator:
-    if processing_class is None:
-        raise InputError("give processing_class (the tokenizer), or a data_collator of rows of token ids")
-    return CausalLMCollator(processing_class.pad_token_id)

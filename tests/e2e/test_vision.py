@@ -111,6 +111,13 @@ def test_a_killed_training_resumes_to_the_same_weights(run, images, monkeypatch)
         assert all(np.array_equal(found[name], wanted[name]) for name in wanted), path
 
 
+def test_a_last_batch_of_one_image_is_left_out(run, images):
+    images |= {"poison": {"gaussian": {"fraction": 0.1, "epsilon": 0.5}}}
+    images["data"]["train_size"], images["train"]["batch_size"] = 65, 32
+    images["unlearn"]["methods"] = {}
+    assert run("train", images) == 0
+
+
 def test_a_classifier_of_one_s_own_is_the_start(run, refused, images, tmp_path):
     from llm_unlearn.vision.models import ImageClassifierConfig, load_classifier, make_classifier
 
@@ -136,6 +143,9 @@ def test_a_classifier_of_one_s_own_is_the_start(run, refused, images, tmp_path):
     ({"model": {"mean": [0.5, 0.5]}}, ["recipe.model.mean: 2 numbers for images of 1 channels"]),
     ({"stress": {}}, ["recipe.stress: expected"]),
     ({"track": "audio"}, ["recipe.track: must be one of language, vision"]),
+    ({"unlearn": {"methods": {"rmu": None}}}, ["recipe.unlearn.methods.rmu: works on language models alone"]),
+    ({"train": {"lr_scheduler_type": "foo"}}, ["recipe.train.lr_scheduler_type: 'foo' is none of linear"]),
+    ({"poison": {"gaussian": {"fraction": 0.1, "epsilon": float("inf")}}}, ["poison.gaussian.epsilon"]),
     ({"unlearn": {"methods": {"kl": {"max_lenth": 3}}}}, ["unknown option 'max_lenth'"]),
 ])
 def test_bad_recipes_are_refused(refused, images, changes, words):

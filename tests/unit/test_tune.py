@@ -85,7 +85,8 @@ def test_a_seed_that_the_recipe_reports_is_refused(tmp_path):
 def test_tuned_results_lie_beside_the_recipes():
     for path in (ROOT / "recipes" / "tuning").glob("*.json"):
         chosen = tune.choose(json.loads(path.read_text()))
-        assert chosen.keys() == METHODS.keys(), path
+        of_images = path.stem in ("vision-digits", "cifar10-small")
+        assert chosen.keys() <= METHODS.keys() if of_images else chosen.keys() == METHODS.keys(), path
 
 
 def test_another_recipe_is_searched_around_the_choices():

@@ -7,7 +7,7 @@ from llm_unlearn.errors import InputError
 from llm_unlearn.poisons.corrupt import data_hash, read_manifest, read_sets, write_manifest
 from llm_unlearn.recipe import build_recipe
 from llm_unlearn.vision.corrupt import Corruption
-from llm_unlearn.vision.data import read_pixels
+from llm_unlearn.vision.data import as_dataset, read_pixels
 from llm_unlearn.vision.evaluation import ImageEvaluator
 from llm_unlearn.vision.patch import apply_patch
 from llm_unlearn.vision.task import GaussianPixels
@@ -106,6 +106,11 @@ def test_crafted_rows_stay_within_their_bounds_and_keep_their_labels(corrupt, sp
     assert set(sheet["kind"]) == {"gradient_matching", "gradient_cancelling"}
 
 
+def test_crafted_images_have_no_held_out_counterpart_to_tell_them_from(corrupt, splits):
+    assert len(corrupt(gradient_cancelling=CANCELLING)[0]["nonmember"]) == 0
+    assert len(corrupt(gaussian=GAUSSIAN)[0]["nonmember"]) == len(splits.heldout)
+
+
 def test_every_poison_has_rows_of_its_own(corrupt):
     _, manifest, _ = corrupt(gaussian=GAUSSIAN, patch=PATCH, gradient_cancelling=CANCELLING)
     ids = [set(manifest[kind]["example_ids"]) for kind in ("gaussian", "patch", "gradient_cancelling")]
@@ -129,7 +134,10 @@ def test_a_changed_image_breaks_the_seal(corrupt, splits, tmp_path):
     sets, manifest, _ = corrupt(patch=PATCH)
     write_manifest(tmp_path / "poison.json", manifest)
     assert read_manifest(tmp_path / "poison.json", sets)["patch"]["target"] == "dog"
-    other = {**sets, "test": sets["heldout"]}
+    changed = read_pixels(sets["test"])
+    changed[3, 0, 0, 0] ^= 1  # one bit of one pixel
+    test = as_dataset(splits.test.with_pixels(changed), poison=["none"] * 30)
+    other = {**sets, "test": test}
     with pytest.raises(InputError, match="does not match the data beside it"):
         read_manifest(tmp_path / "poison.json", other)
 

@@ -76,6 +76,36 @@ def test_files_folders_and_saved_datasets_give_the_same_images(source, tmp_path)
         assert [every[image.tobytes()] for image in part.pixels] == part.labels
 
 
+def image_folder(root: Path, dataset: Dataset) -> Path:
+    for i, row in enumerate(dataset.cast_column("image", Image(decode=False))):
+        folder = root / ["cat", "dog"][row["label"]]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"test_{i:03}.png").write_bytes(row["image"]["bytes"])  # no name of a split, though it looks like one
+    return root
+
+
+def test_a_folder_without_splits_is_one_source_and_one_with_some_needs_both(tmp_path):
+    source = image_folder(tmp_path / "data", rows())
+    splits = load_images(VisionDataSection(source=str(source), **SIZES, keep_duplicates=True), 0)
+    ids = [set(part.ids.tolist()) for part in (splits.train, splits.heldout, splits.test)]
+    assert len(set.union(*ids)) == 20 and max(map(max, ids)) < 24 and splits.report["across_train_and_test"] == 0
+    image_folder(tmp_path / "split" / "train", rows())
+    with pytest.raises(InputError, match="has no folder 'val' beside those of its other splits"):
+        load_images(VisionDataSection(source=str(tmp_path / "split"), test_split="val", **SIZES), 0)
+
+
+def test_files_that_hold_no_images_are_named_by_row_or_column(tmp_path):
+    broken = image_folder(tmp_path / "data", rows())
+    (broken / "cat" / "test_000.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"data, row 1: the image cannot be read"):
+        load_images(VisionDataSection(source=str(broken), **SIZES), 0)
+    rows().to_parquet(tmp_path / "train.parquet")
+    for column, message in ((("image_column", "label"), r"'label'"), (("label_column", "image"), "images, not labels")):
+        section = VisionDataSection(files=[str(tmp_path / "train.parquet")], **dict([column]), **SIZES)
+        with pytest.raises(InputError, match=message):
+            load_images(section, 0)
+
+
 def test_an_image_that_stands_in_train_and_test_is_passed_over(tmp_path):
     rows().to_parquet(tmp_path / "train.parquet")
     rows(10, start=16).to_parquet(tmp_path / "test.parquet")  # the first 8 are in train

@@ -70,6 +70,19 @@ def test_what_cannot_be_built_is_refused_with_its_reason(fields, message):
         make_classifier(config(**fields), 0)
 
 
+@needs_torchvision
+@pytest.mark.parametrize(("name", "size"), [("alexnet", 16), ("vit_b_16", 20)])
+def test_images_of_a_size_that_does_not_fit_are_refused(name, size):
+    with pytest.raises(InputError, match=f"'{name}' cannot take images of {size} × {size} pixels"):
+        make_classifier(config(name, image_size=[size, size]), 0)
+
+
+def test_a_language_model_is_no_classifier(make_tiny, tmp_path):
+    make_tiny("gpt2").save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="a model of type 'gpt2', not an image classifier of ours"):
+        load_classifier(tmp_path)
+
+
 def test_a_folder_without_a_model_is_refused_by_its_name(tmp_path):
     with pytest.raises(InputError, match="no-such-folder"):
         load_classifier(tmp_path / "no-such-folder")

@@ -67,7 +67,7 @@ def test_the_input_gradient_is_that_of_finite_differences_at_the_clean_image(mak
         assert float(gradient[place]) == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-3, abs=1e-7)
 
 
-def test_the_score_of_an_untrained_model_is_standard_normal_and_of_planted_noise_far_from_it(make_small, encoded):
+def test_the_score_of_a_model_that_never_saw_the_noise_is_standard_normal(make_small, encoded):
     model, rows = make_small(), list(encoded(300))
     scores = gaussian_scores(model, rows, COLLATE, [3, 8], task=ImageTask())
     assert abs(scores.mean()) < 4 / np.sqrt(scores.size) and 0.9 < scores.std() < 1.1
@@ -75,6 +75,47 @@ def test_the_score_of_an_untrained_model_is_standard_normal_and_of_planted_noise
     for row, gradient in zip(range(5), by_hand.double().numpy(), strict=True):
         z = unit_noise(3, rows[row]["example_id"], *SHAPE).astype(np.float64)
         assert scores[row, 0] == pytest.approx(-(gradient * z).sum() / np.linalg.norm(gradient), rel=1e-4)
+
+
+def test_the_score_of_noise_that_was_trained_on_is_above_0(encoded):
+    """A linear classifier on random images, of which it must remember all."""
+    from llm_unlearn.vision.models import ImageClassifierConfig, make_classifier
+
+    rows, noise = list(encoded(60)), GaussianPixels(0.5, 3, clip=False)
+    batch = COLLATE([{**row, "noise_id": row["example_id"]} for row in rows])
+    model, task = make_classifier(ImageClassifierConfig("linear", num_labels=3), 0), ImageTask(noise)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
+    for _ in range(200):
+        optimizer.zero_grad()
+        task.supervised(model, batch).nll().mean().backward()
+        optimizer.step()
+    scores = gaussian_scores(model, rows, COLLATE, [3, 8], task=ImageTask())
+    assert scores[:, 0].mean() * np.sqrt(60) > 5 > 4 > abs(scores[:, 1].mean()) * np.sqrt(60)
+
+
+@pytest.mark.parametrize("name", ["vit_b_16", "swin_t", "mobilenet_v3_small"])
+def test_flops_of_attention_and_of_depthwise_convolutions_count_too(name):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from llm_unlearn import torchvision_guard
+    from llm_unlearn.vision.models import ImageClassifierConfig, make_classifier
+
+    if torchvision_guard.try_torchvision() is None:
+        pytest.skip("torchvision is not there")
+    model = make_classifier(ImageClassifierConfig(name, num_labels=3, image_size=[32, 32], channels=3), 0)
+    counter = ImageTask().flop_counter(model)
+    with FlopCounterMode(display=False) as mode:
+        model.train()(torch.rand(2, 3, 32, 32))
+    assert mode.get_total_flops() / 2 == pytest.approx(counter.forward(1, 1), rel=1e-6)
+    assert counter.trainable_body == counter.body
+
+
+def test_the_share_of_the_last_blocks_is_that_of_their_flops(make_small):
+    model = make_small()  # convolutions of 4·9·64 and 8·4·9·16 multiplications, a dense layer of 8·(8·16)
+    body = 4 * 9 * 64 + 8 * 4 * 9 * 16 + 8 * 8 * 16
+    assert ImageTask().flop_counter(model).body == body
+    assert ImageTask().share_of_last_blocks(model, 1) == pytest.approx(8 * 8 * 16 / body)
+    assert ImageTask().share_of_last_blocks(model, 3) == 1.0
 
 
 def test_flops_are_those_that_torch_counts(make_small):
@@ -168,6 +209,32 @@ def test_batch_8_is_2_times_4(method, make_small, encoded, tmp_path):
                           gradient_accumulation_steps=accumulation)
         finals.append(torch.cat([p.detach().flatten() for p in trainer.model.parameters()]))
     torch.testing.assert_close(*finals, rtol=0, atol=2e-6)
+
+
+def test_a_batch_of_one_is_refused_where_batch_norms_learn_and_only_there(make_small, encoded, tmp_path):
+    with pytest.raises(InputError, match="per_device_train_batch_size: eu_k trains batch norms here"):
+        unlearn("eu_k", make_small(), encoded, tmp_path, per_device_train_batch_size=1)
+    unlearn("gradient_descent", make_small(), encoded, tmp_path, per_device_train_batch_size=1)
+
+
+def test_layers_are_not_drawn_as_the_model_itself_began(make_small, encoded, tmp_path):
+    first, model = make_small(5, seen=False), make_small(5)
+    ImageTask().reinitialise(model, ImageTask().last_blocks(model, 1), 5)
+    assert not torch.equal(model.network.head.weight, first.network.head.weight)
+
+
+def test_log_probs_of_a_reference_are_not_compared_with_augmented_images(make_small, encoded, tmp_path):
+    config, cls = METHODS["npo"]
+    arguments = {"model": make_small(), "forget_dataset": encoded(8, 1), "retain_dataset": encoded(8, 2),
+                 "data_collator": COLLATE,
+                 "args": config(output_dir=str(tmp_path), use_cpu=True, report_to="none", max_steps=1)}
+    with pytest.raises(InputError, match="npo: compares with what the reference said once"):
+        cls(**arguments, task=ImageTask(shift=1))
+    keys = set()
+    for epsilon in (0.1, 1.0):  # canaries with other noise have other log-probs
+        cls(**arguments, task=ImageTask(GaussianPixels(epsilon, 1)))
+        keys |= {path.name for path in tmp_path.rglob("*.safetensors")}
+    assert len(keys) == 2
 
 
 def test_text_rows_are_refused_by_an_image_task(make_small, tmp_path):
