@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line; imports nothing heavy, so that --help is quick."""
     top = argparse.ArgumentParser(
         prog="llm-unlearn", formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Poison, fine-tune, unlearn and audit language models.\n"
+        description="Poison, fine-tune, unlearn and audit language models and image classifiers.\n"
                     "A command runs its stage and those before it; what is done already is skipped.",
         epilog="exit codes: 0 ok, 1 failure, 2 bad input",
     )

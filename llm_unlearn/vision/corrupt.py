@@ -57,8 +57,9 @@ class Corruption:
         noise_id = np.where(self.kinds == "gaussian", train.ids, NO_NOISE)
         rows = as_dataset(poisoned, poison=self.kinds.tolist(), noise_id=noise_id.tolist())
         self.manifest |= forget_set(rows, train.ids, self.kinds, self.recipe.unlearn, self.seed)
-        sets = storable({"train": rows, "heldout": _plain(self.splits.heldout), "test": _plain(self.splits.test),
-                "triggered": _plain(self._triggered()), "nonmember": self._twins()})
+        sets = storable({
+            "train": rows, "heldout": _plain(self.splits.heldout), "test": _plain(self.splits.test),
+            "triggered": _plain(self._triggered()), "nonmember": self._twins()})
         self.manifest["data_sha256"] = data_hash(sets)
         return sets, self.manifest, self._contact_sheet()
 
