@@ -155,14 +155,15 @@ def normalised(results: Results, name: str, key: str, oracle: str = "retrained")
 
 
 def _effects(results: Results) -> dict[str, str]:
-    """The figures whose effect is normalised, with their titles."""
-    return EFFECTS | ({"utility.accuracy": "accuracy"} if has_damage(results) else {})
+    """The figures whose effect is normalised and that the run has, with their titles."""
+    titles = EFFECTS | ({"utility.accuracy": "accuracy"} if has_damage(results) else {})
+    return {key: title for key, title in titles.items()
+            if any(flatten(run.models["poisoned"]).get(key) is not None for run in results.runs)}
 
 
 def _normalised(results: Results) -> Section | None:
     oracles = [name for name in ("retrained", "clean") if name in results.names]
-    effects = {key: title for key, title in _effects(results).items()
-               if any(normalised(results, name, key, oracle) for name in results.methods for oracle in oracles)}
+    effects = _effects(results)
     columns = [(title, f"to {oracle}") for oracle in oracles for title in effects.values()]
     rows = [(name, [statistic_cell(normalised(results, name, key, oracle)) for oracle in oracles for key in effects])
             for name in results.methods]

@@ -99,6 +99,8 @@ def make_classifier(config: ImageClassifierConfig, seed: int) -> ImageClassifier
             model = ImageClassifier(config)
             with torch.no_grad():
                 model.eval()(torch.zeros(1, config.channels, *config.image_size))
+        except InputError:
+            raise
         except (RuntimeError, ValueError, AssertionError) as error:
             size = " × ".join(map(str, reversed(config.image_size)))
             raise InputError(f"model.architecture: '{config.architecture}' cannot take images of {size} pixels "
