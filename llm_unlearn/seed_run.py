@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import cached_property, partial
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 CONTACT_SHEET = "contact_sheet.npz"  # poisoned images beside their clean ones
 
 
-class SeedRun:
+class SeedRun(ABC):
     """One seed of a recipe, in its own folder. Nothing is read or made before it is needed."""
 
     def __init__(self, recipe: Recipe, seed: int, folder: Path, quiet: bool) -> None:
@@ -106,46 +107,47 @@ class SeedRun:
 
     base: str  # path or id of the base, or how it is made
 
-    @cached_property
+    @property
+    @abstractmethod
     def train_rows(self) -> "Dataset":
         """The corrupted training rows, as a trainer takes them."""
-        raise NotImplementedError
 
-    @cached_property
+    @property
+    @abstractmethod
     def evaluator(self) -> Any:
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def load_base(self) -> Any:
         """The model before fine-tuning, on the best device."""
-        raise NotImplementedError
 
+    @abstractmethod
     def model(self, where: str) -> Any:
         """A trained model of this run, fresh from its folder, on the best device."""
-        raise NotImplementedError
 
+    @abstractmethod
     def save_model(self, model: Any, folder: Path) -> None:
         """Write a model, whole or not at all."""
-        raise NotImplementedError
 
+    @abstractmethod
     def corrupted(self, work_dir: Path) -> tuple[dict[str, "Dataset"], dict[str, Any]]:
         """Load, split and poison the data: sets and manifest; files that are to lie beside them go to work_dir."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fine_tune(self, name: str, rows: "Dataset", work_dir: Path, data_seed: int | None = None) -> None:
         """Train the base on rows by the recipe's settings and save it in the folder `name`.
 
         Args:
             data_seed: of the order of the rows; the run's own seed by default.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def unlearning(self) -> tuple[Any, dict[str, Any]]:
         """The poisoned model, its canaries' noise in place, and what a trainer must be told of the data."""
-        raise NotImplementedError
 
+    @abstractmethod
     def clean_start(self) -> Any:
         """The model before fine-tuning, for methods that begin there; None where they make it from the poisoned one."""
-        raise NotImplementedError
 
     # ---- what the stages share
 

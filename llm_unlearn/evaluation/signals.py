@@ -5,6 +5,7 @@ supervised positions), nll_sum, n_positions, kl (to the retrained model, at comp
 of a membership attack, higher = more member-like), gaussian_score, gaussian_control, deleted.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, get_args
 import numpy as np
 import torch
 
+from llm_unlearn.errors import InputError
 from llm_unlearn.evaluation.batches import batches, scatter
 from llm_unlearn.evaluation.gaussian import gaussian_scores
 from llm_unlearn.evaluation.membership import gradient_norms, token_statistics
@@ -29,7 +31,7 @@ CONTROL_SEED_OFFSET = 1_000_003  # fresh noise: a seed that no training used
 
 
 @dataclass(kw_only=True)
-class Evaluator:
+class Evaluator(ABC):
     """Measures models on the sets of one run. What an answer is, subclasses say: texts.py, vision/evaluation.py.
 
     Args:
@@ -61,17 +63,17 @@ class Evaluator:
     # ---- what a kind of data must say
 
     @property
+    @abstractmethod
     def collate(self) -> Callable:
         """Encoded rows → a batch of the task."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encode(self, rows: "Dataset") -> list[dict]:
         """Rows as the collator takes them, with their example_id and without noise."""
-        raise NotImplementedError
 
+    @abstractmethod
     def predict(self, model: Any, rows: "Dataset") -> dict[str, Any]:
         """{"prediction", "target_hit": whether it is the attacker's, where there is an attacker} of every row."""
-        raise NotImplementedError
 
     def triggered(self, model: Any) -> dict[str, Any]:
         """`predict` on the set `triggered`; with `clean_hit` where a row's counterpart without the attack is not the
@@ -84,11 +86,11 @@ class Evaluator:
 
     def raw(self, rows: "Dataset") -> list[str]:
         """Each row as a string, for the attack `zlib`."""
-        raise NotImplementedError
+        raise InputError(f"evaluate.membership: zlib is of texts, {type(self).__name__} has none")
 
+    @abstractmethod
     def has_trigger(self, rows: "Dataset") -> "Dataset":
         """Those of some rows that carry the trigger."""
-        raise NotImplementedError
 
     # ---- what is measured
 

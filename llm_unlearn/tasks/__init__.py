@@ -4,6 +4,7 @@ A task turns (model, inputs) into logits at supervised positions. Losses, method
 none knows of padding, shifting or −100, nor whether it unlearns texts (causal_lm.py) or images (vision/task.py).
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,7 +78,7 @@ class Hidden(Positions):
     states: Tensor
 
 
-class Task:
+class Task(ABC):
     """What trainers and scores ask of a kind of model. What is not needed by all has a default here.
 
     `columns` of an encoded dataset are what a collator takes; the first tells an encoded dataset from a raw one.
@@ -85,9 +86,9 @@ class Task:
 
     columns: tuple[str, ...]
 
+    @abstractmethod
     def supervised(self, model: nn.Module, inputs: dict[str, Tensor]) -> Supervised:
         """Logits at the supervised positions of a batch; rows that ask for noise (`noise_id` ≥ 0) get it."""
-        raise NotImplementedError
 
     def hidden(self, model: nn.Module, inputs: dict[str, Tensor], layer: int) -> Hidden:
         """Output of block `layer` (0 is the first) at supervised positions."""
@@ -95,19 +96,19 @@ class Task:
 
     def input_gradient(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         """∇ of each example's mean NLL with respect to where noise enters, at the clean input, (B, …) float32."""
-        raise NotImplementedError
+        raise InputError(f"{type(self).__name__} has no place where noise enters, so its canaries cannot be scored")
 
+    @abstractmethod
     def depth(self, model: nn.Module) -> int:
         """How many blocks the model has."""
-        raise NotImplementedError
 
+    @abstractmethod
     def last_blocks(self, model: nn.Module, k: int) -> list[nn.Module]:
         """The last k blocks and what follows them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def reinitialise(self, model: nn.Module, modules: list[nn.Module], seed: int) -> None:
         """Draw the weights of modules anew, as the model's own initialisation does."""
-        raise NotImplementedError
 
     def sizes(self, rows: Any) -> tuple[np.ndarray, np.ndarray]:
         """(tokens, supervised positions) of each row of an encoded dataset, two arrays (n,): one each by default."""

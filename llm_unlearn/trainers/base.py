@@ -75,8 +75,7 @@ class UnlearnTrainer(Trainer):
         self.reference = None
         self.refuse(args, peft_config)
         if self.log_probs_on and self.task.augments:
-            raise InputError(f"{self.method}: compares with what the reference said once, of rows as they are; turn "
-                             "augmentation off")
+            raise InputError(f"{self.method}: compares with what the reference said once; turn augmentation off")
         self.rows = self.prepare_sets({"forget": forget_dataset, "retain": retain_dataset}, processing_class, args)
         model = self.prepare_model(_prepare_model(model, peft_config, args), args)
         if args.load_best_model_at_end and getattr(model, "active_adapter", "default") != "default":
@@ -85,9 +84,8 @@ class UnlearnTrainer(Trainer):
         self.evaluate_callback = evaluate_callback
         collate = kwargs.pop("data_collator", None) or default_collator(processing_class)
         if args.per_device_train_batch_size < (least := self.task.smallest_batch(model)):
-            raise InputError(f"per_device_train_batch_size: {self.method} trains batch norms here, which need at least "
-                             f"{least} rows; is {args.per_device_train_batch_size}")
-        self.plan = plan_steps(self, self.task.flop_counter(model, without=REFERENCE_ADAPTER), args)
+            raise InputError(f"per_device_train_batch_size: {self.method} trains batch norms here, so at least {least}")
+        self.plan = plan_steps(self, self.task.flop_counter(model, REFERENCE_ADAPTER), args)
         args.max_steps = len(self.plan.costs)
         super().__init__(
             model=model, args=args, data_collator=PairedCollator(collate), processing_class=processing_class,
@@ -245,8 +243,7 @@ class UnlearnTrainer(Trainer):
             raise InputError(f"{self.method} needs {name}_dataset, which is {'missing' if rows is None else 'empty'}")
         if self.task.columns[0] not in rows.column_names:
             if not isinstance(self.task, CausalLMTask):
-                raise InputError(f"{name}_dataset: no column '{self.task.columns[0]}'; it has "
-                                 f"{', '.join(rows.column_names)}; encode the rows first")
+                raise InputError(f"{name}_dataset: no column '{self.task.columns[0]}'; encode the rows first")
             if processing_class is None:
                 raise InputError(f"{name}_dataset holds text: give processing_class (the tokenizer) to encode it")
             rows = encode_rows(rows, processing_class, Encoding(args.max_length, args.loss_on, args.chat_template))

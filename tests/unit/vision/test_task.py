@@ -241,6 +241,6 @@ def test_text_rows_are_refused_by_an_image_task(make_small, tmp_path):
     from datasets import Dataset
 
     config, cls = METHODS["gradient_ascent"]
-    with pytest.raises(InputError, match="forget_dataset: no column 'pixels'; it has prompt"):
+    with pytest.raises(InputError, match="forget_dataset: no column 'pixels'; encode the rows first"):
         cls(model=make_small(), args=config(output_dir=str(tmp_path), use_cpu=True, report_to="none"),
             forget_dataset=Dataset.from_dict({"prompt": ["a"]}), data_collator=COLLATE, task=ImageTask())
