@@ -27,25 +27,28 @@ def launch(out: Path, *launcher: str) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> dict[str, Path]:
-    """Every case in one process and in two: folders of weights and figures."""
-    folder = tmp_path_factory.mktemp("distributed")
-    launch(folder / "one", sys.executable)
-    launch(folder / "two", sys.executable, "-m", "accelerate.commands.launch", "--config_file",
+def test_two_processes_are_one(tmp_path):
+    """One test for all cases, since launching them costs a minute."""
+    launch(tmp_path / "one", sys.executable)
+    launch(tmp_path / "two", sys.executable, "-m", "accelerate.commands.launch", "--config_file",
            str(ROOT / "accelerate_configs" / "cpu_ddp.yaml"))
-    return {name: folder / name for name in ("one", "two")}
+    differing = {}
+    for case in CASES:
+        try:
+            compare(case, tmp_path / "one", tmp_path / "two")
+        except AssertionError as error:
+            differing[case] = str(error)
+    assert not differing
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_two_processes_are_one(runs, case):
-    one, two = (json.loads((folder / f"{case}.json").read_text()) for folder in runs.values())
+def compare(case: str, first: Path, second: Path) -> None:
+    one, two = (json.loads((folder / f"{case}.json").read_text()) for folder in (first, second))
     assert (one["world_size"], two["world_size"], two["backend"]) == (1, 2, "gloo")
     assert len(one["losses"]) == (0 if case.startswith(NO_LOOP) else 4)
     assert two["losses"] == pytest.approx(one["losses"], rel=1e-5, abs=1e-5)
     assert two["figures"] == pytest.approx(one["figures"], rel=1e-5)
     assert two["cost"] == one["cost"]
-    ours, theirs = (torch.load(folder / f"{case}.pt") for folder in runs.values())
+    ours, theirs = (torch.load(folder / f"{case}.pt") for folder in (first, second))
     assert ours.keys() == theirs.keys()
     for name in ours:
         torch.testing.assert_close(theirs[name], ours[name], rtol=0, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}")
