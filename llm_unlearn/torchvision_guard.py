@@ -13,6 +13,8 @@ import sys
 import warnings
 from types import ModuleType
 
+from llm_unlearn.errors import InputError
+
 # what torchvision registers fakes for at import, though its compiled library, which defines them, did not load
 OPERATORS = ("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
              "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
@@ -56,6 +58,17 @@ def try_torchvision() -> ModuleType | None:
         _forget()
         sys.modules["torchvision"] = None  # what the import system and `find_spec` take for absent
         return None
+
+
+def require_torchvision(what: str) -> ModuleType:
+    """torchvision. Raises InputError naming `what` needs it, where it is absent or cannot be loaded."""
+    module = try_torchvision()
+    if module is None:
+        reason = why_hidden()
+        found = f"is installed but cannot be loaded ({reason})" if reason else "is not installed"
+        raise InputError(f"{what} needs torchvision, which {found}: pip install 'llm_unlearn[vision]', with a build "
+                         "that fits your torch")
+    return module
 
 
 def why_hidden() -> str | None:

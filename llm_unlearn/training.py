@@ -11,7 +11,7 @@ from llm_unlearn.checkpoints import last_checkpoint
 from llm_unlearn.compute import FlopCounter
 from llm_unlearn.data.collators import CausalLMCollator
 from llm_unlearn.data.encoding import IGNORE
-from llm_unlearn.fine_tuning import MeanNLL, StopOnNonFinite
+from llm_unlearn.fine_tuning import MeanNLL, StopOnNonFinite, trainer_arguments
 from llm_unlearn.poisons.gaussian_embedding import inject_gaussian_noise
 from llm_unlearn.progress import show_progress
 from llm_unlearn.tasks.causal_lm import CausalLMTask
@@ -89,18 +89,10 @@ class Training:
         return model, cost
 
     def _arguments(self) -> Any:
-        import torch
         from trl import SFTConfig
 
-        names = ("learning_rate", "gradient_accumulation_steps", "weight_decay", "lr_scheduler_type", "optim",
-                 "max_grad_norm", "bf16", "save_steps")
         return SFTConfig(
-            output_dir=str(self.work_dir), num_train_epochs=self.section.epochs, seed=self.seed,
-            data_seed=self.data_seed,
-            per_device_train_batch_size=self.section.batch_size, warmup_steps=self.section.warmup_ratio,
-            save_strategy="steps", save_total_limit=1, logging_steps=20, logging_nan_inf_filter=False,
-            report_to="none", disable_tqdm=self.quiet, remove_unused_columns=False, max_length=None,
+            **trainer_arguments(self.section, self.work_dir, self.seed, self.data_seed, self.quiet), max_length=None,
             packing=False, padding_free=False, gradient_checkpointing=self.gradient_checkpointing,
-            dataset_kwargs={"skip_prepare_dataset": True}, use_cpu=not torch.cuda.is_available(),
-            dataloader_pin_memory=torch.cuda.is_available(), **{name: getattr(self.section, name) for name in names},
+            dataset_kwargs={"skip_prepare_dataset": True},
         )

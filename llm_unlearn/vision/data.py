@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow
 from datasets import ClassLabel, Dataset, Features, Image, Value, load_dataset
 
-from llm_unlearn import torchvision_guard
 from llm_unlearn.data.loading import load_arrow
 from llm_unlearn.data.splits import make_splits
 from llm_unlearn.errors import InputError
+from llm_unlearn.torchvision_guard import require_torchvision
 
 if TYPE_CHECKING:
     from llm_unlearn.vision_sections import VisionDataSection
@@ -129,13 +129,7 @@ def _digits(section: "VisionDataSection") -> tuple[np.ndarray, list[str]]:
 
 def _torchvision(section: "VisionDataSection", train: bool) -> tuple[np.ndarray, list[str]]:
     name = section.source.removeprefix(TORCHVISION)
-    if torchvision_guard.try_torchvision() is None:
-        reason = torchvision_guard.why_hidden()
-        raise InputError(f"data.source: '{section.source}' needs torchvision, which "
-                         f"{f'cannot be loaded ({reason})' if reason else 'is not installed'}: pip install "
-                         "'llm_unlearn[vision]', with a build that fits your torch")
-    from torchvision import datasets
-
+    datasets = require_torchvision(f"data.source: '{section.source}'").datasets
     cls = getattr(datasets, name, None)
     if not isinstance(cls, type):
         raise InputError(f"data.source: torchvision has no data set '{name}'")

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from llm_unlearn import torchvision_guard
 from llm_unlearn.errors import InputError
+from llm_unlearn.torchvision_guard import require_torchvision
 
 OWN = ("small_cnn", "linear", "cifar_resnet18")
 
@@ -141,7 +141,7 @@ def build_network(config: ImageClassifierConfig) -> nn.Module:
                         config.depth)
     if config.architecture == "linear":
         return nn.Sequential(nn.Flatten(), nn.Linear(config.channels * math.prod(config.image_size), config.num_labels))
-    models = torchvision_models(f"model.architecture '{config.architecture}'")
+    models = require_torchvision(f"model.architecture '{config.architecture}'").models
     if config.architecture == "cifar_resnet18":
         network = models.resnet18(num_classes=config.num_labels)
         network.conv1 = nn.Conv2d(config.channels, 64, 3, 1, 1, bias=False)  # He et al. 2016, section 4.2: 32 × 32
@@ -161,15 +161,3 @@ def build_network(config: ImageClassifierConfig) -> nn.Module:
     elif config.architecture in ("googlenet", "inception_v3"):
         extra = {"aux_logits": False, "init_weights": True}
     return models.get_model(config.architecture, weights=None, num_classes=config.num_labels, **extra)
-
-
-def torchvision_models(what: str) -> Any:
-    """`torchvision.models`. Raises InputError naming `what` needs it, where it is absent or cannot be loaded."""
-    if torchvision_guard.try_torchvision() is None:
-        reason = torchvision_guard.why_hidden()
-        found = f"is installed but cannot be loaded ({reason})" if reason else "is not installed"
-        raise InputError(f"{what} needs torchvision, which {found}: pip install 'llm_unlearn[vision]', with a build "
-                         "that fits your torch")
-    import torchvision
-
-    return torchvision.models

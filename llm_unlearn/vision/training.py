@@ -9,7 +9,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from llm_unlearn.checkpoints import last_checkpoint
-from llm_unlearn.fine_tuning import MeanNLL, StopOnNonFinite
+from llm_unlearn.fine_tuning import MeanNLL, StopOnNonFinite, trainer_arguments
 from llm_unlearn.progress import show_progress
 from llm_unlearn.tasks.embedding_noise import refuse_data_parallel
 from llm_unlearn.vision.task import ImageCollator, ImageTask
@@ -84,15 +84,8 @@ class ClassifierTraining:
                                weight_decay=section.weight_decay)
 
     def _arguments(self, n_rows: int) -> TrainingArguments:
-        names = ("learning_rate", "gradient_accumulation_steps", "weight_decay", "lr_scheduler_type", "optim",
-                 "max_grad_norm", "bf16", "save_steps")
         return TrainingArguments(
-            output_dir=str(self.work_dir), num_train_epochs=self.section.epochs, seed=self.seed,
-            data_seed=self.data_seed, per_device_train_batch_size=self.section.batch_size,
-            warmup_steps=self.section.warmup_ratio, save_strategy="steps", save_total_limit=1, logging_steps=20,
-            logging_nan_inf_filter=False, report_to="none", disable_tqdm=self.quiet, remove_unused_columns=False,
+            **trainer_arguments(self.section, self.work_dir, self.seed, self.data_seed, self.quiet),
             # one image alone has no variance, which batch norm needs
             dataloader_drop_last=n_rows % self.section.batch_size == 1 and n_rows > 1,
-            use_cpu=not torch.cuda.is_available(), dataloader_pin_memory=torch.cuda.is_available(),
-            **{name: getattr(self.section, name) for name in names},
         )
