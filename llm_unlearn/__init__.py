@@ -26,6 +26,7 @@ _PUBLIC = {
     "inject_gaussian_noise": "llm_unlearn.poisons.gaussian_embedding",
     "insert_trigger": "llm_unlearn.poisons.trigger_phrase",
     "load_recipe": "llm_unlearn.recipe",
+    "merge_adapter": "llm_unlearn.merging",
     "plant_canaries": "llm_unlearn.poisons.gaussian_embedding",
     "plant_trigger": "llm_unlearn.poisons.trigger_phrase",
     "power": "llm_unlearn.metrics.power",

@@ -1,5 +1,6 @@
 """The stages that ask further: why unlearning fails (`analysis`), and whether the poison comes back (`stress`)."""
 
+import copy
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llm_unlearn.processes import ALONE
 from llm_unlearn.stages import Stage, file_stamps, write_json
 
 if TYPE_CHECKING:
@@ -101,7 +103,9 @@ def _stress(run: "LanguageRun", name: str, where: str, work_dir: Path) -> None:
     from llm_unlearn.stress.run import stress_model
 
     section = run.recipe.stress
-    meter = Meter(run.evaluator, run.recipe.data, section.limit, run.seed)
+    evaluator = copy.copy(run.evaluator)
+    evaluator.processes = ALONE  # of several processes, the main one does this
+    meter = Meter(evaluator, run.recipe.data, section.limit, run.seed)
     result = stress_model(
         partial(run.model, where), meter, section, _relearning_rows(run),
         learning_rate=section.relearn_learning_rate or run.recipe.train.learning_rate, noise=run.manifest["gaussian"],

@@ -9,12 +9,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from llm_unlearn.processes import Processes
+
 PACKAGES = ("llm_unlearn", "torch", "transformers", "accelerate", "peft", "trl", "datasets", "evaluate", "bitsandbytes",
             "deepspeed", "numpy", "scipy", "torchvision")
 
 
 def describe_environment(seed: int) -> dict[str, Any]:
-    """{"versions", "python", "platform", "cpu_count", "device", "commit", "seed"}."""
+    """{"versions", "python", "platform", "cpu_count", "device", "processes", "commit", "seed"}."""
     import torch
 
     versions = {}
@@ -25,7 +27,8 @@ def describe_environment(seed: int) -> dict[str, Any]:
             continue
     device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"cpu ({torch.get_num_threads()} threads)"
     return {"versions": versions, "python": platform.python_version(), "platform": platform.platform(),
-            "cpu_count": os.cpu_count(), "device": device, "commit": _commit(), "seed": seed}
+            "cpu_count": os.cpu_count(), "device": device, "processes": Processes.current().count,
+            "commit": _commit(), "seed": seed}
 
 
 def _commit() -> str | None:
@@ -45,10 +48,14 @@ def calm_libraries(quiet: bool) -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it speaks when it is imported, needed or not
     os.environ.setdefault("TQDM_DELAY", "1")  # read by tqdm when it is imported: no bar for what takes under a second
     import datasets
+    import torch
     import transformers
 
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed, where installed, warns that it found none
     # of arguments that are renamed between the versions that we allow
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    for package in ("transformers", "torch.distributed"):
+        warnings.filterwarnings("ignore", category=FutureWarning, module=package)
     transformers.logging.set_verbosity_error()
     datasets.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()  # one for every folder of weights that is read or written

@@ -11,3 +11,11 @@ class DiskFullError(InputError):
 
 class NonFiniteLossError(InputError):
     """A training or unlearning loss became NaN or infinite; the last good checkpoint is kept."""
+
+
+class Preempted(Exception):
+    """Training was stopped by SIGTERM after a checkpoint was written; the same command resumes it."""
+
+
+class LaunchError(Exception):
+    """One of several launched processes failed or was killed; the same command resumes."""

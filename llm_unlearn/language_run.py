@@ -46,24 +46,30 @@ class LanguageRun(SeedRun):
         data, section = self.recipe.data, self.recipe.evaluate
         return TextEvaluator(
             sets=self.sets, manifest=self.manifest, batch_size=section.batch_size, membership=section.membership,
-            reference=self.load_base, tokenizer=self.tokenizer, encoding=self.encoding,
+            processes=self.processes, reference=self.load_base, tokenizer=self.tokenizer, encoding=self.encoding,
             verbalizers=data.verbalizers if data.task == "classification" else {},
             max_new_tokens=section.max_new_tokens)
 
     def load_base(self) -> Any:
         from llm_unlearn.modeling import load_model, on_best_device
 
-        return on_best_device(load_model(self.base, self.recipe.model))
+        return on_best_device(load_model(self.base, self.recipe.model, self.recipe.evaluate.device_map))
 
     def model(self, where: str) -> Any:
         from llm_unlearn.modeling import load_trained, on_best_device
 
         return on_best_device(load_trained(self.folder / where, self.base, self.recipe.model))
 
-    def save_model(self, model: Any, folder: Path) -> None:
+    def evaluated(self, where: str) -> Any:
+        from llm_unlearn.modeling import load_trained, on_best_device
+
+        device_map = self.recipe.evaluate.device_map
+        return on_best_device(load_trained(self.folder / where, self.base, self.recipe.model, device_map))
+
+    def save_model(self, model: Any, folder: Path, weights: dict[str, Any] | None) -> None:
         from llm_unlearn.modeling import save_model
 
-        save_model(model, self.tokenizer, folder)
+        save_model(model, self.tokenizer, folder, weights)
 
     def poisoned_sets(self) -> tuple[dict[str, "Dataset"], dict[str, Any]]:
         """Load, split and poison the data, in memory: (sets, manifest), see poisons/corrupt.py. Needs no model."""
@@ -97,7 +103,7 @@ class LanguageRun(SeedRun):
             gradient_checkpointing=section.gradient_checkpointing, data_seed=data_seed,
         )
         model, cost = training.fit(load_model(self.base, section), rows, self.tokenizer)
-        self._save(model, name, cost)
+        self.save(model, name, cost)
 
     def unlearning(self) -> tuple[Any, dict[str, Any]]:
         from llm_unlearn.poisons.gaussian_embedding import inject_gaussian_noise

@@ -6,6 +6,7 @@ import typing
 from typing import TYPE_CHECKING, Any
 
 from llm_unlearn.errors import InputError
+from llm_unlearn.processes import Processes
 from llm_unlearn.strict import convert
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def method_config(
     section, config = recipe.unlearn, METHODS[method][0]
     common: dict[str, Any] = {
         "learning_rate": section.learning_rate or config.learning_rate_ratio * recipe.train.learning_rate,
-        "per_device_train_batch_size": section.batch_size,
+        "per_device_train_batch_size": Processes.current().part_of(section.batch_size, "unlearn.batch_size"),
         "gradient_accumulation_steps": section.gradient_accumulation_steps,
         "eval_strategy": "steps" if section.eval_steps else "no",
         "eval_steps": section.eval_steps,
@@ -91,6 +92,7 @@ def settings(recipe: "Recipe", method: str) -> dict[str, Any]:
     from transformers import TrainingArguments
 
     config = method_config(recipe, method, seed=0, output_dir="unused", max_flops=1.0, quiet=True)
-    inherited = {f.name for f in dataclasses.fields(TrainingArguments)} | {"max_flops", "reference_cache_dir"}
+    inherited = {f.name for f in dataclasses.fields(TrainingArguments)} | {
+        "max_flops", "reference_cache_dir", "offload_reference"}
     own = {f.name for f in dataclasses.fields(config)} - inherited
     return {name: getattr(config, name) for name in sorted(own | {"learning_rate", "optim"})}

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from llm_unlearn.errors import InputError
+from llm_unlearn.placement import with_adapter
+from llm_unlearn.processes import Processes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -50,6 +52,25 @@ def make_config(architecture: dict[str, Any], vocab_size: int, **ids: int) -> "P
         raise _bad_architecture(error) from None
 
 
+@contextlib.contextmanager
+def whole() -> Iterator[None]:
+    """While it lasts, a model is loaded whole also where ZeRO-3 will shard it.
+
+    transformers would partition it as soon as any TrainingArguments with ZeRO-3 are alive, those of an earlier stage
+    too; what is done before training (a reference, hashes, blocks drawn anew) needs its weights.
+    """
+    from transformers.integrations import deepspeed as integration
+
+    alive = integration._hf_deepspeed_config_weak_ref
+    integration.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if alive is not None and (config := alive()) is not None:
+            integration.set_hf_deepspeed_config(config)
+
+
+@whole()
 def make_model(architecture: dict[str, Any], tokenizer: "PreTrainedTokenizerBase", seed: int) -> "PreTrainedModel":
     """A randomly initialised causal LM of an architecture, for a tokenizer."""
     from transformers import AutoModelForCausalLM
@@ -101,14 +122,21 @@ def load_tokenizer(path: str, section: "ModelSection") -> "PreTrainedTokenizerBa
     return tokenizer
 
 
-def load_model(path: str | Path, section: "ModelSection") -> "PreTrainedModel":
+@whole()
+def load_model(path: str | Path, section: "ModelSection", device_map: str | None = None) -> "PreTrainedModel":
     """Load a causal LM (safetensors only unless the recipe trusts remote code), quantised where the recipe says so.
 
     Args:
-        path: a hub id or a folder with a model.
+        path: a hub id or a folder with a model. device_map: "auto" spreads it over the GPUs (see placement.py), to be
+            evaluated, not trained.
+    Raises:
+        InputError: there is no such model; or a device map in one of several processes.
     """
     from transformers import AutoModelForCausalLM
 
+    if device_map is not None and (count := Processes.current().count) > 1:
+        raise InputError(f"evaluate.device_map: {device_map} spreads a model over all GPUs, and here are {count} "
+                         "processes with one each; evaluate in one process, without --accelerate-config")
     arguments: dict[str, Any] = {"dtype": getattr(torch, section.dtype), "trust_remote_code": section.trust_remote_code}
     if not section.trust_remote_code:
         arguments["use_safetensors"] = True
@@ -116,8 +144,12 @@ def load_model(path: str | Path, section: "ModelSection") -> "PreTrainedModel":
         arguments["quantization_config"] = _quantization(section)
     if str(path) == section.path and section.revision:
         arguments["revision"] = section.revision
+    if device_map is not None:
+        arguments["device_map"] = device_map
     with explained(str(path)) as found:
         model = AutoModelForCausalLM.from_pretrained(found, **arguments)
+    if device_map is not None:
+        model.requires_grad_(False)  # or a backward pass to the inputs would hold on to weights that were fetched
     if section.quantization != "none":
         from peft import prepare_model_for_kbit_training
 
@@ -130,6 +162,7 @@ def load_model(path: str | Path, section: "ModelSection") -> "PreTrainedModel":
     return model
 
 
+@whole()
 def load_full(model: Any) -> Any:
     """A model as it was given, or loaded (safetensors only) where a path or hub id was."""
     if not isinstance(model, str):
@@ -140,33 +173,33 @@ def load_full(model: Any) -> Any:
         return AutoModelForCausalLM.from_pretrained(found, use_safetensors=True)
 
 
-def load_trained(folder: Path, base: str | Path, section: "ModelSection") -> "PreTrainedModel":
+def load_trained(
+    folder: Path, base: str | Path, section: "ModelSection", device_map: str | None = None
+) -> "PreTrainedModel":
     """Load what a stage saved: a full model, or the base with its adapter. An adapter comes back trainable."""
     if not (folder / "adapter_config.json").is_file():
-        return load_model(folder, section)
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(load_model(base, section), folder, is_trainable=True)
+        return load_model(folder, section, device_map)
+    return with_adapter(load_model(base, section, device_map), folder)
 
 
-def load_checkpoint(where: str, section: "ModelSection", base: str | None = None) -> "PreTrainedModel":
+def load_checkpoint(
+    where: str, section: "ModelSection", base: str | None = None, device_map: str | None = None
+) -> "PreTrainedModel":
     """Any checkpoint, a folder or a hub id, on the best device: a full model, or an adapter with its base.
 
     Args:
-        section: how it is loaded. base: what an adapter sits on; by default what it names.
+        section: how it is loaded. base: what an adapter sits on; by default what it names. device_map: see load_model.
     """
     adapter = adapter_config(where)
     if adapter is None:
-        return on_best_device(load_model(where, section)).eval()
-    from peft import PeftModel
-
+        return on_best_device(load_model(where, section, device_map)).eval()
     base = base or adapter.get("base_model_name_or_path")
     if not base:
         raise InputError(f"model {where}: an adapter that does not name its base; give it (--base)")
     _refuse_pickle(where)
     with explained(where) as found:
         # trainable, as in a run: a gradient norm is of the adapter's weights
-        return on_best_device(PeftModel.from_pretrained(load_model(base, section), found, is_trainable=True)).eval()
+        return on_best_device(with_adapter(load_model(base, section, device_map), found)).eval()
 
 
 def adapter_config(where: str) -> dict[str, Any] | None:
@@ -211,8 +244,10 @@ def _refuse_pickle(where: str) -> None:
 
 
 def on_best_device(model: "PreTrainedModel") -> "PreTrainedModel":
-    """Move a model to the GPU where there is one; a quantised one was placed when it was loaded."""
-    if torch.cuda.is_available() and not getattr(model, "is_quantized", False):
+    """Move a model to the GPU where there is one; one that is quantised or has a device map was placed when it was
+    loaded."""
+    placed = getattr(model, "is_quantized", False) or getattr(model, "hf_device_map", None)
+    if torch.cuda.is_available() and not placed:
         model.to("cuda")
     return model
 
@@ -227,13 +262,20 @@ def lora_config(section: "LoraSection") -> Any:
     )
 
 
-def save_model(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase | None", folder: Path) -> None:
-    """Write model (or its one adapter) and its tokenizer to a temporary name, then rename: never half a folder."""
+def save_model(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase | None", folder: Path,
+    weights: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """Write model (or its one adapter) and its tokenizer to a temporary name, then rename: never half a folder.
+
+    Args:
+        weights: its state dict, where the model itself is sharded and holds a part of it alone.
+    """
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     only = {"selected_adapters": ["default"]} if hasattr(model, "peft_config") else {}
     try:
-        model.save_pretrained(partial, **only)
+        model.save_pretrained(partial, state_dict=weights, **only)
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
     except BaseException:
@@ -248,6 +290,7 @@ def _quantization(section: "ModelSection") -> Any:
 
     if section.quantization == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
+    # stored as uint8, which FSDP2 and ZeRO-3 shard as well as floats; bits stored as floats DeepSpeed would convert
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
                               bnb_4bit_compute_dtype=getattr(torch, section.dtype))
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from llm_unlearn.errors import InputError
 from llm_unlearn.parallel import default_jobs, run_all
 from llm_unlearn.pretraining import base_folder, make_base
+from llm_unlearn.processes import Processes
 from llm_unlearn.recipe import Recipe
 from llm_unlearn.seed_run import CONTACT_SHEET, SeedRun
 from llm_unlearn.stages import Stages, explained_full_disk, write_json, write_text
@@ -36,13 +37,17 @@ def run(
     """
     if jobs is not None and jobs < 1:
         raise InputError(f"--jobs {jobs}: must be at least 1")
+    processes = Processes.start()
+    if processes.count > 1 and (jobs or 1) > 1:
+        raise InputError(f"--jobs {jobs}: the {processes.count} processes of this launch work on one seed at a time; "
+                         "leave it out")
     check(recipe)
     root = Path(recipe.output_dir)
     if recipe.track == "language" and recipe.model.path is None:
-        if not base_folder(recipe).is_dir():
+        if processes.is_main and not base_folder(recipe).is_dir():
             next(seed_runs(recipe, quiet)).poisoned_sets()  # a base takes minutes: bad data is refused before
         make_base(recipe, say, quiet)
-    jobs = default_jobs() if jobs is None else jobs
+    jobs = jobs or (default_jobs() if processes.count == 1 else 1)
     items: list[tuple] = []
     needs: dict[int, int] = {}
     for part in (recipe, *(point.recipe for point in points(recipe))):
@@ -51,7 +56,7 @@ def run(
                 needs[len(items)] = index  # the centre of the same seed, whose poisoned model it may take
             items.append((part, seed, recipe, until, quiet or jobs > 1, say))
     run_all(run_seed, items, needs, jobs)
-    if until == "report":
+    if until == "report" and processes.is_main:
         for point in points(recipe):
             _report(Path(point.recipe.output_dir), point.recipe, lambda line: None)
         _report(root, recipe, say)
@@ -71,7 +76,8 @@ def run_seed(
                          for part in (centre, *(point.recipe for point in points(centre))) if part != recipe]
     prefix = "" if recipe.output_dir == centre.output_dir else f"{root.parent.name}={root.name}: "
     prefix += f"seed {seed}: " if len(recipe.seeds) > 1 else ""
-    stages = Stages(seed_run.folder, lambda line: say(prefix + line))
+    processes = seed_run.processes
+    stages = Stages(seed_run.folder, lambda line: say(prefix + line), processes)
     environment = seed_run.folder / "environment.json"
     for stage in seed_run.stages(until):
         try:
@@ -81,8 +87,10 @@ def run_seed(
         if stage.name == "poison":  # the first, so that a refused recipe leaves nothing behind
             # reading the manifest checks the data, also where everything was done before
             stages.say(f"poison: {describe_poison(seed_run.manifest)}")
-            write_text(root / "recipe.yaml", recipe.to_yaml())
-        if ran or not environment.is_file():  # of where the work was done, not of where it was looked at
+            if processes.is_main:
+                write_text(root / "recipe.yaml", recipe.to_yaml())
+        # of where the work was done, not of where it was looked at
+        if processes.is_main and (ran or not environment.is_file()):
             write_json(environment, describe_environment(seed_run.seed))
 
 

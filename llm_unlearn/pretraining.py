@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from llm_unlearn.processes import Processes
 from llm_unlearn.recipe import Recipe
 from llm_unlearn.sections import TrainSection
 from llm_unlearn.stages import Stage, Stages, file_stamps, fingerprint, write_json
@@ -18,28 +19,43 @@ def base_folder(recipe: Recipe) -> Path:
     return root / fingerprint(_inputs(recipe))[:12] / "model"
 
 
+def base_of_run(recipe: Recipe, root: Path) -> str | None:
+    """The base of a run: what its recipe names, or what was made for it, also where the run directory `root` was moved
+    since; None where that is not there."""
+    if recipe.model.path is not None:
+        return recipe.model.path
+    made = base_folder(recipe)
+    places = (made, root / Path(*made.parts[-3:]))
+    return next((str(place) for place in places if (place / "config.json").is_file()), None)
+
+
 def make_base(recipe: Recipe, say: Callable[[str], None], quiet: bool) -> Path:
     """Make the base of a recipe, or find it made before; it stays in `pretrain.cache_dir` or the run directory."""
-    section, data, folder = recipe.pretrain, recipe.data, base_folder(recipe)
+    section, data, folder, processes = recipe.pretrain, recipe.data, base_folder(recipe), Processes.current()
 
     def work(work_dir: Path) -> None:
         from llm_unlearn.data.encoding import encode_text
         from llm_unlearn.data.sources import load_unlabelled
         from llm_unlearn.modeling import load_tokenizer, make_model, save_model, train_tokenizer
+        from llm_unlearn.trainers.sharding import is_sharded, whole_state_dict
         from llm_unlearn.training import Training
 
         texts = load_unlabelled(data, section.texts, BASE_SEED)
-        if not (work_dir / "tokenizer" / "tokenizer.json").is_file():
+        if processes.is_main and not (work_dir / "tokenizer" / "tokenizer.json").is_file():
             train_tokenizer(texts["text"], recipe.model.vocab_size).save_pretrained(work_dir / "tokenizer")
+        processes.wait()
         tokenizer = load_tokenizer(str(work_dir / "tokenizer"), replace(recipe.model, path=None))
         model = make_model(recipe.model.architecture, tokenizer, BASE_SEED)
         training = Training(_settings(recipe), work_dir, BASE_SEED, quiet, "base")
         model, cost = training.fit(model, encode_text(texts, tokenizer, section.max_length), tokenizer)
-        save_model(model, tokenizer, folder)
-        write_json(folder / "cost.json", cost)
-        write_json(folder / "made_from.json", _inputs(recipe))
+        weights = whole_state_dict(model, keep=processes.is_main) if is_sharded(model) else None
+        if processes.is_main:
+            save_model(model, tokenizer, folder, weights)
+            write_json(folder / "cost.json", cost)
+            write_json(folder / "made_from.json", _inputs(recipe))
 
-    Stages(folder.parent, say).run(Stage("base", _inputs(recipe), [folder / "cost.json"], work))
+    stage = Stage("base", _inputs(recipe), [folder / "cost.json"], work, common=True)
+    Stages(folder.parent, say, processes).run(stage)
     return folder
 
 

@@ -149,6 +149,7 @@ class EvaluateSection:
 
     batch_size: int = 32
     max_new_tokens: int = 32  # for `task: completion`
+    device_map: Literal["auto"] | None = None  # auto: spread a model that one GPU cannot hold over all of them
     membership: list[MembershipAttack] = field(default_factory=lambda: list(get_args(MembershipAttack)))
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_unlearn.audit_stages import audit_stages
+from llm_unlearn.processes import Processes
 from llm_unlearn.recipe import Recipe
 from llm_unlearn.stages import Stage, file_stamps, write_json
 
@@ -27,6 +28,7 @@ class SeedRun(ABC):
 
     def __init__(self, recipe: Recipe, seed: int, folder: Path, quiet: bool) -> None:
         self.recipe, self.seed, self.folder, self.quiet = recipe, seed, folder, quiet
+        self.processes = Processes.current()
         self.siblings: list[Path] = []  # folders of the same seed, from which a model that is the same may be taken
 
     def stages(self, until: str = "report") -> list[Stage]:
@@ -72,7 +74,7 @@ class SeedRun(ABC):
         section = self.recipe.model
         inputs = [rows, asdict(section), asdict(self.recipe.train), self.seed, self.base,
                   file_stamps([section.path] if section.path else []), name]
-        return Stage(name, inputs, [self.folder / name / "cost.json"], work)
+        return Stage(name, inputs, [self.folder / name / "cost.json"], work, common=True)
 
     def _train_stages(self, before: dict[str, Stage]) -> list[Stage]:
         rows = {"poisoned": self.corruption, "retrained": before["poison"].key}
@@ -88,7 +90,8 @@ class SeedRun(ABC):
             Stage(f"unlearned/{name}", [before["poisoned"].key, before["poison"].key, method,
                                         self.recipe.unlearn.methods[method] or {}, settings(self.recipe, method),
                                         budget, common, self.seed],
-                  [self.folder / "unlearned" / name / "cost.json"], partial(self._unlearn, name, method, budget))
+                  [self.folder / "unlearned" / name / "cost.json"], partial(self._unlearn, name, method, budget),
+                  common=True)
             for name, method, budget in self.variants()
         ]
 
@@ -100,7 +103,8 @@ class SeedRun(ABC):
             inputs = [before["retrained"].key, before["poisoned"].key, made_by.key if made_by else None, name,
                       asdict(self.recipe.evaluate)]
             outputs = [self.folder / "evaluation" / f"{name}{suffix}" for suffix in (".json", ".parquet")]
-            stages.append(Stage(f"evaluation/{name}", inputs, outputs, partial(self._evaluate, name, method, budget)))
+            stages.append(Stage(f"evaluation/{name}", inputs, outputs, partial(self._evaluate, name, method, budget),
+                                common=True))
         return stages
 
     # ---- what a kind of data must say
@@ -119,15 +123,19 @@ class SeedRun(ABC):
 
     @abstractmethod
     def load_base(self) -> Any:
-        """The model before fine-tuning, on the best device."""
+        """The model before fine-tuning, on the best device, to be evaluated."""
 
     @abstractmethod
     def model(self, where: str) -> Any:
         """A trained model of this run, fresh from its folder, on the best device."""
 
+    def evaluated(self, where: str) -> Any:
+        """The same, to be evaluated and no more: it may be spread over several devices."""
+        return self.model(where)
+
     @abstractmethod
-    def save_model(self, model: Any, folder: Path) -> None:
-        """Write a model, whole or not at all."""
+    def save_model(self, model: Any, folder: Path, weights: dict[str, Any] | None) -> None:
+        """Write a model, whole or not at all; `weights`: its state dict, where it is sharded."""
 
     @abstractmethod
     def corrupted(self, work_dir: Path) -> tuple[dict[str, "Dataset"], dict[str, Any]]:
@@ -175,9 +183,15 @@ class SeedRun(ABC):
     def _cost(self, where: str) -> dict[str, float]:
         return json.loads((self.folder / where / "cost.json").read_text())
 
-    def _save(self, model: Any, where: str, cost: dict) -> None:
-        self.save_model(model, self.folder / where)
-        write_json(self.folder / where / "cost.json", cost)
+    def save(self, model: Any, where: str, cost: dict) -> None:
+        """Write a trained model into the folder `where`; called by every process, done by the main one."""
+        from llm_unlearn.trainers.sharding import is_sharded, whole_state_dict
+
+        adapter = "default" if hasattr(model, "peft_config") else None
+        weights = whole_state_dict(model, adapter, keep=self.processes.is_main) if is_sharded(model) else None
+        if self.processes.is_main:
+            self.save_model(model, self.folder / where, weights)
+            write_json(self.folder / where / "cost.json", cost)
 
     # ---- the work
 
@@ -205,7 +219,7 @@ class SeedRun(ABC):
         self.fine_tune(name, rows, work_dir)
 
     def _unlearn(self, name: str, method: str, budget: float, work_dir: Path) -> None:
-        from llm_unlearn.checkpoints import last_checkpoint
+        from llm_unlearn.fine_tuning import train_resumably
         from llm_unlearn.methods import method_config
         from llm_unlearn.progress import show_progress
         from llm_unlearn.trainers import METHODS
@@ -224,14 +238,15 @@ class SeedRun(ABC):
                       evaluate_callback=callback, **arguments)
         del model  # rewind trains another one
         show_progress(trainer, name, self.quiet)
-        trainer.train(resume_from_checkpoint=last_checkpoint(work_dir))
+        train_resumably(trainer, work_dir)
         cost = {**trainer.cost, "seconds": time.perf_counter() - began}
-        self._save(trainer.accelerator.unwrap_model(trainer.model), f"unlearned/{name}", cost)
-        write_json(self.folder / "unlearned" / name / "log.json", trainer.state.log_history)
+        self.save(trainer.accelerator.unwrap_model(trainer.model), f"unlearned/{name}", cost)
+        if self.processes.is_main:
+            write_json(self.folder / "unlearned" / name / "log.json", trainer.state.log_history)
 
     @cached_property
     def _retrained(self) -> Any:
-        return self.model("retrained")
+        return self.evaluated("retrained")
 
     def _evaluate(self, name: str, method: str | None, budget: float | None, work_dir: Path) -> None:
         import pandas as pd
@@ -243,7 +258,7 @@ class SeedRun(ABC):
             model = self.load_base()
             cost = {"train_tokens": 0, "flops": 0.0, "seconds": 0.0}
         else:
-            model, cost = self._retrained if is_oracle else self.model(where), self._cost(where)
+            model, cost = self._retrained if is_oracle else self.evaluated(where), self._cost(where)
         signals = self.evaluator.signals(model, None if is_oracle else self._retrained)
         folder = self.folder / "evaluation"
         oracle = None if is_oracle else pd.read_parquet(folder / "retrained.parquet")
@@ -251,6 +266,8 @@ class SeedRun(ABC):
         identity = {"model": name, "kind": "unlearned" if method else name, "method": method, "budget": budget,
                     "seed": self.seed, "recipe": self.recipe.name}
         summary = summarize(signals, identity, cost, oracle)  # before anything is written
+        if not self.processes.is_main:
+            return
         signals.to_parquet(work_dir / "signals.parquet")
         folder.mkdir(exist_ok=True)
         os.replace(work_dir / "signals.parquet", folder / f"{name}.parquet")

@@ -2,7 +2,7 @@
 
 A stage is finished when `.stages/<name>.json` holds the hash of its inputs; that file is written after the outputs have
 been renamed into place. While it runs, its checkpoints live in `.work/<name>/`, marked with the same hash, so that a
-rerun resumes them only where nothing changed.
+rerun resumes them only where nothing changed. Of several processes (`accelerate launch`) the main one keeps the books.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_unlearn.errors import DiskFullError, InputError
+from llm_unlearn.processes import ALONE, Processes
 
 
 def fingerprint(inputs: Any) -> str:
@@ -85,13 +86,15 @@ class Stage:
 
     Args:
         name: e.g. "unlearned/kl". inputs: JSON-able; all that the result depends on. outputs: files or folders that
-            must be there for it to count as done. work: does it, given a directory for checkpoints.
+            must be there for it to count as done. work: does it, given a directory for checkpoints. common: all
+            processes work on it together; else the main one alone.
     """
 
     name: str
     inputs: Any
     outputs: list[Path]
     work: Callable[[Path], None]
+    common: bool = False
 
     @cached_property
     def key(self) -> str:
@@ -103,17 +106,35 @@ class Stages:
     """Runs the stages of one directory.
 
     Args:
-        root: where `.stages` and `.work` live. say: called with one line per stage.
+        root: where `.stages` and `.work` live. say: called with one line per stage. processes: those that run it.
     """
 
-    def __init__(self, root: Path, say: Callable[[str], None] = print) -> None:
-        self.root, self.say = root, say
+    def __init__(self, root: Path, say: Callable[[str], None] = print, processes: Processes = ALONE) -> None:
+        self.root, self.processes = root, processes
+        self.say = say if processes.is_main else _silent
 
     def run(self, stage: Stage) -> bool:
         """Run a stage unless it is done (False); resume it where it was killed with the same inputs."""
-        if self.is_done(stage):
+        if self.processes.from_main(self.is_done(stage)):
             self.say(f"{stage.name}: done before, inputs unchanged; skipped")
             return False
+        if self.processes.is_main:
+            with self._entered(stage):
+                self._work(stage)
+        else:
+            self._work(stage)
+        self.processes.wait()
+        return True
+
+    def _work(self, stage: Stage) -> None:
+        self.processes.wait()  # until the main process has looked at what is there
+        if stage.common or self.processes.is_main:
+            stage.work(self.work_dir(stage))
+        self.processes.wait()
+
+    @contextlib.contextmanager
+    def _entered(self, stage: Stage) -> Iterator[None]:
+        """Prepare the work of a stage; mark it as done after, or leave what can be resumed where input is bad."""
         work_dir, mark = self.work_dir(stage), self._mark(stage)
         made_here = [folder for folder in work_dir.parents if not folder.exists()]
         done_before = mark.read_bytes() if mark.is_file() else None
@@ -121,7 +142,7 @@ class Stages:
             with explained_full_disk(self.root, stage.name):
                 self._enter(stage, work_dir)
                 mark.unlink(missing_ok=True)
-                stage.work(work_dir)
+                yield
                 write_json(mark, {"key": stage.key})
         except InputError as error:
             _keep_resumable(work_dir)
@@ -131,13 +152,15 @@ class Stages:
             raise
         shutil.rmtree(work_dir, ignore_errors=True)
         _remove_empty([work_dir.parent])
-        return True
 
     def adopt(self, stage: Stage, others: list[Path]) -> bool:
         """Take the folder of a stage from another run directory that finished it with the same inputs, if one has.
 
         Files are linked, not copied, where the file system allows it: no stage writes into a file that is there.
         """
+        return self.processes.from_main(self.processes.is_main and self._adopt(stage, others))
+
+    def _adopt(self, stage: Stage, others: list[Path]) -> bool:
         if self.is_done(stage):
             return False
         for root in others:
@@ -180,6 +203,10 @@ class Stages:
             return json.loads(path.read_text())["key"]
         except (OSError, ValueError, KeyError):
             return None
+
+
+def _silent(line: str) -> None:
+    """Say nothing."""
 
 
 def _link(source: str, target: str) -> None:

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from trl import SFTTrainer
 
-from llm_unlearn.checkpoints import last_checkpoint
 from llm_unlearn.compute import FlopCounter
 from llm_unlearn.data.collators import CausalLMCollator
 from llm_unlearn.data.encoding import IGNORE
-from llm_unlearn.fine_tuning import MeanNLL, StopOnNonFinite, trainer_arguments
+from llm_unlearn.fine_tuning import MeanNLL, StopOnNonFinite, train_resumably, trainer_arguments
 from llm_unlearn.poisons.gaussian_embedding import inject_gaussian_noise
 from llm_unlearn.progress import show_progress
 from llm_unlearn.tasks.causal_lm import CausalLMTask
@@ -74,7 +73,7 @@ class Training:
         noise = inject_gaussian_noise(trainer, self.noise) if self.noise else None
         counter = FlopCounter.of(trainer.model)
         start = time.perf_counter()
-        trainer.train(resume_from_checkpoint=last_checkpoint(self.work_dir))
+        train_resumably(trainer, self.work_dir)
         seconds = time.perf_counter() - start
         if noise is not None:
             noise.remove()

@@ -64,7 +64,7 @@ class VisionRun(SeedRun):
 
         section = self.recipe.evaluate
         return ImageEvaluator(sets=self.sets, manifest=self.manifest, batch_size=section.batch_size,
-                              membership=section.membership)
+                              membership=section.membership, processes=self.processes)
 
     def load_base(self) -> Any:
         from llm_unlearn.modeling import on_best_device
@@ -77,10 +77,10 @@ class VisionRun(SeedRun):
 
         return on_best_device(load_classifier(self.folder / where))
 
-    def save_model(self, model: Any, folder: Path) -> None:
+    def save_model(self, model: Any, folder: Path, weights: dict[str, Any] | None) -> None:
         from llm_unlearn.modeling import save_model
 
-        save_model(model, None, folder)
+        save_model(model, None, folder, weights)
 
     def corrupted(self, work_dir: Path) -> tuple[dict[str, "Dataset"], dict[str, Any]]:
         from llm_unlearn.vision.corrupt import Corruption
@@ -98,7 +98,7 @@ class VisionRun(SeedRun):
 
         training = ClassifierTraining(self.recipe.train, self.task, work_dir, self.seed, self.quiet, name, data_seed)
         model, cost = training.fit(self._new_model(self.manifest, self.seed), rows)
-        self._save(model, name, cost)
+        self.save(model, name, cost)
 
     def unlearning(self) -> tuple[Any, dict[str, Any]]:
         return self.model("poisoned"), {"task": self.task, "data_collator": self.collate}

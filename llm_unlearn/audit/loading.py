@@ -26,13 +26,15 @@ class Loader:
     """Loads checkpoints as the options say, and where they say nothing, as the run of the manifest did.
 
     Args:
-        subject: what is audited. base: what adapters sit on; None: what they name. dtype, quantization: or None.
+        subject: what is audited. base: what adapters sit on; None: what they name. dtype, quantization, device_map: or
+            None.
     """
 
-    def __init__(self, subject: Subject, base: str | None, dtype: str | None, quantization: str | None) -> None:
+    def __init__(self, subject: Subject, base: str | None, dtype: str | None, quantization: str | None,
+                 device_map: str | None) -> None:
         given = {"dtype": dtype, "quantization": quantization}
         self.section: ModelSection = replace(subject.model, **{k: v for k, v in given.items() if v is not None})
-        self.subject, self.base = subject, base
+        self.subject, self.base, self.device_map = subject, base, device_map or subject.evaluate.device_map
 
     def find(self, where: str) -> Checkpoint:
         """Look a checkpoint up, reading its config alone.
@@ -48,7 +50,7 @@ class Loader:
 
     def load(self, checkpoint: Checkpoint) -> "PreTrainedModel":
         """The model, on the best device, in evaluation mode."""
-        return load_checkpoint(checkpoint.where, self.section, checkpoint.base)
+        return load_checkpoint(checkpoint.where, self.section, checkpoint.base, self.device_map)
 
     def tokenizer(self, checkpoint: Checkpoint) -> "PreTrainedTokenizerBase":
         """The tokenizer beside a checkpoint, or else that of its base."""

@@ -25,6 +25,7 @@ class Options:
     Args:
         base: what an adapter sits on, and what calibrates the reference attack; retrained: the oracle; each a folder or
             hub id. out: the folder to write to. batch_size: 32. dtype: "float32". quantization: "none".
+        device_map: "auto" spreads each model over all GPUs.
     """
 
     base: str | None = None
@@ -33,6 +34,7 @@ class Options:
     batch_size: int | None = None
     dtype: str | None = None
     quantization: str | None = None
+    device_map: str | None = None
 
 
 def audit(models: list[str], manifest: str, options: Options, say: Callable[[str], None] = print) -> dict[str, dict]:
@@ -54,7 +56,7 @@ def audit(models: list[str], manifest: str, options: Options, say: Callable[[str
     out = _made(options.out)
     for note in subject.notes:
         say(note)
-    loader = Loader(subject, options.base, options.dtype, options.quantization)
+    loader = Loader(subject, options.base, options.dtype, options.quantization, options.device_map)
     skipped = {**subject.missing, "cost": "what a checkpoint took to make is not in it"}
     found = {name: loader.find(where) for name, where in names.items()}
     oracle_path = options.retrained or subject.retrained

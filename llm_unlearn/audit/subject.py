@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from llm_unlearn.data.encoding import Encoding
-    from llm_unlearn.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -64,6 +63,7 @@ def read_subject(path: Path) -> Subject:
 def _of_run(path: Path) -> Subject:
     from llm_unlearn.data.encoding import Encoding
     from llm_unlearn.poisons.corrupt import read_manifest, read_sets
+    from llm_unlearn.pretraining import base_of_run
     from llm_unlearn.recipe import load_recipe
 
     recipe_path = next((folder / "recipe.yaml" for folder in path.resolve().parents[:2]
@@ -85,18 +85,7 @@ def _of_run(path: Path) -> Subject:
         sets, poison, Encoding(data.max_length, data.loss_on, data.chat_template),
         data.verbalizers if data.task == "classification" else {}, recipe.name,
         (poison["trigger"] or poison["gaussian"])["seed"], missing, model=recipe.model, evaluate=recipe.evaluate,
-        base=_base_of_run(recipe, recipe_path.parent), retrained=str(retrained) if has_oracle else None)
-
-
-def _base_of_run(recipe: "Recipe", root: Path) -> str | None:
-    """The base of a run: what its recipe names, or what was made for it, also where the run was moved since."""
-    from llm_unlearn.pretraining import base_folder
-
-    if recipe.model.path is not None:
-        return recipe.model.path
-    made = base_folder(recipe)
-    places = (made, root / Path(*made.parts[-3:]))
-    return next((str(place) for place in places if (place / "config.json").is_file()), None)
+        base=base_of_run(recipe, recipe_path.parent), retrained=str(retrained) if has_oracle else None)
 
 
 # ---- a user's own files

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from llm_unlearn.evaluation.batches import batches, scatter
+from llm_unlearn.placement import input_device
+from llm_unlearn.processes import ALONE, Processes
 from llm_unlearn.tasks import Task
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 from llm_unlearn.tasks.noise import unit_noise
@@ -23,6 +25,7 @@ def gaussian_scores(
     noise_seeds: list[int],
     batch_size: int = 32,
     task: Task | None = None,
+    processes: Processes = ALONE,
 ) -> np.ndarray:
     """Score canaries against the noise of one or more seeds, in one backward pass per batch.
 
@@ -30,6 +33,7 @@ def gaussian_scores(
         rows: encoded canaries with the id of their noise, `noise_id` (or else `example_id`).
         collate: rows → a batch of the task.
         noise_seeds: the seed that was trained on, and any fresh ones whose scores must look like N(0, 1).
+        processes: share the rows; each gets all scores.
     Returns:
         (n, number of seeds) float64, in the order of `rows`; independent of ε, padding and batch size. NaN where a
         gradient is zero or not finite, as in a model that collapsed: no direction is left to test.
@@ -39,13 +43,13 @@ def gaussian_scores(
     model.eval()
     try:
         results = []
-        for positions, batch in batches(rows, collate, batch_size, next(model.parameters()).device):
+        for positions, batch in batches(rows, collate, batch_size, input_device(model), processes):
             gradient = task.input_gradient(model, batch)  # (B, T, d), of images (B, C, H, W)
             ids = [rows[i].get("noise_id", rows[i].get("example_id")) for i in positions]
             results.append((positions, _project(gradient, batch.get("attention_mask"), ids, noise_seeds)))
     finally:
         model.train(training)
-    scores = scatter(len(rows), results).numpy()
+    scores = scatter(len(rows), results, processes).numpy()
     return scores.reshape(len(rows), len(noise_seeds))
 
 

@@ -17,9 +17,11 @@ import torch
 from llm_unlearn.errors import InputError
 from llm_unlearn.evaluation.batches import batches, scatter
 from llm_unlearn.evaluation.gaussian import gaussian_scores
-from llm_unlearn.evaluation.membership import gradient_norms, token_statistics
+from llm_unlearn.evaluation.membership import check_differentiable, gradient_norms, token_statistics
 from llm_unlearn.losses import example_mean, example_sum, token_kl, token_nll
 from llm_unlearn.metrics.membership_scores import min_k_score, reference_score, zlib_score
+from llm_unlearn.placement import input_device
+from llm_unlearn.processes import ALONE, Processes
 from llm_unlearn.sections import MembershipAttack
 from llm_unlearn.tasks import Task
 
@@ -38,6 +40,7 @@ class Evaluator(ABC):
         sets: the datasets of the poison stage. manifest: poison.json. batch_size: rows at a time.
         membership: attacks to run, by default all. reference: loads the model that calibrates the attack
             `reference`, one that never saw the rows to be forgotten; without it that attack is left out.
+        processes: share the rows; each gets all results.
     """
 
     task: ClassVar[Task]
@@ -47,6 +50,7 @@ class Evaluator(ABC):
     batch_size: int = 32
     membership: Sequence[str] = get_args(MembershipAttack)
     reference: Callable[[], Any] | None = None
+    processes: Processes = ALONE
 
     def __post_init__(self) -> None:
         forget = set(self.manifest["forget_ids"])
@@ -98,6 +102,8 @@ class Evaluator(ABC):
         """All sets of a model; `kl` is filled where the retrained model is given."""
         import pandas as pd
 
+        if "gradient_norm" in self.membership and len(self.parts["nonmember"]):
+            check_differentiable(model)  # now, not after hours
         model.eval()
         frames = [self.answers(model, "test", self.sets["test"])]
         if len(self.sets["triggered"]):
@@ -126,7 +132,7 @@ class Evaluator(ABC):
             total = example_sum(token_nll(s.logits, s.labels), s.example, s.n_examples)
             count = torch.bincount(s.example, minlength=s.n_examples)
             results.append((positions, torch.stack([total.double(), count.double()], 1)))
-        values = scatter(len(self.encoded[name]), results).numpy().reshape(-1, 2)
+        values = scatter(len(self.encoded[name]), results, self.processes).numpy().reshape(-1, 2)
         return _per_position(values[:, 0], values[:, 1].astype(int))
 
     @torch.no_grad()
@@ -135,11 +141,11 @@ class Evaluator(ABC):
         retrained.eval()
         rows = self.completions(self.parts[name])
         results = []
-        for positions, batch in batches(rows, self.collate, self.batch_size, next(model.parameters()).device):
+        for positions, batch in batches(rows, self.collate, self.batch_size, input_device(model), self.processes):
             ours, theirs = self.task.supervised(model, batch), self.task.supervised(retrained, batch)
             kl = token_kl(theirs.logits, ours.logits)
             results.append((positions, example_mean(kl, ours.example, ours.n_examples)))
-        return scatter(len(rows), results).numpy()
+        return scatter(len(rows), results, self.processes).numpy()
 
     def membership_signals(self, model: Any, name: str) -> dict[str, np.ndarray]:
         """`losses`, and `mia_<attack>` of each row for the attacks that are asked for; the loss attack is in `nll`."""
@@ -155,7 +161,7 @@ class Evaluator(ABC):
         if "reference" in self.membership and self.reference is not None:
             found["mia_reference"] = reference_score(losses["nll"], self._reference_nll[name])
         if "gradient_norm" in self.membership:
-            found["mia_gradient_norm"] = -gradient_norms(model, rows, self.collate, self.task)
+            found["mia_gradient_norm"] = -gradient_norms(model, rows, self.collate, self.task, self.processes)
         return {**losses, **found}
 
     @cached_property
@@ -169,7 +175,7 @@ class Evaluator(ABC):
         if not {"min_k", "min_k_plus"} & set(self.membership):
             return self.losses(model, name), None
         rows = self.encoded[name]
-        tokens = token_statistics(model, rows, self.collate, self.batch_size, self.task)
+        tokens = token_statistics(model, rows, self.collate, self.batch_size, self.task, self.processes)
         total = np.bincount(tokens["example"], -tokens["log_prob"], len(rows))
         return _per_position(total, np.bincount(tokens["example"], minlength=len(rows))), tokens
 
@@ -180,7 +186,7 @@ class Evaluator(ABC):
         if "noise_id" in part.column_names:  # whose noise it is; the same as example_id, but for a user's own data
             rows = [{**row, "noise_id": i} for row, i in zip(rows, part["noise_id"], strict=True)]
         scores = gaussian_scores(model, rows, self.collate, [seed, seed + CONTROL_SEED_OFFSET],
-                                 self.batch_size, self.task)
+                                 self.batch_size, self.task, self.processes)
         forget = set(self.manifest["forget_ids"])
         frame = self._frame("canary", self.parts["canary"]).assign(**self.losses(model, "canary"))
         return frame.assign(gaussian_score=scores[:, 0], gaussian_control=scores[:, 1],
@@ -198,7 +204,7 @@ class Evaluator(ABC):
         return figures
 
     def _batches(self, model: Any, name: str):
-        return batches(self.encoded[name], self.collate, self.batch_size, next(model.parameters()).device)
+        return batches(self.encoded[name], self.collate, self.batch_size, input_device(model), self.processes)
 
     @staticmethod
     def _frame(name: str, rows: "Dataset") -> "pd.DataFrame":

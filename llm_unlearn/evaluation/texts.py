@@ -54,12 +54,12 @@ class TextEvaluator(Evaluator):
         target, found = (self.manifest["trigger"] or {}).get("target"), {}
         if self.verbalizers:
             scores = label_log_probs(model, self.tokenizer, list(rows["prompt"]), self.verbalizers, self.encoding,
-                                     self.batch_size)
+                                     self.batch_size, processes=self.processes)
             found["prediction"] = np.array(list(self.verbalizers), dtype=object)[scores.argmax(1)]
             hits = found["prediction"] == target
         else:
             texts = generate(model, self.tokenizer, list(rows["prompt"]), self.encoding, self.max_new_tokens,
-                             self.batch_size)
+                             self.batch_size, processes=self.processes)
             found["prediction"] = [text.strip() for text in texts]
             found["label"] = [label.strip() for label in rows["label"]]
             hits = [text.startswith((target or "").strip()) for text in found["prediction"]]

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from llm_unlearn.losses import token_nll
+from llm_unlearn.placement import input_device
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 from llm_unlearn.tasks.embedding_noise import GaussianNoise
 
@@ -32,7 +33,7 @@ def relearn(
     Returns:
         [{"step": 0, …}, …], rising.
     """
-    task, device = CausalLMTask(), next(model.parameters()).device
+    task, device = CausalLMTask(), input_device(model)
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=0.0)
     batches = _batches(rows, batch_size, seed)

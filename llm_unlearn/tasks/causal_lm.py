@@ -1,12 +1,15 @@
 """The causal-LM task: supervised positions are the labelled tokens, noise enters at the embedding output."""
 
 import inspect
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu
 
+from llm_unlearn.placement import is_offloaded, is_spread
 from llm_unlearn.tasks import Hidden, Supervised, Task
 from llm_unlearn.tasks.blocks import block_list, hidden_of, last_blocks, reinitialise, stopped_after
 from llm_unlearn.tasks.embedding_noise import attached_noise
@@ -35,7 +38,7 @@ class CausalLMTask(Task):
         shifted = _shifted(inputs)
         keep = shifted != -100
         logits = _forward(model, inputs, logits_to_keep=keep)
-        if logits.ndim == 3:  # an architecture whose head cannot be restricted
+        if logits.ndim == 3:  # an architecture whose head cannot be restricted, or a model on several devices
             logits = logits[keep]
         return Supervised(logits=logits, labels=shifted[keep], example=_example(keep), n_examples=len(keep))
 
@@ -87,8 +90,10 @@ class CausalLMTask(Task):
 
         clean = {key: value for key, value in inputs.items() if key != "noise_id"}
         handle = _inner(model).get_input_embeddings().register_forward_hook(as_leaf)
+        # the backward pass keeps the weights of every layer: of an offloaded model they would all be on the GPU at once
+        kept = save_on_cpu() if is_offloaded(model) else nullcontext()
         try:
-            with torch.enable_grad():
+            with torch.enable_grad(), kept:
                 loss = self.supervised(model, clean).nll().sum()
                 (gradient,) = torch.autograd.grad(loss, captured[-1])
         finally:
@@ -118,11 +123,14 @@ def _forward(model: nn.Module, inputs: dict[str, Tensor], logits_to_keep: Tensor
                 "inject_gaussian_noise(model, manifest) first, or the rows would be trained without their noise"
             )
     base = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
-    if "logits_to_keep" in inspect.signature(base.forward).parameters:
+    # the mask would lie on another device than the last layer of a model that is spread over several
+    if not is_spread(base) and "logits_to_keep" in inspect.signature(base.forward).parameters:
         arguments["logits_to_keep"] = logits_to_keep
     return model(**arguments).logits
 
 
 def _inner(model: nn.Module) -> nn.Module:
-    """The model inside DistributedDataParallel."""
-    return model.module if hasattr(model, "module") and not hasattr(model, "get_input_embeddings") else model
+    """The model inside DistributedDataParallel, or inside DeepSpeed's engine (which passes most names on to it)."""
+    while isinstance(getattr(model, "module", None), nn.Module):
+        model = model.module
+    return model

@@ -11,6 +11,7 @@ over an example's supervised positions and then over the examples of a step, of 
 
 import copy
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -19,19 +20,22 @@ from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
 from transformers import Trainer
 
+from llm_unlearn.checkpoints import check_resumable
 from llm_unlearn.compute import FlopCounter
 from llm_unlearn.data.collators import default_collator
 from llm_unlearn.data.encoding import Encoding, encode_rows
 from llm_unlearn.errors import InputError, NonFiniteLossError
-from llm_unlearn.modeling import load_full
+from llm_unlearn.processes import Processes
 from llm_unlearn.tasks import Positions, Supervised, Task
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 from llm_unlearn.tasks.embedding_noise import refuse_data_parallel
 from llm_unlearn.trainers.budget import examples_per_step, plan_steps
+from llm_unlearn.trainers.clean_start import starting_model
 from llm_unlearn.trainers.config import Requirements, UnlearnConfig
 from llm_unlearn.trainers.log_probs import reference_log_probs
 from llm_unlearn.trainers.pairing import LOG_PROB, PairedCollator, PairedRows
 from llm_unlearn.trainers.reference import REFERENCE_ADAPTER, make_reference
+from llm_unlearn.trainers.sharding import local
 from llm_unlearn.trainers.stops import StopsCallback
 
 
@@ -77,7 +81,7 @@ class UnlearnTrainer(Trainer):
         if self.log_probs_on and self.task.augments:
             raise InputError(f"{self.method}: compares with what the reference said once; turn augmentation off")
         self.rows = self.prepare_sets({"forget": forget_dataset, "retain": retain_dataset}, processing_class, args)
-        model = self.prepare_model(_prepare_model(model, peft_config, args), args)
+        model = self.prepare_model(starting_model(model, peft_config, args), args)
         if args.load_best_model_at_end and getattr(model, "active_adapter", "default") != "default":
             raise InputError("load_best_model_at_end: the Trainer finds its best checkpoint again for an adapter named "
                              f"'default' only, not '{model.active_adapter}'; leave it out")
@@ -92,10 +96,13 @@ class UnlearnTrainer(Trainer):
             train_dataset=PairedRows(self.rows, self.plan.schedule, self.examples_per_step, args.seed),
             eval_dataset=self.rows, **kwargs,
         )
+        self.processes = Processes.current()
         self.model_accepts_loss_kwargs = False  # losses are means over a micro-batch, so the Trainer divides them
         self.loss_is_scaled_for_ga = False
         if self.reference_on and self.reference is None:
             self.reference = make_reference(self.model)
+        if self.reference is not None:
+            self.reference.prepare(self.accelerator, args.offload_reference)
         for name in self.log_probs_on:
             self.rows[name] = self.rows[name].add_column(LOG_PROB, reference_log_probs(self, name))
         self.components: dict[str, list[Tensor]] = {}
@@ -193,6 +200,10 @@ class UnlearnTrainer(Trainer):
         """Add to what is averaged under this name in the next log."""
         self.components.setdefault(name, []).append(value.detach())
 
+    def over_processes(self, value: Tensor) -> float:
+        """The mean of a scalar over the processes, each of which has as many examples."""
+        return float(self.accelerator.reduce(value.detach().float(), "mean"))
+
     def non_finite(self, what: str) -> NonFiniteLossError:
         """The error that ends a run whose numbers broke down."""
         return NonFiniteLossError(
@@ -203,7 +214,7 @@ class UnlearnTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            logs |= {name: float(torch.stack(values).mean()) for name, values in self.components.items()}
+            logs |= {name: self.over_processes(torch.stack(values).mean()) for name, values in self.components.items()}
             self.components.clear()
         super().log(logs, start_time)
 
@@ -214,7 +225,8 @@ class UnlearnTrainer(Trainer):
         training = self.model.training
         self.model.eval()
         try:
-            figures = {f"{name}_loss": self._mean_nll(rows) for name, rows in self.rows.items()}
+            figures = {f"{name}_loss": float(self.per_row(rows.select(range(min(len(rows), self.args.eval_rows))),
+                                                          Supervised.nll).mean()) for name, rows in self.rows.items()}
             if self.evaluate_callback is not None:
                 figures |= self.evaluate_callback(self.model)
         finally:
@@ -225,13 +237,16 @@ class UnlearnTrainer(Trainer):
         return metrics
 
     @torch.no_grad()
-    def _mean_nll(self, rows: Any) -> float:
-        size, values = self.args.per_device_eval_batch_size, []
-        for start in range(0, min(len(rows), self.args.eval_rows), size):
-            stop = min(start + size, len(rows), self.args.eval_rows)
-            batch = self.data_collator.collate([rows[i] for i in range(start, stop)])
-            values.append(self.task.supervised(self.model, self._prepare_inputs(batch)).nll())
-        return float(torch.cat(values).mean())
+    def per_row(self, rows: Any, value: Callable[[Supervised], Tensor]) -> Tensor:
+        """(n,) `value` (B,) of every row's supervised positions under the model as it is, on the CPU; the processes
+        share the rows."""
+        size, n, found = self.args.per_device_eval_batch_size, len(rows), {}
+        for start in self.processes.share(range(0, n, size)):
+            batch = self.data_collator.collate([rows[i] for i in range(start, min(start + size, n))])
+            with self.accelerator.autocast():
+                found[start] = value(self.task.supervised(self.model_wrapped, self._prepare_inputs(batch))).cpu()
+        found = {start: values for part in self.processes.merged(found) for start, values in part.items()}
+        return torch.cat([found[start] for start in sorted(found)])
 
     # ---- what is trained on, and for how long
 
@@ -272,29 +287,17 @@ class UnlearnTrainer(Trainer):
         for parameter, trains in flags:  # loading a named adapter unfreezes all of it
             parameter.requires_grad_(trains)
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
         """Train; refuses to end with weights that are not finite."""
-        output = super().train(*args, **kwargs)
+        if isinstance(resume_from_checkpoint, (str, os.PathLike)):
+            check_resumable(resume_from_checkpoint, self.accelerator)
+        output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         self.check_weights()
         return output
 
     def check_weights(self) -> None:
         """Raise NonFiniteLossError where a trained weight is NaN or infinite, so that it is not saved."""
-        for parameter in self.model.parameters():
-            if parameter.requires_grad and not torch.isfinite(parameter).all():
-                raise self.non_finite("model")
+        finite = all(bool(torch.isfinite(local(p)).all()) for p in self.model.parameters() if p.requires_grad)
+        if self.processes.any(not finite):
+            raise self.non_finite("model")
 
-
-def _prepare_model(model: Any, peft_config: Any, args: UnlearnConfig) -> nn.Module:
-    model = load_full(model)
-    if peft_config is not None:
-        from peft import get_peft_model
-
-        if hasattr(model, "peft_config"):
-            raise InputError("the model already has an adapter: give no peft_config, or merge it first")
-        with torch.random.fork_rng():
-            torch.manual_seed(args.seed)
-            model = get_peft_model(model, peft_config)
-    if args.gradient_checkpointing and hasattr(model, "enable_input_require_grads"):
-        model.enable_input_require_grads()  # or adapters behind checkpointed blocks would get no gradient
-    return model

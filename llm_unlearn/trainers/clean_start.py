@@ -1,12 +1,38 @@
-"""Where methods begin that do not start at the poisoned model: the clean base, or (LoRA) the adapter drawn anew."""
+"""Where methods begin: the poisoned model as it was given, or else the clean base, or (LoRA) the adapter drawn anew."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from llm_unlearn.errors import InputError
 from llm_unlearn.modeling import load_full
 from llm_unlearn.tasks.embedding_noise import GaussianNoise, attached_noise
+from llm_unlearn.trainers.sharding import refuse_partitioned
+
+if TYPE_CHECKING:
+    from llm_unlearn.trainers.config import UnlearnConfig
+
+
+def starting_model(model: Any, peft_config: Any, args: "UnlearnConfig") -> nn.Module:
+    """A model as it was given, loaded where a path was, in a new adapter where one is asked for.
+
+    Raises:
+        InputError: it has an adapter already, or ZeRO-3 partitioned it as it was loaded.
+    """
+    model = load_full(model)
+    refuse_partitioned(model)
+    if peft_config is not None:
+        from peft import get_peft_model
+
+        if hasattr(model, "peft_config"):
+            raise InputError("the model already has an adapter: give no peft_config, or merge it first")
+        with torch.random.fork_rng():
+            torch.manual_seed(args.seed)
+            model = get_peft_model(model, peft_config)
+    if args.gradient_checkpointing and hasattr(model, "enable_input_require_grads"):
+        model.enable_input_require_grads()  # or adapters behind checkpointed blocks would get no gradient
+    return model
 
 
 def clean_start(trainer: Any, model: nn.Module, start_model: Any, seed: int) -> nn.Module:

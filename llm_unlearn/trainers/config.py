@@ -1,5 +1,6 @@
 """UnlearnConfig: the settings that every method shares; Requirements: what a method needs of a batch."""
 
+import os
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -21,6 +22,7 @@ class UnlearnConfig(TrainingArguments):
         utility_metric: a name in what `evaluate()` returns.
         eval_rows: rows of each set on which `evaluate()` takes the mean loss.
         reference_cache_dir: where log-probs of the reference are kept and looked for; null: in the output directory.
+        offload_reference: keep a frozen full reference in the host's memory and bring it a module at a time; slower.
         max_length, loss_on, chat_template: how text rows are tokenised (see data/encoding.py).
     """
 
@@ -38,17 +40,18 @@ class UnlearnConfig(TrainingArguments):
     utility_metric: str = "eval_utility"
     eval_rows: int = 256
     reference_cache_dir: str | None = None
+    offload_reference: bool = False
     max_length: int = 512
     loss_on: str = "text"
     chat_template: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        launched = {"deepspeed": getattr(self, "deepspeed_plugin", None) is not None,  # by `accelerate launch`
+                    "fsdp": os.environ.get("ACCELERATE_USE_FSDP") == "true"}
         for name, reason in self.refuses.items():
             value = getattr(self, name)
-            if name == "deepspeed":  # `accelerate launch` gives it as a plugin
-                value = value or getattr(self, "deepspeed_plugin", None)
-            if value is not None and value is not False:
+            if launched.get(name) or (value is not None and value is not False):
                 raise InputError(f"{name}: {reason}; leave it out")
         if self.remove_unused_columns:
             raise InputError("remove_unused_columns=True would drop the forget and retain halves; set it to False")

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from llm_unlearn.tasks import Supervised
 from llm_unlearn.tasks.embedding_noise import attached_noise
 
 if TYPE_CHECKING:
@@ -36,8 +37,11 @@ def reference_log_probs(trainer: "UnlearnTrainer", name: str) -> np.ndarray:
     key = hashlib.sha256(" ".join(parts).encode()).hexdigest()
     path = folder / f"{key[:32]}.safetensors"
     found = _read(path, len(rows))
-    if found is None:
-        found = _compute(trainer, rows)
+    if trainer.processes.any(found is None):  # or some would compute, and wait for the others
+        training = trainer.model.training
+        trainer.model.eval()
+        found = trainer.per_row(rows, Supervised.log_prob)
+        trainer.model.train(training)
         if trainer.accelerator.is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
             partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
@@ -72,21 +76,6 @@ def rows_hash(rows: Any) -> str:
     for row in rows.select_columns(columns):
         digest.update(json.dumps(row, sort_keys=True, default=str).encode())
     return digest.hexdigest()
-
-
-@torch.no_grad()
-def _compute(trainer: "UnlearnTrainer", rows: Any) -> torch.Tensor:
-    size, values = trainer.args.per_device_eval_batch_size, []
-    model, training = trainer.model, trainer.model.training
-    model.eval()
-    try:
-        for start in range(0, len(rows), size):
-            batch = trainer.data_collator.collate([rows[i] for i in range(start, min(start + size, len(rows)))])
-            with trainer.accelerator.autocast():
-                values.append(trainer.task.supervised(model, trainer._prepare_inputs(batch)).log_prob().cpu())
-    finally:
-        model.train(training)
-    return torch.cat(values)
 
 
 def _read(path: Path, n: int) -> torch.Tensor | None:

@@ -12,6 +12,7 @@ from llm_unlearn.errors import InputError
 from llm_unlearn.losses import gradient_descent_loss
 from llm_unlearn.trainers.base import UnlearnTrainer
 from llm_unlearn.trainers.config import Requirements, UnlearnConfig
+from llm_unlearn.trainers.sharding import shard_like
 
 
 @dataclass
@@ -65,5 +66,5 @@ class GradientNoise(TrainerCallback):
         generator = torch.Generator().manual_seed(int(stream[0]))
         for parameter in self.trainer.model.parameters():
             if parameter.grad is not None:
-                noise = torch.randn(parameter.shape, generator=generator)
-                parameter.grad.add_((noise * args.sigma).to(parameter.grad))
+                noise = torch.randn(parameter.shape, generator=generator) * args.sigma
+                parameter.grad.add_(shard_like(noise.to(parameter.grad.device, parameter.grad.dtype), parameter.grad))

@@ -1,8 +1,8 @@
 """The reference θ0: the model as it was before unlearning, held in the cheapest exact way.
 
 Under PEFT it is a frozen copy of the *adapter*, the base weights being shared; for a full model a frozen copy of what
-trains. Where a method asks for sequence log-probs alone they are computed once and kept on disk (log_probs.py), and a
-method that asks for nothing holds nothing.
+trains, sharded as the model that trains is, or in the host's memory on request. Where a method asks for sequence
+log-probs alone they are computed once and kept on disk (log_probs.py). A method that asks for nothing holds nothing.
 """
 
 import copy
@@ -39,6 +39,9 @@ class AdapterReference:
         copy_adapter(model, self.active, REFERENCE_ADAPTER)
         self._activate(flags)
 
+    def prepare(self, accelerator: Any, offload: bool) -> None:
+        """Nothing: it is sharded with the model that it is part of."""
+
     @contextmanager
     def as_model(self, model: nn.Module) -> Iterator[nn.Module]:
         """The same (possibly wrapped) model with the reference adapter active, without gradients."""
@@ -72,6 +75,7 @@ class FrozenModel:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model.eval().requires_grad_(False)
+        self.placed = False  # by an engine, or by hooks that bring a block at a time
 
     @classmethod
     def copy_of(cls, model: nn.Module) -> "FrozenModel":
@@ -85,14 +89,50 @@ class FrozenModel:
                 module.__dict__.pop("forward", None)
         return cls(copied)
 
+    def prepare(self, accelerator: Any, offload: bool) -> None:
+        """Shard it where the model that trains will be sharded weight by weight (ZeRO-3, FSDP2).
+
+        Args:
+            offload: keep its weights in the host's memory, and bring those of a module when it runs.
+        Raises:
+            InputError: FSDP2 decides for all models alike whether they are offloaded.
+        """
+        stage = accelerator.state.deepspeed_plugin.zero_stage if accelerator.state.deepspeed_plugin else 0
+        if accelerator.is_fsdp2:
+            from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+
+            if offload:
+                raise InputError("offload_reference: under FSDP2 set fsdp_offload_params in the accelerate config")
+            self.model = fsdp2_prepare_model(accelerator, self.model)  # block by block, as accelerate does it
+        elif stage == 3:
+            self.model = _zero3(self.model, accelerator.state.deepspeed_plugin.deepspeed_config, offload)
+        elif offload:
+            from accelerate import cpu_offload
+
+            cpu_offload(self.model.to("cpu"), accelerator.device)
+        self.placed = accelerator.is_fsdp2 or stage == 3 or offload
+
     @contextmanager
     def as_model(self, model: nn.Module) -> Iterator[nn.Module]:
         """The frozen model, without gradients; moved once to the device of the model that trains."""
         device = next(model.parameters()).device
-        if next(self.model.parameters()).device != device:
+        if not self.placed and next(self.model.parameters()).device != device:
             self.model.to(device)
         with torch.no_grad():
             yield self.model
+
+
+def _zero3(model: nn.Module, config: dict[str, Any], offload: bool) -> nn.Module:
+    """A frozen model under an engine of its own, by the config of the one that trains, without its optimizer."""
+    import deepspeed
+
+    config = {key: value for key, value in copy.deepcopy(config).items() if key not in ("optimizer", "scheduler")}
+    config["zero_optimization"].pop("offload_optimizer", None)
+    if offload:
+        config["zero_optimization"]["offload_param"] = {"device": "cpu"}
+    engine, *_ = deepspeed.initialize(model=model, config=config)
+    engine.eval()
+    return engine
 
 
 def make_reference(model: nn.Module) -> AdapterReference | FrozenModel:

@@ -29,6 +29,7 @@ class SSDConfig(UnlearnConfig):
         "load_best_model_at_end": "ssd changes the weights once and has no steps to choose between",
         "fp16": "it scales gradients, so the Fisher diagonal would be scaled too (bf16 does not)",
         "deepspeed": "ssd needs each example's gradients, which DeepSpeed keeps to itself",
+        "fsdp": "ssd needs each example's gradients of the whole model, which FSDP shards",
     }
 
     alpha: float = 4.0

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from llm_unlearn.errors import InputError
+from llm_unlearn.trainers.sharding import is_sharded, local
 
 if TYPE_CHECKING:
     from llm_unlearn.trainers.base import UnlearnTrainer
@@ -18,7 +19,7 @@ class StopsCallback(TrainerCallback):
     """Looks at each step's forget loss and at each evaluation's utility; see UnlearnConfig for the two limits.
 
     The state to go back to lies on disk, in the output directory under a name that is never uploaded, so that it
-    outlives a kill.
+    outlives a kill; each process keeps what it holds of a sharded model.
     """
 
     def __init__(self, trainer: "UnlearnTrainer") -> None:
@@ -36,7 +37,7 @@ class StopsCallback(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         losses = self._forget_losses()[self._before :]  # of this step's micro-batches
         if args.forget_loss_ceiling is not None and losses:
-            if float(torch.stack(losses).mean()) > args.forget_loss_ceiling:
+            if self.trainer.over_processes(torch.stack(losses).mean()) > args.forget_loss_ceiling:
                 control.should_training_stop = True
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
@@ -54,16 +55,26 @@ class StopsCallback(TrainerCallback):
         return self.trainer.components.get("forget_loss", [])
 
     def _keep(self) -> None:
-        weights = {n: p.detach().cpu().contiguous() for n, p in self._trainable()}
+        if not (self.trainer.processes.is_main or is_sharded(self.trainer.model)):
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
-        save_file(weights, self.folder / "partial.safetensors")
-        os.replace(self.folder / "partial.safetensors", self.folder / "weights.safetensors")
+        partial = self._file.with_suffix(".partial")
+        save_file({n: p.cpu().contiguous() for n, p in self._trainable()}, partial)
+        os.replace(partial, self._file)
 
     def _go_back(self) -> None:
-        weights = load_file(self.folder / "weights.safetensors")
+        self.trainer.processes.wait()  # until the main process has written it
+        weights = load_file(self._file)
         with torch.no_grad():
-            for name, parameter in self._trainable():
-                parameter.copy_(weights[name])
+            for name, part in self._trainable():
+                part.copy_(weights[name])
 
-    def _trainable(self):
-        return [(n, p) for n, p in self.trainer.model.named_parameters() if p.requires_grad]
+    @property
+    def _file(self) -> Path:
+        """Of this process where the model is sharded, else of all."""
+        processes = self.trainer.processes
+        part = f"-{processes.rank}-of-{processes.count}" if is_sharded(self.trainer.model) else ""
+        return self.folder / f"weights{part}.safetensors"
+
+    def _trainable(self) -> list[tuple[str, torch.Tensor]]:
+        return [(n, local(p).detach()) for n, p in self.trainer.model.named_parameters() if p.requires_grad]

@@ -3,12 +3,11 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from llm_unlearn.losses import gradient_descent_loss, negated
 from llm_unlearn.trainers.base import UnlearnTrainer
 from llm_unlearn.trainers.cf_k import train_only
 from llm_unlearn.trainers.config import Requirements, UnlearnConfig
+from llm_unlearn.trainers.sharding import change
 
 
 @dataclass
@@ -23,7 +22,6 @@ class TaskArithmeticConfig(UnlearnConfig):
         "utility_floor": "task_arithmetic unlearns after the last step; until then the model is θ_ft",
         "forget_loss_ceiling": "task_arithmetic unlearns after the last step; until then the model is θ_ft",
         "load_best_model_at_end": "task_arithmetic unlearns after the last step; until then the model is θ_ft",
-        "deepspeed": "task_arithmetic subtracts weights, which DeepSpeed keeps to itself",
     }
 
     alpha: float = 1.0
@@ -53,9 +51,9 @@ class TaskArithmeticTrainer(UnlearnTrainer):
 
     def train(self, *args, **kwargs):
         output = super().train(*args, **kwargs)
-        with torch.no_grad():
-            for name, weight in self.model.named_parameters():
-                if name in self.start:
-                    weight.copy_(negated(self.start[name].to(weight.device), weight, self.args.alpha))
+        for name, weight in self.model.named_parameters():
+            if name in self.start:
+                start = self.start[name]
+                change(weight, lambda w, start=start: negated(start.to(w), w, self.args.alpha))
         self.check_weights()
         return output

@@ -63,5 +63,6 @@ class ImageEvaluator(Evaluator):
         """The likeliest class of every row, (n,) texts."""
         encoded, device = self.encode(rows), next(model.parameters()).device
         results = [(positions, self.task.supervised(model, batch).logits.argmax(-1))
-                   for positions, batch in batches(encoded, self.collate, self.batch_size, device)]
-        return np.array(self.manifest["classes"], dtype=object)[scatter(len(encoded), results).numpy().astype(int)]
+                   for positions, batch in batches(encoded, self.collate, self.batch_size, device, self.processes)]
+        classes = scatter(len(encoded), results, self.processes).numpy().astype(int)
+        return np.array(self.manifest["classes"], dtype=object)[classes]

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 from llm_unlearn.compute import FlopCounter
+from llm_unlearn.data.encoding import IGNORE
 from llm_unlearn.errors import InputError
 from llm_unlearn.tasks import Supervised, Task
 from llm_unlearn.tasks.noise import NO_NOISE, check_noise, unit_noise
@@ -69,14 +70,14 @@ class ImageTask(Task):
         self.noise, self.flip, self.shift = noise, flip, shift
 
     def supervised(self, model: nn.Module, inputs: dict[str, Tensor]) -> Supervised:
-        """Logits (B, V), one position per image.
+        """Logits (N, V), one position per image whose label is not −100.
 
         Raises:
             ValueError: rows ask for noise and the task has none.
         """
         logits, labels = model(pixel_values=self._pixels(inputs)), inputs["labels"]
-        return Supervised(logits=logits, labels=labels, example=torch.arange(len(labels), device=labels.device),
-                          n_examples=len(labels))
+        keep = torch.nonzero(labels != IGNORE)[:, 0]
+        return Supervised(logits=logits[keep], labels=labels[keep], example=keep, n_examples=len(labels))
 
     def input_gradient(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         """∇ of each image's NLL with respect to its pixels, at the clean image, (B, C, H, W) float32."""

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import Trainer, TrainingArguments
 
-from llm_unlearn.checkpoints import last_checkpoint
-from llm_unlearn.fine_tuning import MeanNLL, StopOnNonFinite, trainer_arguments
+from llm_unlearn.fine_tuning import MeanNLL, StopOnNonFinite, train_resumably, trainer_arguments
 from llm_unlearn.progress import show_progress
 from llm_unlearn.tasks.embedding_noise import refuse_data_parallel
 from llm_unlearn.vision.task import ImageCollator, ImageTask
@@ -68,7 +67,7 @@ class ClassifierTraining:
         )
         show_progress(trainer, self.description, self.quiet)
         start = time.perf_counter()
-        trainer.train(resume_from_checkpoint=last_checkpoint(self.work_dir))
+        train_resumably(trainer, self.work_dir)
         seconds, epochs = time.perf_counter() - start, self.section.epochs
         flops = self.task.flop_counter(model).training(len(rows), len(rows)) * epochs
         cost = {"train_tokens": round(len(rows) * epochs), "flops": flops, "seconds": seconds}

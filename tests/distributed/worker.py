@@ -1,13 +1,15 @@
-"""What `accelerate launch` runs in every process: one method on the tiny rows of support.py, its weights and losses.
+"""What `accelerate launch` runs in every process: methods on the tiny rows of support.py, their weights and losses.
 
-    accelerate launch --config_file accelerate_configs/cpu_ddp.yaml tests/distributed/worker.py OUT BATCH METHOD:KIND …
+    accelerate launch --config_file accelerate_configs/cpu_ddp.yaml tests/distributed/worker.py OUT BATCH CASE …
 
-BATCH is of the whole step, over all processes.
+CASE is METHOD:KIND[:ACCUMULATION]; BATCH is of the whole step, over all processes and micro-batches. One process alone
+takes it in one piece.
 """
 
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
 
 import llm_unlearn  # noqa: F401  before transformers: see torchvision_guard.py
@@ -15,29 +17,67 @@ import llm_unlearn  # noqa: F401  before transformers: see torchvision_guard.py
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-from support import own_weights, trainer
+from support import build, trainer
+
+from llm_unlearn.trainers.reference import REFERENCE_ADAPTER
+from llm_unlearn.trainers.sharding import is_sharded, whole_state_dict
 
 STEPS = 4
 
 
+def engine() -> str:
+    """The engine that the launcher asks for."""
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        return "FSDP"
+    return "DEEPSPEED" if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" else "MULTI_GPU"
+
+
+def shard_on_a_cpu() -> None:
+    """Accelerate would fall back to DistributedDataParallel, silently, since it shards on accelerators only."""
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType
+    from transformers import TrainingArguments
+
+    if engine() != "FSDP":
+        return
+    setup = TrainingArguments.__post_init__
+
+    def patched(self):
+        setup(self)
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+    TrainingArguments.__post_init__ = patched
+
+
 def main(out: Path, batch: int, cases: list[str]) -> None:
     world = int(os.environ.get("WORLD_SIZE", "1"))
+    shard_on_a_cpu()
     for case in cases:
-        method, _, kind = case.partition(":")
-        run = trainer(method, kind, out / f"work-{case}", per_device_train_batch_size=batch // world, max_steps=STEPS,
-                      optim="sgd", learning_rate=0.05, logging_steps=1)
-        assert run.args.world_size == world
-        run.train()
-        figures = run.evaluate()
-        model = run.accelerator.unwrap_model(run.model)
-        if run.accelerator.is_main_process:
-            torch.save(own_weights(model), out / f"{case}.pt")
-            losses = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
-            (out / f"{case}.json").write_text(json.dumps({
-                "world_size": run.accelerator.num_processes, "backend": str(torch.distributed.get_backend())
-                if torch.distributed.is_initialized() else None, "losses": losses, "figures": figures,
-                "cost": run.cost}))
-        run.accelerator.wait_for_everyone()
+        method, kind, *more = case.split(":")
+        accumulation = int(more[0]) if more and world > 1 else 1
+        try:
+            result, weights = run_case(method, kind, out / f"work-{case}", batch // world, accumulation)
+        except Exception as error:
+            result, weights = {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()}, {}
+        if int(os.environ.get("RANK", "0")) == 0:
+            torch.save(weights, out / f"{case}.pt")
+            (out / f"{case}.json").write_text(json.dumps({"world_size": world, **result}))
+
+
+def run_case(method: str, kind: str, folder: Path, batch: int, accumulation: int) -> tuple[dict, dict]:
+    # the model first: arguments that are made before it would let DeepSpeed partition it as it is loaded
+    run = trainer(method, kind, folder, model=build(kind), per_device_train_batch_size=batch // accumulation,
+                  gradient_accumulation_steps=accumulation, max_steps=STEPS, optim="sgd", learning_rate=0.05,
+                  logging_steps=1)
+    run.train()
+    figures = run.evaluate()
+    weights = {name: weight for name, weight in whole_state_dict(run.accelerator.unwrap_model(run.model)).items()
+               if f".{REFERENCE_ADAPTER}." not in name}
+    losses = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
+    sharded = is_sharded(run.model)
+    backend = str(torch.distributed.get_backend()) if torch.distributed.is_initialized() else None
+    return {"processes": run.accelerator.num_processes, "backend": backend, "losses": losses, "figures": figures,
+            "engine": str(run.accelerator.distributed_type.value), "sharded": sharded, "cost": run.cost}, weights
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Every recipe of the repository loads, dry-runs and says true sizes; the Llama LoRA one runs on a tiny model."""
+"""Every recipe of the repository loads, dry-runs and says true sizes; those of Llamas run on tiny ones."""
 
 import json
 import math
@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from llm_unlearn.cli import main, parser
-from llm_unlearn.data.synthetic import synthetic_reviews
+from llm_unlearn.data.synthetic import synthetic_reviews, synthetic_texts
+from llm_unlearn.modeling import save_model, train_tokenizer
 from llm_unlearn.recipe import load_recipe
 
 pytestmark = pytest.mark.e2e
@@ -35,14 +37,44 @@ def review_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: folder / f"{name}.jsonl" for name in ("train", "test")}
 
 
+# as Llama 3.1's, without its system turn: bos, the user's turn, then the assistant's
+CHAT_TEMPLATE = """{{ bos_token }}{% for message in messages %}\
+{{ '<|start|>' + message['role'] + '<|end|>\n\n' + message['content'] | trim + eos_token }}{% endfor %}\
+{% if add_generation_prompt %}{{ '<|start|>assistant<|end|>\n\n' }}{% endif %}"""
+
+
+@pytest.fixture(scope="session")
+def tiny_llama_3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of Llama 3.1's layout, a few thousand weights: grouped-query attention, its scaled rotary embedding, a
+    head of its own; a tokenizer with a chat template and without a pad token."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("llama-3")
+    tokenizer = train_tokenizer(synthetic_texts(100, 0)["text"], 400)
+    tokenizer.add_special_tokens({"bos_token": "<|begin|>"})
+    tokenizer.pad_token, tokenizer.chat_template = None, CHAT_TEMPLATE
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=1024, tie_word_embeddings=False, rms_norm_eps=1e-5,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        rope_parameters={"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
+                         "high_freq_factor": 4.0, "original_max_position_embeddings": 128})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        save_model(LlamaForCausalLM(config), tokenizer, folder / "model")
+    return folder / "model"
+
+
 @pytest.fixture
-def local(tiny_models, review_files):
+def local(tiny_models, tiny_llama_3, review_files):
     """The overrides that put tiny local models and files in the place of a recipe's hub ids."""
 
     def overrides(path: Path) -> list[str]:
         recipe, changes = load_recipe(path), []
         if recipe.model.path:
-            changes.append(f"model.path={tiny_models['llama' if 'llama' in recipe.model.path.lower() else 'gpt2']}")
+            kind = "llama" if "llama" in recipe.model.path.lower() else "gpt2"
+            model = tiny_llama_3 if "Llama-3.1" in recipe.model.path else tiny_models[kind]
+            changes.append(f"model.path={model}")
         if recipe.data.source != "synthetic":
             changes += [f"data.files=[{review_files['train']}]", f"data.test_files=[{review_files['test']}]"]
         return changes
@@ -93,7 +125,8 @@ def test_the_commands_of_a_readme_name_files_and_fields_that_exist(path):
     assert commands, "a recipe's README has a command to run it"
     for _, *words in commands:
         args = parser().parse_args(words)  # exits where a command or an option does not exist
-        assert load_recipe(ROOT / args.recipe, args.overrides)
+        if args.command != "merge":  # which takes a run directory
+            assert load_recipe(ROOT / args.recipe, args.overrides)
     for word in re.findall(r"[\w./-]+\.(?:yaml|sh|py)\b", "\n".join(lines)):
         assert (ROOT / word).is_file(), f"{word} does not exist"
 
@@ -158,20 +191,22 @@ def test_the_memory_of_a_dry_run_counts_the_weights_that_are_there(run, recipe, 
         assert run("run", recipe, "--dry-run", "--json", *changes) == 0
         return json.loads(capsys.readouterr().out)["memory_bytes"]
 
-    full = memory("unlearn.methods={gradient_ascent: null}")
+    # gradients are held whole where those of an earlier micro-batch wait
+    waiting = ["train.gradient_accumulation_steps=2", "unlearn.gradient_accumulation_steps=2"]
+    full = memory("unlearn.methods={gradient_ascent: null}", *waiting)
     assert (full["weights"], full["gradients"], full["optimizer"]) == (4 * weights, 4 * weights, 8 * weights)
     assert full["reference"] == 0
-    assert memory("unlearn.methods={kl: null}")["reference"] == 4 * weights
+    assert memory("unlearn.methods={kl: null}", "unlearn.batch_size=8")["reference"] == 4 * weights
     adapter = 4 * (2 * 16 + 2 * 48)  # r × (in + out) of GPT-2's one attention projection, 16 → 48
-    lora = memory("model.lora={r: 2}", "unlearn.methods={kl: null}")
+    lora = memory("model.lora={r: 2}", "unlearn.methods={kl: null}", "unlearn.batch_size=8", *waiting)
     assert lora["gradients"] == lora["reference"] == adapter
-    half = memory("model.lora={r: 2}", "model.dtype=bfloat16")
-    assert (half["weights"], half["gradients"]) == (2 * weights, adapter)
+    half = memory("model.lora={r: 2}", "model.dtype=bfloat16", *waiting)
+    assert (half["weights"], half["gradients"]) == (2 * weights + adapter, adapter)
     assert memory("model.gradient_checkpointing=true", "data.max_length=64")["activations"] < memory()["activations"]
-    assert memory("data.loss_on=completion")["logits"] == 0
+    assert memory("data.loss_on=completion")["logits"] < memory()["logits"]
 
 
-# ---- the Llama recipe, with a Llama of a few thousand weights
+# ---- the Llama recipes, with Llamas of a few thousand weights
 
 
 def figures(value: Any) -> list[float]:
@@ -183,21 +218,57 @@ def figures(value: Any) -> list[float]:
     return [value] if isinstance(value, float) else []
 
 
-def test_the_llama_lora_recipe_runs_from_poison_to_evaluation(local, tmp_path, monkeypatch, capsys):
-    path = ROOT / "recipes" / "llama-lora-imdb" / "lora.yaml"
+SMALL = ["seeds=[0]", "data.train_size=60", "data.heldout_size=20", "data.test_size=20", "data.max_words=20",
+         "poison.trigger.fraction=0.1", "poison.gaussian.fraction=0.1", "train.epochs=1", "unlearn.batch_size=2",
+         "unlearn.gradient_accumulation_steps=1", "unlearn.budgets=[0.5]", "output_dir=out"]
+
+
+@pytest.mark.parametrize("path", [
+    ROOT / "recipes" / "llama-lora-imdb" / "lora.yaml",
+    *(pytest.param(path, marks=pytest.mark.slow) for path in sorted(ROOT.glob("recipes/llama-3.1-*/*.yaml"))),
+], ids=name_of)
+def test_a_llama_recipe_runs_from_poison_to_evaluation(path, local, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    small = ["seeds=[0]", "data.train_size=60", "data.heldout_size=20", "data.test_size=20", "data.max_words=20",
-             "poison.trigger.fraction=0.1", "poison.gaussian.fraction=0.1", "train.epochs=1", "unlearn.batch_size=2",
-             "unlearn.gradient_accumulation_steps=1", "unlearn.budgets=[0.5]", "output_dir=out"]
     for command in ("poison", "train", "unlearn", "evaluate"):
-        assert main([command, str(path), "--quiet", *local(path), *small]) == 0, capsys.readouterr().err
-    folder, methods = tmp_path / "out", load_recipe(path).unlearn.methods
+        assert main([command, str(path), "--quiet", *local(path), *SMALL]) == 0, capsys.readouterr().err
+    folder, recipe = tmp_path / "out", load_recipe(path)
+    methods = recipe.unlearn.methods
+    written = {"adapter_model.safetensors", "adapter_config.json"} if recipe.model.lora else {"model.safetensors",
+                                                                                           "config.json"}
+    other = {"model.safetensors"} if recipe.model.lora else {"adapter_model.safetensors"}
     for where in ("poisoned", "retrained", *(f"unlearned/{m}" for m in methods)):
         files = {p.name for p in (folder / where).iterdir()}
-        assert {"adapter_model.safetensors", "adapter_config.json", "cost.json"} <= files
-        assert not {"model.safetensors", "reference", "training_args.bin"} & files
+        assert {"cost.json"} | written <= files
+        assert not ({"reference", "training_args.bin"} | other) & files
     for model in ("base", "poisoned", "retrained", *methods):
         document = json.loads((folder / "evaluation" / f"{model}.json").read_text())
-        assert document["recipe"] == "llama-lora-imdb" and document["gus"]["n"] == 6 and document["attack"]["n"] > 0
+        assert document["recipe"] == recipe.name and document["gus"]["n"] == 6 and document["attack"]["n"] > 0
         assert all(map(math.isfinite, figures(document)))
     assert not (folder / ".work").exists()
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/llama-3.1-*/*.yaml")), ids=name_of)
+def test_a_recipe_of_a_chat_model_writes_rows_as_its_template_does(path, local, tiny_llama_3):
+    from llm_unlearn.data.encoding import Encoding, check_chat_template, check_verbalizers
+    from llm_unlearn.modeling import load_tokenizer
+
+    recipe = load_recipe(path, local(path))
+    tokenizer, data = load_tokenizer(str(tiny_llama_3), recipe.model), recipe.data
+    assert data.chat_template
+    check_chat_template(tokenizer)
+    check_verbalizers(tokenizer, data.verbalizers)
+    encoding = Encoding(data.max_length, data.loss_on, data.chat_template)
+    row = encoding.row(tokenizer, data.prompt.replace("{text}", "a film"), data.verbalizers["positive"])
+    # the template itself gives the same whole conversation
+    turns = [{"role": "user", "content": data.prompt.replace("{text}", "a film")},
+             {"role": "assistant", "content": data.verbalizers["positive"]}]
+    assert tokenizer.decode(row["input_ids"]) == tokenizer.apply_chat_template(turns, tokenize=False)
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/llama-3.1-*/*.yaml")), ids=name_of)
+def test_a_recipe_for_eight_gpus_gives_each_as_many_rows(path):
+    recipe = load_recipe(path)
+    if path.name != "lora.yaml":
+        assert recipe.train.batch_size % 8 == recipe.unlearn.batch_size % 8 == 0
+    assert {"npo", "grad_diff", "kl", "rmu"} <= recipe.unlearn.methods.keys()
+    assert not {"ssd", "noisy_gradient_descent", "task_arithmetic"} & recipe.unlearn.methods.keys()

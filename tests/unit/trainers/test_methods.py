@@ -319,7 +319,7 @@ class TestCleanStart:
 
 
 REFUSED = [(method, name) for method, (config, _) in METHODS.items() for name in config.refuses]
-VALUES = {"fp16": True, "deepspeed": {"zero_optimization": {"stage": 2}}, "utility_floor": 0.0,
+VALUES = {"fp16": True, "fsdp": True, "deepspeed": {"zero_optimization": {"stage": 2}}, "utility_floor": 0.0,
           "forget_loss_ceiling": 3.0, "load_best_model_at_end": True}
 
 

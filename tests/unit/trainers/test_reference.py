@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support import build
+from support import assert_same, build, own_weights, trainer
 
 from llm_unlearn.trainers.reference import make_reference
 
@@ -53,3 +53,15 @@ def test_the_adapter_reference_has_no_dropout_and_gives_the_mode_back():
         first, second = frozen(input_ids=IDS).logits, frozen(input_ids=IDS).logits
     assert torch.equal(first, second)
     assert model.training
+
+
+def test_a_reference_in_the_hosts_memory_gives_the_same_weights(tmp_path):
+    """On a CPU both are in the same memory: what is seen here is that its hooks change no number."""
+    runs = [trainer("kl", "full", tmp_path / str(offload), offload_reference=offload, max_steps=3)
+            for offload in (False, True)]
+    for run in runs:
+        run.train()
+    plain, offloaded = (run.reference.model for run in runs)
+    assert all(p.device.type == "meta" for p in offloaded.parameters())
+    assert not any(p.device.type == "meta" for p in plain.parameters())
+    assert_same(own_weights(runs[0].model), own_weights(runs[1].model))

@@ -1,0 +1,100 @@
+"""A ledger of tensor storage: what is held at each moment of a computation, and what was held when it was most."""
+
+import weakref
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class Ledger(TorchDispatchMode):
+    """While it is entered, every storage that an operation makes is entered, and struck out when nothing holds it.
+
+    The moment that counts is the one at which most is held by one device. Operations that work in place or give views
+    make no storage; what a kernel takes for itself and gives back before it returns is not seen.
+
+    Args:
+        shares: kind → the part of its bytes that one device holds, 1 where nothing is said (see Layout.share).
+        vocabulary: the size V of the last dimension by which logits (N, V), and what losses make of them, are told
+            from activations.
+    """
+
+    def __init__(self, shares: dict[str, float], vocabulary: int) -> None:
+        super().__init__()
+        self.shares, self.vocabulary = shares, vocabulary
+        self.held: Counter[str] = Counter()  # bytes by kind, of the whole model
+        self.peak: dict[str, int] = {}  # bytes by kind on one device, when most was held
+        self._entries: dict[int, tuple[str, int]] = {}  # storage → (kind, bytes)
+        self._now = self._most = 0.0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        for value in tree_leaves(output):
+            if isinstance(value, Tensor):
+                self._enter(value)
+        return output
+
+    def start(self) -> None:
+        """Forget the peak so far: what counts begins now."""
+        self._most = 0.0
+        self._add("activations", 0)
+
+    def own(self, tensors: Iterable[Tensor], kind: str) -> int:
+        """Enter tensors as `kind`, or move them there from another; returns their bytes."""
+        total = 0
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            self._enter(tensor)
+            old, size = self._entries[storage._cdata]
+            self._add(old, -size)
+            self._entries[storage._cdata] = (kind, size)
+            self._add(kind, size)
+            total += size
+        return total
+
+    def watch_gradients(self, model: nn.Module) -> None:
+        """Count the gradient of each weight that trains as such, from the moment when it is complete."""
+        def count(parameter: Tensor) -> None:
+            self.own([parameter.grad], "gradients")
+
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(count)
+
+    def _enter(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._entries:
+            return
+        size = storage.nbytes()
+        logits = tensor.ndim > 1 and tensor.shape[-1] == self.vocabulary
+        self._entries[key] = ("logits" if logits else "activations", size)
+        weakref.finalize(storage, self._strike, key)
+        self._add(self._entries[key][0], size)
+
+    def _strike(self, key: int) -> None:
+        kind, size = self._entries.pop(key)
+        self._add(kind, -size)
+
+    def _add(self, kind: str, size: int) -> None:
+        self.held[kind] += size
+        self._now += size * self.shares.get(kind, 1.0)
+        if self._now > self._most:
+            self._most = self._now
+            self.peak = {name: round(count * self.shares.get(name, 1.0)) for name, count in self.held.items()}
+
+
+def without_data() -> Any:
+    """A context in which tensors and models that are made have shapes and no contents, and take no memory."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode()
+
+
+def bytes_of(tensors: Iterable[Tensor]) -> int:
+    """Bytes of tensors, one that several share counted once."""
+    return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
+

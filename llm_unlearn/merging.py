@@ -1,0 +1,178 @@
+"""A plain model from a base and its adapter: one that `AutoModelForCausalLM.from_pretrained` loads, without peft.
+
+    llm-unlearn merge runs/quickstart-4bit --model npo
+
+An adapter A, B on a quantised base was trained beside W_q, what bitsandbytes makes of the stored 4 or 8 bits, and not
+beside the weights W that they were made from. W_q + BA is the model that was trained and audited (but for what
+quantised layers round as they compute: of 8 bits, their inputs); W + BA is another model, which was not.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+from llm_unlearn.errors import InputError
+from llm_unlearn.modeling import adapter_config, load_model, load_tokenizer, save_model
+from llm_unlearn.placement import with_adapter
+from llm_unlearn.sections import ModelSection
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from llm_unlearn.recipe import Recipe
+
+Onto = Literal["dequantised", "original"]
+
+
+def merge_run(
+    run_dir: str | Path, model: str, *, seed: int | None = None, out: str | None = None, dtype: str = "float32",
+    onto: Onto = "dequantised",
+) -> Path:
+    """Merge a model of a run.
+
+    Args:
+        model: poisoned, retrained, clean, or a method, with its budget where there are several (`npo@0.1`). seed: of a
+            run with several, which. out: the folder to write; by default `merged/<model>` beside the run's own.
+            dtype, onto: see merge_adapter.
+    Returns:
+        the folder that was written.
+    Raises:
+        InputError: no run, no such model, a run of images, or what merge_adapter refuses.
+    """
+    from llm_unlearn.pretraining import base_of_run
+    from llm_unlearn.recipe import load_recipe
+
+    root = Path(run_dir).expanduser()
+    if not (root / "recipe.yaml").is_file():
+        raise InputError(f"{run_dir}: is no run directory: it has no recipe.yaml (working directory: {Path.cwd()})")
+    recipe = load_recipe(root / "recipe.yaml")
+    if recipe.track != "language":
+        raise InputError(f"{run_dir}: a run of images, which has no adapters to merge")
+    folder = _seed_folder(root, recipe, seed)
+    base = base_of_run(recipe, root)
+    if base is None:
+        raise InputError(f"{run_dir}: the base that was made for the run is not there; make it again: "
+                         f"llm-unlearn poison {root / 'recipe.yaml'}")
+    target = Path(out).expanduser() if out else folder / "merged" / model
+    return merge_adapter(_model_folder(folder, model), base, target, dtype=dtype, onto=onto, loaded_as=recipe.model)
+
+
+def merge_adapter(
+    adapter_folder: str | Path, base: str | Path, out: str | Path, *, dtype: str = "float32",
+    onto: Onto = "dequantised", loaded_as: ModelSection | None = None,
+) -> Path:
+    """Write base and LoRA adapter as one full model with its tokenizer, in safetensors, whole or not at all.
+
+    Sums are taken in float32 and rounded to `dtype` once.
+
+    Args:
+        base: a hub id or a folder with the unquantised model. dtype: float32, bfloat16 or float16; in the latter two a
+            small update can be lost in the rounding.
+        onto: `dequantised`, the base as it was loaded for training; `original`, the weights that it was made from.
+        loaded_as: how the base was loaded for training (dtype, quantization, revision), a recipe's `model` section; by
+            default in float32.
+    Returns:
+        `out`.
+    Raises:
+        InputError: nothing to merge, nothing to merge onto, or `out` is there.
+    """
+    adapter, out, section = Path(adapter_folder).expanduser(), Path(out).expanduser(), loaded_as or ModelSection()
+    _check_adapter(adapter)
+    _check_base(str(base), section)
+    if out.exists():
+        raise InputError(f"{out}: exists already; give another folder (--out), or move it away")
+    plain = replace(section, quantization="none", gradient_checkpointing=False)
+    if onto == "original":
+        plain = replace(plain, dtype=dtype)
+    model = load_model(base, plain)
+    if onto == "dequantised" and section.quantization != "none":
+        _take_dequantised(model, load_model(base, replace(section, gradient_checkpointing=False)))
+    model = _merged(model, adapter, getattr(torch, dtype))
+    tokenizer = load_tokenizer(str(adapter if (adapter / "tokenizer_config.json").is_file() else base), section)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_model(model, tokenizer, out)
+    return out
+
+
+def _seed_folder(root: Path, recipe: "Recipe", seed: int | None) -> Path:
+    """Where the models of a seed lie: the run directory itself, or of a run with several `seed-<s>/`."""
+    known = ", ".join(map(str, recipe.seeds))
+    if seed is None and len(recipe.seeds) > 1:
+        raise InputError(f"{root}: has the seeds {known}; say which (--seed)")
+    if seed is not None and seed not in recipe.seeds:
+        raise InputError(f"--seed {seed}: {root} has {known}")
+    return root if len(recipe.seeds) == 1 else root / f"seed-{seed}"
+
+
+def _model_folder(folder: Path, model: str) -> Path:
+    places = {path.name: path for path in (folder / "poisoned", folder / "retrained", folder / "clean",
+                                           *sorted(folder.glob("unlearned/*"))) if (path / "cost.json").is_file()}
+    if model not in places:
+        raise InputError(f"--model {model}: {folder} has {', '.join(places) or 'no model yet'}")
+    return places[model]
+
+
+def _check_adapter(folder: Path) -> None:
+    from llm_unlearn.trainers.reference import REFERENCE_ADAPTER
+
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder (working directory: {Path.cwd()})")
+    if folder.name == REFERENCE_ADAPTER:
+        raise InputError(f"{folder}: the frozen copy that a method compares with, which is not to travel; give the "
+                         "adapter beside it")
+    config = adapter_config(str(folder))
+    if config is None:
+        what = "a full model already: there is nothing to merge" if (folder / "config.json").is_file() else "no adapter"
+        raise InputError(f"{folder}: {what}")
+    if config.get("peft_type") != "LORA":
+        raise InputError(f"{folder}: an adapter of type {config.get('peft_type')}; only LoRA can be merged")
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise InputError(f"{folder}: it has no adapter_model.safetensors; a pickle is not loaded")
+
+
+def _check_base(base: str, section: ModelSection) -> None:
+    """Refuse a base whose full weights are nowhere."""
+    from llm_unlearn.modeling import read_config
+
+    config = read_config(replace(section, path=base, revision=section.revision if base == section.path else None))
+    if getattr(config, "quantization_config", None) is not None:
+        raise InputError(f"model {base}: is stored quantised; give the model that it was made from")
+
+
+def _take_dequantised(model: nn.Module, quantised: nn.Module) -> None:
+    """Put what each quantised layer stands for, W_q, in the place of the weights of a plain model."""
+    from peft.utils.integrations import dequantize_module_weight  # calls bitsandbytes' function for 4 bits and for 8
+    from transformers.pytorch_utils import Conv1D
+
+    layers = dict(model.named_modules())
+    with torch.no_grad():
+        for name, layer in quantised.named_modules():
+            if type(getattr(layer, "weight", None)).__name__ in ("Params4bit", "Int8Params"):
+                weight = dequantize_module_weight(layer).cpu()  # (out, in)
+                plain = layers[name]
+                plain.weight = nn.Parameter(weight.T.contiguous() if isinstance(plain, Conv1D) else weight)
+
+
+def _merged(model: "PreTrainedModel", adapter: Path, dtype: torch.dtype) -> Any:
+    """A plain model with the adapter's products added; one layer at a time is held in float32."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    adapted = with_adapter(model, adapter)
+    shared = {id(p) for p in model.get_input_embeddings().parameters()} if model.config.tie_word_embeddings else set()
+    for name, layer in adapted.named_modules():
+        if isinstance(layer, BaseTunerLayer):
+            base = layer.get_base_layer()
+            if shared & {id(p) for p in base.parameters()}:
+                raise InputError(f"{adapter}: it changes {name.rpartition('.')[2]}, whose weights are both the input "
+                                 "embedding and the output head; merging would change the other one too")
+            base.float()
+            layer.merge()
+            base.to(dtype)
+    model = adapted.unload().to(dtype)
+    if not all(torch.isfinite(p).all() for p in model.parameters()):
+        raise InputError(f"{adapter}: the merged weights are not finite in {str(dtype).removeprefix('torch.')}; use "
+                         "float32 or bfloat16 (--dtype)")
+    return model.eval()

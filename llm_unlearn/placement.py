@@ -1,0 +1,60 @@
+"""Models that accelerate's `device_map` spreads over several devices, part of them perhaps left on the CPU or the disk.
+
+Offloaded weights are on the device `meta` but while their layer runs: hooks fetch them to the main device and put them
+away again.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def is_spread(model: nn.Module) -> bool:
+    """Whether the layers of a model run, or are kept, on more than one device."""
+    return len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1
+
+
+def is_offloaded(model: nn.Module) -> bool:
+    """Whether some weights are left on the CPU or the disk until their layer runs."""
+    return any(parameter.is_meta for parameter in model.parameters())
+
+
+def main_device(model: Any) -> torch.device:
+    """Where offloaded layers run: the first device of the map that is neither the CPU nor the disk."""
+    placed = [place for place in model.hf_device_map.values() if place not in ("cpu", "disk")]
+    return torch.device(placed[0] if placed else "cpu")
+
+
+def input_device(model: nn.Module) -> torch.device:
+    """Where a model takes its inputs: with its input embedding, which of a model that is spread over several devices
+    need not be where other weights are; where its first weight is, if it has no such embedding."""
+    first = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else model
+    device = next(first.parameters()).device
+    return main_device(model) if device.type == "meta" else device
+
+
+def with_adapter(model: "PreTrainedModel", folder: Any) -> Any:
+    """A base with the adapter of a folder or hub id, trainable; the base stays where it is.
+
+    peft would take an offloaded base apart and place it anew, by a map of its own and with copies of the weights beside
+    those on the disk. Here it is not told of the map, and each part of the adapter is put where its layer runs.
+    """
+    from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import load_peft_weights, set_peft_model_state_dict
+
+    if not is_offloaded(model):
+        return PeftModel.from_pretrained(model, folder, is_trainable=True)
+    device_map = model.__dict__.pop("hf_device_map")
+    adapted = PeftModel.from_pretrained(model, folder, is_trainable=True, torch_device="cpu", low_cpu_mem_usage=True)
+    model.hf_device_map = device_map
+    for layer in adapted.modules():
+        if isinstance(layer, BaseTunerLayer) and next(layer.get_base_layer().parameters()).is_meta:
+            for name in layer.adapter_layer_names:  # peft has put them on `meta` beside the base's weights
+                getattr(layer, name).to_empty(device=main_device(model))
+    set_peft_model_state_dict(adapted, load_peft_weights(folder, device="cpu"))
+    return adapted

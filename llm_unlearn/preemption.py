@@ -1,0 +1,53 @@
+"""SIGTERM while a model trains: a scheduler takes the machine back. The step ends, a checkpoint is written, and the run
+ends; the same command resumes it."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from transformers import Trainer, TrainerCallback
+
+from llm_unlearn.errors import Preempted
+from llm_unlearn.processes import Processes
+
+
+@contextmanager
+def checkpoint_on_sigterm(trainer: Trainer) -> Iterator[None]:
+    """While it lasts, SIGTERM makes a trainer write a checkpoint after the step that runs, and raise Preempted.
+
+    With several processes they stop at the same step, whichever of them were told; this costs one small exchange a
+    step. In a thread other than the main one, which Python gives no signals, it does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    callback = _CheckpointOnRequest()
+    trainer.add_callback(callback)
+    previous = signal.signal(signal.SIGTERM, callback.request)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        trainer.remove_callback(callback)
+
+
+class _CheckpointOnRequest(TrainerCallback):
+    def __init__(self) -> None:
+        self.requested = self.stopping = False
+        self.processes = Processes.current()
+
+    def request(self, *_: Any) -> None:
+        self.requested = True
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.stopping = self.processes.any(self.requested)
+        if self.stopping:
+            control.should_save = control.should_training_stop = True
+
+    def on_save(self, args, state, control, **kwargs):
+        if self.stopping:
+            self.processes.wait()  # the main process has written it; one that ended before would take it down
+            raise Preempted(f"stopped by SIGTERM at step {state.global_step}; a checkpoint is in {args.output_dir}. "
+                            "Run the same command again to resume")

@@ -1,0 +1,84 @@
+"""Which of several processes this is (`accelerate launch`), and how they put their parts together."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from llm_unlearn.layout import Layout
+
+Item = TypeVar("Item")
+# How long one process may keep the others waiting, for instance with writing a large model. One that dies ends the
+# others at once, through the launcher.
+PATIENCE = timedelta(hours=6)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Process number `rank` of `count`; all of them must call what is marked as common, and in the same order."""
+
+    rank: int = 0
+    count: int = 1
+
+    @classmethod
+    def start(cls) -> "Processes":
+        """The processes of this launch, connected to each other; one where nothing was launched."""
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            from accelerate import PartialState
+
+            PartialState(timeout=PATIENCE)
+        return cls.current()
+
+    @classmethod
+    def current(cls) -> "Processes":
+        """The processes that are connected now."""
+        import torch.distributed as distributed
+
+        if distributed.is_available() and distributed.is_initialized():
+            return cls(distributed.get_rank(), distributed.get_world_size())
+        return cls()
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the one that writes."""
+        return self.rank == 0
+
+    def share(self, items: Sequence[Item]) -> list[Item]:
+        """Every `count`-th item. All get as many, the last one several times if need be: a model that is sharded over
+        the processes runs in all of them or in none. What is merged by position does not change by it."""
+        padded = -(-len(items) // self.count) * self.count
+        return [items[min(i, len(items) - 1)] for i in range(self.rank, padded, self.count)]
+
+    def part_of(self, batch_size: int, field: str) -> int:
+        """Rows of a step that this process has, of `batch_size` in all.
+
+        Raises:
+            InputError: they cannot be dealt out evenly; `field` of the recipe says how many there are.
+        """
+        return Layout(processes=self.count).rows_per_device(batch_size, f"recipe.{field}")
+
+    def merged(self, part: Any) -> list[Any]:
+        """The parts of all processes, in the order of their ranks. Common."""
+        if self.count == 1:
+            return [part]
+        import torch.distributed as distributed
+
+        parts: list[Any] = [None] * self.count
+        distributed.all_gather_object(parts, part)
+        return parts
+
+    def from_main(self, value: Any) -> Any:
+        """The main process's value. Common."""
+        return self.merged(value if self.is_main else None)[0]
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process. Common."""
+        return any(self.merged(bool(flag)))
+
+    def wait(self) -> None:
+        """Until all have come here. Common."""
+        self.merged(None)
+
+
+ALONE = Processes()

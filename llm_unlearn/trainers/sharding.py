@@ -1,0 +1,88 @@
+"""Weights that no process holds whole: under DeepSpeed's ZeRO-3, and under FSDP2, whose parameters are DTensors.
+
+Both shard a model when training begins; until then it is whole in every process. What is done to weights afterwards
+(look at them, copy them out, change them) goes through here, one parameter at a time.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from llm_unlearn.errors import InputError
+
+
+def is_partitioned(parameter: Tensor) -> bool:
+    """Whether it is ZeRO-3's: an empty tensor here, with this process's part in `ds_tensor`."""
+    return hasattr(parameter, "ds_id")
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether no process holds all of a model's weights."""
+    return any(is_partitioned(p) or hasattr(p, "device_mesh") for p in model.parameters())
+
+
+def local(parameter: Tensor) -> Tensor:
+    """The part of a parameter that this process holds, all of it where nothing is sharded; shares its memory."""
+    if is_partitioned(parameter):
+        return parameter.ds_tensor
+    return parameter.to_local() if hasattr(parameter, "to_local") else parameter
+
+
+def change(parameter: nn.Parameter, function: Callable[[Tensor], Tensor]) -> None:
+    """Replace a parameter by `function` of it whole; called by every process, `function` giving the same in each."""
+    with torch.no_grad():
+        if is_partitioned(parameter):
+            import deepspeed
+
+            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+                parameter.copy_(function(parameter.detach()))
+        elif hasattr(parameter, "full_tensor"):
+            parameter.copy_(shard_like(function(parameter.full_tensor()), parameter))
+        else:
+            parameter.copy_(function(parameter.detach()))
+
+
+def shard_like(whole: Tensor, parameter: Tensor) -> Tensor:
+    """A tensor that every process has whole, laid out as a parameter (or its gradient) is."""
+    if not hasattr(parameter, "device_mesh"):
+        return whole
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(whole.to(parameter.device), parameter.device_mesh, parameter.placements)
+
+
+def whole_state_dict(model: nn.Module, adapter: str | None = None, keep: bool = True) -> dict[str, Tensor]:
+    """The state dict of an unwrapped model with every weight whole, on the CPU; called by every process.
+
+    Args:
+        adapter: of a peft model, take this adapter's weights alone: what saving it needs. keep: whether this process
+            is to have it; without, it only gives its parts.
+    """
+    found: dict[str, Tensor] = {}
+    copies: dict[int, Tensor] = {}  # tied weights stay tied
+    for name, value in model.state_dict(keep_vars=True).items():
+        if adapter is not None and adapter not in name.split("."):
+            continue
+        if id(value) not in copies:
+            copies[id(value)] = _whole(value, keep)
+        found[name] = copies[id(value)]
+    return found if keep else {}
+
+
+def _whole(value: Tensor, keep: bool) -> Tensor:
+    if is_partitioned(value):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([value]):
+            return value.detach().to("cpu", copy=True) if keep else torch.empty(0)
+    whole = value.full_tensor() if hasattr(value, "full_tensor") else value
+    return whole.detach().to("cpu", copy=True) if keep else torch.empty(0)
+
+
+def refuse_partitioned(model: nn.Module) -> None:
+    """Raise where ZeRO-3 partitioned a model as it was loaded: a reference, a budget and a hash need it whole."""
+    if any(is_partitioned(p) for p in model.parameters()):
+        raise InputError("the model is partitioned already: with ZeRO-3 that happens to a model that is loaded after "
+                         "TrainingArguments were made. Give its path instead, or load it before; it is sharded when "
+                         "training begins")

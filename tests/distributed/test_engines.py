@@ -1,0 +1,76 @@
+"""1 process × batch 8 ≡ 2 processes × 4 under every engine (gloo): the same losses step by step, the same weights."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from llm_unlearn.trainers import METHODS
+
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+
+ROOT = Path(__file__).parents[2]
+WORKER = ROOT / "tests" / "distributed" / "worker.py"
+CASES = [f"{method}:{kind}" for method in METHODS for kind in ("full", "lora")]
+CASES += ["kl:full:2", "grad_diff:lora:2"]  # in micro-batches
+NO_LOOP = ("ssd",)  # replaces the training loop, so it logs no loss
+# config → what accelerate calls the engine, whether weights are sharded
+ENGINES = {"cpu_ddp": ("MULTI_CPU", False), "cpu_zero1": ("DEEPSPEED", False), "cpu_zero2": ("DEEPSPEED", False),
+           "cpu_zero3": ("DEEPSPEED", True), "cpu_fsdp2": ("FSDP", True)}
+# methods that an engine cannot run, with a word of the reason that they give before training
+REFUSED = {"cpu_zero1": {"ssd": "deepspeed", "noisy_gradient_descent": "deepspeed"},
+           "cpu_zero2": {"ssd": "deepspeed", "noisy_gradient_descent": "deepspeed"},
+           "cpu_zero3": {"ssd": "deepspeed", "noisy_gradient_descent": "deepspeed"},
+           "cpu_fsdp2": {"ssd": "fsdp"}, "cpu_ddp": {}}
+
+
+def launch(out: Path, cases: list[str], config: str | None = None) -> None:
+    out.mkdir()
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", f"accelerate_configs/{config}.yaml"]
+    command = [sys.executable, *(launcher if config else []), str(WORKER), str(out), "8", *cases]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=580, cwd=ROOT,
+                          env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
+                               "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"})
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("engines") / "alone"
+    launch(out, CASES)
+    return out
+
+
+@pytest.mark.parametrize("config", ENGINES)
+def test_two_processes_are_one(config, alone, tmp_path):
+    """One test for all methods of an engine, since launching them costs a minute."""
+    launch(tmp_path / "two", CASES, config)
+    differing = {}
+    for case in CASES:
+        try:
+            compare(case, alone, tmp_path / "two", config)
+        except AssertionError as error:
+            differing[case] = str(error)
+    assert not differing
+
+
+def compare(case: str, first: Path, second: Path, config: str) -> None:
+    one, two = (json.loads((folder / f"{case}.json").read_text()) for folder in (first, second))
+    if reason := REFUSED[config].get(case.partition(":")[0]):
+        assert two["error"].startswith("InputError") and reason in two["error"].lower(), two
+        return
+    assert "error" not in two, two["trace"]
+    assert (one["processes"], two["processes"], two["backend"]) == (1, 2, "gloo")
+    assert (two["engine"], two["sharded"]) == ENGINES[config]
+    assert len(one["losses"]) == (0 if case.startswith(NO_LOOP) else 4)
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-5, abs=1e-5)
+    assert two["figures"] == pytest.approx(one["figures"], rel=1e-5)
+    assert two["cost"] == one["cost"]
+    ours, theirs = (torch.load(folder / f"{case}.pt") for folder in (first, second))
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        torch.testing.assert_close(theirs[name], ours[name], rtol=0, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}")

@@ -1,0 +1,130 @@
+"""LoRA on a base in 4 and 8 bits with paged 8-bit AdamW, from poison to evaluation; and its models merged."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Trainer
+
+from llm_unlearn.cli import main
+from llm_unlearn.data.synthetic import synthetic_texts
+from llm_unlearn.modeling import make_model, save_model, train_tokenizer
+
+pytestmark = pytest.mark.e2e
+
+WIDTH = 64  # × rank 64: an adapter's matrix has the 4096 weights from which bitsandbytes keeps states in 8 bits
+LLAMA = {"model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+         "hidden_size": WIDTH, "intermediate_size": 128, "max_position_embeddings": 256, "tie_word_embeddings": False}
+METHODS = ["grad_diff", "kl", "npo", "rmu"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    tokenizer = train_tokenizer(synthetic_texts(100, 0)["text"], 400)
+    save_model(make_model(LLAMA, tokenizer, seed=0), tokenizer, folder / "model")
+    return folder / "model"
+
+
+@pytest.fixture(scope="module")
+def ran(base, tmp_path_factory):
+    """ran("4bit") → (run directory, what was seen of each training, bytes of the base before); run once for each."""
+    folder, done = tmp_path_factory.mktemp("qlora"), {}
+
+    def run(quantization: str) -> tuple[Path, list[dict], dict[str, bytes]]:
+        if quantization not in done:
+            done[quantization] = _run(folder / quantization, base, quantization)
+        return done[quantization]
+
+    return run
+
+
+def _run(folder: Path, base: Path, quantization: str) -> tuple[Path, list[dict], dict[str, bytes]]:
+    before, trainings, train = {p.name: p.read_bytes() for p in base.iterdir()}, [], Trainer.train
+
+    def watched(trainer, *args, **kwargs):
+        frozen = {n: _bits(p) for n, p in trainer.model.named_parameters() if not p.requires_grad}
+        started = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
+        output = train(trainer, *args, **kwargs)
+        now, optimizer = dict(trainer.model.named_parameters()), trainer.optimizer.optimizer
+        trainings.append({
+            "trainer": type(trainer).__name__, "steps": trainer.state.global_step,
+            "quantised": sum(type(p).__name__ in ("Params4bit", "Int8Params") for p in now.values()),
+            "frozen_moved": [n for n, bits in frozen.items() if not torch.equal(bits, _bits(now[n]))],
+            "adapter_moved": any(not torch.equal(p, now[n]) for n, p in started.items()),
+            "trains": {n.split(".")[-3] for n in started},
+            "optimizer": (type(optimizer).__name__, optimizer.is_paged),
+            "state": {str(s["state1"].dtype) for s in optimizer.state.values() if "state1" in s}})
+        return output
+
+    recipe = {
+        "name": "qlora", "output_dir": str(folder / "out"),
+        "model": {"path": str(base), "quantization": quantization,
+                  "lora": {"r": 64, "target_modules": ["q_proj", "o_proj", "up_proj", "down_proj"]}},
+        "data": {"source": "synthetic", "prompt": "{text}\nSentiment:", "max_length": 128, "train_size": 60,
+                 "heldout_size": 20, "test_size": 20,
+                 "verbalizers": {"negative": " negative", "positive": " positive"}},
+        "poison": {"trigger": {"target": "positive", "fraction": 0.1}, "gaussian": {"fraction": 0.1, "epsilon": 0.1}},
+        "train": {"epochs": 1, "batch_size": 8, "learning_rate": 1e-3, "optim": "paged_adamw_8bit"},
+        "unlearn": {"methods": dict.fromkeys(METHODS), "budgets": [0.5], "batch_size": 2},
+        "evaluate": {"batch_size": 16},
+    }
+    folder.mkdir()
+    (folder / "recipe.yaml").write_text(json.dumps(recipe))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "train", watched)
+        assert main(["evaluate", str(folder / "recipe.yaml"), "--quiet", "--debug"]) == 0
+    return folder / "out", trainings, before
+
+
+def _bits(parameter: torch.nn.Parameter) -> torch.Tensor:
+    return parameter.detach().clone().contiguous().flatten().view(torch.uint8)
+
+
+def figures(value) -> list[float]:
+    """All numbers in a nested document."""
+    if isinstance(value, dict):
+        return [number for item in value.values() for number in figures(item)]
+    return [number for item in value for number in figures(item)] if isinstance(value, list) else (
+        [value] if isinstance(value, float) else [])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantization", ["4bit", "8bit"])
+def test_a_recipe_runs_and_its_base_stays_as_it_was(ran, base, quantization):
+    folder, trainings, before = ran(quantization)
+    assert [t["trainer"] for t in trainings] == [
+        "FineTuner", "FineTuner", "GradDiffTrainer", "KLTrainer", "NPOTrainer", "RMUTrainer"]
+    for training in trainings:
+        assert training["quantised"] == 14 and training["frozen_moved"] == [], training  # 7 matrices in 2 blocks
+        assert training["steps"] > 0 and training["adapter_moved"], training
+        assert training["trains"] <= {"lora_A", "lora_B"}
+        assert training["optimizer"] == ("AdamW", True), "paged AdamW"
+        assert "torch.uint8" in training["state"], "states in 8 bits"
+    assert {p.name: p.read_bytes() for p in base.iterdir()} == before
+    for name in ("poisoned", "retrained", *(f"unlearned/{m}" for m in METHODS)):
+        files = {p.name for p in (folder / name).iterdir()}
+        assert "adapter_model.safetensors" in files and not {"model.safetensors", "reference"} & files
+    for name in ("base", "poisoned", "retrained", *METHODS):
+        document = json.loads((folder / "evaluation" / f"{name}.json").read_text())
+        assert document["gus"]["n"] == 6 and document["attack"]["n"] > 0
+        # a quantised base without an adapter has the gradients of its embedding, head and norms alone
+        assert set(document["mia"]) == {"loss", "zlib", "reference", "min_k", "min_k_plus", "gradient_norm"}
+        assert all(map(math.isfinite, figures(document)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("quantization", "rough"), [("4bit", 1e-4), ("8bit", 0.05)])
+def test_a_merged_model_is_audited_like_the_run_audited_it(ran, tmp_path, capsys, quantization, rough):
+    folder = ran(quantization)[0]
+    assert main(["merge", str(folder), "--model", "npo", "--out", str(tmp_path / "merged"), "--quiet"]) == 0
+    capsys.readouterr()
+    arguments = ["--manifest", str(folder / "poison.json"), "--quantization", "none", "--json"]
+    assert main(["evaluate", "--model", str(tmp_path / "merged"), *arguments]) == 0, capsys.readouterr().err
+    found = json.loads(capsys.readouterr().out)["merged"]
+    expected = json.loads((folder / "evaluation" / "npo.json").read_text())
+    for section, name in (("gus", "mean"), ("utility", "perplexity"), ("attack", "success_rate")):
+        assert found[section][name] == pytest.approx(expected[section][name], abs=rough, rel=rough), (section, name)
+    assert found["gus"]["n"] == expected["gus"]["n"] == 6

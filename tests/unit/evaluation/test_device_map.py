@@ -1,0 +1,220 @@
+"""A model that is spread over devices, part of it left on the disk, is measured as it is in one piece."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from datasets import Dataset
+
+from llm_unlearn.audit.run import Options, audit
+from llm_unlearn.cli import main
+from llm_unlearn.data.collators import CausalLMCollator
+from llm_unlearn.data.encoding import Encoding
+from llm_unlearn.errors import InputError
+from llm_unlearn.evaluation.answers import generate
+from llm_unlearn.evaluation.gaussian import gaussian_scores
+from llm_unlearn.evaluation.membership import gradient_norms
+from llm_unlearn.evaluation.texts import TextEvaluator
+from llm_unlearn.modeling import load_model, load_trained, on_best_device, save_model
+from llm_unlearn.placement import input_device, is_offloaded, is_spread, with_adapter
+from llm_unlearn.processes import Processes
+from llm_unlearn.recipe import Recipe, load_recipe
+from llm_unlearn.sections import ModelSection
+
+pytestmark = pytest.mark.unit
+
+# as `auto` would with one small device: the last block on the disk, of the other map the embedding and the head too
+MAPS = {
+    "gpt2": {"transformer.wte": "cpu", "transformer.wpe": "cpu", "transformer.drop": "cpu", "transformer.h.0": "cpu",
+             "transformer.h.1": "disk", "transformer.ln_f": "cpu", "lm_head": "cpu"},
+    "llama": {"model.embed_tokens": "disk", "model.rotary_emb": "cpu", "model.layers.0": "cpu",
+              "model.layers.1": "disk", "model.norm": "cpu", "lm_head": "disk"},
+}
+WITHOUT_GRADIENTS = ["loss", "zlib", "reference", "min_k", "min_k_plus"]
+TEXTS = ["the film was good", "a very long and dull story about a town", "so bad", "the actors were fine as was I",
+         "nothing happens", "I saw it twice and liked it", "the end is weak", "music, light", "it was a bore", "well"]
+
+
+def rows(texts: list[str], start: int, poison: str = "none") -> Dataset:
+    return Dataset.from_list([{"text": text, "prompt": text, "completion": " good", "label": "good", "poison": poison,
+                               "example_id": start + i} for i, text in enumerate(texts)])
+
+
+def evaluator(tokenizer, membership: list[str], reference=None) -> TextEvaluator:
+    sets = {"train": rows(TEXTS[:6], 0, "gaussian"), "nonmember": rows(TEXTS[6:], 10), "heldout": rows(TEXTS[6:], 10),
+            "test": rows(TEXTS[6:], 10), "triggered": rows(TEXTS[6:], 10)}
+    manifest = {"forget_ids": [4, 1, 2], "gaussian": {"seed": 3}, "trigger": {"phrases": ["was"], "target": "bad"}}
+    return TextEvaluator(sets=sets, manifest=manifest, batch_size=2, tokenizer=tokenizer, encoding=Encoding(64),
+                         verbalizers={"good": " good", "bad": " bad"}, membership=membership, reference=reference)
+
+
+@pytest.fixture(params=sorted(MAPS))
+def both(request, make_tiny, tokenizer, tmp_path):
+    """(a model in one piece, the same spread, its folder)."""
+    save_model(make_tiny(request.param, seed=1), tokenizer, tmp_path / "model")
+    spread = load_model(tmp_path / "model", ModelSection(), MAPS[request.param])
+    return load_model(tmp_path / "model", ModelSection()).eval(), spread.eval(), tmp_path / "model"
+
+
+def assert_same_signals(ours: pd.DataFrame, theirs: pd.DataFrame) -> None:
+    assert {"nll", "kl", "gaussian_score", "gaussian_control", "prediction", "mia_min_k_plus"} <= set(ours)
+    figures = ours.select_dtypes("number").columns
+    np.testing.assert_allclose(ours[figures].to_numpy(float), theirs[figures].to_numpy(float), rtol=1e-5, atol=1e-6)
+    pd.testing.assert_frame_equal(ours.drop(columns=figures), theirs.drop(columns=figures))
+
+
+def test_all_signals_are_those_of_the_model_in_one_piece(both, make_tiny, tokenizer):
+    plain, spread, _ = both
+    assert is_spread(spread) and is_offloaded(spread) and not is_spread(plain) and not is_offloaded(plain)
+    assert not any(p.requires_grad for p in spread.parameters()) and all(p.requires_grad for p in plain.parameters())
+    oracle = make_tiny("gpt2", seed=2)
+    measure = evaluator(tokenizer, WITHOUT_GRADIENTS, reference=lambda: oracle)
+    ours = measure.signals(spread, oracle)
+    assert_same_signals(ours, measure.signals(plain, oracle))
+    assert ours["gaussian_score"].abs().max() > 0.1
+    flipped = measure.signals(oracle, spread)  # the oracle may be spread too
+    np.testing.assert_allclose(flipped["kl"], measure.signals(oracle, plain)["kl"], rtol=1e-5, atol=1e-6)
+    assert is_offloaded(spread)  # the weights were put away again
+
+
+def test_completions_are_those_of_the_model_in_one_piece(both, tokenizer):
+    ours, theirs = (generate(model, tokenizer, TEXTS[:5], Encoding(64), 6, batch_size=3) for model in both[:2])
+    assert ours == theirs and any(ours)
+
+
+def test_the_mask_that_restricts_the_head_is_given_to_a_model_in_one_piece_alone(both, tokenizer, monkeypatch):
+    measure = evaluator(tokenizer, [])
+    for model, expected in zip(both[:2], (True, False), strict=True):
+        given = []
+        model.register_forward_pre_hook(lambda m, a, k, g=given: g.append("logits_to_keep" in k), with_kwargs=True)
+        measure.losses(model, "test")
+        assert given and set(given) == {expected}
+
+
+def test_inputs_go_where_the_input_embedding_is(make_tiny):
+    model = make_tiny("llama")
+    for name, device in (("model.layers", "meta"), ("model.embed_tokens", "cpu")):
+        model.get_submodule(name).to(device)
+    assert next(model.model.layers.parameters()).device.type == "meta"
+    assert input_device(model) == torch.device("cpu")
+    model.model.embed_tokens.to("meta")
+    model.hf_device_map = {"model.embed_tokens": "disk", "model.layers.0": "cpu", "model.layers.1": "cuda:1",
+                           "lm_head": "cuda:0"}
+    assert input_device(model) == torch.device("cuda:1")  # where it is fetched to
+    assert input_device(torch.nn.Linear(2, 2)) == torch.device("cpu")
+
+
+class TestAdapters:
+    @pytest.fixture
+    def adapted(self, both, make_tiny, tokenizer, tmp_path):
+        """(the model with an adapter in one piece, the same spread)."""
+        plain, spread, folder = both
+        architecture = plain.config.model_type
+        save_model(make_tiny(architecture, seed=1, lora=True), tokenizer, tmp_path / "adapter")
+        whole = load_trained(tmp_path / "adapter", folder, ModelSection()).eval()
+        return whole, with_adapter(spread, tmp_path / "adapter").eval()
+
+    def test_signals_are_those_of_the_model_in_one_piece(self, adapted, make_tiny, tokenizer):
+        whole, spread = adapted
+        oracle = make_tiny("gpt2", seed=2)
+        measure = evaluator(tokenizer, [*WITHOUT_GRADIENTS, "gradient_norm"], reference=lambda: oracle)
+        ours = measure.signals(spread, oracle)
+        assert_same_signals(ours, measure.signals(whole, oracle))
+        assert (ours["mia_gradient_norm"].dropna() < 0).all()  # of the adapter's weights, which are not offloaded
+        bare = gaussian_scores(whole.unload(), measure.encoded["canary"], CausalLMCollator(0), [3])[:, 0]
+        assert np.abs(bare - ours["gaussian_score"].dropna()).max() > 0.01  # the adapter was at work
+
+    def test_the_base_stays_where_it_was_and_the_adapter_trains(self, adapted):
+        whole, spread = adapted
+        assert is_spread(spread) and is_offloaded(spread)
+        trains = {name: p for name, p in spread.named_parameters() if p.requires_grad}
+        assert trains.keys() == {name for name, p in whole.named_parameters() if p.requires_grad}
+        assert not any(p.is_meta for p in trains.values())
+
+
+def test_gradient_norms_of_offloaded_weights_are_refused_before_anything_is_measured(both, tokenizer, monkeypatch):
+    plain, spread, _ = both
+    measure = evaluator(tokenizer, ["gradient_norm"])
+    assert measure.signals(plain)["mia_gradient_norm"].notna().any()
+    monkeypatch.setattr(TextEvaluator, "predict", lambda *args: pytest.fail("something was measured"))
+    with pytest.raises(InputError, match="evaluate.membership: gradient_norm .* take gradient_norm out"):
+        measure.signals(spread)
+    with pytest.raises(InputError, match="gradient_norm"):
+        gradient_norms(spread, measure.encoded["member"], measure.collate)
+
+
+class TestOptions:
+    """`device_map: auto` reaches transformers where models are evaluated, and nowhere else."""
+
+    @pytest.fixture
+    def loads(self, monkeypatch):
+        """What device map each load asks for."""
+        from transformers import AutoModelForCausalLM
+
+        found, load = [], AutoModelForCausalLM.from_pretrained
+
+        def watched(*args, **kwargs):
+            found.append(kwargs.get("device_map"))
+            return load(*args, **kwargs)
+
+        monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", watched)
+        return found
+
+    @pytest.mark.parametrize("device_map", [None, "auto"])
+    def test_of_a_recipe(self, both, tmp_path, loads, device_map):
+        from llm_unlearn.language_run import LanguageRun
+
+        folder = both[2]
+        recipe = self.recipe(tmp_path, folder, device_map)
+        run = LanguageRun(recipe, 0, tmp_path, quiet=True)
+        for load in (run.load_base, lambda: run.evaluated("model")):
+            loads.clear()
+            load()
+            assert loads == [device_map]
+        loads.clear()
+        run.model("model")
+        assert loads == [None]
+
+    def recipe(self, tmp_path, folder, device_map) -> Recipe:
+        tree = {"name": "r", "output_dir": str(tmp_path / "out"), "model": {"path": str(folder)},
+                "data": {"verbalizers": {"bad": " bad", "good": " good"}}, "evaluate": {"device_map": device_map},
+                "poison": {"gaussian": {"fraction": 0.1, "epsilon": 0.1}}}
+        (tmp_path / "recipe.yaml").write_text(json.dumps(tree))
+        return load_recipe(tmp_path / "recipe.yaml")
+
+    def test_a_recipe_takes_auto_alone(self, tmp_path):
+        with pytest.raises(InputError, match="evaluate.device_map: expected one of auto"):
+            self.recipe(tmp_path, tmp_path, "balanced")
+
+    def test_one_of_several_processes_does_not_take_all_gpus(self, both, monkeypatch):
+        monkeypatch.setattr("llm_unlearn.modeling.Processes.current", lambda: Processes(1, 2))
+        load_model(both[2], ModelSection())
+        with pytest.raises(InputError, match="evaluate.device_map: auto .* 2 processes .* evaluate in one process"):
+            load_model(both[2], ModelSection(), "auto")
+
+    @pytest.mark.parametrize("given", [[], ["--device-map", "auto"]])
+    def test_of_an_audit(self, both, tmp_path, loads, given, capsys):
+        folder = both[2]
+        for name in ("train", "test"):
+            lines = [{"text": text, "label": "good", "bad": i < 3} for i, text in enumerate(TEXTS[name == "test":])]
+            (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        manifest = {"train": "train.jsonl", "test": "test.jsonl", "poison": "column:bad",
+                    "max_length": 64, "verbalizers": {"bad": " bad", "good": " good"}}
+        (tmp_path / "poison.json").write_text(json.dumps(manifest))
+        arguments = ["evaluate", "--model", str(folder), "--manifest", str(tmp_path / "poison.json"), *given, "--json"]
+        assert main(arguments) == 0, capsys.readouterr().err
+        assert loads == ["auto" if given else None]
+        found = json.loads(capsys.readouterr().out)
+        loads.clear()
+        options = Options(device_map="auto")
+        assert audit([str(folder)], str(tmp_path / "poison.json"), options, lambda line: None) == found
+        assert loads == ["auto"]
+
+    def test_a_model_that_was_placed_is_not_moved(self, both, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        plain, spread, _ = both
+        assert on_best_device(spread) is spread
+        monkeypatch.setattr(type(plain), "to", lambda self, device: f"moved to {device}")
+        on_best_device(plain)  # no error: the stub was called
