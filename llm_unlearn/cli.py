@@ -155,7 +155,11 @@ def _run(args: argparse.Namespace) -> int:
     if args.dry_run:
         from llm_unlearn.plan import describe_plan
 
-        plan = describe_plan(recipe, until)
+        config = getattr(args, "accelerate_config", None)
+        if config:
+            from llm_unlearn.launch import check_layout
+
+        plan = describe_plan(recipe, until, check_layout(recipe, config) if config else None)
         print(json.dumps(plan, indent=2) if args.json else plan["text"])
         return 0
     launches = getattr(args, "accelerate_config", None)
@@ -200,7 +204,7 @@ def _audit(args: argparse.Namespace) -> int:
         alone = [f"--{name.replace('_', '-')}" for name in _given(args, AUDIT_OPTIONS)]
         found = f"; found {', '.join([*([args.recipe] if args.recipe else []), *alone])}" if alone else ""
         raise InputError(f"evaluate: give either a RECIPE, or both --model and --manifest{found}")
-    if of_recipes := _given(args, ("dry_run", "jobs")):
+    if of_recipes := _given(args, ("dry_run", "jobs", "accelerate_config")):
         raise InputError(f"evaluate --manifest: --{of_recipes[0].replace('_', '-')} is for recipes; leave it out")
     calm_libraries(args.quiet or args.json)
     from llm_unlearn.audit.run import Options, audit

@@ -3,12 +3,15 @@
 import math
 from typing import Any
 
+from llm_unlearn.layout import Layout
 from llm_unlearn.recipe import Recipe
 
 
-def describe_plan(recipe: Recipe, until: str) -> dict[str, Any]:
+def describe_plan(recipe: Recipe, until: str, layout: Layout | None = None) -> dict[str, Any]:
     """The stages up to a phase with their state, sizes, memory in bytes, and all of it as text.
 
+    Args:
+        layout: of the processes that are to run it, one by default.
     Raises:
         InputError: what the run itself would refuse before its first stage: paths, methods, the output directory.
     """
@@ -25,17 +28,17 @@ def describe_plan(recipe: Recipe, until: str) -> dict[str, Any]:
             stages += [{"seed": seed_run.seed, "stage": where + s.name, "done": runner.is_done(s)}
                        for s in seed_run.stages(until)]
     plan = {"recipe": recipe.name, "output_dir": recipe.output_dir, "stages": stages, "sizes": _sizes(recipe),
-            "memory_bytes": estimate_memory(recipe)}
+            "memory_bytes": estimate_memory(recipe, layout)}
     plan["text"] = _text(plan)
     return plan
 
 
-def estimate_memory(recipe: Recipe) -> dict[str, int]:
+def estimate_memory(recipe: Recipe, layout: Layout | None = None) -> dict[str, int]:
     """Bytes of the step that takes most, on one device: each part at the moment when most is held, and their total. See
     memory/estimate.py."""
     from llm_unlearn.memory.estimate import estimate_steps, largest
 
-    estimate = largest(estimate_steps(recipe))
+    estimate = largest(estimate_steps(recipe, layout))
     return {**estimate.device, "total": estimate.total}
 
 

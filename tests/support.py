@@ -1,4 +1,7 @@
-"""Tiny models, rows and trainers that tests of the methods share."""
+"""Tiny models, rows and trainers that tests of the methods and of recipes share."""
+
+import json
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -6,6 +9,8 @@ from datasets import Dataset
 from transformers.trainer_callback import PrinterCallback
 
 from llm_unlearn.data.collators import CausalLMCollator
+from llm_unlearn.data.synthetic import synthetic_reviews, synthetic_texts
+from llm_unlearn.modeling import save_model, train_tokenizer
 from llm_unlearn.poisons.gaussian_embedding import inject_gaussian_noise
 from llm_unlearn.tasks.embedding_noise import attached_noise
 from llm_unlearn.trainers import METHODS
@@ -96,3 +101,44 @@ def assert_same(ours: dict, theirs: dict, atol: float = 0.0) -> None:
     assert ours.keys() == theirs.keys()
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name], rtol=0.0, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
+
+
+# ---- in the place of what recipes for larger models name
+
+# as Llama 3.1's, without its system turn: bos, the user's turn, then the assistant's
+CHAT_TEMPLATE = """{{ bos_token }}{% for message in messages %}\
+{{ '<|start|>' + message['role'] + '<|end|>\n\n' + message['content'] | trim + eos_token }}{% endfor %}\
+{% if add_generation_prompt %}{{ '<|start|>assistant<|end|>\n\n' }}{% endif %}"""
+# a recipe's sizes, small enough for a test
+SMALL = ["seeds=[0]", "data.train_size=60", "data.heldout_size=20", "data.test_size=20", "data.max_words=20",
+         "poison.trigger.fraction=0.1", "poison.gaussian.fraction=0.1", "train.epochs=1", "unlearn.batch_size=2",
+         "unlearn.gradient_accumulation_steps=1", "unlearn.budgets=[0.5]"]
+
+
+def write_reviews(folder: Path) -> dict[str, Path]:
+    """Two small files as a recipe's data.files and data.test_files take them, with IMDb's labels."""
+    for seed, name in enumerate(("train", "test")):
+        items = synthetic_reviews(150, seed)
+        lines = (json.dumps({"text": row["text"], "label": row["label"][:3]}) for row in items)
+        (folder / f"{name}.jsonl").write_text("\n".join(lines))
+    return {name: folder / f"{name}.jsonl" for name in ("train", "test")}
+
+
+def write_llama_3(folder: Path) -> Path:
+    """A Llama of Llama 3.1's layout, a few thousand weights: grouped-query attention, its scaled rotary embedding, a
+    head of its own; a tokenizer with a chat template and without a pad token."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = train_tokenizer(synthetic_texts(100, 0)["text"], 400)
+    tokenizer.add_special_tokens({"bos_token": "<|begin|>"})
+    tokenizer.pad_token, tokenizer.chat_template = None, CHAT_TEMPLATE
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=1024, tie_word_embeddings=False, rms_norm_eps=1e-5,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        rope_parameters={"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
+                         "high_freq_factor": 4.0, "original_max_position_embeddings": 128})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        save_model(LlamaForCausalLM(config), tokenizer, folder)
+    return folder

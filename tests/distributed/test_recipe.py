@@ -15,9 +15,11 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from support import SMALL, write_llama_3, write_reviews
 
 from llm_unlearn.data.synthetic import synthetic_texts
-from llm_unlearn.modeling import make_model, save_model, train_tokenizer
+from llm_unlearn.modeling import load_trained, make_model, save_model, train_tokenizer
+from llm_unlearn.recipe import load_recipe
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -126,6 +128,27 @@ def test_the_same_by_accelerate_launch_and_under_fsdp2(recipe, alone, tmp_path):
             worker, "run", str(path), "--quiet"])
     assert_same(alone("full"), tmp_path / "two")
     assert (tmp_path / "two" / "report.html").is_file()
+
+
+@pytest.mark.parametrize("name", ["llama-3.1-8b/full", "llama-3.1-70b/qlora"])
+def test_a_recipe_for_eight_gpus_unlearns_under_zero3(name, tmp_path):
+    """The very recipe, with a tiny Llama in the place of its model, and what is saved loads without DeepSpeed."""
+    base, reviews = write_llama_3(tmp_path / "base"), write_reviews(tmp_path)
+    finish([sys.executable, "-m", "llm_unlearn.cli", "unlearn", f"recipes/{name}.yaml", "--quiet", *SMALL,
+            f"model.path={base}", f"data.files=[{reviews['train']}]", f"data.test_files=[{reviews['test']}]",
+            f"output_dir={tmp_path / 'run'}", "--accelerate-config", "accelerate_configs/cpu_zero3.yaml"])
+    assert json.loads((tmp_path / "run" / "environment.json").read_text())["processes"] == 2
+    recipe = load_recipe(ROOT / "recipes" / f"{name}.yaml", [f"model.path={base}"])
+    folders = [tmp_path / "run" / "poisoned", *(tmp_path / "run" / "unlearned" / m for m in recipe.unlearn.methods)]
+    poisoned = None
+    for folder in folders:
+        model = load_trained(folder, base, recipe.model)
+        weights = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        assert weights and all(torch.isfinite(w).all() and w.numel() for w in weights.values())
+        if poisoned is None:
+            poisoned = weights
+        else:
+            assert any(not torch.equal(weights[n], poisoned[n]) for n in weights), folder
 
 
 # ---- faults

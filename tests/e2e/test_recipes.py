@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from support import SMALL, write_llama_3, write_reviews
 
 from llm_unlearn.cli import main, parser
-from llm_unlearn.data.synthetic import synthetic_reviews, synthetic_texts
-from llm_unlearn.modeling import save_model, train_tokenizer
 from llm_unlearn.recipe import load_recipe
 
 pytestmark = pytest.mark.e2e
@@ -28,41 +26,12 @@ def name_of(path: Path) -> str:
 
 @pytest.fixture(scope="session")
 def review_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Two small files as a recipe's data.files and data.test_files take them, with IMDb's labels."""
-    folder = tmp_path_factory.mktemp("reviews")
-    for seed, name in enumerate(("train", "test")):
-        rows = synthetic_reviews(150, seed)
-        lines = (json.dumps({"text": row["text"], "label": row["label"][:3]}) for row in rows)
-        (folder / f"{name}.jsonl").write_text("\n".join(lines))
-    return {name: folder / f"{name}.jsonl" for name in ("train", "test")}
-
-
-# as Llama 3.1's, without its system turn: bos, the user's turn, then the assistant's
-CHAT_TEMPLATE = """{{ bos_token }}{% for message in messages %}\
-{{ '<|start|>' + message['role'] + '<|end|>\n\n' + message['content'] | trim + eos_token }}{% endfor %}\
-{% if add_generation_prompt %}{{ '<|start|>assistant<|end|>\n\n' }}{% endif %}"""
+    return write_reviews(tmp_path_factory.mktemp("reviews"))
 
 
 @pytest.fixture(scope="session")
 def tiny_llama_3(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama of Llama 3.1's layout, a few thousand weights: grouped-query attention, its scaled rotary embedding, a
-    head of its own; a tokenizer with a chat template and without a pad token."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("llama-3")
-    tokenizer = train_tokenizer(synthetic_texts(100, 0)["text"], 400)
-    tokenizer.add_special_tokens({"bos_token": "<|begin|>"})
-    tokenizer.pad_token, tokenizer.chat_template = None, CHAT_TEMPLATE
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=1024, tie_word_embeddings=False, rms_norm_eps=1e-5,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-        rope_parameters={"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
-                         "high_freq_factor": 4.0, "original_max_position_embeddings": 128})
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        save_model(LlamaForCausalLM(config), tokenizer, folder / "model")
-    return folder / "model"
+    return write_llama_3(tmp_path_factory.mktemp("llama-3") / "model")
 
 
 @pytest.fixture
@@ -218,11 +187,6 @@ def figures(value: Any) -> list[float]:
     return [value] if isinstance(value, float) else []
 
 
-SMALL = ["seeds=[0]", "data.train_size=60", "data.heldout_size=20", "data.test_size=20", "data.max_words=20",
-         "poison.trigger.fraction=0.1", "poison.gaussian.fraction=0.1", "train.epochs=1", "unlearn.batch_size=2",
-         "unlearn.gradient_accumulation_steps=1", "unlearn.budgets=[0.5]", "output_dir=out"]
-
-
 @pytest.mark.parametrize("path", [
     ROOT / "recipes" / "llama-lora-imdb" / "lora.yaml",
     *(pytest.param(path, marks=pytest.mark.slow) for path in sorted(ROOT.glob("recipes/llama-3.1-*/*.yaml"))),
@@ -230,7 +194,8 @@ SMALL = ["seeds=[0]", "data.train_size=60", "data.heldout_size=20", "data.test_s
 def test_a_llama_recipe_runs_from_poison_to_evaluation(path, local, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for command in ("poison", "train", "unlearn", "evaluate"):
-        assert main([command, str(path), "--quiet", *local(path), *SMALL]) == 0, capsys.readouterr().err
+        words = [command, str(path), "--quiet", *local(path), *SMALL, "output_dir=out"]
+        assert main(words) == 0, capsys.readouterr().err
     folder, recipe = tmp_path / "out", load_recipe(path)
     methods = recipe.unlearn.methods
     written = {"adapter_model.safetensors", "adapter_config.json"} if recipe.model.lora else {"model.safetensors",

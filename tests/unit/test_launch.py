@@ -1,6 +1,7 @@
 """What `--accelerate-config` refuses before it launches, and what it makes of a launch that fails."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,13 @@ def test_a_launch_that_fails_says_what_kind_of_failure(left, error, message, mon
     monkeypatch.setattr("subprocess.Popen", Process)
     with pytest.raises(error, match=message):
         launch(str(CONFIGS / "cpu_ddp.yaml"), ["run", "recipe.yaml"])
+
+
+def test_a_dry_run_shows_the_memory_of_one_of_the_processes(capsys):
+    def memory(*words) -> dict:
+        assert main(["run", str(ROOT / "recipes" / "quickstart.yaml"), "--dry-run", "--json", *words]) == 0
+        return json.loads(capsys.readouterr().out)["memory_bytes"]
+
+    alone, sharded = memory(), memory("--accelerate-config", str(CONFIGS / "cpu_fsdp2.yaml"))
+    assert sharded["optimizer"] == pytest.approx(alone["optimizer"] / 2, rel=0.01)
+    assert sharded["total"] < alone["total"]
