@@ -30,10 +30,10 @@ def main_device(model: Any) -> torch.device:
 
 
 def input_device(model: nn.Module) -> torch.device:
-    """Where a model takes its inputs: with its input embedding, which of a model that is spread over several devices
-    need not be where other weights are; where its first weight is, if it has no such embedding."""
-    first = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else model
-    device = next(first.parameters()).device
+    """Where a model takes its inputs: where its weights are; of one that was loaded with a device map, where its input
+    embedding is, which need not be where other weights are."""
+    mapped = getattr(model, "hf_device_map", None)
+    device = next((model.get_input_embeddings() if mapped else model).parameters()).device
     return main_device(model) if device.type == "meta" else device
 
 
