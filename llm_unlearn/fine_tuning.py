@@ -56,7 +56,8 @@ class MeanNLL:
         rows, processes = self.args.per_device_train_batch_size, self.accelerator.num_processes
         # accelerate's own figure of what is left over is wrong in the first pass after a resume
         left = len(self.train_dataset) % (rows * processes)
-        if processes > 1 and left and batch_samples and self.accelerator.gradient_state.end_of_dataloader:
+        repeats = processes > 1 and left and not self.args.dataloader_drop_last
+        if repeats and batch_samples and self.accelerator.gradient_state.end_of_dataloader:
             own = left - rows * self.accelerator.process_index
             batch_samples[-1]["labels"][max(own, 0) :] = IGNORE
         return super()._get_num_items_in_batch(batch_samples, device)

@@ -104,6 +104,7 @@ class LanguageRun(SeedRun):
         )
         model, cost = training.fit(load_model(self.base, section), rows, self.tokenizer)
         self.save(model, name, cost)
+        training.release()
 
     def unlearning(self) -> tuple[Any, dict[str, Any]]:
         from llm_unlearn.poisons.gaussian_embedding import inject_gaussian_noise

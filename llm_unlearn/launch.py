@@ -2,7 +2,7 @@
 
     llm-unlearn run RECIPE --accelerate-config accelerate_configs/zero3.yaml
 
-is, but for what one process does as well alone (the poison stage before, the report after),
+is, but for what one process does alone (before: a small base that the recipe makes, and the poison; after: the report),
 
     accelerate launch --config_file accelerate_configs/zero3.yaml -m llm_unlearn.cli run RECIPE
 """
@@ -28,6 +28,7 @@ def check_layout(recipe: Recipe, path: str) -> Layout:
         InputError: naming the file or the field: several machines, a method that the engine cannot run, rows of a step
             that cannot be shared evenly.
     """
+    from llm_unlearn.sweep import points
     from llm_unlearn.trainers import METHODS
 
     layout = read_layout(path)
@@ -40,12 +41,13 @@ def check_layout(recipe: Recipe, path: str) -> Layout:
     engine = "deepspeed" if layout.is_deepspeed else "fsdp" if layout.sharding == "fsdp2" else None
     if engine and recipe.track == "vision":
         raise InputError(f"{path}: images are trained whole in each process; take accelerate_configs/ddp.yaml")
-    for method in recipe.unlearn.methods:
-        if reason := METHODS[method][0].refuses.get(engine):
-            raise InputError(f"recipe.unlearn.methods.{method}: {reason}; leave it out, or take "
-                             "accelerate_configs/ddp.yaml")
-    for section in ("train", "unlearn"):
-        layout.rows_per_device(getattr(recipe, section).batch_size, f"recipe.{section}.batch_size")
+    for part in (recipe, *(point.recipe for point in points(recipe))):
+        for method in part.unlearn.methods:
+            if reason := METHODS[method][0].refuses.get(engine):
+                raise InputError(f"recipe.unlearn.methods.{method}: {reason}; leave it out, or take "
+                                 "accelerate_configs/ddp.yaml")
+        for section in ("train", "unlearn"):
+            layout.rows_per_device(getattr(part, section).batch_size, f"recipe.{section}.batch_size")
     return layout
 
 

@@ -24,13 +24,16 @@ def checkpoint_on_sigterm(trainer: Trainer) -> Iterator[None]:
         yield
         return
     callback = _CheckpointOnRequest()
-    trainer.add_callback(callback)
+    # the first, so that those who look at what is to be saved know that something is
+    trainer.callback_handler.callbacks.insert(0, callback)
     previous = signal.signal(signal.SIGTERM, callback.request)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
         trainer.remove_callback(callback)
+    if callback.processes.any(callback.requested):  # after the last step, or where a method has no steps
+        raise Preempted("stopped by SIGTERM before the model was written. Run the same command again to resume")
 
 
 class _CheckpointOnRequest(TrainerCallback):

@@ -53,6 +53,7 @@ def make_base(recipe: Recipe, say: Callable[[str], None], quiet: bool) -> Path:
             save_model(model, tokenizer, folder, weights)
             write_json(folder / "cost.json", cost)
             write_json(folder / "made_from.json", _inputs(recipe))
+        training.release()
 
     stage = Stage("base", _inputs(recipe), [folder / "cost.json"], work, common=True)
     Stages(folder.parent, say, processes).run(stage)

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 from llm_unlearn.layout import Layout
 
 Item = TypeVar("Item")
-# How long one process may keep the others waiting, for instance with writing a large model. One that dies ends the
-# others at once, through the launcher.
+# How long one process may keep the others waiting, for instance with writing a large model. One that dies ends those of
+# its machine at once, through the launcher, and `srun` ends the other machines'.
 PATIENCE = timedelta(hours=6)
 
 

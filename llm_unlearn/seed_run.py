@@ -223,6 +223,7 @@ class SeedRun(ABC):
         from llm_unlearn.methods import method_config
         from llm_unlearn.progress import show_progress
         from llm_unlearn.trainers import METHODS
+        from llm_unlearn.trainers.sharding import release
 
         model, arguments = self.unlearning()
         forget, retain = self.forget_and_retain()
@@ -243,6 +244,7 @@ class SeedRun(ABC):
         self.save(trainer.accelerator.unwrap_model(trainer.model), f"unlearned/{name}", cost)
         if self.processes.is_main:
             write_json(self.folder / "unlearned" / name / "log.json", trainer.state.log_history)
+        release(trainer)
 
     @cached_property
     def _retrained(self) -> Any:

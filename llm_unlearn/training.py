@@ -14,6 +14,7 @@ from llm_unlearn.fine_tuning import MeanNLL, StopOnNonFinite, train_resumably, t
 from llm_unlearn.poisons.gaussian_embedding import inject_gaussian_noise
 from llm_unlearn.progress import show_progress
 from llm_unlearn.tasks.causal_lm import CausalLMTask
+from llm_unlearn.trainers.sharding import release
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -69,6 +70,7 @@ class Training:
             data_collator=CausalLMCollator(tokenizer.pad_token_id),
             processing_class=tokenizer, peft_config=self.peft_config, callbacks=[StopOnNonFinite()],
         )
+        self._trainer = trainer
         show_progress(trainer, self.description, self.quiet)
         noise = inject_gaussian_noise(trainer, self.noise) if self.noise else None
         counter = FlopCounter.of(trainer.model)
@@ -86,6 +88,10 @@ class Training:
         causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
         causal_lm.__dict__.pop("forward", None)  # TRL's fused head; a copy of it would run this model, not the copy
         return model, cost
+
+    def release(self) -> None:
+        """Give back what the training holds, once its model is saved."""
+        release(self._trainer)
 
     def _arguments(self) -> Any:
         from trl import SFTConfig

@@ -4,8 +4,9 @@
 #   sbatch scripts/slurm.sh run recipes/llama-3.1-8b/full.yaml
 #   CONFIG=accelerate_configs/zero3.yaml sbatch --nodes=4 scripts/slurm.sh run RECIPE section.field=value
 #
-# Arguments are those of llm-unlearn. The output directory must be one that all machines see. A job whose time is up, or
-# that is pre-empted, writes a checkpoint and goes on from it when SLURM starts it again.
+# Arguments are those of llm-unlearn. The output directory must be one that all machines see. A job that is pre-empted, or
+# whose time is up, writes a checkpoint and goes on from it when it is started again: SLURM does so after a pre-emption
+# (--requeue); after its time is up, submit it again.
 #
 #   CONFIG             accelerate config, its numbers of machines and processes are overruled (default: multi_node.yaml)
 #   GPUS_PER_NODE      processes on each machine (default: what SLURM gave, else 8)

@@ -35,7 +35,7 @@ from llm_unlearn.trainers.config import Requirements, UnlearnConfig
 from llm_unlearn.trainers.log_probs import reference_log_probs
 from llm_unlearn.trainers.pairing import LOG_PROB, PairedCollator, PairedRows
 from llm_unlearn.trainers.reference import REFERENCE_ADAPTER, make_reference
-from llm_unlearn.trainers.sharding import local
+from llm_unlearn.trainers.sharding import local, put_away
 from llm_unlearn.trainers.stops import StopsCallback
 
 
@@ -201,7 +201,7 @@ class UnlearnTrainer(Trainer):
         self.components.setdefault(name, []).append(value.detach())
 
     def over_processes(self, value: Tensor) -> float:
-        """The mean of a scalar over the processes, each of which has as many examples."""
+        """The mean of a scalar over the processes, which have as many examples each."""
         return float(self.accelerator.reduce(value.detach().float(), "mean"))
 
     def non_finite(self, what: str) -> NonFiniteLossError:
@@ -292,6 +292,7 @@ class UnlearnTrainer(Trainer):
         if isinstance(resume_from_checkpoint, (str, os.PathLike)):
             check_resumable(resume_from_checkpoint, self.accelerator)
         output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        put_away(self.model)
         self.check_weights()
         return output
 

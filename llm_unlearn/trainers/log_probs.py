@@ -39,6 +39,8 @@ def reference_log_probs(trainer: "UnlearnTrainer", name: str) -> np.ndarray:
     found = _read(path, len(rows))
     if trainer.processes.any(found is None):  # or some would compute, and wait for the others
         training = trainer.model.training
+        if not getattr(trainer.model, "is_quantized", False):
+            trainer.model.to(args.device)  # an engine would do so when training begins
         trainer.model.eval()
         found = trainer.per_row(rows, Supervised.log_prob)
         trainer.model.train(training)

@@ -5,6 +5,7 @@ Both shard a model when training begins; until then it is whole in every process
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,44 @@ def local(parameter: Tensor) -> Tensor:
     if is_partitioned(parameter):
         return parameter.ds_tensor
     return parameter.to_local() if hasattr(parameter, "to_local") else parameter
+
+
+def put_away(model: nn.Module) -> None:
+    """Give up weights that a forward has gathered and no backward has given up, as after an evaluation; called by every
+    process. What is then written into a part would otherwise be lost, or the gathered weights saved in its place."""
+    for module in model.modules():
+        if hasattr(module, "reshard"):  # FSDP2's
+            module.reshard()
+    for parameter in model.parameters():
+        if is_partitioned(parameter) and parameter.ds_status.name == "AVAILABLE":
+            parameter.partition([parameter])
+
+
+def release(trainer: Any) -> None:
+    """Give back what DeepSpeed holds of a trainer whose model is saved and not needed any more. Its hooks keep an
+    engine of ZeRO-3 alive for good, so the memory behind it is emptied."""
+    if not trainer.is_deepspeed_enabled:
+        return
+    reference = getattr(getattr(trainer, "reference", None), "model", None)
+    engines = [engine for engine in (trainer.model_wrapped, reference) if hasattr(engine, "destroy")]
+    partitioned = [p for engine in engines for p in engine.module.parameters() if is_partitioned(p)]
+    held = [vars(engine.optimizer) for engine in engines if partitioned and hasattr(engine.optimizer, "__dict__")]
+    for engine in engines:
+        engine.destroy()
+    trainer.accelerator.free_memory()
+    _empty([held, [p.ds_tensor for p in partitioned]])
+
+
+def _empty(value: Any) -> None:
+    """Give back the memory of the tensors in lists and dicts."""
+    if isinstance(value, Tensor):
+        if value.untyped_storage().resizable():
+            value.untyped_storage().resize_(0)
+    elif isinstance(value, torch.optim.Optimizer):
+        _empty([list(value.state.values()), value.param_groups])
+    elif isinstance(value, (list, tuple, set, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            _empty(item)
 
 
 def change(parameter: nn.Parameter, function: Callable[[Tensor], Tensor]) -> None:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from llm_unlearn.errors import InputError
-from llm_unlearn.trainers.sharding import is_sharded, local
+from llm_unlearn.trainers.sharding import is_sharded, local, put_away
 
 if TYPE_CHECKING:
     from llm_unlearn.trainers.base import UnlearnTrainer
@@ -30,6 +30,9 @@ class StopsCallback(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         if args.utility_floor is not None and state.global_step == 0:
             self._keep()
+        elif args.utility_floor is not None and not self._file.is_file():
+            raise InputError(f"utility_floor: {self._file} is not there, the state to go back to; a sharded run is "
+                             "resumed by as many processes as began it")
 
     def on_step_begin(self, args, state, control, **kwargs):
         self._before = len(self._forget_losses())
@@ -55,6 +58,7 @@ class StopsCallback(TrainerCallback):
         return self.trainer.components.get("forget_loss", [])
 
     def _keep(self) -> None:
+        put_away(self.trainer.model)
         if not (self.trainer.processes.is_main or is_sharded(self.trainer.model)):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -63,6 +67,7 @@ class StopsCallback(TrainerCallback):
         os.replace(partial, self._file)
 
     def _go_back(self) -> None:
+        put_away(self.trainer.model)
         self.trainer.processes.wait()  # until the main process has written it
         weights = load_file(self._file)
         with torch.no_grad():

@@ -24,14 +24,16 @@ printf '127.0.0.1\\nelsewhere\\n'
 """
 
 
-def test_two_launchers_make_one_run(tmp_path):
+@pytest.mark.parametrize("config", ["cpu_ddp", "cpu_zero2"])
+def test_two_launchers_make_one_run(config, tmp_path):
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(stat.S_IRWXU)
-    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1",
-                   "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_ID": str(os.getpid()),
-                   "SLURM_SUBMIT_DIR": str(ROOT), "GPUS_PER_NODE": "1", "LLM_UNLEARN_VENV": sys.prefix,
-                   "CONFIG": "accelerate_configs/cpu_ddp.yaml", "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "PATH": f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+                   "OMP_NUM_THREADS": "1", "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "node[1-2]",
+                   "SLURM_JOB_ID": str(os.getpid()), "SLURM_SUBMIT_DIR": str(ROOT), "GPUS_PER_NODE": "1",
+                   "LLM_UNLEARN_VENV": sys.prefix,
+                   "CONFIG": f"accelerate_configs/{config}.yaml", "HF_HUB_OFFLINE": "1"}
     small = ["data.train_size=40", "data.heldout_size=10", "data.test_size=10", "pretrain.texts=50",
              "pretrain.epochs=1", "train.epochs=1", 'unlearn.methods={"gradient_descent": null}',
              "unlearn.budgets=[1.0]", f"output_dir={tmp_path / 'run'}"]

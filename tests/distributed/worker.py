@@ -2,10 +2,11 @@
 
     accelerate launch --config_file accelerate_configs/cpu_ddp.yaml tests/distributed/worker.py OUT BATCH CASE …
 
-CASE is METHOD:KIND[:ACCUMULATION]; BATCH is of the whole step, over all processes and micro-batches. One process alone
-takes it in one piece.
+CASE is METHOD:KIND[:VARIANT], the variant a number of micro-batches, `evaluated` (after each step) or `floor` (back to
+step 1 after step 2). BATCH is of the whole step, over all processes and micro-batches; one alone takes it in one piece.
 """
 
+import gc
 import json
 import os
 import sys
@@ -20,7 +21,7 @@ import torch
 from support import build, trainer
 
 from llm_unlearn.trainers.reference import REFERENCE_ADAPTER
-from llm_unlearn.trainers.sharding import is_sharded, whole_state_dict
+from llm_unlearn.trainers.sharding import is_sharded, release, whole_state_dict
 
 STEPS = 4
 
@@ -53,10 +54,9 @@ def main(out: Path, batch: int, cases: list[str]) -> None:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     shard_on_a_cpu()
     for case in cases:
-        method, kind, *more = case.split(":")
-        accumulation = int(more[0]) if more and world > 1 else 1
+        method, kind, variant = (*case.split(":"), "")[:3]
         try:
-            result, weights = run_case(method, kind, out / f"work-{case}", batch // world, accumulation)
+            result, weights = run_case(method, kind, variant, out / f"work-{case}", batch // world)
         except Exception as error:
             result, weights = {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()}, {}
         if int(os.environ.get("RANK", "0")) == 0:
@@ -64,11 +64,17 @@ def main(out: Path, batch: int, cases: list[str]) -> None:
             (out / f"{case}.json").write_text(json.dumps({"world_size": world, **result}))
 
 
-def run_case(method: str, kind: str, folder: Path, batch: int, accumulation: int) -> tuple[dict, dict]:
+def run_case(method: str, kind: str, variant: str, folder: Path, batch: int) -> tuple[dict, dict]:
+    options = {"eval_strategy": "steps", "eval_steps": 1} if variant in ("evaluated", "floor") else {}
+    if variant == "floor":
+        options["utility_floor"] = 0.5
+    if variant.isdigit() and "WORLD_SIZE" in os.environ:
+        batch //= int(variant)
+        options["gradient_accumulation_steps"] = int(variant)
     # the model first: arguments that are made before it would let DeepSpeed partition it as it is loaded
-    run = trainer(method, kind, folder, model=build(kind), per_device_train_batch_size=batch // accumulation,
-                  gradient_accumulation_steps=accumulation, max_steps=STEPS, optim="sgd", learning_rate=0.05,
-                  logging_steps=1)
+    run = trainer(method, kind, folder, model=build(kind), per_device_train_batch_size=batch, max_steps=STEPS,
+                  optim="sgd", learning_rate=0.05, logging_steps=1, **options)
+    run.evaluate_callback = lambda model: {"utility": float(run.state.global_step < 2)}
     run.train()
     figures = run.evaluate()
     weights = {name: weight for name, weight in whole_state_dict(run.accelerator.unwrap_model(run.model)).items()
@@ -76,8 +82,13 @@ def run_case(method: str, kind: str, folder: Path, batch: int, accumulation: int
     losses = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
     sharded = is_sharded(run.model)
     backend = str(torch.distributed.get_backend()) if torch.distributed.is_initialized() else None
-    return {"processes": run.accelerator.num_processes, "backend": backend, "losses": losses, "figures": figures,
-            "engine": str(run.accelerator.distributed_type.value), "sharded": sharded, "cost": run.cost}, weights
+    release(run)
+    gc.collect()
+    storages = [o.untyped_storage() for o in gc.get_objects() if isinstance(o, torch.Tensor)]
+    held = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    return {"held": held, "processes": run.accelerator.num_processes, "backend": backend, "losses": losses,
+            "figures": figures, "engine": str(run.accelerator.distributed_type.value), "sharded": sharded,
+            "cost": run.cost}, weights
 
 
 if __name__ == "__main__":

@@ -60,3 +60,11 @@ def test_a_thread_that_python_gives_no_signals_trains_all_the_same(tmp_path):
     thread.start()
     thread.join()
     assert run.state.global_step == 2
+
+
+def test_a_signal_where_no_step_follows_ends_the_run_too(tmp_path):
+    run = trainer("ssd", "full", tmp_path)
+    with pytest.raises(Preempted, match="before the model was written"):
+        with checkpoint_on_sigterm(run):
+            run.train()
+            os.kill(os.getpid(), signal.SIGTERM)
