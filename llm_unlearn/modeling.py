@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from llm_unlearn.errors import InputError
-from llm_unlearn.placement import with_adapter
+from llm_unlearn.placement import whole, with_adapter
 from llm_unlearn.processes import Processes
 
 if TYPE_CHECKING:
@@ -50,24 +50,6 @@ def make_config(architecture: dict[str, Any], vocab_size: int, **ids: int) -> "P
         return AutoConfig.for_model(config.model_type, vocab_size=vocab_size, **ids, **fields)
     except (ValueError, KeyError, TypeError, StrictDataclassError) as error:
         raise _bad_architecture(error) from None
-
-
-@contextlib.contextmanager
-def whole() -> Iterator[None]:
-    """While it lasts, a model is loaded whole also where ZeRO-3 will shard it.
-
-    transformers would partition it as soon as any TrainingArguments with ZeRO-3 are alive, those of an earlier stage
-    too; what is done before training (a reference, hashes, blocks drawn anew) needs its weights.
-    """
-    from transformers.integrations import deepspeed as integration
-
-    alive = integration._hf_deepspeed_config_weak_ref
-    integration.unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        if alive is not None and (config := alive()) is not None:
-            integration.set_hf_deepspeed_config(config)
 
 
 @whole()

@@ -1,9 +1,12 @@
-"""Models that accelerate's `device_map` spreads over several devices, part of them perhaps left on the CPU or the disk.
+"""Where the weights of a model are: loaded whole; or spread by accelerate's `device_map` over several devices, part of
+them perhaps left on the CPU or the disk.
 
 Offloaded weights are on the device `meta` but while their layer runs: hooks fetch them to the main device and put them
 away again.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -58,3 +61,21 @@ def with_adapter(model: "PreTrainedModel", folder: Any) -> Any:
                 getattr(layer, name).to_empty(device=main_device(model))
     set_peft_model_state_dict(adapted, load_peft_weights(folder, device="cpu"))
     return adapted
+
+
+@contextmanager
+def whole() -> Iterator[None]:
+    """While it lasts, a model is loaded whole also where ZeRO-3 will shard it.
+
+    transformers would partition it as soon as any TrainingArguments with ZeRO-3 are alive, those of an earlier stage
+    too; what is done before training (a reference, hashes, blocks drawn anew) needs its weights.
+    """
+    from transformers.integrations import deepspeed as integration
+
+    alive = integration._hf_deepspeed_config_weak_ref
+    integration.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if alive is not None and (config := alive()) is not None:
+            integration.set_hf_deepspeed_config(config)

@@ -5,8 +5,9 @@
     trainer.train(); trainer.save_model("unlearned")
 
 Datasets have columns `prompt, completion` or `input_ids, labels`, and `noise_id` where rows are Gaussian canaries.
-Numbers do not depend on the layout: batch 8 ≡ 2 × 4 accumulation, and padding changes nothing, because a loss is a mean
-over an example's supervised positions and then over the examples of a step, of which each micro-batch has as many.
+Numbers do not depend on the layout: batch 8 ≡ 2 × 4 accumulation ≡ 2 processes × 4, and padding changes nothing, since
+a loss is a mean over an example's supervised positions and then over the examples of a step, of which each micro-batch
+has as many.
 """
 
 import copy
@@ -32,7 +33,7 @@ from llm_unlearn.tasks.embedding_noise import refuse_data_parallel
 from llm_unlearn.trainers.budget import examples_per_step, plan_steps
 from llm_unlearn.trainers.clean_start import starting_model
 from llm_unlearn.trainers.config import Requirements, UnlearnConfig
-from llm_unlearn.trainers.log_probs import reference_log_probs
+from llm_unlearn.trainers.log_probs import per_row, reference_log_probs
 from llm_unlearn.trainers.pairing import LOG_PROB, PairedCollator, PairedRows
 from llm_unlearn.trainers.reference import REFERENCE_ADAPTER, make_reference
 from llm_unlearn.trainers.sharding import local, put_away
@@ -225,8 +226,8 @@ class UnlearnTrainer(Trainer):
         training = self.model.training
         self.model.eval()
         try:
-            figures = {f"{name}_loss": float(self.per_row(rows.select(range(min(len(rows), self.args.eval_rows))),
-                                                          Supervised.nll).mean()) for name, rows in self.rows.items()}
+            figures = {f"{name}_loss": float(per_row(self, rows.select(range(min(len(rows), self.args.eval_rows))),
+                                                     Supervised.nll).mean()) for name, rows in self.rows.items()}
             if self.evaluate_callback is not None:
                 figures |= self.evaluate_callback(self.model)
         finally:
@@ -235,18 +236,6 @@ class UnlearnTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-    @torch.no_grad()
-    def per_row(self, rows: Any, value: Callable[[Supervised], Tensor]) -> Tensor:
-        """(n,) `value` (B,) of every row's supervised positions under the model as it is, on the CPU; the processes
-        share the rows."""
-        size, n, found = self.args.per_device_eval_batch_size, len(rows), {}
-        for start in self.processes.share(range(0, n, size)):
-            batch = self.data_collator.collate([rows[i] for i in range(start, min(start + size, n))])
-            with self.accelerator.autocast():
-                found[start] = value(self.task.supervised(self.model_wrapped, self._prepare_inputs(batch))).cpu()
-        found = {start: values for part in self.processes.merged(found) for start, values in part.items()}
-        return torch.cat([found[start] for start in sorted(found)])
 
     # ---- what is trained on, and for how long
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +43,7 @@ def reference_log_probs(trainer: "UnlearnTrainer", name: str) -> np.ndarray:
         if not getattr(trainer.model, "is_quantized", False):
             trainer.model.to(args.device)  # an engine would do so when training begins
         trainer.model.eval()
-        found = trainer.per_row(rows, Supervised.log_prob)
+        found = per_row(trainer, rows, Supervised.log_prob)
         trainer.model.train(training)
         if trainer.accelerator.is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
@@ -50,6 +51,20 @@ def reference_log_probs(trainer: "UnlearnTrainer", name: str) -> np.ndarray:
             save_file({"log_prob": found}, partial)
             os.replace(partial, path)
     return found.numpy()
+
+
+@torch.no_grad()
+def per_row(trainer: "UnlearnTrainer", rows: Any, value: Callable[[Supervised], torch.Tensor]) -> torch.Tensor:
+    """(n,) `value` (B,) of every row's supervised positions under the model as it is, on the CPU; the processes share
+    the rows, and each gets all values."""
+    size, n, found = trainer.args.per_device_eval_batch_size, len(rows), {}
+    for start in trainer.processes.share(range(0, n, size)):
+        batch = trainer.data_collator.collate([rows[i] for i in range(start, min(start + size, n))])
+        with trainer.accelerator.autocast():
+            supervised = trainer.task.supervised(trainer.model_wrapped, trainer._prepare_inputs(batch))
+            found[start] = value(supervised).cpu()
+    found = {start: values for part in trainer.processes.merged(found) for start, values in part.items()}
+    return torch.cat([found[start] for start in sorted(found)])
 
 
 def model_hash(model: nn.Module) -> str:

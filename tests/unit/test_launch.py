@@ -45,6 +45,11 @@ def test_rows_that_cannot_be_shared_evenly_are_refused(recipe):
         check_layout(with_section(recipe, "train", batch_size=12), str(CONFIGS / "ddp.yaml"))
 
 
+def test_the_points_of_a_sweep_are_looked_at_too(recipe):
+    with pytest.raises(InputError, match="recipe.train.batch_size: 12 rows cannot be shared evenly by 8"):
+        check_layout(dataclasses.replace(recipe, sweep={"train.batch_size": [12]}), str(CONFIGS / "ddp.yaml"))
+
+
 def test_several_machines_are_started_on_each_of_them(recipe):
     with pytest.raises(InputError, match="multi_node.yaml: num_machines: 2; .* see scripts/slurm.sh"):
         check_layout(recipe, str(CONFIGS / "multi_node.yaml"))
