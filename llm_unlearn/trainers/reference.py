@@ -109,7 +109,8 @@ class FrozenModel:
         elif offload:
             from accelerate import cpu_offload
 
-            cpu_offload(self.model.to("cpu"), accelerator.device)
+            device = accelerator.device if accelerator.device.type != "cpu" else torch.device("cpu")  # not cpu:1
+            cpu_offload(self.model.to("cpu"), device)
         self.placed = accelerator.is_fsdp2 or stage == 3 or offload
 
     @contextmanager

@@ -2,8 +2,9 @@
 
     accelerate launch --config_file accelerate_configs/cpu_ddp.yaml tests/distributed/worker.py OUT BATCH CASE …
 
-CASE is METHOD:KIND[:VARIANT], the variant a number of micro-batches, `evaluated` (after each step) or `floor` (back to
-step 1 after step 2). BATCH is of the whole step, over all processes and micro-batches; one alone takes it in one piece.
+CASE is METHOD:KIND[:VARIANT], the variant a number of micro-batches, `evaluated` (after each step), `floor` (back to
+step 1 after step 2) or `offloaded` (the reference). BATCH is of the whole step, over all processes and micro-batches;
+one process alone takes it in one piece.
 """
 
 import gc
@@ -66,6 +67,8 @@ def main(out: Path, batch: int, cases: list[str]) -> None:
 
 def run_case(method: str, kind: str, variant: str, folder: Path, batch: int) -> tuple[dict, dict]:
     options = {"eval_strategy": "steps", "eval_steps": 1} if variant in ("evaluated", "floor") else {}
+    if variant == "offloaded":
+        options["offload_reference"] = True
     if variant == "floor":
         options["utility_floor"] = 0.5
     if variant.isdigit() and "WORLD_SIZE" in os.environ:
