@@ -1,5 +1,6 @@
 """Which of several processes this is (`accelerate launch`), and how they put their parts together."""
 
+import functools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ class Processes:
         import torch.distributed as distributed
 
         parts: list[Any] = [None] * self.count
-        distributed.all_gather_object(parts, part)
+        distributed.all_gather_object(parts, part, group=_group())
         return parts
 
     def from_main(self, value: Any) -> Any:
@@ -79,6 +80,15 @@ class Processes:
     def wait(self) -> None:
         """Until all have come here. Common."""
         self.merged(None)
+
+
+@functools.cache
+def _group() -> Any:
+    """All processes, connected over the host: what is exchanged are small objects on the CPU, for which no GPU need be
+    waited for."""
+    import torch.distributed as distributed
+
+    return distributed.new_group(backend="gloo", timeout=PATIENCE)
 
 
 ALONE = Processes()
