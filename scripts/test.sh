@@ -5,4 +5,5 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/environment.sh
 prepare_environment dev
-exec "$venv/bin/python" -m pytest -n auto --maxprocesses 4 "$@"
+# worksteal: long tests that stand side by side are not all left to one process
+exec "$venv/bin/python" -m pytest -n auto --maxprocesses 4 --dist worksteal "$@"

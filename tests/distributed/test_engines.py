@@ -19,6 +19,9 @@ CASES = [f"{method}:{kind}" for method in METHODS for kind in ("full", "lora")]
 # in micro-batches; evaluated after each step, which leaves weights gathered; gone back to what was kept
 CASES += ["kl:full:2", "grad_diff:lora:2", "task_arithmetic:full:evaluated", "kl:full:floor", "kl:lora:floor",
           "kl:full:offloaded"]
+# ZeRO-1 and 2 differ from DDP in the optimizer alone: one method of each kind
+FEW = [case for case in CASES if case.split(":")[0] in ("gradient_ascent", "grad_diff", "kl", "npo", "scrub", "ssd",
+                                                         "task_arithmetic", "noisy_gradient_descent")]
 NO_LOOP = ("ssd",)  # replaces the training loop, so it logs no loss
 # config → what accelerate calls the engine, whether weights are sharded
 ENGINES = {"cpu_ddp": ("MULTI_CPU", False), "cpu_zero1": ("DEEPSPEED", False), "cpu_zero2": ("DEEPSPEED", False),
@@ -50,15 +53,16 @@ def alone(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("config", ENGINES)
 def test_two_processes_are_one(config, alone, tmp_path):
     """One test for all methods of an engine, since launching them costs a minute."""
-    launch(tmp_path / "two", CASES, config)
+    cases = FEW if config in ("cpu_zero1", "cpu_zero2") else CASES
+    launch(tmp_path / "two", cases, config)
     differing = {}
-    for case in CASES:
+    for case in cases:
         try:
             compare(case, alone, tmp_path / "two", config)
         except AssertionError as error:
             differing[case] = str(error)
     assert not differing
-    held = [json.loads((tmp_path / "two" / f"{case}.json").read_text()).get("held", 0) for case in CASES]
+    held = [json.loads((tmp_path / "two" / f"{case}.json").read_text()).get("held", 0) for case in cases]
     assert max(held[-6:]) < max(held[2:8]) + 2**20, f"what was trained before is still held: {held}"
 
 
