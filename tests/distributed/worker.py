@@ -87,7 +87,8 @@ def run_case(method: str, kind: str, variant: str, folder: Path, batch: int) -> 
     backend = str(torch.distributed.get_backend()) if torch.distributed.is_initialized() else None
     release(run)
     gc.collect()
-    storages = [o.untyped_storage() for o in gc.get_objects() if isinstance(o, torch.Tensor)]
+    plain = (torch.Tensor, torch.nn.Parameter)  # a DTensor has none itself: its part is a tensor
+    storages = [o.untyped_storage() for o in gc.get_objects() if type(o) in plain]
     held = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
     return {"held": held, "processes": run.accelerator.num_processes, "backend": backend, "losses": losses,
             "figures": figures, "engine": str(run.accelerator.distributed_type.value), "sharded": sharded,
