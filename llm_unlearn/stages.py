@@ -111,7 +111,7 @@ class Stages:
 
     def __init__(self, root: Path, say: Callable[[str], None] = print, processes: Processes = ALONE) -> None:
         self.root, self.processes = root, processes
-        self.say = say if processes.is_main else _silent
+        self.say = say if processes.is_main else lambda line: None
 
     def run(self, stage: Stage) -> bool:
         """Run a stage unless it is done (False); resume it where it was killed with the same inputs."""
@@ -203,10 +203,6 @@ class Stages:
             return json.loads(path.read_text())["key"]
         except (OSError, ValueError, KeyError):
             return None
-
-
-def _silent(line: str) -> None:
-    """Say nothing."""
 
 
 def _link(source: str, target: str) -> None:

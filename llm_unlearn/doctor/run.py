@@ -118,7 +118,8 @@ def _memory_lines(result: dict[str, Any]) -> list[str]:
              "  " + f"{'step':{width}}" + "".join(f"{column:>13}" for column in columns)]
     for step in steps:
         name = "training" if step["step"] == TRAINING else step["step"]
-        lines.append("  " + f"{name:{width}}" + "".join(f"{step[column] / MIB:>13,.0f}" for column in columns))
+        how = "  by formula: this architecture cannot be traced" if step["by_formula"] else ""
+        lines.append("  " + f"{name:{width}}" + "".join(f"{step[column] / MIB:>13,.0f}" for column in columns) + how)
     return [*lines, ""]
 
 

@@ -16,6 +16,9 @@ from llm_unlearn.trainers.reference import REFERENCE_ADAPTER
 
 # Blocks of the two models that stand for a deeper one: what is held grows by the same amount with every block
 SHALLOW = (3, 5)
+# What torch and transformers raise where a forward asks a tensor without data for its values; InputError, which is a
+# ValueError, is a refusal and passes
+UNTRACEABLE = (RuntimeError, ValueError, NotImplementedError, AssertionError, TypeError)
 
 
 @dataclass(frozen=True)
@@ -53,13 +56,13 @@ def trace(step: TrainingStep | MethodStep, setting: Setting) -> Traced:
         return _trace(step, setting)
     except InputError:
         raise
-    except (RuntimeError, ValueError, NotImplementedError, AssertionError, TypeError):
+    except UNTRACEABLE:
         if setting.formula is None:
             raise
         try:
             setting.task.masked = False
             return _trace(step, setting)
-        except (RuntimeError, ValueError, NotImplementedError, AssertionError, TypeError):
+        except UNTRACEABLE:
             return _by_formula(step, setting, setting.formula)
     finally:
         setting.task.masked, noise.disabled = True, before

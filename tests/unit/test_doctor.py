@@ -342,6 +342,8 @@ def test_a_good_recipe_has_no_problem_and_nothing_is_written(tmp_path):
     assert {finding["check"] for finding in result["findings"]} >= {
         "versions", "devices", "recipe", "tokenizer", "chat template", "labels", "prompts", "memory", "disk"}
     assert [step["step"] for step in result["memory"]] == ["train", "gradient_ascent"]
+    by_formula = {**result, "memory": [{**step, "by_formula": True} for step in result["memory"]]}
+    assert "by formula" in as_text(by_formula) and "by formula" not in as_text(result)
     text = as_text(result)
     assert "training" in text and "gradient_ascent" in text and "PROBLEM" not in text
 
