@@ -10,10 +10,9 @@ from transformers import Trainer, TrainerCallback
 from llm_unlearn.checkpoints import check_resumable, last_checkpoint
 from llm_unlearn.data.encoding import IGNORE
 from llm_unlearn.errors import NonFiniteLossError
-from llm_unlearn.losses import token_nll
 from llm_unlearn.preemption import checkpoint_on_sigterm
 from llm_unlearn.processes import Processes
-from llm_unlearn.tasks import Task
+from llm_unlearn.tasks import Supervised, Task
 from llm_unlearn.trainers.sharding import local
 
 
@@ -59,13 +58,17 @@ class MeanNLL:
         repeats = processes > 1 and left and not self.args.dataloader_drop_last
         if repeats and batch_samples and self.accelerator.gradient_state.end_of_dataloader:
             own = left - rows * self.accelerator.process_index
-            batch_samples[-1]["labels"][max(own, 0) :] = IGNORE
+            last = batch_samples[-1]
+            last["labels"][max(own, 0) :] = IGNORE
+            if "rows" in last:
+                last["rows"] = last["rows"].unsupervised(max(own, 0))
         return super()._get_num_items_in_batch(batch_samples, device)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        supervised = self.task.supervised(model, self.task.augment(inputs))
-        count = len(supervised.labels) if num_items_in_batch is None else num_items_in_batch
-        loss = token_nll(supervised.logits, supervised.labels).sum() / count
+        def mean(found: Supervised) -> torch.Tensor:
+            return found.token_nll.sum() / (len(found.labels) if num_items_in_batch is None else num_items_in_batch)
+
+        loss = self.task.compute(model, self.task.augment(inputs), mean)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # the count is over all processes, and DDP averages
         return (loss, None) if return_outputs else loss

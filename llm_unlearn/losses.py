@@ -108,15 +108,6 @@ def scrub_max_loss(forget_kl: Tensor) -> Tensor:
     return -forget_kl.mean()
 
 
-def distillation_loss(retain_kl: Tensor, retain_nll: Tensor, alpha: float = 1.0, gamma: float = 1.0) -> Tensor:
-    """α KL(p_θ0 ‖ p_θ) + γ ℓ on r: a min step of SCRUB (arXiv 2302.09880), and `reset_distill`.
-
-    Args:
-        retain_kl: (B',) mean KL to the reference, retain_nll: (B',) mean NLL of each retain example.
-    """
-    return alpha * retain_kl.mean() + gamma * retain_nll.mean()
-
-
 def npo_loss(log_prob: Tensor, reference_log_prob: Tensor, beta: float = 0.1) -> Tensor:
     """−(2/β) E log σ(−β log π_θ(y|x)/π_θ0(y|x)) on f. NPO, Zhang et al. 2024 (arXiv 2404.05868), β = 0.1.
 
@@ -159,7 +150,7 @@ def state_distance(states: Tensor, target: Tensor) -> Tensor:
     return (states.float() - target.detach().float()).pow(2).mean(-1)
 
 
-def undial_token(logits: Tensor, reference_logits: Tensor, labels: Tensor, beta: float = 10.0) -> Tensor:
+def undial_token(logits: Tensor, labels: Tensor, reference_logits: Tensor, beta: float = 10.0) -> Tensor:
     """CE(p_θ, softmax(z_θ0 − β 1[y])): self-distillation with the label's logit lowered. UNDIAL, Dong et al. 2025
     (arXiv 2402.10052), β = 10.
 

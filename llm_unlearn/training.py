@@ -71,6 +71,7 @@ class Training:
             processing_class=tokenizer, peft_config=self.peft_config, callbacks=[StopOnNonFinite()],
         )
         self._trainer = trainer
+        _without_fused_head(trainer.accelerator.unwrap_model(trainer.model))
         show_progress(trainer, self.description, self.quiet)
         noise = inject_gaussian_noise(trainer, self.noise) if self.noise else None
         counter = FlopCounter.of(trainer.model)
@@ -84,10 +85,7 @@ class Training:
         epochs = self.section.epochs
         cost = {"train_tokens": round(tokens * epochs), "flops": counter.training(tokens, positions) * epochs,
                 "seconds": seconds}
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
-        causal_lm.__dict__.pop("forward", None)  # TRL's fused head; a copy of it would run this model, not the copy
-        return model, cost
+        return trainer.accelerator.unwrap_model(trainer.model), cost
 
     def release(self) -> None:
         """Give back what the training holds, once its model is saved."""
@@ -101,3 +99,9 @@ class Training:
             packing=False, padding_free=False, gradient_checkpointing=self.gradient_checkpointing,
             dataset_kwargs={"skip_prepare_dataset": True},
         )
+
+
+def _without_fused_head(model: Any) -> None:
+    """Take away TRL's own: ours stands in its place, and a copy of the model would run this one."""
+    causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
+    causal_lm.__dict__.pop("forward", None)

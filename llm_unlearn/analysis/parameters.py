@@ -79,7 +79,8 @@ def descents(model: nn.Module, batches: Iterable[dict[str, Tensor]], task: Any) 
         for batch in batches:
             model.zero_grad(set_to_none=True)
             with torch.enable_grad():
-                task.supervised(model, {key: value.to(device) for key, value in batch.items()}).nll().mean().backward()
+                batch = {key: value.to(device) for key, value in batch.items()}
+                task.compute(model, batch, lambda found: found.nll().mean()).backward()
             yield _descent(model)
     finally:
         model.zero_grad(set_to_none=True)

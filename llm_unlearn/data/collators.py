@@ -8,6 +8,7 @@ from torch import Tensor
 from llm_unlearn.data.encoding import IGNORE
 from llm_unlearn.errors import InputError
 from llm_unlearn.tasks.noise import NO_NOISE
+from llm_unlearn.tasks.rows import BatchRows
 
 
 class CausalLMCollator:
@@ -25,7 +26,8 @@ class CausalLMCollator:
         self.pad_token_id, self.pad_to = pad_token_id, pad_to
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Returns input_ids, attention_mask, labels (B, T) int64; where any row has a noise_id, also noise_id (B,)."""
+        """Returns input_ids, attention_mask, labels (B, T) int64; where any row has a noise_id, also noise_id (B,); and
+        `rows`, a BatchRows: what these tensors hold, for whoever would have to ask the device for it."""
         for i, row in enumerate(rows):
             if all(label == IGNORE for label in row["labels"][1:]):
                 name = row.get("example_id", i)
@@ -41,6 +43,11 @@ class CausalLMCollator:
         }
         if any("noise_id" in row for row in rows):
             batch["noise_id"] = torch.tensor([row.get("noise_id", NO_NOISE) for row in rows])
+        batch["rows"] = BatchRows(
+            tuple(len(row["input_ids"]) for row in rows),
+            tuple(sum(label != IGNORE for label in row["labels"][1:]) for row in rows),
+            tuple(batch["noise_id"].tolist()) if "noise_id" in batch else None,
+        )
         return batch
 
     @staticmethod

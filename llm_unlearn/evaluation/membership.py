@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from llm_unlearn.errors import InputError
 from llm_unlearn.evaluation.batches import batches
-from llm_unlearn.losses import token_nll
 from llm_unlearn.placement import input_device
 from llm_unlearn.processes import ALONE, Processes
 from llm_unlearn.tasks import Task
@@ -38,7 +37,7 @@ def token_statistics(
         for positions, batch in batches(rows, collate, batch_size, input_device(model), processes):
             found = task.supervised(model, batch)
             mean, sd = (torch.cat(values) for values in zip(*map(_moments, found.logits.split(_CHUNK)), strict=True))
-            log_prob = -token_nll(found.logits, found.labels)
+            log_prob = -found.token_nll
             mine[positions[0]] = {"log_prob": _array(log_prob), "mean": _array(mean), "sd": _array(sd),
                                   "example": np.asarray(positions)[found.example.cpu().numpy()]}
     parts = {first: tokens for part in processes.merged(mine) for first, tokens in part.items()}
@@ -81,7 +80,7 @@ def gradient_norms(
             for i in processes.share(range(len(rows))):
                 batch = {key: value.to(device) for key, value in collate([rows[i]]).items()}
                 with torch.enable_grad():
-                    loss = task.supervised(model, batch).nll().sum()
+                    loss = task.compute(model, batch, lambda found: found.nll().sum())
                 gradients = torch.autograd.grad(loss, weights or frozen, allow_unused=True)
                 squares: list[Any] = [g.float().square().sum() for g in gradients if g is not None]
                 norms[i] = float(torch.stack(squares).sum().double().sqrt())

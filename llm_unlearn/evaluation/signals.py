@@ -18,12 +18,11 @@ from llm_unlearn.errors import InputError
 from llm_unlearn.evaluation.batches import batches, scatter
 from llm_unlearn.evaluation.gaussian import gaussian_scores
 from llm_unlearn.evaluation.membership import check_differentiable, gradient_norms, token_statistics
-from llm_unlearn.losses import example_mean, example_sum, token_kl, token_nll
 from llm_unlearn.metrics.membership_scores import min_k_score, reference_score, zlib_score
 from llm_unlearn.placement import input_device
 from llm_unlearn.processes import ALONE, Processes
 from llm_unlearn.sections import MembershipAttack
-from llm_unlearn.tasks import Task
+from llm_unlearn.tasks import Supervised, Task
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -128,10 +127,7 @@ class Evaluator(ABC):
         """{"nll", "nll_sum", "n_positions"} of each row over its supervised positions."""
         results = []
         for positions, batch in self._batches(model, name):
-            s = self.task.supervised(model, batch)
-            total = example_sum(token_nll(s.logits, s.labels), s.example, s.n_examples)
-            count = torch.bincount(s.example, minlength=s.n_examples)
-            results.append((positions, torch.stack([total.double(), count.double()], 1)))
+            results.append((positions, self.task.compute(model, batch, _sum_and_count)))
         values = scatter(len(self.encoded[name]), results, self.processes).numpy().reshape(-1, 2)
         return _per_position(values[:, 0], values[:, 1].astype(int))
 
@@ -143,8 +139,7 @@ class Evaluator(ABC):
         results = []
         for positions, batch in batches(rows, self.collate, self.batch_size, input_device(model), self.processes):
             ours, theirs = self.task.supervised(model, batch), self.task.supervised(retrained, batch)
-            kl = token_kl(theirs.logits, ours.logits)
-            results.append((positions, example_mean(kl, ours.example, ours.n_examples)))
+            results.append((positions, ours.kl(theirs)))
         return scatter(len(rows), results, self.processes).numpy()
 
     def membership_signals(self, model: Any, name: str) -> dict[str, np.ndarray]:
@@ -211,6 +206,11 @@ class Evaluator(ABC):
         import pandas as pd
 
         return pd.DataFrame({"set": name, "example_id": list(rows["example_id"]), "label": list(rows["label"])})
+
+
+def _sum_and_count(found: Supervised) -> torch.Tensor:
+    """(B, 2): the NLL summed over each row's positions, and how many they are."""
+    return torch.stack([-found.log_prob(), found.length()], 1)
 
 
 def _per_position(total: np.ndarray, count: np.ndarray) -> dict[str, np.ndarray]:

@@ -4,10 +4,8 @@ All of it runs inside `ledger.without_data()`. A batch is `{"positions": (n, …
 its rows has; every row is of the longest length.
 """
 
-import inspect
 import warnings
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,38 +15,13 @@ from llm_unlearn.errors import InputError
 from llm_unlearn.tasks import Hidden, Supervised
 from llm_unlearn.tasks.blocks import block_list, hidden_of, stopped_after
 from llm_unlearn.tasks.causal_lm import CausalLMTask
+from llm_unlearn.tasks.probe import in_place_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
 
     from llm_unlearn.sections import ModelSection
 
 Positions = tuple[int, ...]
-
-
-class _Uneven:
-    """Positions of rows that have a known number each, which no tensor needs to be looked at for."""
-
-    positions: Positions
-
-    def rows(self, start: int, stop: int) -> Any:
-        first, count = sum(self.positions[:start]), sum(self.positions[start:stop])
-        index = torch.arange(first, first + count)
-        tensors = {name: value[index] for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return type(self)(**tensors, positions=self.positions[start:stop], n_examples=stop - start)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DatalessSupervised(_Uneven, Supervised):
-    positions: Positions
-
-    def length(self) -> Tensor:
-        return torch.ones(self.n_examples, dtype=torch.long)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DatalessHidden(_Uneven, Hidden):
-    positions: Positions
 
 
 class DatalessTexts(CausalLMTask):
@@ -60,51 +33,55 @@ class DatalessTexts(CausalLMTask):
     """
 
     def __init__(self, length: int, masked: bool = True) -> None:
+        super().__init__(pack=False)
         self.length, self.masked = length, masked
 
-    def supervised(self, model: nn.Module, inputs: dict[str, Positions]) -> DatalessSupervised:
+    def compute(
+        self, model: nn.Module, inputs: dict[str, Positions], function: Callable[[Supervised], Tensor]
+    ) -> Tensor:
         positions = inputs["positions"]
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        if "logits_to_keep" in inspect.signature(base.forward).parameters:
-            with _head_at(base, positions):
-                logits = self._run(model, len(positions))
-        else:
-            logits = _gathered(self._run(model, len(positions)), positions)
-        return DatalessSupervised(logits=logits.view(-1, logits.shape[-1]), **of_positions(positions),
-                                  labels=torch.zeros(sum(positions), dtype=torch.long))
+        labels, fields = torch.zeros(sum(positions), dtype=torch.long), of_positions(positions)
+        head = model.get_output_embeddings()
+        if not self._is_last(model, head):
+            logits = self._run(model, len(positions))
+            return function(Supervised(states=_gathered(logits, positions), labels=labels, **fields))
 
-    def hidden(self, model: nn.Module, inputs: dict[str, Positions], layer: int) -> DatalessHidden:
+        def at_head(states: Tensor) -> Tensor:
+            return function(Supervised(states=_gathered(states, positions), labels=labels, head=head, **fields))
+
+        with in_place_of(head, at_head):
+            return self._run(model, len(positions))
+
+    def hidden(self, model: nn.Module, inputs: dict[str, Positions], layer: int) -> Hidden:
         positions = inputs["positions"]
         with stopped_after(model, layer) as captured:
             self._run(model, len(positions))
-            return DatalessHidden(states=_gathered(hidden_of(captured[0]), positions), **of_positions(positions))
+            return Hidden(states=_gathered(hidden_of(captured[0]), positions), **of_positions(positions))
 
-    def _run(self, model: nn.Module, rows: int) -> Tensor:
-        ids = torch.zeros(rows, self.length, dtype=torch.long)
+    def _is_last(self, model: nn.Module, head: nn.Module) -> bool:
+        """What probe.plain_head says, of tensors that have no contents to compare."""
+        if type(head).forward is not nn.Linear.forward:
+            return False
+        given = torch.zeros(1, 1, 1)
+        with torch.no_grad(), in_place_of(head, lambda states: given):
+            return self._run(model, 1, length=1) is given
+
+    def _run(self, model: nn.Module, rows: int, length: int | None = None) -> Tensor:
+        length = length or self.length
+        ids = torch.zeros(rows, length, dtype=torch.long)
         # rows are of uneven length, so attention is given a mask; made here, since making it looks at the rows
-        mask = torch.ones(rows, 1, self.length, self.length, dtype=torch.bool) if self.masked else None
+        mask = torch.ones(rows, 1, length, length, dtype=torch.bool) if self.masked else None
         return model(input_ids=ids, attention_mask=mask, use_cache=False).logits
 
 
 def of_positions(positions: Positions) -> dict[str, Any]:
     return {"example": torch.zeros(sum(positions), dtype=torch.long), "n_examples": len(positions),
-            "positions": positions}
+            "counts": positions}
 
 
 def _gathered(states: Tensor, positions: Positions) -> Tensor:
     """(B, T, H) → (N, H), a copy, as indexing with a mask gives."""
     return states.flatten(0, 1)[torch.zeros(sum(positions), dtype=torch.long)]
-
-
-@contextmanager
-def _head_at(model: nn.Module, positions: Positions) -> "Iterator[None]":
-    """While it lasts the LM head runs at supervised positions only, as `logits_to_keep` has it."""
-    head = model.get_output_embeddings()
-    handle = head.register_forward_pre_hook(lambda module, args: (_gathered(args[0], positions)[None],))
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 # ---- models

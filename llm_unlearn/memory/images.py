@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from llm_unlearn.memory.dataless import DatalessSupervised, Positions, cast, of_positions
+from llm_unlearn.memory.dataless import Positions, cast, of_positions
+from llm_unlearn.tasks import Supervised
 from llm_unlearn.vision.models import ImageClassifier
 from llm_unlearn.vision.task import ImageTask
 
@@ -30,12 +31,12 @@ class DatalessImages(ImageTask):
         super().__init__()
         self.shape = (config.channels, *config.image_size)
 
-    def supervised(self, model: nn.Module, inputs: dict[str, Positions]) -> DatalessSupervised:
+    def supervised(self, model: nn.Module, inputs: dict[str, Positions]) -> Supervised:
         positions = inputs["positions"]
         dtype = next(model.parameters()).dtype
         logits = model(pixel_values=torch.zeros(len(positions), *self.shape, dtype=dtype))
-        return DatalessSupervised(logits=logits, labels=torch.zeros(len(positions), dtype=torch.long),
-                                  **of_positions(positions))
+        return Supervised(states=logits, labels=torch.zeros(len(positions), dtype=torch.long),
+                          **of_positions(positions))
 
     def frozen_modules(self, model: nn.Module) -> list[nn.Module]:
         return [module for module in model.modules() if isinstance(module, _BatchNorm)]

@@ -3,12 +3,12 @@
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import nn
 
-from llm_unlearn.losses import token_nll
 from llm_unlearn.memory.dataless import off_meta
 from llm_unlearn.memory.formula import Formula
 from llm_unlearn.trainers.reference import FrozenModel, make_reference
@@ -75,10 +75,8 @@ class TrainingStep:
     def run(self, model: nn.Module) -> None:
         setting = self.setting
         with setting.precision():
-            output = setting.task.supervised(model, setting.batch("train"))
-            logits = output.logits.float() if setting.autocast else output.logits  # as accelerate gives them back
-            loss = token_nll(logits, output.labels).sum() / len(output.labels)
-            del output, logits
+            loss = setting.task.compute(model, setting.batch("train"),
+                                        lambda found: found.token_nll.sum() / len(found.labels))
         loss.backward()
 
 
@@ -95,6 +93,7 @@ class MethodStep:
         # the method's trainer as far as its steps need it: without data, Trainer and Accelerator
         self.trainer = trainer = cls.__new__(cls)
         trainer.args, trainer.task, trainer.components = config, setting.task, {}
+        trainer.accelerator = SimpleNamespace(autocast=contextlib.nullcontext)  # `precision` is there already
         trainer.needs, trainer.reference_on, trainer.log_probs_on = cls.requirements(config)
         trainer.rows = {name: range(sizes[name]) for name in trainer.needs}
         trainer.examples_per_step = max(1, setting.rows * config.gradient_accumulation_steps)
@@ -113,6 +112,8 @@ class MethodStep:
         model = trainer.prepare_model(off_meta(self.given), trainer.args)
         if trainer.reference_on and trainer.reference is None:
             trainer.reference = _frozen_copy(model, second) if self.full else make_reference(model)
+        if trainer.reference and self.full:
+            trainer.reference.placed = self.setting.shares.get("reference", 1.0) < 1 or trainer.args.offload_reference
         trainer.start_model = self.given = self.second = None
         return model, trainer.reference.model if trainer.reference else None
 
@@ -126,7 +127,7 @@ class MethodStep:
         setting = self.setting
         if self.trainer.method == "ssd":
             rows = {"positions": (max(setting.positions.values()),)}  # one at a time, all of its positions summed
-            setting.task.supervised(model.eval(), rows).nll().sum().backward()
+            setting.task.compute(model.eval(), rows, lambda found: found.nll().sum()).backward()
             return
         for names in self.sets():
             self._loss(model, names).backward()
@@ -139,20 +140,11 @@ class MethodStep:
         for module in setting.task.frozen_modules(model):
             module.eval()
         reference: dict[str, Any] = {name: torch.zeros(rows) for name in names if name in trainer.log_probs_on}
+        inputs = {name: setting.batch(name) for name in names}
         with setting.precision():
-            for name in names:
-                if name in trainer.reference_on:
-                    with trainer.reference.as_model(model) as frozen:
-                        reference[name] = trainer.run_model(frozen, setting.batch(name))
-            joint = {"positions": sum((setting.batch(name)["positions"] for name in names), ())}
-            output = trainer.run_model(model, joint)
-            if setting.autocast and hasattr(output, "logits"):
-                object.__setattr__(output, "logits", output.logits.float())
-            halves = {name: output.rows(i * rows, (i + 1) * rows) for i, name in enumerate(names)}
-            for half in halves.values():
-                if hasattr(half, "nll"):
-                    half.nll().mean()  # is logged
-            return trainer.unlearning_loss(halves.pop("forget", None), halves.pop("retain", None), reference, **halves)
+            reference |= trainer.reference_outputs(model, inputs)
+            joint = {"positions": sum((inputs[name]["positions"] for name in names), ())}
+            return trainer.run_model(model, joint, lambda output: trainer.loss_of(output, list(names), reference))
 
 
 def _frozen_copy(model: nn.Module, copied: nn.Module) -> FrozenModel:

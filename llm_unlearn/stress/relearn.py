@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from llm_unlearn.losses import token_nll
 from llm_unlearn.placement import input_device
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 from llm_unlearn.tasks.embedding_noise import GaussianNoise
@@ -48,8 +47,7 @@ def relearn(
                 batch = {key: value.to(device) for key, value in collate(next(batches)).items()}
                 if noise and "noise_id" not in batch:
                     batch["noise_id"] = torch.full((len(batch["labels"]),), -1, device=device)
-                supervised = task.supervised(model, batch)
-                loss = token_nll(supervised.logits, supervised.labels).mean()
+                loss = task.compute(model, batch, lambda found: found.token_nll.mean())
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(weights, MAX_GRAD_NORM)

@@ -5,66 +5,118 @@ none knows of padding, shifting or −100, nor whether it unlearns texts (causal
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from llm_unlearn.compute import FlopCounter
 from llm_unlearn.errors import InputError
-from llm_unlearn.losses import example_mean, example_sum, token_kl, token_nll
+from llm_unlearn.losses import example_mean, example_sum
+from llm_unlearn.tasks.head import Kernel, autograd_kernel, head_values, kl_kernel, nll_kernel
 
 
 @dataclass(frozen=True, kw_only=True)
 class Positions:
-    """N positions of a batch of B rows, flattened.
+    """N positions of a batch of B rows, flattened, those of a row side by side.
 
     Args:
-        example: (N,), the row that each position came from. n_examples: B.
+        example: (N,), the row that each position came from. n_examples: B. counts: how many each row has, where that is
+            known without asking the device.
     """
 
     example: Tensor
     n_examples: int
+    counts: tuple[int, ...] | None = None
 
     def mean(self, values: Tensor) -> Tensor:
         """(B,) mean of values (N,) over each example's positions."""
         return example_mean(values, self.example, self.n_examples)
 
-    def rows(self, start: int, stop: int) -> "Positions":
+    def length(self) -> Tensor:
+        """(B,) |y|: how many positions each example has."""
+        if self.counts is None:
+            return torch.bincount(self.example, minlength=self.n_examples)
+        return torch.tensor(self.counts, device=self.example.device)
+
+    def rows(self, start: int, stop: int) -> Self:
         """The positions of rows start ≤ i < stop, renumbered from 0."""
-        keep = (self.example >= start) & (self.example < stop)
-        tensors = {name: value[keep] for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return type(self)(**{**tensors, "example": tensors["example"] - start, "n_examples": stop - start})
+        counts = tuple(self.length().tolist()) if self.counts is None else self.counts
+        first, last = sum(counts[:start]), sum(counts[:stop])
+        tensors = {field.name: getattr(self, field.name)[first:last] for field in fields(self)
+                   if isinstance(getattr(self, field.name), Tensor)}
+        return replace(self, **{**tensors, "example": tensors["example"] - start, "n_examples": stop - start,
+                                "counts": counts[start:stop]})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Supervised(Positions):
-    """Logits at the N supervised positions of a batch.
+    """What a model says at the N supervised positions of a batch: its logits there, or what they are made of.
+
+    With a head the logits (N, V) are never there as a whole: values are computed a chunk of positions at a time.
 
     Args:
-        logits: (N, V). labels: (N,).
+        states: (N, H), what the output head is given; without a head the logits themselves, (N, V). labels: (N,).
+        head: the output head.
     """
 
-    logits: Tensor
+    states: Tensor
     labels: Tensor
+    head: nn.Linear | None = None
+
+    @property
+    def logits(self) -> Tensor:
+        """(N, V)"""
+        return self.states if self.head is None else F.linear(self.states, self.head.weight, self.head.bias)
+
+    def whole(self) -> "Supervised":
+        """The same with its logits computed."""
+        return replace(self, states=self.logits, head=None)
+
+    @cached_property
+    def token_nll(self) -> Tensor:
+        """(N,) negative log-likelihood of each label, float32."""
+        return self._values(nll_kernel)
+
+    @cached_property
+    def _observed(self) -> dict[str, Tensor]:
+        return {}
+
+    @property
+    def observed_nll(self) -> Tensor:
+        """(N,) `token_nll` as a constant; what another value has come with is not computed again."""
+        return self._observed["nll"] if self._observed else self.token_nll.detach()
 
     def nll(self) -> Tensor:
         """(B,) mean negative log-likelihood of each example over its supervised positions."""
-        return self.mean(token_nll(self.logits, self.labels))
+        return self.mean(self.token_nll)
 
     def log_prob(self) -> Tensor:
         """(B,) log π(y|x): the *sum* of each example's token log-probabilities, float32."""
-        return -example_sum(token_nll(self.logits, self.labels), self.example, self.n_examples)
-
-    def length(self) -> Tensor:
-        """(B,) |y|: how many supervised positions each example has."""
-        return torch.bincount(self.example, minlength=self.n_examples)
+        return -example_sum(self.token_nll, self.example, self.n_examples)
 
     def kl(self, reference: "Supervised", temperature: float = 1.0) -> Tensor:
         """(B,) mean KL(p_reference ‖ p) of each example; the reference's logits stand at the same positions."""
-        return self.mean(token_kl(reference.logits, self.logits, temperature))
+        return self.mean(self._values(kl_kernel(temperature), reference))
+
+    def distillation(self, reference: "Supervised", alpha: float, gamma: float, temperature: float = 1.0) -> Tensor:
+        """(B,) mean of α KL(p_reference ‖ p) + γ NLL of each example, both from one look at the logits."""
+        return self.mean(self._values(kl_kernel(temperature, alpha, gamma), reference))
+
+    def token_values(self, function: Callable[..., Tensor], reference: "Supervised | None" = None) -> Tensor:
+        """(N,) float32: function(logits (n, V), labels (n,)[, the reference's logits (n, V)]) → (n,) at all positions,
+        a chunk at a time, so its values must not mix positions."""
+        return self._values(autograd_kernel(function), reference)
+
+    def _values(self, kernel: Kernel, reference: "Supervised | None" = None) -> Tensor:
+        other = None if reference is None else (reference.states, reference.head)
+        values, self._observed["nll"] = head_values(kernel, self.states, self.head, self.labels, other)
+        return values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +141,11 @@ class Task(ABC):
     @abstractmethod
     def supervised(self, model: nn.Module, inputs: dict[str, Tensor]) -> Supervised:
         """Logits at the supervised positions of a batch; rows that ask for noise (`noise_id` ≥ 0) get it."""
+
+    def compute(self, model: nn.Module, inputs: dict[str, Tensor], function: Callable[[Supervised], Tensor]) -> Tensor:
+        """function(the batch's supervised positions), evaluated where the output head is: of a language model inside
+        its forward, so that the logits need never be there as a whole."""
+        return function(self.supervised(model, inputs))
 
     def hidden(self, model: nn.Module, inputs: dict[str, Tensor], layer: int) -> Hidden:
         """Output of block `layer` (0 is the first) at supervised positions."""

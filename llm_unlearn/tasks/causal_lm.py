@@ -1,6 +1,7 @@
 """The causal-LM task: supervised positions are the labelled tokens, noise enters at the embedding output."""
 
 import inspect
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -12,7 +13,9 @@ from torch.autograd.graph import save_on_cpu
 from llm_unlearn.placement import is_offloaded, is_spread
 from llm_unlearn.tasks import Hidden, Supervised, Task
 from llm_unlearn.tasks.blocks import block_list, hidden_of, last_blocks, reinitialise, stopped_after
-from llm_unlearn.tasks.embedding_noise import attached_noise
+from llm_unlearn.tasks.embedding_noise import PlacedNoise, attached_noise
+from llm_unlearn.tasks.probe import in_place_of, keeps_apart, plain_head
+from llm_unlearn.tasks.rows import PACKED_BELOW, BatchRows, Packing
 
 
 class CausalLMTask(Task):
@@ -20,9 +23,37 @@ class CausalLMTask(Task):
 
     `labels` holds the token itself where it is supervised and −100 elsewhere; shifting is done here. The LM head runs
     only where a label is.
+
+    Args:
+        pack: lay rows of uneven length end to end instead of padding them (rows.py), where the model keeps them apart.
     """
 
     columns = ("input_ids", "labels", "noise_id", "example_id")  # of a tokenised dataset; the first tells it from text
+
+    def __init__(self, pack: bool = True) -> None:
+        self.pack = pack
+
+    def compute(self, model: nn.Module, inputs: dict[str, Any], function: Callable[[Supervised], Tensor]) -> Tensor:
+        """function(supervised positions), evaluated in the place of the LM head, within the model's forward.
+
+        What engines do around a module (gathering a sharded weight, looking for unused ones) is done around the loss.
+        Where the head cannot be taken out, the function is given logits.
+
+        Args:
+            model, inputs: as in `supervised`.
+        """
+        inner = _inner(model)
+        head, rows = plain_head(inner, _base(inner)), BatchRows.of(inputs)
+        if head is None or rows is None:
+            return function(self.supervised(model, inputs))
+        packing = self._packing(inner, rows, inputs["input_ids"])
+        labels, place, positions = _supervised(inputs, rows, packing)
+
+        def at_head(states: Tensor) -> Tensor:
+            return function(Supervised(states=states.flatten(0, 1)[place], labels=labels, head=head, **positions))
+
+        with in_place_of(head, at_head):
+            return model(**_arguments(inner, inputs, rows, packing)).logits
 
     def supervised(self, model: nn.Module, inputs: dict[str, Tensor]) -> Supervised:
         """Logits at supervised positions.
@@ -37,10 +68,10 @@ class CausalLMTask(Task):
         """
         shifted = _shifted(inputs)
         keep = shifted != -100
-        logits = _forward(model, inputs, logits_to_keep=keep)
+        logits = model(**_arguments(_inner(model), inputs), **_head_at(_base(_inner(model)), keep)).logits
         if logits.ndim == 3:  # an architecture whose head cannot be restricted, or a model on several devices
             logits = logits[keep]
-        return Supervised(logits=logits, labels=shifted[keep], example=_example(keep), n_examples=len(keep))
+        return Supervised(states=logits, labels=shifted[keep], example=_example(keep), n_examples=len(keep))
 
     def hidden(self, model: nn.Module, inputs: dict[str, Tensor], layer: int) -> Hidden:
         """Output of block `layer` (0 is the first) at supervised positions; later blocks and the head are not run.
@@ -48,10 +79,30 @@ class CausalLMTask(Task):
         Args:
             model, inputs: as in `supervised`.
         """
-        keep = _shifted(inputs) != -100
-        with stopped_after(_inner(model), layer) as captured:
-            _forward(model, inputs, logits_to_keep=keep)
-            return Hidden(states=hidden_of(captured[0])[keep], example=_example(keep), n_examples=len(keep))
+        inner, rows = _inner(model), BatchRows.of(inputs)
+        if rows is None:
+            keep = _shifted(inputs) != -100
+            arguments, positions = _arguments(inner, inputs), {"example": _example(keep), "n_examples": len(keep)}
+            place = torch.nonzero(keep.flatten())[:, 0]
+        else:
+            packing = self._packing(inner, rows, inputs["input_ids"])
+            arguments = _arguments(inner, inputs, rows, packing)
+            _, place, positions = _supervised(inputs, rows, packing)
+        with stopped_after(inner, layer) as captured:
+            model(**arguments)
+            return Hidden(states=hidden_of(captured[0]).flatten(0, 1)[place], **positions)
+
+    def _packing(self, model: nn.Module, rows: BatchRows, ids: Tensor) -> Packing | None:
+        """How to lay out the rows of a batch (B, T); None: as they are."""
+        if not self.pack or sum(rows.lengths) > PACKED_BELOW * ids.numel():
+            return None
+        flash = "flash" in (model.config.get_text_config()._attn_implementation or "")  # it needs no padding at all
+        capacity = sum(rows.lengths) if flash else max(rows.lengths)
+        packing = Packing.of(rows.lengths, ids.shape[1], capacity, ids.device)
+        if packing.index.numel() > PACKED_BELOW * ids.numel():
+            return None
+        head = plain_head(model, _base(model))
+        return packing if head is not None and keeps_apart(model, head) else None
 
     def depth(self, model: nn.Module) -> int:
         """How many blocks the model has."""
@@ -88,16 +139,21 @@ class CausalLMTask(Task):
             captured.append(output.detach().requires_grad_(True))
             return captured[-1]
 
-        clean = {key: value for key, value in inputs.items() if key != "noise_id"}
+        clean = {key: value for key, value in inputs.items() if key not in ("noise_id", "rows")}
+        trained = [p for p in model.parameters() if p.requires_grad]
         handle = _inner(model).get_input_embeddings().register_forward_hook(as_leaf)
         # the backward pass keeps the weights of every layer: of an offloaded model they would all be on the GPU at once
         kept = save_on_cpu() if is_offloaded(model) else nullcontext()
         try:
+            for parameter in trained:
+                parameter.requires_grad_(False)
             with torch.enable_grad(), kept:
-                loss = self.supervised(model, clean).nll().sum()
+                loss = type(self)(pack=False).compute(model, clean, lambda found: found.nll().sum())
                 (gradient,) = torch.autograd.grad(loss, captured[-1])
         finally:
             handle.remove()
+            for parameter in trained:
+                parameter.requires_grad_(True)
         return gradient.float() * inputs["attention_mask"][..., None]
 
 
@@ -111,22 +167,55 @@ def _example(keep: Tensor) -> Tensor:
     return torch.arange(len(keep), device=keep.device)[:, None].expand_as(keep)[keep]
 
 
-def _forward(model: nn.Module, inputs: dict[str, Tensor], logits_to_keep: Tensor) -> Tensor:
-    inner = _inner(model)
-    arguments = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"], "use_cache": False}
-    if "noise_id" in inputs:
-        if attached_noise(inner) is not None:
-            arguments["noise_id"] = inputs["noise_id"]
-        elif bool((inputs["noise_id"] >= 0).any()):
+def _supervised(
+    inputs: dict[str, Any], rows: BatchRows, packing: Packing | None
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """(labels (N,), where each position is in the flattened states (N,), the fields of Positions)."""
+    shifted, n = _shifted(inputs), sum(rows.supervised)
+    static = shifted.device.type in ("cpu", "cuda")  # how many there are is known, so the device need not be asked
+    at = torch.nonzero_static(shifted != -100, size=n) if static else torch.nonzero(shifted != -100)
+    example, token = at.unbind(1)
+    place = (example * shifted.shape[1] if packing is None else packing.starts[example]) + token
+    return shifted[example, token], place, {"example": example, "n_examples": len(shifted), "counts": rows.supervised}
+
+
+def _arguments(
+    inner: nn.Module, inputs: dict[str, Any], rows: BatchRows | None = None, packing: Packing | None = None
+) -> dict[str, Any]:
+    """What the model is called with, packed or as it is."""
+    ids = inputs["input_ids"]
+    if packing is not None:
+        arguments = {"input_ids": packing.take(ids), "position_ids": packing.position_ids}
+    elif rows is not None and min(rows.lengths) == ids.shape[1]:
+        arguments = {"input_ids": ids}  # nothing to mask
+    else:
+        arguments = {"input_ids": ids, "attention_mask": inputs["attention_mask"]}
+    noise_ids = None if rows is None else rows.noise_ids
+    if noise_ids is None and "noise_id" in inputs:
+        noise_ids = tuple(inputs["noise_id"].tolist())
+    if attached_noise(inner) is None:
+        if noise_ids is not None and max(noise_ids) >= 0:
             raise ValueError(
                 "the batch holds Gaussian canaries but the model has no noise attached: call "
                 "inject_gaussian_noise(model, manifest) first, or the rows would be trained without their noise"
             )
-    base = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+    elif noise_ids is not None and rows is not None:
+        starts = range(0, ids.numel(), ids.shape[1]) if packing is None else packing.starts_on_host
+        arguments["noise_id"] = PlacedNoise(noise_ids, tuple(starts), rows.lengths)
+    elif noise_ids is not None:
+        arguments["noise_id"] = inputs["noise_id"]
+    return {**arguments, "use_cache": False}
+
+
+def _head_at(base: nn.Module, keep: Tensor) -> dict[str, Tensor]:
+    """The argument that restricts the head to some positions (B, T), where the architecture takes it."""
     # the mask would lie on another device than the last layer of a model that is spread over several
-    if not is_spread(base) and "logits_to_keep" in inspect.signature(base.forward).parameters:
-        arguments["logits_to_keep"] = logits_to_keep
-    return model(**arguments).logits
+    takes = not is_spread(base) and "logits_to_keep" in inspect.signature(base.forward).parameters
+    return {"logits_to_keep": keep} if takes else {}
+
+
+def _base(inner: nn.Module) -> nn.Module:
+    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
 def _inner(model: nn.Module) -> nn.Module:

@@ -1,5 +1,6 @@
 """Where Gaussian noise enters a language model: at the embedding output, by seed, through two forward hooks."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,12 +10,22 @@ from llm_unlearn.errors import InputError
 from llm_unlearn.tasks.noise import check_noise, unit_noise
 
 
+@dataclass(frozen=True)
+class PlacedNoise:
+    """Which noise goes where, known on the host: the row of id ids[i] ≥ 0 has its lengths[i] tokens from starts[i] on
+    in the batch as the model sees it, flattened."""
+
+    ids: tuple[int, ...]
+    starts: tuple[int, ...]
+    lengths: tuple[int, ...]
+
+
 class GaussianNoise:
     """Adds each canary's noise to the output of the model's input embedding, by two forward hooks.
 
     The model is called with `noise_id` (B,) int64 beside its usual inputs, −1 for rows without noise; the first hook
-    takes it out before the model sees it, the second adds ε z to that row's real tokens (attention_mask = 1), wherever
-    padding puts them. Works under PEFT, gradient checkpointing and mixed precision.
+    takes it out before the model sees it, the second adds ε z to that row's real tokens (attention_mask = 1, or where
+    `PlacedNoise` says), wherever padding puts them. Works under PEFT, gradient checkpointing and mixed precision.
 
     Args:
         epsilon: standard deviation ε, in units of the embedding. seed: of the noise.
@@ -23,7 +34,7 @@ class GaussianNoise:
     def __init__(self, epsilon: float, seed: int) -> None:
         check_noise(epsilon, seed)
         self.epsilon, self.seed = epsilon, seed
-        self._pending: tuple[Tensor, Tensor | None] | None = None
+        self._pending: PlacedNoise | tuple[Tensor, Tensor | None] | None = None
         self._handles: list[Any] = []
 
     def attach(self, model: nn.Module) -> "GaussianNoise":
@@ -49,14 +60,27 @@ class GaussianNoise:
                 "this model trains with Gaussian canaries but the batch has no `noise_id`: use CausalLMCollator, "
                 "remove_unused_columns=False, and neither packing nor padding_free"
             )
-        self._pending = None if noise_id is None else (noise_id, kwargs.get("attention_mask"))
+        asked = isinstance(noise_id, Tensor)
+        self._pending = (noise_id, kwargs.get("attention_mask")) if asked else noise_id
         return args, kwargs
 
     def _add(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
         pending, self._pending = self._pending, None
+        if isinstance(pending, PlacedNoise):
+            return output + self.placed(pending, output) if max(pending.ids) >= 0 else output
         if pending is None or not bool((pending[0] >= 0).any()):
             return output
         return output + self.batch_noise(*pending, output)
+
+    def placed(self, noise: PlacedNoise, like: Tensor) -> Tensor:
+        """ξ of a batch as `like` (…, d) has it; drawn while the device is still at work on what came before."""
+        out = torch.zeros_like(like)
+        flat = out.view(-1, like.shape[-1])
+        for example_id, start, length in zip(noise.ids, noise.starts, noise.lengths, strict=True):
+            if example_id >= 0:
+                z = torch.from_numpy(unit_noise(self.seed, example_id, length, like.shape[-1])) * self.epsilon
+                flat[start : start + length] = z.to(like.dtype).to(like.device, non_blocking=True)
+        return out
 
     def batch_noise(self, noise_id: Tensor, attention_mask: Tensor | None, like: Tensor) -> Tensor:
         """ξ of a batch: (B, T, d) in the dtype and on the device of `like` (B, T, d), zero where there is none."""

@@ -14,6 +14,7 @@ import copy
 import math
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,10 +35,10 @@ from llm_unlearn.trainers.budget import examples_per_step, plan_steps
 from llm_unlearn.trainers.clean_start import starting_model
 from llm_unlearn.trainers.config import Requirements, UnlearnConfig
 from llm_unlearn.trainers.log_probs import per_row, reference_log_probs
-from llm_unlearn.trainers.pairing import LOG_PROB, PairedCollator, PairedRows
+from llm_unlearn.trainers.pairing import LOG_PROB, PairedCollator, PairedRows, joined
 from llm_unlearn.trainers.reference import REFERENCE_ADAPTER, make_reference
 from llm_unlearn.trainers.sharding import local, put_away
-from llm_unlearn.trainers.stops import StopsCallback
+from llm_unlearn.trainers.stops import LossCheck, StopsCallback
 
 
 class UnlearnTrainer(Trainer):
@@ -107,6 +108,7 @@ class UnlearnTrainer(Trainer):
         for name in self.log_probs_on:
             self.rows[name] = self.rows[name].add_column(LOG_PROB, reference_log_probs(self, name))
         self.components: dict[str, list[Tensor]] = {}
+        self.loss_check = LossCheck(self)
         self.frozen = self.task.frozen_modules(self.model)
         self.add_callback(StopsCallback(self))
 
@@ -147,9 +149,9 @@ class UnlearnTrainer(Trainer):
         reference = counter.forward(tokens, positions) if name in self.reference_on else 0.0
         return counter.training(tokens, positions) + reference
 
-    def run_model(self, model: nn.Module, inputs: dict[str, Tensor]) -> Positions:
-        """The model's (or the reference's) output on a batch, at supervised positions."""
-        return self.task.supervised(model, inputs)
+    def run_model(self, model: nn.Module, inputs: dict[str, Any], function: Callable[[Any], Tensor]) -> Tensor:
+        """`function` of the model's (or the reference's) output on a batch, at supervised positions."""
+        return self.task.compute(model, inputs, function)
 
     def unlearning_loss(
         self, forget: Supervised | None, retain: Supervised | None, reference: dict[str, Any]
@@ -176,26 +178,39 @@ class UnlearnTrainer(Trainer):
         inputs = {name: self.task.augment(half) for name, half in inputs.items()}
         reference |= self.reference_outputs(model, inputs)
         names = list(inputs)
-        joint = {key: torch.cat([inputs[name][key] for name in names]) for key in inputs[names[0]]}
-        output = self.run_model(model, joint)
+        joint = {key: joined([inputs[name][key] for name in names]) for key in inputs[names[0]]}
+        loss = self.run_model(model, joint, lambda output: self.loss_of(output, names, reference))
+        self.loss_check.look(loss)
+        return (loss, None) if return_outputs else loss
+
+    def loss_of(self, output: Positions, names: list[str], reference: dict[str, Any]) -> Tensor:
+        """The loss from the model's output on the joint batch, whose halves have these names; their NLL is recorded."""
         size = output.n_examples // len(names)
         halves = {name: output.rows(i * size, (i + 1) * size) for i, name in enumerate(names)}
+        others = {name: half for name, half in halves.items() if name not in ("forget", "retain")}
+        loss = self.unlearning_loss(halves.get("forget"), halves.get("retain"), reference, **others)
         for name, half in halves.items():
             if isinstance(half, Supervised):
-                self.record(f"{name}_loss", half.nll().mean())
-        loss = self.unlearning_loss(halves.pop("forget", None), halves.pop("retain", None), reference, **halves)
-        if not torch.isfinite(loss):
-            raise self.non_finite("loss")
-        return (loss, None) if return_outputs else loss
+                self.record(f"{name}_loss", half.mean(half.observed_nll).mean())
+        return loss
 
     def reference_outputs(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Positions]:
         """The reference's output on each half of the batch on which the loss asks for it."""
         names = [name for name in self.reference_on if name in inputs]
         if not names:
             return {}
+        found: dict[str, Positions] = {}
+
+        def keep(name: str, output: Positions) -> Tensor:
+            # of a sharded or offloaded reference the head is at hand only now
+            found[name] = output.whole() if self.reference.placed and isinstance(output, Supervised) else output
+            return found[name].states
+
         # under the student's own precision, or the divergence would not start at 0
         with self.accelerator.autocast(), self.reference.as_model(model) as reference_model:
-            return {name: self.run_model(reference_model, inputs[name]) for name in names}
+            for name in names:
+                self.run_model(reference_model, inputs[name], partial(keep, name))
+        return found
 
     def record(self, name: str, value: Tensor) -> None:
         """Add to what is averaged under this name in the next log."""
@@ -205,10 +220,10 @@ class UnlearnTrainer(Trainer):
         """The mean of a scalar over the processes, which have as many examples each."""
         return float(self.accelerator.reduce(value.detach().float(), "mean"))
 
-    def non_finite(self, what: str) -> NonFiniteLossError:
-        """The error that ends a run whose numbers broke down."""
+    def non_finite(self, what: str, step: int | None = None) -> NonFiniteLossError:
+        """The error that ends a run whose numbers broke down, by default at the step that is under way."""
         return NonFiniteLossError(
-            f"{self.method}: the {what} is not finite at step {self.state.global_step + 1}; checkpoints in "
+            f"{self.method}: the {what} is not finite at step {step or self.state.global_step + 1}; checkpoints in "
             f"{self.args.output_dir} are from before that. Lower learning_rate, or set forget_loss_ceiling or "
             "utility_floor"
         )

@@ -23,4 +23,4 @@ class CEUTrainer(RetainTermTrainer):
     method = "ce_u"
 
     def forget_loss(self, forget, reference):
-        return forget.mean(ce_u_token(forget.logits, forget.labels)).mean()
+        return forget.mean(forget.token_values(ce_u_token)).mean()

@@ -61,8 +61,7 @@ def per_row(trainer: "UnlearnTrainer", rows: Any, value: Callable[[Supervised], 
     for start in trainer.processes.share(range(0, n, size)):
         batch = trainer.data_collator.collate([rows[i] for i in range(start, min(start + size, n))])
         with trainer.accelerator.autocast():
-            supervised = trainer.task.supervised(trainer.model_wrapped, trainer._prepare_inputs(batch))
-            found[start] = value(supervised).cpu()
+            found[start] = trainer.task.compute(trainer.model_wrapped, trainer._prepare_inputs(batch), value).cpu()
     found = {start: values for part in trainer.processes.merged(found) for start, values in part.items()}
     return torch.cat([found[start] for start in sorted(found)])
 

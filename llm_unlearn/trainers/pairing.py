@@ -13,6 +13,11 @@ LOG_PROB = "reference_log_prob"  # a row's log π_θ0(y|x), where it was compute
 STREAMS = {"forget": 0, "refusal": 0, "retain": 1}  # refusals are drawn with the forget rows that they answer
 
 
+def joined(parts: list[Any]) -> Any:
+    """Tensors (or BatchRows) of several halves as one, rows after rows."""
+    return torch.cat(parts) if isinstance(parts[0], torch.Tensor) else sum(parts[1:], start=parts[0])
+
+
 class RowOrder:
     """The order in which rows of each set are drawn: one fresh permutation per pass.
 

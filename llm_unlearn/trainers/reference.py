@@ -27,6 +27,8 @@ class AdapterReference:
         InputError: the model has an adapter of that name that is not ours.
     """
 
+    placed = False  # whether its output head may be away once it has run
+
     def __init__(self, model: Any) -> None:
         self.model, self.active = model, model.active_adapter
         flags = [(p, p.requires_grad) for p in model.parameters()]

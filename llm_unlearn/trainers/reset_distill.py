@@ -7,7 +7,6 @@ over on clean inputs is what the audit is to say.
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from llm_unlearn.losses import distillation_loss
 from llm_unlearn.trainers.base import UnlearnTrainer
 from llm_unlearn.trainers.clean_start import clean_start
 from llm_unlearn.trainers.config import Requirements, UnlearnConfig
@@ -52,5 +51,5 @@ class ResetDistillTrainer(UnlearnTrainer):
         return start
 
     def unlearning_loss(self, forget, retain, reference):
-        divergence = retain.kl(reference["retain"], self.args.temperature)
-        return distillation_loss(divergence, retain.nll(), self.args.alpha, self.args.gamma)
+        args = self.args
+        return retain.distillation(reference["retain"], args.alpha, args.gamma, args.temperature).mean()

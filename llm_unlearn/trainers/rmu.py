@@ -68,8 +68,8 @@ class RMUTrainer(UnlearnTrainer):
         reference = counter.forward(tokens, 0, self.share) if name in self.reference_on else 0.0
         return counter.training(tokens, 0, self.share, self.backward_share) + reference
 
-    def run_model(self, model, inputs):
-        return self.task.hidden(model, inputs, self.layer)
+    def run_model(self, model, inputs, function):
+        return function(self.task.hidden(model, inputs, self.layer))
 
     def unlearning_loss(self, forget, retain, reference):
         steered = forget.mean(state_distance(forget.states, self.target.to(forget.states.device))).mean()

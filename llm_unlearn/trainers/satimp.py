@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from llm_unlearn.losses import satimp_token, token_nll
+from llm_unlearn.losses import satimp_token
 from llm_unlearn.trainers.retain_term import RetainTermConfig, RetainTermTrainer
 
 
@@ -26,5 +26,4 @@ class SatImpTrainer(RetainTermTrainer):
     method = "satimp"
 
     def forget_loss(self, forget, reference):
-        nll = token_nll(forget.logits, forget.labels)
-        return -forget.mean(satimp_token(nll, self.args.beta1, self.args.beta2)).mean()
+        return -forget.mean(satimp_token(forget.token_nll, self.args.beta1, self.args.beta2)).mean()

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from llm_unlearn.losses import distillation_loss, scrub_max_loss
+from llm_unlearn.losses import scrub_max_loss
 from llm_unlearn.trainers.base import UnlearnTrainer
 from llm_unlearn.trainers.config import Requirements, UnlearnConfig
 
@@ -49,9 +49,9 @@ class ScrubTrainer(UnlearnTrainer):
         return math.ceil(len(self.rows["forget"]) / self.examples_per_step)
 
     def unlearning_loss(self, forget, retain, reference):
-        name, half = ("retain", retain) if forget is None else ("forget", forget)
-        divergence = half.kl(reference[name], self.args.temperature)
-        self.record(f"{name}_kl", divergence.mean())
+        args = self.args
         if forget is not None:
+            divergence = forget.kl(reference["forget"], args.temperature)
+            self.record("forget_kl", divergence.mean())
             return scrub_max_loss(divergence)
-        return distillation_loss(divergence, retain.nll(), self.args.alpha, self.args.gamma)
+        return retain.distillation(reference["retain"], args.alpha, args.gamma, args.temperature).mean()

@@ -15,6 +15,32 @@ if TYPE_CHECKING:
     from llm_unlearn.trainers.base import UnlearnTrainer
 
 
+class LossCheck:
+    """Ends a run whose loss is not finite. On a GPU a step later, so that the host need not wait for the number: it
+    goes on to hand the device the rest of the step. What the step has spoilt is not saved, see `check_weights`."""
+
+    def __init__(self, trainer: "UnlearnTrainer") -> None:
+        self.trainer = trainer
+        self._before: tuple[torch.Tensor, torch.cuda.Event, int] | None = None
+
+    def look(self, loss: torch.Tensor) -> None:
+        """Raise NonFiniteLossError for this loss, or on a GPU for the one before."""
+        finite, step = torch.isfinite(loss.detach()), self.trainer.state.global_step + 1
+        before, self._before = self._before, None
+        if finite.device.type != "cuda":
+            if not finite:
+                raise self.trainer.non_finite("loss", step)
+            return
+        if before is not None:
+            before[1].synchronize()  # it was over long ago
+            if not before[0]:
+                raise self.trainer.non_finite("loss", before[2])
+        on_host, event = torch.empty(finite.shape, dtype=torch.bool, pin_memory=True), torch.cuda.Event()
+        on_host.copy_(finite, non_blocking=True)
+        event.record()
+        self._before = on_host, event, step
+
+
 class StopsCallback(TrainerCallback):
     """Looks at each step's forget loss and at each evaluation's utility; see UnlearnConfig for the two limits.
 

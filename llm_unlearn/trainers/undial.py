@@ -1,6 +1,7 @@
 """UNDIAL: distil the model into itself with the label's logit lowered. Dong et al. 2025, arXiv 2402.10052."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 from llm_unlearn.losses import undial_token
@@ -28,5 +29,5 @@ class UndialTrainer(RetainTermTrainer):
     requires = Requirements(("forget", "retain"), reference_on=("forget",))
 
     def forget_loss(self, forget, reference):
-        values = undial_token(forget.logits, reference["forget"].logits, forget.labels, self.args.beta)
+        values = forget.token_values(partial(undial_token, beta=self.args.beta), reference["forget"])
         return forget.mean(values).mean()

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from llm_unlearn.losses import token_nll, wga_token
+from llm_unlearn.losses import wga_token
 from llm_unlearn.trainers.retain_term import RetainTermConfig, RetainTermTrainer
 
 
@@ -25,4 +25,4 @@ class WGATrainer(RetainTermTrainer):
     method = "wga"
 
     def forget_loss(self, forget, reference):
-        return -forget.mean(wga_token(token_nll(forget.logits, forget.labels), self.args.beta)).mean()
+        return -forget.mean(wga_token(forget.token_nll, self.args.beta)).mean()

@@ -77,7 +77,7 @@ class ImageTask(Task):
         """
         logits, labels = model(pixel_values=self._pixels(inputs)), inputs["labels"]
         keep = torch.nonzero(labels != IGNORE)[:, 0]
-        return Supervised(logits=logits[keep], labels=labels[keep], example=keep, n_examples=len(labels))
+        return Supervised(states=logits[keep], labels=labels[keep], example=keep, n_examples=len(labels))
 
     def input_gradient(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         """∇ of each image's NLL with respect to its pixels, at the clean image, (B, C, H, W) float32."""

@@ -45,7 +45,7 @@ class ClassifierTask(Task):
 
     def supervised(self, model, inputs):
         logits = model(inputs["x"])
-        return Supervised(logits=logits, labels=inputs["y"], example=torch.arange(len(logits)), n_examples=len(logits))
+        return Supervised(states=logits, labels=inputs["y"], example=torch.arange(len(logits)), n_examples=len(logits))
 
     def depth(self, model):
         return len(model.layers)

@@ -158,7 +158,7 @@ def test_nearly_full_is_a_warning(tmp_path):
 
 
 def test_sharding_and_offloading_are_suggested_where_there_are_gpus(tmp_path):
-    section = recipe(tmp_path, unlearn__methods={"kl": None}, train__batch_size=2)
+    section = recipe(tmp_path, unlearn__methods={"kl": None}, train__batch_size=2, data__loss_on="completion")
     four = {**GPU, "gpus": GPU["gpus"] * 4}
     changes = {s.change for s in check_memory(section, Layout(), four, limit=1)[1]}
     assert "unlearn.methods.kl.offload_reference=true" in changes

@@ -6,7 +6,6 @@ import torch
 from scipy import special, stats
 
 from llm_unlearn.losses import (
-    distillation_loss,
     example_mean,
     example_sum,
     grad_diff_loss,
@@ -199,11 +198,6 @@ class TestMethods:
     def test_scrub_max_is_minus_the_mean_forget_kl(self):
         assert scrub_max_loss(self.kl).item() == -1.0
 
-    def test_distillation(self):
-        """1 + 5 = 6; with α = 3, γ = 0.5: 3 + 2.5 = 5.5."""
-        assert distillation_loss(self.kl, self.retain).item() == 6.0
-        assert distillation_loss(self.kl, self.retain, alpha=3.0, gamma=0.5).item() == 5.5
-
     def test_an_example_counts_as_one_whatever_its_length(self):
         """Example 0 has 1 position of NLL log 2, example 1 two of log 3 and log 4: mean (log 2 + ½ log 12) / 2."""
         nll = token_nll(LOGITS, torch.tensor([2, 0, 1]))
@@ -223,19 +217,18 @@ class TestMethods:
         neggrad_plus_loss(forget, retain, beta=0.75).backward()
         assert (forget.grad.tolist(), retain.grad.tolist()) == ([-0.125, -0.125], [0.25, 0.25, 0.25])
 
-    def test_scrub_raises_the_kl_on_forget_and_lowers_kl_and_nll_on_retain(self):
-        """−1/2 for each forget KL of two; α / 2 = 1.5 for each retain KL of two, γ / 3 = 0.25 for each NLL of three."""
-        up, down, nll = (t.clone().requires_grad_() for t in (self.kl, self.kl, self.retain))
-        (scrub_max_loss(up) + distillation_loss(down, nll, alpha=3.0, gamma=0.75)).backward()
-        assert (up.grad.tolist(), down.grad.tolist()) == ([-0.5, -0.5], [1.5, 1.5])
-        assert nll.grad.tolist() == [0.25, 0.25, 0.25]
+    def test_scrub_raises_the_kl_on_forget(self):
+        """−1/2 for each forget KL of two."""
+        up = self.kl.clone().requires_grad_()
+        scrub_max_loss(up).backward()
+        assert up.grad.tolist() == [-0.5, -0.5]
 
 
 class TestSupervised:
     """Position 0 of example 0 and positions 1 and 2 of example 1, NLL log 2, log 3 and log 4."""
 
-    batch = Supervised(logits=LOGITS, labels=torch.tensor([2, 0, 1]), example=torch.tensor([0, 1, 1]), n_examples=2)
-    reference = Supervised(logits=REFERENCE, labels=batch.labels, example=batch.example, n_examples=2)
+    batch = Supervised(states=LOGITS, labels=torch.tensor([2, 0, 1]), example=torch.tensor([0, 1, 1]), n_examples=2)
+    reference = Supervised(states=REFERENCE, labels=batch.labels, example=batch.example, n_examples=2)
 
     def test_log_prob_is_a_sum(self):
         """log ½ and log ⅓ + log ¼ = −log 12."""
@@ -248,7 +241,7 @@ class TestSupervised:
         assert self.batch.length().tolist() == [1, 2]
 
     def test_length_of_trailing_rows_without_a_position(self):
-        batch = Supervised(logits=LOGITS, labels=self.batch.labels, example=torch.tensor([0, 2, 2]), n_examples=5)
+        batch = Supervised(states=LOGITS, labels=self.batch.labels, example=torch.tensor([0, 2, 2]), n_examples=5)
         assert batch.length().tolist() == [1, 0, 2, 0, 0]
 
     def test_kl_is_the_mean_over_positions_of_the_kl_to_the_reference(self):
@@ -258,9 +251,14 @@ class TestSupervised:
 
     def test_kl_at_a_temperature(self):
         """Twice the logits at T = 2: the same distributions, times T² = 4."""
-        twice, reference = (Supervised(**{**vars(b), "logits": 2 * b.logits}) for b in (self.batch, self.reference))
+        twice, reference = (Supervised(**{**vars(b), "states": 2 * b.logits}) for b in (self.batch, self.reference))
         expected = [4 * (5 / 3 * LOG2 - LOG3), 4 * (LOG3 - 3 / 2 * LOG2) / 2]
         np.testing.assert_allclose(twice.kl(reference, temperature=2.0), expected, atol=1e-6)
+
+    def test_distillation_is_the_weighted_sum_of_kl_and_nll(self):
+        """α = 3, γ = 0.5 on the KL above and NLL log 2 and ½ log 12."""
+        expected = [3 * (5 / 3 * LOG2 - LOG3) + LOG2 / 2, 3 * (LOG3 - 3 / 2 * LOG2) / 2 + (LOG3 + LOG4) / 4]
+        np.testing.assert_allclose(self.batch.distillation(self.reference, 3.0, 0.5), expected, atol=1e-6)
 
     def test_rows_are_renumbered_from_zero(self):
         last = self.batch.rows(1, 2)
@@ -270,6 +268,6 @@ class TestSupervised:
     def test_half_precision_logits_are_summed_in_float32(self):
         """512 positions over 4 equal logits: −512 log 4 = −709.78, which bfloat16 would round to a multiple of 4."""
         logits, zeros = torch.zeros(512, 4, dtype=torch.bfloat16), torch.zeros(512, dtype=torch.int64)
-        log_prob = Supervised(logits=logits, labels=zeros, example=zeros, n_examples=1).log_prob()
+        log_prob = Supervised(states=logits, labels=zeros, example=zeros, n_examples=1).log_prob()
         assert log_prob.dtype == torch.float32
         np.testing.assert_allclose(log_prob, [-512 * LOG4], rtol=1e-5)

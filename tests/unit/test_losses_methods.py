@@ -70,7 +70,7 @@ class TestNpo:
         example = torch.tensor([0, 0, 1])
 
         def log_prob(logits):
-            return Supervised(logits=logits, labels=LABELS, example=example, n_examples=2).log_prob()
+            return Supervised(states=logits, labels=LABELS, example=example, n_examples=2).log_prob()
 
         reference = log_prob(LOGITS)
         assert npo_loss(reference.clone(), reference, beta).item() == pytest.approx(2 / beta * LOG2, rel=1e-6)
@@ -172,7 +172,7 @@ class TestUndial:
         (½, ¼, ¼): ⅖ log 2 + ⅗ log 4 = (8/5) log 2.
         """
         reference = torch.tensor([[LOG2, 0.0, 0.0], [0.0, 0.0, 0.0]])
-        ours = undial_token(LOGITS[[0, 2]], reference, torch.tensor([0, 2]), beta=LOG2)
+        ours = undial_token(LOGITS[[0, 2]], torch.tensor([0, 2]), reference, beta=LOG2)
         np.testing.assert_allclose(ours, [5 / 3 * LOG2, 8 / 5 * LOG2], rtol=1e-6)
 
     def test_against_scipy_at_the_default_beta(self):
@@ -180,16 +180,16 @@ class TestUndial:
         lowered = reference.double().numpy().copy()
         lowered[np.arange(50), labels] -= 10.0
         expected = -(special.softmax(lowered, axis=1) * special.log_softmax(logits.double().numpy(), axis=1)).sum(1)
-        np.testing.assert_allclose(undial_token(logits, reference, torch.from_numpy(labels)), expected, rtol=1e-5)
+        np.testing.assert_allclose(undial_token(logits, torch.from_numpy(labels), reference), expected, rtol=1e-5)
 
     def test_at_beta_zero_it_is_the_cross_entropy_to_the_reference(self):
         logits, reference = random_logits(9, 7, 0), random_logits(9, 7, 1)
         expected = F.cross_entropy(logits, reference.softmax(-1), reduction="none")
-        torch.testing.assert_close(undial_token(logits, reference, torch.arange(9) % 7, beta=0.0), expected)
+        torch.testing.assert_close(undial_token(logits, torch.arange(9) % 7, reference, beta=0.0), expected)
 
     def test_the_gradient_is_p_minus_the_lowered_target_and_none_reaches_the_reference(self):
         """At θ = θ0 = (½, ¼, ¼), label 0, β = log 2: (½, ¼, ¼) − (⅓, ⅓, ⅓), so that a step lowers the label."""
-        ours, reference = gradients(lambda z, r: undial_token(z, r, torch.tensor([0]), LOG2), LOGITS[2:], LOGITS[2:])
+        ours, reference = gradients(lambda z, r: undial_token(z, torch.tensor([0]), r, LOG2), LOGITS[2:], LOGITS[2:])
         np.testing.assert_allclose(ours, [[1 / 6, -1 / 12, -1 / 12]], atol=1e-6)
         assert reference is None
 
@@ -270,7 +270,7 @@ class TestCeU:
 
     def test_it_is_undial_to_itself_with_the_label_lowered_without_end(self):
         logits, labels = random_logits(20, 7, 0), torch.arange(20) % 7
-        torch.testing.assert_close(ce_u_token(logits, labels), undial_token(logits, logits, labels, beta=1e6))
+        torch.testing.assert_close(ce_u_token(logits, labels), undial_token(logits, labels, logits, beta=1e6))
 
 
 class TestSsdDampened:
@@ -322,7 +322,7 @@ def completions(seed: int, raised: float) -> Supervised:
     """One completion of 2,048 tokens and one of 3, over 11 tokens; the label's logit is raised at every position."""
     labels, example = torch.arange(2051) % 11, torch.tensor([0] * 2048 + [1] * 3)
     logits = random_logits(2051, 11, seed) + raised * F.one_hot(labels, 11)
-    return Supervised(logits=logits.requires_grad_(), labels=labels, example=example, n_examples=2)
+    return Supervised(states=logits.requires_grad_(), labels=labels, example=example, n_examples=2)
 
 
 def float64(batch: Supervised) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -350,7 +350,7 @@ OF_POSITIONS = {  # loss, and its value (N,) in float64 from log p (N, V), that 
     "wga": (lambda m, r: wga_token(token_nll(m.logits, m.labels)), lambda p, ref, y, hot: -np.exp(y) * y),
     "satimp": (lambda m, r: satimp_token(token_nll(m.logits, m.labels)),
                lambda p, ref, y, hot: np.exp(5 * y) * np.expm1(y) * y),
-    "undial": (lambda m, r: undial_token(m.logits, r.logits, m.labels),
+    "undial": (lambda m, r: undial_token(m.logits, m.labels, r.logits),
                lambda p, ref, y, hot: -(special.softmax(ref - 10 * hot, axis=1) * p).sum(1)),
     "ce_u": (lambda m, r: ce_u_token(m.logits, m.labels),
              lambda p, ref, y, hot: -(special.softmax(np.where(hot, -np.inf, p), axis=1) * p).sum(1)),
@@ -360,7 +360,7 @@ OF_POSITIONS = {  # loss, and its value (N,) in float64 from log p (N, V), that 
 
 
 class TestNumerics:
-    @pytest.mark.parametrize("loss", [token_kl, partial(undial_token, labels=torch.arange(20)), state_distance,
+    @pytest.mark.parametrize("loss", [token_kl, lambda z, r: undial_token(z, torch.arange(20), r), state_distance,
                                       lambda x, y: ce_u_token(x, torch.arange(20))])
     def test_bfloat16_is_computed_in_float32(self, loss):
         first, second = random_logits(20, 40, 6).bfloat16(), random_logits(20, 40, 7).bfloat16()

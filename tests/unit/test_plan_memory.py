@@ -17,6 +17,7 @@ from llm_unlearn.memory.ledger import Ledger, bytes_of, without_data
 from llm_unlearn.memory.optimizer import engine_bytes, state_bytes, step_bytes
 from llm_unlearn.plan import estimate_memory
 from llm_unlearn.recipe import build_recipe
+from llm_unlearn.tasks import head
 from llm_unlearn.trainers import METHODS
 
 pytestmark = pytest.mark.unit
@@ -104,9 +105,16 @@ def test_weights_gradients_and_optimizer_are_those_of_the_architecture():
 
 def test_logits_are_those_of_supervised_positions():
     text, completion = training().device, training(data__loss_on="completion").device
-    # logits, their log-softmax and its gradient, at 31 of 32 tokens; " yes" and EOS are at most 5
-    assert text["logits"] == 3 * 4 * 8 * 31 * VOCABULARY
-    assert completion["logits"] <= 3 * 4 * 8 * 5 * VOCABULARY
+    # logits and their softmax, one chunk, at 31 of 32 tokens; " yes" and EOS are at most 5
+    assert text["logits"] == 2 * 4 * 8 * 31 * VOCABULARY
+    assert completion["logits"] <= 2 * 4 * 8 * 5 * VOCABULARY
+
+
+def test_logits_of_many_positions_are_kept_once(monkeypatch):
+    """Where the head trains: their gradient, which took their place. Where it does not: those of a chunk."""
+    monkeypatch.setattr(head, "CHUNK_NUMBERS", 31 * VOCABULARY)
+    assert training().device["logits"] == 4 * (8 + 1) * 31 * VOCABULARY  # and the softmax of a chunk
+    assert training(model__lora=LORA).device["logits"] == 2 * 4 * 31 * VOCABULARY
 
 
 def test_a_larger_batch_takes_in_proportion_more_activations():

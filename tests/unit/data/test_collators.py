@@ -14,11 +14,11 @@ ROWS = [{"input_ids": [5, 6, EOS], "labels": [-100, 6, EOS]}, {"input_ids": [7, 
 
 def test_right_padding_with_labels_ignored_and_mask_zero():
     batch = CausalLMCollator(0)(ROWS)
-    assert set(batch) == {"input_ids", "attention_mask", "labels"}
+    assert set(batch) == {"input_ids", "attention_mask", "labels", "rows"}
     assert batch["input_ids"].tolist() == [[5, 6, EOS], [7, EOS, 0]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
     assert batch["labels"].tolist() == [[-100, 6, EOS], [7, EOS, -100]]
-    assert all(tensor.dtype == torch.int64 for tensor in batch.values())
+    assert all(tensor.dtype == torch.int64 for tensor in map(batch.get, ("input_ids", "attention_mask", "labels")))
 
 
 def test_where_pad_is_eos_the_real_eos_keeps_its_mask_and_label():
@@ -46,7 +46,7 @@ def test_noise_ids_are_there_only_where_a_row_has_one():
 
 def test_other_columns_are_left_out():
     batch = CausalLMCollator(0)([{**ROWS[0], "text": "a", "example_id": 3}])
-    assert set(batch) == {"input_ids", "attention_mask", "labels"}
+    assert set(batch) == {"input_ids", "attention_mask", "labels", "rows"}
 
 
 @pytest.mark.parametrize("labels", [[-100, -100, -100], [5, -100, -100]])

@@ -84,12 +84,12 @@ def test_completions_are_those_of_the_model_in_one_piece(both, tokenizer):
     assert ours == theirs and any(ours)
 
 
-def test_the_mask_that_restricts_the_head_is_given_to_a_model_in_one_piece_alone(both, tokenizer, monkeypatch):
+def test_the_mask_that_restricts_the_head_is_given_to_a_model_in_one_piece_alone(both, tokenizer):
     measure = evaluator(tokenizer, [])
     for model, expected in zip(both[:2], (True, False), strict=True):
         given = []
         model.register_forward_pre_hook(lambda m, a, k, g=given: g.append("logits_to_keep" in k), with_kwargs=True)
-        measure.losses(model, "test")
+        measure.divergence(model, model, "test")
         assert given and set(given) == {expected}
 
 

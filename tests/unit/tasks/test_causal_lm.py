@@ -155,7 +155,7 @@ class TestInputGradient:
 
 
 class TestRows:
-    supervised = Supervised(logits=torch.arange(36.0).view(6, 6).sin(), labels=torch.arange(6),
+    supervised = Supervised(states=torch.arange(36.0).view(6, 6).sin(), labels=torch.arange(6),
                             example=torch.tensor([0, 0, 1, 2, 2, 3]), n_examples=4)
 
     def test_split_in_halves(self):

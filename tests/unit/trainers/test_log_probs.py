@@ -42,7 +42,7 @@ def test_they_are_the_models_own_with_the_noise_injected(kind, tmp_path):
 def test_they_are_found_again_without_a_forward(tmp_path, monkeypatch):
     first = trainer("npo", "full", tmp_path / "a", reference_cache_dir=str(tmp_path / "cache"))
     assert len(list((tmp_path / "cache").iterdir())) == 1
-    monkeypatch.setattr(CausalLMTask, "supervised", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(CausalLMTask, "compute", lambda *_: pytest.fail("computed again"))
     second = trainer("npo", "full", tmp_path / "b", reference_cache_dir=str(tmp_path / "cache"))
     assert first.rows["forget"][LOG_PROB] == second.rows["forget"][LOG_PROB]
 
@@ -90,8 +90,8 @@ def test_they_lie_where_a_hub_upload_does_not_look(tmp_path):
 def test_forwards_of_a_step(method, forwards, tmp_path, monkeypatch):
     run = trainer(method, "full", tmp_path, max_steps=3)
     calls = []
-    original = CausalLMTask.supervised
-    monkeypatch.setattr(CausalLMTask, "supervised", lambda *args: calls.append(None) or original(*args))
+    original = CausalLMTask.compute
+    monkeypatch.setattr(CausalLMTask, "compute", lambda *args: calls.append(None) or original(*args))
     run.train()
     assert len(calls) == 3 * forwards
     assert not Path(tmp_path / "training_args.bin").exists()

@@ -57,11 +57,12 @@ def test_the_adapter_reference_has_no_dropout_and_gives_the_mode_back():
 
 def test_a_reference_in_the_hosts_memory_gives_the_same_weights(tmp_path):
     """On a CPU both are in the same memory: what is seen here is that its hooks change no number."""
-    runs = [trainer("kl", "full", tmp_path / str(offload), offload_reference=offload, max_steps=3)
+    runs = [trainer("kl", "full", tmp_path / str(offload), offload_reference=offload, max_steps=3,
+                    optim="sgd", learning_rate=0.05)
             for offload in (False, True)]
     for run in runs:
         run.train()
     plain, offloaded = (run.reference.model for run in runs)
     assert all(p.device.type == "meta" for p in offloaded.parameters())
     assert not any(p.device.type == "meta" for p in plain.parameters())
-    assert_same(own_weights(runs[0].model), own_weights(runs[1].model))
+    assert_same(own_weights(runs[0].model), own_weights(runs[1].model), atol=1e-6)  # its logits are made at once

@@ -1,0 +1,224 @@
+"""The LM head and a loss on its logits, a chunk of positions at a time: logits (N, V) are never there twice.
+
+A loss gives one value per position, so ∂value_i/∂logits_i is known in the forward pass, while a chunk's logits are at
+hand: D (n, V). What a backward pass needs of it is D·W, of the size of the hidden states, and where the head trains D
+itself, kept as long as it is below `KEPT_BYTES` and else computed again. With w the gradient that comes to the values,
+
+    ∂/∂hidden = w ⊙ (D W),   ∂/∂W = Dᵀ (w ⊙ hidden)
+
+exactly, whatever the loss makes of the values afterwards. Compare Hsu et al. 2024 (Liger kernels, arXiv 2410.10989) and
+Wijmans et al. 2024 (arXiv 2411.09009), whose fused losses are the mean NLL alone.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+CHUNK_NUMBERS = 2**24  # logits of a chunk: 512 positions × 32k; fewer make the matrix products slow
+PART_NUMBERS = 2**20  # of which a loss looks at so many at a time on a CPU, whose cache they fit
+KEPT_BYTES = 2**30  # of D, where the head trains; what is above costs another forward of the head
+
+
+class Values(NamedTuple):
+    """What a kernel gives on n positions: its values (n,), their gradients D (n, V) or None, each label's NLL (n,)."""
+
+    values: Tensor
+    gradient: Tensor | None
+    nll: Tensor
+
+
+Kernel = Callable[[Tensor, Tensor, Tensor | None, bool], Values]
+"""(logits (n, V) float32, which it may overwrite; labels (n,); the reference's logits or None; whether D is wanted)."""
+
+
+def nll_kernel(logits: Tensor, labels: Tensor, reference: Tensor | None, differentiate: bool) -> Values:
+    """losses.token_nll in closed form: D = softmax(z) − 1[y]."""
+    if not differentiate:
+        nll = F.cross_entropy(logits, labels, reduction="none")
+        return Values(nll, None, nll)
+    p, nll = _softmax_and_nll(logits, labels)
+    return Values(nll, _less_label(p, labels), nll)
+
+
+def kl_kernel(temperature: float = 1.0, alpha: float = 1.0, gamma: float = 0.0) -> Kernel:
+    """α losses.token_kl + γ losses.token_nll in closed form: D = α T (softmax(z/T) − softmax(z_θ0/T)) + γ (softmax(z) −
+    1[y])."""
+
+    def kernel(logits: Tensor, labels: Tensor, reference: Tensor | None, differentiate: bool) -> Values:
+        p, nll = _softmax_and_nll(logits, labels)
+        of_nll = _less_label(p if temperature != 1 else p.clone(), labels).mul_(gamma) if gamma else None
+        if temperature != 1:
+            logits, reference = logits.div_(temperature), reference.div_(temperature)
+            p = torch.softmax(logits, -1)
+        p_reference = torch.softmax(reference, -1)
+        # Σ p_θ0 (log p_θ0 − log p), the differences of logits first: exactly 0 where they are the same
+        shift = _log_sum(reference, p_reference) - _log_sum(logits, p)
+        values = (torch.linalg.vecdot(p_reference, reference.sub_(logits)) - shift) * (alpha * temperature**2)
+        gradient = p.sub_(p_reference).mul_(alpha * temperature) if differentiate else None
+        if gamma:
+            values = values + gamma * nll
+            gradient = gradient.add_(of_nll) if differentiate else None
+        return Values(values, gradient, nll)
+
+    return kernel
+
+
+def autograd_kernel(function: Callable[..., Tensor]) -> Kernel:
+    """A kernel of any function (logits, labels[, reference logits]) → (n,) whose values do not mix positions."""
+
+    def kernel(logits: Tensor, labels: Tensor, reference: Tensor | None, differentiate: bool) -> Values:
+        others = () if reference is None else (reference,)
+        nll = F.cross_entropy(logits, labels, reduction="none")
+        if not differentiate:
+            return Values(function(logits, labels, *others), None, nll)
+        with torch.enable_grad():
+            leaf = logits.detach().requires_grad_()
+            values = function(leaf, labels, *others)
+            (gradient,) = torch.autograd.grad(values.sum(), leaf)
+        return Values(values.detach(), gradient, nll)
+
+    return kernel
+
+
+def _softmax_and_nll(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    p = torch.softmax(logits, -1)
+    return p, _log_sum(logits, p) - logits.gather(1, labels[:, None])[:, 0]
+
+
+def _log_sum(logits: Tensor, p: Tensor) -> Tensor:
+    """log Σ exp z, (n,): softmax has done the sum already, and its largest value is at least 1/V."""
+    return logits.amax(-1) - p.amax(-1).log()
+
+
+def _less_label(p: Tensor, labels: Tensor) -> Tensor:
+    return p.scatter_add_(1, labels[:, None], p.new_full((len(p), 1), -1.0))
+
+
+def head_values(
+    kernel: Kernel, states: Tensor, head: nn.Linear | None, labels: Tensor,
+    reference: "tuple[Tensor, nn.Linear | None] | None" = None,
+) -> tuple[Tensor, Tensor]:
+    """A kernel's value at every position, and the label's NLL there, which gets no gradient; both (N,) float32.
+
+    Args:
+        states: (N, H) what the head is given; without a head the logits themselves, (N, V). labels: (N,).
+        reference: states and head of a reference at the same positions, constants.
+    """
+    tensors = (states, *(() if head is None else (head.weight, head.bias)))
+    differentiate = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    return _HeadValues.apply(kernel, labels, reference, differentiate, *(*tensors, None, None)[:3])
+
+
+class _Linear(NamedTuple):
+    """Hidden states (N, H) with the weight (V, H) and bias of a head, in the precision that it computes in; or, with
+    neither, logits."""
+
+    states: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+
+    @classmethod
+    def of(cls, states: Tensor, weight: Tensor | None, bias: Tensor | None) -> "_Linear":
+        if weight is None:
+            return cls(states, None, None)
+        device = states.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
+        if dtype == torch.float16:
+            dtype = torch.float32  # small parts of D would be lost before the scaled gradient reaches them
+        return cls(*(t if t is None else t.detach().to(dtype) for t in (states, weight, bias)))
+
+    def logits(self, part: slice, out: Tensor | None = None) -> Tensor:
+        """(n, V) float32, to be overwritten; in `out` where that is given and float32."""
+        if self.weight is None:
+            return self.states[part].to(torch.float32, copy=True)
+        out = out if out is not None and out.dtype == torch.float32 else None
+        if self.bias is None:
+            return torch.mm(self.states[part], self.weight.t(), out=out).float()
+        return torch.addmm(self.bias, self.states[part], self.weight.t(), out=out).float()
+
+
+def _chunk_size(vocabulary: int) -> int:
+    return max(1, CHUNK_NUMBERS // vocabulary)
+
+
+def _chunks(start: int, stop: int, vocabulary: int) -> Iterator[slice]:
+    size = _chunk_size(vocabulary)
+    return (slice(i, min(i + size, stop)) for i in range(start, stop, size))
+
+
+def _on_chunk(kernel: Kernel, logits: Tensor, labels: Tensor, reference: Tensor | None, differentiate: bool) -> Values:
+    """The kernel on one chunk, whose gradient takes the place of the logits; on a CPU a part at a time."""
+    n, vocabulary = logits.shape
+    size = n if logits.device.type != "cpu" else max(1, PART_NUMBERS // vocabulary)
+    found = []
+    for i in range(0, n, size):
+        part = logits[i : i + size]
+        values = kernel(part, labels[i : i + size], None if reference is None else reference[i : i + size],
+                        differentiate)
+        if values.gradient is not None and values.gradient is not part:
+            part.copy_(values.gradient)
+        found.append(values)
+    values, nll = (torch.cat([getattr(values, name) for values in found]) for name in ("values", "nll"))
+    return Values(values, logits if differentiate else None, nll)
+
+
+class _HeadValues(torch.autograd.Function):
+    """See the top of this file."""
+
+    @staticmethod
+    def forward(ctx, kernel, labels, reference, differentiate, states, weight, bias):
+        model = _Linear.of(states, weight, bias)
+        other = None if reference is None else _Linear.of(reference[0], *_weights(reference[1]))
+        n, vocabulary = len(states), states.shape[1] if weight is None else len(weight)
+        trains = differentiate and any(t is not None and t.requires_grad for t in (weight, bias))
+        size = KEPT_BYTES // (vocabulary * model.states.element_size()) if trains else 0
+        size = n if trains and size >= n else size - size % _chunk_size(vocabulary)  # a chunk is kept whole or not
+        kept = model.states.new_empty(size, vocabulary)
+        to_states = torch.empty_like(model.states if differentiate else model.states[:0])
+        values, nll = states.new_empty(n, dtype=torch.float32), states.new_empty(n, dtype=torch.float32)
+        with torch.autocast(states.device.type, enabled=False):
+            for part in _chunks(0, n, vocabulary):
+                room = kept[part] if part.stop <= size else None
+                logits = model.logits(part, out=room)
+                found = _on_chunk(kernel, logits, labels[part], None if other is None else other.logits(part),
+                                  differentiate)
+                values[part], nll[part] = found.values, found.nll
+                if differentiate:
+                    gradient = logits.to(to_states.dtype)
+                    if room is not None and gradient.data_ptr() != room.data_ptr():
+                        room.copy_(gradient)
+                    to_states[part] = gradient if weight is None else gradient @ model.weight
+        ctx.kernel, ctx.dtype, ctx.reference = kernel, states.dtype, reference if size < n else None
+        ctx.save_for_backward(labels, to_states, kept, model.states if trains else None,
+                              *((weight, bias) if trains else (None, None)))
+        ctx.mark_non_differentiable(nll)
+        return values, nll
+
+    @staticmethod
+    def backward(ctx, into, _):
+        labels, to_states, kept, states, weight, bias = ctx.saved_tensors
+        gradient = (into[:, None] * to_states).to(ctx.dtype) if ctx.needs_input_grad[4] else None
+        if weight is None:
+            return None, None, None, None, gradient, None, None
+        with torch.autocast(into.device.type, enabled=False):
+            scaled = (into[:, None] * states).to(states.dtype)  # (N, H)
+            to_weight = kept.t() @ scaled[: len(kept)]
+            to_bias = kept.t() @ into[: len(kept)].to(kept.dtype)
+            if len(kept) < len(states):
+                model = _Linear.of(states, weight, bias)
+                other = None if ctx.reference is None else _Linear.of(ctx.reference[0], *_weights(ctx.reference[1]))
+                to_weight, to_bias = to_weight.float(), to_bias.float()
+                for part in _chunks(len(kept), len(states), len(weight)):
+                    d = _on_chunk(ctx.kernel, model.logits(part), labels[part],
+                                  None if other is None else other.logits(part), True).gradient.to(states.dtype)
+                    to_weight += d.t() @ scaled[part]
+                    to_bias += d.t() @ into[part].to(d.dtype)
+        return (None, None, None, None, gradient, to_weight.to(weight.dtype) if weight.requires_grad else None,
+                None if bias is None or not bias.requires_grad else to_bias.to(bias.dtype))
+
+
+def _weights(head: nn.Linear | None) -> tuple[Tensor | None, Tensor | None]:
+    return (None, None) if head is None else (head.weight, head.bias)
