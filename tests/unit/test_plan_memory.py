@@ -113,7 +113,7 @@ def test_logits_are_those_of_supervised_positions():
 def test_logits_of_many_positions_are_kept_once(monkeypatch):
     """Where the head trains: their gradient, which took their place. Where it does not: those of a chunk."""
     monkeypatch.setattr(head, "CHUNK_NUMBERS", 31 * VOCABULARY)
-    assert training().device["logits"] == 4 * (8 + 1) * 31 * VOCABULARY  # and the softmax of a chunk
+    assert training().device["logits"] == 4 * 8 * 31 * VOCABULARY
     assert training(model__lora=LORA).device["logits"] == 2 * 4 * 31 * VOCABULARY
 
 
