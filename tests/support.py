@@ -71,7 +71,7 @@ DEFAULT = object()
 
 
 def trainer(method: str, kind: str, folder, *, model=None, start=None, collator=None, forget=DEFAULT, retain=DEFAULT,
-            **options):
+            task=None, **options):
     """A trainer of the method on 6 forget and 10 retain rows; every second forget row has Gaussian noise."""
     config, cls = METHODS[method]
     options = {"learning_rate": 1e-3, "per_device_train_batch_size": 4, "max_steps": 4, "seed": 0, "use_cpu": True,
@@ -88,7 +88,7 @@ def trainer(method: str, kind: str, folder, *, model=None, start=None, collator=
     run = cls(model=model, args=config(output_dir=str(folder), **options),
               forget_dataset=rows(6, 1, noisy=True) if forget is DEFAULT else forget,
               retain_dataset=rows(10, 2) if retain is DEFAULT else retain,
-              data_collator=collator or CausalLMCollator(0), **others)
+              data_collator=collator or CausalLMCollator(0), task=task, **others)
     run.remove_callback(PrinterCallback)  # a line per step, for hundreds of runs
     return run
 

@@ -8,10 +8,12 @@ import shutil
 import pytest
 import torch
 from datasets import Dataset, concatenate_datasets
-from support import KINDS, SLOW_KINDS, assert_same, build, own_weights, rows, trainer
+from support import KINDS, SLOW_KINDS, VOCABULARY, assert_same, build, own_weights, rows, trainer
 
 from llm_unlearn.data.collators import CausalLMCollator
 from llm_unlearn.errors import InputError
+from llm_unlearn.tasks import causal_lm, head
+from llm_unlearn.tasks.causal_lm import CausalLMTask
 from llm_unlearn.trainers import METHODS
 from llm_unlearn.trainers.reference import REFERENCE_ADAPTER
 
@@ -79,6 +81,40 @@ def start_of(run) -> dict:
 
 def test_every_method_says_what_it_moves():
     assert MOVES.keys() == METHODS.keys()
+
+
+@every
+def test_neither_the_chunks_of_the_head_nor_packing_change_a_number(method, kind, tmp_path, monkeypatch):
+    """One step's loss and gradients, away from θ0: packed rows and the head a chunk at a time, its gradient kept or
+    computed again; padded rows and whole logits."""
+    if method in NO_CHECKPOINTS:
+        pytest.skip("it has no step")
+
+    def step(pack: bool, **head_settings: int) -> list[torch.Tensor]:
+        for name, value in head_settings.items():
+            monkeypatch.setattr(head, name, value)
+        run = trainer(method, kind, tmp_path, task=CausalLMTask(pack))
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for name, parameter in run.model.named_parameters():
+                if parameter.requires_grad:
+                    parameter.add_(torch.randn_like(parameter), alpha=0.02)
+        inputs = run._prepare_inputs(next(iter(run.get_train_dataloader())))
+        with run.accelerator.autocast():
+            loss = run.compute_loss(run.model, inputs)
+        loss.backward()
+        logged = [torch.stack(values).mean() for _, values in sorted(run.components.items())]
+        return [loss.detach(), *logged, *(p.grad for p in run.model.parameters() if p.grad is not None)]
+
+    variants = [step(True), step(True, CHUNK_NUMBERS=5 * VOCABULARY, PART_NUMBERS=2 * VOCABULARY, KEPT_BYTES=0),
+                step(False)]
+    monkeypatch.setattr(causal_lm, "plain_head", lambda *_: None)
+    *others, whole = *variants, step(False)
+    size = max(float(g.abs().max()) for g in whole)
+    for other in others:
+        assert len(other) == len(whole)
+        for ours, theirs in zip(other, whole, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=(2e-6 if kind in KINDS else 2e-2) * size)
 
 
 @every
