@@ -111,7 +111,8 @@ class MethodStep:
         trainer.start_model = second if trainer.starts_clean and self.full else None
         model = trainer.prepare_model(off_meta(self.given), trainer.args)
         if trainer.reference_on and trainer.reference is None:
-            trainer.reference = _frozen_copy(model, second) if self.full else make_reference(model)
+            lower = self.setting.autocast and not self.setting.shares.get("reference", 1.0) < 1
+            trainer.reference = _frozen_copy(model, second, lower) if self.full else make_reference(model)
         if trainer.reference and self.full:
             trainer.reference.placed = self.setting.shares.get("reference", 1.0) < 1 or trainer.args.offload_reference
         trainer.start_model = self.given = self.second = None
@@ -147,14 +148,15 @@ class MethodStep:
             return trainer.run_model(model, joint, lambda output: trainer.loss_of(output, list(names), reference))
 
 
-def _frozen_copy(model: nn.Module, copied: nn.Module) -> FrozenModel:
+def _frozen_copy(model: nn.Module, copied: nn.Module, lower: bool) -> FrozenModel:
     """What FrozenModel.copy_of gives (tensors without data cannot be copied deeply): what does not train is shared.
 
     Args:
-        copied: a second model like `model`.
+        copied: a second model like `model`. lower: see FrozenModel.lower.
     """
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             owner, _, last = name.rpartition(".")
             setattr(copied.get_submodule(owner), last, parameter)
-    return FrozenModel(copied)
+    frozen = FrozenModel(copied)
+    return frozen.lower(torch.bfloat16, model) if lower else frozen

@@ -102,7 +102,8 @@ class UnlearnTrainer(Trainer):
         self.model_accepts_loss_kwargs = False  # losses are means over a micro-batch, so the Trainer divides them
         self.loss_is_scaled_for_ga = False
         if self.reference_on and self.reference is None:
-            self.reference = make_reference(self.model)
+            autocast = args.bf16 and not self.is_deepspeed_enabled and not self.is_fsdp_enabled
+            self.reference = make_reference(self.model, torch.bfloat16 if autocast else None)
         if self.reference is not None:
             self.reference.prepare(self.accelerator, args.offload_reference)
         for name in self.log_probs_on:
@@ -199,18 +200,9 @@ class UnlearnTrainer(Trainer):
         names = [name for name in self.reference_on if name in inputs]
         if not names:
             return {}
-        found: dict[str, Positions] = {}
-
-        def keep(name: str, output: Positions) -> Tensor:
-            # of a sharded or offloaded reference the head is at hand only now
-            found[name] = output.whole() if self.reference.placed and isinstance(output, Supervised) else output
-            return found[name].states
-
         # under the student's own precision, or the divergence would not start at 0
         with self.accelerator.autocast(), self.reference.as_model(model) as reference_model:
-            for name in names:
-                self.run_model(reference_model, inputs[name], partial(keep, name))
-        return found
+            return {n: self.reference.output(partial(self.run_model, reference_model, inputs[n])) for n in names}
 
     def record(self, name: str, value: Tensor) -> None:
         """Add to what is averaged under this name in the next log."""

@@ -6,19 +6,45 @@ log-probs alone they are computed once and kept on disk (log_probs.py). A method
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from llm_unlearn.errors import InputError
+from llm_unlearn.tasks import Positions, Supervised
 
 REFERENCE_ADAPTER = "reference"
 
 
-class AdapterReference:
+class Reference:
+    """What is asked of a reference: `as_model(model)`, a context in which it is run, and its `output`.
+
+    `placed`: whether its output head may be away once it has run, being sharded or offloaded.
+    """
+
+    placed = False
+
+    def output(self, run: Callable[[Callable[[Positions], Tensor]], Tensor]) -> Positions:
+        """What the reference says of a batch; of logits the states and the head that they are made of, where it stays.
+
+        Args:
+            run: takes a function and evaluates it where the output head is, see Task.compute.
+        """
+        found: list[Positions] = []
+
+        def keep(output: Positions) -> Tensor:
+            found.append(output.whole() if self.placed and isinstance(output, Supervised) else output)
+            return found[0].states
+
+        run(keep)
+        return found[0]
+
+
+class AdapterReference(Reference):
     """A frozen copy of the active LoRA adapter under another name; switched in for the reference forward.
 
     It must not travel: savers write the active adapter alone.
@@ -26,8 +52,6 @@ class AdapterReference:
     Raises:
         InputError: the model has an adapter of that name that is not ours.
     """
-
-    placed = False  # whether its output head may be away once it has run
 
     def __init__(self, model: Any) -> None:
         self.model, self.active = model, model.active_adapter
@@ -68,7 +92,7 @@ class AdapterReference:
             parameter.requires_grad_(trains)
 
 
-class FrozenModel:
+class FrozenModel(Reference):
     """A full model that does not train, in evaluation mode: a frozen copy of the one that does, or a teacher.
 
     Args:
@@ -77,7 +101,6 @@ class FrozenModel:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model.eval().requires_grad_(False)
-        self.placed = False  # by an engine, or by hooks that bring a block at a time
 
     @classmethod
     def copy_of(cls, model: nn.Module) -> "FrozenModel":
@@ -90,6 +113,18 @@ class FrozenModel:
             if not hasattr(module, "_hf_hook"):
                 module.__dict__.pop("forward", None)
         return cls(copied)
+
+    def lower(self, dtype: torch.dtype, shared_with: nn.Module) -> "FrozenModel":
+        """Keep the matrices of its linear layers in the precision to which autocast would cast them at every forward:
+        the same numbers from half the memory. Embeddings and norms are used as they are, so they stay."""
+        kept = {id(p) for p in shared_with.parameters()}
+        kept |= {id(m.weight) for m in self.model.modules() if isinstance(m, nn.Embedding)}  # a tied head with it
+        for module in self.model.modules():
+            if type(module) in (nn.Linear, Conv1D):
+                for name, parameter in list(module.named_parameters(recurse=False)):
+                    if id(parameter) not in kept and parameter.dtype == torch.float32:
+                        setattr(module, name, nn.Parameter(parameter.to(dtype), requires_grad=False))
+        return self
 
     def prepare(self, accelerator: Any, offload: bool) -> None:
         """Shard it where the model that trains will be sharded weight by weight (ZeRO-3, FSDP2).
@@ -138,9 +173,16 @@ def _zero3(model: nn.Module, config: dict[str, Any], offload: bool) -> nn.Module
     return engine
 
 
-def make_reference(model: nn.Module) -> AdapterReference | FrozenModel:
-    """The cheapest exact reference of a model as it is now."""
-    return AdapterReference(model) if hasattr(model, "peft_config") else FrozenModel.copy_of(model)
+def make_reference(model: nn.Module, autocast: torch.dtype | None = None) -> AdapterReference | FrozenModel:
+    """The cheapest exact reference of a model as it is now.
+
+    Args:
+        autocast: the precision under which it will run, if any.
+    """
+    if hasattr(model, "peft_config"):
+        return AdapterReference(model)
+    copied = FrozenModel.copy_of(model)
+    return copied if autocast is None else copied.lower(autocast, model)
 
 
 def copy_adapter(model: nn.Module, source: str, target: str) -> None:

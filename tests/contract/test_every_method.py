@@ -96,7 +96,7 @@ def test_neither_the_chunks_of_the_head_nor_packing_change_a_number(method, kind
         run = trainer(method, kind, tmp_path, task=CausalLMTask(pack))
         torch.manual_seed(0)
         with torch.no_grad():
-            for name, parameter in run.model.named_parameters():
+            for parameter in run.model.parameters():
                 if parameter.requires_grad:
                     parameter.add_(torch.randn_like(parameter), alpha=0.02)
         inputs = run._prepare_inputs(next(iter(run.get_train_dataloader())))

@@ -144,7 +144,7 @@ def test_logits_far_from_zero(offset):
 
 
 def test_no_position():
-    model, reference = parts()
+    model, _ = parts()
     none = Supervised(**{**vars(model), "states": model.states[:0], "labels": model.labels[:0],
                          "example": model.example[:0]})
     none.token_nll.sum().backward()

@@ -55,6 +55,27 @@ def test_the_adapter_reference_has_no_dropout_and_gives_the_mode_back():
     assert model.training
 
 
+def test_under_autocast_the_reference_is_kept_in_the_precision_it_computes_in(make_tiny):
+    """Bit for bit the same logits, from half the memory but for embeddings, norms and a head tied to an embedding."""
+    for architecture in ("gpt2", "llama"):
+        model = make_tiny(architecture)
+        lowered, plain = make_reference(model, torch.bfloat16).model, make_reference(model).model
+        with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+            assert torch.equal(lowered(input_ids=IDS).logits, plain(input_ids=IDS).logits)
+        bfloat16 = {name for name, p in lowered.named_parameters() if p.dtype == torch.bfloat16}
+        assert len(bfloat16) >= 14 and not any("norm" in name or "ln_" in name for name in bfloat16)
+        assert ("lm_head.weight" in bfloat16) == (architecture == "llama")
+        assert all(p.dtype == torch.float32 for p in (*model.parameters(), *plain.parameters()))
+
+
+def test_a_layer_that_does_not_train_is_shared_with_a_lowered_reference_too(make_tiny):
+    model = make_tiny("llama")
+    frozen = model.model.layers[0].requires_grad_(False).mlp.up_proj
+    lowered = make_reference(model, torch.bfloat16).model
+    assert lowered.model.layers[0].mlp.up_proj.weight is frozen.weight
+    assert lowered.model.layers[1].mlp.up_proj.weight.dtype == torch.bfloat16
+
+
 def test_a_reference_in_the_hosts_memory_gives_the_same_weights(tmp_path):
     """On a CPU both are in the same memory: what is seen here is that its hooks change no number."""
     runs = [trainer("kl", "full", tmp_path / str(offload), offload_reference=offload, max_steps=3,
