@@ -112,7 +112,7 @@ class TrainSection:
     weight_decay: float = 0.0
     warmup_ratio: float = 0.05
     lr_scheduler_type: str = "linear"
-    optim: str = "adamw_torch"
+    optim: str = "adamw_torch_fused"
     max_grad_norm: float = 1.0
     bf16: bool = False
     save_steps: int = 200  # how often a checkpoint is written, for resuming

@@ -134,7 +134,7 @@ class VisionTrainSection:
     momentum: float = 0.0  # of `optim: sgd`
     warmup_ratio: float = 0.0
     lr_scheduler_type: str = "linear"
-    optim: str = "adamw_torch"
+    optim: str = "adamw_torch_fused"
     max_grad_norm: float = 1.0
     bf16: bool = False
     save_steps: int = 500

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -52,6 +53,7 @@ class Evaluator(ABC):
     processes: Processes = ALONE
 
     def __post_init__(self) -> None:
+        self._oracle: WeakKeyDictionary[Any, dict[tuple[str, int], Supervised]] = WeakKeyDictionary()
         forget = set(self.manifest["forget_ids"])
         train = self.sets["train"]
         self.parts = {
@@ -138,9 +140,21 @@ class Evaluator(ABC):
         rows = self.completions(self.parts[name])
         results = []
         for positions, batch in batches(rows, self.collate, self.batch_size, input_device(model), self.processes):
-            ours, theirs = self.task.supervised(model, batch), self.task.supervised(retrained, batch)
-            results.append((positions, ours.kl(theirs)))
+            theirs = self._of_oracle(retrained, name, positions[0], batch)
+            results.append((positions, self.task.compute(model, batch, lambda ours, theirs=theirs: ours.kl(theirs))))
         return scatter(len(rows), results, self.processes).numpy()
+
+    def _of_oracle(self, retrained: Any, name: str, first: int, batch: dict[str, Any]) -> Supervised:
+        """What the retrained model says of a batch, which all models are compared with: of a language model its last
+        hidden states are kept from one model to the next, of which logits are made a chunk at a time."""
+        kept = self._oracle.setdefault(retrained, {})
+        if (name, first) not in kept:
+            found: list[Supervised] = []
+            self.task.compute(retrained, batch, lambda theirs: found.append(theirs) or theirs.states)
+            if found[0].head is None:  # logits, which may be too large to be kept
+                return found[0]
+            kept[name, first] = found[0]
+        return kept[name, first]
 
     def membership_signals(self, model: Any, name: str) -> dict[str, np.ndarray]:
         """`losses`, and `mia_<attack>` of each row for the attacks that are asked for; the loss attack is in `nll`."""

@@ -26,10 +26,13 @@ def plain_head(model: nn.Module, base: nn.Module) -> nn.Linear | None:
         model: as it is called, without an engine around it. base: the causal LM in it.
     """
     head = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
-    plain = isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward and "forward" not in vars(head)
-    if not plain or is_spread(base) or is_offloaded(base):
+    if not isinstance(head, nn.Linear) or type(head).forward is not nn.Linear.forward or "forward" in vars(head):
         return None
-    return head if _answer(model, "head is last", lambda: _head_is_last(model, head)) else None
+
+    def ask() -> bool:
+        return not is_spread(base) and not is_offloaded(base) and _head_is_last(model, head)
+
+    return head if _answer(model, "head is last", ask) else None
 
 
 def keeps_apart(model: nn.Module, head: nn.Linear) -> bool:
