@@ -93,16 +93,17 @@ class CausalLMTask(Task):
             return Hidden(states=hidden_of(captured[0]).flatten(0, 1)[place], **positions)
 
     def _packing(self, model: nn.Module, rows: BatchRows, ids: Tensor) -> Packing | None:
-        """How to lay out the rows of a batch (B, T); None: as they are."""
-        if not self.pack or sum(rows.lengths) > PACKED_BELOW * ids.numel():
+        """How to lay out the rows of a batch (B, T); None: as they are.
+
+        What is asked of the model comes first, whatever the batch: of a sharded one all processes must run it together.
+        """
+        head = plain_head(model, _base(model)) if self.pack else None
+        if head is None or not keeps_apart(model, head) or sum(rows.lengths) > PACKED_BELOW * ids.numel():
             return None
         flash = "flash" in (model.config.get_text_config()._attn_implementation or "")  # it needs no padding at all
         capacity = sum(rows.lengths) if flash else max(rows.lengths)
         packing = Packing.of(rows.lengths, ids.shape[1], capacity, ids.device)
-        if packing.index.numel() > PACKED_BELOW * ids.numel():
-            return None
-        head = plain_head(model, _base(model))
-        return packing if head is not None and keeps_apart(model, head) else None
+        return packing if packing.index.numel() <= PACKED_BELOW * ids.numel() else None
 
     def depth(self, model: nn.Module) -> int:
         """How many blocks the model has."""

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 CHUNK_NUMBERS = 2**24  # logits of a chunk: 512 positions × 32k; fewer make the matrix products slow
 PART_NUMBERS = 2**20  # of which a loss looks at so many at a time on a CPU, whose cache they fit
+REFERENCE_PARTS = 4  # for which a reference's logits are there at a time; a chunk's would be as much again
 KEPT_BYTES = 2**30  # of D, where the head trains; what is above costs another forward of the head
 
 
@@ -30,6 +31,7 @@ class Values(NamedTuple):
     nll: Tensor
 
 
+Reference = tuple[Tensor, nn.Linear | None]  # states and head, or logits and None
 Kernel = Callable[[Tensor, Tensor, Tensor | None, bool], Values]
 """(logits (n, V) float32, which it may overwrite; labels (n,); the reference's logits or None; whether D is wanted)."""
 
@@ -99,7 +101,7 @@ def _less_label(p: Tensor, labels: Tensor) -> Tensor:
 
 def head_values(
     kernel: Kernel, states: Tensor, head: nn.Linear | None, labels: Tensor,
-    reference: "tuple[Tensor, nn.Linear | None] | None" = None,
+    reference: Reference | None = None,
 ) -> tuple[Tensor, Tensor]:
     """A kernel's value at every position, and the label's NLL there, which gets no gradient; both (N,) float32.
 
@@ -121,14 +123,24 @@ class _Linear(NamedTuple):
     bias: Tensor | None
 
     @classmethod
-    def of(cls, states: Tensor, weight: Tensor | None, bias: Tensor | None) -> "_Linear":
+    def of(
+        cls, states: Tensor, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype | None = None
+    ) -> "_Linear":
         if weight is None:
             return cls(states, None, None)
         device = states.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
+        if dtype is None:
+            dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
         if dtype == torch.float16:
             dtype = torch.float32  # small parts of D would be lost before the scaled gradient reaches them
         return cls(*(t if t is None else t.detach().to(dtype) for t in (states, weight, bias)))
+
+    @classmethod
+    def of_reference(cls, reference: Reference | None, dtype: torch.dtype | None = None) -> "_Linear | None":
+        if reference is None:
+            return None
+        states, head = reference
+        return cls.of(states, *((None, None) if head is None else (head.weight, head.bias)), dtype)
 
     def logits(self, part: slice, out: Tensor | None = None) -> Tensor:
         """(n, V) float32, to be overwritten; in `out` where that is given and float32."""
@@ -149,14 +161,19 @@ def _chunks(start: int, stop: int, vocabulary: int) -> Iterator[slice]:
     return (slice(i, min(i + size, stop)) for i in range(start, stop, size))
 
 
-def _on_chunk(kernel: Kernel, logits: Tensor, labels: Tensor, reference: Tensor | None, differentiate: bool) -> Values:
-    """The kernel on one chunk, whose gradient takes the place of the logits; on a CPU a part at a time."""
+def _on_chunk(
+    kernel: Kernel, logits: Tensor, labels: Tensor, reference: _Linear | None, first: int, differentiate: bool
+) -> Values:
+    """The kernel on one chunk, whose gradient takes the place of the logits; on a CPU a part at a time, and the logits
+    of the reference, whose positions begin at `first`, for few parts at a time."""
     n, vocabulary = logits.shape
     size = n if logits.device.type != "cpu" else max(1, PART_NUMBERS // vocabulary)
-    found = []
+    found, others = [], None
     for i in range(0, n, size):
-        part = logits[i : i + size]
-        values = kernel(part, labels[i : i + size], None if reference is None else reference[i : i + size],
+        part, within = logits[i : i + size], i % (REFERENCE_PARTS * size)
+        if reference is not None and within == 0:
+            others = reference.logits(slice(first + i, first + min(i + REFERENCE_PARTS * size, n)))
+        values = kernel(part, labels[i : i + size], None if others is None else others[within : within + size],
                         differentiate)
         if values.gradient is not None and values.gradient is not part:
             part.copy_(values.gradient)
@@ -171,7 +188,7 @@ class _HeadValues(torch.autograd.Function):
     @staticmethod
     def forward(ctx, kernel, labels, reference, differentiate, states, weight, bias):
         model = _Linear.of(states, weight, bias)
-        other = None if reference is None else _Linear.of(reference[0], *_weights(reference[1]))
+        other = _Linear.of_reference(reference)
         n, vocabulary = len(states), states.shape[1] if weight is None else len(weight)
         trains = differentiate and any(t is not None and t.requires_grad for t in (weight, bias))
         size = KEPT_BYTES // (vocabulary * model.states.element_size()) if trains else 0
@@ -183,15 +200,17 @@ class _HeadValues(torch.autograd.Function):
             for part in _chunks(0, n, vocabulary):
                 room = kept[part] if part.stop <= size else None
                 logits = model.logits(part, out=room)
-                found = _on_chunk(kernel, logits, labels[part], None if other is None else other.logits(part),
-                                  differentiate)
+                found = _on_chunk(kernel, logits, labels[part], other, part.start, differentiate)
                 values[part], nll[part] = found.values, found.nll
                 if differentiate:
                     gradient = logits.to(to_states.dtype)
                     if room is not None and gradient.data_ptr() != room.data_ptr():
                         room.copy_(gradient)
                     to_states[part] = gradient if weight is None else gradient @ model.weight
+                    del gradient
+                del logits, found  # before the next chunk's are made
         ctx.kernel, ctx.dtype, ctx.reference = kernel, states.dtype, reference if size < n else None
+        ctx.reference_dtype = None if other is None else other.states.dtype
         ctx.save_for_backward(labels, to_states, kept, model.states if trains else None,
                               *((weight, bias) if trains else (None, None)))
         ctx.mark_non_differentiable(nll)
@@ -209,16 +228,12 @@ class _HeadValues(torch.autograd.Function):
             to_bias = kept.t() @ into[: len(kept)].to(kept.dtype)
             if len(kept) < len(states):
                 model = _Linear.of(states, weight, bias)
-                other = None if ctx.reference is None else _Linear.of(ctx.reference[0], *_weights(ctx.reference[1]))
+                other = _Linear.of_reference(ctx.reference, ctx.reference_dtype)
                 to_weight, to_bias = to_weight.float(), to_bias.float()
                 for part in _chunks(len(kept), len(states), len(weight)):
-                    d = _on_chunk(ctx.kernel, model.logits(part), labels[part],
-                                  None if other is None else other.logits(part), True).gradient.to(states.dtype)
+                    d = _on_chunk(ctx.kernel, model.logits(part), labels[part], other, part.start, True)
+                    d = d.gradient.to(states.dtype)
                     to_weight += d.t() @ scaled[part]
                     to_bias += d.t() @ into[part].to(d.dtype)
         return (None, None, None, None, gradient, to_weight.to(weight.dtype) if weight.requires_grad else None,
                 None if bias is None or not bias.requires_grad else to_bias.to(bias.dtype))
-
-
-def _weights(head: nn.Linear | None) -> tuple[Tensor | None, Tensor | None]:
-    return (None, None) if head is None else (head.weight, head.bias)

@@ -96,7 +96,7 @@ def test_the_peak_is_of_one_moment_and_of_one_device():
 
 def test_weights_gradients_and_optimizer_are_those_of_the_architecture():
     """With one row of four tokens the optimizer's step is the largest moment: all gradients are there."""
-    found = training(train__batch_size=1, data__max_length=4).device
+    found = training(train__batch_size=1, data__max_length=4, train__optim="adamw_torch").device
     assert found["weights"] == 4 * parameters() + 2 * 4 * 4  # and two buffers of rotary frequencies, 4 numbers each
     assert found["gradients"] == 4 * parameters() and found["optimizer"] == 8 * parameters()
     assert found["buffers"] == 2 * 4 * VOCABULARY * 32  # twice the largest weight, on a CPU
@@ -111,10 +111,12 @@ def test_logits_are_those_of_supervised_positions():
 
 
 def test_logits_of_many_positions_are_kept_once(monkeypatch):
-    """Where the head trains: their gradient, which took their place. Where it does not: those of a chunk."""
-    monkeypatch.setattr(head, "CHUNK_NUMBERS", 31 * VOCABULARY)
-    assert training().device["logits"] == 4 * 8 * 31 * VOCABULARY
-    assert training(model__lora=LORA).device["logits"] == 2 * 4 * 31 * VOCABULARY
+    """Where the head trains: their gradient, which took their place, and the softmax of one chunk of four rows. Where it
+    does not: that chunk alone."""
+    row = 4 * 31 * VOCABULARY
+    monkeypatch.setattr(head, "CHUNK_NUMBERS", row)  # in numbers: four rows
+    assert training().device["logits"] == (8 + 4) * row
+    assert training(model__lora=LORA).device["logits"] == (4 + 4) * row
 
 
 def test_a_larger_batch_takes_in_proportion_more_activations():
