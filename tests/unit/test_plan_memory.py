@@ -111,8 +111,8 @@ def test_logits_are_those_of_supervised_positions():
 
 
 def test_logits_of_many_positions_are_kept_once(monkeypatch):
-    """Where the head trains: their gradient, which took their place, and the softmax of one chunk of four rows. Where it
-    does not: that chunk alone."""
+    """Where the head trains: their gradient, which took their place, and the softmax of one chunk of four rows. Where
+    it does not: that chunk alone."""
     row = 4 * 31 * VOCABULARY
     monkeypatch.setattr(head, "CHUNK_NUMBERS", row)  # in numbers: four rows
     assert training().device["logits"] == (8 + 4) * row
