@@ -10,7 +10,9 @@ exactly, whatever the loss makes of the values afterwards. Compare Hsu et al. 20
 Wijmans et al. 2024 (arXiv 2411.09009), whose fused losses are the mean NLL alone.
 """
 
+import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -18,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 CHUNK_NUMBERS = 2**24  # logits of a chunk: 512 positions × 32k; fewer make the matrix products slow
-PART_NUMBERS = 2**20  # of which a loss looks at so many at a time on a CPU, whose cache they fit
-REFERENCE_PARTS = 4  # for which a reference's logits are there at a time; a chunk's would be as much again
+PART_NUMBERS = 2**19  # of which a loss looks at so many at a time on a CPU, whose cache they fit
+REFERENCE_PARTS = 8  # for which a reference's logits are there at a time; a chunk's would be as much again
 KEPT_BYTES = 2**30  # of D, where the head trains; what is above costs another forward of the head
 
 
@@ -41,8 +43,12 @@ def nll_kernel(logits: Tensor, labels: Tensor, reference: Tensor | None, differe
     if not differentiate:
         nll = F.cross_entropy(logits, labels, reduction="none")
         return Values(nll, None, nll)
-    p, nll = _softmax_and_nll(logits, labels)
-    return Values(nll, _less_label(p, labels), nll)
+    at, top = labels[:, None], logits.amax(-1, keepdim=True)
+    above = top - logits.gather(1, at)
+    e = logits.sub_(top).exp_()
+    total = e.sum(-1, keepdim=True)
+    nll = (total.log() + above)[:, 0]
+    return Values(nll, e.div_(total).scatter_add_(1, at, torch.full_like(total, -1)), nll)
 
 
 def kl_kernel(temperature: float = 1.0, alpha: float = 1.0, gamma: float = 0.0) -> Kernel:
@@ -50,22 +56,40 @@ def kl_kernel(temperature: float = 1.0, alpha: float = 1.0, gamma: float = 0.0) 
     1[y])."""
 
     def kernel(logits: Tensor, labels: Tensor, reference: Tensor | None, differentiate: bool) -> Values:
-        p, nll = _softmax_and_nll(logits, labels)
-        of_nll = _less_label(p if temperature != 1 else p.clone(), labels).mul_(gamma) if gamma else None
+        at, top = labels[:, None], logits.amax(-1, keepdim=True)
+        above = top - logits.gather(1, at)
+        z, z0 = logits.sub_(top), reference.sub_(reference.amax(-1, keepdim=True))
         if temperature != 1:
-            logits, reference = logits.div_(temperature), reference.div_(temperature)
-            p = torch.softmax(logits, -1)
-        p_reference = torch.softmax(reference, -1)
-        # Σ p_θ0 (log p_θ0 − log p), the differences of logits first: exactly 0 where they are the same
-        shift = _log_sum(reference, p_reference) - _log_sum(logits, p)
-        values = (torch.linalg.vecdot(p_reference, reference.sub_(logits)) - shift) * (alpha * temperature**2)
-        gradient = p.sub_(p_reference).mul_(alpha * temperature) if differentiate else None
+            z, z0 = z.mul_(1 / temperature), z0.mul_(1 / temperature)
+        spare = z0 - z  # before anything is rounded: where the two are the same the divergence is exactly 0
+        e, e0 = z.exp_(), z0.exp_()
+        total, total0 = e.sum(-1, keepdim=True), e0.sum(-1, keepdim=True)
+        kl = spare.mul_(e0).sum(-1, keepdim=True) / total0 - (total0 / total).log()
+        e1 = e if temperature == 1 else _power(e, temperature, out=spare)  # of the NLL, which is of logits as they are
+        total1 = total if temperature == 1 else e1.sum(-1, keepdim=True)
+        nll = total1.log() + above
+        values = (alpha * temperature**2 * kl + gamma * nll)[:, 0] if gamma else alpha * temperature**2 * kl[:, 0]
+        if not differentiate:
+            return Values(values, None, nll[:, 0])
+        of_kl, of_nll = alpha * temperature, gamma / total1
+        gradient = e.mul_(of_kl / total + (of_nll if e1 is e else 0)).addcmul_(e0, -of_kl / total0)
         if gamma:
-            values = values + gamma * nll
-            gradient = gradient.add_(of_nll) if differentiate else None
-        return Values(values, gradient, nll)
+            gradient = gradient if e1 is e else gradient.addcmul_(e1, of_nll)
+            gradient.scatter_add_(1, at, torch.full_like(total, -gamma))
+        return Values(values, gradient, nll[:, 0])
 
     return kernel
+
+
+def _power(e: Tensor, exponent: float, out: Tensor) -> Tensor:
+    """e^exponent for e in [0, 1]; by squares where it can be, since `pow` takes as long as four softmaxes."""
+    mantissa, doublings = math.frexp(exponent)
+    if mantissa != 0.5 or doublings < 2:
+        return torch.pow(e, exponent, out=out)
+    torch.square(e, out=out)
+    for _ in range(doublings - 2):
+        out.square_()
+    return out
 
 
 def autograd_kernel(function: Callable[..., Tensor]) -> Kernel:
@@ -83,20 +107,6 @@ def autograd_kernel(function: Callable[..., Tensor]) -> Kernel:
         return Values(values.detach(), gradient, nll)
 
     return kernel
-
-
-def _softmax_and_nll(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    p = torch.softmax(logits, -1)
-    return p, _log_sum(logits, p) - logits.gather(1, labels[:, None])[:, 0]
-
-
-def _log_sum(logits: Tensor, p: Tensor) -> Tensor:
-    """log Σ exp z, (n,): softmax has done the sum already, and its largest value is at least 1/V."""
-    return logits.amax(-1) - p.amax(-1).log()
-
-
-def _less_label(p: Tensor, labels: Tensor) -> Tensor:
-    return p.scatter_add_(1, labels[:, None], p.new_full((len(p), 1), -1.0))
 
 
 def head_values(
@@ -142,14 +152,15 @@ class _Linear(NamedTuple):
         states, head = reference
         return cls.of(states, *((None, None) if head is None else (head.weight, head.bias)), dtype)
 
-    def logits(self, part: slice, out: Tensor | None = None) -> Tensor:
-        """(n, V) float32, to be overwritten; in `out` where that is given and float32."""
+    def logits(self, part: slice, out: Tensor) -> Tensor:
+        """(n, V) float32, to be overwritten; in the first rows of `out` (≥ n, V), whose memory need not be fetched."""
+        states, out = self.states[part], out[: part.stop - part.start]
         if self.weight is None:
-            return self.states[part].to(torch.float32, copy=True)
-        out = out if out is not None and out.dtype == torch.float32 else None
-        if self.bias is None:
-            return torch.mm(self.states[part], self.weight.t(), out=out).float()
-        return torch.addmm(self.bias, self.states[part], self.weight.t(), out=out).float()
+            return out.copy_(states)
+        product = torch.mm if self.bias is None else partial(torch.addmm, self.bias)
+        if states.dtype == torch.float32:
+            return product(states, self.weight.t(), out=out)
+        return out.copy_(product(states, self.weight.t()))
 
 
 def _chunk_size(vocabulary: int) -> int:
@@ -168,12 +179,14 @@ def _on_chunk(
     of the reference, whose positions begin at `first`, for few parts at a time."""
     n, vocabulary = logits.shape
     size = n if logits.device.type != "cpu" else max(1, PART_NUMBERS // vocabulary)
-    found, others = [], None
+    more = min(REFERENCE_PARTS * size, n)
+    others = None if reference is None else torch.empty_like(logits[:more])
+    found = []
     for i in range(0, n, size):
-        part, within = logits[i : i + size], i % (REFERENCE_PARTS * size)
-        if reference is not None and within == 0:
-            others = reference.logits(slice(first + i, first + min(i + REFERENCE_PARTS * size, n)))
-        values = kernel(part, labels[i : i + size], None if others is None else others[within : within + size],
+        part, within = logits[i : i + size], i % more
+        if others is not None and within == 0:
+            reference.logits(slice(first + i, first + min(i + more, n)), out=others)
+        values = kernel(part, labels[i : i + size], None if others is None else others[within : within + len(part)],
                         differentiate)
         if values.gradient is not None and values.gradient is not part:
             part.copy_(values.gradient)
@@ -194,21 +207,22 @@ class _HeadValues(torch.autograd.Function):
         size = KEPT_BYTES // (vocabulary * model.states.element_size()) if trains else 0
         size = n if trains and size >= n else size - size % _chunk_size(vocabulary)  # a chunk is kept whole or not
         kept = model.states.new_empty(size, vocabulary)
+        in_place = kept.dtype == torch.float32  # else what is kept is rounded
+        spare = states.new_empty(0 if in_place and size == n else min(n, _chunk_size(vocabulary)), vocabulary,
+                                 dtype=torch.float32)
         to_states = torch.empty_like(model.states if differentiate else model.states[:0])
         values, nll = states.new_empty(n, dtype=torch.float32), states.new_empty(n, dtype=torch.float32)
         with torch.autocast(states.device.type, enabled=False):
             for part in _chunks(0, n, vocabulary):
-                room = kept[part] if part.stop <= size else None
-                logits = model.logits(part, out=room)
+                stays = part.stop <= size
+                logits = model.logits(part, out=kept[part] if stays and in_place else spare)
                 found = _on_chunk(kernel, logits, labels[part], other, part.start, differentiate)
                 values[part], nll[part] = found.values, found.nll
                 if differentiate:
                     gradient = logits.to(to_states.dtype)
-                    if room is not None and gradient.data_ptr() != room.data_ptr():
-                        room.copy_(gradient)
+                    if stays and not in_place:
+                        kept[part] = gradient
                     to_states[part] = gradient if weight is None else gradient @ model.weight
-                    del gradient
-                del logits, found  # before the next chunk's are made
         ctx.kernel, ctx.dtype, ctx.reference = kernel, states.dtype, reference if size < n else None
         ctx.reference_dtype = None if other is None else other.states.dtype
         ctx.save_for_backward(labels, to_states, kept, model.states if trains else None,
@@ -230,9 +244,10 @@ class _HeadValues(torch.autograd.Function):
                 model = _Linear.of(states, weight, bias)
                 other = _Linear.of_reference(ctx.reference, ctx.reference_dtype)
                 to_weight, to_bias = to_weight.float(), to_bias.float()
+                spare = states.new_empty(_chunk_size(len(weight)), len(weight), dtype=torch.float32)
                 for part in _chunks(len(kept), len(states), len(weight)):
-                    d = _on_chunk(ctx.kernel, model.logits(part), labels[part], other, part.start, True)
-                    d = d.gradient.to(states.dtype)
+                    logits = model.logits(part, out=spare)
+                    d = _on_chunk(ctx.kernel, logits, labels[part], other, part.start, True).gradient.to(states.dtype)
                     to_weight += d.t() @ scaled[part]
                     to_bias += d.t() @ into[part].to(d.dtype)
         return (None, None, None, None, gradient, to_weight.to(weight.dtype) if weight.requires_grad else None,
