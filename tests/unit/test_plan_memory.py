@@ -105,9 +105,9 @@ def test_weights_gradients_and_optimizer_are_those_of_the_architecture():
 
 def test_logits_are_those_of_supervised_positions():
     text, completion = training().device, training(data__loss_on="completion").device
-    # logits and their softmax, one chunk, at 31 of 32 tokens; " yes" and EOS are at most 5
-    assert text["logits"] == 2 * 4 * 8 * 31 * VOCABULARY
-    assert completion["logits"] <= 2 * 4 * 8 * 5 * VOCABULARY
+    # their gradient takes their place; at 31 of 32 tokens; " yes" and EOS are at most 5
+    assert text["logits"] == 4 * 8 * 31 * VOCABULARY
+    assert completion["logits"] <= 4 * 8 * 5 * VOCABULARY
 
 
 def test_logits_of_many_positions_are_kept_once(monkeypatch):
@@ -178,7 +178,7 @@ def test_a_full_reference_is_a_copy_and_an_adapters_is_an_adapter():
 
 def test_forget_and_retain_rows_go_through_the_model_together():
     one, both = method("gradient_ascent").device, method("grad_diff").device
-    assert both["activations"] == pytest.approx(2 * one["activations"], rel=0.02)
+    assert both["activations"] == pytest.approx(2 * one["activations"], rel=0.06)  # each at its own largest moment
 
 
 def test_the_dry_run_has_the_largest_step():
