@@ -13,7 +13,7 @@ Wijmans et al. 2024 (arXiv 2411.09009), whose fused losses are the mean NLL alon
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -232,23 +232,28 @@ class _HeadValues(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, into, _):
-        labels, to_states, kept, states, weight, bias = ctx.saved_tensors
+        to_weight, to_bias = _to_head(ctx, into) if ctx.needs_input_grad[5] or ctx.needs_input_grad[6] else (None, None)
+        to_states = ctx.saved_tensors[1]
         gradient = (into[:, None] * to_states).to(ctx.dtype) if ctx.needs_input_grad[4] else None
-        if weight is None:
-            return None, None, None, None, gradient, None, None
-        with torch.autocast(into.device.type, enabled=False):
-            scaled = (into[:, None] * states).to(states.dtype)  # (N, H)
-            to_weight = kept.t() @ scaled[: len(kept)]
-            to_bias = kept.t() @ into[: len(kept)].to(kept.dtype)
-            if len(kept) < len(states):
-                model = _Linear.of(states, weight, bias)
-                other = _Linear.of_reference(ctx.reference, ctx.reference_dtype)
-                to_weight, to_bias = to_weight.float(), to_bias.float()
-                spare = states.new_empty(_chunk_size(len(weight)), len(weight), dtype=torch.float32)
-                for part in _chunks(len(kept), len(states), len(weight)):
-                    logits = model.logits(part, out=spare)
-                    d = _on_chunk(ctx.kernel, logits, labels[part], other, part.start, True).gradient.to(states.dtype)
-                    to_weight += d.t() @ scaled[part]
+        return None, None, None, None, gradient, to_weight, to_bias
+
+
+def _to_head(ctx: Any, into: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of the head's weight and bias; None for one that does not train."""
+    labels, _, kept, states, weight, bias = ctx.saved_tensors
+    with torch.autocast(into.device.type, enabled=False):
+        scaled = (into[:, None] * states).to(states.dtype)  # (N, H)
+        to_weight = kept.t() @ scaled[: len(kept)]
+        to_bias = None if bias is None else kept.t() @ into[: len(kept)].to(kept.dtype)
+        if len(kept) < len(states):
+            model, other = _Linear.of(states, weight, bias), _Linear.of_reference(ctx.reference, ctx.reference_dtype)
+            to_weight, to_bias = to_weight.float(), None if bias is None else to_bias.float()
+            spare = states.new_empty(_chunk_size(len(weight)), len(weight), dtype=torch.float32)
+            for part in _chunks(len(kept), len(states), len(weight)):
+                logits = model.logits(part, out=spare)
+                d = _on_chunk(ctx.kernel, logits, labels[part], other, part.start, True).gradient.to(states.dtype)
+                to_weight += d.t() @ scaled[part]
+                if bias is not None:
                     to_bias += d.t() @ into[part].to(d.dtype)
-        return (None, None, None, None, gradient, to_weight.to(weight.dtype) if weight.requires_grad else None,
-                None if bias is None or not bias.requires_grad else to_bias.to(bias.dtype))
+    return (to_weight.to(weight.dtype) if weight.requires_grad else None,
+            to_bias.to(bias.dtype) if bias is not None and bias.requires_grad else None)
