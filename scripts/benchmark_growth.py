@@ -61,8 +61,8 @@ class Point:
 def points(axis: str, methods: list[str], tiny: bool = False) -> list[Point]:
     """All of an axis, smallest first."""
     grown: dict[str, list[dict[str, Any]]] = {
-        "model": [{"hidden": h, "layers": n} for h, n in ((128, 2), (256, 4), (384, 6), (512, 8))],
-        "length": [{"tokens": t} for t in (64, 128, 256, 512, 1024)],
+        "model": [{"hidden": h, "layers": n} for h, n in ((128, 2), (192, 3), (256, 4), (384, 6))],
+        "length": [{"tokens": t} for t in (64, 128, 256, 512)],
         "forget set": [{"rows": n, "tokens": 32} for n in (32, 64, 128, 256)],
         "processes": [{"processes": p, "engine": engine} for engine, p in (
             (None, 1), ("cpu_ddp", 2), ("cpu_ddp", 4), ("cpu_zero3", 2), ("cpu_zero3", 4))],
@@ -132,6 +132,7 @@ def measure_here(point: Point) -> dict[str, Any]:
     """`take`, with the peak of this process beyond what libraries take."""
     from benchmark_memory import level
     from measure_memory import resident
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
     from llm_unlearn.environment import calm_libraries
     from llm_unlearn.processes import Processes
@@ -141,6 +142,7 @@ def measure_here(point: Point) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         small = dataclasses.replace(point, hidden=16, layers=1, tokens=8, rows=None, tiny=True)
         take(small, f"{folder}/warm")
+        unset_hf_deepspeed_config()  # or the next model would be partitioned as it is made
         gc.collect()
         before = level(on_gpu=False)
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
@@ -219,11 +221,20 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def save(results: list[dict[str, Any]], path: Path) -> None:
+    """All points so far, with the machine; the file is never half written."""
+    from benchmark import machine
+
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps({**machine(False), "points": results}, indent=1) + "\n")
+    os.replace(partial, path)
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=AXES, default=AXES, metavar="AXIS", help=", ".join(AXES))
     parser.add_argument("--methods", nargs="+", default=METHODS, metavar="METHOD")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all points there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="points are added to those that are there")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw them")
     parser.add_argument("--show", type=Path, metavar="FILE", help="take the points of a file; measures nothing")
     parser.add_argument("--tiny", action="store_true", help="toy models: a test of this script")
@@ -234,15 +245,17 @@ def main(arguments: list[str] | None = None) -> None:
         if os.environ.get("RANK", "0") == "0":
             print("MEASURED", json.dumps(found), flush=True)
         return
-    results = json.loads(args.show.read_text())["points"] if args.show else []
+    source = args.show or args.json
+    results = json.loads(source.read_text())["points"] if source and source.exists() else []
+    known = {Point(**{field.name: result[field.name] for field in dataclasses.fields(Point)}) for result in results}
     for axis in () if args.show else args.only:
         for point in points(axis, args.methods, args.tiny):
+            if dataclasses.replace(point, rows=point.forget_rows) in known:
+                continue
             print(point, file=sys.stderr, flush=True)
             results.append(measure(point))
-    if args.json:
-        from benchmark import machine
-
-        args.json.write_text(json.dumps({**machine(False), "points": results}, indent=1) + "\n")
+            if args.json:
+                save(results, args.json)
     if args.plot:
         draw(results, args.plot)
     print("\n\n".join(table(results, axis) for axis in AXES if any(r["axis"] == axis for r in results)))

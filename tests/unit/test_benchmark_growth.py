@@ -50,3 +50,22 @@ def test_the_table_and_the_plot_of_a_file(tmp_path, capsys):
     assert lines[4:6] == [["kl", "64", "500", "0.25", "2.0", "3"], ["kl", "128", "750", "0.25", "2.0", "3"]]
     assert ["kl, zero3", "2", "500", "0.25", "2.0", "3"] in lines
     assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_points_that_a_file_has_are_not_measured_again(tmp_path, monkeypatch, capsys):
+    measured = []
+
+    def measure(point):
+        measured.append(point)
+        if len(measured) == 3:
+            raise KeyboardInterrupt
+        return result(point.axis, point.method, tokens=point.tokens)
+
+    monkeypatch.setattr(growth, "measure", measure)
+    command = ["--only", "length", "--methods", "kl", "--json", str(tmp_path / "growth.json")]
+    with pytest.raises(KeyboardInterrupt):
+        growth.main(command)
+    growth.main(command)
+    assert [point.tokens for point in measured] == [64, 128, 256, 256, 512]
+    written = json.loads((tmp_path / "growth.json").read_text())
+    assert [point["tokens"] for point in written["points"]] == [64, 128, 256, 512] and written["versions"]["torch"]
