@@ -193,30 +193,35 @@ def table(results: list[dict[str, Any]], axis: str) -> str:
     return f"### {axis}\n\n" + markdown(head, lines, "lrrrrr")
 
 
+def curves(results: list[dict[str, Any]], axis: str) -> dict[str, list[dict[str, Any]]]:
+    """`series`, of which the lines of an engine begin at one process without it."""
+    lines = series(results, axis)
+    alone = {name: line for name, line in lines.items() if line[0]["engine"] is None}
+    engines = {name: alone.get(name.split(",")[0], []) + line for name, line in lines.items() if name not in alone}
+    return engines or alone
+
+
 def draw(results: list[dict[str, Any]], path: Path) -> None:
-    """Time above, memory below, a column for each axis; logarithmic, so that a straight line of slope 1 is linear."""
+    """Time above, memory below, a column for each axis; all from 0: a line through the corner is proportion."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import NullFormatter, ScalarFormatter
 
     grown = [axis for axis in AXES if any(result["axis"] == axis for result in results)]
     figure = Figure(figsize=(3.6 * len(grown) + 0.4, 6.4), layout="constrained")
     panels = figure.subplots(2, len(grown), squeeze=False)
     for (above, below), axis in zip(panels.T, grown, strict=True):
         key, label = X_OF[axis]
-        of_time = "train" if axis == "forget set" else "step"
-        for name, line in series(results, axis).items():
-            x = [result[key] for result in line]
+        of_time, unit = "train" if axis == "forget set" else "step", 1e6 if key == "parameters" else 1
+        for name, line in curves(results, axis).items():
+            x = [result[key] / unit for result in line]
             above.plot(x, [result[of_time] for result in line], marker="o", markersize=4, label=name)
             below.plot(x, [result["peak"] / 1e6 for result in line], marker="o", markersize=4)
-        above.set(title=axis, ylabel="s of training" if of_time == "train" else "s per step")
-        below.set(xlabel=label, ylabel="peak MB per process")
+        above.set(title=axis, ylabel="s of one pass" if of_time == "train" else "s per step")
+        below.set(xlabel="million parameters" if unit > 1 else label, ylabel="peak MB per process")
         for panel in (above, below):
-            panel.set(xscale="log", yscale="log")
-            panel.grid(True, which="major", alpha=0.3)
-            if key != "parameters":
-                panel.set_xticks(sorted({result[key] for result in results if result["axis"] == axis}))
-                panel.xaxis.set_major_formatter(ScalarFormatter())
-                panel.xaxis.set_minor_formatter(NullFormatter())
+            panel.set_xlim(left=0)
+            panel.set_ylim(bottom=0)
+            panel.set_xticks(sorted({round(result[key] / unit) for result in results if result["axis"] == axis}))
+            panel.grid(True, alpha=0.3)
         above.legend(fontsize=7)
     figure.savefig(path, dpi=110)
 
