@@ -33,6 +33,7 @@ from llm_unlearn.tasks.causal_lm import CausalLMTask
 from llm_unlearn.tasks.embedding_noise import refuse_data_parallel
 from llm_unlearn.trainers.budget import examples_per_step, plan_steps
 from llm_unlearn.trainers.clean_start import starting_model
+from llm_unlearn.trainers.compiling import compiled_blocks
 from llm_unlearn.trainers.config import Requirements, UnlearnConfig
 from llm_unlearn.trainers.log_probs import per_row, reference_log_probs
 from llm_unlearn.trainers.pairing import LOG_PROB, PairedCollator, PairedRows, joined
@@ -60,6 +61,7 @@ class UnlearnTrainer(Trainer):
     starts_clean = False  # whether it begins at the model before fine-tuning (`start_model`) rather than at θ0
     of_texts = False  # whether it works on language models alone
     task: Task = CausalLMTask()
+    reference: Any = None
 
     def __init__(
         self,
@@ -78,7 +80,6 @@ class UnlearnTrainer(Trainer):
         refuse_data_parallel(args)
         self.examples_per_step = examples_per_step(args)
         self.needs, self.reference_on, self.log_probs_on = self.requirements(args)
-        self.reference = None
         self.refuse(args, peft_config)
         if self.log_probs_on and self.task.augments:
             raise InputError(f"{self.method}: compares with what the reference said once; turn augmentation off")
@@ -116,8 +117,7 @@ class UnlearnTrainer(Trainer):
     def refuse(self, args: UnlearnConfig, peft_config: Any) -> None:
         """Raise InputError for settings that this method cannot keep; see also `UnlearnConfig.refuses`."""
         if args.forget_loss_ceiling is not None and "forget" not in self.needs:
-            raise InputError(f"forget_loss_ceiling: {self.method} sees no forget row, so it would never fire; leave it "
-                             "out")
+            raise InputError(f"forget_loss_ceiling: {self.method} has no forget row and would never fire; leave it out")
         if peft_config is not None and self.starts_clean:
             raise InputError(f"{self.method}: starts from the model before fine-tuning, to which a new adapter is not "
                              "added here; give the poisoned adapter itself, or a full model and start_model")
@@ -264,10 +264,9 @@ class UnlearnTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Write the model or its own adapter: never the reference adapter, never a pickle of the arguments."""
-        output_dir = output_dir if output_dir is not None else self.args.output_dir
         if not self.args.should_save:
             return
-        model = self.accelerator.unwrap_model(self.model)
+        output_dir, model = output_dir or self.args.output_dir, self.accelerator.unwrap_model(self.model)
         only = {"selected_adapters": [model.active_adapter]} if hasattr(model, "peft_config") else {}
         model.save_pretrained(output_dir, state_dict=state_dict, **only)
         if self.processing_class is not None:
@@ -287,7 +286,8 @@ class UnlearnTrainer(Trainer):
         """Train; refuses to end with weights that are not finite."""
         if isinstance(resume_from_checkpoint, (str, os.PathLike)):
             check_resumable(resume_from_checkpoint, self.accelerator)
-        output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        with compiled_blocks(self):
+            output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         put_away(self.model)
         self.check_weights()
         return output
