@@ -17,12 +17,12 @@ from torch import nn
 from llm_unlearn.errors import InputError
 from llm_unlearn.modeling import adapter_config, load_model, load_tokenizer, save_model
 from llm_unlearn.placement import with_adapter
+from llm_unlearn.run_folder import find_model
 from llm_unlearn.sections import ModelSection
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from llm_unlearn.recipe import Recipe
 
 Onto = Literal["dequantised", "original"]
 
@@ -42,22 +42,14 @@ def merge_run(
     Raises:
         InputError: no run, no such model, a run of images, or what merge_adapter refuses.
     """
-    from llm_unlearn.pretraining import base_of_run
-    from llm_unlearn.recipe import load_recipe
-
-    root = Path(run_dir).expanduser()
-    if not (root / "recipe.yaml").is_file():
-        raise InputError(f"{run_dir}: is no run directory: it has no recipe.yaml (working directory: {Path.cwd()})")
-    recipe = load_recipe(root / "recipe.yaml")
-    if recipe.track != "language":
+    found = find_model(run_dir, model, seed)
+    if found.recipe.track != "language":
         raise InputError(f"{run_dir}: a run of images, which has no adapters to merge")
-    folder = _seed_folder(root, recipe, seed)
-    base = base_of_run(recipe, root)
-    if base is None:
+    if found.base is None:
         raise InputError(f"{run_dir}: the base that was made for the run is not there; make it again: "
-                         f"llm-unlearn poison {root / 'recipe.yaml'}")
-    target = Path(out).expanduser() if out else folder / "merged" / model
-    return merge_adapter(_model_folder(folder, model), base, target, dtype=dtype, onto=onto, loaded_as=recipe.model)
+                         f"llm-unlearn poison {found.root / 'recipe.yaml'}")
+    target = Path(out).expanduser() if out else found.folder / "merged" / model
+    return merge_adapter(found.path, found.base, target, dtype=dtype, onto=onto, loaded_as=found.recipe.model)
 
 
 def merge_adapter(
@@ -95,24 +87,6 @@ def merge_adapter(
     out.parent.mkdir(parents=True, exist_ok=True)
     save_model(model, tokenizer, out)
     return out
-
-
-def _seed_folder(root: Path, recipe: "Recipe", seed: int | None) -> Path:
-    """Where the models of a seed lie: the run directory itself, or of a run with several `seed-<s>/`."""
-    known = ", ".join(map(str, recipe.seeds))
-    if seed is None and len(recipe.seeds) > 1:
-        raise InputError(f"{root}: has the seeds {known}; say which (--seed)")
-    if seed is not None and seed not in recipe.seeds:
-        raise InputError(f"--seed {seed}: {root} has {known}")
-    return root if len(recipe.seeds) == 1 else root / f"seed-{seed}"
-
-
-def _model_folder(folder: Path, model: str) -> Path:
-    places = {path.name: path for path in (folder / "poisoned", folder / "retrained", folder / "clean",
-                                           *sorted(folder.glob("unlearned/*"))) if (path / "cost.json").is_file()}
-    if model not in places:
-        raise InputError(f"--model {model}: {folder} has {', '.join(places) or 'no model yet'}")
-    return places[model]
 
 
 def _check_adapter(folder: Path) -> None:

@@ -149,7 +149,7 @@ def test_bad_manifests_are_refused_by_name(folder, tiny_models, capsys, changes,
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
-    (["--dry-run"], ["--dry-run is for recipes"]), (["--jobs", "2"], ["--jobs is for recipes"]),
+    (["--dry-run"], ["--dry-run is for a recipe's own models"]), (["--jobs", "2"], ["--jobs is for a recipe's"]),
     (["--batch-size", "0"], ["--batch-size 0: must be at least 1"]),
     (["--out", "poison.json/below"], ["--out", "cannot be made"]),
     (["--base", "./absent"], ["model ./absent", "no such folder"]),

@@ -15,13 +15,13 @@ PACKAGE = Path(llm_unlearn.__file__).parent
 # From the top down. A module may import from its own layer and from those below it, never from one above.
 LAYERS = (
     {"__init__", "__main__", "cli", "pipeline", "seed_run", "language_run", "vision_run", "plan", "methods",
-     "pretraining", "hub", "audit_stages", "audit", "merging", "launch", "memory",
+     "pretraining", "publishing", "run_folder", "audit_stages", "audit", "merging", "launch", "memory",
      "doctor"},
     {"reporting", "evaluation", "trainers", "poisons", "data", "training", "fine_tuning", "vision", "environment",
      "analysis", "stress", "preemption"},
     {"tasks", "modeling", "compute", "checkpoints", "stages", "progress", "parallel", "sweep", "recipe",
      "recipe_checks", "sections", "vision_sections", "strict", "errors", "torchvision_guard", "placement",
-     "processes", "layout"},
+     "processes", "layout", "hub", "options"},
     {"losses", "metrics"},
 )
 BELOW_ALL = {"errors"}  # an exception class may be raised anywhere

@@ -154,7 +154,7 @@ def test_a_file_that_is_no_manifest_is_refused(tmp_path, text, message):
 def test_a_recipe_or_a_model_with_its_manifest(capsys, arguments):
     assert main(["evaluate", *arguments]) == 2
     message = capsys.readouterr().err
-    assert "either a RECIPE, or both --model and --manifest" in message
+    assert "--model with either a RECIPE or --manifest" in message
     assert all(word in message for word in arguments if word.startswith("--") or word == "recipe.yaml")
 
 

@@ -348,6 +348,8 @@ def test_a_run_of_images_and_one_of_full_models_are_refused(run_dir, bases, tmp_
     (tmp_path / "images").mkdir()
     shutil.copy(Path(__file__).parents[2] / "recipes" / "vision-digits" / "gaussian.yaml",
                 tmp_path / "images" / "recipe.yaml")
+    (tmp_path / "images" / "poisoned").mkdir()
+    (tmp_path / "images" / "poisoned" / "cost.json").write_text("{}")
     assert merge(tmp_path / "images", "--model", "poisoned") == 2
     assert "a run of images, which has no adapters to merge" in capsys.readouterr().err
     root = run_dir([0], quantization="none")

@@ -1,0 +1,67 @@
+"""The models of a run, by name: what `merge` and `push` take in the place of a recipe."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llm_unlearn.errors import InputError
+
+if TYPE_CHECKING:
+    from llm_unlearn.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class RunModel:
+    """A finished model of a run.
+
+    Args:
+        root: the run directory. folder: of its seed, the same where the run has one. path: of the model itself.
+        base: what the run started from, a hub id or a folder; None where that was made for the run and is gone, or of
+            a classifier that was made anew.
+    """
+
+    recipe: "Recipe"
+    root: Path
+    folder: Path
+    name: str
+    path: Path
+    seed: int
+    base: str | None
+
+
+def find_model(run_dir: str | Path, model: str, seed: int | None = None) -> RunModel:
+    """Look a model up in a run directory.
+
+    Args:
+        model: base, poisoned, retrained, clean, or a method, with its budget where there are several (`npo@0.1`).
+        seed: of a run with several, which.
+    Raises:
+        InputError: no run, no such seed, or no such model (yet).
+    """
+    from llm_unlearn.pretraining import base_of_run
+    from llm_unlearn.recipe import load_recipe
+
+    root = Path(run_dir).expanduser()
+    if not (root / "recipe.yaml").is_file():
+        raise InputError(f"{run_dir}: is no run directory: it has no recipe.yaml (working directory: {Path.cwd()})")
+    recipe = load_recipe(root / "recipe.yaml")
+    folder, seed = _seed_folder(root, recipe, seed)
+    base = base_of_run(recipe, root) if recipe.track == "language" else recipe.model.path
+    places = {path.name: path for path in (folder / "poisoned", folder / "retrained", folder / "clean",
+                                           *sorted(folder.glob("unlearned/*"))) if (path / "cost.json").is_file()}
+    if base and Path(base).is_dir():
+        places = {"base": Path(base), **places}
+    if model not in places:
+        raise InputError(f"--model {model}: {folder} has {', '.join(places) or 'no model yet'}")
+    return RunModel(recipe, root, folder, model, places[model], seed, base)
+
+
+def _seed_folder(root: Path, recipe: "Recipe", seed: int | None) -> tuple[Path, int]:
+    """Where the models of a seed lie: the run directory itself, or of a run with several `seed-<s>/`."""
+    known = ", ".join(map(str, recipe.seeds))
+    if seed is None and len(recipe.seeds) > 1:
+        raise InputError(f"{root}: has the seeds {known}; say which (--seed)")
+    if seed is not None and seed not in recipe.seeds:
+        raise InputError(f"--seed {seed}: {root} has {known}")
+    chosen = recipe.seeds[0] if seed is None else seed
+    return (root if len(recipe.seeds) == 1 else root / f"seed-{chosen}"), chosen
