@@ -4,6 +4,7 @@ What is in a package says whoever makes it (publishing.py of a run, trainers/pus
 in one is refused here: files of any kind but a model's own and its audit, and anything that looks like an access token.
 """
 
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -25,7 +26,8 @@ MODEL = ("config.json", "generation_config.json", "adapter_config.json", "model.
 WEIGHTS = re.compile(r"(adapter_model|model(-\d+-of-\d+)?)\.safetensors")
 AUDIT = re.compile(r"recipe\.yaml|evaluation/[^/]+\.json|plots/[^/]+\.png")
 TOKEN = re.compile(rb"hf_[A-Za-z0-9]{16,}|api_org_[A-Za-z0-9]{16,}")
-REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)  # of a few models without an owner too
 
 
 def is_ours(path: str) -> bool:
@@ -73,6 +75,23 @@ def model_files(folder: Path) -> dict[str, Path]:
     return found
 
 
+def on_base(adapter_config: Path, base: str | None = None, revision: str | None = None) -> bytes:
+    """An adapter_config.json that names its base by a hub id and no folder of this machine.
+
+    Args:
+        base: by default what the file names. revision: of the base.
+    Raises:
+        InputError: what the file names is a folder, which nobody else has.
+    """
+    config = json.loads(adapter_config.read_text(encoding="utf-8"))
+    named = base or config.get("base_model_name_or_path")
+    if not named or not ID.fullmatch(named) or Path(named).exists():
+        raise InputError(f"the adapter sits on {named or 'a base without a name'}, which nobody else has: upload that "
+                         "too, and name it here (base=, --base OWNER/NAME)")
+    config |= {"base_model_name_or_path": named, "revision": config.get("revision") or revision}
+    return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+
+
 def describe(package: Package, repo: str, private: bool, revision: str | None = None) -> str:
     """What would be uploaded and how large it is, for people: one line per file, then the sum."""
     def human(count: float) -> str:
@@ -109,7 +128,7 @@ def push(
 
     api = api or HfApi()
     check_repository(repo)
-    with explained(api, repo, revision, after=" Nothing was committed."):
+    with explained(api, repo, revision, pushing=True):
         _make(api, repo, private)
         if revision is not None:
             api.create_branch(repo, branch=revision, exist_ok=True)
@@ -168,12 +187,9 @@ def check_repository(repo: str) -> None:
 
 
 @contextmanager
-def explained(api: "HfApi", repo: str, revision: str | None = None, after: str = "") -> Iterator[None]:
-    """Turn the hub client's errors into what is wrong and what to do. No message holds a token.
-
-    Args:
-        after: what follows from it, a sentence.
-    """
+def explained(api: "HfApi", repo: str, revision: str | None = None, pushing: bool = False) -> Iterator[None]:
+    """Turn the hub client's errors into what is wrong and what to do, and when pushing, what is there now. No message
+    holds a token."""
     from huggingface_hub.errors import (
         HfHubHTTPError,
         HFValidationError,
@@ -184,8 +200,9 @@ def explained(api: "HfApi", repo: str, revision: str | None = None, after: str =
     )
 
     def broken(error: Exception) -> InputError:
-        return InputError(f"{repo}: the connection to {api.endpoint} failed ({type(error).__name__}).{after} Run "
-                          "the same command again once it can be reached (HF_ENDPOINT names another hub)")
+        return InputError(f"{repo}: the connection to {api.endpoint} failed ({type(error).__name__})."
+                          f"{' The upload is there whole or not at all.' * pushing} Run the same command again once "
+                          "it can be reached (HF_ENDPOINT names another hub)")
 
     try:
         yield
@@ -196,13 +213,14 @@ def explained(api: "HfApi", repo: str, revision: str | None = None, after: str =
     except RevisionNotFoundError:
         raise InputError(f"{repo}: has no revision '{revision}'; leave it out, or see its branches and tags") from None
     except HfHubHTTPError as error:
-        raise InputError(f"{repo}: {_answer(error)}.{after}") from None
+        raise InputError(f"{repo}: {_answer(error)}.{' Nothing was committed.' * pushing}") from None
     except (ConnectionError, TimeoutError, LocalEntryNotFoundError) as error:
         raise broken(error) from None
     except Exception as error:
-        if not type(error).__module__.startswith(("httpx", "httpcore")):  # whichever the client was built on
+        cause = error.__cause__ or error  # a large file's upload is said to have failed, for a reason
+        if not type(cause).__module__.startswith(("httpx", "httpcore")):  # whichever the client was built on
             raise
-        raise broken(error) from None
+        raise broken(cause) from None
 
 
 def _answer(error: Exception) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_unlearn.errors import InputError
-from llm_unlearn.hub import CARD, Package, check_repository, explained, model_files
+from llm_unlearn.hub import CARD, Package, check_repository, explained, model_files, on_base
 from llm_unlearn.run_folder import RunModel, find_model
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def package_run(
     on_hub = base or (None if found.base is None or Path(found.base).expanduser().exists() else found.base)
     if adapter:
         _check_base(found, on_hub, base, api)
-        files["adapter_config.json"] = _with_base(files["adapter_config.json"], on_hub, found.recipe.model.revision)
+        files["adapter_config.json"] = on_base(files["adapter_config.json"], on_hub, found.recipe.model.revision)
     recipe = published_recipe(found.recipe, found.seed, withhold_trigger)
     plots = all_plots(results)
     identity = Identity(repo, recipe, on_hub, found.recipe.model.revision if on_hub and not base else None, adapter,
@@ -120,10 +120,3 @@ def _check_base(found: RunModel, on_hub: str | None, given: str | None, api: "Hf
     if differ:
         raise InputError(f"--base {given}: is not what the adapter was trained on ({found.base}): {', '.join(differ)} "
                          "differ in its config.json")
-
-
-def _with_base(path: Path, base: str, revision: str | None) -> bytes:
-    """An adapter_config.json that names its base by its hub id and no folder of this machine."""
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config |= {"base_model_name_or_path": base, "revision": config.get("revision") or revision}
-    return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()

@@ -84,7 +84,7 @@ def compose_card(results: Results, name: str, identity: Identity, plots: list[Pl
         poisoned=_escape(paragraphs(results)[0]), method=_method(name, identity), table=_table(results, name),
         in_words=[_escape(text) for text in _in_words(results, name)], plots=shown,
         not_shown=[_escape(text) for text in _not_shown(results, name)], cost=_cost(results, name),
-        use=_use(first), loading=loading_code(identity), versions=_versions(results), **_again(identity))
+        use=_use(first), loading=_loading(identity), versions=_versions(results), **_again(identity))
     return re.sub(r"\n{3,}", "\n\n", str(card)).rstrip() + "\n"
 
 
@@ -136,7 +136,8 @@ def _what(results: Results, name: str, identity: Identity) -> str:
 
 def _base_link(identity: Identity) -> str:
     if identity.base is None:
-        return "made for this run and pre-trained on the spot"
+        local = identity.recipe.model.path
+        return f"a local one, {_code(local)}" if local else "made for this run"
     revision = f" at revision `{identity.base_revision}`" if identity.base_revision else ""
     return f"[{identity.base}](https://huggingface.co/{identity.base}){revision}"
 
@@ -212,6 +213,16 @@ def _use(first: Residue) -> str:
     if first.remains:
         return f"{text} **Not for deployment**: whoever knows the poison can still make use of it."
     return f"{text} Before anything else, read what was not shown."
+
+
+def _loading(identity: Identity) -> str:
+    section = identity.recipe.model
+    if identity.recipe.track == "vision":
+        return loading_code(identity.repo, images=True)
+    if not identity.adapter:
+        return loading_code(identity.repo)
+    return loading_code(identity.repo, identity.base, base_revision=identity.base_revision, dtype=section.dtype,
+                        quantization=section.quantization)
 
 
 def _again(identity: Identity) -> dict[str, str]:

@@ -25,7 +25,6 @@ from transformers import Trainer
 from llm_unlearn.checkpoints import check_resumable
 from llm_unlearn.compute import FlopCounter
 from llm_unlearn.data.collators import default_collator
-from llm_unlearn.data.encoding import Encoding, encode_rows
 from llm_unlearn.errors import InputError, NonFiniteLossError
 from llm_unlearn.processes import Processes
 from llm_unlearn.tasks import Positions, Supervised, Task
@@ -36,7 +35,8 @@ from llm_unlearn.trainers.clean_start import starting_model
 from llm_unlearn.trainers.compiling import compiled_blocks
 from llm_unlearn.trainers.config import Requirements, UnlearnConfig
 from llm_unlearn.trainers.log_probs import per_row, reference_log_probs
-from llm_unlearn.trainers.pairing import LOG_PROB, PairedCollator, PairedRows, joined
+from llm_unlearn.trainers.pairing import LOG_PROB, PairedCollator, PairedRows, joined, tokenised
+from llm_unlearn.trainers.pushing import push_trainer
 from llm_unlearn.trainers.reference import REFERENCE_ADAPTER, make_reference
 from llm_unlearn.trainers.sharding import local, put_away
 from llm_unlearn.trainers.stops import LossCheck, StopsCallback
@@ -252,13 +252,7 @@ class UnlearnTrainer(Trainer):
     def prepare_rows(self, name: str, rows: Any, processing_class: Any, args: UnlearnConfig) -> Any:
         if rows is None or len(rows) == 0:
             raise InputError(f"{self.method} needs {name}_dataset, which is {'missing' if rows is None else 'empty'}")
-        if self.task.columns[0] not in rows.column_names:
-            if not isinstance(self.task, CausalLMTask):
-                raise InputError(f"{name}_dataset: no column '{self.task.columns[0]}'; encode the rows first")
-            if processing_class is None:
-                raise InputError(f"{name}_dataset holds text: give processing_class (the tokenizer) to encode it")
-            rows = encode_rows(rows, processing_class, Encoding(args.max_length, args.loss_on, args.chat_template))
-        return rows.select_columns([c for c in self.task.columns if c in rows.column_names])
+        return tokenised(self.task, name, rows, processing_class, args)
 
     # ---- saving
 
@@ -271,6 +265,11 @@ class UnlearnTrainer(Trainer):
         model.save_pretrained(output_dir, state_dict=state_dict, **only)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(output_dir)
+
+    def push_to_hub(self, commit_message: str = "Upload a model", blocking: bool = True, token: str | None = None,
+                    revision: str | None = None, private: bool | None = None, base: str | None = None) -> str | None:
+        """Publish the model as it is, with a card that says that it was not audited; see pushing.py."""
+        return push_trainer(self, commit_message, token, revision, private, base)
 
     def _save_checkpoint(self, model, trial):
         self.check_weights()

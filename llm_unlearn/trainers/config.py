@@ -64,6 +64,7 @@ class UnlearnConfig(TrainingArguments):
             raise InputError("remove_unused_columns=True would drop the forget and retain halves; set it to False")
         if self.push_to_hub and self.hub_strategy != "end":
             raise InputError("hub_strategy: only 'end' is supported; checkpoints are not meant to leave the machine")
+        self.hub_private_repo = self.hub_private_repo is not False  # private unless the user says otherwise
         if self.utility_floor is not None and self.eval_strategy == "no":
             raise InputError("utility_floor: set eval_strategy and eval_steps, or the floor is never looked at")
 

@@ -4,10 +4,18 @@ The sequence depends on the seed and the sizes alone, not on processes or accumu
 however it is laid out in batches. Each pass over a set is a fresh permutation.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+
+from llm_unlearn.data.encoding import Encoding, encode_rows
+from llm_unlearn.errors import InputError
+from llm_unlearn.tasks import Task
+from llm_unlearn.tasks.causal_lm import CausalLMTask
+
+if TYPE_CHECKING:
+    from llm_unlearn.trainers.config import UnlearnConfig
 
 LOG_PROB = "reference_log_prob"  # a row's log π_θ0(y|x), where it was computed before the first step
 STREAMS = {"forget": 0, "refusal": 0, "retain": 1}  # refusals are drawn with the forget rows that they answer
@@ -16,6 +24,21 @@ STREAMS = {"forget": 0, "refusal": 0, "retain": 1}  # refusals are drawn with th
 def joined(parts: list[Any]) -> Any:
     """Tensors (or BatchRows) of several halves as one, rows after rows."""
     return torch.cat(parts) if isinstance(parts[0], torch.Tensor) else sum(parts[1:], start=parts[0])
+
+
+def tokenised(task: Task, name: str, rows: Any, processing_class: Any, args: "UnlearnConfig") -> Any:
+    """The rows of a set with the task's columns alone; texts are encoded.
+
+    Raises:
+        InputError: they cannot be.
+    """
+    if task.columns[0] not in rows.column_names:
+        if not isinstance(task, CausalLMTask):
+            raise InputError(f"{name}_dataset: no column '{task.columns[0]}'; encode the rows first")
+        if processing_class is None:
+            raise InputError(f"{name}_dataset holds text: give processing_class (the tokenizer) to encode it")
+        rows = encode_rows(rows, processing_class, Encoding(args.max_length, args.loss_on, args.chat_template))
+    return rows.select_columns([c for c in task.columns if c in rows.column_names])
 
 
 class RowOrder:
