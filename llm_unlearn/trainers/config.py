@@ -36,6 +36,7 @@ class UnlearnConfig(TrainingArguments):
     learning_rate: float = 1e-5  # TOFU (arXiv 2401.06121)
     remove_unused_columns: bool = False
     logging_nan_inf_filter: bool = False  # it would hide what NonFiniteLossError must see
+    hub_strategy: str = "end"  # with push_to_hub: at save_model()
     max_flops: float | None = None
     forget_loss_ceiling: float | None = None
     utility_floor: float | None = None
