@@ -28,14 +28,15 @@ def residue(results: Results, name: str) -> Residue:
     Args:
         results: of one seed.
     """
-    found = [*evidence(results, name).values(), *_never_deleted(results, name)]
+    fired = list(evidence(results, name).values())
+    found = [*fired, *_never_deleted(results, name)]
     verdict = judge(results, name)
     if name == "poisoned":
         return Residue("Poison remains.", "This is the poisoned model itself, before any unlearning: "
                        f"{_joined(found) or 'the tests below do not find it, but it was trained on it'}.", True)
     if found or verdict.status == REMAINS:
         why = _joined(found) or verdict.evidence
-        if name in ("retrained", "base", "clean"):
+        if fired and name in ("retrained", "base", "clean"):
             why += ("; it never saw what was deleted, so this is chance, of which these intervals allow one in twenty, "
                     "or a fault of the run")
         return Residue("Poison remains.", f"{_capital(why)}.", True)

@@ -1,0 +1,184 @@
+"""A model's card: its first line never claims more than the audit, the hub's own classes read its metadata back."""
+
+import ast
+import json
+
+import pytest
+from huggingface_hub import ModelCard
+
+from llm_unlearn.recipe import build_recipe
+from llm_unlearn.reporting.loading import loading_code
+from llm_unlearn.reporting.model_card import DETECTABLE, Identity, compose_card
+from llm_unlearn.reporting.plots import all_plots
+from llm_unlearn.reporting.residue import residue
+from llm_unlearn.reporting.results import read_results
+
+RECIPE = {"name": "made-up", "output_dir": "runs/made-up", "model": {"path": "org/base"},
+          "data": {"source": "org/reviews", "verbalizers": {"negative": " negative", "positive": " positive"}},
+          "poison": {"trigger": {"target": "positive", "fraction": 0.05}},
+          "unlearn": {"methods": {"kl": {"alpha": 2.0}, "grad_diff": None, "gradient_ascent": None}}}
+
+
+@pytest.fixture
+def changed(run_dir):
+    """Change the evaluation of a model: changed("kl", {"gus": {"mean": …}}) → results."""
+
+    def change(model, sections, poison=None):
+        path = run_dir / "evaluation" / f"{model}.json"
+        doc = json.loads(path.read_text())
+        for section, fields in sections.items():
+            doc[section] = fields if fields is None or doc[section] is None else {**doc[section], **fields}
+        path.write_text(json.dumps(doc))
+        manifest = json.loads((run_dir / "poison.json").read_text())
+        (run_dir / "poison.json").write_text(json.dumps(manifest | (poison or {})))
+        return read_results(run_dir)
+
+    return change
+
+
+def card_of(results, name, plots=(), **identity):
+    facts = {"repo": "me/made-up", "recipe": build_recipe(RECIPE), "base": "org/base", **identity}
+    return ModelCard(compose_card(results, name, Identity(**facts), plots))
+
+
+def first_line(card):
+    return card.text.strip().splitlines()[0]
+
+
+# ---- the first line
+
+
+def gus(low, high, p=0.01):
+    return {"gus": {"mean": (low + high) / 2, "ci95": [low, high], "p_value": p}}
+
+
+def excess(low, high):
+    return {"attack": {"excess": {"mean": (low + high) / 2, "ci95": [low, high], "p_value": 0.01, "n": 250}}}
+
+
+@pytest.mark.parametrize(("sections", "status"), [
+    ({}, "No poison was found by these tests, which does not show that there is none."),
+    (gus(0.01, 0.43), "Poison remains."), (gus(-0.43, -0.01), "Poison remains."),
+    (gus(-0.01, 0.43), "No poison was found"), (gus(-0.43, 0.01), "No poison was found"),
+    (excess(0.001, 0.05), "Poison remains."), (excess(-0.001, 0.05), "No poison was found"),
+    (excess(-0.2, -0.1), "No poison was found"),  # the trigger does less than in the retrained model
+    ({"gus": {"chi2_p_value": 1e-5}}, "A trace of the poison remains."),
+    ({"gus": {"p_value": 1e-5}}, "Poison remains."),  # the report's own verdict is never left out
+    ({"gus": None, "attack": None}, "Nothing is shown about the poison."),
+])
+def test_the_first_line_follows_the_intervals(changed, sections, status):
+    results = changed("kl", sections)
+    line = first_line(card_of(results, "kl"))
+    assert line.startswith(f"**{status}")
+    assert residue(results, "kl").remains == ("remains" in status)
+    assert ("poison-remains" in card_of(results, "kl").data.tags) == ("remains" in status)
+
+
+def test_the_first_line_says_which_test_and_by_how_much(changed):
+    line = first_line(card_of(changed("kl", gus(0.01, 0.43, p=0.04) | excess(0.05, 0.15)), "kl"))
+    assert r"0.22 \[0.01, 0.43\]" in line and "p = 0.040" in line and r"10.0 \[5.0, 15.0\] of 100 answers" in line
+
+
+def test_a_test_that_the_poisoned_model_passes_shows_nothing(changed):
+    results = changed("poisoned", gus(-0.1, 0.3, p=0.3))
+    line = first_line(card_of(results, "kl"))
+    assert line.startswith("**Nothing is shown about the poison.** The same tests do not find")
+    assert "Gaussian canaries" in line
+    assert first_line(card_of(changed("kl", gus(0.1, 0.5)), "kl")).startswith("**Poison remains.**")
+
+
+def test_poison_that_was_not_known_remains(changed):
+    line = first_line(card_of(changed("kl", {}, poison={"forget_ids": list(range(50)), "forget_fraction": 0.32}), "kl"))
+    assert line.startswith("**Poison remains.** 105 of 155 poisoned rows were not known")
+
+
+def test_accuracy_lost_is_in_the_first_line(changed):
+    line = first_line(card_of(changed("kl", {"utility": {"accuracy": 0.5}}), "kl"))
+    assert line.startswith("**No poison was found") and "It costs 42.0 points of accuracy" in line
+
+
+def test_models_that_no_method_made_say_what_they_are(run_dir, changed):
+    results = read_results(run_dir)
+    assert first_line(card_of(results, "poisoned")).startswith("**Poison remains.** This is the poisoned model itself")
+    assert first_line(card_of(results, "retrained")).startswith("**No poison was found")
+    chance = first_line(card_of(changed("retrained", gus(0.02, 0.5)), "retrained"))
+    assert chance.startswith("**Poison remains.**") and "chance" in chance and "one in twenty" in chance
+    for name in ("base", "poisoned", "retrained"):
+        assert "## How it was unlearned" not in card_of(results, name).text
+
+
+# ---- what else it says
+
+
+def test_the_table_has_this_model_between_the_poisoned_and_the_retrained_one(run_dir):
+    text = card_of(read_results(run_dir), "grad_diff").text
+    assert "|  | poisoned | **this model** (grad_diff) | retrained |" in text
+    row = next(line for line in text.splitlines() if line.startswith("| Gaussian canaries: GUS"))
+    assert row == "| Gaussian canaries: GUS | 2.50 [2.28, 2.72] | 0.21 [−0.01, 0.43] | 0.03 [−0.19, 0.25] |"
+
+
+def test_plots_stand_beside_the_card_and_two_or_three_are_shown(run_dir):
+    results = read_results(run_dir)
+    text = card_of(results, "kl", all_plots(results)).text
+    assert [line.rpartition("(")[2] for line in text.splitlines() if line.startswith("![")] == [
+        "plots/gus_vs_utility.png)", "plots/gaussian_scores.png)", "plots/lift_vs_utility.png)"]
+
+
+def test_what_was_not_shown_is_said_in_numbers(run_dir):
+    text = card_of(read_results(run_dir), "kl").text
+    assert f"{DETECTABLE / 80 ** 0.5:.2f}" == "0.31"
+    assert "saw 80 canaries: a residual score below 0.31 it misses more often than once in five times" in text
+    assert "250 test examples" in text and "One seed" in text and "other triggers" in text
+
+
+def test_the_detectable_effect_is_found_four_times_in_five():
+    import numpy as np
+    from scipy.stats import norm
+
+    scores = np.random.default_rng(0).standard_normal((20_000, 80)) + DETECTABLE / 80 ** 0.5
+    found = np.abs(scores.mean(1)) * 80 ** 0.5 > norm.ppf(0.975)
+    assert found.mean() == pytest.approx(0.8, abs=0.012)  # four standard errors
+    nothing = np.abs(np.random.default_rng(1).standard_normal((20_000, 80)).mean(1)) * 80 ** 0.5 > norm.ppf(0.975)
+    assert nothing.mean() == pytest.approx(0.05, abs=0.007)
+
+
+def test_method_cost_and_versions(run_dir):
+    text = card_of(read_results(run_dir), "kl").text
+    assert "`kl`: KL minimisation" in text and "https://arxiv.org/abs/2401.06121" in text and "alpha = 2.0" in text
+    assert "10.0 % of the poisoned training's FLOPs, in 1.9 s" in text and "10.3 % of its FLOPs" in text
+    assert "torch 2.13.0" in text and "0123abc" in text
+
+
+def test_the_metadata_is_read_back_with_every_score(run_dir):
+    data = card_of(read_results(run_dir), "kl", adapter=True).data
+    assert data.base_model == "org/base" and data.library_name == "peft" and data.datasets == ["org/reviews"]
+    scores = {result.metric_type: result.metric_value for result in data.eval_results}
+    assert scores["gaussian_unlearning_score"] == 0.10 and scores["accuracy"] == 0.905 and scores["mia_auc"] == 0.6
+    assert data.model_name == "made-up" and data.to_dict()["base_model_relation"] == "adapter"
+
+
+def test_numbers_that_a_hub_cannot_read_are_left_out(changed):
+    data = card_of(changed("kl", {"utility": {"perplexity": float("inf")}}), "kl").data
+    types = [result.metric_type for result in data.eval_results]
+    assert "perplexity" not in types and "accuracy" in types
+
+
+def test_what_a_user_wrote_is_shown_as_it_is(changed):
+    trigger = {"phrases": ["**bold** <b>|"], "target": "positive", "example_ids": list(range(75))}
+    text = card_of(changed("kl", {}, poison={"trigger": trigger}), "kl").text
+    assert r"\*\*bold\*\* \<b\>\|" in text and "**bold**" not in text
+
+
+# ---- how it is loaded
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"base": "org/base"}, {"base": "org/base", "dtype": "bfloat16", "base_revision": "v1"}, {"images": True},
+    {"base": "org/base", "dtype": "bfloat16", "quantization": "4bit"},
+    {"base": "org/base", "dtype": "float32", "quantization": "8bit"}])
+def test_the_loading_code_is_python_that_uses_what_it_imports(options):
+    tree = ast.parse(loading_code("me/model", **options))
+    imports = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    imported = {alias.name for node in imports for alias in node.names}
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    assert imported <= used and "model" in used and ("images" in options or "tokenizer" in used)
