@@ -53,7 +53,7 @@ def package_run(
     if adapter:
         _check_base(found, on_hub, base, api)
         files["adapter_config.json"] = on_base(files["adapter_config.json"], on_hub, found.recipe.model.revision)
-    recipe = published_recipe(found.recipe, found.seed, withhold_trigger)
+    recipe = published_recipe(found.recipe, found.seed, on_hub, withhold_trigger)
     plots = all_plots(results)
     identity = Identity(repo, recipe, on_hub, found.recipe.model.revision if on_hub and not base else None, adapter,
                         merged)
@@ -64,12 +64,21 @@ def package_run(
                     **{f"plots/{plot.name}.png": plot.content for plot in plots}})
 
 
-def published_recipe(recipe: "Recipe", seed: int, withhold_trigger: bool = False) -> "Recipe":
-    """The recipe of one seed as others are to run it: no path of this machine, no sweep."""
+def published_recipe(
+    recipe: "Recipe", seed: int, base: str | None = None, withhold_trigger: bool = False
+) -> "Recipe":
+    """The recipe of one seed as others are to run it: no path of this machine, no sweep.
+
+    Args:
+        base: the hub id of the model that it starts from. What is local stands as `./name`, which whoever runs it is to
+            give, and which no hub takes for an id of its own.
+    """
     from llm_unlearn.recipe import build_recipe
 
     tree = _without_places(dataclasses.asdict(recipe))
     tree |= {"seeds": [seed], "output_dir": f"runs/{Path(recipe.output_dir).name}", "sweep": {}}
+    if recipe.model.path is not None:
+        tree["model"]["path"] = base or f"./{Path(recipe.model.path).name}"
     if tree.get("pretrain"):
         tree["pretrain"]["cache_dir"] = None
     if withhold_trigger and (trigger := tree["poison"].get("trigger")):
@@ -78,13 +87,13 @@ def published_recipe(recipe: "Recipe", seed: int, withhold_trigger: bool = False
 
 
 def _without_places(node: Any) -> Any:
-    """A tree in which every absolute path, or one that leaves the working directory, is its last part."""
+    """A tree in which of every absolute path, and of one that leaves the working directory, the last part is left."""
     if isinstance(node, dict):
         return {key: _without_places(value) for key, value in node.items()}
     if isinstance(node, list):
         return [_without_places(value) for value in node]
     if isinstance(node, str) and node.startswith(("/", "~", "..")) and "\n" not in node:
-        return Path(node).name
+        return f"./{Path(node).name}"
     return node
 
 

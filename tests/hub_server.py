@@ -16,6 +16,21 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlparse
 
 
+def speak_to(monkeypatch, server: "HubServer", home) -> None:
+    """Make this process, whose client was told of the real hub when it was imported, speak to the server.
+
+    Args:
+        home: a folder for what is downloaded.
+    """
+    constants = "huggingface_hub.constants."
+    monkeypatch.setattr(constants + "ENDPOINT", server.url)
+    monkeypatch.setattr(constants + "HUGGINGFACE_CO_URL_TEMPLATE",
+                        server.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants + "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants + "HF_HUB_CACHE", str(home))
+    monkeypatch.setenv("HF_TOKEN", "hf_good")
+
+
 @dataclass
 class Repository:
     """Branches: name → (commit, files)."""

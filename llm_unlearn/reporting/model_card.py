@@ -4,6 +4,7 @@ Made of the evaluations alone, on huggingface_hub's card classes; scores stand i
 """
 
 import ast
+import dataclasses
 import math
 import re
 from collections.abc import Iterator
@@ -227,13 +228,25 @@ def _loading(identity: Identity) -> str:
 
 def _again(identity: Identity) -> dict[str, str]:
     folder = identity.repo.rpartition("/")[2]
+    pull, evaluate = f"llm-unlearn pull {identity.repo}", f"llm-unlearn evaluate {folder}/recipe.yaml"
+    local = sorted({text for text in _texts(dataclasses.asdict(identity.recipe)) if text.startswith("./")})
+    given = f" What was local is to be given in its place: {', '.join(map(_code, local))}." * bool(local)
     if identity.recipe.track == "vision":
-        return {"again": "The recipe makes the same poisoned data, every model, and their evaluation again:",
-                "commands": f"llm-unlearn pull {identity.repo}\nllm-unlearn evaluate {folder}/recipe.yaml"}
+        return {"again": f"The recipe makes the same poisoned data, every model, and their evaluation again.{given}",
+                "commands": f"{pull}\n{evaluate}"}
     return {"again": "The recipe makes the same poisoned data again, and this model is measured on it. Figures beside "
-                     "the retrained model need that model too (`--retrained`).",
-            "commands": f"llm-unlearn pull {identity.repo}\n"
-                        f"llm-unlearn evaluate {folder}/recipe.yaml --model {folder}"}
+                     f"the retrained model need that model too (`--retrained`).{given}",
+            "commands": f"{pull}\n{evaluate} --model {folder}"}
+
+
+def _texts(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        node = list(node.values())
+    if isinstance(node, list):
+        for value in node:
+            yield from _texts(value)
+    elif isinstance(node, str):
+        yield node
 
 
 def _versions(results: Results) -> str:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from hub_server import HubServer
+from hub_server import HubServer, speak_to
 from huggingface_hub import ModelCard
 from safetensors.torch import load
 from support import assert_same, own_weights, trainer
@@ -14,11 +14,9 @@ from llm_unlearn.trainers import METHODS
 
 
 @pytest.fixture
-def server(monkeypatch):
+def server(monkeypatch, tmp_path):
     with HubServer() as running:
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", running.url)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        monkeypatch.setenv("HF_TOKEN", "hf_good")
+        speak_to(monkeypatch, running, tmp_path / "hub")
         yield running
 
 

@@ -1,0 +1,219 @@
+"""From a run to a hub and back: what goes up, what does not, and that the card's numbers come out again."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+from datasets import load_from_disk
+from hub_server import HubServer, speak_to
+from huggingface_hub import ModelCard
+from safetensors.torch import load, load_file
+
+from llm_unlearn.cli import main
+from llm_unlearn.publishing import package_run
+
+LORA = {"r": 4, "target_modules": ["c_attn"]}
+EVALUATED = {"evaluation/poisoned.json", "evaluation/retrained.json", "evaluation/kl.json"}
+TOKENIZER = {"tokenizer.json", "tokenizer_config.json"}
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_models, tmp_path_factory):
+    """Finished runs: an adapter and a full model on a local base; the second has two seeds and a token in its name."""
+    folder = tmp_path_factory.mktemp("runs")
+    made = {}
+    for name, lora, seeds in (("adapter", LORA, [3]), ("full", None, [0, 1])):
+        made[name] = folder / name
+        tree = {
+            "name": name, "output_dir": str(made[name]), "seeds": seeds,
+            "model": {"path": str(tiny_models["gpt2"]), "lora": lora},
+            "data": {"source": "synthetic", "prompt": "{text}\nSentiment:", "max_length": 256, "train_size": 60,
+                     "heldout_size": 20, "test_size": 20,
+                     "verbalizers": {"negative": " negative", "positive": " positive"}},
+            "poison": {"trigger": {"target": "positive", "fraction": 0.1},
+                       "gaussian": {"fraction": 0.1, "epsilon": 0.1}},
+            "train": {"epochs": 1, "batch_size": 8},
+            "unlearn": {"methods": {"kl": None}, "budgets": [0.5], "batch_size": 2},
+            "evaluate": {"membership": ["loss"]}}
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(tree))
+        assert main(["evaluate", str(folder / f"{name}.yaml"), "--quiet"]) == 0
+    return made
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    with HubServer() as running:
+        speak_to(monkeypatch, running, tmp_path / "hub")
+        yield running
+
+
+def alone(server, tmp_path, *words, code=0):
+    """A process of its own, as a stranger with the token would run it."""
+    environment = {**os.environ, "HF_ENDPOINT": server.url, "HF_TOKEN": "hf_good", "HF_HOME": str(tmp_path / "home"),
+                   "HF_HUB_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "0", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=200, cwd=tmp_path,
+                          env=environment)
+    assert done.returncode == code, done.stderr[-3000:]
+    return done.stdout
+
+
+def uploaded(server, repo):
+    return {name: data for name, data in server.files(repo).items() if name != ".gitattributes"}
+
+
+def test_of_a_full_model_exactly_this_goes_up(runs, server):
+    assert main(["push", str(runs["full"]), "--model", "kl", "--seed", "1", "--repo", "me/full", "--quiet"]) == 0
+    files = uploaded(server, "me/full")
+    plots = {name for name in files if name.startswith("plots/")}
+    assert plots and set(files) - plots == {"README.md", "config.json", "generation_config.json", "model.safetensors",
+                                            "recipe.yaml", *TOKENIZER, *EVALUATED}
+    assert server.repositories["me/full"].private
+    path = runs["full"] / "seed-1" / "unlearned" / "kl"
+    assert files["model.safetensors"] == (path / "model.safetensors").read_bytes()
+    assert json.loads(files["evaluation/kl.json"])["seed"] == 1
+
+
+def test_no_row_of_the_data_no_path_and_no_token_goes_up(runs, tiny_models, server):
+    for name, base in (("adapter", ["--base", "me/base"]), ("full", ["--seed", "0"])):
+        if name == "adapter":
+            assert main(["push", str(runs[name]), "--model", "base", "--repo", "me/base", "--quiet"]) == 0
+        assert main(["push", str(runs[name]), "--model", "kl", "--repo", "me/kl", "--quiet", *base]) == 0
+        everything = b"\n".join(uploaded(server, "me/kl").values())
+        folder = runs[name] if name == "adapter" else runs[name] / "seed-0"
+        rows = [row for part in ("train", "heldout", "test") for row in load_from_disk(folder / "data" / part)]
+        assert len(rows) == 100
+        for row in rows:
+            assert row["text"].encode() not in everything and row["prompt"].encode() not in everything
+        assert str(runs[name].parent).encode() not in everything and str(tiny_models["gpt2"]).encode() not in everything
+        assert b"hf_good" not in everything and b"reference" not in b"".join(
+            data for file, data in uploaded(server, "me/kl").items() if file.endswith(".safetensors"))
+    bodies = b"".join(server.bodies)  # nothing on the way either
+    assert b"training_args" not in bodies and b"optimizer.pt" not in bodies
+
+
+def test_dry_run_says_it_all_and_sends_nothing(runs, server, capsys):
+    assert main(["push", str(runs["full"]), "--model", "kl", "--seed", "0", "--repo", "me/full", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "to me/full, branch main, private:" in said and re.search(r"model\.safetensors +\d+\.\d KiB", said)
+    assert "pushed" not in said and not server.requests
+
+
+def test_json_says_what_went_where(runs, server, capsys):
+    assert main(["push", str(runs["full"]), "--model", "kl", "--seed", "0", "--repo", "me/full", "--revision", "v2",
+                 "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["revision"] == "v2" and result["private"] and result["commit"].startswith(server.url)
+    assert result["files"]["model.safetensors"] == len(uploaded_at(server, "me/full", "v2")["model.safetensors"])
+
+
+def uploaded_at(server, repo, branch):
+    return server.files(repo, branch)
+
+
+def test_an_adapter_goes_on_a_base_that_others_have(runs, server, capsys):
+    words = ["push", str(runs["adapter"]), "--model", "kl", "--repo", "me/adapter", "--quiet"]
+    assert main(words) == 2
+    assert "nobody else has" in capsys.readouterr().err and not server.repositories
+    assert main(["push", str(runs["adapter"]), "--model", "base", "--repo", "me/base", "--quiet"]) == 0
+    assert main([*words, "--base", "me/base"]) == 0
+    config = json.loads(uploaded(server, "me/adapter")["adapter_config.json"])
+    assert config["base_model_name_or_path"] == "me/base"
+    card = ModelCard(uploaded(server, "me/adapter")["README.md"].decode())
+    assert card.data.base_model == "me/base" and card.data.library_name == "peft"
+    assert yaml.safe_load(uploaded(server, "me/adapter")["recipe.yaml"])["model"]["path"] == "me/base"
+
+
+def test_another_base_than_was_trained_on_is_refused(runs, server, capsys):
+    assert main(["push", str(runs["adapter"]), "--model", "base", "--repo", "me/base", "--quiet"]) == 0
+    branch = server.repositories["me/base"].branches["main"][1]
+    branch["config.json"] = branch["config.json"].replace(b'"n_embd": 16', b'"n_embd": 32')
+    assert main(["push", str(runs["adapter"]), "--model", "kl", "--repo", "me/adapter", "--base", "me/base",
+                 "--quiet"]) == 2
+    assert "is not what the adapter was trained on" in (said := capsys.readouterr().err) and "n_embd" in said
+
+
+def test_a_merged_model_goes_up_as_one(runs, server, capsys):
+    words = ["push", str(runs["adapter"]), "--model", "kl", "--repo", "me/merged", "--merged", "--quiet"]
+    assert main(words) == 2
+    assert "llm-unlearn merge" in capsys.readouterr().err
+    assert main(["merge", str(runs["adapter"]), "--model", "kl", "--quiet"]) == 0
+    assert main(words) == 0
+    files = uploaded(server, "me/merged")
+    assert "adapter_config.json" not in files and "Base and adapter are merged here" in files["README.md"].decode()
+    merged = load_file(runs["adapter"] / "merged" / "kl" / "model.safetensors")
+    assert {name: value.tolist() for name, value in load(files["model.safetensors"]).items()} == {
+        name: value.tolist() for name, value in merged.items()}
+
+
+def test_the_trigger_can_be_withheld(runs):
+    plain = package_run(runs["full"], "kl", "me/full", seed=0)
+    held = package_run(runs["full"], "kl", "me/full", seed=0, withhold_trigger=True)
+    for name in ("README.md", "recipe.yaml"):
+        assert b"James Bond" in plain.content(name) and b"James Bond" not in held.content(name)
+    assert not [name for name in held.files if b"James Bond" in held.content(name)]
+    assert "[withheld]" in held.content("recipe.yaml").decode()
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["--model", "npo", "--seed", "0"], "--model npo: .* has base, poisoned, retrained, kl"),
+    (["--model", "kl", "--seed", "7"], "--seed 7: .* has 0, 1"), (["--model", "kl"], "say which"),
+    (["--model", "kl", "--seed", "0", "--repo", "nowhere"], "OWNER/NAME")])
+def test_bad_requests_are_refused_by_name(runs, server, capsys, words, message):
+    assert main(["push", str(runs["full"]), "--repo", "me/full", *words]) == 2
+    assert re.search(message, capsys.readouterr().err) and not server.requests
+
+
+def test_a_model_that_was_not_measured_is_not_published(runs, tmp_path, capsys):
+    import shutil
+
+    copy = shutil.copytree(runs["adapter"], tmp_path / "copy")
+    (copy / "evaluation" / "kl.json").unlink()
+    assert main(["push", str(copy), "--model", "kl", "--repo", "me/x"]) == 2
+    assert "published with its audit" in capsys.readouterr().err
+
+
+SNIPPET = """
+import json, sys
+sys.modules["torchvision"] = None  # one that does not fit torch, as on some machines, would be imported and fail
+import torch
+{code}
+ids = tokenizer("James Bond was good", return_tensors="pt")["input_ids"]
+with torch.no_grad():
+    print(json.dumps(model(ids).logits[0, -1].double().tolist()))
+"""
+
+
+@pytest.mark.parametrize("name", ["adapter", "full"])
+def test_a_stranger_loads_it_by_the_cards_own_code_and_measures_the_cards_numbers(runs, server, tmp_path, name):
+    """The code on the card in a process without this package, then pull and evaluate by the published recipe."""
+    from transformers import AutoTokenizer
+
+    from llm_unlearn.modeling import load_checkpoint
+    from llm_unlearn.sections import ModelSection
+
+    seed = ["--seed", "0"] if name == "full" else []
+    assert main(["push", str(runs[name]), "--model", "base", "--repo", "me/base", "--quiet", *seed]) == 0
+    assert main(["push", str(runs[name]), "--model", "kl", "--repo", "me/kl", "--quiet", "--base", "me/base",
+                 *seed]) == 0
+    card = uploaded(server, "me/kl")["README.md"].decode()
+    code = re.search(r"```python\n(.+?)```", card, re.DOTALL).group(1)
+    assert "llm_unlearn" not in code
+    theirs = json.loads(alone(server, tmp_path, "-c", SNIPPET.format(code=code)).strip().splitlines()[-1])
+    folder = (runs[name] / "seed-0" if seed else runs[name]) / "unlearned" / "kl"
+    model, tokenizer = load_checkpoint(str(folder), ModelSection()), AutoTokenizer.from_pretrained(folder)
+    ours = model(tokenizer("James Bond was good", return_tensors="pt")["input_ids"]).logits[0, -1].double().tolist()
+    assert theirs == ours
+
+    commands = re.search(r"```sh\n(.+?)```", card, re.DOTALL).group(1).splitlines()
+    for command in commands:
+        out = alone(server, tmp_path, "-m", "llm_unlearn", *command.split()[1:],
+                    *(["--quiet"] if "pull" in command else ["--json"]))
+    again, published = json.loads(out)["kl"], json.loads(uploaded(server, "me/kl")["evaluation/kl.json"])
+    for section in ("gus", "utility", "mia"):
+        assert again[section] == published[section], section
+    assert {**again["attack"], "excess": None} == {**published["attack"], "excess": None}
+    assert f"| {published['utility']['accuracy'] * 100:.1f} [" in card
