@@ -39,7 +39,7 @@ def _poison(results: Results) -> str:
 
 
 def _poisoned(results: Results) -> str:
-    text = f"Poisoned model: {_state(results, 'poisoned')}."
+    text = f"Poisoned model: {state(results, 'poisoned')}."
     rate, clean = (_mean(values(results, "poisoned", "attack", key)) for key in ("success_rate", "clean_rate"))
     if rate is not None:
         text += f" {attack_words(results).said.format(percent(rate), percent(clean))}"
@@ -49,10 +49,10 @@ def _poisoned(results: Results) -> str:
 def _retrained(results: Results) -> str:
     share = values(results, "retrained", "cost", "share_of_training")
     return (f"Retrained without the deleted examples, at {percent(_mean(share), 0)} of the training compute: "
-            f"{_state(results, 'retrained')}. This is what a perfect deletion looks like.")
+            f"{state(results, 'retrained')}. This is what a perfect deletion looks like.")
 
 
-def _state(results: Results, name: str) -> str:
+def state(results: Results, name: str) -> str:
     """The figures of one model in a row: lift, GUS, canaries seen, accuracy."""
     parts = []
     for label, path, digits in (("attack lift", ("attack", "lift"), 2), ("GUS", ("gus", "mean"), 2)):

@@ -7,7 +7,7 @@ import numpy as np
 
 from llm_unlearn.metrics.gaussian import gaussian_roc
 from llm_unlearn.reporting.formats import number, percent
-from llm_unlearn.reporting.results import Results, canary_scores
+from llm_unlearn.reporting.results import ONE_PERCENT, Results, canary_scores
 from llm_unlearn.reporting.style import MAX_SHOWN, figure, png, shown, styles
 from llm_unlearn.reporting.tradeoff import cost_plot, tradeoff_plot
 
@@ -146,7 +146,7 @@ def _marks(fpr: np.ndarray) -> list[int]:
 
 
 def _rate(scores: np.ndarray) -> float:
-    return float(np.mean(scores > 2.3263478740408408))  # Φ⁻¹(0.99)
+    return float(np.mean(scores > ONE_PERCENT))
 
 
 def _pooled(results: Results) -> str:

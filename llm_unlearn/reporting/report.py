@@ -1,9 +1,8 @@
-"""One content, two forms: report.md and a self-contained report.html, with the plots beside them.
+"""One content, two forms: report.md and a self-contained report.html, with plots and a page per model beside them.
 
     write_report(Path("runs/quickstart"))
 """
 
-import base64
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,10 @@ from llm_unlearn.reporting.comparisons import comparisons_section
 from llm_unlearn.reporting.contact_sheet import contact_sheet_section
 from llm_unlearn.reporting.lead import headline, method_lines, paragraphs
 from llm_unlearn.reporting.membership import membership_section
+from llm_unlearn.reporting.pages import FOLDER, Page, compose_pages, file_name
 from llm_unlearn.reporting.plots import Plot, all_plots
+from llm_unlearn.reporting.rendering import page_html
+from llm_unlearn.reporting.rendering import report_html as html
 from llm_unlearn.reporting.results import Results, read_results, write_atomically
 from llm_unlearn.reporting.section import Section
 from llm_unlearn.reporting.stress import stress_section
@@ -50,6 +52,7 @@ class Report:
     limits: list[str]
     reproduction: list[tuple[str, str]]
     recipe: str | None
+    pages: list[Page]
 
     @property
     def all_plots(self) -> list[Plot]:
@@ -57,40 +60,44 @@ class Report:
 
 
 def write_report(run_dir: str | Path) -> list[Path]:
-    """Write `plots/*.png`, `report.md` and `report.html` for a run of one seed or of several.
+    """Write `plots/*.png`, `report/<model>.html`, `report.md` and `report.html` for a run of one seed or of several.
 
     Everything is made in memory first, then each file is written under a temporary name and renamed: a report that
-    fails leaves the one before it as it was. Plots of an earlier report that no longer apply are removed.
+    fails leaves the one before it as it was. Plots and pages of an earlier report that no longer apply are removed.
 
     Args:
         run_dir: holds `evaluation/`, or `seed-*/evaluation/`.
     Returns:
-        The files written: plots, then report.md, then report.html.
+        The files written: plots, then a page per model, then report.md, then report.html.
     Raises:
         InputError: naming the file that is missing or damaged.
     """
     results = read_results(run_dir)
     report = compose(results)
     files = {results.run_dir / "plots" / f"{plot.name}.png": plot.content for plot in report.all_plots}
+    models = [page.model for page in report.pages]
+    files |= {results.run_dir / FOLDER / file_name(page.model): page_html(page, models).encode()
+              for page in report.pages}
     files[results.run_dir / "report.md"] = markdown(report).encode()
     files[results.run_dir / "report.html"] = html(report).encode()
     for path, content in files.items():
         write_atomically(path, content)
-    for name in PLOT_NAMES:
-        for path in (results.run_dir / "plots").glob(f"{name}.png"):
+    for pattern in (*(f"plots/{name}.png" for name in PLOT_NAMES), f"{FOLDER}/*.html"):
+        for path in results.run_dir.glob(pattern):
             if path not in files:
                 path.unlink()
     return list(files)
 
 
 def compose(results: Results) -> Report:
-    """Turn results into what the report says, plots included."""
+    """Turn results into what the report and its pages say, plots included."""
     plots = all_plots(results)
     seeds = f"seed {results.seeds[0]}" if len(results.seeds) == 1 else \
         f"{len(results.seeds)} seeds ({', '.join(map(str, results.seeds))})"
     missing = results.has("gus") and not any(plot.name == "gaussian_scores" for plot in plots)
+    title = f"Unlearning report: {results.recipe}"
     return Report(
-        title=f"Unlearning report: {results.recipe}",
+        title=title,
         subtitle=f"{seeds} · what the poison did, what each method removed of it, at what cost, beside retraining",
         headline=headline([judge(results, name) for name in results.methods]),
         warnings=warnings(results), paragraphs=paragraphs(results), lines=method_lines(results),
@@ -98,6 +105,7 @@ def compose(results: Results) -> Report:
         sections=_sections(results), plots=plots, plots_missing=MISSING_NOTE * missing,
         reading=guide.reading(results, present(results)), limits=guide.limits(results),
         reproduction=guide.reproduction(results), recipe=guide.recipe_text(results),
+        pages=compose_pages(results, title, seeds),
     )
 
 
@@ -122,23 +130,6 @@ def _table_note(results: Results) -> str:
     spread = "95 % confidence intervals in brackets; " if count == 1 else \
         f"Mean ± standard deviation over {count} seeds; per seed "
     return f"{spread}{sizes}. {BEST} marks the best of the methods in a column."
-
-
-def html(report: Report) -> str:
-    """The report as one HTML page that loads nothing: pictures inside, style inside, user text escaped."""
-    import jinja2
-
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
-                                     undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["tight"] = _tight
-    pictures = {plot.name: base64.b64encode(plot.content).decode() for plot in report.all_plots}
-    return environment.get_template("report.html.j2").render(
-        report=report, pictures=pictures, best=BEST)
-
-
-def _tight(text: str) -> str:
-    """Keep a number and its unit, and `p = 0.01`, on one line."""
-    return re.sub(r" (?=%)|(?<=\bp) (?=[=<])|(?<=\bp [=<]) | (?=±)|(?<=±) ", "\u00a0", text)
 
 
 def markdown(report: Report) -> str:

@@ -23,6 +23,7 @@ _SECTIONS = {
 }
 _NEVER_NULL = ("utility", "cost")
 PLAIN = ("base", "poisoned", "clean", "retrained")  # models that no method made
+ONE_PERCENT = 2.3263478740408408  # Φ⁻¹(0.99): a Gaussian score above it is a find at 1 % false positives
 BASELINES = ("rewind", "reset_distill")  # that start before the poison: what a method must beat
 _IDENTIFIERS = ("schema_version", "seed", "budget")
 

@@ -35,11 +35,18 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """What a cell shows: the value, a detail beside it (interval, sd), and whether it is the best of the methods."""
+    """What a cell shows.
+
+    Args:
+        value, detail: the value, and what stands beside it (interval, sd). best: whether it is the best of the methods.
+        sort: the number to sort by, where the text rounds it. look: "" for figures, "words", or "text" for an input.
+    """
 
     value: str
     detail: str = ""
     best: bool = False
+    sort: float | None = None
+    look: str = ""
 
     @property
     def text(self) -> str:
@@ -51,17 +58,21 @@ def statistic_cell(statistic: Statistic | None, scale: float = 1, digits: int = 
     if statistic is None:
         return Cell("–")
     detail = f"± {number(scale * statistic.sd, digits)}" if statistic.sd is not None else ""
-    return Cell(number(scale * statistic.mean, digits), detail)
+    return Cell(number(scale * statistic.mean, digits), detail, sort=scale * statistic.mean)
 
 
 @dataclass(frozen=True)
 class Table:
-    """Columns (title, group), and rows of (model, cells). `head` names the rows; `title` stands above where given."""
+    """Columns (title, group), and rows of (model, cells). `head` names the rows; `title` stands above where given.
+
+    `sortable`: whether the cells of a column can be compared, as they cannot where each row is another figure.
+    """
 
     columns: list[tuple[str, str]]
     rows: list[tuple[str, list[Cell]]]
     head: str = "model"
     title: str = ""
+    sortable: bool = True
 
     @property
     def groups(self) -> list[tuple[str, int]]:
@@ -79,6 +90,11 @@ class Table:
         """Per column, whether a new group starts there (a rule is drawn before it)."""
         names = [group for _, group in self.columns]
         return [bool(name) and (i == 0 or name != names[i - 1]) for i, name in enumerate(names)]
+
+    @property
+    def looks(self) -> list[str]:
+        """Per column, the look of its cells, which its head shares."""
+        return [cell.look for cell in self.rows[0][1]] if self.rows else [""] * len(self.columns)
 
 
 COLUMNS = [
@@ -143,8 +159,8 @@ def main_table(results: Results) -> Table:
     for name in results.names:
         cells = []
         for column in columns:
-            value, detail = _content(results, name, column, table[name].get(column.key))
-            cells.append(Cell(value, detail, name in best[column.key]))
+            cell = _cell(results, name, column, table[name].get(column.key))
+            cells.append(replace(cell, best=name in best[column.key]))
         rows.append((name, cells))
     heads = [(column.title, column.group) for column in columns]
     if len(results.runs) > 1:
@@ -153,18 +169,18 @@ def main_table(results: Results) -> Table:
     return Table(heads, rows)
 
 
-def _content(results: Results, name: str, column: Column, statistic: Statistic | None) -> tuple[str, str]:
+def _cell(results: Results, name: str, column: Column, statistic: Statistic | None) -> Cell:
     if statistic is None:
-        return "–", ""
+        return Cell("–")
     if column.key.endswith("p_value"):
-        return p_range(list(statistic.values)), ""
+        return Cell(p_range(list(statistic.values)), sort=min(statistic.values))
     value, detail = column.show(statistic.mean), ""
     if statistic.sd is not None:
         detail = f"± {column.show(statistic.sd)}"
     elif len(results.runs) == 1:
         bounds = interval(results.docs(name)[0], column.key)
         detail = f"[{column.show(bounds[0])}, {column.show(bounds[1])}]" if bounds else ""
-    return value, detail
+    return Cell(value, detail, sort=statistic.mean)
 
 
 def interval(doc: dict, key: str) -> tuple[float, float] | None:

@@ -58,8 +58,13 @@ OF_IMAGES = {
 
 def attack_words(results: Results) -> Words:
     """The words of the attack of a run; those of a trigger where it has none."""
+    return ATTACKS[attack_kind(results)]
+
+
+def attack_kind(results: Results) -> str:
+    """Which of ATTACKS a run has; `trigger` where it has none."""
     poison = results.runs[0].poison
-    return ATTACKS[next((kind for kind in ATTACKS if poison.get(kind)), "trigger")]
+    return next((kind for kind in ATTACKS if poison.get(kind)), "trigger")
 
 
 def has_damage(results: Results) -> bool:

@@ -9,23 +9,17 @@ import sys
 import pytest
 
 from llm_unlearn.errors import InputError
-from llm_unlearn.reporting import plots as plots_module
 from llm_unlearn.reporting import report as report_module
 from llm_unlearn.reporting import write_report
 
 
-@pytest.fixture
-def blank_plots(monkeypatch):
-    """Pictures take a second each; a test of the words does without them."""
-    for name in ("scores_plot", "roc_plot", "tradeoff_plot", "cost_plot"):
-        monkeypatch.setattr(plots_module, name, lambda *_: b"\x89PNG blank")
-
-
-def test_writes_plots_markdown_and_html(run_dir):
+def test_writes_plots_pages_markdown_and_html(run_dir):
     written = write_report(run_dir)
     names = ["gaussian_scores", "gaussian_roc", "lift_vs_utility", "gus_vs_utility", "cost"]
     plots = [run_dir / "plots" / f"{name}.png" for name in names]
-    assert written == [*plots, run_dir / "report.md", run_dir / "report.html"]
+    pages = [run_dir / "report" / f"{name}.html" for name in
+             ("base", "poisoned", "grad_diff", "gradient_ascent", "gradient_descent", "kl", "retrained")]
+    assert written == [*plots, *pages, run_dir / "report.md", run_dir / "report.html"]
     for path in written[:5]:
         assert path.read_bytes().startswith(b"\x89PNG")
     assert not list(run_dir.rglob("*.tmp"))
@@ -60,21 +54,22 @@ def test_every_section_and_column_is_explained(run_dir, blank_plots):
 def test_html_is_self_contained(run_dir, blank_plots):
     write_report(run_dir)
     page = (run_dir / "report.html").read_text()
-    assert not re.search(r"https?://|<script|<link|@import|url\(", page)
+    assert not re.search(r"https?://|<link|@import|url\(|src=\"(?!data:)", page)
+    assert page.count("<script") == page.count("<script>") == 1
     images = re.findall(r'<img src="data:image/png;base64,[^"]+" alt="([^"]*)"', page)
     assert len(images) == page.count("<img") == 5
     assert all(len(alt) > 40 for alt in images)
     assert "poisoned 2." in images[0]  # the alternative text carries the figures
-    row = r'<tr class="poisoned"><th scope="row">poisoned</th>'
-    cell = re.search(row + r'\s*<td class="first">([^<]*)<small>([^<]*)', page)
-    assert cell.groups() == ("0.98", "[0.95, 1.00]")
+    row = r'<tr class="poisoned"><th scope="row"><a href="report/poisoned.html">poisoned</a></th>'
+    cell = re.search(row + r'\s*<td class="first" data-sort="([^"]*)">([^<]*)<small>([^<]*)', page)
+    assert cell.groups() == ("0.98", "0.98", "[0.95, 1.00]")
 
 
 def test_markdown_and_html_give_the_same_numbers(run_dir, blank_plots):
     write_report(run_dir)
     markdown, page = ((run_dir / name).read_text() for name in ("report.md", "report.html"))
     row = next(line for line in markdown.splitlines() if line.startswith("| kl |"))
-    shown = re.search(r'<th scope="row">kl</th>(.*?)</tr>', page, re.S).group(1)
+    shown = re.search(r'<th scope="row"><a href="report/kl.html">kl</a></th>(.*?)</tr>', page, re.S).group(1)
     shown = re.sub(r"\s+", " ", re.sub("<[^>]+>", " ", shown)).strip()
     figures = r"−?\d[\d.e−]*"
     assert sorted(re.findall(figures, row)) == sorted(re.findall(figures, html.unescape(shown)))
@@ -87,7 +82,7 @@ def test_user_text_is_escaped(run_dir, blank_plots):
     (run_dir / "recipe.yaml").write_text("name: '</pre><script>'\n# ```` a fence\n")
     write_report(run_dir)
     page, markdown = ((run_dir / name).read_text() for name in ("report.html", "report.md"))
-    assert "<script" not in page
+    assert page.count("<script") == 1  # the one that sorts
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert r"\<script\>alert(1)\</script\> \| \*\*bold\*\* !\[x\](y)" in markdown
     assert "\n`````yaml\n" in markdown
@@ -102,7 +97,7 @@ def test_an_absent_poison_leaves_its_plots_out(make_run, drop, left, blank_plots
     (run / "plots").mkdir()
     for name in ("gaussian_scores", "lift_vs_utility"):  # of an earlier report
         (run / "plots" / f"{name}.png").write_bytes(b"old")
-    assert [path.stem for path in write_report(run)[:-2]] == left
+    assert [path.stem for path in write_report(run) if path.suffix == ".png"] == left
     assert {path.stem for path in (run / "plots").iterdir()} == set(left)
     text = (run / "report.md").read_text()
     assert ("Gaussian canaries" in text.split("## How to read")[0]) == ("attack" in drop)
@@ -112,7 +107,7 @@ def test_an_absent_poison_leaves_its_plots_out(make_run, drop, left, blank_plots
 def test_without_per_example_files_the_report_says_so(run_dir, blank_plots):
     for path in (run_dir / "evaluation").glob("*.parquet"):
         path.unlink()
-    assert [path.name for path in write_report(run_dir)] == [
+    assert [path.name for path in write_report(run_dir) if path.parent.name != "report"] == [
         "lift_vs_utility.png", "gus_vs_utility.png", "cost.png", "report.md", "report.html"]
     assert "there are no per-example scores" in (run_dir / "report.html").read_text()
 
@@ -202,14 +197,15 @@ def test_no_evaluation_and_two_kinds_of_run_are_refused(tmp_path, make_run):
         write_report(run)
 
 
-def test_a_report_that_fails_leaves_the_old_one(run_dir, blank_plots, monkeypatch):
+@pytest.mark.parametrize("step", ["html", "page_html"])
+def test_a_report_that_fails_leaves_the_old_one(run_dir, blank_plots, monkeypatch, step):
     write_report(run_dir)
     before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
 
-    def fail(report):
+    def fail(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr(report_module, "html", fail)
+    monkeypatch.setattr(report_module, step, fail)
     (run_dir / "recipe.yaml").write_text("name: changed\n")
     before[run_dir / "recipe.yaml"] = b"name: changed\n"
     with pytest.raises(OSError, match="no space left"):

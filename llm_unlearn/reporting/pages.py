@@ -1,0 +1,76 @@
+"""A page per model beside the report: verdict, figures beside poisoned and retrained, the examples that matter.
+
+Texts of the data stand here and nowhere else in a report: report.md and report.html can be shared where data cannot.
+"""
+
+from dataclasses import dataclass, replace
+
+from llm_unlearn.reporting.examples import Examples
+from llm_unlearn.reporting.lead import method_lines, paragraphs, state
+from llm_unlearn.reporting.page_examples import Part, attack_part, canary_part
+from llm_unlearn.reporting.results import Results
+from llm_unlearn.reporting.tables import Cell, Table, main_table
+
+FOLDER = "report"
+_PLAIN = {"base": "The model before any fine-tuning", "clean": "Trained on the clean rows alone"}
+_NO_EXAMPLES = ("The poison of this run shows in the accuracy over all test examples, and in no single one: there are "
+                "no examples to show.")
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the page of one model says. `line`: the verdict of an unlearned model, as in lead.method_lines; `lead`: the
+    sentences that another has instead; `phrases`: the triggers, which are marked where they stand in a text."""
+
+    model: str
+    title: str
+    subtitle: str
+    line: dict | None
+    lead: str
+    figures: Table
+    parts: list[Part]
+    phrases: list[str]
+
+    @property
+    def has_texts(self) -> bool:
+        """Whether texts of the data are on it."""
+        return any("text" in part.table.looks for part in self.parts if part.table)
+
+
+def compose_pages(results: Results, title: str, seeds: str) -> list[Page]:
+    """The pages of all models, in the order of the table.
+
+    Args:
+        title: of the report. seeds: which they are, in words.
+    Raises:
+        InputError: naming the per-example file or the folder of data that cannot be read.
+    """
+    examples = Examples(results)
+    table = main_table(results)
+    lines = {line["model"]: line for line in method_lines(results)}
+    _, poisoned, retrained = paragraphs(results)
+    leads = {"poisoned": poisoned, "retrained": retrained}
+    leads |= {name: f"{text}: {state(results, name)}." for name, text in _PLAIN.items() if name in results.names}
+    triggers = [run.poison.get("trigger") or {} for run in results.runs]
+    phrases = sorted({phrase for trigger in triggers for phrase in trigger.get("phrases", [])})
+    pages = []
+    for name in results.names:
+        parts = [part for part in (attack_part(examples, name), canary_part(examples, name)) if part]
+        pages.append(Page(name, title, seeds, lines.get(name), leads.get(name, ""), _figures(table, name),
+                          parts or [Part("Examples", [_NO_EXAMPLES])], phrases))
+    return pages
+
+
+def file_name(model: str) -> str:
+    """The file of a model's page in FOLDER: its name is that of a file already, evaluation/<model>.json."""
+    return f"{model}.html"
+
+
+def _figures(table: Table, name: str) -> Table:
+    """The report's table turned round: a row per figure, a column per model, of the three that are set side by side."""
+    names = list(dict.fromkeys(("poisoned", name, "retrained")))
+    cells = dict(table.rows)
+    rows = [(f"{group}: {title}" if group else title, [replace(cells[model][i], best=False) for model in names])
+            for i, (title, group) in enumerate(table.columns)]
+    shown = [(title, row) for title, row in rows if any(cell != Cell("–") for cell in row)]
+    return Table([(model, "") for model in names], shown, "figure", sortable=False)
