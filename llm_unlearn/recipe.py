@@ -33,26 +33,23 @@ from llm_unlearn.vision_sections import (
 
 @dataclass(frozen=True)
 class Recipe:
-    """One experiment. Written back, resolved, to `recipe.yaml` in the run directory.
+    """One experiment. Written back, resolved, to `recipe.yaml` in the run directory."""
 
-    `sweep` maps a field (or several, joined by `, `, which then share their values) to the values that it takes, one
-    axis at a time, all else as in the recipe: see sweep.py.
-    """
-
-    name: str
-    output_dir: str
+    name: str  # of the experiment; an output directory takes runs of one name only
+    output_dir: str  # the run directory
     model: ModelSection
     data: DataSection
     poison: PoisonSection
-    seeds: list[int] = field(default_factory=lambda: [0])
+    seeds: list[int] = field(default_factory=lambda: [0])  # each is a run of its own: other rows, poison and order
     pretrain: PretrainSection | None = None
     train: TrainSection = field(default_factory=TrainSection)
     unlearn: UnlearnSection = field(default_factory=UnlearnSection)
     evaluate: EvaluateSection = field(default_factory=EvaluateSection)
     analysis: AnalysisSection | None = None
     stress: StressSection | None = None
+    # a field, or several joined by `, ` which share their values → the values it takes, one axis at a time (sweep.py)
     sweep: dict[str, list[Any]] = field(default_factory=dict)
-    track: Literal["language"] = "language"
+    track: Literal["language"] = "language"  # language or vision
 
     def poison_counts(self) -> dict[str, int]:
         """Rows that each kind of poison of the recipe takes, e.g. {"trigger": 75, "gaussian": 75}."""
@@ -90,7 +87,7 @@ class VisionRecipe(Recipe):
     evaluate: VisionEvaluateSection = field(default_factory=VisionEvaluateSection)
     analysis: None = None
     stress: None = None
-    track: Literal["vision"] = "vision"
+    track: Literal["vision"] = "vision"  # language or vision
 
 
 TRACKS = {"language": Recipe, "vision": VisionRecipe}
