@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import importlib.util
 import typing
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,9 @@ def check_methods(recipe: "Recipe") -> None:
     """Raise InputError for an unknown method, an unknown option, or an option that the config refuses."""
     from llm_unlearn.trainers import METHODS
 
+    for tracker in recipe.unlearn.report_to:
+        if importlib.util.find_spec(tracker) is None:
+            raise InputError(f"recipe.unlearn.report_to: {tracker} is not installed: pip install {tracker}")
     for method, options in recipe.unlearn.methods.items():
         if method not in METHODS:
             close = difflib.get_close_matches(method, METHODS, n=1)
@@ -62,7 +66,8 @@ def method_config(
         "optim": recipe.train.optim,
         "per_device_eval_batch_size": recipe.evaluate.batch_size,
         "logging_steps": 5,
-        "report_to": "none",
+        "report_to": section.report_to or "none",
+        "run_name": f"{recipe.name}-{method}-seed-{seed}",
     }
     if recipe.track == "language":
         common |= {"gradient_checkpointing": recipe.model.gradient_checkpointing, "max_length": recipe.data.max_length,

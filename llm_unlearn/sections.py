@@ -141,6 +141,7 @@ class UnlearnSection:
     gradient_accumulation_steps: int = 1  # batches of one optimizer step
     save_steps: int = 100  # how often a checkpoint is written, for resuming
     eval_steps: int | None = None  # evaluate as it goes, every so many steps; null: at the end only
+    report_to: list[Literal["tensorboard", "wandb", "trackio"]] = field(default_factory=list)  # trackers of the losses
 
 
 MembershipAttack = Literal["loss", "zlib", "reference", "min_k", "min_k_plus", "gradient_norm"]

@@ -85,7 +85,8 @@ class SeedRun(ABC):
     def _unlearn_stages(self, before: dict[str, Stage]) -> list[Stage]:
         from llm_unlearn.methods import settings
 
-        common = {k: v for k, v in asdict(self.recipe.unlearn).items() if k not in ("methods", "budgets")}
+        apart = ("methods", "budgets", "report_to")  # who listens changes no model
+        common = {k: v for k, v in asdict(self.recipe.unlearn).items() if k not in apart}
         return [
             Stage(f"unlearned/{name}", [before["poisoned"].key, before["poison"].key, method,
                                         self.recipe.unlearn.methods[method] or {}, settings(self.recipe, method),
@@ -222,6 +223,7 @@ class SeedRun(ABC):
         from llm_unlearn.fine_tuning import train_resumably
         from llm_unlearn.methods import method_config
         from llm_unlearn.progress import show_progress
+        from llm_unlearn.tracking import tracked
         from llm_unlearn.trainers import METHODS
         from llm_unlearn.trainers.sharding import release
 
@@ -239,7 +241,8 @@ class SeedRun(ABC):
                       evaluate_callback=callback, **arguments)
         del model  # rewind trains another one
         show_progress(trainer, name, self.quiet)
-        train_resumably(trainer, work_dir)
+        with tracked(trainer, self.folder / "logs" / name):
+            train_resumably(trainer, work_dir)
         cost = {**trainer.cost, "seconds": time.perf_counter() - began}
         self.save(trainer.accelerator.unwrap_model(trainer.model), f"unlearned/{name}", cost)
         if self.processes.is_main:

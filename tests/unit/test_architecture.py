@@ -19,7 +19,7 @@ LAYERS = (
      "doctor"},
     {"reporting", "evaluation", "trainers", "poisons", "data", "training", "fine_tuning", "vision", "environment",
      "analysis", "stress", "preemption"},
-    {"tasks", "modeling", "compute", "checkpoints", "stages", "progress", "parallel", "sweep", "recipe",
+    {"tasks", "modeling", "compute", "checkpoints", "stages", "progress", "tracking", "parallel", "sweep", "recipe",
      "recipe_checks", "sections", "vision_sections", "strict", "errors", "torchvision_guard", "placement",
      "processes", "layout", "hub", "options"},
     {"losses", "metrics"},
