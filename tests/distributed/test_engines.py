@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hub_server import HubServer
 
 from llm_unlearn.trainers import METHODS
 
@@ -33,13 +34,13 @@ REFUSED = {"cpu_zero1": {"ssd": "deepspeed", "noisy_gradient_descent": "deepspee
            "cpu_fsdp2": {"ssd": "fsdp", "kl:full:offloaded": "fsdp_offload_params"}, "cpu_ddp": {}}
 
 
-def launch(out: Path, cases: list[str], config: str | None = None) -> None:
+def launch(out: Path, cases: list[str], config: str | None = None, **environment: str) -> None:
     out.mkdir()
     launcher = ["-m", "accelerate.commands.launch", "--config_file", f"accelerate_configs/{config}.yaml"]
     command = [sys.executable, *(launcher if config else []), str(WORKER), str(out), "8", *cases]
     done = subprocess.run(command, capture_output=True, text=True, timeout=580, cwd=ROOT,
                           env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
-                               "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"})
+                               "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", **environment})
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -82,3 +83,31 @@ def compare(case: str, first: Path, second: Path, config: str) -> None:
     assert ours.keys() == theirs.keys()
     for name in ours:
         torch.testing.assert_close(theirs[name], ours[name], rtol=0, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("config", ["cpu_zero3", "cpu_fsdp2"])
+def test_what_sharded_processes_push_is_whole_and_loads_without_them(config, tmp_path):
+    from peft import PeftModel
+    from support import build
+    from transformers import GPT2LMHeadModel
+
+    with HubServer() as server:
+        launch(tmp_path / "two", ["kl:full:pushed", "npo:lora:pushed"], config, HF_ENDPOINT=server.url,
+               HF_TOKEN="hf_good", HF_HUB_OFFLINE="0", HF_HOME=str(tmp_path / "home"))
+        for kind, case in (("full", "kl:full:pushed"), ("lora", "npo:lora:pushed")):
+            result = json.loads((tmp_path / "two" / f"{case}.json").read_text())
+            assert "error" not in result, result["trace"]
+            assert result["sharded"] and result["processes"] == 2
+            repo = f"me/{case.split(':')[0]}-{kind}"
+            assert server.repositories[repo].commits == 2 and server.repositories[repo].private
+            folder = tmp_path / kind
+            folder.mkdir()
+            for name, data in server.files(repo).items():
+                (folder / name).write_bytes(data)
+            model = GPT2LMHeadModel.from_pretrained(folder) if kind == "full" else \
+                PeftModel.from_pretrained(build("full"), folder)
+            trained, pushed = torch.load(tmp_path / "two" / f"{case}.pt"), model.state_dict()
+            compared = [name for name in trained if kind == "full" or ".lora_" in name]
+            assert compared
+            for name in compared:
+                torch.testing.assert_close(pushed[name], trained[name].reshape(pushed[name].shape), rtol=0, atol=0)

@@ -3,8 +3,8 @@
     accelerate launch --config_file accelerate_configs/cpu_ddp.yaml tests/distributed/worker.py OUT BATCH CASE …
 
 CASE is METHOD:KIND[:VARIANT], the variant a number of micro-batches, `evaluated` (after each step), `floor` (back to
-step 1 after step 2) or `offloaded` (the reference). BATCH is of the whole step, over all processes and micro-batches;
-one process alone takes it in one piece.
+step 1 after step 2), `offloaded` (the reference) or `pushed` (to the hub of HF_ENDPOINT). BATCH is of the whole step,
+over all processes and micro-batches; one process alone takes it in one piece.
 """
 
 import gc
@@ -77,9 +77,13 @@ def run_case(method: str, kind: str, variant: str, folder: Path, batch: int) -> 
     # the model first: arguments that are made before it would let DeepSpeed partition it as it is loaded
     run = trainer(method, kind, folder, model=build(kind), per_device_train_batch_size=batch, max_steps=STEPS,
                   optim="sgd", learning_rate=0.05, logging_steps=1, **options)
+    if variant == "pushed":
+        run.args.hub_model_id = f"me/{method}-{kind}"
     run.evaluate_callback = lambda model: {"utility": float(run.state.global_step < 2)}
     run.train()
     figures = run.evaluate()
+    if variant == "pushed":
+        run.push_to_hub(base="me/base" if kind == "lora" else None)
     weights = {name: weight for name, weight in whole_state_dict(run.accelerator.unwrap_model(run.model)).items()
                if f".{REFERENCE_ADAPTER}." not in name}
     losses = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
