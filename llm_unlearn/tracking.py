@@ -3,15 +3,12 @@
 The Trainer starts them and sends its logs: the loss, its parts by name (`forget_loss`, `retain_loss`), evaluations.
 """
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from transformers import Trainer
 from transformers.integrations import TensorBoardCallback
-
-ENDED = ("wandb", "trackio")  # which go on with one run until they are told that it is over
 
 
 @contextmanager
@@ -27,6 +24,7 @@ def tracked(trainer: Trainer, folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        for name in ENDED:
-            if name in trainer.args.report_to and name in sys.modules:
-                sys.modules[name].finish()
+        if "wandb" in trainer.args.report_to:
+            import wandb
+
+            wandb.finish()  # or the next training would go on in the same run; the others end theirs themselves
