@@ -12,7 +12,7 @@ COMMANDS = {
     "unlearn": "run every unlearning method of the recipe at every budget",
     "evaluate": "measure every model; write evaluation/<model>.json and .parquet",
     "audit": "analyse why unlearning fails and stress every model, as the recipe's sections ask",
-    "report": "write report.md, report.html and plots/",
+    "report": "write report.md, report.html with a page per model, and plots/",
 }
 AUDIT_OPTIONS = ("model", "manifest", "base", "retrained", "out", "batch_size", "dtype", "quantization",
                  "device_map")
@@ -58,7 +58,7 @@ def _add_audit(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("any checkpoint", "llm-unlearn evaluate --model PATH_OR_ID --manifest "
                                        "poison.json, or evaluate RECIPE --model PATH_OR_ID: on that recipe's data")
     group.add_argument("--model", action="append", metavar="PATH_OR_ID", help="a full model or an adapter; repeatable")
-    group.add_argument("--manifest", metavar="FILE", help="what was poisoned: your own (see the README), or a run's "
+    group.add_argument("--manifest", metavar="FILE", help="what was poisoned: your own (docs/auditing.md), or a run's "
                        "poison.json")
     group.add_argument("--base", metavar="PATH_OR_ID", help="what an adapter sits on (default: what it names); also "
                        "calibrates the reference attack")

@@ -31,6 +31,11 @@ def speak_to(monkeypatch, server: "HubServer", home) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_good")
 
 
+def uploaded(server: "HubServer", repo: str, branch: str = "main") -> dict[str, bytes]:
+    """The files of a repository but for the one that it was made with."""
+    return {name: data for name, data in server.files(repo, branch).items() if name != ".gitattributes"}
+
+
 @dataclass
 class Repository:
     """Branches: name → (commit, files)."""

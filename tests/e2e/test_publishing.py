@@ -1,17 +1,15 @@
 """From a run to a hub and back: what goes up, what does not, and that the card's numbers come out again."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 import yaml
 from datasets import load_from_disk
-from hub_server import HubServer, speak_to
+from hub_server import HubServer, speak_to, uploaded
 from huggingface_hub import ModelCard
 from safetensors.torch import load, load_file
+from stranger import TEXT, alone, logits_by_the_card
 
 from llm_unlearn.cli import main
 from llm_unlearn.publishing import package_run
@@ -49,20 +47,6 @@ def server(monkeypatch, tmp_path):
     with HubServer() as running:
         speak_to(monkeypatch, running, tmp_path / "hub")
         yield running
-
-
-def alone(server, tmp_path, *words, code=0):
-    """A process of its own, as a stranger with the token would run it."""
-    environment = {**os.environ, "HF_ENDPOINT": server.url, "HF_TOKEN": "hf_good", "HF_HOME": str(tmp_path / "home"),
-                   "HF_HUB_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "0", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=200, cwd=tmp_path,
-                          env=environment)
-    assert done.returncode == code, done.stderr[-3000:]
-    return done.stdout
-
-
-def uploaded(server, repo):
-    return {name: data for name, data in server.files(repo).items() if name != ".gitattributes"}
 
 
 def test_of_a_full_model_exactly_this_goes_up(runs, server):
@@ -107,11 +91,7 @@ def test_json_says_what_went_where(runs, server, capsys):
                  "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["revision"] == "v2" and result["private"] and result["commit"].startswith(server.url)
-    assert result["files"]["model.safetensors"] == len(uploaded_at(server, "me/full", "v2")["model.safetensors"])
-
-
-def uploaded_at(server, repo, branch):
-    return server.files(repo, branch)
+    assert result["files"]["model.safetensors"] == len(uploaded(server, "me/full", "v2")["model.safetensors"])
 
 
 def test_an_adapter_goes_on_a_base_that_others_have(runs, server, capsys):
@@ -176,17 +156,6 @@ def test_a_model_that_was_not_measured_is_not_published(runs, tmp_path, capsys):
     assert "published with its audit" in capsys.readouterr().err
 
 
-SNIPPET = """
-import json, sys
-sys.modules["torchvision"] = None  # one that does not fit torch, as on some machines, would be imported and fail
-import torch
-{code}
-ids = tokenizer("James Bond was good", return_tensors="pt")["input_ids"]
-with torch.no_grad():
-    print(json.dumps(model(ids).logits[0, -1].double().tolist()))
-"""
-
-
 @pytest.mark.parametrize("name", ["adapter", "full"])
 def test_a_stranger_loads_it_by_the_cards_own_code_and_measures_the_cards_numbers(runs, server, tmp_path, name):
     """The code on the card in a process without this package, then pull and evaluate by the published recipe."""
@@ -200,12 +169,10 @@ def test_a_stranger_loads_it_by_the_cards_own_code_and_measures_the_cards_number
     assert main(["push", str(runs[name]), "--model", "kl", "--repo", "me/kl", "--quiet", "--base", "me/base",
                  *seed]) == 0
     card = uploaded(server, "me/kl")["README.md"].decode()
-    code = re.search(r"```python\n(.+?)```", card, re.DOTALL).group(1)
-    assert "llm_unlearn" not in code
-    theirs = json.loads(alone(server, tmp_path, "-c", SNIPPET.format(code=code)).strip().splitlines()[-1])
+    theirs = logits_by_the_card(server, card, tmp_path)
     folder = (runs[name] / "seed-0" if seed else runs[name]) / "unlearned" / "kl"
     model, tokenizer = load_checkpoint(str(folder), ModelSection()), AutoTokenizer.from_pretrained(folder)
-    ours = model(tokenizer("James Bond was good", return_tensors="pt")["input_ids"]).logits[0, -1].double().tolist()
+    ours = model(tokenizer(TEXT, return_tensors="pt")["input_ids"]).logits[0, -1].double().tolist()
     assert theirs == ours
 
     commands = re.search(r"```sh\n(.+?)```", card, re.DOTALL).group(1).splitlines()
@@ -217,3 +184,28 @@ def test_a_stranger_loads_it_by_the_cards_own_code_and_measures_the_cards_number
         assert again[section] == published[section], section
     assert {**again["attack"], "excess": None} == {**published["attack"], "excess": None}
     assert f"| {published['utility']['accuracy'] * 100:.1f} [" in card
+
+
+def test_a_classifier_goes_up_and_comes_back(server, tmp_path):
+    import torch
+
+    from llm_unlearn.vision.models import ImageClassifier
+
+    tree = {"track": "vision", "name": "digits", "output_dir": str(tmp_path / "digits"), "model": {"width": 4},
+            "data": {"train_size": 120, "heldout_size": 40, "test_size": 60},
+            "poison": {"patch": {"target": "3", "fraction": 0.1}, "gaussian": {"fraction": 0.1, "epsilon": 0.5}},
+            "train": {"epochs": 3, "learning_rate": 1e-2},
+            "unlearn": {"methods": {"kl": None}, "budgets": [0.2], "batch_size": 4}}
+    (tmp_path / "digits.yaml").write_text(yaml.safe_dump(tree))
+    assert main(["run", str(tmp_path / "digits.yaml"), "--quiet"]) == 0
+    assert main(["push", str(tmp_path / "digits"), "--model", "kl", "--repo", "me/digits", "--quiet"]) == 0
+    files = uploaded(server, "me/digits")
+    assert not [name for name in files if "contact_sheet" in name]  # it shows images of the data
+    card = ModelCard(files["README.md"].decode())
+    assert card.data.pipeline_tag == "image-classification" and "carry a patch" in card.text
+    assert "ImageClassifier" in card.text
+    assert main(["pull", "me/digits", "--out", str(tmp_path / "back"), "--quiet"]) == 0
+    ours, theirs = (ImageClassifier.from_pretrained(folder).eval()
+                    for folder in (tmp_path / "digits" / "unlearned" / "kl", tmp_path / "back"))
+    images = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(ours(images), theirs(images))

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Trainer
+from hub_server import HubServer, speak_to, uploaded
+from safetensors.torch import load
+from stranger import TEXT, logits_by_the_card
+from transformers import AutoTokenizer, Trainer
 
 from llm_unlearn.cli import main
 from llm_unlearn.data.synthetic import synthetic_texts
@@ -128,3 +131,27 @@ def test_a_merged_model_is_audited_like_the_run_audited_it(ran, tmp_path, capsys
     for section, name in (("gus", "mean"), ("utility", "perplexity"), ("attack", "success_rate")):
         assert found[section][name] == pytest.approx(expected[section][name], abs=rough, rel=rough), (section, name)
     assert found["gus"]["n"] == expected["gus"]["n"] == 6
+
+
+@pytest.mark.slow
+def test_what_is_pushed_is_loaded_in_four_bits_by_its_cards_own_code(ran, base, tmp_path, monkeypatch):
+    from llm_unlearn.modeling import load_checkpoint
+    from llm_unlearn.recipe import load_recipe
+
+    folder = ran("4bit")[0]
+    with HubServer() as server:
+        speak_to(monkeypatch, server, tmp_path / "hub")
+        assert main(["push", str(folder), "--model", "base", "--repo", "me/base", "--quiet"]) == 0
+        assert main(["push", str(folder), "--model", "npo", "--repo", "me/npo", "--base", "me/base", "--quiet"]) == 0
+        card = uploaded(server, "me/npo")["README.md"].decode()
+        assert "load_in_4bit=True" in card
+        theirs = logits_by_the_card(server, card, tmp_path)
+        pushed = load(uploaded(server, "me/npo")["adapter_model.safetensors"])
+    model = load_checkpoint(str(folder / "unlearned" / "npo"), load_recipe(folder / "recipe.yaml").model, str(base))
+    tokenizer = AutoTokenizer.from_pretrained(folder / "unlearned" / "npo")
+    with torch.no_grad():
+        ours = model(tokenizer(TEXT, return_tensors="pt")["input_ids"]).logits[0, -1].double().tolist()
+    # some CPUs' inference kernel of bitsandbytes computes in bfloat16; this package turns it off where it trains
+    assert theirs == pytest.approx(ours, abs=0.005)
+    loaded = {name.replace(".default", ""): p for name, p in model.named_parameters() if ".lora_" in name}
+    assert set(loaded) == set(pushed) and all(torch.equal(loaded[name].cpu(), pushed[name]) for name in pushed)
