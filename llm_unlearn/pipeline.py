@@ -1,7 +1,7 @@
 """The main job: base → poison → train → retrain → unlearn → evaluate → report, for every seed of a recipe.
 
 What a run will do is known before it starts: a list of stages, each with the hash of what it depends on. Each reads and
-writes files (the run directory, see docs/running.md), so each can be skipped when nothing changed, and resumed after a kill.
+writes files (the run directory, docs/running.md), so each can be skipped when nothing changed, and resumed when killed.
 """
 
 import multiprocessing

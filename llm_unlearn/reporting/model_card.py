@@ -4,11 +4,10 @@ Made of the evaluations alone, on huggingface_hub's card classes; scores stand i
 """
 
 import ast
-import dataclasses
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +15,11 @@ from llm_unlearn.reporting.formats import number, percent, seconds
 from llm_unlearn.reporting.guide import limits, reproduction
 from llm_unlearn.reporting.lead import paragraphs
 from llm_unlearn.reporting.loading import loading_code
+from llm_unlearn.reporting.markdown import code, escape, table_text
 from llm_unlearn.reporting.plots import Plot
-from llm_unlearn.reporting.report import _code, _escape
 from llm_unlearn.reporting.residue import Residue, residue
 from llm_unlearn.reporting.results import PLAIN, Results
-from llm_unlearn.reporting.tables import main_table
+from llm_unlearn.reporting.tables import figures, main_table
 from llm_unlearn.reporting.verdicts import judge, values, warnings
 from llm_unlearn.reporting.words import is_vision
 
@@ -80,11 +79,11 @@ def compose_card(results: Results, name: str, identity: Identity, plots: list[Pl
     shown = [plot for key in SHOWN for plot in plots if plot.name == key]
     card = ModelCard.from_template(
         card_data(results, name, identity, first), template_path=str(Path(__file__).with_name("model_card.md.j2")),
-        verdict=Residue(first.status, _escape(first.sentence), first.remains),
+        verdict=Residue(first.status, escape(first.sentence), first.remains),
         title=identity.repo.rpartition("/")[2], what=_what(results, name, identity),
-        poisoned=_escape(paragraphs(results)[0]), method=_method(name, identity), table=_table(results, name),
-        in_words=[_escape(text) for text in _in_words(results, name)], plots=shown,
-        not_shown=[_escape(text) for text in _not_shown(results, name)], cost=_cost(results, name),
+        poisoned=escape(paragraphs(results)[0]), method=_method(name, identity), table=_table(results, name),
+        in_words=[escape(text) for text in _in_words(results, name)], plots=shown,
+        not_shown=[escape(text) for text in _not_shown(results, name)], cost=_cost(results, name),
         use=_use(first), loading=_loading(identity), versions=_versions(results), **_again(identity))
     return re.sub(r"\n{3,}", "\n\n", str(card)).rstrip() + "\n"
 
@@ -122,7 +121,7 @@ def method_words(method: str) -> str:
 
 
 def _what(results: Results, name: str, identity: Identity) -> str:
-    seed = f"Seed {results.seeds[0]} of the recipe {_code(results.recipe)}."
+    seed = f"Seed {results.seeds[0]} of the recipe {code(results.recipe)}."
     base = f"Base model: {_base_link(identity)}."
     kind = "An adapter (LoRA)" if identity.adapter else "A full model"
     if name in PLAIN:
@@ -138,7 +137,7 @@ def _what(results: Results, name: str, identity: Identity) -> str:
 def _base_link(identity: Identity) -> str:
     if identity.base is None:
         local = identity.recipe.model.path
-        return f"a local one, {_code(local)}" if local else "made for this run"
+        return f"a local one, {code(local)}" if local else "made for this run"
     revision = f" at revision `{identity.base_revision}`" if identity.base_revision else ""
     return f"[{identity.base}](https://huggingface.co/{identity.base}){revision}"
 
@@ -154,24 +153,14 @@ def _method(name: str, identity: Identity) -> str:
     settings = [f"budget {percent(share)} of the training's FLOPs", f"{section.batch_size} rows of a set per step",
                 f"learning rate {rate:g}" if rate else "the method's default learning rate",
                 *(f"{key} = {value}" for key, value in options.items() if key != "learning_rate")]
-    return f"`{method}`: {method_words(method)} Settings: {_escape(', '.join(settings))}."
+    return f"`{method}`: {method_words(method)} Settings: {escape(', '.join(settings))}."
 
 
 def _table(results: Results, name: str) -> str:
-    """The report's main table on its side: one line per figure; poisoned, this model, retrained."""
-    table = main_table(results)
-    rows = dict(table.rows)
-    names = [model for model in dict.fromkeys(("poisoned", name, "retrained")) if model in rows]
-    heads = [f"**this model** ({model})" if model == name else model for model in names]
-    lines = [["", *heads], ["---", *["---:"] * len(names)]]
-    for i, (title, group) in enumerate(table.columns):
-        what = f"{group}: {title}" if group and group != title else title
-        lines.append([_escape(what), *(_plain(rows[model][i]) for model in names)])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _plain(cell: Any) -> str:
-    return " ".join(part for part in (cell.value, cell.detail) if part)
+    """The figures of three models: poisoned, this one, retrained."""
+    table = figures(main_table(results), name)
+    heads = [(f"**this model** ({model})" if model == name else model, group) for model, group in table.columns]
+    return table_text(replace(table, columns=heads, head=""))
 
 
 def _in_words(results: Results, name: str) -> Iterator[str]:
@@ -229,8 +218,8 @@ def _loading(identity: Identity) -> str:
 def _again(identity: Identity) -> dict[str, str]:
     folder = identity.repo.rpartition("/")[2]
     pull, evaluate = f"llm-unlearn pull {identity.repo}", f"llm-unlearn evaluate {folder}/recipe.yaml"
-    local = sorted({text for text in _texts(dataclasses.asdict(identity.recipe)) if text.startswith("./")})
-    given = f" What was local is to be given in its place: {', '.join(map(_code, local))}." * bool(local)
+    local = sorted({text for text in _texts(asdict(identity.recipe)) if text.startswith("./")})
+    given = f" What was local is to be given in its place: {', '.join(map(code, local))}." * bool(local)
     if identity.recipe.track == "vision":
         return {"again": f"The recipe makes the same poisoned data, every model, and their evaluation again.{given}",
                 "commands": f"{pull}\n{evaluate}"}
@@ -251,4 +240,4 @@ def _texts(node: Any) -> Iterator[str]:
 
 def _versions(results: Results) -> str:
     keep = ("Commit", "Python", "Versions", "Hardware", "Data (SHA-256)")
-    return "\n".join(f"- {key}: {_code(text)}" for key, text in reproduction(results) if key in keep)
+    return "\n".join(f"- {key}: {code(text)}" for key, text in reproduction(results) if key in keep)

@@ -3,13 +3,13 @@
 Texts of the data stand here and nowhere else in a report: report.md and report.html can be shared where data cannot.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from llm_unlearn.reporting.examples import Examples
 from llm_unlearn.reporting.lead import method_lines, paragraphs, state
 from llm_unlearn.reporting.page_examples import Part, attack_part, canary_part
 from llm_unlearn.reporting.results import Results
-from llm_unlearn.reporting.tables import Cell, Table, main_table
+from llm_unlearn.reporting.tables import Table, figures, main_table
 
 FOLDER = "report"
 _PLAIN = {"base": "The model before any fine-tuning", "clean": "Trained on the clean rows alone"}
@@ -56,7 +56,7 @@ def compose_pages(results: Results, title: str, seeds: str) -> list[Page]:
     pages = []
     for name in results.names:
         parts = [part for part in (attack_part(examples, name), canary_part(examples, name)) if part]
-        pages.append(Page(name, title, seeds, lines.get(name), leads.get(name, ""), _figures(table, name),
+        pages.append(Page(name, title, seeds, lines.get(name), leads.get(name, ""), figures(table, name),
                           parts or [Part("Examples", [_NO_EXAMPLES])], phrases))
     return pages
 
@@ -64,13 +64,3 @@ def compose_pages(results: Results, title: str, seeds: str) -> list[Page]:
 def file_name(model: str) -> str:
     """The file of a model's page in FOLDER: its name is that of a file already, evaluation/<model>.json."""
     return f"{model}.html"
-
-
-def _figures(table: Table, name: str) -> Table:
-    """The report's table turned round: a row per figure, a column per model, of the three that are set side by side."""
-    names = list(dict.fromkeys(("poisoned", name, "retrained")))
-    cells = dict(table.rows)
-    rows = [(f"{group}: {title}" if group else title, [replace(cells[model][i], best=False) for model in names])
-            for i, (title, group) in enumerate(table.columns)]
-    shown = [(title, row) for title, row in rows if any(cell != Cell("–") for cell in row)]
-    return Table([(model, "") for model in names], shown, "figure", sortable=False)

@@ -12,6 +12,7 @@ from llm_unlearn.reporting.analysis import analysis_section
 from llm_unlearn.reporting.comparisons import comparisons_section
 from llm_unlearn.reporting.contact_sheet import contact_sheet_section
 from llm_unlearn.reporting.lead import headline, method_lines, paragraphs
+from llm_unlearn.reporting.markdown import code, escape, table_text
 from llm_unlearn.reporting.membership import membership_section
 from llm_unlearn.reporting.pages import FOLDER, Page, compose_pages, file_name
 from llm_unlearn.reporting.plots import Plot, all_plots
@@ -134,23 +135,23 @@ def _table_note(results: Results) -> str:
 
 def markdown(report: Report) -> str:
     """The report as Markdown, with the plots as files beside it."""
-    parts = [f"# {_escape(report.title)}", _escape(report.subtitle), f"**{_escape(report.headline)}**"]
-    parts += [f"> **Warning.** {_escape(text)}" for text in report.warnings]
-    parts += [_escape(text) for text in report.paragraphs]
-    lines = [f"- **{_escape(line['model'])}: {line['status']}{'; ' * bool(line['price'])}{line['price']}.** "
-             f"{_escape(line['sentence'])}" for line in report.lines]
+    parts = [f"# {escape(report.title)}", escape(report.subtitle), f"**{escape(report.headline)}**"]
+    parts += [f"> **Warning.** {escape(text)}" for text in report.warnings]
+    parts += [escape(text) for text in report.paragraphs]
+    lines = [f"- **{escape(line['model'])}: {line['status']}{'; ' * bool(line['price'])}{line['price']}.** "
+             f"{escape(line['sentence'])}" for line in report.lines]
     parts += ["\n".join(lines)] if lines else []
-    parts += ["## All models", _markdown_table(report.table), _escape(report.table_note)]
+    parts += ["## All models", table_text(report.table), escape(report.table_note)]
     for section in report.sections:
-        parts += [f"## {section.title}"] + ([_escape(section.note)] if section.note else [])
+        parts += [f"## {section.title}"] + ([escape(section.note)] if section.note else [])
         parts += [part for table in section.tables for part in _titled(table)]
         parts += [part for plot in section.plots for part in _markdown_plot(plot)]
     parts += ["## Plots"] + ([report.plots_missing] if report.plots_missing else [])
     for plot in report.plots:
         parts += _markdown_plot(plot)
-    parts += ["## How to read this", "\n".join(f"- **{_escape(t)}**: {_escape(text)}" for t, text in report.reading)]
-    parts += ["## Limits", "\n".join(f"- {_escape(text)}" for text in report.limits)]
-    parts += ["## Reproduce", "\n".join(f"- {_escape(key)}: {_code(text)}" for key, text in report.reproduction)]
+    parts += ["## How to read this", "\n".join(f"- **{escape(t)}**: {escape(text)}" for t, text in report.reading)]
+    parts += ["## Limits", "\n".join(f"- {escape(text)}" for text in report.limits)]
+    parts += ["## Reproduce", "\n".join(f"- {escape(key)}: {code(text)}" for key, text in report.reproduction)]
     if report.recipe:
         fence = "`" * max(3, 1 + max(map(len, re.findall("`+", report.recipe)), default=0))
         parts += ["The recipe as it was run:", f"{fence}yaml\n{report.recipe.rstrip()}\n{fence}"]
@@ -158,28 +159,8 @@ def markdown(report: Report) -> str:
 
 
 def _markdown_plot(plot: Plot) -> list[str]:
-    return [f"### {plot.title}", f"![{_escape(plot.alt)}](plots/{plot.name}.png)", _escape(plot.caption)]
+    return [f"### {plot.title}", f"![{escape(plot.alt)}](plots/{plot.name}.png)", escape(plot.caption)]
 
 
 def _titled(table: Table) -> list[str]:
-    return [f"### {_escape(table.title)}"] * bool(table.title) + [_markdown_table(table)]
-
-
-def _markdown_table(table: Table) -> str:
-    titles = [f"{group}: {title}" if group and [t for t, _ in table.columns].count(title) > 1 else title
-              for title, group in table.columns]
-    rows = [[table.head, *titles], ["---", *["---:"] * len(titles)]]
-    rows += [[_escape(name), *(f"**{cell.text}**" if cell.best else cell.text for cell in cells)]
-             for name, cells in table.rows]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
-def _escape(text: str) -> str:
-    """Text that Markdown shows as it is, on one line, whatever a user put in it."""
-    return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", " ".join(text.split()))
-
-
-def _code(text: str) -> str:
-    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
-    pad = " " if "`" in text else ""
-    return f"{fence}{pad}{' '.join(text.split())}{pad}{fence}"
+    return [f"### {escape(table.title)}"] * bool(table.title) + [table_text(table)]

@@ -215,6 +215,16 @@ def _best(results: Results, table: dict[str, dict[str, Statistic]], column: Colu
     return tied if len(tied) < len(distance) else set()
 
 
+def figures(table: Table, name: str) -> Table:
+    """The report's table turned round: a row per figure, a column per model, of the three that are set side by side."""
+    names = list(dict.fromkeys(("poisoned", name, "retrained")))
+    cells = dict(table.rows)
+    rows = [(f"{group}: {title}" if group else title, [replace(cells[model][i], best=False) for model in names])
+            for i, (title, group) in enumerate(table.columns)]
+    shown = [(title, row) for title, row in rows if any(cell != Cell("–") for cell in row)]
+    return Table([(model, "") for model in names], shown, "figure", sortable=False)
+
+
 def control_table(results: Results) -> Table | None:
     """Per model: does fresh noise, never used in training, look like N(0, 1)? None where no model has a control."""
     rows = []

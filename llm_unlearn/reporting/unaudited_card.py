@@ -5,8 +5,8 @@ from typing import Any
 from llm_unlearn import __version__
 from llm_unlearn.reporting.formats import number, tokens
 from llm_unlearn.reporting.loading import loading_code
+from llm_unlearn.reporting.markdown import code
 from llm_unlearn.reporting.model_card import method_words
-from llm_unlearn.reporting.report import _code
 
 SETTINGS = ("learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "max_steps", "seed", "bf16")
 FIRST_LINE = ("**Not audited.** Whether poison remains in this model is not known: it was published as it came out of "
@@ -35,7 +35,7 @@ def compose_unaudited_card(
     parts = [
         f"---\n{data}\n---", FIRST_LINE, f"# {repo.rpartition('/')[2]}",
         f"{'An adapter (LoRA)' if base else 'A full model'} trained by `{method}`. {method_words(method)}",
-        f"On {rows}, with {_code(shown)}: {tokens(cost['train_tokens'])} tokens, {number(cost['flops'] / 1e12)} TFLOP.",
+        f"On {rows}, with {code(shown)}: {tokens(cost['train_tokens'])} tokens, {number(cost['flops'] / 1e12)} TFLOP.",
         "## How to load it", f"```python\n{loading_code(repo, base, images=images)}\n```", "## How to audit it",
         "Say in a file what was poisoned, then:",
         f"```sh\nllm-unlearn evaluate --model {repo} --manifest poison.json\n```",
