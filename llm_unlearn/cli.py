@@ -10,14 +10,13 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llm_unlearn.errors import InputError, LaunchError, Preempted
 from llm_unlearn.options import AUDIT_OPTIONS, parser
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from llm_unlearn.recipe import Recipe
 
 
@@ -80,13 +79,13 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _in_this_process(args: argparse.Namespace, recipe: "Recipe", until: str, say: Callable[[str], None]) -> "Path":
+def _in_this_process(args: argparse.Namespace, recipe: "Recipe", until: str, say: Callable[[str], None]) -> Path:
     from llm_unlearn.pipeline import run
 
     return run(recipe, until=until, say=say, quiet=args.quiet or args.json, jobs=args.jobs)
 
 
-def _launched(args: argparse.Namespace, recipe: "Recipe", say: Callable[[str], None]) -> "Path":
+def _launched(args: argparse.Namespace, recipe: "Recipe", say: Callable[[str], None]) -> Path:
     """The same in the processes of an accelerate config; poison and report in this one, where bad input ends it."""
     from llm_unlearn.launch import check_layout, launch
 
@@ -131,6 +130,9 @@ def _manifest_of(args: argparse.Namespace, say: Callable[[str], None]) -> str:
     if recipe.track != "language" or len(recipe.seeds) > 1 or recipe.sweep:
         raise InputError(f"{args.recipe}: --model takes a recipe of a language model with one seed and no sweep; give "
                          "seeds=[N] sweep={}")
+    there = Path(recipe.output_dir) / "recipe.yaml"
+    if there.is_file() and load_recipe(there) != recipe:
+        raise InputError(f"{there.parent}: holds a run of its own, by another recipe; give output_dir=FOLDER")
     return str(_in_this_process(args, recipe, "poison", say) / "poison.json")
 
 
@@ -169,12 +171,12 @@ def _push(args: argparse.Namespace) -> int:
     calm_libraries(args.quiet or args.json)
     package = package_run(args.run_dir, args.model, args.repo, seed=args.seed, base=args.base, merged=args.merged,
                           withhold_trigger=args.withhold_trigger)
-    result = {"repo": args.repo, "private": args.private, "revision": args.revision or "main",
+    result = {"repo": args.repo, "private_if_made": args.private, "revision": args.revision or "main",
               "files": {name: package.size(name) for name in package.files}, "commit": None}
     say(describe(package, args.repo, args.private, args.revision))
     if not args.dry_run:
         result["commit"] = push(package, args.repo, private=args.private, revision=args.revision,
-                                message=f"Upload {args.model} with its audit")
+                                message=f"Upload {args.model} with its audit", say=say)
         say(f"pushed: {result['commit']}")
     if args.json:
         print(json.dumps(result))
@@ -193,6 +195,8 @@ def _pull(args: argparse.Namespace) -> int:
         _say(f"pulled: {out}")
         if (out / "recipe.yaml").is_file():
             _say(f"measure it again: llm-unlearn evaluate {out / 'recipe.yaml'} --model {out}")
+            if "trust_remote_code: true" in (out / "recipe.yaml").read_text(encoding="utf-8"):
+                _say("WARNING: that recipe runs code of its model's repository; model.trust_remote_code=false refuses")
     return 0
 
 

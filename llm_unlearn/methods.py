@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 # set by the run itself; a recipe that set them would be overruled silently
 RESERVED = {"output_dir", "seed", "max_flops", "remove_unused_columns", "save_steps", "save_strategy", "push_to_hub",
-            "reference_cache_dir"}
+            "reference_cache_dir", "run_name", "hub_model_id", "hub_token", "hub_strategy", "hub_private_repo",
+            "hub_always_push", "hub_revision"}
 PLAIN = {int, float, bool, str, type(None)}  # types of options that can be checked here; the others check themselves
 
 

@@ -90,6 +90,7 @@ class VisionRecipe(Recipe):
     track: Literal["vision"] = "vision"  # language or vision
 
 
+WITHHELD = "[withheld]"  # in the place of a trigger's phrase in a published recipe
 TRACKS = {"language": Recipe, "vision": VisionRecipe}
 
 
@@ -105,9 +106,13 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     for override in overrides or []:
         set_override(tree, override)
     try:
-        return build_recipe(tree)
+        recipe = build_recipe(tree)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+    if WITHHELD in getattr(getattr(recipe.poison, "trigger", None), "phrases", []):
+        raise InputError(f"{path}: poison.trigger.phrases was withheld by who published it, and another phrase would "
+                         "measure nothing; give it: poison.trigger.phrases=\"[…]\"")
+    return recipe
 
 
 def build_recipe(tree: dict) -> Recipe:

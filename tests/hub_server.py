@@ -31,11 +31,6 @@ def speak_to(monkeypatch, server: "HubServer", home) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_good")
 
 
-def uploaded(server: "HubServer", repo: str, branch: str = "main") -> dict[str, bytes]:
-    """The files of a repository but for the one that it was made with."""
-    return {name: data for name, data in server.files(repo, branch).items() if name != ".gitattributes"}
-
-
 @dataclass
 class Repository:
     """Branches: name → (commit, files)."""
@@ -65,6 +60,7 @@ class HubServer(ThreadingHTTPServer):
         self.repositories: dict[str, Repository] = {}
         self.objects: dict[str, bytes] = {}
         self.breaks: list[str] = []  # regular expressions of "METHOD path"; each cuts one request off
+        self.refuses: tuple[str, int, str] | None = None  # such a request, status, what is said
         self.requests: list[str] = []
         self.bodies: list[bytes] = []
 
@@ -119,6 +115,9 @@ class Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
                 self.connection.shutdown(socket.SHUT_RDWR)
                 return
+        if self.server.refuses and re.search(self.server.refuses[0], f"{method} {path}"):
+            self.reply(self.server.refuses[1], {"error": self.server.refuses[2]})
+            return
         given = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
         self.known = given in self.server.tokens
         if given and not self.known:
@@ -189,7 +188,7 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(404, {"error": "Revision not found"}, {"X-Error-Code": "RevisionNotFound"})
             return
         self.reply(200, {"id": repo, "sha": there[0], "private": found.private, "tags": [], "downloads": 0,
-                         "siblings": [{"rfilename": name} for name in there[1]]})
+                         "siblings": [{"rfilename": name, **lfs_of(name, data)} for name, data in there[1].items()]})
 
     def tree(self, repo: str, revision: str) -> None:
         found = self.repository(repo)
@@ -249,7 +248,10 @@ class Handler(BaseHTTPRequestHandler):
         found = self.repository(repo)
         if found is None or not self.may_write():
             return
-        files = dict(found.branches[revision][1])
+        sha, files = found.branches[revision][0], dict(found.branches[revision][1])
+        if json.loads(self.body.splitlines()[0])["value"].get("parentCommit", sha) != sha:
+            self.reply(412, {"error": "A commit has happened since."})
+            return
         for line in self.body.splitlines():
             entry = json.loads(line)
             key, value = entry["key"], entry["value"]
@@ -274,6 +276,14 @@ class Handler(BaseHTTPRequestHandler):
         data = there[1][name]
         headers = {"X-Repo-Commit": there[0], "ETag": f'"{hashlib.sha256(data).hexdigest()}"'}
         self.reply(200, data, headers)
+
+
+def lfs_of(name: str, data: bytes) -> dict:
+    """What the hub says of a large file."""
+    if not name.endswith(".safetensors"):
+        return {}
+    return {"size": len(data), "lfs": {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data),
+                                       "pointerSize": 1}}
 
 
 REPO = r"([\w.-]+/[\w.-]+)"

@@ -11,6 +11,11 @@ from hub_server import HubServer
 TEXT = "James Bond was good"
 
 
+def uploaded(server: HubServer, repo: str, branch: str = "main") -> dict[str, bytes]:
+    """The files of a repository but for the one that it was made with."""
+    return {name: data for name, data in server.files(repo, branch).items() if name != ".gitattributes"}
+
+
 def alone(server: HubServer, tmp_path, *words: str) -> str:
     """What Python says in a process of its own, as a stranger with the token would run it."""
     environment = {**os.environ, "HF_ENDPOINT": server.url, "HF_TOKEN": "hf_good", "HF_HOME": str(tmp_path / "home"),

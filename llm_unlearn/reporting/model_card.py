@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llm_unlearn.hub import is_id
+from llm_unlearn.recipe import WITHHELD
 from llm_unlearn.reporting.formats import number, percent, seconds
 from llm_unlearn.reporting.guide import limits, reproduction
 from llm_unlearn.reporting.lead import paragraphs
@@ -19,9 +21,10 @@ from llm_unlearn.reporting.markdown import code, escape, table_text
 from llm_unlearn.reporting.plots import Plot
 from llm_unlearn.reporting.residue import Residue, residue
 from llm_unlearn.reporting.results import PLAIN, Results
+from llm_unlearn.reporting.stress import stress_section
 from llm_unlearn.reporting.tables import figures, main_table
 from llm_unlearn.reporting.verdicts import judge, values, warnings
-from llm_unlearn.reporting.words import is_vision
+from llm_unlearn.reporting.words import attack_words, is_vision
 
 if TYPE_CHECKING:
     from llm_unlearn.recipe import Recipe
@@ -82,6 +85,7 @@ def compose_card(results: Results, name: str, identity: Identity, plots: list[Pl
         verdict=Residue(first.status, escape(first.sentence), first.remains),
         title=identity.repo.rpartition("/")[2], what=_what(results, name, identity),
         poisoned=escape(paragraphs(results)[0]), method=_method(name, identity), table=_table(results, name),
+        stress=list(_stress(results, name)),
         in_words=[escape(text) for text in _in_words(results, name)], plots=shown,
         not_shown=[escape(text) for text in _not_shown(results, name)], cost=_cost(results, name),
         use=_use(first), loading=_loading(identity), versions=_versions(results), **_again(identity))
@@ -102,7 +106,7 @@ def card_data(results: Results, name: str, identity: Identity, first: Residue) -
     method = name.partition("@")[0]
     tags = ["llm-unlearn", "machine-unlearning", "data-poisoning", "poison-remains" if first.remains else None,
             method if name not in PLAIN else f"{method}-model", "lora" if identity.adapter else None]
-    on_hub = source.count("/") == 1 and not Path(source).exists()
+    on_hub = "/" in source and is_id(source) and not source.startswith("torchvision/")
     extra = {"base_model_relation": "adapter" if identity.adapter else "finetune"} if identity.base else {}
     return ModelCardData(
         base_model=identity.base, datasets=[source] if on_hub else None, eval_results=scores, pipeline_tag=task,
@@ -150,7 +154,9 @@ def _method(name: str, identity: Identity) -> str:
     share = float(budget) if budget else section.budgets[0]
     options = section.methods.get(method) or {}
     rate = options.get("learning_rate") or section.learning_rate
-    settings = [f"budget {percent(share)} of the training's FLOPs", f"{section.batch_size} rows of a set per step",
+    rows = options.get("per_device_train_batch_size", section.batch_size) * options.get(
+        "gradient_accumulation_steps", section.gradient_accumulation_steps)
+    settings = [f"budget {percent(share)} of the training's FLOPs", f"{rows} rows of a set per step",
                 f"learning rate {rate:g}" if rate else "the method's default learning rate",
                 *(f"{key} = {value}" for key, value in options.items() if key != "learning_rate")]
     return f"`{method}`: {method_words(method)} Settings: {escape(', '.join(settings))}."
@@ -180,9 +186,21 @@ def _not_shown(results: Results, name: str) -> list[str]:
         found.append(f"The Gaussian test saw {gus['n']} canaries: a residual score below {effect} it misses more often "
                      "than once in five times.")
     if attack:
-        found.append(f"The attack was tried on {attack['n']} test examples in the form that was trained on: other "
-                     "wordings, other places and attacks that adapt to the model are not on this card.")
-    return found + limits(results)
+        found.append(f"The attack was tried on {attack['n']} {attack_words(results).tested} in the form that was "
+                     "trained on; attacks that adapt to the model were not.")
+    found.append("Each interval is a 95 % one: of models without any poison, each test of the first line calls one in "
+                 "twenty poisoned.")
+    return found + [text for text in limits(results) if "0.001" not in text]
+
+
+def _stress(results: Results, name: str) -> Iterator[str]:
+    """What became of the three models under stress, where the run has that."""
+    run = results.runs[0]
+    models = {model: run.models[model] for model in dict.fromkeys(("poisoned", name, "retrained"))}
+    section = stress_section(replace(results, runs=[replace(run, models=models)]))
+    if section is not None:
+        yield escape(section.note)
+        yield from map(table_text, section.tables)
 
 
 def _cost(results: Results, name: str) -> str:
@@ -219,7 +237,10 @@ def _again(identity: Identity) -> dict[str, str]:
     folder = identity.repo.rpartition("/")[2]
     pull, evaluate = f"llm-unlearn pull {identity.repo}", f"llm-unlearn evaluate {folder}/recipe.yaml"
     local = sorted({text for text in _texts(asdict(identity.recipe)) if text.startswith("./")})
-    given = f" What was local is to be given in its place: {', '.join(map(code, local))}." * bool(local)
+    trigger = getattr(identity.recipe.poison, "trigger", None)
+    if trigger and WITHHELD in trigger.phrases:
+        local.append('poison.trigger.phrases="[…]"')
+    given = f" What was local or withheld is to be given in its place: {', '.join(map(code, local))}." * bool(local)
     if identity.recipe.track == "vision":
         return {"again": f"The recipe makes the same poisoned data, every model, and their evaluation again.{given}",
                 "commands": f"{pull}\n{evaluate}"}

@@ -1,10 +1,11 @@
 """What a model card may say in its first line: at the 95 % level, so that it claims no more than the audit."""
 
+import math
 from dataclasses import dataclass
 
 from llm_unlearn.reporting.formats import number, p_phrase
 from llm_unlearn.reporting.results import Results
-from llm_unlearn.reporting.verdicts import REMAINS, TRACE, judge
+from llm_unlearn.reporting.verdicts import REMAINS, TRACE, calibrated, judge
 from llm_unlearn.reporting.words import attack_words, has_damage
 
 
@@ -40,13 +41,10 @@ def residue(results: Results, name: str) -> Residue:
             why += ("; it never saw what was deleted, so this is chance, of which these intervals allow one in twenty, "
                     "or a fault of the run")
         return Residue("Poison remains.", f"{_capital(why)}.", True)
-    missed = _did_not_take(results)
-    if missed or not verdict.tested:
-        why = f"The same tests do not find it in the poisoned model itself ({', '.join(missed)})." if missed else \
-            "There is no poison score for this model."
-        return Residue("Nothing is shown about the poison.", why, False)
     if verdict.status == TRACE:
         return Residue("A trace of the poison remains.", f"{_capital(verdict.evidence)}.", True)
+    if unsaid := _says_nothing(results, name):
+        return Residue("Nothing is shown about the poison.", f"{_capital(_joined(unsaid))}.", False)
     price = f"It {verdict.price} against the poisoned model. " if verdict.price else ""
     return Residue("No poison was found by these tests, which does not show that there is none.",
                    f"{price}What they cannot see is said below.", False)
@@ -54,28 +52,47 @@ def residue(results: Results, name: str) -> Residue:
 
 def evidence(results: Results, name: str) -> dict[str, str]:
     """The tests whose 95 % interval says that poison remains, each in words: gus, lift, damage."""
-    doc, found = results.docs(name)[0], {}
+    doc, intervals, found = results.docs(name)[0], _intervals(results, name), {}
     gus, excess = doc.get("gus"), (doc.get("attack") or {}).get("excess")
-    damage = (doc.get("oracle") or {}).get("accuracy_lost") if has_damage(results) else None
-    if gus and _excludes_0(gus.get("ci95"), both=True):
+    if _excludes_0(intervals["gus"], both=True):
         found["gus"] = (f"the Gaussian Unlearning Score is {number(gus['mean'])} {_interval(gus['ci95'])}, where a "
                         f"model without the noise has 0 ({p_phrase([gus['p_value']])})")
-    if excess and _excludes_0(excess.get("ci95")):
+    if _excludes_0(intervals["lift"]):
         found["lift"] = (f"the {attack_words(results).name} sways {number(100 * excess['mean'], 1)} "
                          f"{_interval(excess['ci95'], 100, 1)} of 100 answers more than it does in the retrained model")
-    if damage and _excludes_0(damage.get("ci95")):
-        found["damage"] = (f"the accuracy is {number(100 * damage['mean'], 1)} {_interval(damage['ci95'], 100, 1)} "
+    if _excludes_0(intervals["damage"]):
+        lost = doc["oracle"]["accuracy_lost"]
+        found["damage"] = (f"the accuracy is {number(100 * lost['mean'], 1)} {_interval(lost['ci95'], 100, 1)} "
                            "points below the retrained model's")
     return found
 
 
-def _did_not_take(results: Results) -> list[str]:
-    """Tests that do not fire on the poisoned model, so that passing them shows nothing."""
-    doc, fired = results.docs("poisoned")[0], evidence(results, "poisoned")
-    tests = {"gus": (doc.get("gus"), "Gaussian canaries"),
-             "lift": ((doc.get("attack") or {}).get("excess"), attack_words(results).name),
+def _intervals(results: Results, name: str) -> dict[str, list[float] | None]:
+    """The 95 % interval of each test on a model, or None."""
+    doc = results.docs(name)[0]
+    damage = (doc.get("oracle") or {}).get("accuracy_lost") if has_damage(results) else None
+    sections = {"gus": doc.get("gus"), "lift": (doc.get("attack") or {}).get("excess"), "damage": damage}
+    return {key: (section or {}).get("ci95") for key, section in sections.items()}
+
+
+def _says_nothing(results: Results, name: str) -> list[str]:
+    """Why a test that found nothing in this model shows nothing: it does not find the poison in the poisoned model
+    either, or it has no figure of this one, or its scores are not calibrated here."""
+    attack = attack_words(results).name
+    tests = {"gus": (results.has("gus"), "Gaussian test"), "lift": (results.has("attack"), attack),
              "damage": (has_damage(results), "accuracy")}
-    return [words for key, (there, words) in tests.items() if there and key not in fired]
+    fired, found = evidence(results, "poisoned"), []
+    missed = [words for key, (there, words) in tests.items() if there and key not in fired]
+    if missed:
+        found.append(f"the same tests do not find it in the poisoned model itself ({', '.join(missed)})")
+    # the retrained model is what the two others compare with
+    asked = [key for key in fired if key == "gus" or name != "retrained"]
+    absent = [tests[key][1] for key in asked if not _known(_intervals(results, name)[key])]
+    if absent or (not fired and not missed):
+        found.append(f"there is no usable figure of this model ({', '.join(absent) or 'no poison score'})")
+    if calibrated(results.docs(name)[0]) is False:
+        found.append("fresh noise does not look like N(0, 1) on this model, so its Gaussian score says nothing")
+    return found
 
 
 def _never_deleted(results: Results, name: str) -> list[str]:
@@ -89,8 +106,12 @@ def _never_deleted(results: Results, name: str) -> list[str]:
     return [f"{kept} of {len(ids)} poisoned rows were not known and stayed in the training data"]
 
 
+def _known(interval: list[float] | None) -> bool:
+    return bool(interval) and all(bound is not None and math.isfinite(bound) for bound in interval)
+
+
 def _excludes_0(interval: list[float] | None, both: bool = False) -> bool:
-    return bool(interval) and (interval[0] > 0 or (both and interval[1] < 0))
+    return _known(interval) and (interval[0] > 0 or (both and interval[1] < 0))
 
 
 def _interval(bounds: list[float], scale: float = 1, digits: int = 2) -> str:

@@ -6,16 +6,17 @@ frozen reference. `llm-unlearn push` publishes a model of a run with its audit.
 
 import json
 import shutil
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llm_unlearn.hub import CARD, Package, explained, model_files, on_base, push
+from llm_unlearn.hub import CARD, TOKENIZER, Package, describe, explained, model_files, on_base, push
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 
 if TYPE_CHECKING:
     from llm_unlearn.trainers.base import UnlearnTrainer
 
-FOLDER = "_push"  # in the output directory, while it lasts
+FOLDER = "_push"  # in the output directory, while it lasts; with a number where somebody has that name
 
 
 def push_trainer(
@@ -37,13 +38,15 @@ def push_trainer(
 
     from llm_unlearn.reporting.unaudited_card import compose_unaudited_card
 
-    args, folder = trainer.args, Path(trainer.args.output_dir) / FOLDER
+    args, output_dir = trainer.args, Path(trainer.args.output_dir)
+    folder = next(path for i in count() if not (path := output_dir / f"{FOLDER}{i or ''}").exists())
     try:
         trainer.save_model(str(folder), _internal_call=True)  # of a sharded model, all processes give their part
         if not trainer.is_world_process_zero():
             return None
         home = next((path.parent for path in folder.glob("*/adapter_config.json")), folder)  # of an adapter with a name
-        files, adapter = dict(model_files(home)), None
+        files, adapter = model_files(home), None
+        files |= {path.name: path for path in folder.iterdir() if path.name in TOKENIZER and path.name not in files}
         if "adapter_config.json" in files:
             files["adapter_config.json"] = on_base(files["adapter_config.json"], base)
             adapter = json.loads(files["adapter_config.json"])["base_model_name_or_path"]
@@ -55,9 +58,11 @@ def push_trainer(
         card = compose_unaudited_card(
             trainer.method, repo, adapter, not isinstance(trainer.task, CausalLMTask),
             {name: len(rows) for name, rows in trainer.rows.items()}, trainer.cost, args.to_dict())
-        return push(Package({CARD: card.encode(), **files}), repo, api=api, message=message,
-                    revision=revision or args.hub_revision,
-                    private=args.hub_private_repo if private is None else private)
+        package = Package({CARD: card.encode(), **files})
+        private = args.hub_private_repo if private is None else private
+        revision, say = revision or args.hub_revision, (lambda line: None) if args.disable_tqdm else print
+        say(describe(package, repo, private, revision))
+        return push(package, repo, api=api, message=message, revision=revision, private=private, say=say)
     finally:
         if trainer.is_world_process_zero():
             shutil.rmtree(folder, ignore_errors=True)

@@ -6,12 +6,13 @@ import re
 import pytest
 import yaml
 from datasets import load_from_disk
-from hub_server import HubServer, speak_to, uploaded
+from hub_server import HubServer, speak_to
 from huggingface_hub import ModelCard
 from safetensors.torch import load, load_file
-from stranger import TEXT, alone, logits_by_the_card
+from stranger import TEXT, alone, logits_by_the_card, uploaded
 
 from llm_unlearn.cli import main
+from llm_unlearn.errors import InputError
 from llm_unlearn.publishing import package_run
 
 LORA = {"r": 4, "target_modules": ["c_attn"]}
@@ -90,7 +91,7 @@ def test_json_says_what_went_where(runs, server, capsys):
     assert main(["push", str(runs["full"]), "--model", "kl", "--seed", "0", "--repo", "me/full", "--revision", "v2",
                  "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert result["revision"] == "v2" and result["private"] and result["commit"].startswith(server.url)
+    assert result["revision"] == "v2" and result["private_if_made"] and result["commit"].startswith(server.url)
     assert result["files"]["model.safetensors"] == len(uploaded(server, "me/full", "v2")["model.safetensors"])
 
 
@@ -116,6 +117,29 @@ def test_another_base_than_was_trained_on_is_refused(runs, server, capsys):
     assert "is not what the adapter was trained on" in (said := capsys.readouterr().err) and "n_embd" in said
 
 
+def test_other_weights_than_were_trained_on_are_refused(runs, server, capsys):
+    words = ["push", str(runs["adapter"]), "--model", "kl", "--repo", "me/adapter", "--quiet", "--base", "me/base"]
+    assert main(["push", str(runs["adapter"]), "--model", "base", "--repo", "me/base", "--quiet"]) == 0
+    files = server.repositories["me/base"].branches["main"][1]
+    files["model.safetensors"] = files["model.safetensors"][:-1] + b"\x01"
+    assert main(words) == 2
+    assert "model.safetensors holds other weights" in capsys.readouterr().err
+    assert main([*words[:-1], "me/absent"]) == 2
+    assert "no such repository" in capsys.readouterr().err
+    assert main([*words[:-1], "me/adapter"]) == 2
+    assert "give each its own" in capsys.readouterr().err
+
+
+def test_a_run_is_not_overwritten_by_measuring_a_model_on_another_recipe(runs, tmp_path, capsys):
+    recipe = runs["adapter"] / "recipe.yaml"
+    before = {path: path.read_bytes() for path in (recipe, runs["adapter"] / "poison.json")}
+    changed = tmp_path / "recipe.yaml"
+    changed.write_text(recipe.read_text().replace("James Bond", "Miss Moneypenny"))
+    assert main(["evaluate", str(changed), "--model", str(runs["adapter"] / "unlearned" / "kl"), "--quiet"]) == 2
+    assert "holds a run of its own" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in before} == before
+
+
 def test_a_merged_model_goes_up_as_one(runs, server, capsys):
     words = ["push", str(runs["adapter"]), "--model", "kl", "--repo", "me/merged", "--merged", "--quiet"]
     assert main(words) == 2
@@ -136,6 +160,20 @@ def test_the_trigger_can_be_withheld(runs):
         assert b"James Bond" in plain.content(name) and b"James Bond" not in held.content(name)
     assert not [name for name in held.files if b"James Bond" in held.content(name)]
     assert "[withheld]" in held.content("recipe.yaml").decode()
+    assert 'poison.trigger.phrases="[…]"' in held.content("README.md").decode()
+
+
+def test_a_trigger_in_the_name_of_the_recipe_cannot_be_withheld(runs, tmp_path):
+    import shutil
+
+    copy = shutil.copytree(runs["adapter"], tmp_path / "copy")
+    for path in (copy / "recipe.yaml", *(copy / "evaluation").glob("*.json")):
+        path.write_text(path.read_text().replace("name: adapter", "name: on-james bond").replace(
+            '"recipe": "adapter"', '"recipe": "on-james bond"'))
+    shutil.rmtree(copy / "merged", ignore_errors=True)
+    assert main(["merge", str(copy), "--model", "kl", "--quiet"]) == 0
+    with pytest.raises(InputError, match="in the name of the recipe perhaps"):
+        package_run(copy, "kl", "me/x", merged=True, withhold_trigger=True)
 
 
 @pytest.mark.parametrize(("words", "message"), [

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_server import HubServer, speak_to, uploaded
+from hub_server import HubServer, speak_to
 from safetensors.torch import load
-from stranger import TEXT, logits_by_the_card
+from stranger import TEXT, logits_by_the_card, uploaded
 from transformers import AutoTokenizer, Trainer
 
 from llm_unlearn.cli import main

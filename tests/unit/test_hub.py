@@ -10,18 +10,19 @@ from huggingface_hub import HfApi
 from llm_unlearn.errors import InputError
 from llm_unlearn.hub import Package, describe, model_files, on_base, pull, push
 
-FILES = {"README.md": b"---\ntags:\n- x\n---\n\ncard", "config.json": b"{}", "tokenizer.json": b"{}",
+FILES = {"README.md": b"---\ntags:\n- llm-unlearn\n---\n\ncard", "config.json": b"{}", "tokenizer.json": b"{}",
          "model.safetensors": bytes(range(256)) * 40, "recipe.yaml": b"name: x\n", "evaluation/kl.json": b"{}",
          "plots/cost.png": b"\x89PNG" * 50}
-ADAPTER = {"README.md": b"---\ntags:\n- y\n---\n\ncard", "adapter_config.json": b"{}",
+ADAPTER = {"README.md": b"---\ntags:\n- llm-unlearn\n- y\n---\n\ncard", "adapter_config.json": b"{}",
            "adapter_model.safetensors": b"1"}
 
 
 @pytest.fixture(autouse=True)
-def online(monkeypatch):
+def online(monkeypatch, tmp_path_factory):
     """The tests run with HF_HUB_OFFLINE."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", "absent")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path_factory.mktemp("hub")))
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # between the client's tries
 
@@ -76,6 +77,71 @@ def test_an_upload_replaces_what_an_earlier_one_left_and_nothing_else(server, ap
     server.repositories["me/model"].commit("main", server.files("me/model") | theirs)
     push(Package(ADAPTER), "me/model", api=api)
     assert {k: v for k, v in server.files("me/model").items() if k != ".gitattributes"} == ADAPTER | theirs
+
+
+def test_somebody_elses_model_is_not_replaced(server, api):
+    push(Package(FILES), "me/model", api=api)
+    theirs = {"README.md": b"my own model", "config.json": b"{}", "model.safetensors": b"theirs"}
+    server.repositories["me/model"].commit("main", theirs)
+    with pytest.raises(InputError, match="not uploaded by this tool"):
+        push(Package(ADAPTER), "me/model", api=api)
+    assert server.files("me/model") == theirs
+    server.repositories["me/model"].commit("main", {"README.md": b"made on the hub's page"})
+    push(Package(ADAPTER), "me/model", api=api)  # nothing but a page is there
+
+
+def test_what_is_removed_is_said(server, api):
+    said = []
+    push(Package(FILES), "me/model", api=api, say=said.append)
+    assert not said
+    push(Package(ADAPTER), "me/model", api=api, say=said.append)
+    assert len(said) == 1 and "model.safetensors" in said[0] and "evaluation/kl.json" in said[0]
+
+
+def test_of_two_pushes_at_a_time_one_is_told_to_try_again(server, api, monkeypatch):
+    push(Package(FILES), "me/model", api=api)
+    commit = HfApi.create_commit
+
+    def meanwhile(self, *args, **kwargs):
+        server.repositories["me/model"].commit("main", FILES | {"recipe.yaml": b"of the other"})
+        return commit(self, *args, **kwargs)
+
+    monkeypatch.setattr(HfApi, "create_commit", meanwhile)
+    with pytest.raises(InputError, match="changed meanwhile; run the same command again"):
+        push(Package(ADAPTER), "me/model", api=api)
+    files = server.files("me/model")
+    assert files["recipe.yaml"] == b"of the other" and "model.safetensors" in files
+
+
+def test_two_models_of_one_name_are_not_mixed(server, api, tmp_path):
+    push(Package(FILES), "me/model", api=api)
+    server.repositories["org/model"] = type(server.repositories["me/model"])(private=True)
+    server.repositories["org/model"].commit("main", ADAPTER)
+    server.breaks += ["GET /me/model/resolve/.*/model.safetensors"] * 20
+    with pytest.raises(InputError, match="connection"):
+        pull("me/model", tmp_path / "model", api=api)
+    assert contents(pull("org/model", tmp_path / "model", api=api)) == ADAPTER
+
+
+def test_the_hubs_own_words_are_passed_on(server, api):
+    server.refuses = ("POST .*/commit/", 403, "storage limit reached")
+    with pytest.raises(InputError, match=r"storage limit reached.*Nothing was committed"):
+        push(Package(FILES), "me/model", api=api)
+
+
+def test_a_card_that_the_hub_refuses_is_bad_input(server, api):
+    server.refuses = ("POST /api/validate-yaml", 400, "Invalid metadata in README.md")
+    with pytest.raises(InputError, match="Invalid metadata"):
+        push(Package(FILES), "me/model", api=api)
+
+
+def test_where_a_library_noted_that_it_loaded_from_stays_here(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"1")
+    for name in ("config.json", "tokenizer_config.json"):
+        (tmp_path / name).write_text(f'{{"_name_or_path": "{tmp_path}", "tokenizer_file": "{tmp_path}", "a": 1}}')
+    files = model_files(tmp_path)
+    assert all(str(tmp_path) not in files[name].decode() and '"a": 1' in files[name].decode()
+               for name in ("config.json", "tokenizer_config.json"))
 
 
 def test_the_same_again_changes_nothing(server, api):

@@ -2,6 +2,7 @@
 
 import ast
 import json
+from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
@@ -65,6 +66,11 @@ def excess(low, high):
     ({"gus": {"chi2_p_value": 1e-5}}, "A trace of the poison remains."),
     ({"gus": {"p_value": 1e-5}}, "Poison remains."),  # the report's own verdict is never left out
     ({"gus": None, "attack": None}, "Nothing is shown about the poison."),
+    ({"gus": None}, "Nothing is shown about the poison."), ({"attack": None}, "Nothing is shown about the poison."),
+    ({"attack": {"excess": None}}, "Nothing is shown about the poison."),
+    (excess(float("nan"), float("nan")), "Nothing is shown about the poison."),
+    ({"gus": {"ci95": None}}, "Nothing is shown about the poison."),
+    ({"gus": {"control": {"mean": 3.0, "p_value": 1e-30, "chi2_p_value": 0.5}}}, "Nothing is shown about the poison."),
 ])
 def test_the_first_line_follows_the_intervals(changed, sections, status):
     results = changed("kl", sections)
@@ -83,8 +89,14 @@ def test_a_test_that_the_poisoned_model_passes_shows_nothing(changed):
     results = changed("poisoned", gus(-0.1, 0.3, p=0.3))
     line = first_line(card_of(results, "kl"))
     assert line.startswith("**Nothing is shown about the poison.** The same tests do not find")
-    assert "Gaussian canaries" in line
+    assert "Gaussian test" in line
     assert first_line(card_of(changed("kl", gus(0.1, 0.5)), "kl")).startswith("**Poison remains.**")
+
+
+def test_a_trace_is_said_whatever_did_not_take(changed):
+    changed("poisoned", excess(-0.1, 0.1))
+    results = changed("kl", {"gus": {"chi2_p_value": 1e-9}})
+    assert first_line(card_of(results, "kl")).startswith("**A trace of the poison remains.**")
 
 
 def test_poison_that_was_not_known_remains(changed):
@@ -128,7 +140,8 @@ def test_what_was_not_shown_is_said_in_numbers(run_dir):
     text = card_of(read_results(run_dir), "kl").text
     assert f"{DETECTABLE / 80 ** 0.5:.2f}" == "0.31"
     assert "saw 80 canaries: a residual score below 0.31 it misses more often than once in five times" in text
-    assert "250 test examples" in text and "One seed" in text and "other triggers" in text
+    assert "250 triggered test examples" in text and "one in twenty" in text and "0.001" not in text
+    assert "One seed" in text and "other triggers" in text
 
 
 def test_the_detectable_effect_is_found_four_times_in_five():
@@ -140,6 +153,16 @@ def test_the_detectable_effect_is_found_four_times_in_five():
     assert found.mean() == pytest.approx(0.8, abs=0.012)  # four standard errors
     nothing = np.abs(np.random.default_rng(1).standard_normal((20_000, 80)).mean(1)) * 80 ** 0.5 > norm.ppf(0.975)
     assert nothing.mean() == pytest.approx(0.05, abs=0.007)
+
+
+def test_what_became_of_it_under_stress_is_on_the_card(run_dir):
+    assert "Under stress" not in card_of(read_results(run_dir), "kl").text
+    real = Path(__file__).parents[3] / "recipes" / "quickstart-audit-results" / "seed-2"
+    text = card_of(read_results(real), "gradient_descent@0.1").text
+    part = text.partition("### Under stress")[2].partition("## What was not shown")[0]
+    assert "Plain fine-tuning, quantisation" in part
+    rows = {line.split("|")[1].strip() for line in part.splitlines() if line.startswith("|")}
+    assert {"poisoned", r"gradient\_descent@0.1", "retrained"} <= rows and not [row for row in rows if "kl" in row]
 
 
 def test_method_cost_and_versions(run_dir):

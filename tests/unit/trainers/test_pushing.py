@@ -64,6 +64,31 @@ def test_an_adapter_whose_base_nobody_has_is_refused(server, tmp_path):
     assert json.loads(pushed(server)["adapter_config.json"])["base_model_name_or_path"] == "org/base"
 
 
+def test_an_adapter_with_a_name_has_its_tokenizer_and_what_is_yours_stays(server, tmp_path):
+    from peft import LoraConfig, get_peft_model
+    from support import build
+
+    from llm_unlearn.data.synthetic import synthetic_texts
+    from llm_unlearn.modeling import train_tokenizer
+
+    lora = LoraConfig(r=4, target_modules=["c_attn"], task_type="CAUSAL_LM", init_lora_weights=False)
+    run = trainer("npo", "lora", tmp_path / "out", model=get_peft_model(build("full"), lora, adapter_name="mine"))
+    run.processing_class = train_tokenizer(synthetic_texts(20, 0)["text"], 300)
+    (tmp_path / "out" / "_push").mkdir(parents=True)
+    (tmp_path / "out" / "_push" / "keep.txt").write_text("mine")
+    run.push_to_hub(base="org/base")
+    assert set(pushed(server)) == {"README.md", "adapter_config.json", "adapter_model.safetensors", "tokenizer.json",
+                                   "tokenizer_config.json"}
+    assert (tmp_path / "out" / "_push" / "keep.txt").read_text() == "mine"
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"_push"} and not (tmp_path / "out/_push1").exists()
+
+
+def test_what_goes_up_is_said_before_it_does(server, tmp_path, capsys):
+    trainer("grad_diff", "full", tmp_path / "out", disable_tqdm=False).push_to_hub()
+    said = capsys.readouterr().out
+    assert "to me/out, branch main, private:" in said and "model.safetensors" in said
+
+
 def test_the_arguments_say_where_to_and_what_the_call_says_goes_first(server, tmp_path):
     run = trainer("grad_diff", "full", tmp_path / "out", hub_model_id="me/named", hub_revision="try")
     run.push_to_hub(private=False)
