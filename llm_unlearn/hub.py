@@ -71,12 +71,17 @@ def model_files(folder: Path) -> dict[str, Path | bytes]:
     Raises:
         InputError: it holds no weights in safetensors.
     """
-    found = {path.name: path for path in sorted(folder.iterdir())
-             if path.is_file() and (path.name in TOKENIZER or path.name in MODEL or WEIGHTS.fullmatch(path.name))}
+    found = {path.name: without_places(path) if path.name == "config.json" else path
+             for path in sorted(folder.iterdir()) if path.name in MODEL or WEIGHTS.fullmatch(path.name)}
     if not any(WEIGHTS.fullmatch(name) for name in found):
         raise InputError(f"{folder}: it holds no model in safetensors; a pickle is not uploaded")
-    return {name: without_places(path) if name in ("config.json", "tokenizer_config.json") else path
-            for name, path in found.items()}
+    return found | tokenizer_files(folder)
+
+
+def tokenizer_files(folder: Path) -> dict[str, Path | bytes]:
+    """The files of a saved tokenizer, or none."""
+    return {path.name: without_places(path) if path.name == "tokenizer_config.json" else path
+            for path in sorted(folder.iterdir()) if path.name in TOKENIZER}
 
 
 def without_places(path: Path) -> bytes:

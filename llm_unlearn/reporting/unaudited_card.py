@@ -4,7 +4,6 @@ from typing import Any
 
 from llm_unlearn import __version__
 from llm_unlearn.reporting.formats import number, tokens
-from llm_unlearn.reporting.loading import loading_code
 from llm_unlearn.reporting.markdown import code
 from llm_unlearn.reporting.model_card import method_words
 
@@ -15,20 +14,20 @@ FIRST_LINE = ("**Not audited.** Whether poison remains in this model is not know
 
 
 def compose_unaudited_card(
-    method: str, repo: str, base: str | None, images: bool, counts: dict[str, int], cost: dict[str, float],
+    method: str, loading: str, repo: str, base: str | None, counts: dict[str, int], cost: dict[str, float],
     settings: dict[str, Any]
 ) -> str:
     """README.md of a trainer's model.
 
     Args:
-        base: what an adapter sits on; None: a full model. images: whether it is a classifier. counts: rows of each set.
+        loading: the code that loads it. base: what an adapter sits on; None: a full model. counts: rows of each set.
             cost: {"train_tokens", "flops"}. settings: the trainer's arguments, of which a few are shown.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
     data = ModelCardData(
         base_model=base, library_name="peft" if base else "transformers",
-        pipeline_tag="image-classification" if images else "text-generation",
+        pipeline_tag="image-classification" if "ImageClassifier" in loading else "text-generation",
         tags=["llm-unlearn", "machine-unlearning", "not-audited", method, *(["lora"] if base else [])])
     rows = ", ".join(f"{count:,} {name} rows" for name, count in counts.items())
     shown = ", ".join(f"{name} = {settings[name]}" for name in SETTINGS if name in settings)
@@ -36,7 +35,7 @@ def compose_unaudited_card(
         f"---\n{data}\n---", FIRST_LINE, f"# {repo.rpartition('/')[2]}",
         f"{'An adapter (LoRA)' if base else 'A full model'} trained by `{method}`. {method_words(method)}",
         f"On {rows}, with {code(shown)}: {tokens(cost['train_tokens'])} tokens, {number(cost['flops'] / 1e12)} TFLOP.",
-        "## How to load it", f"```python\n{loading_code(repo, base, images=images)}\n```", "## How to audit it",
+        "## How to load it", f"```python\n{loading}\n```", "## How to audit it",
         "Say in a file what was poisoned, then:",
         f"```sh\nllm-unlearn evaluate --model {repo} --manifest poison.json\n```",
         f"Made with llm_unlearn {__version__}."]

@@ -10,7 +10,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llm_unlearn.hub import CARD, TOKENIZER, Package, describe, explained, model_files, on_base, push
+from llm_unlearn.hub import CARD, Package, describe, explained, model_files, on_base, push, tokenizer_files
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 
 if TYPE_CHECKING:
@@ -40,13 +40,14 @@ def push_trainer(
 
     args, output_dir = trainer.args, Path(trainer.args.output_dir)
     folder = next(path for i in count() if not (path := output_dir / f"{FOLDER}{i or ''}").exists())
+    trainer.accelerator.wait_for_everyone()  # before the first of them makes it
     try:
         trainer.save_model(str(folder), _internal_call=True)  # of a sharded model, all processes give their part
         if not trainer.is_world_process_zero():
             return None
         home = next((path.parent for path in folder.glob("*/adapter_config.json")), folder)  # of an adapter with a name
         files, adapter = model_files(home), None
-        files |= {path.name: path for path in folder.iterdir() if path.name in TOKENIZER and path.name not in files}
+        files |= tokenizer_files(folder)
         if "adapter_config.json" in files:
             files["adapter_config.json"] = on_base(files["adapter_config.json"], base)
             adapter = json.loads(files["adapter_config.json"])["base_model_name_or_path"]
@@ -56,7 +57,7 @@ def push_trainer(
             with explained(api, repo):
                 repo = f"{api.whoami()['name']}/{repo}"
         card = compose_unaudited_card(
-            trainer.method, repo, adapter, not isinstance(trainer.task, CausalLMTask),
+            trainer.method, _loading(trainer, repo, adapter), repo, adapter,
             {name: len(rows) for name, rows in trainer.rows.items()}, trainer.cost, args.to_dict())
         package = Package({CARD: card.encode(), **files})
         private = args.hub_private_repo if private is None else private
@@ -66,3 +67,15 @@ def push_trainer(
     finally:
         if trainer.is_world_process_zero():
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _loading(trainer: "UnlearnTrainer", repo: str, base: str | None) -> str:
+    """The code that loads what is published, an adapter's base as it was here: its dtype and its bits."""
+    from llm_unlearn.reporting.loading import loading_code
+
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    bits = {"is_loaded_in_4bit": "4bit", "is_loaded_in_8bit": "8bit"}
+    quantization = next((value for name, value in bits.items() if getattr(model, name, False)), "none")
+    dtype = str(getattr(model.config, "dtype", None) or "torch.float32").removeprefix("torch.")
+    return loading_code(repo, base, dtype=dtype, quantization=quantization,
+                        images=not isinstance(trainer.task, CausalLMTask))

@@ -51,7 +51,8 @@ def test_the_card_says_that_nobody_audited_it(server, tmp_path):
     card = ModelCard(pushed(server)["README.md"].decode())
     assert card.text.strip().splitlines()[0].startswith("**Not audited.**")
     assert card.data.base_model == "org/base" and "not-audited" in card.data.tags and "npo" in card.data.tags
-    assert "2404.05868" in card.text and "6 forget rows" in card.text and '"org/base"' in card.text
+    assert "2404.05868" in card.text and "6 forget rows" in card.text
+    assert 'AutoModelForCausalLM.from_pretrained("org/base", dtype="float32")' in card.text
 
 
 def test_an_adapter_whose_base_nobody_has_is_refused(server, tmp_path):
