@@ -28,6 +28,7 @@ def speak_to(monkeypatch, server: "HubServer", home) -> None:
                         server.url + "/{repo_id}/resolve/{revision}/{filename}")
     monkeypatch.setattr(constants + "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants + "HF_HUB_CACHE", str(home))
+    monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)  # made once, for the hub of that time
     monkeypatch.setenv("HF_TOKEN", "hf_good")
 
 
@@ -69,7 +70,7 @@ class HubServer(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def __enter__(self) -> "HubServer":
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
     def __exit__(self, *error) -> None:

@@ -117,7 +117,7 @@ class UnlearnTrainer(Trainer):
     def refuse(self, args: UnlearnConfig, peft_config: Any) -> None:
         """Raise InputError for settings that this method cannot keep; see also `UnlearnConfig.refuses`."""
         if args.forget_loss_ceiling is not None and "forget" not in self.needs:
-            raise InputError(f"forget_loss_ceiling: {self.method} has no forget row and would never fire; leave it out")
+            raise InputError(f"forget_loss_ceiling: {self.method} sees no forget row and never fires; leave it out")
         if peft_config is not None and self.starts_clean:
             raise InputError(f"{self.method}: starts from the model before fine-tuning, to which a new adapter is not "
                              "added here; give the poisoned adapter itself, or a full model and start_model")

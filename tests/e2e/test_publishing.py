@@ -194,6 +194,7 @@ def test_a_model_that_was_not_measured_is_not_published(runs, tmp_path, capsys):
     assert "published with its audit" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adapter", "full"])
 def test_a_stranger_loads_it_by_the_cards_own_code_and_measures_the_cards_numbers(runs, server, tmp_path, name):
     """The code on the card in a process without this package, then pull and evaluate by the published recipe."""
