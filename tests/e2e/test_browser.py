@@ -16,7 +16,7 @@ from llm_unlearn.reporting.pages import Page
 from llm_unlearn.reporting.rendering import page_html
 from llm_unlearn.reporting.tables import Cell, Table
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 # what a page asked for beside itself, what it holds, and what becomes of a table whose heads are pressed

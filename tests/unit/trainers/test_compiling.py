@@ -16,6 +16,7 @@ def run(method, kind, folder, **options):
     return made, losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["full", "lora"])
 @pytest.mark.parametrize("method", ["kl", "rmu"])  # one that switches adapters, one that stops after a block
 def test_the_blocks_as_the_compiler_reads_them_give_the_same(method, kind, tmp_path, monkeypatch):
