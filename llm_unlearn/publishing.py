@@ -32,8 +32,9 @@ def package_run(
 
     Args:
         model, seed: see find_model. repo: owner/name. base: the hub id of what an adapter sits on, where the recipe
-            names a folder or makes it; it must be there, with the same config. merged: take what `merge` wrote in the
-            run directory in the place of the adapter. withhold_trigger: leave the phrase out of recipe and card.
+            names a folder or makes it; it must be there, with the same config and weights. merged: take what `merge`
+            wrote in the run directory in the place of the adapter. withhold_trigger: leave the phrase out of recipe and
+            card.
     Raises:
         InputError: there is no such model, it was not evaluated, or its base is not on the hub.
     """
@@ -44,7 +45,7 @@ def package_run(
     check_repository(repo)
     if base == repo:
         raise InputError(f"--base {base}: is the repository to which the model itself goes; give each its own")
-    found, results = find_model(run_dir, model, seed), None
+    found = find_model(run_dir, model, seed)
     folder = _merged_folder(found) if merged else found.path
     results = read_results(found.folder)
     if model not in results.names:

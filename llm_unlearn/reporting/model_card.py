@@ -188,8 +188,8 @@ def _not_shown(results: Results, name: str) -> list[str]:
     if attack:
         found.append(f"The attack was tried on {attack['n']} {attack_words(results).tested} in the form that was "
                      "trained on; attacks that adapt to the model were not.")
-    found.append("Each interval is a 95 % one: of models without any poison, each test of the first line calls one in "
-                 "twenty poisoned.")
+    found.append("Each interval is a 95 % one: of models without any poison, each test of the first line calls up to "
+                 "one in twenty poisoned.")
     return found + [text for text in limits(results) if "0.001" not in text]
 
 

@@ -23,8 +23,9 @@ def residue(results: Results, name: str) -> Residue:
 
     «Poison remains»: the 95 % interval of GUS excludes 0, or that of the attack's lift above the retrained model's is
     above 0, or (gradient cancelling) that of the accuracy below the retrained model's; or poisoned rows were left in
-    the training data. That is stricter than the report's verdict, whose level is 0.001: of clean models one in twenty
-    is said to hold poison by each test. Where the poison did not take, nothing is said to be clean.
+    the training data. That is stricter than the report's verdict, whose level is 0.001: of clean models up to one in
+    twenty is said to hold poison by each test (one in forty by the lift, of which one side counts). Where the poison did
+    not take, nothing is said to be clean.
 
     Args:
         results: of one seed.
@@ -38,8 +39,8 @@ def residue(results: Results, name: str) -> Residue:
     if found or verdict.status == REMAINS:
         why = _joined(found) or verdict.evidence
         if fired and name in ("retrained", "base", "clean"):
-            why += ("; it never saw what was deleted, so this is chance, of which these intervals allow one in twenty, "
-                    "or a fault of the run")
+            why += ("; it never saw what was deleted, so this is chance, of which these intervals allow up to one in "
+                    "twenty, or a fault of the run")
         return Residue("Poison remains.", f"{_capital(why)}.", True)
     if verdict.status == TRACE:
         return Residue("A trace of the poison remains.", f"{_capital(verdict.evidence)}.", True)
