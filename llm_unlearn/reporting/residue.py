@@ -24,8 +24,8 @@ def residue(results: Results, name: str) -> Residue:
     «Poison remains»: the 95 % interval of GUS excludes 0, or that of the attack's lift above the retrained model's is
     above 0, or (gradient cancelling) that of the accuracy below the retrained model's; or poisoned rows were left in
     the training data. That is stricter than the report's verdict, whose level is 0.001: of clean models up to one in
-    twenty is said to hold poison by each test (one in forty by the lift, of which one side counts). Where the poison did
-    not take, nothing is said to be clean.
+    twenty is said to hold poison by each test (one in forty by the lift, of which one side counts). Where the poison
+    did not take, nothing is said to be clean.
 
     Args:
         results: of one seed.
