@@ -1,8 +1,7 @@
 """`python -m llm_unlearn` is the command line `llm-unlearn`."""
 
-import sys
-
 from llm_unlearn.cli import main
+from llm_unlearn.processes import exit_with
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

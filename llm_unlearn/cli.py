@@ -234,4 +234,6 @@ def _fail(args: argparse.Namespace, error: BaseException, code: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from llm_unlearn.processes import exit_with
+
+    exit_with(main)

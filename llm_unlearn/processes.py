@@ -1,11 +1,13 @@
 """Which of several processes this is (`accelerate launch`), and how they put their parts together."""
 
+import atexit
 import functools
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from llm_unlearn.layout import Layout
 
@@ -89,6 +91,29 @@ def _group() -> Any:
     import torch.distributed as distributed
 
     return distributed.new_group(backend="gloo", timeout=PATIENCE)
+
+
+def exit_with(main: Callable[[], int | None]) -> NoReturn:
+    """`sys.exit(main())`; but a launched process that succeeds ends right after its exit handlers, without taking the
+    interpreter apart.
+
+    A thread of gloo gives its tensors back a moment after a collective is over, and asks for the interpreter to do so.
+    One that is being taken apart ends such a thread, and C++ then aborts a process whose work was done, with "terminate
+    called without an active exception" (pytorch pull request 179291). `destroy_process_group` ends these threads only
+    where no library holds a group, and DeepSpeed does.
+    """
+    codes: list[int | None] = []
+
+    def end() -> None:
+        if codes and not codes[0]:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
+
+    if "RANK" in os.environ:
+        atexit.register(end)  # before any other, so that it is the last to run
+    codes.append(main())
+    sys.exit(codes[0])
 
 
 ALONE = Processes()

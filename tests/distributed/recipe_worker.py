@@ -10,7 +10,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from worker import shard_on_a_cpu
 
 from llm_unlearn.cli import main
+from llm_unlearn.processes import exit_with
 
 if __name__ == "__main__":
     shard_on_a_cpu()
-    sys.exit(main(sys.argv[1:]))
+    exit_with(main)

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from support import build, trainer
 
+from llm_unlearn.processes import exit_with
 from llm_unlearn.trainers.reference import REFERENCE_ADAPTER
 from llm_unlearn.trainers.sharding import is_sharded, release, whole_state_dict
 
@@ -100,4 +101,4 @@ def run_case(method: str, kind: str, variant: str, folder: Path, batch: int) -> 
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
+    exit_with(lambda: main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]))
