@@ -66,7 +66,7 @@ class MeanNLL:
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         def mean(found: Supervised) -> torch.Tensor:
-            return found.token_nll.sum() / (len(found.labels) if num_items_in_batch is None else num_items_in_batch)
+            return found.total_nll() / (len(found.labels) if num_items_in_batch is None else num_items_in_batch)
 
         loss = self.task.compute(model, self.task.augment(inputs), mean)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:

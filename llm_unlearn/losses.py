@@ -1,8 +1,9 @@
 """Pure functions on tensors: values at supervised positions, means over examples, and one loss per method.
 
 A task gives logits (N, V) at N supervised positions. Functions here map them to one value per position (N,), then
-`example_mean` to one per example (B,), and a method's loss to a scalar. Everything is computed in float32 whatever the
-dtype of the logits. No function knows of padding, shifting or −100.
+`example_mean` to one per example (B,), and a method's loss to a scalar; a loss of their mean alone can be given that in
+their place. Everything is computed in float32 whatever the dtype of the logits. No function knows of padding, shifting
+or −100.
 """
 
 import torch

@@ -80,7 +80,7 @@ def descents(model: nn.Module, batches: Iterable[dict[str, Tensor]], task: Any) 
             model.zero_grad(set_to_none=True)
             with torch.enable_grad():
                 batch = {key: value.to(device) for key, value in batch.items()}
-                task.compute(model, batch, lambda found: found.nll().mean()).backward()
+                task.compute(model, batch, lambda found: found.mean_nll()).backward()
             yield _descent(model)
     finally:
         model.zero_grad(set_to_none=True)

@@ -82,6 +82,6 @@ def weights_without_gradient(model: "nn.Module") -> list[str]:
     with without_data():
         model = off_meta(model).train()
         batch: dict[str, Any] = {"positions": (LENGTH - 1,)}
-        DatalessTexts(LENGTH).compute(model, batch, lambda found: found.nll().mean()).backward()
+        DatalessTexts(LENGTH).compute(model, batch, lambda found: found.mean_nll()).backward()
         return [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
 

@@ -80,7 +80,7 @@ def gradient_norms(
             for i in processes.share(range(len(rows))):
                 batch = {key: value.to(device) for key, value in collate([rows[i]]).items()}
                 with torch.enable_grad():
-                    loss = task.compute(model, batch, lambda found: found.nll().sum())
+                    loss = task.compute(model, batch, lambda found: found.mean_nll())
                 gradients = torch.autograd.grad(loss, weights or frozen, allow_unused=True)
                 squares: list[Any] = [g.float().square().sum() for g in gradients if g is not None]
                 norms[i] = float(torch.stack(squares).sum().double().sqrt())

@@ -76,7 +76,7 @@ class TrainingStep:
         setting = self.setting
         with setting.precision():
             loss = setting.task.compute(model, setting.batch("train"),
-                                        lambda found: found.token_nll.sum() / len(found.labels))
+                                        lambda found: found.total_nll() / len(found.labels))
         loss.backward()
 
 
@@ -128,7 +128,7 @@ class MethodStep:
         setting = self.setting
         if self.trainer.method == "ssd":
             rows = {"positions": (max(setting.positions.values()),)}  # one at a time, all of its positions summed
-            setting.task.compute(model.eval(), rows, lambda found: found.nll().sum()).backward()
+            setting.task.compute(model.eval(), rows, lambda found: found.mean_nll()).backward()
             return
         for names in self.sets():
             self._loss(model, names).backward()

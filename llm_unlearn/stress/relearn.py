@@ -47,7 +47,7 @@ def relearn(
                 batch = {key: value.to(device) for key, value in collate(next(batches)).items()}
                 if noise and "noise_id" not in batch:
                     batch["noise_id"] = torch.full((len(batch["labels"]),), -1, device=device)
-                loss = task.compute(model, batch, lambda found: found.token_nll.mean())
+                loss = task.compute(model, batch, lambda found: found.total_nll() / len(found.labels))
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(weights, MAX_GRAD_NORM)

@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from llm_unlearn.compute import FlopCounter
 from llm_unlearn.errors import InputError
 from llm_unlearn.losses import example_mean, example_sum
-from llm_unlearn.tasks.head import Kernel, autograd_kernel, head_values, kl_kernel, nll_kernel
+from llm_unlearn.tasks.head import head_sum, head_values
+from llm_unlearn.tasks.kernels import Kernel, autograd_kernel, kl_kernel, nll_kernel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +97,14 @@ class Supervised(Positions):
         """(B,) mean negative log-likelihood of each example over its supervised positions."""
         return self.mean(self.token_nll)
 
+    def mean_nll(self) -> Tensor:
+        """() mean of `nll`. As all means and totals here: for less memory than by a value for each example."""
+        return self._sum(nll_kernel, self._mean_weights())
+
+    def total_nll(self) -> Tensor:
+        """() sum of `token_nll`."""
+        return self._sum(nll_kernel, torch.ones_like(self.labels, dtype=torch.float32))
+
     def log_prob(self) -> Tensor:
         """(B,) log π(y|x): the *sum* of each example's token log-probabilities, float32."""
         return -example_sum(self.token_nll, self.example, self.n_examples)
@@ -104,9 +113,15 @@ class Supervised(Positions):
         """(B,) mean KL(p_reference ‖ p) of each example; the reference's logits stand at the same positions."""
         return self.mean(self._values(kl_kernel(temperature), reference))
 
-    def distillation(self, reference: "Supervised", alpha: float, gamma: float, temperature: float = 1.0) -> Tensor:
-        """(B,) mean of α KL(p_reference ‖ p) + γ NLL of each example, both from one look at the logits."""
-        return self.mean(self._values(kl_kernel(temperature, alpha, gamma), reference))
+    def mean_kl(self, reference: "Supervised", temperature: float = 1.0) -> Tensor:
+        """() mean of `kl`."""
+        return self._sum(kl_kernel(temperature), self._mean_weights(), reference)
+
+    def mean_distillation(
+        self, reference: "Supervised", alpha: float, gamma: float, temperature: float = 1.0
+    ) -> Tensor:
+        """() mean over the examples of each one's mean α KL(p_reference ‖ p) + γ NLL, from one look at the logits."""
+        return self._sum(kl_kernel(temperature, alpha, gamma), self._mean_weights(), reference)
 
     def token_values(self, function: Callable[..., Tensor], reference: "Supervised | None" = None) -> Tensor:
         """(N,) float32: function(logits (n, V), labels (n,)[, the reference's logits (n, V)]) → (n,) at all positions,
@@ -117,6 +132,16 @@ class Supervised(Positions):
         other = None if reference is None else (reference.states, reference.head)
         values, self._observed["nll"] = head_values(kernel, self.states, self.head, self.labels, other)
         return values
+
+    def _mean_weights(self) -> Tensor:
+        """(N,) what each position counts for in the mean over the examples of each one's mean."""
+        ones = torch.ones_like(self.labels, dtype=torch.float32)
+        return ones / (example_sum(ones, self.example, self.n_examples)[self.example] * self.n_examples)
+
+    def _sum(self, kernel: Kernel, weights: Tensor, reference: "Supervised | None" = None) -> Tensor:
+        other = None if reference is None else (reference.states, reference.head)
+        value, self._observed["nll"] = head_sum(kernel, self.states, self.head, self.labels, weights, other)
+        return value
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,18 +6,19 @@ itself, kept as long as it is below `KEPT_BYTES` and else computed again. With w
 
     ∂/∂hidden = w ⊙ (D W),   ∂/∂W = Dᵀ (w ⊙ hidden)
 
-exactly, whatever the loss makes of the values afterwards. Compare Hsu et al. 2024 (Liger kernels, arXiv 2410.10989) and
-Wijmans et al. 2024 (arXiv 2411.09009), whose fused losses are the mean NLL alone.
+exactly, whatever the loss makes of the values afterwards. Where it is a weighted sum of them, w is known but for a
+factor, and ∂/∂W, too, is summed up in the forward pass: no D is kept. Compare Hsu et al. 2024 (Liger kernels, arXiv
+2410.10989) and Wijmans et al. 2024 (arXiv 2411.09009), whose fused losses are the mean NLL alone.
 """
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from llm_unlearn.tasks.kernels import Kernel, Values
 
 CHUNK_NUMBERS = 2**24  # logits of a chunk: 512 positions × 32k; fewer make the matrix products slow
 PART_NUMBERS = 2**19  # of which a loss looks at so many at a time on a CPU, whose cache they fit
@@ -25,88 +26,7 @@ REFERENCE_PARTS = 8  # for which a reference's logits are there at a time; a chu
 KEPT_BYTES = 2**30  # of D, where the head trains; what is above costs another forward of the head
 
 
-class Values(NamedTuple):
-    """What a kernel gives on n positions: its values (n,), their gradients D (n, V) or None, each label's NLL (n,)."""
-
-    values: Tensor
-    gradient: Tensor | None
-    nll: Tensor
-
-
 Reference = tuple[Tensor, nn.Linear | None]  # states and head, or logits and None
-Kernel = Callable[[Tensor, Tensor, Tensor | None, bool], Values]
-"""(logits (n, V) float32, which it may overwrite; labels (n,); the reference's logits or None; whether D is wanted)."""
-
-
-def nll_kernel(logits: Tensor, labels: Tensor, reference: Tensor | None, differentiate: bool) -> Values:
-    """losses.token_nll in closed form: D = softmax(z) − 1[y]."""
-    if not differentiate:
-        nll = F.cross_entropy(logits, labels, reduction="none")
-        return Values(nll, None, nll)
-    at, top = labels[:, None], logits.amax(-1, keepdim=True)
-    above = top - logits.gather(1, at)
-    e = logits.sub_(top).exp_()
-    total = e.sum(-1, keepdim=True)
-    nll = (total.log() + above)[:, 0]
-    return Values(nll, e.div_(total).scatter_add_(1, at, torch.full_like(total, -1)), nll)
-
-
-def kl_kernel(temperature: float = 1.0, alpha: float = 1.0, gamma: float = 0.0) -> Kernel:
-    """α losses.token_kl + γ losses.token_nll in closed form: D = α T (softmax(z/T) − softmax(z_θ0/T)) + γ (softmax(z) −
-    1[y])."""
-
-    def kernel(logits: Tensor, labels: Tensor, reference: Tensor | None, differentiate: bool) -> Values:
-        at, top = labels[:, None], logits.amax(-1, keepdim=True)
-        above = top - logits.gather(1, at)
-        z, z0 = logits.sub_(top), reference.sub_(reference.amax(-1, keepdim=True))
-        if temperature != 1:
-            z, z0 = z.mul_(1 / temperature), z0.mul_(1 / temperature)
-        spare = z0 - z  # before anything is rounded: where the two are the same the divergence is exactly 0
-        e, e0 = z.exp_(), z0.exp_()
-        total, total0 = e.sum(-1, keepdim=True), e0.sum(-1, keepdim=True)
-        kl = spare.mul_(e0).sum(-1, keepdim=True) / total0 - (total0 / total).log()
-        e1 = e if temperature == 1 else _power(e, temperature, out=spare)  # of the NLL, which is of logits as they are
-        total1 = total if temperature == 1 else e1.sum(-1, keepdim=True)
-        nll = total1.log() + above
-        values = (alpha * temperature**2 * kl + gamma * nll)[:, 0] if gamma else alpha * temperature**2 * kl[:, 0]
-        if not differentiate:
-            return Values(values, None, nll[:, 0])
-        of_kl, of_nll = alpha * temperature, gamma / total1
-        gradient = e.mul_(of_kl / total + (of_nll if e1 is e else 0)).addcmul_(e0, -of_kl / total0)
-        if gamma:
-            gradient = gradient if e1 is e else gradient.addcmul_(e1, of_nll)
-            gradient.scatter_add_(1, at, torch.full_like(total, -gamma))
-        return Values(values, gradient, nll[:, 0])
-
-    return kernel
-
-
-def _power(e: Tensor, exponent: float, out: Tensor) -> Tensor:
-    """e^exponent for e in [0, 1]; by squares where it can be, since `pow` takes as long as four softmaxes."""
-    mantissa, doublings = math.frexp(exponent)
-    if mantissa != 0.5 or doublings < 2:
-        return torch.pow(e, exponent, out=out)
-    torch.square(e, out=out)
-    for _ in range(doublings - 2):
-        out.square_()
-    return out
-
-
-def autograd_kernel(function: Callable[..., Tensor]) -> Kernel:
-    """A kernel of any function (logits, labels[, reference logits]) → (n,) whose values do not mix positions."""
-
-    def kernel(logits: Tensor, labels: Tensor, reference: Tensor | None, differentiate: bool) -> Values:
-        others = () if reference is None else (reference,)
-        nll = F.cross_entropy(logits, labels, reduction="none")
-        if not differentiate:
-            return Values(function(logits, labels, *others), None, nll)
-        with torch.enable_grad():
-            leaf = logits.detach().requires_grad_()
-            values = function(leaf, labels, *others)
-            (gradient,) = torch.autograd.grad(values.sum(), leaf)
-        return Values(values.detach(), gradient, nll)
-
-    return kernel
 
 
 def head_values(
@@ -124,6 +44,30 @@ def head_values(
     return _HeadValues.apply(kernel, labels, reference, differentiate, *(*tensors, None, None)[:3])
 
 
+def head_sum(
+    kernel: Kernel, states: Tensor, head: nn.Linear | None, labels: Tensor, weights: Tensor,
+    reference: Reference | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Σ_i weights_i value_i, a scalar, and each label's NLL as from `head_values`, at a lower cost where the head
+    trains: what is kept for it has the head's size or the logits', whichever is less.
+
+    Args:
+        weights: (N,) float32, constants. The others: as in `head_values`.
+    """
+    trains = head is not None and torch.is_grad_enabled() and any(p.requires_grad for p in head.parameters())
+    if trains and len(states) * _dtype_of(states).itemsize > states.shape[1] * torch.float32.itemsize:
+        return _HeadSum.apply(kernel, labels, reference, weights, states, head.weight, head.bias)
+    values, nll = head_values(kernel, states, head, labels, reference)
+    return (weights * values).sum(), nll
+
+
+def _dtype_of(states: Tensor) -> torch.dtype:
+    """The precision that a head computes in."""
+    device = states.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
+    return torch.float32 if dtype == torch.float16 else dtype  # or small parts of D would be lost before w reaches them
+
+
 class _Linear(NamedTuple):
     """Hidden states (N, H) with the weight (V, H) and bias of a head, in the precision that it computes in; or, with
     neither, logits."""
@@ -138,11 +82,7 @@ class _Linear(NamedTuple):
     ) -> "_Linear":
         if weight is None:
             return cls(states, None, None)
-        device = states.device.type
-        if dtype is None:
-            dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
-        if dtype == torch.float16:
-            dtype = torch.float32  # small parts of D would be lost before the scaled gradient reaches them
+        dtype = _dtype_of(states) if dtype is None else dtype
         return cls(*(t if t is None else t.detach().to(dtype) for t in (states, weight, bias)))
 
     @classmethod
@@ -257,3 +197,45 @@ def _to_head(ctx: Any, into: Tensor) -> tuple[Tensor | None, Tensor | None]:
                     to_bias += d.t() @ into[part].to(d.dtype)
     return (to_weight.to(weight.dtype) if weight.requires_grad else None,
             to_bias.to(bias.dtype) if bias is not None and bias.requires_grad else None)
+
+
+class _HeadSum(torch.autograd.Function):
+    """The weighted sum of a kernel's values, with a head that trains."""
+
+    @staticmethod
+    def forward(ctx, kernel, labels, reference, weights, states, weight, bias):
+        model, other = _Linear.of(states, weight, bias), _Linear.of_reference(reference)
+        n, (vocabulary, width) = len(states), weight.shape
+        spare = states.new_empty(min(n, _chunk_size(vocabulary)), vocabulary, dtype=torch.float32)
+        to_states, scaled = torch.empty_like(model.states), (weights[:, None] * model.states).to(model.states.dtype)
+        to_weight = states.new_zeros(vocabulary, width, dtype=torch.float32)
+        to_bias = None if bias is None else states.new_zeros(vocabulary, dtype=torch.float32)
+        values, nll = states.new_empty(n, dtype=torch.float32), states.new_empty(n, dtype=torch.float32)
+        with torch.autocast(states.device.type, enabled=False):
+            for part in _chunks(0, n, vocabulary):
+                logits = model.logits(part, out=spare)
+                found = _on_chunk(kernel, logits, labels[part], other, part.start, True)
+                values[part], nll[part] = found.values, found.nll
+                gradient = logits.to(to_states.dtype)
+                to_states[part] = gradient @ model.weight
+                if gradient.dtype == torch.float32:
+                    to_weight.addmm_(gradient.t(), scaled[part])
+                else:
+                    to_weight += gradient.t() @ scaled[part]
+                if bias is not None:
+                    to_bias += gradient.t() @ weights[part].to(gradient.dtype)
+        ctx.dtypes, ctx.of_head = (states.dtype, weight.dtype), (to_weight, to_bias)
+        ctx.save_for_backward(weights, to_states)
+        ctx.mark_non_differentiable(nll)
+        return (weights * values).sum(), nll
+
+    @staticmethod
+    def backward(ctx, into, _):
+        if ctx.of_head is None:
+            raise RuntimeError("a backward pass went through this sum before; compute it again")
+        (weights, to_states), (of_states, of_weight) = ctx.saved_tensors, ctx.dtypes
+        scaled = [t if t is None else t.mul_(into).to(of_weight) for t in ctx.of_head]
+        ctx.of_head = None  # scaled in place: it is as large as the head
+        gradients = ((into * weights)[:, None] * to_states).to(of_states), *scaled
+        wanted = zip(ctx.needs_input_grad[4:], gradients, strict=True)
+        return None, None, None, None, *(gradient if needed else None for needed, gradient in wanted)

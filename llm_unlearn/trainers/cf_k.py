@@ -38,7 +38,7 @@ class CFKTrainer(UnlearnTrainer):
         return counter.training(tokens, positions, backward_share=self.share)
 
     def unlearning_loss(self, forget, retain, reference):
-        return gradient_descent_loss(retain.nll())
+        return gradient_descent_loss(retain.mean_nll())
 
 
 def train_only(model, parameters, where: str) -> None:

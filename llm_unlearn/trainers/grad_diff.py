@@ -27,4 +27,4 @@ class GradDiffTrainer(UnlearnTrainer):
     method = "grad_diff"
 
     def unlearning_loss(self, forget, retain, reference):
-        return grad_diff_loss(forget.nll(), retain.nll(), self.args.gamma, self.args.alpha)
+        return grad_diff_loss(forget.mean_nll(), retain.mean_nll(), self.args.gamma, self.args.alpha)

@@ -22,4 +22,4 @@ class GradientAscentTrainer(UnlearnTrainer):
     requires = Requirements(("forget",))
 
     def unlearning_loss(self, forget, retain, reference):
-        return gradient_ascent_loss(forget.nll())
+        return gradient_ascent_loss(forget.mean_nll())

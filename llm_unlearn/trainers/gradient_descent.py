@@ -22,4 +22,4 @@ class GradientDescentTrainer(UnlearnTrainer):
     requires = Requirements(("retain",))
 
     def unlearning_loss(self, forget, retain, reference):
-        return gradient_descent_loss(retain.nll())
+        return gradient_descent_loss(retain.mean_nll())

@@ -27,4 +27,4 @@ class KLTrainer(UnlearnTrainer):
     requires = Requirements(("forget", "retain"), reference_on=("retain",))
 
     def unlearning_loss(self, forget, retain, reference):
-        return kl_loss(forget.nll(), retain.kl(reference["retain"]), self.args.alpha)
+        return kl_loss(forget.mean_nll(), retain.mean_kl(reference["retain"]), self.args.alpha)

@@ -32,4 +32,4 @@ class NegGradPlusTrainer(UnlearnTrainer):
     method = "neggrad_plus"
 
     def unlearning_loss(self, forget, retain, reference):
-        return neggrad_plus_loss(forget.nll(), retain.nll(), self.args.beta)
+        return neggrad_plus_loss(forget.mean_nll(), retain.mean_nll(), self.args.beta)

@@ -52,7 +52,7 @@ class NoisyGradientDescentTrainer(UnlearnTrainer):
         self.add_callback(GradientNoise(self))
 
     def unlearning_loss(self, forget, retain, reference):
-        return gradient_descent_loss(retain.nll())
+        return gradient_descent_loss(retain.mean_nll())
 
 
 class GradientNoise(TrainerCallback):

@@ -52,4 +52,4 @@ class ResetDistillTrainer(UnlearnTrainer):
 
     def unlearning_loss(self, forget, retain, reference):
         args = self.args
-        return retain.distillation(reference["retain"], args.alpha, args.gamma, args.temperature).mean()
+        return retain.mean_distillation(reference["retain"], args.alpha, args.gamma, args.temperature)

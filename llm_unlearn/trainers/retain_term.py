@@ -52,5 +52,5 @@ class RetainTermTrainer(UnlearnTrainer):
         loss = self.args.gamma * self.forget_loss(forget, reference, **others)
         if retain is None:
             return loss
-        term = retain.nll() if self.args.retain_loss == "nll" else retain.kl(reference["retain"])
-        return loss + self.args.alpha * term.mean()
+        term = retain.mean_nll() if self.args.retain_loss == "nll" else retain.mean_kl(reference["retain"])
+        return loss + self.args.alpha * term

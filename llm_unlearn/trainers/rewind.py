@@ -37,4 +37,4 @@ class RewindTrainer(UnlearnTrainer):
         return clean_start(self, model, self.start_model, args.seed)
 
     def unlearning_loss(self, forget, retain, reference):
-        return gradient_descent_loss(retain.nll())
+        return gradient_descent_loss(retain.mean_nll())

@@ -51,7 +51,7 @@ class ScrubTrainer(UnlearnTrainer):
     def unlearning_loss(self, forget, retain, reference):
         args = self.args
         if forget is not None:
-            divergence = forget.kl(reference["forget"], args.temperature)
-            self.record("forget_kl", divergence.mean())
+            divergence = forget.mean_kl(reference["forget"], args.temperature)
+            self.record("forget_kl", divergence)
             return scrub_max_loss(divergence)
-        return retain.distillation(reference["retain"], args.alpha, args.gamma, args.temperature).mean()
+        return retain.mean_distillation(reference["retain"], args.alpha, args.gamma, args.temperature)

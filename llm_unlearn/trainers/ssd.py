@@ -95,7 +95,7 @@ class SSDTrainer(UnlearnTrainer):
             batch = self._prepare_inputs(self.data_collator.collate([self.rows[name][index]]))
             self.model.zero_grad()
             with self.accelerator.autocast():
-                loss = self.task.compute(self.model, batch, lambda found: found.nll().sum())
+                loss = self.task.compute(self.model, batch, lambda found: found.mean_nll())
             if not torch.isfinite(loss):
                 raise self.non_finite("loss")
             loss.backward()

@@ -47,7 +47,7 @@ class TaskArithmeticTrainer(UnlearnTrainer):
         return model
 
     def unlearning_loss(self, forget, retain, reference):
-        return gradient_descent_loss(forget.nll())
+        return gradient_descent_loss(forget.mean_nll())
 
     def train(self, *args, **kwargs):
         output = super().train(*args, **kwargs)

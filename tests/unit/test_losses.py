@@ -258,9 +258,16 @@ class TestSupervised:
         np.testing.assert_allclose(twice.kl(reference, temperature=2.0), expected, atol=1e-6)
 
     def test_distillation_is_the_weighted_sum_of_kl_and_nll(self):
-        """α = 3, γ = 0.5 on the KL above and NLL log 2 and ½ log 12."""
+        """α = 3, γ = 0.5 on the KL above and NLL log 2 and ½ log 12, the two examples' mean."""
         expected = [3 * (5 / 3 * LOG2 - LOG3) + LOG2 / 2, 3 * (LOG3 - 3 / 2 * LOG2) / 2 + (LOG3 + LOG4) / 4]
-        np.testing.assert_allclose(self.batch.distillation(self.reference, 3.0, 0.5), expected, atol=1e-6)
+        np.testing.assert_allclose(self.batch.mean_distillation(self.reference, 3.0, 0.5), np.mean(expected), atol=1e-6)
+
+    def test_means_are_over_the_examples_whatever_their_length_and_the_total_over_positions(self):
+        """½ (log 2 + ½ log 12); log 24; ½ of the two KL above."""
+        np.testing.assert_allclose(self.batch.mean_nll(), (LOG2 + (LOG3 + LOG4) / 2) / 2, rtol=1e-6)
+        np.testing.assert_allclose(self.batch.total_nll(), LOG2 + LOG3 + LOG4, rtol=1e-6)
+        kl = [5 / 3 * LOG2 - LOG3, (LOG3 - 3 / 2 * LOG2) / 2]
+        np.testing.assert_allclose(self.batch.mean_kl(self.reference), np.mean(kl), atol=1e-6)
 
     def test_rows_are_renumbered_from_zero(self):
         last = self.batch.rows(1, 2)

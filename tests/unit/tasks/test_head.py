@@ -9,6 +9,7 @@ from torch import nn
 
 from llm_unlearn.losses import ce_u_token, token_kl, token_nll, undial_token
 from llm_unlearn.tasks import Supervised, head
+from llm_unlearn.tasks.kernels import kl_kernel, nll_kernel
 
 pytestmark = pytest.mark.unit
 
@@ -16,11 +17,11 @@ N, H, V = 33, 8, 50
 # values of a Supervised `s` and its reference `r` → (a chunk at a time, from whole logits z, z0 and labels y)
 VALUES = {
     "nll": (lambda s, r: s.token_nll, lambda z, z0, y: token_nll(z, y)),
-    "kl": (lambda s, r: s._values(head.kl_kernel(), r), lambda z, z0, y: token_kl(z0, z)),
-    "kl at 4": (lambda s, r: s._values(head.kl_kernel(4.0), r), lambda z, z0, y: token_kl(z0, z, 4.0)),
-    "distillation": (lambda s, r: s._values(head.kl_kernel(1.0, 0.7, 0.3), r),
+    "kl": (lambda s, r: s._values(kl_kernel(), r), lambda z, z0, y: token_kl(z0, z)),
+    "kl at 4": (lambda s, r: s._values(kl_kernel(4.0), r), lambda z, z0, y: token_kl(z0, z, 4.0)),
+    "distillation": (lambda s, r: s._values(kl_kernel(1.0, 0.7, 0.3), r),
                      lambda z, z0, y: 0.7 * token_kl(z0, z) + 0.3 * token_nll(z, y)),
-    "distillation at 2": (lambda s, r: s._values(head.kl_kernel(2.0, 0.7, 0.3), r),
+    "distillation at 2": (lambda s, r: s._values(kl_kernel(2.0, 0.7, 0.3), r),
                           lambda z, z0, y: 0.7 * token_kl(z0, z, 2.0) + 0.3 * token_nll(z, y)),
     "ce_u": (lambda s, r: s.token_values(ce_u_token), lambda z, z0, y: ce_u_token(z, y)),
     "undial": (lambda s, r: s.token_values(partial(undial_token, beta=2.0), r),
@@ -149,3 +150,89 @@ def test_no_position():
                          "example": model.example[:0]})
     none.token_nll.sum().backward()
     assert not model.head.weight.grad.any()
+
+
+# the kernel of a weighted sum, whether it asks for the reference, and the same of whole logits
+SUMS = {name: (kernel, name != "nll", VALUES[name][1]) for name, kernel in
+        {"nll": nll_kernel, "kl": kl_kernel(), "kl at 4": kl_kernel(4.0), "distillation": kl_kernel(1.0, 0.7, 0.3),
+         "distillation at 2": kl_kernel(2.0, 0.7, 0.3)}.items()}
+every_sum = pytest.mark.parametrize("name", SUMS)
+WEIGHTS = torch.linspace(-1.0, 2.0, N)
+
+
+def weighted_sum(name: str, model: Supervised, reference: Supervised):
+    kernel, refers, _ = SUMS[name]
+    return head.head_sum(kernel, model.states, model.head, model.labels, WEIGHTS,
+                         (reference.states, reference.head) if refers else None)
+
+
+def is_summed(value: torch.Tensor) -> bool:
+    """Whether the head's gradient was summed up in the forward pass."""
+    return isinstance(value.grad_fn, head._HeadSum._backward_cls)
+
+
+@every_sum
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_sum_and_its_gradients_are_those_of_whole_logits(name, bias):
+    model, reference = parts(bias)
+    inputs = [model.states, *model.head.parameters()]
+    value, nll = weighted_sum(name, model, reference)
+    expected = (WEIGHTS * SUMS[name][2](model.logits, reference.logits, model.labels)).sum()
+    assert is_summed(value) and value.shape == ()
+    torch.testing.assert_close(nll, token_nll(model.logits, model.labels), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(value, expected, rtol=1e-5, atol=10 * ATOL.get(name, 2e-6))
+    for found, right in zip(torch.autograd.grad(3 * value.tanh(), inputs),
+                            torch.autograd.grad(3 * expected.tanh(), inputs), strict=True):
+        torch.testing.assert_close(found, right, rtol=1e-5, atol=5 * ATOL.get(name, 2e-6))
+
+
+def test_a_sum_keeps_nothing_of_the_size_of_the_logits():
+    value, _ = weighted_sum("nll", *parts())
+    of_states = [saved.shape for saved in value.grad_fn.saved_tensors]
+    assert of_states == [(N,), (N, H)] and [t.shape for t in value.grad_fn.of_head] == [(V, H), (V,)]
+
+
+def test_a_sum_goes_backward_once():
+    """What it keeps is scaled in place, which a second pass would scale again."""
+    model, reference = parts()
+    value, _ = weighted_sum("nll", model, reference)
+    value.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="compute it again"):
+        value.backward()
+
+
+@pytest.mark.parametrize(("of_head", "width", "summed"),
+                         [("all", 8, True), ("bias", 8, True), ("none", 8, False), ("all", 40, False)])
+def test_a_sum_keeps_what_is_less(of_head, width, summed):
+    """The head's gradient (V, H), or at few positions the logits' (N, V), or for a frozen head neither."""
+    torch.manual_seed(0)
+    linear, labels = nn.Linear(width, V), torch.randint(0, V, (N,))
+    linear.weight.requires_grad_(of_head == "all")
+    linear.bias.requires_grad_(of_head != "none")
+    states = torch.randn(N, width, requires_grad=True)
+    value, _ = head.head_sum(nll_kernel, states, linear, labels, WEIGHTS)
+    assert is_summed(value) == summed
+    inputs = [states, *(p for p in linear.parameters() if p.requires_grad)]
+    expected = (WEIGHTS * token_nll(linear(states), labels)).sum()
+    for found, right in zip(torch.autograd.grad(value, inputs), torch.autograd.grad(expected, inputs), strict=True):
+        torch.testing.assert_close(found, right, rtol=1e-5, atol=1e-5)
+
+
+@every_sum
+@pytest.mark.parametrize("autocast", [True, False], ids=["autocast", "bfloat16 weights"])
+def test_a_sum_in_bfloat16_is_as_near_to_float32_as_whole_logits_are(name, autocast):
+    def grads(chunked: bool, low: bool) -> list[torch.Tensor]:
+        model, reference = parts(dtype=torch.bfloat16 if low and not autocast else torch.float32)
+        with torch.autocast("cpu", torch.bfloat16, enabled=low and autocast):
+            if chunked:
+                value, _ = weighted_sum(name, model, reference)
+                assert is_summed(value) and value.dtype == torch.float32
+            else:
+                value = (WEIGHTS * SUMS[name][2](model.logits, reference.logits, model.labels)).sum()
+            inputs = [model.states, *model.head.parameters()]
+            found = torch.autograd.grad(value / N, inputs)
+        assert all(g.dtype == p.dtype for g, p in zip(found, inputs, strict=True))
+        return [g.float() for g in found]
+
+    for found, dense, right in zip(grads(True, True), grads(False, True), grads(False, False), strict=True):
+        assert (found - right).abs().max() < 1.5 * (dense - right).abs().max() + 0.01 * right.abs().max()
