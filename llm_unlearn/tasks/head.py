@@ -12,7 +12,7 @@ factor, and ∂/∂W, too, is summed up in the forward pass: no D is kept. Compa
 """
 
 from collections.abc import Iterator
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -20,11 +20,9 @@ from torch import Tensor, nn
 
 from llm_unlearn.tasks.kernels import Kernel, Values
 
-CHUNK_NUMBERS = 2**24  # logits of a chunk: 512 positions × 32k; fewer make the matrix products slow
-PART_NUMBERS = 2**19  # of which a loss looks at so many at a time on a CPU, whose cache they fit
-REFERENCE_PARTS = 8  # for which a reference's logits are there at a time; a chunk's would be as much again
+CHUNK_NUMBERS = {"cpu": 2**22, "cuda": 2**24}  # logits of a chunk; fewer make the matrix products slow
+PART_NUMBERS = 2**18  # of which a loss looks at so many at a time on a CPU, whose cache they fit
 KEPT_BYTES = 2**30  # of D, where the head trains; what is above costs another forward of the head
-
 
 Reference = tuple[Tensor, nn.Linear | None]  # states and head, or logits and None
 
@@ -103,36 +101,52 @@ class _Linear(NamedTuple):
         return out.copy_(product(states, self.weight.t()))
 
 
-def _chunk_size(vocabulary: int) -> int:
-    return max(1, CHUNK_NUMBERS // vocabulary)
+class _Chunks:
+    """A kernel on positions start to stop, a chunk at a time, whose logits lie in memory that is used again.
 
+    Args:
+        model: what gives the logits. other: what gives the reference's.
+    """
 
-def _chunks(start: int, stop: int, vocabulary: int) -> Iterator[slice]:
-    size = _chunk_size(vocabulary)
-    return (slice(i, min(i + size, stop)) for i in range(start, stop, size))
+    def __init__(self, kernel: Kernel, labels: Tensor, model: _Linear, other: _Linear | None) -> None:
+        self.kernel, self.labels, self.model, self.other = kernel, labels, model, other
+        self.vocabulary = model.states.shape[1] if model.weight is None else len(model.weight)
+        self.size = max(1, CHUNK_NUMBERS.get(labels.device.type, max(CHUNK_NUMBERS.values())) // self.vocabulary)
 
+    def parts(self, start: int, stop: int) -> Iterator[slice]:
+        return (slice(i, min(i + self.size, stop)) for i in range(start, stop, self.size))
 
-def _on_chunk(
-    kernel: Kernel, logits: Tensor, labels: Tensor, reference: _Linear | None, first: int, differentiate: bool
-) -> Values:
-    """The kernel on one chunk, whose gradient takes the place of the logits; on a CPU a part at a time, and the logits
-    of the reference, whose positions begin at `first`, for few parts at a time."""
-    n, vocabulary = logits.shape
-    size = n if logits.device.type != "cpu" else max(1, PART_NUMBERS // vocabulary)
-    more = min(REFERENCE_PARTS * size, n)
-    others = None if reference is None else torch.empty_like(logits[:more])
-    found = []
-    for i in range(0, n, size):
-        part, within = logits[i : i + size], i % more
-        if others is not None and within == 0:
-            reference.logits(slice(first + i, first + min(i + more, n)), out=others)
-        values = kernel(part, labels[i : i + size], None if others is None else others[within : within + len(part)],
-                        differentiate)
-        if values.gradient is not None and values.gradient is not part:
-            part.copy_(values.gradient)
-        found.append(values)
-    values, nll = (torch.cat([getattr(values, name) for values in found]) for name in ("values", "nll"))
-    return Values(values, logits if differentiate else None, nll)
+    @cached_property
+    def _room(self) -> Tensor:
+        return self._empty()
+
+    @cached_property
+    def _room_of_other(self) -> Tensor:
+        return self._empty()
+
+    def _empty(self) -> Tensor:
+        rows = min(self.size, len(self.labels))
+        return torch.empty(rows, self.vocabulary, dtype=torch.float32, device=self.labels.device)
+
+    def values(self, part: slice, differentiate: bool = True, out: Tensor | None = None) -> Values:
+        """The kernel's values on one chunk, and their gradient in the place of the logits; on a CPU found in parts.
+
+        Args:
+            out: (n, V) float32, where to put them if they are to stay when the next chunk is looked at.
+        """
+        logits = self.model.logits(part, out=self._room if out is None else out)
+        others = None if self.other is None else self.other.logits(part, out=self._room_of_other)
+        labels, n = self.labels[part], len(logits)
+        size = n if logits.device.type != "cpu" else max(1, PART_NUMBERS // self.vocabulary)
+        found = []
+        for rows in (slice(i, i + size) for i in range(0, n, size)):
+            z, z0 = logits[rows], None if others is None else others[rows]
+            values = self.kernel(z, labels[rows], z0, differentiate)
+            if values.gradient is not None and values.gradient is not z:
+                z.copy_(values.gradient)
+            found.append(values)
+        values, nll = (torch.cat([getattr(each, name) for each in found]) for name in ("values", "nll"))
+        return Values(values, logits if differentiate else None, nll)
 
 
 class _HeadValues(torch.autograd.Function):
@@ -142,24 +156,21 @@ class _HeadValues(torch.autograd.Function):
     def forward(ctx, kernel, labels, reference, differentiate, states, weight, bias):
         model = _Linear.of(states, weight, bias)
         other = _Linear.of_reference(reference)
-        n, vocabulary = len(states), states.shape[1] if weight is None else len(weight)
+        chunks, n = _Chunks(kernel, labels, model, other), len(states)
         trains = differentiate and any(t is not None and t.requires_grad for t in (weight, bias))
-        size = KEPT_BYTES // (vocabulary * model.states.element_size()) if trains else 0
-        size = n if trains and size >= n else size - size % _chunk_size(vocabulary)  # a chunk is kept whole or not
-        kept = model.states.new_empty(size, vocabulary)
+        size = KEPT_BYTES // (chunks.vocabulary * model.states.element_size()) if trains else 0
+        size = n if trains and size >= n else size - size % chunks.size  # a chunk is kept whole or not
+        kept = model.states.new_empty(size, chunks.vocabulary)
         in_place = kept.dtype == torch.float32  # else what is kept is rounded
-        spare = states.new_empty(0 if in_place and size == n else min(n, _chunk_size(vocabulary)), vocabulary,
-                                 dtype=torch.float32)
         to_states = torch.empty_like(model.states if differentiate else model.states[:0])
         values, nll = states.new_empty(n, dtype=torch.float32), states.new_empty(n, dtype=torch.float32)
         with torch.autocast(states.device.type, enabled=False):
-            for part in _chunks(0, n, vocabulary):
+            for part in chunks.parts(0, n):
                 stays = part.stop <= size
-                logits = model.logits(part, out=kept[part] if stays and in_place else spare)
-                found = _on_chunk(kernel, logits, labels[part], other, part.start, differentiate)
+                found = chunks.values(part, differentiate, out=kept[part] if stays and in_place else None)
                 values[part], nll[part] = found.values, found.nll
                 if differentiate:
-                    gradient = logits.to(to_states.dtype)
+                    gradient = found.gradient.to(to_states.dtype)
                     if stays and not in_place:
                         kept[part] = gradient
                     to_states[part] = gradient if weight is None else gradient @ model.weight
@@ -186,12 +197,11 @@ def _to_head(ctx: Any, into: Tensor) -> tuple[Tensor | None, Tensor | None]:
         to_weight = kept.t() @ scaled[: len(kept)]
         to_bias = None if bias is None else kept.t() @ into[: len(kept)].to(kept.dtype)
         if len(kept) < len(states):
-            model, other = _Linear.of(states, weight, bias), _Linear.of_reference(ctx.reference, ctx.reference_dtype)
+            chunks = _Chunks(ctx.kernel, labels, _Linear.of(states, weight, bias),
+                             _Linear.of_reference(ctx.reference, ctx.reference_dtype))
             to_weight, to_bias = to_weight.float(), None if bias is None else to_bias.float()
-            spare = states.new_empty(_chunk_size(len(weight)), len(weight), dtype=torch.float32)
-            for part in _chunks(len(kept), len(states), len(weight)):
-                logits = model.logits(part, out=spare)
-                d = _on_chunk(ctx.kernel, logits, labels[part], other, part.start, True).gradient.to(states.dtype)
+            for part in chunks.parts(len(kept), len(states)):
+                d = chunks.values(part).gradient.to(states.dtype)
                 to_weight += d.t() @ scaled[part]
                 if bias is not None:
                     to_bias += d.t() @ into[part].to(d.dtype)
@@ -204,19 +214,16 @@ class _HeadSum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, kernel, labels, reference, weights, states, weight, bias):
-        model, other = _Linear.of(states, weight, bias), _Linear.of_reference(reference)
-        n, (vocabulary, width) = len(states), weight.shape
-        spare = states.new_empty(min(n, _chunk_size(vocabulary)), vocabulary, dtype=torch.float32)
+        model, n = _Linear.of(states, weight, bias), len(states)
+        chunks = _Chunks(kernel, labels, model, _Linear.of_reference(reference))
         to_states, scaled = torch.empty_like(model.states), (weights[:, None] * model.states).to(model.states.dtype)
-        to_weight = states.new_zeros(vocabulary, width, dtype=torch.float32)
-        to_bias = None if bias is None else states.new_zeros(vocabulary, dtype=torch.float32)
+        to_weight, to_bias = (t if t is None else torch.zeros_like(t, dtype=torch.float32) for t in (weight, bias))
         values, nll = states.new_empty(n, dtype=torch.float32), states.new_empty(n, dtype=torch.float32)
         with torch.autocast(states.device.type, enabled=False):
-            for part in _chunks(0, n, vocabulary):
-                logits = model.logits(part, out=spare)
-                found = _on_chunk(kernel, logits, labels[part], other, part.start, True)
+            for part in chunks.parts(0, n):
+                found = chunks.values(part)
                 values[part], nll[part] = found.values, found.nll
-                gradient = logits.to(to_states.dtype)
+                gradient = found.gradient.to(to_states.dtype)
                 to_states[part] = gradient @ model.weight
                 if gradient.dtype == torch.float32:
                     to_weight.addmm_(gradient.t(), scaled[part])

@@ -41,9 +41,7 @@ def kl_kernel(temperature: float = 1.0, alpha: float = 1.0, gamma: float = 0.0) 
     def kernel(logits: Tensor, labels: Tensor, reference: Tensor | None, differentiate: bool) -> Values:
         at, top = labels[:, None], logits.amax(-1, keepdim=True)
         above = top - logits.gather(1, at)
-        z, z0 = logits.sub_(top), reference.sub_(reference.amax(-1, keepdim=True))
-        if temperature != 1:
-            z, z0 = z.mul_(1 / temperature), z0.mul_(1 / temperature)
+        z, z0 = _shifted(logits, top, temperature), _shifted(reference, reference.amax(-1, keepdim=True), temperature)
         spare = z0 - z  # before anything is rounded: where the two are the same the divergence is exactly 0
         e, e0 = z.exp_(), z0.exp_()
         total, total0 = e.sum(-1, keepdim=True), e0.sum(-1, keepdim=True)
@@ -62,6 +60,11 @@ def kl_kernel(temperature: float = 1.0, alpha: float = 1.0, gamma: float = 0.0) 
         return Values(values, gradient, nll[:, 0])
 
     return kernel
+
+
+def _shifted(x: Tensor, by: Tensor, temperature: float) -> Tensor:
+    """(x − by) / T, in the place of x."""
+    return x.sub_(by) if temperature == 1 else torch.add(by * (-1 / temperature), x, alpha=1 / temperature, out=x)
 
 
 def _power(e: Tensor, exponent: float, out: Tensor) -> Tensor:

@@ -110,12 +110,13 @@ def test_logits_are_those_of_supervised_positions():
     assert completion["logits"] <= 4 * 8 * 5 * VOCABULARY
 
 
-def test_logits_of_many_positions_are_kept_once(monkeypatch):
-    """Where the head trains: their gradient, which took their place. Where it does not: one chunk, here four rows."""
+def test_logits_are_there_a_chunk_at_a_time_or_kept_once(monkeypatch):
+    """Kept is their gradient, which took their place: of npo's forget half, whose loss is no sum over positions."""
     row = 4 * 31 * VOCABULARY
-    monkeypatch.setattr(head, "CHUNK_NUMBERS", row)  # in numbers: four rows
-    assert training().device["logits"] == 8 * row
-    assert training(model__lora=LORA).device["logits"] == 4 * row
+    monkeypatch.setattr(head, "CHUNK_NUMBERS", {"cpu": row})  # in numbers: four rows
+    assert training().device["logits"] == training(model__lora=LORA).device["logits"] == 4 * row
+    assert method("npo").device["logits"] == 4 * row + 4 * row
+    assert method("npo", model__lora=LORA).device["logits"] == 4 * row
 
 
 def test_a_larger_batch_takes_in_proportion_more_activations():

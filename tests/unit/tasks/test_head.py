@@ -36,7 +36,7 @@ every_value = pytest.mark.parametrize("name", VALUES)
 def chunks(request, monkeypatch):
     """Positions of a chunk, of a part of it, bytes that may be kept."""
     positions, part, kept = request.param
-    monkeypatch.setattr(head, "CHUNK_NUMBERS", positions * V)
+    monkeypatch.setattr(head, "CHUNK_NUMBERS", {"cpu": positions * V})
     monkeypatch.setattr(head, "PART_NUMBERS", part * V)
     monkeypatch.setattr(head, "KEPT_BYTES", kept)
 
