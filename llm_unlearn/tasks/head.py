@@ -101,6 +101,38 @@ class _Linear(NamedTuple):
         return out.copy_(product(states, self.weight.t()))
 
 
+_unused: list[Tensor] = []
+
+
+def _memory(rows: int, vocabulary: int, like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """(rows, vocabulary), not initialised; on a CPU where an earlier step had it, if that fits.
+
+    A system hands out fresh memory a page at a time, which for D took a tenth of a step; a GPU's allocator has its own
+    store. What autograd has saved is told apart by its version: going backward through it after that is an error.
+    """
+    size = rows * vocabulary
+    if type(like) is Tensor and like.device.type == "cpu":  # no fake tensor
+        for i, flat in enumerate(_unused):
+            if flat.dtype == dtype and size <= flat.numel() <= 2 * size:
+                return _unused.pop(i)[:size].view(rows, vocabulary)
+    return torch.empty(rows, vocabulary, dtype=dtype, device=like.device)
+
+
+def _give_back(memory: Tensor) -> None:
+    """Leave what `_memory` gave to the next that asks; beyond `KEPT_BYTES` the oldest is dropped."""
+    if type(memory) is not Tensor or memory.device.type != "cpu" or not memory.numel():
+        return
+    if all(flat.data_ptr() != memory.data_ptr() for flat in _unused):  # else it was given back before
+        _unused.append((memory if memory._base is None else memory._base).flatten())
+        while sum(flat.nbytes for flat in _unused) > KEPT_BYTES:
+            _unused.pop(0)
+
+
+def drop_memory() -> None:
+    """Give the memory of earlier steps back to the system, as a trainer does at the end of its training."""
+    _unused.clear()
+
+
 class _Chunks:
     """A kernel on positions start to stop, a chunk at a time, whose logits lie in memory that is used again.
 
@@ -125,8 +157,13 @@ class _Chunks:
         return self._empty()
 
     def _empty(self) -> Tensor:
-        rows = min(self.size, len(self.labels))
-        return torch.empty(rows, self.vocabulary, dtype=torch.float32, device=self.labels.device)
+        return _memory(min(self.size, len(self.labels)), self.vocabulary, self.model.states)
+
+    def done(self) -> None:
+        """No more chunks are asked for."""
+        for name in ("_room", "_room_of_other"):
+            if name in vars(self):
+                _give_back(vars(self).pop(name))
 
     def values(self, part: slice, differentiate: bool = True, out: Tensor | None = None) -> Values:
         """The kernel's values on one chunk, and their gradient in the place of the logits; on a CPU found in parts.
@@ -160,7 +197,7 @@ class _HeadValues(torch.autograd.Function):
         trains = differentiate and any(t is not None and t.requires_grad for t in (weight, bias))
         size = KEPT_BYTES // (chunks.vocabulary * model.states.element_size()) if trains else 0
         size = n if trains and size >= n else size - size % chunks.size  # a chunk is kept whole or not
-        kept = model.states.new_empty(size, chunks.vocabulary)
+        kept = _memory(size, chunks.vocabulary, model.states, model.states.dtype)
         in_place = kept.dtype == torch.float32  # else what is kept is rounded
         to_states = torch.empty_like(model.states if differentiate else model.states[:0])
         values, nll = states.new_empty(n, dtype=torch.float32), states.new_empty(n, dtype=torch.float32)
@@ -174,6 +211,7 @@ class _HeadValues(torch.autograd.Function):
                     if stays and not in_place:
                         kept[part] = gradient
                     to_states[part] = gradient if weight is None else gradient @ model.weight
+        chunks.done()
         ctx.kernel, ctx.dtype, ctx.reference = kernel, states.dtype, reference if size < n else None
         ctx.reference_dtype = None if other is None else other.states.dtype
         ctx.save_for_backward(labels, to_states, kept, model.states if trains else None,
@@ -186,6 +224,7 @@ class _HeadValues(torch.autograd.Function):
         to_weight, to_bias = _to_head(ctx, into) if ctx.needs_input_grad[5] or ctx.needs_input_grad[6] else (None, None)
         to_states = ctx.saved_tensors[1]
         gradient = (into[:, None] * to_states).to(ctx.dtype) if ctx.needs_input_grad[4] else None
+        _give_back(ctx.saved_tensors[2])
         return None, None, None, None, gradient, to_weight, to_bias
 
 
@@ -205,6 +244,7 @@ def _to_head(ctx: Any, into: Tensor) -> tuple[Tensor | None, Tensor | None]:
                 to_weight += d.t() @ scaled[part]
                 if bias is not None:
                     to_bias += d.t() @ into[part].to(d.dtype)
+            chunks.done()
     return (to_weight.to(weight.dtype) if weight.requires_grad else None,
             to_bias.to(bias.dtype) if bias is not None and bias.requires_grad else None)
 
@@ -231,6 +271,7 @@ class _HeadSum(torch.autograd.Function):
                     to_weight += gradient.t() @ scaled[part]
                 if bias is not None:
                     to_bias += gradient.t() @ weights[part].to(gradient.dtype)
+        chunks.done()
         ctx.dtypes, ctx.of_head = (states.dtype, weight.dtype), (to_weight, to_bias)
         ctx.save_for_backward(weights, to_states)
         ctx.mark_non_differentiable(nll)

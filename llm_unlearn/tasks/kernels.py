@@ -49,15 +49,16 @@ def kl_kernel(temperature: float = 1.0, alpha: float = 1.0, gamma: float = 0.0) 
         e1 = e if temperature == 1 else _power(e, temperature, out=spare)  # of the NLL, which is of logits as they are
         total1 = total if temperature == 1 else e1.sum(-1, keepdim=True)
         nll = total1.log() + above
-        values = (alpha * temperature**2 * kl + gamma * nll)[:, 0] if gamma else alpha * temperature**2 * kl[:, 0]
+        values = kl.mul_(alpha * temperature**2)
+        values = torch.add(values, nll, alpha=gamma) if gamma else values
         if not differentiate:
-            return Values(values, None, nll[:, 0])
-        of_kl, of_nll = alpha * temperature, gamma / total1
-        gradient = e.mul_(of_kl / total + (of_nll if e1 is e else 0)).addcmul_(e0, -of_kl / total0)
+            return Values(values[:, 0], None, nll[:, 0])
+        of_kl, same = alpha * temperature, e1 is e
+        gradient = e.mul_((of_kl + gamma if same else of_kl) / total).addcmul_(e0, -of_kl / total0)
         if gamma:
-            gradient = gradient if e1 is e else gradient.addcmul_(e1, of_nll)
-            gradient.scatter_add_(1, at, torch.full_like(total, -gamma))
-        return Values(values, gradient, nll[:, 0])
+            gradient = gradient if same else gradient.addcmul_(e1, total1.reciprocal(), value=gamma)
+            gradient.scatter_(1, at, -gamma, reduce="add")
+        return Values(values[:, 0], gradient, nll[:, 0])
 
     return kernel
 

@@ -30,6 +30,7 @@ from llm_unlearn.processes import Processes
 from llm_unlearn.tasks import Positions, Supervised, Task
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 from llm_unlearn.tasks.embedding_noise import refuse_data_parallel
+from llm_unlearn.tasks.head import drop_memory
 from llm_unlearn.trainers.budget import examples_per_step, plan_steps
 from llm_unlearn.trainers.clean_start import starting_model
 from llm_unlearn.trainers.compiling import compiled_blocks
@@ -288,6 +289,7 @@ class UnlearnTrainer(Trainer):
         with compiled_blocks(self):
             output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         put_away(self.model)
+        drop_memory()
         self.check_weights()
         return output
 

@@ -236,3 +236,54 @@ def test_a_sum_in_bfloat16_is_as_near_to_float32_as_whole_logits_are(name, autoc
 
     for found, dense, right in zip(grads(True, True), grads(False, True), grads(False, False), strict=True):
         assert (found - right).abs().max() < 1.5 * (dense - right).abs().max() + 0.01 * right.abs().max()
+
+
+class TestMemory:
+    """D of one step lies where an earlier one's did."""
+
+    @pytest.fixture(autouse=True)
+    def empty(self):
+        head.drop_memory()
+        yield
+        head.drop_memory()
+
+    def test_a_second_step_gets_the_memory_of_the_first_and_the_same_numbers(self, monkeypatch):
+        monkeypatch.setattr(head, "KEPT_BYTES", 2**30)
+        steps = []
+        for _ in range(2):
+            model, _ = parts()
+            values = model.token_nll
+            at = values.grad_fn.saved_tensors[2].data_ptr()
+            gradients = torch.autograd.grad(loss(values), [model.states, *model.head.parameters()])
+            steps.append((at, gradients))
+        assert steps[0][0] == steps[1][0]
+        assert all(torch.equal(a, b) for a, b in zip(steps[0][1], steps[1][1], strict=True))
+
+    def test_two_steps_at_a_time_do_not_share(self, monkeypatch):
+        monkeypatch.setattr(head, "KEPT_BYTES", 2**30)
+        model, other = parts()
+        first, second = model.token_nll, other.token_nll
+        expected = torch.autograd.grad(token_nll(model.logits, model.labels).sum(), model.head.weight)
+        second.sum().backward()
+        torch.testing.assert_close(torch.autograd.grad(first.sum(), model.head.weight), expected)
+
+    def test_what_was_given_away_is_not_gone_through_again(self, monkeypatch):
+        monkeypatch.setattr(head, "KEPT_BYTES", 2**30)
+        model, other = parts()
+        value = model.token_nll.sum()
+        value.backward(retain_graph=True)
+        value.backward(retain_graph=True)  # nobody else had it in between
+        assert len(head._unused) == len({flat.data_ptr() for flat in head._unused})
+        torch.testing.assert_close(model.head.weight.grad / 2,
+                                   torch.autograd.grad(model.whole().token_nll.sum(), model.head.weight)[0])
+        assert other.token_nll.requires_grad
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            value.backward()
+
+    def test_no_more_is_held_than_may_be_kept_and_after_training_nothing(self, monkeypatch):
+        monkeypatch.setattr(head, "KEPT_BYTES", 4 * 50 * 40)
+        for n in (40, 15, 30):
+            head._give_back(torch.empty(n, V))
+        assert [flat.numel() // V for flat in head._unused] == [30]
+        head.drop_memory()
+        assert not head._unused
