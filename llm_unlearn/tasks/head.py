@@ -211,7 +211,8 @@ class _HeadValues(torch.autograd.Function):
                     if stays and not in_place:
                         kept[part] = gradient
                     to_states[part] = gradient if weight is None else gradient @ model.weight
-        chunks.done()
+        if differentiate:  # a step, after which comes another
+            chunks.done()
         ctx.kernel, ctx.dtype, ctx.reference = kernel, states.dtype, reference if size < n else None
         ctx.reference_dtype = None if other is None else other.states.dtype
         ctx.save_for_backward(labels, to_states, kept, model.states if trains else None,
