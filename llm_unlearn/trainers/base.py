@@ -284,7 +284,7 @@ class UnlearnTrainer(Trainer):
 
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
         """Train; refuses to end with weights that are not finite."""
-        if isinstance(resume_from_checkpoint, (str, os.PathLike)):
+        if isinstance(resume_from_checkpoint, str | os.PathLike):
             check_resumable(resume_from_checkpoint, self.accelerator)
         with compiled_blocks(self):
             output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
@@ -298,4 +298,3 @@ class UnlearnTrainer(Trainer):
         finite = all(bool(torch.isfinite(local(p)).all()) for p in self.model.parameters() if p.requires_grad)
         if self.processes.any(not finite):
             raise self.non_finite("model")
-
