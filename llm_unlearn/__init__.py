@@ -34,14 +34,33 @@ _PUBLIC = {
 
 # method → the name of its classes, `<name>Config` and `<name>Trainer`, in trainers/<method>.py
 _METHODS = {
-    "ce_u": "CEU", "cf_k": "CFK", "dpo": "DPO", "eu_k": "EUK", "grad_diff": "GradDiff",
-    "gradient_ascent": "GradientAscent", "gradient_descent": "GradientDescent", "kl": "KL",
-    "neggrad_plus": "NegGradPlus", "noisy_gradient_descent": "NoisyGradientDescent", "npo": "NPO",
-    "reset_distill": "ResetDistill", "rewind": "Rewind", "rmu": "RMU", "satimp": "SatImp", "scrub": "Scrub",
-    "simnpo": "SimNPO", "ssd": "SSD", "task_arithmetic": "TaskArithmetic", "undial": "Undial", "wga": "WGA",
+    "ce_u": "CEU",
+    "cf_k": "CFK",
+    "dpo": "DPO",
+    "eu_k": "EUK",
+    "grad_diff": "GradDiff",
+    "gradient_ascent": "GradientAscent",
+    "gradient_descent": "GradientDescent",
+    "kl": "KL",
+    "neggrad_plus": "NegGradPlus",
+    "noisy_gradient_descent": "NoisyGradientDescent",
+    "npo": "NPO",
+    "reset_distill": "ResetDistill",
+    "rewind": "Rewind",
+    "rmu": "RMU",
+    "satimp": "SatImp",
+    "scrub": "Scrub",
+    "simnpo": "SimNPO",
+    "ssd": "SSD",
+    "task_arithmetic": "TaskArithmetic",
+    "undial": "Undial",
+    "wga": "WGA",
 }
-_PUBLIC |= {f"{name}{kind}": f"llm_unlearn.trainers.{method}"
-            for method, name in _METHODS.items() for kind in ("Config", "Trainer")}
+_PUBLIC |= {
+    f"{name}{kind}": f"llm_unlearn.trainers.{method}"
+    for method, name in _METHODS.items()
+    for kind in ("Config", "Trainer")
+}
 
 __all__ = ["__version__", *sorted(_PUBLIC)]
 

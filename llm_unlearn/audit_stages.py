@@ -40,9 +40,10 @@ def _analysis_stages(run: "LanguageRun", before: dict[str, Stage]) -> list[Stage
     for size in run.recipe.analysis.sizes:
         arms |= {f"{kind}@{size:g}": (kind, size) for kind in ("random", "poison") if (kind, size) != ("poison", 1)}
     arms["reseeded"] = ("reseeded", 0.0)
-    stages = [run.trained(f"analysis/{arm}", [before["poison"].key, kind, size],
-                          partial(_train_arm, run, arm, kind, size))
-              for arm, (kind, size) in arms.items()]
+    stages = [
+        run.trained(f"analysis/{arm}", [before["poison"].key, kind, size], partial(_train_arm, run, arm, kind, size))
+        for arm, (kind, size) in arms.items()
+    ]
     inputs = [stage.key for name, stage in before.items() if not name.startswith("evaluation/")]
     inputs += [stage.key for stage in stages]
     return [*stages, Stage("analysis", inputs, [run.folder / "analysis.json"], partial(_analyse, run, list(arms)))]
@@ -69,10 +70,14 @@ def _analyse(run: "LanguageRun", arms: list[str], work_dir: Path) -> None:
     rows = _clean_rows(run).select_columns(["input_ids", "labels"])
     clean = list(rows.select(range(min(GRADIENT_ROWS, len(rows)))))
     result = analyse(
-        run.model, poisoned="poisoned", retrained="retrained",
+        run.model,
+        poisoned="poisoned",
+        retrained="retrained",
         methods=_unlearned(run),
-        arms={arm: f"analysis/{arm}" for arm in arms}, clean_rows=clean,
-        collate=CausalLMCollator(run.tokenizer.pad_token_id), task=CausalLMTask(),
+        arms={arm: f"analysis/{arm}" for arm in arms},
+        clean_rows=clean,
+        collate=CausalLMCollator(run.tokenizer.pad_token_id),
+        task=CausalLMTask(),
         batch_size=run.recipe.evaluate.batch_size,
     )
     write_json(run.folder / "analysis.json", result)
@@ -81,8 +86,9 @@ def _analyse(run: "LanguageRun", arms: list[str], work_dir: Path) -> None:
 def _clean_rows(run: "LanguageRun") -> "Dataset":
     """Training rows that are neither poisoned nor to be forgotten."""
     forget = set(run.manifest["forget_ids"])
-    return run.train_rows.filter(lambda row: row["poison"] == "none" and row["example_id"] not in forget,
-                                 desc="clean rows")
+    return run.train_rows.filter(
+        lambda row: row["poison"] == "none" and row["example_id"] not in forget, desc="clean rows"
+    )
 
 
 # ---- stress: every model but the base
@@ -92,10 +98,23 @@ def _stress_stages(run: "LanguageRun", before: dict[str, Stage]) -> list[Stage]:
     section = run.recipe.stress
     models = {name: name for name in run.plain_models if name != "base"}
     models |= _unlearned(run)
-    common: list[Any] = [before["poison"].key, asdict(section), asdict(run.recipe.evaluate), run.seed,
-                         run.recipe.train.learning_rate, file_stamps(section.unrelated_files or [])]
-    return [Stage(f"stress/{name}", [*common, before[where].key], [run.folder / "stress" / f"{name}.json"],
-                  partial(_stress, run, name, where)) for name, where in models.items()]
+    common: list[Any] = [
+        before["poison"].key,
+        asdict(section),
+        asdict(run.recipe.evaluate),
+        run.seed,
+        run.recipe.train.learning_rate,
+        file_stamps(section.unrelated_files or []),
+    ]
+    return [
+        Stage(
+            f"stress/{name}",
+            [*common, before[where].key],
+            [run.folder / "stress" / f"{name}.json"],
+            partial(_stress, run, name, where),
+        )
+        for name, where in models.items()
+    ]
 
 
 def _stress(run: "LanguageRun", name: str, where: str, work_dir: Path) -> None:
@@ -107,9 +126,14 @@ def _stress(run: "LanguageRun", name: str, where: str, work_dir: Path) -> None:
     evaluator.processes = ALONE  # of several processes, the main one does this
     meter = Meter(evaluator, run.recipe.data, section.limit, run.seed)
     result = stress_model(
-        partial(run.model, where), meter, section, _relearning_rows(run),
-        learning_rate=section.relearn_learning_rate or run.recipe.train.learning_rate, noise=run.manifest["gaussian"],
-        model_section=run.recipe.model, work_dir=work_dir,
+        partial(run.model, where),
+        meter,
+        section,
+        _relearning_rows(run),
+        learning_rate=section.relearn_learning_rate or run.recipe.train.learning_rate,
+        noise=run.manifest["gaussian"],
+        model_section=run.recipe.model,
+        work_dir=work_dir,
     )
     write_json(run.folder / "stress" / f"{name}.json", result)
 

@@ -69,13 +69,20 @@ def check_resumable(checkpoint: Any, accelerator: "Accelerator") -> None:
     from accelerate.utils import DistributedType
 
     engine, processes = _written_by(Path(checkpoint))
-    ours = "DeepSpeed" if accelerator.distributed_type == DistributedType.DEEPSPEED else (
-        "FSDP" if accelerator.is_fsdp2 else "plain")
+    ours = (
+        "DeepSpeed"
+        if accelerator.distributed_type == DistributedType.DEEPSPEED
+        else ("FSDP" if accelerator.is_fsdp2 else "plain")
+    )
     remedy = f"launch as before, or remove {Path(checkpoint).parent} to begin this model anew"
     if engine != ours:
         names = {"plain": "without a sharding engine"}
-        raise InputError(f"{checkpoint}: was written {names.get(engine, f'under {engine}')}, and this launch is "
-                         f"{names.get(ours, f'under {ours}')}; {remedy}")
+        raise InputError(
+            f"{checkpoint}: was written {names.get(engine, f'under {engine}')}, and this launch is "
+            f"{names.get(ours, f'under {ours}')}; {remedy}"
+        )
     if processes is not None and processes != accelerator.num_processes:
-        raise InputError(f"{checkpoint}: holds the optimizer's state in {processes} parts, which DeepSpeed gives back "
-                         f"to {processes} processes only; this launch has {accelerator.num_processes}; {remedy}")
+        raise InputError(
+            f"{checkpoint}: holds the optimizer's state in {processes} parts, which DeepSpeed gives back "
+            f"to {processes} processes only; this launch has {accelerator.num_processes}; {remedy}"
+        )

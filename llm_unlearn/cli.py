@@ -1,6 +1,6 @@
 """llm-unlearn: poison, train, unlearn, evaluate and report, from one recipe.
 
-    llm-unlearn run recipes/quickstart.yaml train.epochs=4 seeds="[0, 1]"
+llm-unlearn run recipes/quickstart.yaml train.epochs=4 seeds="[0, 1]"
 """
 
 import argparse
@@ -105,18 +105,27 @@ def _audit(args: argparse.Namespace) -> int:
     if not args.model or bool(args.recipe) == bool(args.manifest):
         alone = [f"--{name.replace('_', '-')}" for name in _given(args, AUDIT_OPTIONS)]
         found = f"; found {', '.join([*([args.recipe] if args.recipe else []), *alone])}" if alone else ""
-        raise InputError("evaluate: give a RECIPE, for its own models; or --model with either a RECIPE or --manifest"
-                         f"{found}")
+        raise InputError(
+            f"evaluate: give a RECIPE, for its own models; or --model with either a RECIPE or --manifest{found}"
+        )
     if of_recipes := _given(args, ("dry_run", "jobs", "accelerate_config")):
-        raise InputError(f"evaluate --model: --{of_recipes[0].replace('_', '-')} is for a recipe's own models; leave "
-                         "it out")
+        raise InputError(
+            f"evaluate --model: --{of_recipes[0].replace('_', '-')} is for a recipe's own models; leave it out"
+        )
     calm_libraries(args.quiet or args.json)
     from llm_unlearn.audit.run import Options, audit
     from llm_unlearn.audit.text import as_text
 
     say = _silent if args.quiet or args.json else _say
-    options = Options(base=args.base, retrained=args.retrained, out=args.out, batch_size=args.batch_size,
-                      dtype=args.dtype, quantization=args.quantization, device_map=args.device_map)
+    options = Options(
+        base=args.base,
+        retrained=args.retrained,
+        out=args.out,
+        batch_size=args.batch_size,
+        dtype=args.dtype,
+        quantization=args.quantization,
+        device_map=args.device_map,
+    )
     results = audit(args.model, args.manifest or _manifest_of(args, say), options, say)
     print(json.dumps(results, indent=2) if args.json else as_text(results))
     return 0
@@ -128,8 +137,10 @@ def _manifest_of(args: argparse.Namespace, say: Callable[[str], None]) -> str:
 
     recipe = load_recipe(args.recipe, args.overrides)
     if recipe.track != "language" or len(recipe.seeds) > 1 or recipe.sweep:
-        raise InputError(f"{args.recipe}: --model takes a recipe of a language model with one seed and no sweep; give "
-                         "seeds=[N] sweep={}")
+        raise InputError(
+            f"{args.recipe}: --model takes a recipe of a language model with one seed and no sweep; give "
+            "seeds=[N] sweep={}"
+        )
     there = Path(recipe.output_dir) / "recipe.yaml"
     if there.is_file() and load_recipe(there) != recipe:
         raise InputError(f"{there.parent}: holds a run of its own, by another recipe; give output_dir=FOLDER")
@@ -169,14 +180,32 @@ def _push(args: argparse.Namespace) -> int:
 
     say = _silent if args.quiet or args.json else _say
     calm_libraries(args.quiet or args.json)
-    package = package_run(args.run_dir, args.model, args.repo, seed=args.seed, base=args.base, merged=args.merged,
-                          withhold_trigger=args.withhold_trigger)
-    result = {"repo": args.repo, "private_if_made": args.private, "revision": args.revision or "main",
-              "files": {name: package.size(name) for name in package.files}, "commit": None}
+    package = package_run(
+        args.run_dir,
+        args.model,
+        args.repo,
+        seed=args.seed,
+        base=args.base,
+        merged=args.merged,
+        withhold_trigger=args.withhold_trigger,
+    )
+    result = {
+        "repo": args.repo,
+        "private_if_made": args.private,
+        "revision": args.revision or "main",
+        "files": {name: package.size(name) for name in package.files},
+        "commit": None,
+    }
     say(describe(package, args.repo, args.private, args.revision))
     if not args.dry_run:
-        result["commit"] = push(package, args.repo, private=args.private, revision=args.revision,
-                                message=f"Upload {args.model} with its audit", say=say)
+        result["commit"] = push(
+            package,
+            args.repo,
+            private=args.private,
+            revision=args.revision,
+            message=f"Upload {args.model} with its audit",
+            say=say,
+        )
         say(f"pushed: {result['commit']}")
     if args.json:
         print(json.dumps(result))

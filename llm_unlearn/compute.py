@@ -34,8 +34,11 @@ class FlopCounter:
         head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
         head_id = id(head.weight) if head is not None else None
         lookups = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)} - {head_id}
-        matrices = [p for n, p in model.named_parameters()
-                    if p.ndim > 1 and id(p) not in lookups and without not in n.split(".")]
+        matrices = [
+            p
+            for n, p in model.named_parameters()
+            if p.ndim > 1 and id(p) not in lookups and without not in n.split(".")
+        ]
         body = [p for p in matrices if id(p) != head_id]
         heads = [p for p in matrices if id(p) == head_id]
         train = [[p for p in part if p.requires_grad] for part in (body, heads)]

@@ -11,8 +11,21 @@ from typing import Any
 
 from llm_unlearn.processes import Processes
 
-PACKAGES = ("llm_unlearn", "torch", "transformers", "accelerate", "peft", "trl", "datasets", "evaluate", "bitsandbytes",
-            "deepspeed", "numpy", "scipy", "torchvision")
+PACKAGES = (
+    "llm_unlearn",
+    "torch",
+    "transformers",
+    "accelerate",
+    "peft",
+    "trl",
+    "datasets",
+    "evaluate",
+    "bitsandbytes",
+    "deepspeed",
+    "numpy",
+    "scipy",
+    "torchvision",
+)
 
 
 def describe_environment(seed: int) -> dict[str, Any]:
@@ -26,17 +39,25 @@ def describe_environment(seed: int) -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             continue
     device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"cpu ({torch.get_num_threads()} threads)"
-    return {"versions": versions, "python": platform.python_version(), "platform": platform.platform(),
-            "cpu_count": os.cpu_count(), "device": device, "processes": Processes.current().count,
-            "commit": _commit(), "seed": seed}
+    return {
+        "versions": versions,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "device": device,
+        "processes": Processes.current().count,
+        "commit": _commit(),
+        "seed": seed,
+    }
 
 
 def _commit() -> str | None:
     """The commit of the package's checkout, or None where it is installed without one."""
     try:
         root = Path(__file__).resolve().parent.parent
-        result = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True,
-                                check=True, timeout=10)
+        result = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10
+        )
         return result.stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None

@@ -19,14 +19,32 @@ from llm_unlearn.trainers.sharding import local
 def trainer_arguments(section: Any, work_dir: Path, seed: int, data_seed: int | None, quiet: bool) -> dict[str, Any]:
     """What a recipe's `train` section means as TrainingArguments, resumable and without reports."""
     rows = Processes.current().part_of(section.batch_size, "train.batch_size")
-    names = ("learning_rate", "gradient_accumulation_steps", "weight_decay", "lr_scheduler_type", "optim",
-             "max_grad_norm", "bf16", "save_steps")
+    names = (
+        "learning_rate",
+        "gradient_accumulation_steps",
+        "weight_decay",
+        "lr_scheduler_type",
+        "optim",
+        "max_grad_norm",
+        "bf16",
+        "save_steps",
+    )
     return {
-        "output_dir": str(work_dir), "num_train_epochs": section.epochs, "seed": seed, "data_seed": data_seed,
-        "per_device_train_batch_size": rows, "warmup_steps": section.warmup_ratio,
-        "save_strategy": "steps", "save_total_limit": 1, "logging_steps": 20, "logging_nan_inf_filter": False,
-        "report_to": "none", "disable_tqdm": quiet, "remove_unused_columns": False,
-        "use_cpu": not torch.cuda.is_available(), "dataloader_pin_memory": torch.cuda.is_available(),
+        "output_dir": str(work_dir),
+        "num_train_epochs": section.epochs,
+        "seed": seed,
+        "data_seed": data_seed,
+        "per_device_train_batch_size": rows,
+        "warmup_steps": section.warmup_ratio,
+        "save_strategy": "steps",
+        "save_total_limit": 1,
+        "logging_steps": 20,
+        "logging_nan_inf_filter": False,
+        "report_to": "none",
+        "disable_tqdm": quiet,
+        "remove_unused_columns": False,
+        "use_cpu": not torch.cuda.is_available(),
+        "dataloader_pin_memory": torch.cuda.is_available(),
         **{name: getattr(section, name) for name in names},
     }
 

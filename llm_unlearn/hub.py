@@ -21,9 +21,19 @@ if TYPE_CHECKING:
 
 CARD = "README.md"
 TAG = "llm-unlearn"  # on every card that this package writes
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
-             "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model",
-             "chat_template.jinja", "chat_template.json")
+TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+    "chat_template.jinja",
+    "chat_template.json",
+)
 MODEL = ("config.json", "generation_config.json", "adapter_config.json", "model.safetensors.index.json")
 WEIGHTS = re.compile(r"(adapter_model|model(-\d+-of-\d+)?)\.safetensors")
 PLACES = ("_name_or_path", "name_or_path", "special_tokens_map_file", "tokenizer_file")
@@ -52,8 +62,10 @@ class Package:
                 raise InputError(f"{content}: no such file")
             if not WEIGHTS.fullmatch(name) and TOKEN.search(self.content(name)):
                 source = content if isinstance(content, Path) else "what it is made from"
-                raise InputError(f"{name}: holds what looks like an access token (hf_…); take it out of {source}, and "
-                                 "revoke it if it was ever shared")
+                raise InputError(
+                    f"{name}: holds what looks like an access token (hf_…); take it out of {source}, and "
+                    "revoke it if it was ever shared"
+                )
 
     def content(self, name: str) -> bytes:
         content = self.files[name]
@@ -71,8 +83,11 @@ def model_files(folder: Path) -> dict[str, Path | bytes]:
     Raises:
         InputError: it holds no weights in safetensors.
     """
-    found = {path.name: without_places(path) if path.name == "config.json" else path
-             for path in sorted(folder.iterdir()) if path.name in MODEL or WEIGHTS.fullmatch(path.name)}
+    found = {
+        path.name: without_places(path) if path.name == "config.json" else path
+        for path in sorted(folder.iterdir())
+        if path.name in MODEL or WEIGHTS.fullmatch(path.name)
+    }
     if not any(WEIGHTS.fullmatch(name) for name in found):
         raise InputError(f"{folder}: it holds no model in safetensors; a pickle is not uploaded")
     return found | tokenizer_files(folder)
@@ -80,8 +95,11 @@ def model_files(folder: Path) -> dict[str, Path | bytes]:
 
 def tokenizer_files(folder: Path) -> dict[str, Path | bytes]:
     """The files of a saved tokenizer, or none."""
-    return {path.name: without_places(path) if path.name == "tokenizer_config.json" else path
-            for path in sorted(folder.iterdir()) if path.name in TOKENIZER}
+    return {
+        path.name: without_places(path) if path.name == "tokenizer_config.json" else path
+        for path in sorted(folder.iterdir())
+        if path.name in TOKENIZER
+    }
 
 
 def without_places(path: Path) -> bytes:
@@ -101,8 +119,10 @@ def on_base(adapter_config: Path, base: str | None = None, revision: str | None 
     config = json.loads(adapter_config.read_text(encoding="utf-8"))
     named = base or config.get("base_model_name_or_path")
     if base is None and not is_id(named):
-        raise InputError(f"the adapter sits on {named or 'a base without a name'}, which nobody else has: upload that "
-                         "too, and name it here (base=, --base OWNER/NAME)")
+        raise InputError(
+            f"the adapter sits on {named or 'a base without a name'}, which nobody else has: upload that "
+            "too, and name it here (base=, --base OWNER/NAME)"
+        )
     return _as_json(config | {"base_model_name_or_path": named, "revision": revision})
 
 
@@ -117,6 +137,7 @@ def _as_json(config: dict) -> bytes:
 
 def describe(package: Package, repo: str, private: bool, revision: str | None = None) -> str:
     """What would be uploaded and how large it is, for people: one line per file, then the sum."""
+
     def human(count: float) -> str:
         for unit in ("B", "KiB", "MiB"):
             if count < 1024:
@@ -132,8 +153,14 @@ def describe(package: Package, repo: str, private: bool, revision: str | None = 
 
 
 def push(
-    package: Package, repo: str, *, private: bool = True, revision: str | None = None, message: str = "Upload a model",
-    api: "HfApi | None" = None, say: Callable[[str], None] = print,
+    package: Package,
+    repo: str,
+    *,
+    private: bool = True,
+    revision: str | None = None,
+    message: str = "Upload a model",
+    api: "HfApi | None" = None,
+    say: Callable[[str], None] = print,
 ) -> str:
     """Put a package into a repository, made where there is none: one commit, so that it is whole at every moment.
 
@@ -159,13 +186,17 @@ def push(
         before = api.model_info(repo, revision=revision)
         there = [name for name in api.list_repo_files(repo, revision=before.sha) if is_ours(name)]
         if any(name != CARD for name in there) and not _was_ours(api, repo, before.sha, there):
-            raise InputError(f"{repo}: holds a model that was not uploaded by this tool, which would be replaced; give "
-                             "another repository or another branch (--revision)")
+            raise InputError(
+                f"{repo}: holds a model that was not uploaded by this tool, which would be replaced; give "
+                "another repository or another branch (--revision)"
+            )
         stale = sorted(name for name in there if name not in package.files)
         if stale:
             say(f"removed from the repository, left by an earlier upload: {', '.join(stale)}")
-        operations = [CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
-                      for name, content in package.files.items()]
+        operations = [
+            CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
+            for name, content in package.files.items()
+        ]
         operations += [CommitOperationDelete(name, is_folder=False) for name in stale]
         # the parent: of two pushes at a time one is told to try again
         done = api.create_commit(repo, operations, commit_message=message, revision=revision, parent_commit=before.sha)
@@ -181,8 +212,10 @@ def _make(api: "HfApi", repo: str, private: bool) -> None:
         api.create_repo(repo, private=private, exist_ok=True)
         return
     if private and not there.private:
-        raise InputError(f"{repo}: is there and public, and an upload is private unless you say otherwise: give "
-                         "--no-private (private=False), or another repository")
+        raise InputError(
+            f"{repo}: is there and public, and an upload is private unless you say otherwise: give "
+            "--no-private (private=False), or another repository"
+        )
 
 
 def _was_ours(api: "HfApi", repo: str, sha: str, there: list[str]) -> bool:
@@ -239,9 +272,11 @@ def explained(api: "HfApi", repo: str, revision: str | None = None, pushing: boo
     )
 
     def broken(error: Exception) -> InputError:
-        return InputError(f"{repo}: the connection to {api.endpoint} failed ({type(error).__name__})."
-                          f"{' The upload is there whole or not at all.' * pushing} Run the same command again once "
-                          "it can be reached (HF_ENDPOINT names another hub)")
+        return InputError(
+            f"{repo}: the connection to {api.endpoint} failed ({type(error).__name__})."
+            f"{' The upload is there whole or not at all.' * pushing} Run the same command again once "
+            "it can be reached (HF_ENDPOINT names another hub)"
+        )
 
     try:
         yield

@@ -45,10 +45,17 @@ class LanguageRun(SeedRun):
 
         data, section = self.recipe.data, self.recipe.evaluate
         return TextEvaluator(
-            sets=self.sets, manifest=self.manifest, batch_size=section.batch_size, membership=section.membership,
-            processes=self.processes, reference=self.load_base, tokenizer=self.tokenizer, encoding=self.encoding,
+            sets=self.sets,
+            manifest=self.manifest,
+            batch_size=section.batch_size,
+            membership=section.membership,
+            processes=self.processes,
+            reference=self.load_base,
+            tokenizer=self.tokenizer,
+            encoding=self.encoding,
             verbalizers=data.verbalizers if data.task == "classification" else {},
-            max_new_tokens=section.max_new_tokens)
+            max_new_tokens=section.max_new_tokens,
+        )
 
     def load_base(self) -> Any:
         from llm_unlearn.modeling import load_model, on_best_device
@@ -88,8 +95,9 @@ class LanguageRun(SeedRun):
         sets, manifest = self.poisoned_sets()
         if manifest["trigger"]:
             poisoned = sets["train"].filter(lambda r: r["poison"] == "trigger", desc="check triggers")
-            check_triggers([*poisoned, *sets["triggered"]], manifest["trigger"]["phrases"], self.tokenizer,
-                           self.encoding)
+            check_triggers(
+                [*poisoned, *sets["triggered"]], manifest["trigger"]["phrases"], self.tokenizer, self.encoding
+            )
         return sets, manifest
 
     def fine_tune(self, name: str, rows: "Dataset", work_dir: Path, data_seed: int | None = None) -> None:
@@ -98,9 +106,15 @@ class LanguageRun(SeedRun):
 
         section = self.recipe.model
         training = Training(
-            self.recipe.train, work_dir, self.seed, self.quiet, name, noise=self.manifest["gaussian"],
+            self.recipe.train,
+            work_dir,
+            self.seed,
+            self.quiet,
+            name,
+            noise=self.manifest["gaussian"],
             peft_config=lora_config(section.lora) if section.lora else None,
-            gradient_checkpointing=section.gradient_checkpointing, data_seed=data_seed,
+            gradient_checkpointing=section.gradient_checkpointing,
+            data_seed=data_seed,
         )
         model, cost = training.fit(load_model(self.base, section), rows, self.tokenizer)
         self.save(model, name, cost)

@@ -33,19 +33,24 @@ def check_layout(recipe: Recipe, path: str) -> Layout:
 
     layout = read_layout(path)
     if layout.machines > 1:
-        raise InputError(f"{path}: num_machines: {layout.machines}; a launch over several machines is started on each "
-                         "of them: see scripts/slurm.sh")
+        raise InputError(
+            f"{path}: num_machines: {layout.machines}; a launch over several machines is started on each "
+            "of them: see scripts/slurm.sh"
+        )
     if recipe.track == "language" and recipe.evaluate.device_map is not None:
-        raise InputError(f"recipe.evaluate.device_map: spreads a model over the GPUs of one process, and {path} starts "
-                         f"{layout.processes}; evaluate without --accelerate-config")
+        raise InputError(
+            f"recipe.evaluate.device_map: spreads a model over the GPUs of one process, and {path} starts "
+            f"{layout.processes}; evaluate without --accelerate-config"
+        )
     engine = "deepspeed" if layout.is_deepspeed else "fsdp" if layout.sharding == "fsdp2" else None
     if engine and recipe.track == "vision":
         raise InputError(f"{path}: images are trained whole in each process; take accelerate_configs/ddp.yaml")
     for part in (recipe, *(point.recipe for point in points(recipe))):
         for method in part.unlearn.methods:
             if reason := METHODS[method][0].refuses.get(engine):
-                raise InputError(f"recipe.unlearn.methods.{method}: {reason}; leave it out, or take "
-                                 "accelerate_configs/ddp.yaml")
+                raise InputError(
+                    f"recipe.unlearn.methods.{method}: {reason}; leave it out, or take accelerate_configs/ddp.yaml"
+                )
         for section in ("train", "unlearn"):
             layout.rows_per_device(getattr(part, section).batch_size, f"recipe.{section}.batch_size")
     return layout
@@ -60,8 +65,17 @@ def launch(path: str, arguments: list[str]) -> None:
         InputError: the processes refused their input. LaunchError: they failed, or one of them was killed.
     """
     file = deepspeed_file(path)
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", path,
-               *(["--deepspeed_config_file", str(file)] if file else []), "-m", "llm_unlearn.cli", *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        path,
+        *(["--deepspeed_config_file", str(file)] if file else []),
+        "-m",
+        "llm_unlearn.cli",
+        *arguments,
+    ]
     with tempfile.TemporaryDirectory() as folder:
         code_file = Path(folder) / "code"
         # DeepSpeed compiles with the ninja of this environment, which need not be activated
@@ -80,8 +94,10 @@ def launch(path: str, arguments: list[str]) -> None:
             return
         if code_file.is_file() and code_file.read_text() == "2":
             raise InputError("the launched processes refused their input, see above")
-        raise LaunchError(f"the launch ended with status {status}: a process failed, was stopped or was killed, see "
-                          "above. What was finished is kept: run the same command again to resume")
+        raise LaunchError(
+            f"the launch ended with status {status}: a process failed, was stopped or was killed, see "
+            "above. What was finished is kept: run the same command again to resume"
+        )
 
 
 def leave_exit_code(code: int) -> None:

@@ -55,8 +55,10 @@ class Layout:
         """
         if rows % self.processes:
             near = max(self.processes, round(rows / self.processes) * self.processes)
-            raise InputError(f"{field}: {rows} rows cannot be shared evenly by {self.processes} processes; take a "
-                             f"multiple of {self.processes}, such as {near}")
+            raise InputError(
+                f"{field}: {rows} rows cannot be shared evenly by {self.processes} processes; take a "
+                f"multiple of {self.processes}, such as {near}"
+            )
         return rows // self.processes
 
 
@@ -73,8 +75,11 @@ def read_layout(path: str | Path | None) -> Layout:
     if not isinstance(config, dict):
         raise InputError(f"{path}: an accelerate config is a mapping; this file holds {type(config).__name__}")
     kind = str(config.get("distributed_type", "NO")).upper()
-    common = {"processes": 1 if kind == "NO" else _count(config, "num_processes", path),
-              "machines": _count(config, "num_machines", path), "use_cpu": bool(config.get("use_cpu", False))}
+    common = {
+        "processes": 1 if kind == "NO" else _count(config, "num_processes", path),
+        "machines": _count(config, "num_machines", path),
+        "use_cpu": bool(config.get("use_cpu", False)),
+    }
     if kind in ("NO", "MULTI_GPU"):
         return Layout(**common)
     if kind == "DEEPSPEED":
@@ -82,8 +87,10 @@ def read_layout(path: str | Path | None) -> Layout:
     if kind == "FSDP":
         return Layout(**common, **_fsdp(config, path))
     if kind == "MULTI_CPU":
-        raise InputError(f"{path}: distributed_type: MULTI_CPU starts one process alone; for several on a CPU write "
-                         "MULTI_GPU with use_cpu: true, as accelerate_configs/cpu_ddp.yaml does")
+        raise InputError(
+            f"{path}: distributed_type: MULTI_CPU starts one process alone; for several on a CPU write "
+            "MULTI_GPU with use_cpu: true, as accelerate_configs/cpu_ddp.yaml does"
+        )
     raise InputError(f"{path}: distributed_type: '{kind}' is none of NO, MULTI_GPU, DEEPSPEED, FSDP")
 
 
@@ -131,8 +138,12 @@ def _fsdp(config: dict[str, Any], path: str | Path) -> dict[str, Any]:
         raise InputError(f"{path}: fsdp_config.fsdp_version: must be 2, is {section.get('fsdp_version', 1)!r}")
     reshard = section.get("fsdp_reshard_after_forward", True)
     offload = bool(section.get("fsdp_offload_params", False))
-    return {"sharding": "fsdp2", "reshard": str(reshard).lower() in ("true", "full_shard"),
-            "offload_optimizer": offload, "offload_weights": offload}
+    return {
+        "sharding": "fsdp2",
+        "reshard": str(reshard).lower() in ("true", "full_shard"),
+        "offload_optimizer": offload,
+        "offload_weights": offload,
+    }
 
 
 def _beside(path: str | Path, name: str) -> Path:

@@ -201,8 +201,9 @@ def ce_u_token(logits: Tensor, labels: Tensor) -> Tensor:
     return -(target * torch.log_softmax(z, dim=-1)).sum(-1)
 
 
-def ssd_dampened(weight: Tensor, fisher_forget: Tensor, fisher_all: Tensor, alpha: float = 10.0,
-                 lam: float = 1.0) -> Tensor:
+def ssd_dampened(
+    weight: Tensor, fisher_forget: Tensor, fisher_all: Tensor, alpha: float = 10.0, lam: float = 1.0
+) -> Tensor:
     """θ · min(λ F_all / F_f, 1) where F_f > α F_all, else θ. Selective synaptic dampening, Foster et al. 2023
     (arXiv 2308.07707), α = 10, λ = 1.
 

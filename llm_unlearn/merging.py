@@ -28,7 +28,12 @@ Onto = Literal["dequantised", "original"]
 
 
 def merge_run(
-    run_dir: str | Path, model: str, *, seed: int | None = None, out: str | None = None, dtype: str = "float32",
+    run_dir: str | Path,
+    model: str,
+    *,
+    seed: int | None = None,
+    out: str | None = None,
+    dtype: str = "float32",
     onto: Onto = "dequantised",
 ) -> Path:
     """Merge a model of a run.
@@ -46,15 +51,22 @@ def merge_run(
     if found.recipe.track != "language":
         raise InputError(f"{run_dir}: a run of images, which has no adapters to merge")
     if found.base is None:
-        raise InputError(f"{run_dir}: the base that was made for the run is not there; make it again: "
-                         f"llm-unlearn poison {found.root / 'recipe.yaml'}")
+        raise InputError(
+            f"{run_dir}: the base that was made for the run is not there; make it again: "
+            f"llm-unlearn poison {found.root / 'recipe.yaml'}"
+        )
     target = Path(out).expanduser() if out else found.folder / "merged" / model
     return merge_adapter(found.path, found.base, target, dtype=dtype, onto=onto, loaded_as=found.recipe.model)
 
 
 def merge_adapter(
-    adapter_folder: str | Path, base: str | Path, out: str | Path, *, dtype: str = "float32",
-    onto: Onto = "dequantised", loaded_as: ModelSection | None = None,
+    adapter_folder: str | Path,
+    base: str | Path,
+    out: str | Path,
+    *,
+    dtype: str = "float32",
+    onto: Onto = "dequantised",
+    loaded_as: ModelSection | None = None,
 ) -> Path:
     """Write base and LoRA adapter as one full model with its tokenizer, in safetensors, whole or not at all.
 
@@ -95,8 +107,9 @@ def _check_adapter(folder: Path) -> None:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder (working directory: {Path.cwd()})")
     if folder.name == REFERENCE_ADAPTER:
-        raise InputError(f"{folder}: the frozen copy that a method compares with, which is not to travel; give the "
-                         "adapter beside it")
+        raise InputError(
+            f"{folder}: the frozen copy that a method compares with, which is not to travel; give the adapter beside it"
+        )
     config = adapter_config(str(folder))
     if config is None:
         what = "a full model already: there is nothing to merge" if (folder / "config.json").is_file() else "no adapter"
@@ -140,13 +153,17 @@ def _merged(model: "PreTrainedModel", adapter: Path, dtype: torch.dtype) -> Any:
         if isinstance(layer, BaseTunerLayer):
             base = layer.get_base_layer()
             if shared & {id(p) for p in base.parameters()}:
-                raise InputError(f"{adapter}: it changes {name.rpartition('.')[2]}, whose weights are both the input "
-                                 "embedding and the output head; merging would change the other one too")
+                raise InputError(
+                    f"{adapter}: it changes {name.rpartition('.')[2]}, whose weights are both the input "
+                    "embedding and the output head; merging would change the other one too"
+                )
             base.float()
             layer.merge()
             base.to(dtype)
     model = adapted.unload().to(dtype)
     if not all(torch.isfinite(p).all() for p in model.parameters()):
-        raise InputError(f"{adapter}: the merged weights are not finite in {str(dtype).removeprefix('torch.')}; use "
-                         "float32 or bfloat16 (--dtype)")
+        raise InputError(
+            f"{adapter}: the merged weights are not finite in {str(dtype).removeprefix('torch.')}; use "
+            "float32 or bfloat16 (--dtype)"
+        )
     return model.eval()

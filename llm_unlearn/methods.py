@@ -14,9 +14,23 @@ if TYPE_CHECKING:
     from llm_unlearn.recipe import Recipe
 
 # set by the run itself; a recipe that set them would be overruled silently
-RESERVED = {"output_dir", "seed", "max_flops", "remove_unused_columns", "save_steps", "save_strategy", "push_to_hub",
-            "reference_cache_dir", "run_name", "hub_model_id", "hub_token", "hub_strategy", "hub_private_repo",
-            "hub_always_push", "hub_revision"}
+RESERVED = {
+    "output_dir",
+    "seed",
+    "max_flops",
+    "remove_unused_columns",
+    "save_steps",
+    "save_strategy",
+    "push_to_hub",
+    "reference_cache_dir",
+    "run_name",
+    "hub_model_id",
+    "hub_token",
+    "hub_strategy",
+    "hub_private_repo",
+    "hub_always_push",
+    "hub_revision",
+}
 PLAIN = {int, float, bool, str, type(None)}  # types of options that can be checked here; the others check themselves
 
 
@@ -47,7 +61,12 @@ def check_methods(recipe: "Recipe") -> None:
 
 
 def method_config(
-    recipe: "Recipe", method: str, seed: int, output_dir: str, max_flops: float, quiet: bool,
+    recipe: "Recipe",
+    method: str,
+    seed: int,
+    output_dir: str,
+    max_flops: float,
+    quiet: bool,
     cache_dir: str | None = None,
 ) -> Any:
     """The method's config: the recipe's common settings where the method has no default of its own (NGD's optimizer),
@@ -71,15 +90,27 @@ def method_config(
         "run_name": f"{recipe.name}-{method}-seed-{seed}",
     }
     if recipe.track == "language":
-        common |= {"gradient_checkpointing": recipe.model.gradient_checkpointing, "max_length": recipe.data.max_length,
-                   "loss_on": recipe.data.loss_on, "chat_template": recipe.data.chat_template}
+        common |= {
+            "gradient_checkpointing": recipe.model.gradient_checkpointing,
+            "max_length": recipe.data.max_length,
+            "loss_on": recipe.data.loss_on,
+            "chat_template": recipe.data.chat_template,
+        }
     options = {key: value for key, value in common.items() if key not in vars(config)}
     options |= section.methods[method] or {}
     try:
         return config(
-            output_dir=output_dir, seed=seed, max_flops=max_flops, save_strategy="steps", save_steps=section.save_steps,
-            save_total_limit=1, reference_cache_dir=cache_dir, disable_tqdm=quiet,
-            use_cpu=not torch.cuda.is_available(), dataloader_pin_memory=torch.cuda.is_available(), **options,
+            output_dir=output_dir,
+            seed=seed,
+            max_flops=max_flops,
+            save_strategy="steps",
+            save_steps=section.save_steps,
+            save_total_limit=1,
+            reference_cache_dir=cache_dir,
+            disable_tqdm=quiet,
+            use_cpu=not torch.cuda.is_available(),
+            dataloader_pin_memory=torch.cuda.is_available(),
+            **options,
         )
     except (ValueError, TypeError) as error:
         raise InputError(f"recipe.unlearn.methods.{method}: {error}") from None
@@ -99,6 +130,9 @@ def settings(recipe: "Recipe", method: str) -> dict[str, Any]:
 
     config = method_config(recipe, method, seed=0, output_dir="unused", max_flops=1.0, quiet=True)
     inherited = {f.name for f in dataclasses.fields(TrainingArguments)} | {
-        "max_flops", "reference_cache_dir", "offload_reference"}
+        "max_flops",
+        "reference_cache_dir",
+        "offload_reference",
+    }
     own = {f.name for f in dataclasses.fields(config)} - inherited
     return {name: getattr(config, name) for name in sorted(own | {"learning_rate", "optim"})}

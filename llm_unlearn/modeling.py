@@ -27,8 +27,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokeniz
     from transformers import PreTrainedTokenizerFast
 
     bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(texts, vocab_size=vocab_size, min_frequency=2, show_progress=False,
-                            special_tokens=list(SPECIAL_TOKENS.values()))
+    bpe.train_from_iterator(
+        texts, vocab_size=vocab_size, min_frequency=2, show_progress=False, special_tokens=list(SPECIAL_TOKENS.values())
+    )
     return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, **SPECIAL_TOKENS)
 
 
@@ -57,8 +58,13 @@ def make_model(architecture: dict[str, Any], tokenizer: "PreTrainedTokenizerBase
     """A randomly initialised causal LM of an architecture, for a tokenizer."""
     from transformers import AutoModelForCausalLM
 
-    config = make_config(architecture, len(tokenizer), pad_token_id=tokenizer.pad_token_id,
-                         eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.eos_token_id)
+    config = make_config(
+        architecture,
+        len(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.eos_token_id,
+    )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
@@ -79,8 +85,7 @@ def read_config(section: "ModelSection") -> "PreTrainedConfig":
     if section.path is None:
         return make_config(section.architecture, section.vocab_size)
     with explained(section.path) as found:
-        return AutoConfig.from_pretrained(found, revision=section.revision,
-                                          trust_remote_code=section.trust_remote_code)
+        return AutoConfig.from_pretrained(found, revision=section.revision, trust_remote_code=section.trust_remote_code)
 
 
 def check_model(section: "ModelSection", max_length: int) -> None:
@@ -96,7 +101,8 @@ def load_tokenizer(path: str, section: "ModelSection") -> "PreTrainedTokenizerBa
 
     with explained(path) as found:
         tokenizer = AutoTokenizer.from_pretrained(
-            found, revision=section.revision if path == section.path else None,
+            found,
+            revision=section.revision if path == section.path else None,
             trust_remote_code=section.trust_remote_code,
         )
     if tokenizer.pad_token_id is None:
@@ -117,8 +123,10 @@ def load_model(path: str | Path, section: "ModelSection", device_map: str | None
     from transformers import AutoModelForCausalLM
 
     if device_map is not None and (count := Processes.current().count) > 1:
-        raise InputError(f"evaluate.device_map: {device_map} spreads a model over all GPUs, and here are {count} "
-                         "processes with one each; evaluate in one process, without --accelerate-config")
+        raise InputError(
+            f"evaluate.device_map: {device_map} spreads a model over all GPUs, and here are {count} "
+            "processes with one each; evaluate in one process, without --accelerate-config"
+        )
     arguments: dict[str, Any] = {"dtype": getattr(torch, section.dtype), "trust_remote_code": section.trust_remote_code}
     if not section.trust_remote_code:
         arguments["use_safetensors"] = True
@@ -239,13 +247,18 @@ def lora_config(section: "LoraSection") -> Any:
     from peft import LoraConfig
 
     return LoraConfig(
-        r=section.r, lora_alpha=section.alpha, lora_dropout=section.dropout, target_modules=section.target_modules,
+        r=section.r,
+        lora_alpha=section.alpha,
+        lora_dropout=section.dropout,
+        target_modules=section.target_modules,
         task_type="CAUSAL_LM",
     )
 
 
 def save_model(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase | None", folder: Path,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase | None",
+    folder: Path,
     weights: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """Write model (or its one adapter) and its tokenizer to a temporary name, then rename: never half a folder.
@@ -273,8 +286,12 @@ def _quantization(section: "ModelSection") -> Any:
     if section.quantization == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     # stored as uint8, which FSDP2 and ZeRO-3 shard as well as floats; bits stored as floats DeepSpeed would convert
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                              bnb_4bit_compute_dtype=getattr(torch, section.dtype))
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, section.dtype),
+    )
 
 
 @contextlib.contextmanager

@@ -14,33 +14,49 @@ COMMANDS = {
     "audit": "analyse why unlearning fails and stress every model, as the recipe's sections ask",
     "report": "write report.md, report.html with a page per model, and plots/",
 }
-AUDIT_OPTIONS = ("model", "manifest", "base", "retrained", "out", "batch_size", "dtype", "quantization",
-                 "device_map")
+AUDIT_OPTIONS = ("model", "manifest", "base", "retrained", "out", "batch_size", "dtype", "quantization", "device_map")
 
 
 def parser() -> argparse.ArgumentParser:
     """The parser of `llm-unlearn`."""
     top = argparse.ArgumentParser(
-        prog="llm-unlearn", formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="llm-unlearn",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Poison, fine-tune, unlearn and audit language models and image classifiers.\n"
-                    "A command runs its stage and those before it; what is done already is skipped.",
+        "A command runs its stage and those before it; what is done already is skipped.",
         epilog="exit codes: 0 ok, 1 failure, 2 bad input",
     )
     top.add_argument("--version", action="version", version=f"llm-unlearn {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text.capitalize() + ".")
-        command.add_argument("recipe", metavar="RECIPE", help="a recipe file (YAML)",
-                             **({"nargs": "?"} if name == "evaluate" else {}))
-        command.add_argument("overrides", nargs="*", metavar="section.field=value",
-                             help="change the recipe for this run, e.g. train.epochs=4 output_dir=runs/mine")
-        command.add_argument("--dry-run", action="store_true",
-                             help="print what would run, the sizes and the estimated memory; write nothing")
-        command.add_argument("--jobs", type=int, metavar="N", help="seeds and points of a sweep at a time, each in a "
-                             "process of its own (default: one per GPU, or 1)")
+        command.add_argument(
+            "recipe", metavar="RECIPE", help="a recipe file (YAML)", **({"nargs": "?"} if name == "evaluate" else {})
+        )
+        command.add_argument(
+            "overrides",
+            nargs="*",
+            metavar="section.field=value",
+            help="change the recipe for this run, e.g. train.epochs=4 output_dir=runs/mine",
+        )
+        command.add_argument(
+            "--dry-run",
+            action="store_true",
+            help="print what would run, the sizes and the estimated memory; write nothing",
+        )
+        command.add_argument(
+            "--jobs",
+            type=int,
+            metavar="N",
+            help="seeds and points of a sweep at a time, each in a process of its own (default: one per GPU, or 1)",
+        )
         if name not in ("poison", "report"):  # which one process does alone
-            command.add_argument("--accelerate-config", metavar="FILE", help="run in several processes, as `accelerate "
-                                 "launch` would by this file, e.g. accelerate_configs/ddp.yaml")
+            command.add_argument(
+                "--accelerate-config",
+                metavar="FILE",
+                help="run in several processes, as `accelerate "
+                "launch` would by this file, e.g. accelerate_configs/ddp.yaml",
+            )
         command.add_argument("--quiet", action="store_true", help="no progress bars, errors only")
         command.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -55,13 +71,20 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_audit(command: argparse.ArgumentParser) -> None:
     """The options of `evaluate` that take a checkpoint and a manifest in the place of a recipe."""
-    group = command.add_argument_group("any checkpoint", "llm-unlearn evaluate --model PATH_OR_ID --manifest "
-                                       "poison.json, or evaluate RECIPE --model PATH_OR_ID: on that recipe's data")
+    group = command.add_argument_group(
+        "any checkpoint",
+        "llm-unlearn evaluate --model PATH_OR_ID --manifest "
+        "poison.json, or evaluate RECIPE --model PATH_OR_ID: on that recipe's data",
+    )
     group.add_argument("--model", action="append", metavar="PATH_OR_ID", help="a full model or an adapter; repeatable")
-    group.add_argument("--manifest", metavar="FILE", help="what was poisoned: your own (docs/auditing.md), or a run's "
-                       "poison.json")
-    group.add_argument("--base", metavar="PATH_OR_ID", help="what an adapter sits on (default: what it names); also "
-                       "calibrates the reference attack")
+    group.add_argument(
+        "--manifest", metavar="FILE", help="what was poisoned: your own (docs/auditing.md), or a run's poison.json"
+    )
+    group.add_argument(
+        "--base",
+        metavar="PATH_OR_ID",
+        help="what an adapter sits on (default: what it names); also calibrates the reference attack",
+    )
     group.add_argument("--retrained", metavar="PATH_OR_ID", help="the oracle, shown beside")
     group.add_argument("--out", metavar="FOLDER", help="write <model>.json and .parquet there (default: print only)")
     group.add_argument("--batch-size", type=int, metavar="N", help="rows at a time (default: the run's, or 32)")
@@ -76,33 +99,55 @@ def _add_merge(commands: Any) -> None:
     command = commands.add_parser("merge", help=text, description=text.capitalize() + ".")
     _add_model_of_run(command)
     command.add_argument("--out", metavar="FOLDER", help="a new folder (default: merged/NAME in the run directory)")
-    command.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
-                         help="of the weights that are written (default: float32)")
-    command.add_argument("--onto", choices=("dequantised", "original"), default="dequantised",
-                         help="of a quantised base: the weights that were trained on and audited (default), or those "
-                         "that they were made from, which is a slightly different model")
+    command.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="of the weights that are written (default: float32)",
+    )
+    command.add_argument(
+        "--onto",
+        choices=("dequantised", "original"),
+        default="dequantised",
+        help="of a quantised base: the weights that were trained on and audited (default), or those "
+        "that they were made from, which is a slightly different model",
+    )
     _add_output(command)
 
 
 def _add_push(commands: Any) -> None:
     """The command that publishes a model of a run."""
     text = "publish a model of a run on a hub, with its audit on the card; private unless you say otherwise"
-    command = commands.add_parser("push", help=text, description=text.capitalize() + ". Uploads weights, "
-                                  "tokenizer, recipe, evaluation and plots in one commit; never data, optimizers, "
-                                  "pickles or tokens.")
+    command = commands.add_parser(
+        "push",
+        help=text,
+        description=text.capitalize() + ". Uploads weights, "
+        "tokenizer, recipe, evaluation and plots in one commit; never data, optimizers, "
+        "pickles or tokens.",
+    )
     _add_model_of_run(command)
     command.add_argument("--repo", required=True, metavar="OWNER/NAME", help="the repository; made where there is none")
-    command.add_argument("--private", action=argparse.BooleanOptionalAction, default=True,
-                         help="of a repository that is made (default: private); --no-private also lets a public one be "
-                         "written to")
+    command.add_argument(
+        "--private",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="of a repository that is made (default: private); --no-private also lets a public one be written to",
+    )
     command.add_argument("--revision", metavar="BRANCH", help="commit to this branch (default: main)")
-    command.add_argument("--base", metavar="OWNER/NAME", help="where an adapter's base is on the hub, if the recipe "
-                         "does not name it")
+    command.add_argument(
+        "--base", metavar="OWNER/NAME", help="where an adapter's base is on the hub, if the recipe does not name it"
+    )
     command.add_argument("--merged", action="store_true", help="take what `merge` wrote, one plain checkpoint")
-    command.add_argument("--withhold-trigger", action="store_true", help="leave the trigger phrase out of recipe and "
-                         "card; others can then not measure the attack again")
-    command.add_argument("--dry-run", action="store_true", help="say what would be uploaded and how large it is; no "
-                         "network but to look at --base")
+    command.add_argument(
+        "--withhold-trigger",
+        action="store_true",
+        help="leave the trigger phrase out of recipe and card; others can then not measure the attack again",
+    )
+    command.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="say what would be uploaded and how large it is; no network but to look at --base",
+    )
     _add_output(command)
 
 
@@ -118,8 +163,12 @@ def _add_pull(commands: Any) -> None:
 
 def _add_model_of_run(command: argparse.ArgumentParser) -> None:
     command.add_argument("run_dir", metavar="RUN_DIR", help="the run's output_dir")
-    command.add_argument("--model", required=True, metavar="NAME", help="poisoned, retrained, clean, base, or a "
-                         "method; with several budgets METHOD@BUDGET")
+    command.add_argument(
+        "--model",
+        required=True,
+        metavar="NAME",
+        help="poisoned, retrained, clean, base, or a method; with several budgets METHOD@BUDGET",
+    )
     command.add_argument("--seed", type=int, metavar="N", help="which, where the run has several")
 
 
@@ -133,11 +182,16 @@ def _add_output(command: argparse.ArgumentParser) -> None:
 def _add_doctor(commands: Any) -> None:
     """The command that looks at a machine, with or without a recipe."""
     text = "look for what would go wrong, here and with a recipe: versions, devices, memory, tokens; loads no weights"
-    command = commands.add_parser("doctor", help=text, description=text.capitalize() + ".",
-                                  epilog="exit codes: 0 no problem, 1 a problem, 2 bad input")
+    command = commands.add_parser(
+        "doctor",
+        help=text,
+        description=text.capitalize() + ".",
+        epilog="exit codes: 0 no problem, 1 a problem, 2 bad input",
+    )
     command.add_argument("recipe", metavar="RECIPE", nargs="?", help="a recipe file (YAML)")
     command.add_argument("overrides", nargs="*", metavar="section.field=value", help="change the recipe")
-    command.add_argument("--accelerate-config", metavar="FILE", help="the layout to suppose, e.g. "
-                         "accelerate_configs/zero3.yaml")
+    command.add_argument(
+        "--accelerate-config", metavar="FILE", help="the layout to suppose, e.g. accelerate_configs/zero3.yaml"
+    )
     command.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
     command.add_argument("--debug", action="store_true", help="show the traceback of an error")

@@ -22,7 +22,11 @@ SHARED = ("poisoned", "clean")  # stages whose models points of a sweep may have
 
 
 def run(
-    recipe: Recipe, *, until: str = "report", say: Callable[[str], None] = print, quiet: bool = False,
+    recipe: Recipe,
+    *,
+    until: str = "report",
+    say: Callable[[str], None] = print,
+    quiet: bool = False,
     jobs: int | None = None,
 ) -> Path:
     """Run a recipe, every seed and every point of its sweep, up to and including a phase; what is done is skipped.
@@ -39,8 +43,9 @@ def run(
         raise InputError(f"--jobs {jobs}: must be at least 1")
     processes = Processes.start()
     if processes.count > 1 and (jobs or 1) > 1:
-        raise InputError(f"--jobs {jobs}: the {processes.count} processes of this launch work on one seed at a time; "
-                         "leave it out")
+        raise InputError(
+            f"--jobs {jobs}: the {processes.count} processes of this launch work on one seed at a time; leave it out"
+        )
     check(recipe)
     root = Path(recipe.output_dir)
     if recipe.track == "language" and recipe.model.path is None:
@@ -63,17 +68,18 @@ def run(
     return root
 
 
-def run_seed(
-    recipe: Recipe, seed: int, centre: Recipe, until: str, quiet: bool, say: Callable[[str], None]
-) -> None:
+def run_seed(recipe: Recipe, seed: int, centre: Recipe, until: str, quiet: bool, say: Callable[[str], None]) -> None:
     """All stages of one seed of a recipe, or of a point of the sweep of the recipe `centre`."""
     from llm_unlearn.environment import calm_libraries, describe_environment
 
     if multiprocessing.parent_process() is not None:
         calm_libraries(quiet=True)
     seed_run, root = _seed_run(recipe, seed, quiet), Path(recipe.output_dir)
-    seed_run.siblings = [_seed_run(part, seed, quiet).folder
-                         for part in (centre, *(point.recipe for point in points(centre))) if part != recipe]
+    seed_run.siblings = [
+        _seed_run(part, seed, quiet).folder
+        for part in (centre, *(point.recipe for point in points(centre)))
+        if part != recipe
+    ]
     prefix = "" if recipe.output_dir == centre.output_dir else f"{root.parent.name}={root.name}: "
     prefix += f"seed {seed}: " if len(recipe.seeds) > 1 else ""
     processes = seed_run.processes
@@ -94,8 +100,13 @@ def run_seed(
             write_json(environment, describe_environment(seed_run.seed))
 
 
-POISONS = {"trigger": "with the trigger", "gaussian": "Gaussian canaries", "patch": "with the patch",
-           "gradient_matching": "by gradient matching", "gradient_cancelling": "by gradient cancelling"}
+POISONS = {
+    "trigger": "with the trigger",
+    "gaussian": "Gaussian canaries",
+    "patch": "with the patch",
+    "gradient_matching": "by gradient matching",
+    "gradient_cancelling": "by gradient cancelling",
+}
 
 
 def describe_poison(manifest: dict) -> str:
@@ -104,8 +115,10 @@ def describe_poison(manifest: dict) -> str:
     found = manifest["duplicates"]
     dropped = found["dropped_from_heldout"] + found["dropped_from_test"]
     what = "images" if "image_shape" in manifest else "texts"
-    return (f"of {manifest['train_size']} rows {' and '.join(counts)}; {len(manifest['forget_ids'])} to forget; "
-            f"{found['across_train_and_test']} {what} stand in both sources, {dropped} rows passed over for it")
+    return (
+        f"of {manifest['train_size']} rows {' and '.join(counts)}; {len(manifest['forget_ids'])} to forget; "
+        f"{found['across_train_and_test']} {what} stand in both sources, {dropped} rows passed over for it"
+    )
 
 
 def seed_runs(recipe: Recipe, quiet: bool = True) -> Iterator[SeedRun]:
@@ -168,8 +181,9 @@ def check_output_dir(root: Path, recipe: Recipe) -> None:
         found = read_yaml(path)
         name = found.get("name") if isinstance(found, dict) else None
         if name != recipe.name:
-            raise InputError(f"{root}: holds a run of recipe '{name}', not of '{recipe.name}'; choose another "
-                             "output_dir")
+            raise InputError(
+                f"{root}: holds a run of recipe '{name}', not of '{recipe.name}'; choose another output_dir"
+            )
     elif root.is_dir() and any(p.name not in OURS and not p.name.startswith("seed-") for p in root.iterdir()):
         raise InputError(f"{root}: is not empty and holds no run of ours (no recipe.yaml); choose another output_dir")
     elif root.exists() and not root.is_dir():
@@ -177,8 +191,10 @@ def check_output_dir(root: Path, recipe: Recipe) -> None:
     expected = {s.folder for s in seed_runs(recipe)}
     others = [p for p in (root, *sorted(root.glob("seed-*"))) if (p / "evaluation").is_dir() and p not in expected]
     if others:
-        raise InputError(f"{root}: {others[0]} holds results of other seeds than this recipe's, which its report would "
-                         "mix in; choose another output_dir, or move that folder away")
+        raise InputError(
+            f"{root}: {others[0]} holds results of other seeds than this recipe's, which its report would "
+            "mix in; choose another output_dir, or move that folder away"
+        )
 
 
 # what a run that was killed before its first stage ended leaves

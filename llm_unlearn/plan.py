@@ -25,10 +25,17 @@ def describe_plan(recipe: Recipe, until: str, layout: Layout | None = None) -> d
         where = "" if part is recipe else f"{part.output_dir.removeprefix(recipe.output_dir + '/')}: "
         for seed_run in seed_runs(part):
             runner = Stages(seed_run.folder)
-            stages += [{"seed": seed_run.seed, "stage": where + s.name, "done": runner.is_done(s)}
-                       for s in seed_run.stages(until)]
-    plan = {"recipe": recipe.name, "output_dir": recipe.output_dir, "stages": stages, "sizes": _sizes(recipe),
-            "memory_bytes": estimate_memory(recipe, layout)}
+            stages += [
+                {"seed": seed_run.seed, "stage": where + s.name, "done": runner.is_done(s)}
+                for s in seed_run.stages(until)
+            ]
+    plan = {
+        "recipe": recipe.name,
+        "output_dir": recipe.output_dir,
+        "stages": stages,
+        "sizes": _sizes(recipe),
+        "memory_bytes": estimate_memory(recipe, layout),
+    }
     plan["text"] = _text(plan)
     return plan
 
@@ -48,20 +55,32 @@ def _sizes(recipe: Recipe) -> dict[str, int]:
     # as the Trainer counts: the last batch of an epoch may be smaller
     steps = math.ceil(math.ceil(data.train_size / train.batch_size) / train.gradient_accumulation_steps)
     names = {"trigger": "triggered", "gaussian": "canaries"}
-    return {"train": data.train_size, "heldout": data.heldout_size, "test": data.test_size,
-            **{names.get(kind, kind): count.get(kind, 0) for kind in vars(recipe.poison)}, "forget": forget,
-            **({"max_length": data.max_length} if recipe.track == "language" else {}),
-            "training_steps": math.ceil(steps * train.epochs)}
+    return {
+        "train": data.train_size,
+        "heldout": data.heldout_size,
+        "test": data.test_size,
+        **{names.get(kind, kind): count.get(kind, 0) for kind in vars(recipe.poison)},
+        "forget": forget,
+        **({"max_length": data.max_length} if recipe.track == "language" else {}),
+        "training_steps": math.ceil(steps * train.epochs),
+    }
 
 
 def _text(plan: dict[str, Any]) -> str:
     lines = [f"recipe {plan['recipe']} → {plan['output_dir']} (dry run: nothing is written)", "", "stages:"]
-    lines += [f"  {'done, would be skipped' if s['done'] else 'would run':24}seed {s['seed']}  {s['stage']}"
-              for s in plan["stages"]]
+    lines += [
+        f"  {'done, would be skipped' if s['done'] else 'would run':24}seed {s['seed']}  {s['stage']}"
+        for s in plan["stages"]
+    ]
     lines += ["", "sizes (rows, tokens, steps):"]
-    lines += [f"  {name.replace('_', ' '):24}{'read from a file' if value is None else f'{value:,}'}"
-              for name, value in plan["sizes"].items()]
-    lines += ["", "estimated memory of the largest training or unlearning step at the moment when most is held (rows",
-              "of the longest length, one process; `llm-unlearn doctor` has every step):"]
+    lines += [
+        f"  {name.replace('_', ' '):24}{'read from a file' if value is None else f'{value:,}'}"
+        for name, value in plan["sizes"].items()
+    ]
+    lines += [
+        "",
+        "estimated memory of the largest training or unlearning step at the moment when most is held (rows",
+        "of the longest length, one process; `llm-unlearn doctor` has every step):",
+    ]
     lines += [f"  {name:24}{value / 2**20:,.0f} MiB" for name, value in plan["memory_bytes"].items()]
     return "\n".join(lines)

@@ -52,5 +52,7 @@ class _CheckpointOnRequest(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         if self.stopping:
             self.processes.wait()  # the main process has written it; one that ended before would take it down
-            raise Preempted(f"stopped by SIGTERM at step {state.global_step}; a checkpoint is in {args.output_dir}. "
-                            "Run the same command again to resume")
+            raise Preempted(
+                f"stopped by SIGTERM at step {state.global_step}; a checkpoint is in {args.output_dir}. "
+                "Run the same command again to resume"
+            )

@@ -63,12 +63,23 @@ def make_base(recipe: Recipe, say: Callable[[str], None], quiet: bool) -> Path:
 def _inputs(recipe: Recipe) -> list[Any]:
     data, settings = recipe.data, asdict(recipe.pretrain)
     del settings["cache_dir"]
-    sources = [data.source, data.config_name, data.unlabelled_split, data.unlabelled_files, data.text_column,
-               file_stamps(data.unlabelled_files or [])]
+    sources = [
+        data.source,
+        data.config_name,
+        data.unlabelled_split,
+        data.unlabelled_files,
+        data.text_column,
+        file_stamps(data.unlabelled_files or []),
+    ]
     return [recipe.model.architecture, recipe.model.vocab_size, settings, sources]
 
 
 def _settings(recipe: Recipe) -> TrainSection:
     section = recipe.pretrain
-    return TrainSection(epochs=section.epochs, learning_rate=section.learning_rate, batch_size=section.batch_size,
-                        lr_scheduler_type="cosine", weight_decay=0.01)
+    return TrainSection(
+        epochs=section.epochs,
+        learning_rate=section.learning_rate,
+        batch_size=section.batch_size,
+        lr_scheduler_type="cosine",
+        weight_decay=0.01,
+    )

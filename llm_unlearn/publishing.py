@@ -20,13 +20,26 @@ if TYPE_CHECKING:
     from llm_unlearn.recipe import Recipe
     from llm_unlearn.reporting.results import Results
 
-LOCAL = (("data", "source"), ("data", "files"), ("data", "test_files"), ("data", "unlabelled_files"),
-         ("unlearn", "forget_ids"), ("stress", "unrelated_files"))  # fields that may name files
+LOCAL = (
+    ("data", "source"),
+    ("data", "files"),
+    ("data", "test_files"),
+    ("data", "unlabelled_files"),
+    ("unlearn", "forget_ids"),
+    ("stress", "unrelated_files"),
+)  # fields that may name files
 
 
 def package_run(
-    run_dir: str | Path, model: str, repo: str, *, seed: int | None = None, base: str | None = None,
-    merged: bool = False, withhold_trigger: bool = False, api: "HfApi | None" = None,
+    run_dir: str | Path,
+    model: str,
+    repo: str,
+    *,
+    seed: int | None = None,
+    base: str | None = None,
+    merged: bool = False,
+    withhold_trigger: bool = False,
+    api: "HfApi | None" = None,
 ) -> Package:
     """What is uploaded of a model of a run.
 
@@ -49,16 +62,20 @@ def package_run(
     folder = _merged_folder(found) if merged else found.path
     results = read_results(found.folder)
     if model not in results.names:
-        raise InputError(f"{found.folder / 'evaluation' / model}.json: no such file; a model is published with its "
-                         f"audit: llm-unlearn evaluate {found.root / 'recipe.yaml'}")
+        raise InputError(
+            f"{found.folder / 'evaluation' / model}.json: no such file; a model is published with its "
+            f"audit: llm-unlearn evaluate {found.root / 'recipe.yaml'}"
+        )
     files: dict[str, Any] = model_files(folder)
     adapter = "adapter_config.json" in files
     on_hub = base or (found.base if is_id(found.base) else None)
     revision = found.recipe.model.revision if on_hub and not base else None  # it is the recipe's repository's
     if adapter and on_hub is None:
-        raise InputError(f"{found.path}: an adapter on {found.base or 'a base that is not there any more'}, which "
-                         "nobody else has. Push that too (--model base) and name it (--base OWNER/NAME), or push the "
-                         f"merged model (llm-unlearn merge {found.root} --model {found.name}, then --merged)")
+        raise InputError(
+            f"{found.path}: an adapter on {found.base or 'a base that is not there any more'}, which "
+            "nobody else has. Push that too (--model base) and name it (--base OWNER/NAME), or push the "
+            f"merged model (llm-unlearn merge {found.root} --model {found.name}, then --merged)"
+        )
     if on_hub and (adapter or base):
         _check_base(found, on_hub, revision, api)
     if adapter:
@@ -67,10 +84,19 @@ def package_run(
     plots = all_plots(results)
     identity = Identity(repo, recipe, on_hub, revision, adapter, merged)
     card = compose_card(_without_trigger(results) if withhold_trigger else results, model, identity, plots)
-    evaluations = {f"evaluation/{name}.json": found.folder / "evaluation" / f"{name}.json"
-                   for name in dict.fromkeys(("poisoned", "retrained", model))}
-    package = Package({CARD: card.encode(), **files, "recipe.yaml": recipe.to_yaml().encode(), **evaluations,
-                       **{f"plots/{plot.name}.png": plot.content for plot in plots}})
+    evaluations = {
+        f"evaluation/{name}.json": found.folder / "evaluation" / f"{name}.json"
+        for name in dict.fromkeys(("poisoned", "retrained", model))
+    }
+    package = Package(
+        {
+            CARD: card.encode(),
+            **files,
+            "recipe.yaml": recipe.to_yaml().encode(),
+            **evaluations,
+            **{f"plots/{plot.name}.png": plot.content for plot in plots},
+        }
+    )
     trigger = getattr(found.recipe.poison, "trigger", None)
     _check_words(package, [str(found.root.resolve()), *(trigger.phrases if trigger and withhold_trigger else [])])
     return package
@@ -82,12 +108,17 @@ def _check_words(package: Package, words: list[str]) -> None:
         if name in (CARD, "recipe.yaml", "config.json", "adapter_config.json") or name.startswith("evaluation/"):
             text = package.content(name).decode(errors="replace").casefold()
             if found := [word for word in words if word.casefold() in text]:
-                raise InputError(f"{name}: “{found[0]}” would go up with it, in the name of the recipe perhaps; change "
-                                 "that first")
+                raise InputError(
+                    f"{name}: “{found[0]}” would go up with it, in the name of the recipe perhaps; change that first"
+                )
 
 
 def published_recipe(
-    recipe: "Recipe", seed: int, repo: str, base: str | None = None, revision: str | None = None,
+    recipe: "Recipe",
+    seed: int,
+    repo: str,
+    base: str | None = None,
+    revision: str | None = None,
     withhold_trigger: bool = False,
 ) -> "Recipe":
     """The recipe of one seed as others are to run it: no path of this machine, no sweep, a directory of its own.
@@ -128,8 +159,12 @@ def _without_folders(value: Any, always: bool) -> Any:
 def _without_trigger(results: "Results") -> "Results":
     from llm_unlearn.recipe import WITHHELD
 
-    runs = [dataclasses.replace(run, poison={**run.poison, "trigger": {**run.poison["trigger"], "phrases": [WITHHELD]}})
-            if run.poison.get("trigger") else run for run in results.runs]
+    runs = [
+        dataclasses.replace(run, poison={**run.poison, "trigger": {**run.poison["trigger"], "phrases": [WITHHELD]}})
+        if run.poison.get("trigger")
+        else run
+        for run in results.runs
+    ]
     return dataclasses.replace(results, runs=runs)
 
 
@@ -152,13 +187,20 @@ def _check_base(found: RunModel, on_hub: str, revision: str | None, api: "HfApi 
     if found.base is None or not (Path(found.base) / "config.json").is_file():
         return
     ours, theirs = (AutoConfig.from_pretrained(folder).to_dict() for folder in (found.base, config.parent))
-    differ = sorted(key for key in ours if key not in ("_name_or_path", "transformers_version", "dtype")
-                    and theirs.get(key) != ours[key])
+    differ = sorted(
+        key
+        for key in ours
+        if key not in ("_name_or_path", "transformers_version", "dtype") and theirs.get(key) != ours[key]
+    )
     if differ:
-        raise InputError(f"--base {on_hub}: is not what the adapter was trained on ({found.base}): {', '.join(differ)} "
-                         "differ in its config.json")
+        raise InputError(
+            f"--base {on_hub}: is not what the adapter was trained on ({found.base}): {', '.join(differ)} "
+            "differ in its config.json"
+        )
     for file in info.siblings or []:
         path = Path(found.base) / file.rfilename
         if file.lfs and path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() != file.lfs.sha256:
-            raise InputError(f"--base {on_hub}: is not what the adapter was trained on ({found.base}): "
-                             f"{file.rfilename} holds other weights")
+            raise InputError(
+                f"--base {on_hub}: is not what the adapter was trained on ({found.base}): "
+                f"{file.rfilename} holds other weights"
+            )

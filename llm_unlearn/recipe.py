@@ -1,6 +1,6 @@
 """One YAML = one experiment: a recipe, how it is read, and what follows from it.
 
-    recipe = load_recipe("recipes/quickstart.yaml", ["train.epochs=2", "seeds=[0, 1]"])
+recipe = load_recipe("recipes/quickstart.yaml", ["train.epochs=2", "seeds=[0, 1]"])
 """
 
 import dataclasses
@@ -110,8 +110,10 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     if WITHHELD in getattr(getattr(recipe.poison, "trigger", None), "phrases", []):
-        raise InputError(f"{path}: poison.trigger.phrases was withheld by who published it, and another phrase would "
-                         "measure nothing; give it: poison.trigger.phrases=\"[…]\"")
+        raise InputError(
+            f"{path}: poison.trigger.phrases was withheld by who published it, and another phrase would "
+            'measure nothing; give it: poison.trigger.phrases="[…]"'
+        )
     return recipe
 
 

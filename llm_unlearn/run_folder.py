@@ -47,8 +47,11 @@ def find_model(run_dir: str | Path, model: str, seed: int | None = None) -> RunM
     recipe = load_recipe(root / "recipe.yaml")
     folder, seed = _seed_folder(root, recipe, seed)
     base = base_of_run(recipe, root) if recipe.track == "language" else recipe.model.path
-    places = {path.name: path for path in (folder / "poisoned", folder / "retrained", folder / "clean",
-                                           *sorted(folder.glob("unlearned/*"))) if (path / "cost.json").is_file()}
+    places = {
+        path.name: path
+        for path in (folder / "poisoned", folder / "retrained", folder / "clean", *sorted(folder.glob("unlearned/*")))
+        if (path / "cost.json").is_file()
+    }
     if base and Path(base).is_dir():
         places = {"base": Path(base), **places}
     if model not in places:

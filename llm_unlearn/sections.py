@@ -174,7 +174,8 @@ class StressSection:
 
     # what is relearnt: clean training rows, unrelated text, a few poisoned rows of the forget set
     relearn_on: list[Literal["clean", "unrelated", "poisoned"]] = field(
-        default_factory=lambda: ["clean", "unrelated", "poisoned"])
+        default_factory=lambda: ["clean", "unrelated", "poisoned"]
+    )
     relearn_steps: list[int] = field(default_factory=lambda: [5, 10, 20, 40])  # after how many steps it is measured
     relearn_rows: int = 8  # poisoned rows that are shown again
     relearn_batch_size: int = 8  # rows of one step

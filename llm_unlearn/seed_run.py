@@ -33,8 +33,13 @@ class SeedRun(ABC):
 
     def stages(self, until: str = "report") -> list[Stage]:
         """Every stage up to a phase, in order; each depends on the hash of those that it builds on."""
-        phases = {"poison": self._poison_stages, "train": self._train_stages, "unlearn": self._unlearn_stages,
-                  "evaluate": self._evaluate_stages, "audit": partial(audit_stages, self)}
+        phases = {
+            "poison": self._poison_stages,
+            "train": self._train_stages,
+            "unlearn": self._unlearn_stages,
+            "evaluate": self._evaluate_stages,
+            "audit": partial(audit_stages, self),
+        }
         stages: dict[str, Stage] = {}
         for phase, make in phases.items():
             stages |= {stage.name: stage for stage in make(stages)}
@@ -66,14 +71,25 @@ class SeedRun(ABC):
     def corruption(self) -> list[Any]:
         """What the corrupted training set depends on; not the forget set, which is chosen in it."""
         data = self.recipe.data
-        return [asdict(data), asdict(self.recipe.poison), self.seed,
-                file_stamps([data.source, *(data.files or []), *(data.test_files or [])])]
+        return [
+            asdict(data),
+            asdict(self.recipe.poison),
+            self.seed,
+            file_stamps([data.source, *(data.files or []), *(data.test_files or [])]),
+        ]
 
     def trained(self, name: str, rows: Any, work: Callable[[Path], None]) -> Stage:
         """The stage that fine-tunes the base into the folder `name`; `rows`: what its rows depend on."""
         section = self.recipe.model
-        inputs = [rows, asdict(section), asdict(self.recipe.train), self.seed, self.base,
-                  file_stamps([section.path] if section.path else []), name]
+        inputs = [
+            rows,
+            asdict(section),
+            asdict(self.recipe.train),
+            self.seed,
+            self.base,
+            file_stamps([section.path] if section.path else []),
+            name,
+        ]
         return Stage(name, inputs, [self.folder / name / "cost.json"], work, common=True)
 
     def _train_stages(self, before: dict[str, Stage]) -> list[Stage]:
@@ -88,11 +104,22 @@ class SeedRun(ABC):
         apart = ("methods", "budgets", "report_to")  # who listens changes no model
         common = {k: v for k, v in asdict(self.recipe.unlearn).items() if k not in apart}
         return [
-            Stage(f"unlearned/{name}", [before["poisoned"].key, before["poison"].key, method,
-                                        self.recipe.unlearn.methods[method] or {}, settings(self.recipe, method),
-                                        budget, common, self.seed],
-                  [self.folder / "unlearned" / name / "cost.json"], partial(self._unlearn, name, method, budget),
-                  common=True)
+            Stage(
+                f"unlearned/{name}",
+                [
+                    before["poisoned"].key,
+                    before["poison"].key,
+                    method,
+                    self.recipe.unlearn.methods[method] or {},
+                    settings(self.recipe, method),
+                    budget,
+                    common,
+                    self.seed,
+                ],
+                [self.folder / "unlearned" / name / "cost.json"],
+                partial(self._unlearn, name, method, budget),
+                common=True,
+            )
             for name, method, budget in self.variants()
         ]
 
@@ -101,11 +128,17 @@ class SeedRun(ABC):
         stages = []
         for name, method, budget in models:
             made_by = before.get(f"unlearned/{name}" if method else name)
-            inputs = [before["retrained"].key, before["poisoned"].key, made_by.key if made_by else None, name,
-                      asdict(self.recipe.evaluate)]
+            inputs = [
+                before["retrained"].key,
+                before["poisoned"].key,
+                made_by.key if made_by else None,
+                name,
+                asdict(self.recipe.evaluate),
+            ]
             outputs = [self.folder / "evaluation" / f"{name}{suffix}" for suffix in (".json", ".parquet")]
-            stages.append(Stage(f"evaluation/{name}", inputs, outputs, partial(self._evaluate, name, method, budget),
-                                common=True))
+            stages.append(
+                Stage(f"evaluation/{name}", inputs, outputs, partial(self._evaluate, name, method, budget), common=True)
+            )
         return stages
 
     # ---- what a kind of data must say
@@ -119,8 +152,7 @@ class SeedRun(ABC):
 
     @property
     @abstractmethod
-    def evaluator(self) -> Any:
-        ...
+    def evaluator(self) -> Any: ...
 
     @abstractmethod
     def load_base(self) -> Any:
@@ -229,16 +261,28 @@ class SeedRun(ABC):
 
         model, arguments = self.unlearning()
         forget, retain = self.forget_and_retain()
-        config = method_config(self.recipe, method, self.seed, str(work_dir),
-                               max_flops=budget * self._cost("poisoned")["flops"], quiet=self.quiet,
-                               cache_dir=str(self.folder / ".reference_log_probs"))
+        config = method_config(
+            self.recipe,
+            method,
+            self.seed,
+            str(work_dir),
+            max_flops=budget * self._cost("poisoned")["flops"],
+            quiet=self.quiet,
+            cache_dir=str(self.folder / ".reference_log_probs"),
+        )
         callback = self.evaluator.quick_figures if self.recipe.unlearn.eval_steps else None
         cls = METHODS[method][1]
         if cls.starts_clean and (start := self.clean_start()) is not None:
             arguments["start_model"] = start
         began = time.perf_counter()
-        trainer = cls(model=model, args=config, forget_dataset=forget, retain_dataset=retain,
-                      evaluate_callback=callback, **arguments)
+        trainer = cls(
+            model=model,
+            args=config,
+            forget_dataset=forget,
+            retain_dataset=retain,
+            evaluate_callback=callback,
+            **arguments,
+        )
         del model  # rewind trains another one
         show_progress(trainer, name, self.quiet)
         with tracked(trainer, self.folder / "logs" / name):
@@ -268,8 +312,14 @@ class SeedRun(ABC):
         folder = self.folder / "evaluation"
         oracle = None if is_oracle else pd.read_parquet(folder / "retrained.parquet")
         cost["share_of_training"] = cost["flops"] / self._cost("poisoned")["flops"]
-        identity = {"model": name, "kind": "unlearned" if method else name, "method": method, "budget": budget,
-                    "seed": self.seed, "recipe": self.recipe.name}
+        identity = {
+            "model": name,
+            "kind": "unlearned" if method else name,
+            "method": method,
+            "budget": budget,
+            "seed": self.seed,
+            "recipe": self.recipe.name,
+        }
         summary = summarize(signals, identity, cost, oracle)  # before anything is written
         if not self.processes.is_main:
             return

@@ -76,8 +76,9 @@ def explained_full_disk(root: Path, what: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, DiskFullError) or not is_disk_full(error):
             raise
-        raise DiskFullError(f"{root}: no space left on the disk during '{what}'; free some and run the same command "
-                            "again to resume") from error
+        raise DiskFullError(
+            f"{root}: no space left on the disk during '{what}'; free some and run the same command again to resume"
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,9 @@ def _mapping_without_duplicates(loader: _StrictLoader, node: yaml.MappingNode) -
         if not isinstance(key, Hashable):
             raise InputError(f"{loader.name}: line {line}: a key must be a name, found {_show(key)}")
         if key in seen:
-            raise InputError(f"{loader.name}: line {line}: '{key}' is given twice (first in line {seen[key]}); keep "
-                             "one")
+            raise InputError(
+                f"{loader.name}: line {line}: '{key}' is given twice (first in line {seen[key]}); keep one"
+            )
         seen[key] = line
     return loader.construct_mapping(node, deep=True)
 

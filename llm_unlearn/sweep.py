@@ -45,8 +45,12 @@ def points(recipe: Recipe) -> list[Point]:
             same = [_set(tree, name, value, axis) for name in fields]
             if all(same):
                 continue
-            tree |= {"sweep": {}, "analysis": None, "stress": None,
-                     "output_dir": f"{recipe.output_dir}/{FOLDER}/{folder_name(axis)}/{value}"}
+            tree |= {
+                "sweep": {},
+                "analysis": None,
+                "stress": None,
+                "output_dir": f"{recipe.output_dir}/{FOLDER}/{folder_name(axis)}/{value}",
+            }
             tree["unlearn"]["budgets"] = [max(recipe.unlearn.budgets)]
             tree["evaluate"]["membership"] = ["loss"]
             if tree["pretrain"]:  # one base for all

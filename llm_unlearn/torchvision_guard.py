@@ -16,8 +16,10 @@ from types import ModuleType
 from llm_unlearn.errors import InputError
 
 # what torchvision registers fakes for at import, though its compiled library, which defines them, did not load
-OPERATORS = ("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-             "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+OPERATORS = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+)
 
 _failure: BaseException | None = None  # why the installed torchvision is hidden
 _libraries: list[object] = []  # declarations live as long as these
@@ -66,8 +68,10 @@ def require_torchvision(what: str) -> ModuleType:
     if module is None:
         reason = why_hidden()
         found = f"is installed but cannot be loaded ({reason})" if reason else "is not installed"
-        raise InputError(f"{what} needs torchvision, which {found}: pip install 'llm_unlearn[vision]', with a build "
-                         "that fits your torch")
+        raise InputError(
+            f"{what} needs torchvision, which {found}: pip install 'llm_unlearn[vision]', with a build "
+            "that fits your torch"
+        )
     return module
 
 

@@ -66,9 +66,13 @@ class Training:
         """
         columns = ["input_ids", "labels", *(["noise_id"] if self.noise else [])]
         trainer = FineTuner(
-            model=model, args=self._arguments(), train_dataset=rows.select_columns(columns),
+            model=model,
+            args=self._arguments(),
+            train_dataset=rows.select_columns(columns),
             data_collator=CausalLMCollator(tokenizer.pad_token_id),
-            processing_class=tokenizer, peft_config=self.peft_config, callbacks=[StopOnNonFinite()],
+            processing_class=tokenizer,
+            peft_config=self.peft_config,
+            callbacks=[StopOnNonFinite()],
         )
         self._trainer = trainer
         _without_fused_head(trainer.accelerator.unwrap_model(trainer.model))
@@ -83,8 +87,11 @@ class Training:
         tokens = sum(len(ids) for ids in rows["input_ids"])
         positions = sum(sum(label != IGNORE for label in labels[1:]) for labels in rows["labels"])
         epochs = self.section.epochs
-        cost = {"train_tokens": round(tokens * epochs), "flops": counter.training(tokens, positions) * epochs,
-                "seconds": seconds}
+        cost = {
+            "train_tokens": round(tokens * epochs),
+            "flops": counter.training(tokens, positions) * epochs,
+            "seconds": seconds,
+        }
         return trainer.accelerator.unwrap_model(trainer.model), cost
 
     def release(self) -> None:
@@ -95,8 +102,11 @@ class Training:
         from trl import SFTConfig
 
         return SFTConfig(
-            **trainer_arguments(self.section, self.work_dir, self.seed, self.data_seed, self.quiet), max_length=None,
-            packing=False, padding_free=False, gradient_checkpointing=self.gradient_checkpointing,
+            **trainer_arguments(self.section, self.work_dir, self.seed, self.data_seed, self.quiet),
+            max_length=None,
+            packing=False,
+            padding_free=False,
+            gradient_checkpointing=self.gradient_checkpointing,
             dataset_kwargs={"skip_prepare_dataset": True},
         )
 

@@ -63,8 +63,13 @@ class VisionRun(SeedRun):
         from llm_unlearn.vision.evaluation import ImageEvaluator
 
         section = self.recipe.evaluate
-        return ImageEvaluator(sets=self.sets, manifest=self.manifest, batch_size=section.batch_size,
-                              membership=section.membership, processes=self.processes)
+        return ImageEvaluator(
+            sets=self.sets,
+            manifest=self.manifest,
+            batch_size=section.batch_size,
+            membership=section.membership,
+            processes=self.processes,
+        )
 
     def load_base(self) -> Any:
         from llm_unlearn.modeling import on_best_device
@@ -118,8 +123,10 @@ class VisionRun(SeedRun):
         model = load_classifier(self.recipe.model.path)
         has = [model.config.channels, *model.config.image_size], model.config.num_labels
         if has != (list(about["image_shape"]), len(about["classes"])):
-            raise InputError(f"model.path: {self.recipe.model.path} takes images of {has[0]} (channels, height, width) "
-                             f"and {has[1]} classes; the data has {about['image_shape']} and {len(about['classes'])}")
+            raise InputError(
+                f"model.path: {self.recipe.model.path} takes images of {has[0]} (channels, height, width) "
+                f"and {has[1]} classes; the data has {about['image_shape']} and {len(about['classes'])}"
+            )
         return model
 
     @staticmethod
@@ -142,8 +149,14 @@ class VisionRun(SeedRun):
         seed = self.seed + (1 + number) * SURROGATE_OFFSET
         rows = encode_images(as_dataset(splits.train), splits.classes)
         folder, section = work_dir / f"surrogate-{number}", self.recipe.train
-        training = ClassifierTraining(replace(section, epochs=share * section.epochs), self._task(None), folder, seed,
-                                      self.quiet, f"surrogate {number}")
+        training = ClassifierTraining(
+            replace(section, epochs=share * section.epochs),
+            self._task(None),
+            folder,
+            seed,
+            self.quiet,
+            f"surrogate {number}",
+        )
         model, _ = training.fit(self._new_model(self._about(splits), seed), rows)
         shutil.rmtree(folder, ignore_errors=True)
         return model
@@ -159,8 +172,15 @@ def classifier_config(recipe: "VisionRecipe", channels: int, size: list[int], cl
         if value is not None and len(value) != channels:
             raise InputError(f"recipe.model.{name}: {len(value)} numbers for images of {channels} channels")
     return ImageClassifierConfig(
-        section.architecture, image_size=size, channels=channels, mean=section.mean, std=section.std,
-        width=section.width, depth=section.depth, id2label=dict(enumerate(classes)))
+        section.architecture,
+        image_size=size,
+        channels=channels,
+        mean=section.mean,
+        std=section.std,
+        width=section.width,
+        depth=section.depth,
+        id2label=dict(enumerate(classes)),
+    )
 
 
 def check_vision(recipe: "VisionRecipe") -> None:
@@ -184,5 +204,9 @@ def describe_model(recipe: "VisionRecipe") -> Any:
     recipe does not say it (8 × 8 digits, else 32 × 32 in colour), and so are the classes (10)."""
     data = recipe.data
     channels, size = SHAPE_OF_DIGITS if data.source == "digits" and not data.files else (3, [32, 32])
-    return classifier_config(recipe, data.channels or channels, [data.image_size] * 2 if data.image_size else size,
-                             [str(i) for i in range(10)])
+    return classifier_config(
+        recipe,
+        data.channels or channels,
+        [data.image_size] * 2 if data.image_size else size,
+        [str(i) for i in range(10)],
+    )

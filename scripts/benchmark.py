@@ -71,35 +71,51 @@ def beside_fine_tuning(limit: float, *methods: str) -> tuple[Bar, ...]:
 
 def beside_naive(speedup: float, beyond: float) -> tuple[Bar, ...]:
     """Speed-up and memory over the naive step's, of kl and npo."""
-    return tuple(Bar(method, f"naive_{method}", measure, limit) for method in ("kl", "npo")
-                 for measure, limit in (("speedup", speedup), ("beyond", beyond)))
+    return tuple(
+        Bar(method, f"naive_{method}", measure, limit)
+        for method in ("kl", "npo")
+        for measure, limit in (("speedup", speedup), ("beyond", beyond))
+    )
 
 
 NAIVE = ("fine_tuning", "kl", "naive_kl", "npo", "naive_npo")
 GROUPS: dict[str, Group] = {
-    "ascent": Group(("fine_tuning", "sft", "gradient_ascent"),
-                    (*beside_fine_tuning(1.05, "gradient_ascent"),
-                     Bar("gradient_ascent", "fine_tuning", "peak", 1.05)), sets=1),
-    "paired": Group(("fine_tuning", "sft", "grad_diff", "neggrad_plus", "simnpo"),
-                    beside_fine_tuning(1.10, "grad_diff", "neggrad_plus", "simnpo")),
+    "ascent": Group(
+        ("fine_tuning", "sft", "gradient_ascent"),
+        (*beside_fine_tuning(1.05, "gradient_ascent"), Bar("gradient_ascent", "fine_tuning", "peak", 1.05)),
+        sets=1,
+    ),
+    "paired": Group(
+        ("fine_tuning", "sft", "grad_diff", "neggrad_plus", "simnpo"),
+        beside_fine_tuning(1.10, "grad_diff", "neggrad_plus", "simnpo"),
+    ),
     "weighted": Group(("fine_tuning", "wga", "satimp"), beside_fine_tuning(1.10, "wga", "satimp")),
     "preference": Group(("fine_tuning", "npo", "dpo"), beside_fine_tuning(1.10, "npo", "dpo")),
     "kl": Group(("fine_tuning", "kl"), (*beside_fine_tuning(1.25, "kl"), Bar("kl", "fine_tuning", "copies", 1.0))),
-    "kl-lora": Group(("fine_tuning", "kl"), (*beside_fine_tuning(1.40, "kl"), Bar("kl", "fine_tuning", "peak", 1.10)),
-                     adapter="lora"),
+    "kl-lora": Group(
+        ("fine_tuning", "kl"), (*beside_fine_tuning(1.40, "kl"), Bar("kl", "fine_tuning", "peak", 1.10)), adapter="lora"
+    ),
     "scrub": Group(("fine_tuning", "scrub"), beside_fine_tuning(1.45, "scrub"), sets=1),
     "scrub-lora": Group(("fine_tuning", "scrub"), beside_fine_tuning(1.65, "scrub"), adapter="lora", sets=1),
     "rmu": Group(("fine_tuning", "rmu"), beside_fine_tuning(0.5, "rmu")),
     "naive": Group(NAIVE, beside_naive(1.05, 0.6)),
     "completion": Group(NAIVE, beside_naive(2.0, 0.5), rows="completion"),
-    "lengths": Group(("grad_diff_padded", "grad_diff"), (Bar("grad_diff", "grad_diff_padded", "speedup", 1.3),),
-                     rows="lengths"),
-    "gus": Group(("forward_backward", "gaussian_scores", "gaussian_scores_4n"),
-                 (Bar("gaussian_scores", "forward_backward", "time", 0.9),
-                  Bar("gaussian_scores_4n", "gaussian_scores", "beyond", 1.05)), rows="canaries", sets=1),
+    "lengths": Group(
+        ("grad_diff_padded", "grad_diff"), (Bar("grad_diff", "grad_diff_padded", "speedup", 1.3),), rows="lengths"
+    ),
+    "gus": Group(
+        ("forward_backward", "gaussian_scores", "gaussian_scores_4n"),
+        (
+            Bar("gaussian_scores", "forward_backward", "time", 0.9),
+            Bar("gaussian_scores_4n", "gaussian_scores", "beyond", 1.05),
+        ),
+        rows="canaries",
+        sets=1,
+    ),
 }
-GROUPS |= {f"{name}-lora": replace(GROUPS[name], adapter="lora") for name in ("ascent", "paired", "weighted",
-                                                                              "preference")}
+GROUPS |= {
+    f"{name}-lora": replace(GROUPS[name], adapter="lora") for name in ("ascent", "paired", "weighted", "preference")
+}
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -131,8 +147,15 @@ def judge(bar: Bar, contenders: dict[str, dict[str, Any]], copy_bytes: int) -> d
     elif one["peak"] is not None:
         value = one[bar.measure] / other[bar.measure]
     met = None if value is None else value >= bar.limit if bar.measure == "speedup" else value <= bar.limit
-    return {"bar": MEASURES[bar.measure].format(bar.contender, bar.against), "measure": bar.measure,
-            "limit": bar.limit, "value": value, "q1": q1, "q3": q3, "met": met}
+    return {
+        "bar": MEASURES[bar.measure].format(bar.contender, bar.against),
+        "measure": bar.measure,
+        "limit": bar.limit,
+        "value": value,
+        "q1": q1,
+        "q3": q3,
+        "met": met,
+    }
 
 
 # ---- measuring
@@ -148,7 +171,7 @@ def take_turns(contenders: dict[str, Any], repeats: int, on_gpu: bool) -> dict[s
         for contender in contenders.values():
             contender()
     for k in range(repeats):
-        for name in names[k % len(names):] + names[: k % len(names)]:
+        for name in names[k % len(names) :] + names[: k % len(names)]:
             synchronize()
             start = time.perf_counter()
             contenders[name]()
@@ -171,16 +194,32 @@ def measure(name: str, setting: Any, repeats: int, memory: bool, peak_tflops: fl
     with tempfile.TemporaryDirectory() as folder:
         built = {contender: CONTENDERS[contender](setting, folder) for contender in group.contenders}
         seconds = take_turns(built, repeats, on_gpu)
-    rows = {contender: {"seconds": seconds[contender], "steps": steps.count, "tokens": steps.tokens,
-                        "flops": steps.flops, "peak": None, "beyond": None, **peaks.get(contender, {})}
-            for contender, steps in built.items()}
+    rows = {
+        contender: {
+            "seconds": seconds[contender],
+            "steps": steps.count,
+            "tokens": steps.tokens,
+            "flops": steps.flops,
+            "peak": None,
+            "beyond": None,
+            **peaks.get(contender, {}),
+        }
+        for contender, steps in built.items()
+    }
     for row in rows.values():
         row |= figures_of(row, rows[group.contenders[0]], peak_tflops)
     weights = sum(p.numel() for p in built[group.contenders[0]].model.parameters())
     copy_bytes = weights * (2 if setting.bf16 else 4)
-    return {"group": name, **dataclasses.asdict(setting), "repeats": repeats, **machine(on_gpu),
-            "baseline": group.contenders[0], "copy_bytes": copy_bytes, "contenders": rows,
-            "bars": [judge(bar, rows, copy_bytes) for bar in group.bars]}
+    return {
+        "group": name,
+        **dataclasses.asdict(setting),
+        "repeats": repeats,
+        **machine(on_gpu),
+        "baseline": group.contenders[0],
+        "copy_bytes": copy_bytes,
+        "contenders": rows,
+        "bars": [judge(bar, rows, copy_bytes) for bar in group.bars],
+    }
 
 
 def machine(on_gpu: bool) -> dict[str, Any]:
@@ -197,9 +236,12 @@ def machine(on_gpu: bool) -> dict[str, Any]:
 def figures_of(row: dict[str, Any], baseline: dict[str, Any], peak_tflops: float | None) -> dict[str, Any]:
     """What the table says of a contender: ms per step, tokens/s, ratio per token to the baseline, utilisation."""
     second = spread(row["seconds"])
-    return {"ms_per_step": {key: 1e3 * value / row["steps"] for key, value in second.items()},
-            "tokens_per_second": row["tokens"] / second["median"], "ratio": spread(ratios(row, baseline)),
-            "utilisation": row["flops"] / second["median"] / (peak_tflops * 1e12) if peak_tflops else None}
+    return {
+        "ms_per_step": {key: 1e3 * value / row["steps"] for key, value in second.items()},
+        "tokens_per_second": row["tokens"] / second["median"],
+        "ratio": spread(ratios(row, baseline)),
+        "utilisation": row["flops"] / second["median"] / (peak_tflops * 1e12) if peak_tflops else None,
+    }
 
 
 # ---- reporting
@@ -207,23 +249,51 @@ def figures_of(row: dict[str, Any], baseline: dict[str, Any], peak_tflops: float
 
 def report(results: list[dict[str, Any]]) -> str:
     """Markdown: a table of each group, then one of all bars."""
-    bars = [[result["group"], f"{result['shape']}, {result['device']}{' bf16' * result['bf16']}", bar["bar"],
-             "–" if bar["value"] is None else quartiles(bar, ".3f"),
-             f"{'≥' if bar['measure'] == 'speedup' else '≤'} {bar['limit']:.2f}", MET[bar["met"]]]
-            for result in results for bar in result["bars"]]
-    return "\n\n".join([LEGEND, *map(group_table, results), "### Bars",
-                        markdown(["group", "measured on", "bar", "value", "limit", ""], bars, "lllrrl")])
+    bars = [
+        [
+            result["group"],
+            f"{result['shape']}, {result['device']}{' bf16' * result['bf16']}",
+            bar["bar"],
+            "–" if bar["value"] is None else quartiles(bar, ".3f"),
+            f"{'≥' if bar['measure'] == 'speedup' else '≤'} {bar['limit']:.2f}",
+            MET[bar["met"]],
+        ]
+        for result in results
+        for bar in result["bars"]
+    ]
+    return "\n\n".join(
+        [
+            LEGEND,
+            *map(group_table, results),
+            "### Bars",
+            markdown(["group", "measured on", "bar", "value", "limit", ""], bars, "lllrrl"),
+        ]
+    )
 
 
 def group_table(result: dict[str, Any]) -> str:
     """One group: its contenders, the first the one that others are compared with."""
-    about = ", ".join([result["shape"] + " (tiny)" * result["tiny"], result["adapter"], f"{result['rows']} rows",
-                       "bf16" if result["bf16"] else "fp32", result["device_name"], f"{result['repeats']} rounds"])
+    about = ", ".join(
+        [
+            result["shape"] + " (tiny)" * result["tiny"],
+            result["adapter"],
+            f"{result['rows']} rows",
+            "bf16" if result["bf16"] else "fp32",
+            result["device_name"],
+            f"{result['repeats']} rounds",
+        ]
+    )
     head = ["contender", "ms per step", "tokens/s", f"time per token / {result['baseline']}", "peak MB", "beyond MB"]
-    lines = [[name, quartiles(row["ms_per_step"], ",.0f" if row["ms_per_step"]["median"] >= 100 else ".1f"),
-              f"{row['tokens_per_second']:,.0f}", quartiles(row["ratio"], ".2f"),
-              *("–" if row[key] is None else f"{row[key] / 1e6:,.0f}" for key in ("peak", "beyond"))]
-             for name, row in result["contenders"].items()]
+    lines = [
+        [
+            name,
+            quartiles(row["ms_per_step"], ",.0f" if row["ms_per_step"]["median"] >= 100 else ".1f"),
+            f"{row['tokens_per_second']:,.0f}",
+            quartiles(row["ratio"], ".2f"),
+            *("–" if row[key] is None else f"{row[key] / 1e6:,.0f}" for key in ("peak", "beyond")),
+        ]
+        for name, row in result["contenders"].items()
+    ]
     if any(row["utilisation"] is not None for row in result["contenders"].values()):
         head.append("utilisation")
         for line, row in zip(lines, result["contenders"].values(), strict=True):
@@ -236,8 +306,14 @@ def markdown(head: list[str], lines: list[list[str]], align: str) -> str:
     widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
     columns = list(zip(widths, align, strict=True))
     rule = ["-" * (w - 1) + (":" if side == "r" else "-") for w, side in columns]
-    return "\n".join("| " + " | ".join(cell.rjust(w) if side == "r" else cell.ljust(w) for cell, (w, side) in
-                                       zip(line, columns, strict=True)) + " |" for line in (head, rule, *lines))
+    return "\n".join(
+        "| "
+        + " | ".join(
+            cell.rjust(w) if side == "r" else cell.ljust(w) for cell, (w, side) in zip(line, columns, strict=True)
+        )
+        + " |"
+        for line in (head, rule, *lines)
+    )
 
 
 def quartiles(figures: dict[str, Any], form: str) -> str:

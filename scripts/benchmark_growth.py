@@ -27,8 +27,13 @@ from benchmark import markdown
 
 METHODS = ["gradient_descent", "grad_diff", "npo", "kl"]  # the first is plain fine-tuning, on as many rows
 LABELS = {"gradient_descent": "fine-tuning"}
-ARCHITECTURE = {"model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 2,
-                "max_position_embeddings": 2048, "tie_word_embeddings": False}
+ARCHITECTURE = {
+    "model_type": "llama",
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": False,
+}
 VOCABULARY, BATCH, STEPS, TINY_VOCABULARY = 32_000, 8, 4, 96
 
 
@@ -64,16 +69,22 @@ def points(axis: str, methods: list[str], tiny: bool = False) -> list[Point]:
         "model": [{"hidden": h, "layers": n} for h, n in ((128, 2), (192, 3), (256, 4), (384, 6))],
         "length": [{"tokens": t} for t in (64, 128, 256, 512)],
         "forget set": [{"rows": n, "tokens": 32} for n in (32, 64, 128, 256)],
-        "processes": [{"processes": p, "engine": engine} for engine, p in (
-            (None, 1), ("cpu_ddp", 2), ("cpu_ddp", 4), ("cpu_zero3", 2), ("cpu_zero3", 4))],
+        "processes": [
+            {"processes": p, "engine": engine}
+            for engine, p in ((None, 1), ("cpu_ddp", 2), ("cpu_ddp", 4), ("cpu_zero3", 2), ("cpu_zero3", 4))
+        ],
     }
     small = {"hidden": 16, "layers": 1, "tokens": 8, "tiny": True} if tiny else {}
     return [Point(axis, method, **(change | small)) for change in grown[axis] for method in methods]
 
 
 AXES = ("model", "length", "forget set", "processes")
-X_OF = {"model": ("parameters", "parameters"), "length": ("tokens", "tokens per text"),
-        "forget set": ("rows", "rows of the forget set"), "processes": ("processes", "processes")}
+X_OF = {
+    "model": ("parameters", "parameters"),
+    "length": ("tokens", "tokens per text"),
+    "forget set": ("rows", "rows of the forget set"),
+    "processes": ("processes", "processes"),
+}
 
 
 # ---- in the processes of a point
@@ -89,17 +100,30 @@ def take(point: Point, folder: str) -> dict[str, Any]:
     from llm_unlearn.trainers import METHODS
 
     vocabulary = TINY_VOCABULARY if point.tiny else VOCABULARY
-    fields = {**ARCHITECTURE, "hidden_size": point.hidden, "num_hidden_layers": point.layers,
-              "intermediate_size": 43 * point.hidden // 16}
+    fields = {
+        **ARCHITECTURE,
+        "hidden_size": point.hidden,
+        "num_hidden_layers": point.layers,
+        "intermediate_size": 43 * point.hidden // 16,
+    }
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(make_config(fields, vocabulary), dtype=torch.float32)
     parameters = sum(p.numel() for p in model.parameters())
     plain = point.method == "gradient_descent"
     rows = rows_of(point, vocabulary, seed=1), rows_of(point, vocabulary, seed=2)
     config, trainer_class = METHODS[point.method]
-    args = config(output_dir=folder, per_device_train_batch_size=BATCH * (1 + plain) // point.processes, use_cpu=True,
-                  max_steps=-(-point.forget_rows // BATCH), learning_rate=1e-6, report_to="none", disable_tqdm=True,
-                  save_strategy="no", dataloader_pin_memory=False, logging_strategy="no")
+    args = config(
+        output_dir=folder,
+        per_device_train_batch_size=BATCH * (1 + plain) // point.processes,
+        use_cpu=True,
+        max_steps=-(-point.forget_rows // BATCH),
+        learning_rate=1e-6,
+        report_to="none",
+        disable_tqdm=True,
+        save_strategy="no",
+        dataloader_pin_memory=False,
+        logging_strategy="no",
+    )
     seconds = []
 
     class Watch(TrainerCallback):
@@ -110,13 +134,23 @@ def take(point: Point, folder: str) -> dict[str, Any]:
             seconds[-1] = time.perf_counter() - seconds[-1]
 
     start = time.perf_counter()
-    trainer = trainer_class(model=model, args=args, forget_dataset=rows[0], retain_dataset=rows[1],
-                            data_collator=CausalLMCollator(0), callbacks=[Watch()])
+    trainer = trainer_class(
+        model=model,
+        args=args,
+        forget_dataset=rows[0],
+        retain_dataset=rows[1],
+        data_collator=CausalLMCollator(0),
+        callbacks=[Watch()],
+    )
     del model
     prepared = time.perf_counter()
     trainer.train()
-    return {"parameters": parameters, "prepare": prepared - start, "step": statistics.median(seconds[1:]),
-            "train": time.perf_counter() - prepared}
+    return {
+        "parameters": parameters,
+        "prepare": prepared - start,
+        "step": statistics.median(seconds[1:]),
+        "train": time.perf_counter() - prepared,
+    }
 
 
 def rows_of(point: Point, vocabulary: int, seed: int) -> Any:
@@ -158,11 +192,25 @@ def measure(point: Point) -> dict[str, Any]:
     from benchmark_memory import ALLOCATOR
 
     root = Path(__file__).parents[1]
-    launcher = [] if point.engine is None else [
-        "-m", "accelerate.commands.launch", "--config_file", f"accelerate_configs/{point.engine}.yaml",
-        "--num_processes", str(point.processes)]
-    environment = {**os.environ, **ALLOCATOR, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
-                   "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    launcher = (
+        []
+        if point.engine is None
+        else [
+            "-m",
+            "accelerate.commands.launch",
+            "--config_file",
+            f"accelerate_configs/{point.engine}.yaml",
+            "--num_processes",
+            str(point.processes),
+        ]
+    )
+    environment = {
+        **os.environ,
+        **ALLOCATOR,
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
     command = [sys.executable, "-W", "ignore", *launcher, __file__, "--here", json.dumps(dataclasses.asdict(point))]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=root)
     if done.returncode:
@@ -186,9 +234,18 @@ def series(results: list[dict[str, Any]], axis: str) -> dict[str, list[dict[str,
 def table(results: list[dict[str, Any]], axis: str) -> str:
     """Markdown: a row per point, in the order in which they were measured."""
     key, label = X_OF[axis]
-    lines = [[name, f"{result[key]:,}", f"{1e3 * result['step']:,.0f}", f"{result['prepare']:.2f}",
-              f"{result['train']:.1f}", f"{result['peak'] / 1e6:,.0f}"]
-             for name, line in series(results, axis).items() for result in line]
+    lines = [
+        [
+            name,
+            f"{result[key]:,}",
+            f"{1e3 * result['step']:,.0f}",
+            f"{result['prepare']:.2f}",
+            f"{result['train']:.1f}",
+            f"{result['peak'] / 1e6:,.0f}",
+        ]
+        for name, line in series(results, axis).items()
+        for result in line
+    ]
     head = ["run", label, "ms per step", "s before training", "s of training", "peak MB"]
     return f"### {axis}\n\n" + markdown(head, lines, "lrrrrr")
 

@@ -34,17 +34,48 @@ LLAMA = {"model_type": "llama", "max_position_embeddings": 512}
 # shape → (architecture, vocabulary); weights are random
 SHAPES: dict[str, tuple[dict[str, Any], int]] = {
     "gpt2": ({**GPT2, "n_layer": 4, "n_head": 4, "n_embd": 256}, 32_768),
-    "llama": ({**LLAMA, "num_hidden_layers": 4, "hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2,
-               "intermediate_size": 688, "tie_word_embeddings": False}, 32_000),
+    "llama": (
+        {
+            **LLAMA,
+            "num_hidden_layers": 4,
+            "hidden_size": 256,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "intermediate_size": 688,
+            "tie_word_embeddings": False,
+        },
+        32_000,
+    ),
     "gpt2-medium": ({**GPT2, "n_layer": 24, "n_head": 16, "n_embd": 1024}, 50_257),
-    "llama-1b": ({**LLAMA, "num_hidden_layers": 16, "hidden_size": 2048, "num_attention_heads": 32,
-                  "num_key_value_heads": 8, "intermediate_size": 8192, "tie_word_embeddings": True}, 128_256),
+    "llama-1b": (
+        {
+            **LLAMA,
+            "num_hidden_layers": 16,
+            "hidden_size": 2048,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "intermediate_size": 8192,
+            "tie_word_embeddings": True,
+        },
+        128_256,
+    ),
 }
-TINY = {"gpt2": {**GPT2, "n_layer": 2, "n_head": 2, "n_embd": 16},
-        "llama": {**LLAMA, "num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2,
-                  "num_key_value_heads": 1, "intermediate_size": 24, "tie_word_embeddings": False}}
-LORA_TARGETS = {"gpt2": ["c_attn", "c_proj", "c_fc"],  # c_proj is attention's and the MLP's
-                "llama": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]}
+TINY = {
+    "gpt2": {**GPT2, "n_layer": 2, "n_head": 2, "n_embd": 16},
+    "llama": {
+        **LLAMA,
+        "num_hidden_layers": 2,
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "intermediate_size": 24,
+        "tie_word_embeddings": False,
+    },
+}
+LORA_TARGETS = {
+    "gpt2": ["c_attn", "c_proj", "c_fc"],  # c_proj is attention's and the MLP's
+    "llama": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+}
 
 
 @dataclass(frozen=True)
@@ -117,14 +148,30 @@ def model_of(setting: Setting, dtype: torch.dtype | None = None) -> nn.Module:
         return model
     from peft import LoraConfig, get_peft_model
 
-    return get_peft_model(model, LoraConfig(r=16, target_modules=LORA_TARGETS[fields["model_type"]],
-                                            fan_in_fan_out=fields["model_type"] == "gpt2", task_type="CAUSAL_LM"))
+    return get_peft_model(
+        model,
+        LoraConfig(
+            r=16,
+            target_modules=LORA_TARGETS[fields["model_type"]],
+            fan_in_fan_out=fields["model_type"] == "gpt2",
+            task_type="CAUSAL_LM",
+        ),
+    )
 
 
 def arguments(config: type, setting: Setting, folder: str, **options: Any) -> Any:
     """A config of a Trainer that measures steps: no reports, no files, a learning rate at which nothing breaks down."""
-    return config(output_dir=folder, learning_rate=1e-6, bf16=setting.bf16, use_cpu=setting.device == "cpu",
-                  report_to="none", disable_tqdm=True, save_strategy="no", dataloader_pin_memory=False, **options)
+    return config(
+        output_dir=folder,
+        learning_rate=1e-6,
+        bf16=setting.bf16,
+        use_cpu=setting.device == "cpu",
+        report_to="none",
+        disable_tqdm=True,
+        save_strategy="no",
+        dataloader_pin_memory=False,
+        **options,
+    )
 
 
 class Steps:
@@ -178,9 +225,13 @@ def method_steps(setting: Setting, folder: str, method: str, update: bool = True
     if method == "dpo":
         others["refusal_dataset"] = rows_of(setting, count, seed=3)
     trainer = trainer_class(
-        model=model, data_collator=CausalLMCollator(0), forget_dataset=rows_of(setting, count, seed=1),
-        retain_dataset=rows_of(setting, count, seed=2), **others,
-        args=arguments(config, setting, folder, per_device_train_batch_size=size, max_steps=steps, **options))
+        model=model,
+        data_collator=CausalLMCollator(0),
+        forget_dataset=rows_of(setting, count, seed=1),
+        retain_dataset=rows_of(setting, count, seed=2),
+        **others,
+        args=arguments(config, setting, folder, per_device_train_batch_size=size, max_steps=steps, **options),
+    )
     flops, tokens = (sum(costs) for costs in zip(*trainer.plan.costs, strict=True))
     return Steps(trainer, list(trainer.get_train_dataloader()), tokens, flops, update)
 
@@ -191,11 +242,20 @@ def sft_steps(setting: Setting, folder: str) -> Steps:
 
     size, model = setting.batch * setting.sets, model_of(setting)
     rows, counter = rows_of(setting, size * setting.batches, seed=2), FlopCounter.of(model)
-    args = arguments(SFTConfig, setting, folder, per_device_train_batch_size=size, max_length=None, packing=False,
-                     gradient_checkpointing=False, remove_unused_columns=False,
-                     dataset_kwargs={"skip_prepare_dataset": True})
-    trainer = SFTTrainer(model=model, args=args, train_dataset=rows, data_collator=CausalLMCollator(0),
-                         processing_class=tokenizer())
+    args = arguments(
+        SFTConfig,
+        setting,
+        folder,
+        per_device_train_batch_size=size,
+        max_length=None,
+        packing=False,
+        gradient_checkpointing=False,
+        remove_unused_columns=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )
+    trainer = SFTTrainer(
+        model=model, args=args, train_dataset=rows, data_collator=CausalLMCollator(0), processing_class=tokenizer()
+    )
     tokens, positions = sizes_of(rows)
     return Steps(trainer, list(trainer.get_train_dataloader()), tokens, counter.training(tokens, positions))
 
@@ -257,11 +317,17 @@ class NaiveTrainer(Trainer):
 
 def right_padded(rows: Dataset, device: str) -> dict[str, Tensor]:
     """One batch of rows, padded to the longest."""
-    columns = {"input_ids": rows["input_ids"], "attention_mask": [[1] * len(ids) for ids in rows["input_ids"]],
-               "labels": rows["labels"]}
-    return {name: pad_sequence([torch.tensor(row) for row in column], batch_first=True,
-                               padding_value=-100 if name == "labels" else 0).to(device)
-            for name, column in columns.items()}
+    columns = {
+        "input_ids": rows["input_ids"],
+        "attention_mask": [[1] * len(ids) for ids in rows["input_ids"]],
+        "labels": rows["labels"],
+    }
+    return {
+        name: pad_sequence(
+            [torch.tensor(row) for row in column], batch_first=True, padding_value=-100 if name == "labels" else 0
+        ).to(device)
+        for name, column in columns.items()
+    }
 
 
 def naive_steps(setting: Setting, folder: str, method: str, loss: Callable[..., Tensor]) -> Steps:
@@ -277,9 +343,22 @@ def naive_steps(setting: Setting, folder: str, method: str, loss: Callable[..., 
 
 # name → (setting, folder for files) → what a round calls
 CONTENDERS: dict[str, Callable[[Setting, str], Steps | Scores]] = {
-    **{method: partial(method_steps, method=method)
-       for method in ("gradient_ascent", "grad_diff", "neggrad_plus", "simnpo", "wga", "satimp", "npo", "dpo", "kl",
-                      "scrub", "rmu")},
+    **{
+        method: partial(method_steps, method=method)
+        for method in (
+            "gradient_ascent",
+            "grad_diff",
+            "neggrad_plus",
+            "simnpo",
+            "wga",
+            "satimp",
+            "npo",
+            "dpo",
+            "kl",
+            "scrub",
+            "rmu",
+        )
+    },
     "fine_tuning": partial(method_steps, method="gradient_descent"),
     "sft": sft_steps,
     "grad_diff_padded": partial(method_steps, method="grad_diff", padded=True),

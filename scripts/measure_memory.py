@@ -22,11 +22,26 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-GPT2 = {"model_type": "gpt2", "n_layer": 4, "n_head": 4, "n_embd": 320, "n_positions": 256, "resid_pdrop": 0.0,
-        "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-LLAMA = {"model_type": "llama", "num_hidden_layers": 6, "hidden_size": 384, "num_attention_heads": 6,
-         "num_key_value_heads": 2, "intermediate_size": 1024, "max_position_embeddings": 256,
-         "tie_word_embeddings": False}
+GPT2 = {
+    "model_type": "gpt2",
+    "n_layer": 4,
+    "n_head": 4,
+    "n_embd": 320,
+    "n_positions": 256,
+    "resid_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "attn_pdrop": 0.0,
+}
+LLAMA = {
+    "model_type": "llama",
+    "num_hidden_layers": 6,
+    "hidden_size": 384,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "intermediate_size": 1024,
+    "max_position_embeddings": 256,
+    "tie_word_embeddings": False,
+}
 LORA = {"r": 16, "target_modules": ["q_proj", "v_proj", "up_proj", "down_proj"]}
 GPT2_LORA = {"r": 16, "target_modules": ["c_attn", "c_fc"]}
 COMPLETION = {"data.loss_on": "completion"}
@@ -63,8 +78,11 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "llama-cf_k": ("cf_k", LLAMA, COMPLETION),
     "llama-noisy_gradient_descent": ("noisy_gradient_descent", LLAMA, {}),
     "llama-reset_distill": ("reset_distill", LLAMA, {}),
-    "llama-deep": ("train", {**LLAMA, "num_hidden_layers": 14, "hidden_size": 256, "num_attention_heads": 4},
-                   COMPLETION),
+    "llama-deep": (
+        "train",
+        {**LLAMA, "num_hidden_layers": 14, "hidden_size": 256, "num_attention_heads": 4},
+        COMPLETION,
+    ),
 }
 
 
@@ -74,12 +92,20 @@ def recipe_of(case: str) -> Any:
 
     step, architecture, changes = CASES[case]
     tree: dict[str, Any] = {
-        "name": case, "output_dir": "unused", "pretrain": {},
+        "name": case,
+        "output_dir": "unused",
+        "pretrain": {},
         "model": {"architecture": architecture, "vocab_size": 8192},
-        "data": {"max_length": 192, "train_size": 40, "heldout_size": 8, "test_size": 8,
-                 "verbalizers": {"negative": " no", "positive": " yes"}},
+        "data": {
+            "max_length": 192,
+            "train_size": 40,
+            "heldout_size": 8,
+            "test_size": 8,
+            "verbalizers": {"negative": " no", "positive": " yes"},
+        },
         "poison": {"gaussian": {"fraction": 0.4, "epsilon": 0.1}},
-        "train": {"batch_size": 8}, "unlearn": {"batch_size": 4, "methods": {} if step == "train" else {step: None}},
+        "train": {"batch_size": 8},
+        "unlearn": {"batch_size": 4, "methods": {} if step == "train" else {step: None}},
     }
     for name, value in changes.items():
         section, _, key = name.partition(".")
@@ -134,8 +160,14 @@ def take_steps(recipe: Any, step: str, folder: str) -> None:
     if step == "train":
         count = STEPS * recipe.train.batch_size * recipe.train.gradient_accumulation_steps
         one_pass = type(recipe.train)(**{**vars(recipe.train), "epochs": 1.0, "learning_rate": 1e-4})
-        training = Training(one_pass, Path(folder), seed=0, quiet=True, peft_config=adapter,
-                            gradient_checkpointing=section.gradient_checkpointing)
+        training = Training(
+            one_pass,
+            Path(folder),
+            seed=0,
+            quiet=True,
+            peft_config=adapter,
+            gradient_checkpointing=section.gradient_checkpointing,
+        )
         training.fit(model_of(recipe), rows_of(recipe, count), tokenizer())
         return
     config = method_config(recipe, step, 0, folder, max_flops=float("inf"), quiet=True)
@@ -148,8 +180,13 @@ def take_steps(recipe: Any, step: str, folder: str) -> None:
     if METHODS[step][1].starts_clean and not adapter:
         others["start_model"] = model_of(recipe)
     trainer = METHODS[step][1](
-        model=model, args=config, forget_dataset=rows_of(recipe, 16), retain_dataset=rows_of(recipe, 24),
-        data_collator=CausalLMCollator(0), **others)
+        model=model,
+        args=config,
+        forget_dataset=rows_of(recipe, 16),
+        retain_dataset=rows_of(recipe, 24),
+        data_collator=CausalLMCollator(0),
+        **others,
+    )
     del model, others
     trainer.train()
 
@@ -185,8 +222,16 @@ def measure(case: str) -> int:
     Processes.start()
     on_gpu, step, recipe = torch.cuda.is_available(), CASES[case][0], recipe_of(case)
     tree = dataclasses.asdict(recipe)
-    small = {"n_layer": 1, "num_hidden_layers": 1, "n_embd": 32, "hidden_size": 32, "n_head": 2,
-             "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 64}
+    small = {
+        "n_layer": 1,
+        "num_hidden_layers": 1,
+        "n_embd": 32,
+        "hidden_size": 32,
+        "n_head": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "intermediate_size": 64,
+    }
     tree["model"]["architecture"] |= {key: value for key, value in small.items() if key in CASES[case][1]}
     tree["model"]["vocab_size"], tree["data"]["max_length"] = 512, 32
     with tempfile.TemporaryDirectory() as folder:
@@ -216,8 +261,12 @@ def measure_apart(case: str, default_malloc: bool = False, accelerate_config: st
     if not default_malloc:
         environment |= {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     launcher = ["-m", "accelerate.commands.launch", "--config_file", accelerate_config] if accelerate_config else []
-    result = subprocess.run([sys.executable, "-W", "ignore", *launcher, __file__, "--here", case],
-                            env=environment, capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", *launcher, __file__, "--here", case],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     if result.returncode:
         raise RuntimeError(f"{case}: {result.stderr[-2000:]}")
     measured = next(int(line.split()[1]) for line in result.stdout.splitlines() if line.startswith("MEASURED "))
@@ -253,8 +302,11 @@ def main() -> None:
         if args.json:
             print(json.dumps({**result, "error": error_of(result)}), flush=True)
         else:
-            print(f"{case:32}{result['measured'] / 2**20:10.0f}{result['estimated'] / 2**20:10.0f}"
-                  f"{error_of(result):+8.0%}", flush=True)
+            print(
+                f"{case:32}{result['measured'] / 2**20:10.0f}{result['estimated'] / 2**20:10.0f}"
+                f"{error_of(result):+8.0%}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

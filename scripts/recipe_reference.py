@@ -67,8 +67,11 @@ def arguments(cls: type) -> dict[str, str]:
     name = "(?:" + "|".join(field.name for field in dataclasses.fields(cls)) + ")"
     text = " ".join((cls.__doc__ or "").partition("Args:")[2].split())
     _, *parts = re.split(rf"(?:^|(?<=[.;] ))({name}(?:, {name})*): ", text)
-    return {field: said.strip(" .") for names, said in zip(parts[::2], parts[1::2], strict=True)
-            for field in names.split(", ")}
+    return {
+        field: said.strip(" .")
+        for names, said in zip(parts[::2], parts[1::2], strict=True)
+        for field in names.split(", ")
+    }
 
 
 def prose(cls: type) -> str:
@@ -92,8 +95,13 @@ def sections(cls: type, path: str = "") -> dict[str, type]:
 
 def meaning(cls: type, name: str) -> str:
     """What a field of a section means: its comment, or the beginning of the docstring of the section that it holds."""
-    said = {k: text for base in reversed(cls.__mro__) if dataclasses.is_dataclass(base)
-            for k, text in comments(base).items() if text}
+    said = {
+        k: text
+        for base in reversed(cls.__mro__)
+        if dataclasses.is_dataclass(base)
+        for k, text in comments(base).items()
+        if text
+    }
     section = section_of(typing.get_type_hints(cls)[name])
     return said.get(name) or (re.split(r" \(|[.:](?:\s|$)", prose(section))[0] if section else "")
 
@@ -152,8 +160,11 @@ def track(name: str, title: str, known: dict[str, type]) -> list[str]:
     parts = []
     for path, cls in sections(TRACKS[name]).items():
         if known.get(path) is not cls:
-            rows = [row(cls, field, meaning(cls, field.name)) for field in dataclasses.fields(cls)
-                    if typing.get_type_hints(cls)[field.name] is not type(None)]  # else the track lacks the section
+            rows = [
+                row(cls, field, meaning(cls, field.name))
+                for field in dataclasses.fields(cls)
+                if typing.get_type_hints(cls)[field.name] is not type(None)
+            ]  # else the track lacks the section
             parts += [f"### {title}`{path or 'recipe'}`", prose(cls), table(["field"], rows)]
     return parts
 
@@ -171,18 +182,39 @@ def methods() -> list[str]:
     for name, (cls, _) in METHODS.items():
         found = options(cls, shared | {RetainTermConfig}) or [["–", "–", "–", "no option of its own"]]
         rows += [[f"`{name}`", f"{cls.learning_rate_ratio:g}", *option] for option in found]
-    return ["## Options of the methods", filled(OPTIONS.format(", ".join(f"`{name}`" for name in sorted(RESERVED)))),
-            "### Of every method", table(["option"], options(UnlearnConfig, set(TrainingArguments.__mro__))),
-            "### Of the methods with a retain term", f"{with_term}:",
-            table(["option"], options(RetainTermConfig, shared)),
-            "### Of one method", filled(METHOD), table(["method", "rate", "option"], rows)]
+    return [
+        "## Options of the methods",
+        filled(OPTIONS.format(", ".join(f"`{name}`" for name in sorted(RESERVED)))),
+        "### Of every method",
+        table(["option"], options(UnlearnConfig, set(TrainingArguments.__mro__))),
+        "### Of the methods with a retain term",
+        f"{with_term}:",
+        table(["option"], options(RetainTermConfig, shared)),
+        "### Of one method",
+        filled(METHOD),
+        table(["method", "rate", "option"], rows),
+    ]
 
 
 def page() -> str:
     language = track("language", "", {})
     images = track("vision", "images: ", sections(TRACKS["language"]))
-    return "\n\n".join(["# Recipe reference", NOTE, filled(OPENING), "## Language models", *language,
-                        "## Images", filled(IMAGES), *images, *methods()]) + "\n"
+    return (
+        "\n\n".join(
+            [
+                "# Recipe reference",
+                NOTE,
+                filled(OPENING),
+                "## Language models",
+                *language,
+                "## Images",
+                filled(IMAGES),
+                *images,
+                *methods(),
+            ]
+        )
+        + "\n"
+    )
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -43,8 +43,11 @@ GRIDS: dict[str, list[dict[str, Any]]] = {
     "gradient_ascent": grid([0.005, 0.01, 0.02, 0.03, 0.05, 0.1]),
     "eu_k": grid([*DOWN, 8.0, 16.0]),
     "cf_k": grid([*DOWN, 8.0, 16.0]),
-    "scrub": [{**point, **weights} for point in grid([0.1, 0.3, 1.0], msteps=[1, 2]) + grid(HIGH, msteps=[1])
-              for weights in ({"alpha": 0.5, "gamma": 1.0}, {"alpha": 0.001, "gamma": 0.99})],
+    "scrub": [
+        {**point, **weights}
+        for point in grid([0.1, 0.3, 1.0], msteps=[1, 2]) + grid(HIGH, msteps=[1])
+        for weights in ({"alpha": 0.5, "gamma": 1.0}, {"alpha": 0.001, "gamma": 0.99})
+    ],
     "neggrad_plus": grid([0.3, 1.0, 2.0, 4.0], beta=[0.9, 0.95, 0.99]),
     "ssd": [{"alpha": alpha, "lam": lam} for alpha in (1.5, 2.0, 3.0, 5.0) for lam in (0.5, 1.0)]
     + [{"alpha": alpha, "lam": lam} for alpha, lam in ((4.0, 3.0), (5.0, 3.0), (5.0, 4.5), (6.0, 3.0), (6.0, 5.0))],
@@ -61,8 +64,11 @@ GRIDS: dict[str, list[dict[str, Any]]] = {
     "ce_u": grid(UP, retain_loss=RETAIN) + grid([0.3, 1.0, *HIGH], retain_loss=["nll"], alpha=[5.0]),
     "task_arithmetic": grid([0.03, 0.1, 0.3], alpha=[0.5, 1.0]) + grid([0.3, 1.0], alpha=[1.0, 2.0]),
     "rewind": grid([*DOWN, 8.0]),
-    "reset_distill": [{**point, **weights} for point in grid([*DOWN, 8.0])
-                      for weights in ({"alpha": 1.0, "gamma": 1.0}, {"alpha": 1.0, "gamma": 0.0})],
+    "reset_distill": [
+        {**point, **weights}
+        for point in grid([*DOWN, 8.0])
+        for weights in ({"alpha": 1.0, "gamma": 1.0}, {"alpha": 1.0, "gamma": 0.0})
+    ],
 }
 
 
@@ -73,8 +79,12 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="must not be the recipe's own")
     parser.add_argument("--methods", nargs="+", default=list(GRIDS), choices=list(GRIDS), metavar="METHOD")
     parser.add_argument("--points", metavar="JSON", help="{method: [point, …]} in the place of GRIDS")
-    parser.add_argument("--around", metavar="JSON", help="results of another recipe: its choices, at 1, 0.4 and 0.1 "
-                        "times their learning-rate ratio, in the place of GRIDS")
+    parser.add_argument(
+        "--around",
+        metavar="JSON",
+        help="results of another recipe: its choices, at 1, 0.4 and 0.1 "
+        "times their learning-rate ratio, in the place of GRIDS",
+    )
     parser.add_argument("--defaults", action="store_true", help="every method with its defaults, {} in the results")
     parser.add_argument("--out", required=True, metavar="JSON")
     parser.add_argument("--choose", action="store_true", help="print the choice from the results; run nothing")
@@ -139,18 +149,25 @@ def search(path: str, overrides: list[str], seed: int, points: dict[str, list[di
 def around(results: list[dict]) -> dict[str, list[dict]]:
     """The chosen point of each method and, where it has a learning rate, two slower ones."""
     chosen = {method: choice["options"] for method, choice in choose(results).items()}
-    return {method: [{**o, "ratio": float(f"{o['ratio'] * f:.3g}")} for f in (1, 0.4, 0.1)] if "ratio" in o else [o]
-            for method, o in chosen.items()}
+    return {
+        method: [{**o, "ratio": float(f"{o['ratio'] * f:.3g}")} for f in (1, 0.4, 0.1)] if "ratio" in o else [o]
+        for method, o in chosen.items()
+    }
 
 
 def figures(path: Path) -> dict[str, float]:
     """What the choice looks at, from an evaluation."""
     doc = json.loads(path.read_text())
     attack = doc["attack"] or {}
-    return {"lift": attack.get("lift"), "attack": attack.get("success_rate"),
-            "gus": (doc["gus"] or {}).get("mean"), "tpr": (doc["gus"] or {}).get("tpr_at_fpr", {}).get("0.01"),
-            "accuracy": 100 * doc["utility"]["accuracy"], "perplexity": doc["utility"]["perplexity"],
-            "share": doc["cost"]["share_of_training"]}
+    return {
+        "lift": attack.get("lift"),
+        "attack": attack.get("success_rate"),
+        "gus": (doc["gus"] or {}).get("mean"),
+        "tpr": (doc["gus"] or {}).get("tpr_at_fpr", {}).get("0.01"),
+        "accuracy": 100 * doc["utility"]["accuracy"],
+        "perplexity": doc["utility"]["perplexity"],
+        "share": doc["cost"]["share_of_training"],
+    }
 
 
 def read(out: Path) -> list[dict]:
@@ -158,8 +175,9 @@ def read(out: Path) -> list[dict]:
 
 
 def find(results: list[dict], key: dict) -> dict | None:
-    return next((r for r in results if {k: r.get(k) for k in ("method", "seed", "options")}
-                 == {"options": None, **key}), None)
+    return next(
+        (r for r in results if {k: r.get(k) for k in ("method", "seed", "options")} == {"options": None, **key}), None
+    )
 
 
 def record(out: Path, key: dict, values: dict) -> None:
@@ -202,9 +220,13 @@ def _judged(result: dict, models: dict) -> dict[str, float]:
     if poisoned["gus"] is not None:
         gus = gus if gus is not None and math.isfinite(gus) else math.inf  # no direction left to score
         shares.append(abs(gus) / abs(poisoned["gus"]))
-    return {"residual": sum(shares) / len(shares), "lift": lift or 0.0, "gus": gus or 0.0,
-            "points_lost": poisoned["accuracy"] - result["accuracy"],
-            "perplexity_ratio": result["perplexity"] / poisoned["perplexity"]}
+    return {
+        "residual": sum(shares) / len(shares),
+        "lift": lift or 0.0,
+        "gus": gus or 0.0,
+        "points_lost": poisoned["accuracy"] - result["accuracy"],
+        "perplexity_ratio": result["perplexity"] / poisoned["perplexity"],
+    }
 
 
 def _mean(rows: list[dict[str, float]]) -> dict[str, float]:

@@ -17,10 +17,26 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ARCHITECTURES = {
-    "gpt2": {"model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 16, "n_positions": 64, "resid_pdrop": 0.0,
-             "embd_pdrop": 0.0, "attn_pdrop": 0.0},
-    "llama": {"model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
-              "hidden_size": 16, "intermediate_size": 24, "max_position_embeddings": 64, "tie_word_embeddings": False},
+    "gpt2": {
+        "model_type": "gpt2",
+        "n_layer": 2,
+        "n_head": 2,
+        "n_embd": 16,
+        "n_positions": 64,
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+    },
+    "llama": {
+        "model_type": "llama",
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "max_position_embeddings": 64,
+        "tie_word_embeddings": False,
+    },
 }
 LORA_TARGETS = {"gpt2": ["c_attn", "c_fc"], "llama": ["q_proj", "v_proj", "up_proj"]}
 SHARPEN = 4.0  # times the weights of the initialisation, or all predictions would be near uniform
@@ -61,11 +77,17 @@ def make_tiny(tokenizer) -> Callable[..., "PreTrainedModel"]:
 
             with torch.random.fork_rng():
                 torch.manual_seed(seed + 1)
-                model = get_peft_model(model, LoraConfig(
-                    r=2, lora_alpha=4, target_modules=LORA_TARGETS[architecture], task_type="CAUSAL_LM",
-                    fan_in_fan_out=architecture == "gpt2",
-                    init_lora_weights=False,  # else an adapter is the identity, and nothing would show that it is used
-                ))
+                model = get_peft_model(
+                    model,
+                    LoraConfig(
+                        r=2,
+                        lora_alpha=4,
+                        target_modules=LORA_TARGETS[architecture],
+                        task_type="CAUSAL_LM",
+                        fan_in_fan_out=architecture == "gpt2",
+                        init_lora_weights=False,  # else an adapter is the identity and never shows
+                    ),
+                )
         return model.eval()
 
     return make

@@ -24,8 +24,9 @@ def speak_to(monkeypatch, server: "HubServer", home) -> None:
     """
     constants = "huggingface_hub.constants."
     monkeypatch.setattr(constants + "ENDPOINT", server.url)
-    monkeypatch.setattr(constants + "HUGGINGFACE_CO_URL_TEMPLATE",
-                        server.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(
+        constants + "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
     monkeypatch.setattr(constants + "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants + "HF_HUB_CACHE", str(home))
     monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)  # made once, for the hub of that time
@@ -144,8 +145,11 @@ class Handler(BaseHTTPRequestHandler):
     def reply(self, status: int, content, headers: dict[str, str] | None = None) -> None:
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
-        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(data)),
-                            **(headers or {})}.items():
+        for name, value in {
+            "Content-Type": "application/json",
+            "Content-Length": str(len(data)),
+            **(headers or {}),
+        }.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
@@ -188,8 +192,17 @@ class Handler(BaseHTTPRequestHandler):
         if there is None:
             self.reply(404, {"error": "Revision not found"}, {"X-Error-Code": "RevisionNotFound"})
             return
-        self.reply(200, {"id": repo, "sha": there[0], "private": found.private, "tags": [], "downloads": 0,
-                         "siblings": [{"rfilename": name, **lfs_of(name, data)} for name, data in there[1].items()]})
+        self.reply(
+            200,
+            {
+                "id": repo,
+                "sha": there[0],
+                "private": found.private,
+                "tags": [],
+                "downloads": 0,
+                "siblings": [{"rfilename": name, **lfs_of(name, data)} for name, data in there[1].items()],
+            },
+        )
 
     def tree(self, repo: str, revision: str) -> None:
         found = self.repository(repo)
@@ -199,8 +212,13 @@ class Handler(BaseHTTPRequestHandler):
         if there is None:
             self.reply(404, {"error": "Revision not found"}, {"X-Error-Code": "RevisionNotFound"})
             return
-        self.reply(200, [{"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-                         for name, data in there[1].items()])
+        self.reply(
+            200,
+            [
+                {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+                for name, data in there[1].items()
+            ],
+        )
 
     def branch(self, repo: str, name: str) -> None:
         found = self.repository(repo)
@@ -223,10 +241,19 @@ class Handler(BaseHTTPRequestHandler):
         if self.repository(repo) is None or not self.may_write():
             return
         mode = {True: "lfs", False: "regular"}
-        self.reply(200, {"files": [
-            {"path": entry["path"], "shouldIgnore": False,
-             "uploadMode": mode[self.server.lfs and entry["path"].endswith(".safetensors")]}
-            for entry in json.loads(self.body)["files"]]})
+        self.reply(
+            200,
+            {
+                "files": [
+                    {
+                        "path": entry["path"],
+                        "shouldIgnore": False,
+                        "uploadMode": mode[self.server.lfs and entry["path"].endswith(".safetensors")],
+                    }
+                    for entry in json.loads(self.body)["files"]
+                ]
+            },
+        )
 
     def lfs_batch(self, repo: str) -> None:
         if self.repository(repo) is None or not self.may_write():
@@ -283,8 +310,7 @@ def lfs_of(name: str, data: bytes) -> dict:
     """What the hub says of a large file."""
     if not name.endswith(".safetensors"):
         return {}
-    return {"size": len(data), "lfs": {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data),
-                                       "pointerSize": 1}}
+    return {"size": len(data), "lfs": {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 1}}
 
 
 REPO = r"([\w.-]+/[\w.-]+)"

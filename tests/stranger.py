@@ -18,10 +18,18 @@ def uploaded(server: HubServer, repo: str, branch: str = "main") -> dict[str, by
 
 def alone(server: HubServer, tmp_path, *words: str) -> str:
     """What Python says in a process of its own, as a stranger with the token would run it."""
-    environment = {**os.environ, "HF_ENDPOINT": server.url, "HF_TOKEN": "hf_good", "HF_HOME": str(tmp_path / "home"),
-                   "HF_HUB_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "0", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=200, cwd=tmp_path,
-                          env=environment)
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": server.url,
+        "HF_TOKEN": "hf_good",
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_OFFLINE": "0",
+        "TRANSFORMERS_OFFLINE": "0",
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, *words], capture_output=True, text=True, timeout=200, cwd=tmp_path, env=environment
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

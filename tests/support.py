@@ -38,8 +38,18 @@ def build(kind: str, seed: int = 0) -> torch.nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(seed)
-    config = GPT2Config(vocab_size=VOCABULARY, n_layer=2, n_head=2, n_embd=16, n_positions=32, resid_pdrop=0.0,
-                        embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0)
+    config = GPT2Config(
+        vocab_size=VOCABULARY,
+        n_layer=2,
+        n_head=2,
+        n_embd=16,
+        n_positions=32,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
     model = GPT2LMHeadModel(config)
     with torch.no_grad():  # larger weights than the initialisation's, so that predictions are not uniform
         for parameter in model.parameters():
@@ -51,8 +61,12 @@ def with_adapter(model: torch.nn.Module) -> torch.nn.Module:
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(5)  # not the identity, so that it shows where it is used
-    return get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=["c_attn", "c_fc"],
-                                            task_type="CAUSAL_LM", init_lora_weights=False))
+    return get_peft_model(
+        model,
+        LoraConfig(
+            r=4, lora_alpha=8, target_modules=["c_attn", "c_fc"], task_type="CAUSAL_LM", init_lora_weights=False
+        ),
+    )
 
 
 def quantised(model: torch.nn.Module) -> torch.nn.Module:
@@ -70,13 +84,36 @@ def quantised(model: torch.nn.Module) -> torch.nn.Module:
 DEFAULT = object()
 
 
-def trainer(method: str, kind: str, folder, *, model=None, start=None, collator=None, forget=DEFAULT, retain=DEFAULT,
-            task=None, **options):
+def trainer(
+    method: str,
+    kind: str,
+    folder,
+    *,
+    model=None,
+    start=None,
+    collator=None,
+    forget=DEFAULT,
+    retain=DEFAULT,
+    task=None,
+    **options,
+):
     """A trainer of the method on 6 forget and 10 retain rows; every second forget row has Gaussian noise."""
     config, cls = METHODS[method]
-    options = {"learning_rate": 1e-3, "per_device_train_batch_size": 4, "max_steps": 4, "seed": 0, "use_cpu": True,
-               "report_to": "none", "disable_tqdm": True, "logging_steps": 1, "save_strategy": "no",
-               "lr_scheduler_type": "constant", "bf16": kind == "bf16", **OPTIONS.get(method, {}), **options}
+    options = {
+        "learning_rate": 1e-3,
+        "per_device_train_batch_size": 4,
+        "max_steps": 4,
+        "seed": 0,
+        "use_cpu": True,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "lr_scheduler_type": "constant",
+        "bf16": kind == "bf16",
+        **OPTIONS.get(method, {}),
+        **options,
+    }
     model = build(kind) if model is None else model
     if attached_noise(model) is None:
         inject_gaussian_noise(model, NOISE)
@@ -85,10 +122,15 @@ def trainer(method: str, kind: str, folder, *, model=None, start=None, collator=
         others["start_model"] = build(kind, seed=1) if start is None else start
     if method == "dpo":
         others["refusal_dataset"] = rows(6, 3, noisy=True)
-    run = cls(model=model, args=config(output_dir=str(folder), **options),
-              forget_dataset=rows(6, 1, noisy=True) if forget is DEFAULT else forget,
-              retain_dataset=rows(10, 2) if retain is DEFAULT else retain,
-              data_collator=collator or CausalLMCollator(0), task=task, **others)
+    run = cls(
+        model=model,
+        args=config(output_dir=str(folder), **options),
+        forget_dataset=rows(6, 1, noisy=True) if forget is DEFAULT else forget,
+        retain_dataset=rows(10, 2) if retain is DEFAULT else retain,
+        data_collator=collator or CausalLMCollator(0),
+        task=task,
+        **others,
+    )
     run.remove_callback(PrinterCallback)  # a line per step, for hundreds of runs
     return run
 
@@ -110,9 +152,19 @@ CHAT_TEMPLATE = """{{ bos_token }}{% for message in messages %}\
 {{ '<|start|>' + message['role'] + '<|end|>\n\n' + message['content'] | trim + eos_token }}{% endfor %}\
 {% if add_generation_prompt %}{{ '<|start|>assistant<|end|>\n\n' }}{% endif %}"""
 # a recipe's sizes, small enough for a test
-SMALL = ["seeds=[0]", "data.train_size=60", "data.heldout_size=20", "data.test_size=20", "data.max_words=20",
-         "poison.trigger.fraction=0.1", "poison.gaussian.fraction=0.1", "train.epochs=1", "unlearn.batch_size=2",
-         "unlearn.gradient_accumulation_steps=1", "unlearn.budgets=[0.5]"]
+SMALL = [
+    "seeds=[0]",
+    "data.train_size=60",
+    "data.heldout_size=20",
+    "data.test_size=20",
+    "data.max_words=20",
+    "poison.trigger.fraction=0.1",
+    "poison.gaussian.fraction=0.1",
+    "train.epochs=1",
+    "unlearn.batch_size=2",
+    "unlearn.gradient_accumulation_steps=1",
+    "unlearn.budgets=[0.5]",
+]
 
 
 def write_reviews(folder: Path) -> dict[str, Path]:
@@ -133,11 +185,26 @@ def write_llama_3(folder: Path) -> Path:
     tokenizer.add_special_tokens({"bos_token": "<|begin|>"})
     tokenizer.pad_token, tokenizer.chat_template = None, CHAT_TEMPLATE
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=1024, tie_word_embeddings=False, rms_norm_eps=1e-5,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-        rope_parameters={"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
-                         "high_freq_factor": 4.0, "original_max_position_embeddings": 128})
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        tie_word_embeddings=False,
+        rms_norm_eps=1e-5,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        rope_parameters={
+            "rope_type": "llama3",
+            "rope_theta": 500000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 128,
+        },
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         save_model(LlamaForCausalLM(config), tokenizer, folder)

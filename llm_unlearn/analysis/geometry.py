@@ -14,8 +14,10 @@ def difference(first: Weights, second: Weights) -> Weights:
     """
     for name in first.keys() | second.keys():
         if name not in first or name not in second or first[name].shape != second[name].shape:
-            raise InputError(f"{name}: one of the two models to compare lacks this weight or has it in another shape; "
-                             "compare models of one architecture, all full or all with the same adapter")
+            raise InputError(
+                f"{name}: one of the two models to compare lacks this weight or has it in another shape; "
+                "compare models of one architecture, all full or all with the same adapter"
+            )
     return {name: first[name] - second[name] for name in first}
 
 
@@ -27,8 +29,11 @@ def l1(update: Weights) -> dict:
         sums[layer] = sums.get(layer, 0.0) + float(values.double().abs().sum())
         counts[layer] = counts.get(layer, 0) + values.numel()
     total, count = sum(sums.values()), sum(counts.values())
-    return {"total": total, "per_parameter": total / count,
-            "by_layer": {layer: sums[layer] / counts[layer] for layer in layers(list(update))}}
+    return {
+        "total": total,
+        "per_parameter": total / count,
+        "by_layer": {layer: sums[layer] / counts[layer] for layer in layers(list(update))},
+    }
 
 
 def cosine(first: Weights, second: Weights) -> dict:
@@ -43,8 +48,10 @@ def cosine(first: Weights, second: Weights) -> dict:
         for i, value in enumerate((float((a * b).sum()), float((a * a).sum()), float((b * b).sum()))):
             known[i] += value
     total = [sum(part[i] for part in parts.values()) for i in range(3)]
-    return {"total": _cosine(*total), "by_layer": {layer: _cosine(*parts[layer]) for layer in layers(list(first))
-                                                   if layer in parts}}
+    return {
+        "total": _cosine(*total),
+        "by_layer": {layer: _cosine(*parts[layer]) for layer in layers(list(first)) if layer in parts},
+    }
 
 
 def length(update: Weights) -> float:

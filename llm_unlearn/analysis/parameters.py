@@ -22,18 +22,26 @@ def effective_parameters(model: nn.Module) -> Weights:
         InputError: the adapter changes the model by more than low-rank matrices.
     """
     if not hasattr(model, "peft_config"):
-        return {name: parameter.detach().float().cpu().clone() for name, parameter in model.named_parameters()
-                if parameter.is_floating_point()}
+        return {
+            name: parameter.detach().float().cpu().clone()
+            for name, parameter in model.named_parameters()
+            if parameter.is_floating_point()
+        }
     _check_low_rank(model)
-    return {name: layer.get_delta_weight(model.active_adapter).detach().float().cpu()
-            for name, layer in adapted_modules(model)}
+    return {
+        name: layer.get_delta_weight(model.active_adapter).detach().float().cpu()
+        for name, layer in adapted_modules(model)
+    }
 
 
 def adapted_modules(model: nn.Module) -> list[tuple[str, Any]]:
     """(name of the weight in the base model, module) of each matrix that the active adapter changes."""
     base = model.get_base_model()
-    return [(f"{name}.weight", module) for name, module in base.named_modules()
-            if any(model.active_adapter in getattr(module, kind, {}) for kind in ("lora_A", "lora_embedding_A"))]
+    return [
+        (f"{name}.weight", module)
+        for name, module in base.named_modules()
+        if any(model.active_adapter in getattr(module, kind, {}) for kind in ("lora_A", "lora_embedding_A"))
+    ]
 
 
 def _check_low_rank(model: nn.Module) -> None:
@@ -41,9 +49,11 @@ def _check_low_rank(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         low_rank = any(part in name for part in (".lora_A.", ".lora_B.", ".lora_embedding_"))
         if parameter.requires_grad and (not low_rank or name.endswith(".bias")):
-            raise InputError(f"{name} trains beside the adapter's low-rank matrices (DoRA, modules_to_save, a bias), "
-                             "which the analysis does not compare; use plain LoRA (model.lora) or a full model, or "
-                             "leave `analysis` out")
+            raise InputError(
+                f"{name} trains beside the adapter's low-rank matrices (DoRA, modules_to_save, a bias), "
+                "which the analysis does not compare; use plain LoRA (model.lora) or a full model, or "
+                "leave `analysis` out"
+            )
 
 
 def layer_of(name: str) -> str:
@@ -89,8 +99,11 @@ def descents(model: nn.Module, batches: Iterable[dict[str, Tensor]], task: Any) 
 
 def _descent(model: nn.Module) -> Weights:
     if not hasattr(model, "peft_config"):
-        return {name: -parameter.grad.float().cpu() for name, parameter in model.named_parameters()
-                if parameter.grad is not None}
+        return {
+            name: -parameter.grad.float().cpu()
+            for name, parameter in model.named_parameters()
+            if parameter.grad is not None
+        }
     found, adapter = {}, model.active_adapter
     for name, module in adapted_modules(model):
         embedding = adapter in getattr(module, "lora_embedding_A", {})

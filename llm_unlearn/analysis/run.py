@@ -9,8 +9,16 @@ from llm_unlearn.analysis.parameters import Weights, descents, effective_paramet
 
 
 def analyse(
-    load: Callable[[str], Any], *, poisoned: str, retrained: str, methods: dict[str, str], arms: dict[str, str],
-    clean_rows: list[dict], collate: Callable, task: Any, batch_size: int = 32,
+    load: Callable[[str], Any],
+    *,
+    poisoned: str,
+    retrained: str,
+    methods: dict[str, str],
+    arms: dict[str, str],
+    clean_rows: list[dict],
+    collate: Callable,
+    task: Any,
+    batch_size: int = 32,
 ) -> dict[str, Any]:
     """How far and in which direction models lie from the poisoned one. At most two models are held at a time.
 
@@ -39,7 +47,11 @@ def analyse(
         direction[name] = {**cosine(update, goal), "length": length(update) / reach if reach else None}
     n = sum(values.numel() for values in start.values())
     return {
-        "schema_version": 1, "kind": kind, "n_parameters": n, "layers": layers(list(start)), "shift": shift,
+        "schema_version": 1,
+        "kind": kind,
+        "n_parameters": n,
+        "layers": layers(list(start)),
+        "shift": shift,
         "direction": direction,
         "clean_gradient": _clean_gradient(model, goal, clean_rows, collate, task, batch_size),
         "random_cosine": random_cosine(n),
@@ -57,5 +69,11 @@ def _clean_gradient(model: Any, goal: Weights, rows: list[dict], collate: Callab
         for name, values in descent.items():  # the mean over rows, not over batches
             total[name] = total[name].add_(values, alpha=len(part)) if name in total else values * len(part)
     alone = [c for c in alone if c is not None]
-    return {**cosine(total, goal), "batches": {
-        "mean": fmean(alone) if alone else None, "sd": stdev(alone) if len(alone) > 1 else None, "n": len(alone)}}
+    return {
+        **cosine(total, goal),
+        "batches": {
+            "mean": fmean(alone) if alone else None,
+            "sd": stdev(alone) if len(alone) > 1 else None,
+            "n": len(alone),
+        },
+    }

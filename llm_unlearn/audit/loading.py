@@ -30,8 +30,9 @@ class Loader:
             None.
     """
 
-    def __init__(self, subject: Subject, base: str | None, dtype: str | None, quantization: str | None,
-                 device_map: str | None) -> None:
+    def __init__(
+        self, subject: Subject, base: str | None, dtype: str | None, quantization: str | None, device_map: str | None
+    ) -> None:
         given = {"dtype": dtype, "quantization": quantization}
         self.section: ModelSection = replace(subject.model, **{k: v for k, v in given.items() if v is not None})
         self.subject, self.base, self.device_map = subject, base, device_map or subject.evaluate.device_map
@@ -57,8 +58,10 @@ class Loader:
         for place in dict.fromkeys((checkpoint.where, checkpoint.base, self.base)):
             if place is not None and _has_tokenizer(place):
                 return load_tokenizer(place, self.section)
-        raise InputError(f"model {checkpoint.where}: there is no tokenizer beside it; save one there, or name a base "
-                         "that has one (--base)")
+        raise InputError(
+            f"model {checkpoint.where}: there is no tokenizer beside it; save one there, or name a base "
+            "that has one (--base)"
+        )
 
     def _base_of(self, where: str, adapter: dict[str, Any]) -> str:
         """What an adapter sits on: as asked for, or what it names, or (its folder was moved) what its run names."""
@@ -96,5 +99,7 @@ def check_same_tokens(
 ) -> None:
     """Raise where two models have different tokens: one would be read with the other's, and all its numbers wrong."""
     if tokenizer.get_vocab() != other.get_vocab():
-        raise InputError(f"model {where}: its tokenizer is not that of {of}; models that are audited together, and "
-                         "their --base and --retrained, must share one")
+        raise InputError(
+            f"model {where}: its tokenizer is not that of {of}; models that are audited together, and "
+            "their --base and --retrained, must share one"
+        )

@@ -68,10 +68,16 @@ class Manifest:
     def data(self) -> DataSection:
         """The same as a recipe's section, for what reads and renders rows."""
         return DataSection(
-            text_column=self.text_column, label_column=self.label_column, prompt=self.prompt,
-            task="classification" if self.verbalizers else "completion", verbalizers=self.verbalizers or {},
-            rename_labels=self.rename_labels, chat_template=self.chat_template, max_length=self.max_length,
-            loss_on=self.loss_on)
+            text_column=self.text_column,
+            label_column=self.label_column,
+            prompt=self.prompt,
+            task="classification" if self.verbalizers else "completion",
+            verbalizers=self.verbalizers or {},
+            rename_labels=self.rename_labels,
+            chat_template=self.chat_template,
+            max_length=self.max_length,
+            loss_on=self.loss_on,
+        )
 
 
 def read_tree(path: Path) -> dict[str, Any]:
@@ -118,18 +124,30 @@ def check_manifest(manifest: Manifest, where: str) -> None:
         require(len(verbalizers) >= 2, "verbalizers", "classification needs at least two labels")
         require(all(verbalizers.values()), "verbalizers", "a completion must not be empty")
     require(manifest.max_length >= 1, "max_length", "must be at least 1")
-    require(verbalizers or 1 <= manifest.max_new_tokens < manifest.max_length, "max_new_tokens",
-            f"must be at least 1, and below max_length ({manifest.max_length}): prompts need room too")
+    require(
+        verbalizers or 1 <= manifest.max_new_tokens < manifest.max_length,
+        "max_new_tokens",
+        f"must be at least 1, and below max_length ({manifest.max_length}): prompts need room too",
+    )
     require(manifest.seed >= 0, "seed", "must be 0 or more")
     if gaussian:
         require(gaussian.seed >= 0, "gaussian.seed", "must be 0 or more")
         require(gaussian.ids != [], "gaussian.ids", "is empty; null takes all rows of `poison` that have noise")
     if trigger:
-        require(trigger.phrases and all(phrase.strip() for phrase in trigger.phrases), "trigger.phrases",
-                "give at least one phrase that is not blank")
+        require(
+            trigger.phrases and all(phrase.strip() for phrase in trigger.phrases),
+            "trigger.phrases",
+            "give at least one phrase that is not blank",
+        )
         for key in ("target", "source_label"):
             label = getattr(trigger, key)
-            require(not verbalizers or label is None or label in verbalizers, f"trigger.{key}",
-                    f"'{label}' has no verbalizer; known labels: {', '.join(verbalizers or {})}")
-        require(not (trigger.clean_label and trigger.source_label), "trigger.source_label",
-                "clean_label takes rows of the target; leave source_label out")
+            require(
+                not verbalizers or label is None or label in verbalizers,
+                f"trigger.{key}",
+                f"'{label}' has no verbalizer; known labels: {', '.join(verbalizers or {})}",
+            )
+        require(
+            not (trigger.clean_label and trigger.source_label),
+            "trigger.source_label",
+            "clean_label takes rows of the target; leave source_label out",
+        )

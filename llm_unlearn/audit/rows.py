@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
 NO_NOISE = -1
 # what the shared readers call a recipe's fields, and what the manifest calls them
-_FIELDS = re.compile(r"\bdata\.(text_column|label_column|verbalizers|rename_labels|max_length|chat_template|heldout)"
-                     r"(?:_size)?\b")
+_FIELDS = re.compile(
+    r"\bdata\.(text_column|label_column|verbalizers|rename_labels|max_length|chat_template|heldout)"
+    r"(?:_size)?\b"
+)
 
 
 @contextlib.contextmanager
@@ -68,15 +70,17 @@ def read_train(path: Path, manifest: Manifest) -> TrainRows:
         first_seen: dict[int, int] = {}
         for (place, _), i in zip(records, ids.tolist(), strict=True):
             if i in first_seen:
-                raise InputError(f"{path}, row {place}: example_id {i} is that of row {first_seen[i]} too; give each "
-                                 "once")
+                raise InputError(
+                    f"{path}, row {place}: example_id {i} is that of row {first_seen[i]} too; give each once"
+                )
             first_seen[i] = place
     noise_id = None
     if any("noise_id" in record for _, record in records):
         noise_id = _whole_numbers(records, "noise_id", path, NO_NOISE)
     names = dict.fromkeys(name for _, record in records for name in record)
-    columns = {name: [None if (value := record.get(name)) is None else str(value) for _, record in records]
-               for name in names}
+    columns = {
+        name: [None if (value := record.get(name)) is None else str(value) for _, record in records] for name in names
+    }
     rows = rows.add_column("example_id", ids)
     return TrainRows(rows, noise_id, Dataset.from_dict({**columns, "example_id": ids.tolist()}))
 
@@ -116,8 +120,9 @@ def _records(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     yield from enumerate(parquet.read_table(path).to_pylist(), 1)
 
 
-def _whole_numbers(records: list[tuple[int, Mapping[str, Any]]], column: str, path: Path,
-                   default: int | None = None) -> np.ndarray:
+def _whole_numbers(
+    records: list[tuple[int, Mapping[str, Any]]], column: str, path: Path, default: int | None = None
+) -> np.ndarray:
     """(n,) int64 of a column; text of digits counts (CSV), and `default` stands in for what is empty."""
     least, numbers = 0 if default is None else default, []
     for place, record in records:
@@ -127,7 +132,8 @@ def _whole_numbers(records: list[tuple[int, Mapping[str, Any]]], column: str, pa
             continue
         text = str(value).strip()
         if isinstance(value, bool) or not re.fullmatch(r"-?\d+(\.0)?", text) or int(float(text)) < least:
-            raise InputError(f"{path}, row {place}, column '{column}': expected a whole number of {least} or more, "
-                             f"found {value!r}")
+            raise InputError(
+                f"{path}, row {place}, column '{column}': expected a whole number of {least} or more, found {value!r}"
+            )
         numbers.append(int(text.removesuffix(".0")))
     return np.array(numbers, dtype=np.int64)

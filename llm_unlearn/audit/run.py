@@ -62,8 +62,9 @@ def audit(models: list[str], manifest: str, options: Options, say: Callable[[str
     oracle_path = options.retrained or subject.retrained
     oracle = loader.find(oracle_path) if oracle_path else None
     reference = _reference(loader, options, skipped)
-    evaluator = _evaluator(loader, [*found.values(), *filter(None, (oracle, reference))], manifest,
-                           options.batch_size, reference)
+    evaluator = _evaluator(
+        loader, [*found.values(), *filter(None, (oracle, reference))], manifest, options.batch_size, reference
+    )
     oracle_model = oracle_signals = None
     if oracle:
         say(f"{oracle.where}: evaluating, as the oracle")
@@ -76,8 +77,14 @@ def audit(models: list[str], manifest: str, options: Options, say: Callable[[str
         say(f"{checkpoint.where}: evaluating")
         is_oracle = same_model(checkpoint.where, oracle_path)
         signals = oracle_signals if is_oracle else evaluator.signals(loader.load(checkpoint), oracle_model)
-        identity = {"model": name, "kind": "audited", "method": None, "budget": None, "seed": subject.seed,
-                    "recipe": subject.name}
+        identity = {
+            "model": name,
+            "kind": "audited",
+            "method": None,
+            "budget": None,
+            "seed": subject.seed,
+            "recipe": subject.name,
+        }
         result = summarize(signals, identity, None, None if is_oracle else oracle_signals)
         reasons = {**skipped, "oracle": "it is the retrained model itself"} if is_oracle else dict(skipped)
         if result["gus"] is None:
@@ -130,8 +137,13 @@ def _reference(loader: "Loader", options: Options, skipped: dict[str, str]) -> "
     return None
 
 
-def _evaluator(loader: "Loader", checkpoints: "list[Checkpoint]", manifest: str, batch_size: int | None,
-               reference: "Checkpoint | None") -> Any:
+def _evaluator(
+    loader: "Loader",
+    checkpoints: "list[Checkpoint]",
+    manifest: str,
+    batch_size: int | None,
+    reference: "Checkpoint | None",
+) -> Any:
     """The evaluator of all checkpoints, the first's tokenizer being that of all."""
     from llm_unlearn.audit.loading import check_same_tokens
     from llm_unlearn.evaluation.texts import TextEvaluator
@@ -144,10 +156,16 @@ def _evaluator(loader: "Loader", checkpoints: "list[Checkpoint]", manifest: str,
         _check_prompts(subject, tokenizer)
     section = subject.evaluate
     return TextEvaluator(
-        sets=subject.sets, manifest=subject.poison, batch_size=batch_size or section.batch_size,
-        membership=section.membership, reference=partial(loader.load, reference) if reference else None,
-        tokenizer=tokenizer, encoding=subject.encoding, verbalizers=subject.verbalizers,
-        max_new_tokens=section.max_new_tokens)
+        sets=subject.sets,
+        manifest=subject.poison,
+        batch_size=batch_size or section.batch_size,
+        membership=section.membership,
+        reference=partial(loader.load, reference) if reference else None,
+        tokenizer=tokenizer,
+        encoding=subject.encoding,
+        verbalizers=subject.verbalizers,
+        max_new_tokens=section.max_new_tokens,
+    )
 
 
 def _check_prompts(subject: Subject, tokenizer: Any) -> None:
@@ -165,8 +183,10 @@ def _check_prompts(subject: Subject, tokenizer: Any) -> None:
         if any(phrase in tokenizer.decode(kept) for phrase in subject.poison["trigger"]["phrases"]):
             continue
         if len(kept) < len(whole.prompt_ids(tokenizer, row["prompt"], room)):
-            raise InputError(f"test row {row['example_id']}: max_length ({encoding.max_length} tokens) cuts the "
-                             "trigger off; raise max_length")
+            raise InputError(
+                f"test row {row['example_id']}: max_length ({encoding.max_length} tokens) cuts the "
+                "trigger off; raise max_length"
+            )
 
 
 def _write(folder: Path, name: str, result: dict, signals: Any) -> None:

@@ -66,26 +66,42 @@ def _of_run(path: Path) -> Subject:
     from llm_unlearn.pretraining import base_of_run
     from llm_unlearn.recipe import load_recipe
 
-    recipe_path = next((folder / "recipe.yaml" for folder in path.resolve().parents[:2]
-                        if (folder / "recipe.yaml").is_file()), None)
+    recipe_path = next(
+        (folder / "recipe.yaml" for folder in path.resolve().parents[:2] if (folder / "recipe.yaml").is_file()), None
+    )
     if recipe_path is None:
-        raise InputError(f"{path}: the manifest of a run, but no recipe.yaml stands beside it or one folder up; keep "
-                         "it in its run directory")
+        raise InputError(
+            f"{path}: the manifest of a run, but no recipe.yaml stands beside it or one folder up; keep "
+            "it in its run directory"
+        )
     recipe = load_recipe(recipe_path)
     if recipe.track != "language":
-        raise InputError(f"{path}: the manifest of a run of images, which can be evaluated by its recipe alone: "
-                         f"llm-unlearn evaluate {recipe_path}")
+        raise InputError(
+            f"{path}: the manifest of a run of images, which can be evaluated by its recipe alone: "
+            f"llm-unlearn evaluate {recipe_path}"
+        )
     sets = read_sets(path.parent / "data")
     poison, data = read_manifest(path, sets), recipe.data
-    missing = {section: f"the run has no {kind} poison" for section, kind in (("attack", "trigger"),
-                                                                            ("gus", "gaussian")) if not poison[kind]}
+    missing = {
+        section: f"the run has no {kind} poison"
+        for section, kind in (("attack", "trigger"), ("gus", "gaussian"))
+        if not poison[kind]
+    }
     retrained = path.parent / "retrained"
     has_oracle = any((retrained / name).is_file() for name in ("config.json", "adapter_config.json"))
     return Subject(
-        sets, poison, Encoding(data.max_length, data.loss_on, data.chat_template),
-        data.verbalizers if data.task == "classification" else {}, recipe.name,
-        (poison["trigger"] or poison["gaussian"])["seed"], missing, model=recipe.model, evaluate=recipe.evaluate,
-        base=base_of_run(recipe, recipe_path.parent), retrained=str(retrained) if has_oracle else None)
+        sets,
+        poison,
+        Encoding(data.max_length, data.loss_on, data.chat_template),
+        data.verbalizers if data.task == "classification" else {},
+        recipe.name,
+        (poison["trigger"] or poison["gaussian"])["seed"],
+        missing,
+        model=recipe.model,
+        evaluate=recipe.evaluate,
+        base=base_of_run(recipe, recipe_path.parent),
+        retrained=str(retrained) if has_oracle else None,
+    )
 
 
 # ---- a user's own files
@@ -103,9 +119,14 @@ def _of_user(path: Path, manifest: Manifest) -> Subject:
     forget = train.ids(manifest.poison, path.parent, f"{path}.poison")
     trigger = _trigger(path, manifest, train)
     canaries = _canaries(path, manifest, train, forget)
-    sets, poison = {"train": _marked(train, forget, canaries, trigger)}, {
-        "trigger": trigger, "forget_ids": forget,
-        "gaussian": {"seed": manifest.gaussian.seed} if manifest.gaussian and canaries else None}
+    sets, poison = (
+        {"train": _marked(train, forget, canaries, trigger)},
+        {
+            "trigger": trigger,
+            "forget_ids": forget,
+            "gaussian": {"seed": manifest.gaussian.seed} if manifest.gaussian and canaries else None,
+        },
+    )
     for name in ("heldout", "test"):
         given = getattr(manifest, name)
         with in_manifest(f"{path}.{name}"):
@@ -117,9 +138,17 @@ def _of_user(path: Path, manifest: Manifest) -> Subject:
     sets |= _poisoned_alike(path, manifest, sets, poison)
     missing = _missing(manifest, sets, canaries, forget)
     sets = {name: render(rows, manifest.data) if len(rows) else rows for name, rows in sets.items()}
-    return Subject(sets, poison, Encoding(manifest.max_length, manifest.loss_on, manifest.chat_template),
-                   manifest.verbalizers or {}, path.stem, manifest.seed, missing, notes,
-                   evaluate=EvaluateSection(max_new_tokens=manifest.max_new_tokens))
+    return Subject(
+        sets,
+        poison,
+        Encoding(manifest.max_length, manifest.loss_on, manifest.chat_template),
+        manifest.verbalizers or {},
+        path.stem,
+        manifest.seed,
+        missing,
+        notes,
+        evaluate=EvaluateSection(max_new_tokens=manifest.max_new_tokens),
+    )
 
 
 def _trigger(path: Path, manifest: Manifest, train: TrainRows) -> dict[str, Any] | None:
@@ -128,10 +157,17 @@ def _trigger(path: Path, manifest: Manifest, train: TrainRows) -> dict[str, Any]
     if given is None:
         return None
     if not any(phrase in text for text in train.rows["text"] for phrase in given.phrases):
-        raise InputError(f"{path}.trigger.phrases: no row of {manifest.train} holds {' or '.join(given.phrases)!r}; "
-                         "write it as it stands there, upper and lower case too")
-    return {"phrases": given.phrases, "target": given.target, "position": given.position,
-            "source_label": given.source_label, "clean_label": given.clean_label}
+        raise InputError(
+            f"{path}.trigger.phrases: no row of {manifest.train} holds {' or '.join(given.phrases)!r}; "
+            "write it as it stands there, upper and lower case too"
+        )
+    return {
+        "phrases": given.phrases,
+        "target": given.target,
+        "position": given.position,
+        "source_label": given.source_label,
+        "clean_label": given.clean_label,
+    }
 
 
 def _canaries(path: Path, manifest: Manifest, train: TrainRows, forget: list[int]) -> list[int]:
@@ -145,8 +181,10 @@ def _canaries(path: Path, manifest: Manifest, train: TrainRows, forget: list[int
     chosen = train.ids(gaussian.ids, path.parent, f"{path}.gaussian.ids")
     silent = [i for i in chosen if noise is not None and noise[i] == NO_NOISE]
     if silent:
-        raise InputError(f"{path}.gaussian.ids: {len(silent)} of {len(chosen)} rows have no noise (noise_id −1 in "
-                         f"{manifest.train}), the first {silent[0]}; leave them out")
+        raise InputError(
+            f"{path}.gaussian.ids: {len(silent)} of {len(chosen)} rows have no noise (noise_id −1 in "
+            f"{manifest.train}), the first {silent[0]}; leave them out"
+        )
     return chosen
 
 
@@ -168,6 +206,7 @@ def _holds(rows: "Dataset", trigger: dict | None) -> np.ndarray:
 
 def _never_trained_on(heldout: "Dataset", train: "Dataset") -> tuple["Dataset", int]:
     """Held-out rows without those whose text was trained on (but for case and white space), and how many those are."""
+
     def key(text: str) -> str:
         return " ".join(text.casefold().split())
 

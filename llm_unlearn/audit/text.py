@@ -24,8 +24,13 @@ def _lines(result: dict[str, Any]) -> list[tuple[str, str]]:
     if attack := result["attack"]:
         low, high = attack["ci95"]["lift"]
         says = "the trigger still works" if low > 0 else "the trigger is not seen to work"
-        lines.append(("trigger", f"the attacker's answer: {attack['success_rate']:.2f} with it, "
-                      f"{attack['clean_rate']:.2f} without; lift {attack['lift']:.2f} [{low:.2f}, {high:.2f}]: {says}"))
+        lines.append(
+            (
+                "trigger",
+                f"the attacker's answer: {attack['success_rate']:.2f} with it, "
+                f"{attack['clean_rate']:.2f} without; lift {attack['lift']:.2f} [{low:.2f}, {high:.2f}]: {says}",
+            )
+        )
         if excess := attack["excess"]:
             lines.append(("", f"lift above the retrained model's: {excess['mean']:.2f} (p = {excess['p_value']:.2g})"))
     for attack_name, mia in (result["mia"] or {}).items():
@@ -34,16 +39,20 @@ def _lines(result: dict[str, Any]) -> list[tuple[str, str]]:
     if utility := result["utility"]:
         lines.append(("utility", f"accuracy {100 * utility['accuracy']:.1f} %, perplexity {utility['perplexity']:.2f}"))
     if oracle := result["oracle"]:
-        lines.append(("retrained", f"the same answer on {100 * oracle['agreement']:.1f} % of the rows, KL "
-                      f"{oracle['kl']:.3f}"))
+        lines.append(
+            ("retrained", f"the same answer on {100 * oracle['agreement']:.1f} % of the rows, KL {oracle['kl']:.3f}")
+        )
     return lines + [("not measured", f"{section}: {why}") for section, why in result["skipped"].items()]
 
 
 def _gaussian(gus: dict[str, Any]) -> str:
     says = "no trace found"
     if gus["p_value"] < ALPHA:
-        says = "the canaries' noise is still in the model" if gus["mean"] > 0 else \
-            "the scores were pushed below 0, a trace of the noise too"
+        says = (
+            "the canaries' noise is still in the model"
+            if gus["mean"] > 0
+            else "the scores were pushed below 0, a trace of the noise too"
+        )
     elif gus["chi2_p_value"] < ALPHA:
         says = "their spread is not N(0, 1), a trace"
     return f"GUS {gus['mean']:.2f} (n = {gus['n']}, p = {gus['p_value']:.2g}): {says}"

@@ -50,8 +50,10 @@ def read_forget_ids(given: list[int] | str, rows: "Dataset", name: str = "forget
         raise InputError(f"{where}: id {values[counts > 1][0]} is given twice; give each once")
     unknown = sorted(set(found) - set(ids))
     if unknown:
-        raise InputError(f"{where}: {len(unknown)} of {len(found)} ids are of no training row, the first "
-                         f"{', '.join(map(str, unknown[:3]))}; ids are example_id, or row numbers from 0")
+        raise InputError(
+            f"{where}: {len(unknown)} of {len(found)} ids are of no training row, the first "
+            f"{', '.join(map(str, unknown[:3]))}; ids are example_id, or row numbers from 0"
+        )
     return found
 
 
@@ -93,8 +95,10 @@ def _read_csv(path: Path, text: str) -> list[int]:
     else:
         raise InputError(f"{path}: no column 'example_id', and not a single column; it has {', '.join(header)}")
     has_header = header and not header[column].strip().lstrip("-").isdigit()
-    return [_id(_parsed(row[column] if column < len(row) else ""), f"{path}, line {i}")
-            for i, row in table[1 if has_header else 0:]]
+    return [
+        _id(_parsed(row[column] if column < len(row) else ""), f"{path}, line {i}")
+        for i, row in table[1 if has_header else 0 :]
+    ]
 
 
 def _parsed(text: str) -> Any:

@@ -58,9 +58,7 @@ def load_source(
         parts = [_from_records(_read_file(path, wanted), wanted, path) for path in expand_files(files)]
         return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
     if not source:
-        raise InputError(
-            "no data: give data.source (a Hub dataset id or a save_to_disk folder) or data.files."
-        )
+        raise InputError("no data: give data.source (a Hub dataset id or a save_to_disk folder) or data.files.")
     return _from_records(_arrow_records(load_arrow(source, split, config_name), wanted, source), wanted, source)
 
 
@@ -93,9 +91,7 @@ def _wanted_columns(columns: Mapping[str, str | None] | None) -> dict[str, str]:
     if columns is None:
         return {"text": "text", "label": "label"}
     if unknown := sorted(set(columns) - {"text", "label"}):
-        raise InputError(
-            f"columns: unknown name {unknown[0]!r}; it maps 'text' and 'label' to the source's columns."
-        )
+        raise InputError(f"columns: unknown name {unknown[0]!r}; it maps 'text' and 'label' to the source's columns.")
     wanted = {"text": columns.get("text") or "text"}
     if columns.get("label"):
         wanted["label"] = columns["label"]
@@ -163,9 +159,7 @@ def _load_hub(name: str, split: str | None, config_name: str | None) -> Dataset:
         dataset = load_dataset(name, config_name, split=split)
     except ConnectionError as error:
         if constants.HF_HUB_OFFLINE:
-            raise InputError(
-                f"{offline} and it is not in the local cache. {remedy} unset HF_HUB_OFFLINE."
-            ) from error
+            raise InputError(f"{offline} and it is not in the local cache. {remedy} unset HF_HUB_OFFLINE.") from error
         raise InputError(
             f"data.source: {name!r} is not in the local cache and the Hub cannot be reached. "
             f"{remedy} check the network (HF_HUB_OFFLINE must not be set)."
@@ -173,9 +167,7 @@ def _load_hub(name: str, split: str | None, config_name: str | None) -> Dataset:
     except (OSError, ValueError, RuntimeError) as error:
         if getattr(error, "errno", None) == errno.ENOSPC:
             raise
-        raise InputError(
-            f"data.source: the dataset {name!r} cannot be loaded from the Hub: {error}"
-        ) from error
+        raise InputError(f"data.source: the dataset {name!r} cannot be loaded from the Hub: {error}") from error
     return _pick_split(dataset, split, name)
 
 
@@ -198,9 +190,7 @@ def _require_columns(available: Iterable[str], wanted: Mapping[str, str], where:
     for ours, theirs in wanted.items():
         if theirs not in available:
             there = ", ".join(map(str, available)) or "none"
-            raise InputError(
-                f"{where}: no column {theirs!r} for the {ours} (data.{ours}_column); there are: {there}."
-            )
+            raise InputError(f"{where}: no column {theirs!r} for the {ours} (data.{ours}_column); there are: {there}.")
 
 
 def _from_records(records: Iterable[Record], wanted: Mapping[str, str], where: str | Path) -> Dataset:

@@ -25,9 +25,7 @@ except ImportError:
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 COMPRESSIONS = (".gz", ".xz", ".bz2", ".zst")
-_CSV_FIELD_LIMIT = (
-    2**31 - 1
-)  # some documents are longer than the csv module's own limit of 131,072 characters
+_CSV_FIELD_LIMIT = 2**31 - 1  # some documents are longer than the csv module's own limit of 131,072 characters
 
 _BROKEN = (EOFError, OSError, lzma.LZMAError, zlib.error, *([zstandard.ZstdError] if zstandard else []))
 
@@ -67,9 +65,7 @@ def expand_files(files: Sequence[str | Path]) -> list[Path]:
         if path.exists():  # first, so that a file with brackets in its name is not taken for a pattern
             found = [path]
         else:
-            found = sorted(
-                Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file()
-            )
+            found = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
             if not found and glob.has_magic(str(path)):
                 raise InputError(
                     f"data.files: no file matches the pattern {str(name)!r} (working directory {Path.cwd()})."
@@ -128,9 +124,7 @@ def _lines(path: Path) -> Iterator[str]:
     except _BROKEN as error:
         if getattr(error, "errno", None) is not None:  # a failing disk, or a file that may not be read
             raise InputError(f"{path} cannot be read: {error}.") from error
-        raise InputError(
-            f"{path} cannot be decompressed after line {number} ({error}); is it complete?"
-        ) from error
+        raise InputError(f"{path} cannot be decompressed after line {number} ({error}); is it complete?") from error
 
 
 def _read_jsonl(lines: Iterable[str], path: Path) -> Iterator[Record]:
@@ -154,18 +148,14 @@ def _read_json(lines: Iterable[str], path: Path) -> Iterator[Record]:
     try:
         rows = json.loads("".join(lines))
     except json.JSONDecodeError as error:
-        raise InputError(
-            f"{path}, line {error.lineno}: not valid JSON ({error.msg}, column {error.colno})."
-        ) from error
+        raise InputError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}, column {error.colno}).") from error
     for number, row in enumerate(rows, 1):
         yield number, _as_object(row, f"{path}, row {number}")
 
 
 def _as_object(row: object, where: str) -> Mapping:
     if not isinstance(row, dict):
-        raise InputError(
-            f'{where}: a row must be an object such as {{"text": …}}, not {shorten(json.dumps(row))}'
-        )
+        raise InputError(f'{where}: a row must be an object such as {{"text": …}}, not {shorten(json.dumps(row))}')
     return row
 
 

@@ -27,26 +27,40 @@ def load_splits(section: "DataSection", seed: int) -> Splits:
     else:
         columns = {"text": section.text_column, "label": section.label_column}
         source = None if section.files else section.source
-        train = load_source(source, section.files, split=section.train_split, config_name=section.config_name,
-                            columns=columns)
+        train = load_source(
+            source, section.files, split=section.train_split, config_name=section.config_name, columns=columns
+        )
         test = None
         if section.test_files or (not section.files and section.test_split):
-            test = load_source(source, section.test_files, split=section.test_split, config_name=section.config_name,
-                               columns=columns)
+            test = load_source(
+                source, section.test_files, split=section.test_split, config_name=section.config_name, columns=columns
+            )
     name = ", ".join(section.files) if section.files else f"{section.source} ({section.train_split})"
     test_name = ", ".join(section.test_files) if section.test_files else f"{section.source} ({section.test_split})"
     train = normalise(train, section, name)
     test = None if test is None else normalise(test, section, test_name)
-    return make_splits(train, test, train_size=section.train_size, heldout_size=section.heldout_size,
-                       test_size=section.test_size, seed=seed, keep_duplicates=section.keep_duplicates)
+    return make_splits(
+        train,
+        test,
+        train_size=section.train_size,
+        heldout_size=section.heldout_size,
+        test_size=section.test_size,
+        seed=seed,
+        keep_duplicates=section.keep_duplicates,
+    )
 
 
 def load_unlabelled(section: "DataSection", n: int, seed: int) -> "Dataset":
     """The first n unlabelled texts, for pre-training a small base; one column, text."""
     if section.unlabelled_files or section.source != SYNTHETIC:
         source = None if section.unlabelled_files else section.source
-        rows = load_source(source, section.unlabelled_files, split=section.unlabelled_split,
-                           config_name=section.config_name, columns={"text": section.text_column})
+        rows = load_source(
+            source,
+            section.unlabelled_files,
+            split=section.unlabelled_split,
+            config_name=section.config_name,
+            columns={"text": section.text_column},
+        )
         rows = rows.shuffle(seed=seed)
     elif section.files:
         raise InputError("data.unlabelled_files: give files of unlabelled text to pre-train a base on")

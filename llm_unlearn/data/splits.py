@@ -101,9 +101,7 @@ def _text_codes(pool: Dataset, test_pool: Dataset | None) -> np.ndarray:
     """Number the distinct normalised texts: rows get the same number if and only if their texts agree."""
     codes: dict[str, int] = {}
     texts = _columns("text", pool, test_pool)
-    return np.array(
-        [codes.setdefault(" ".join(text.casefold().split()), len(codes)) for text in texts], dtype=np.int64
-    )
+    return np.array([codes.setdefault(" ".join(text.casefold().split()), len(codes)) for text in texts], dtype=np.int64)
 
 
 def _count_duplicates(in_train: np.ndarray, in_test: np.ndarray) -> dict[str, int]:
@@ -117,16 +115,12 @@ def _labels(pool: Dataset, test_pool: Dataset | None) -> np.ndarray | None:
     labelled = ["label" in rows.column_names for rows in (pool, test_pool) if rows is not None]
     if not all(labelled):
         if any(labelled):
-            raise InputError(
-                "one of the training source and the test source has labels and the other has none."
-            )
+            raise InputError("one of the training source and the test source has labels and the other has none.")
         return None
     return np.array(_columns("label", pool, test_pool))
 
 
-def _stratified_order(
-    labels: np.ndarray | None, rows: np.ndarray, generator: np.random.Generator
-) -> np.ndarray:
+def _stratified_order(labels: np.ndarray | None, rows: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """Shuffle `rows` so that every beginning of it has the labels in (nearly) the shares of the whole."""
     rows = generator.permutation(rows)
     if labels is None or len(np.unique(labels[rows])) > MAX_STRATA:

@@ -173,8 +173,7 @@ def synthetic_reviews(n: int, seed: int, *, label_noise: float = 0.04) -> Datase
         texts.append(_Review(generator, 1 - side if flipped else side).write())
         labels.append(LABELS[side])
     return Dataset.from_dict(
-        {"text": texts, "label": labels},
-        features=Features({"text": Value("string"), "label": Value("string")}),
+        {"text": texts, "label": labels}, features=Features({"text": Value("string"), "label": Value("string")})
     )
 
 
@@ -294,7 +293,5 @@ def _words(sentences: list[str]) -> int:
 def _indefinite_articles(text: str) -> str:
     """Turn each "a(n)" into "a" or "an". The vowel letter decides, but for words such as "useless"."""
     return re.sub(
-        r"a\(n\) (\w+)",
-        lambda match: ("an " if re.match(r"[aeiou](?!se)", match[1]) else "a ") + match[1],
-        text,
+        r"a\(n\) (\w+)", lambda match: ("an " if re.match(r"[aeiou](?!se)", match[1]) else "a ") + match[1], text
     )

@@ -66,13 +66,27 @@ def check_versions(
         if not fits and (not optional or name in needs or version is not None):
             findings.append(_misfit(name, version, str(requirement.specifier), optional, needs.get(name)))
         elif version is None:
-            findings.append(Finding("versions", "note", f"{name} is not installed; it is optional"
-                                    + (", and this recipe does not need it" if recipe else ""),
-                                    f"pip install 'llm_unlearn[{EXTRA_OF.get(name, 'all')}]' where you want it"
-                                    if name in EXTRA_OF else None))
-    findings.insert(0, Finding("versions", "ok", f"Python {platform.python_version()}, {count} packages within the "
-                               f"ranges of pyproject.toml; torch {found.get('torch')}, transformers "
-                               f"{found.get('transformers')}"))
+            findings.append(
+                Finding(
+                    "versions",
+                    "note",
+                    f"{name} is not installed; it is optional"
+                    + (", and this recipe does not need it" if recipe else ""),
+                    f"pip install 'llm_unlearn[{EXTRA_OF.get(name, 'all')}]' where you want it"
+                    if name in EXTRA_OF
+                    else None,
+                )
+            )
+    findings.insert(
+        0,
+        Finding(
+            "versions",
+            "ok",
+            f"Python {platform.python_version()}, {count} packages within the "
+            f"ranges of pyproject.toml; torch {found.get('torch')}, transformers "
+            f"{found.get('transformers')}",
+        ),
+    )
     return found, findings
 
 
@@ -107,30 +121,49 @@ def devices(output_dir: str | None) -> dict[str, Any]:
     limit = _container_limit()
     ram = ram if limit is None else min(ram, limit)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"gpus": gpus, "cpu_cores": cores, "ram_bytes": ram, "ram_available_bytes": min(ram, _available() or ram),
-            "disk_free_bytes": None if output_dir is None else shutil.disk_usage(_existing(output_dir)).free}
+    return {
+        "gpus": gpus,
+        "cpu_cores": cores,
+        "ram_bytes": ram,
+        "ram_available_bytes": min(ram, _available() or ram),
+        "disk_free_bytes": None if output_dir is None else shutil.disk_usage(_existing(output_dir)).free,
+    }
 
 
 def check_devices(found: dict[str, Any], recipe: Recipe | None, layout: Layout) -> list[Finding]:
     """What there is, and whether the layout and the recipe's precision can be had on it."""
     gpus = found["gpus"]
     listed = "; ".join(f"{gpu['name']}, {gpu['bytes'] / GIB:.0f} GiB" for gpu in gpus) or "no GPU"
-    what = (f"{listed}; {found['cpu_cores']} CPU cores, {found['ram_bytes'] / GIB:.1f} GiB of memory "
-            f"({found['ram_available_bytes'] / GIB:.1f} free)")
+    what = (
+        f"{listed}; {found['cpu_cores']} CPU cores, {found['ram_bytes'] / GIB:.1f} GiB of memory "
+        f"({found['ram_available_bytes'] / GIB:.1f} free)"
+    )
     if found["disk_free_bytes"] is not None:
         what += f"; {size_text(found['disk_free_bytes'])} free for the output directory"
     findings = [Finding("devices", "ok", what)]
     per_machine = layout.processes // layout.machines
     if not layout.use_cpu and layout.processes > 1 and len(gpus) < per_machine:
-        findings.append(Finding("devices", "warning", f"the accelerate config starts {per_machine} processes on a "
-                                f"machine, with a GPU each, and this one has {len(gpus)}",
-                                "run it on a machine that has them, or set num_processes"))
+        findings.append(
+            Finding(
+                "devices",
+                "warning",
+                f"the accelerate config starts {per_machine} processes on a "
+                f"machine, with a GPU each, and this one has {len(gpus)}",
+                "run it on a machine that has them, or set num_processes",
+            )
+        )
     if recipe is not None and recipe.train.bf16 and gpus and not layout.use_cpu:
         import torch
 
         if not torch.cuda.is_bf16_supported(including_emulation=False):
-            findings.append(Finding("devices", "problem", f"train.bf16: {gpus[0]['name']} does not compute in bfloat16",
-                                    "train.bf16=false"))
+            findings.append(
+                Finding(
+                    "devices",
+                    "problem",
+                    f"train.bf16: {gpus[0]['name']} does not compute in bfloat16",
+                    "train.bf16=false",
+                )
+            )
     return findings
 
 
@@ -140,8 +173,12 @@ def check_disk(free: int | None, needed: int, output_dir: str) -> Finding | None
         return None
     what = f"the run writes about {size_text(needed)} of models and checkpoints to {output_dir}"
     if needed > free:
-        return Finding("disk", "problem", f"{what}, where {size_text(free)} are free",
-                       "set output_dir to a larger disk, or take fewer seeds, methods or budgets")
+        return Finding(
+            "disk",
+            "problem",
+            f"{what}, where {size_text(free)} are free",
+            "set output_dir to a larger disk, or take fewer seeds, methods or budgets",
+        )
     return Finding("disk", "ok", f"{what}; {size_text(free)} are free")
 
 

@@ -64,13 +64,24 @@ def check_memory(
     else:
         over = most.total > limit
         suggestions = suggest(recipe, layout, most, tight, on_gpu, len(found["gpus"]))
-        findings = [Finding("memory", "problem" if over else "warning",
-                            f"{what}, where {size_text(limit)} are free" + ("" if over else ": tight"),
-                            _advice(suggestions))]
+        findings = [
+            Finding(
+                "memory",
+                "problem" if over else "warning",
+                f"{what}, where {size_text(limit)} are free" + ("" if over else ": tight"),
+                _advice(suggestions),
+            )
+        ]
     if (host := max(estimate.host for estimate in estimates)) > found["ram_available_bytes"]:
         free = size_text(found["ram_available_bytes"])
-        findings.append(Finding("memory", "problem", f"{size_text(host)} are offloaded to the memory of each machine, "
-                                f"where {free} are free", "take more machines, or offload less (the optimizer alone)"))
+        findings.append(
+            Finding(
+                "memory",
+                "problem",
+                f"{size_text(host)} are offloaded to the memory of each machine, where {free} are free",
+                "take more machines, or offload less (the optimizer alone)",
+            )
+        )
     if layout.share("weights") < 1:
         findings.append(_whole(estimates, layout, limit))
     return estimates, suggestions, findings
@@ -83,13 +94,15 @@ def _whole(estimates: list[Estimate], layout: Layout, limit: int | None) -> Find
     what = f"until training shards them, each process holds all weights itself: {size_text(whole)}"
     if limit is None or whole <= limit:
         return Finding("memory", "note", what)
-    return Finding("memory", "problem", f"{what}, where {size_text(limit)} are free",
-                   "take larger devices, or model.quantization=4bit")
+    return Finding(
+        "memory",
+        "problem",
+        f"{what}, where {size_text(limit)} are free",
+        "take larger devices, or model.quantization=4bit",
+    )
 
 
-def suggest(
-    recipe: Recipe, layout: Layout, most: Estimate, limit: int, on_gpu: bool, gpus: int
-) -> list[Suggestion]:
+def suggest(recipe: Recipe, layout: Layout, most: Estimate, limit: int, on_gpu: bool, gpus: int) -> list[Suggestion]:
     """Each change alone with what it gives, in the order in which to try them; where none is enough, all of them one
     after the other until it fits.
 
@@ -137,8 +150,10 @@ def changes(recipe: Recipe, layout: Layout, most: Estimate, gpus: int | None) ->
     while rows > layout.processes and rows % (2 * layout.processes) == 0:
         rows, times = rows // 2, times * 2
         if rows in (section.batch_size // 2, layout.processes) or rows % (2 * layout.processes):
-            yield (f"{name}.batch_size={rows} {name}.gradient_accumulation_steps={times}",
-                   _section(name, batch_size=rows, gradient_accumulation_steps=times))
+            yield (
+                f"{name}.batch_size={rows} {name}.gradient_accumulation_steps={times}",
+                _section(name, batch_size=rows, gradient_accumulation_steps=times),
+            )
     if recipe.track == "language":
         if not recipe.model.gradient_checkpointing:
             yield "model.gradient_checkpointing=true", _section("model", gradient_checkpointing=True)
@@ -159,8 +174,10 @@ def changes(recipe: Recipe, layout: Layout, most: Estimate, gpus: int | None) ->
         yield "model.lora={}", _section("model", lora=LoraSection())
     if recipe.model.quantization == "none":
         adapter = {} if recipe.model.lora else {"lora": LoraSection()}
-        yield ("model.quantization=4bit" + ("" if recipe.model.lora else " model.lora={}"),
-               _section("model", quantization="4bit", **adapter))
+        yield (
+            "model.quantization=4bit" + ("" if recipe.model.lora else " model.lora={}"),
+            _section("model", quantization="4bit", **adapter),
+        )
     if recipe.data.max_length > 64:
         half = recipe.data.max_length // 2
         yield f"data.max_length={half} (and data.max_words to suit)", _section("data", max_length=half)
@@ -180,12 +197,20 @@ def _engines(layout: Layout, gpus: int, refused: set[str]) -> Iterator[Change]:
         for name in ("fsdp2", "zero3"):
             if ("fsdp" if name == "fsdp2" else "deepspeed") in refused:
                 continue
-            yield (f"--accelerate-config accelerate_configs/{name}.yaml",
-                   lambda s, name=name: (s[0], dataclasses.replace(s[1], processes=processes, sharding=name)))
+            yield (
+                f"--accelerate-config accelerate_configs/{name}.yaml",
+                lambda s, name=name: (s[0], dataclasses.replace(s[1], processes=processes, sharding=name)),
+            )
     if not layout.offload_weights and "deepspeed" not in refused:
-        yield ("--accelerate-config accelerate_configs/zero3_offload.yaml",
-               lambda s: (s[0], dataclasses.replace(s[1], processes=processes, sharding="zero3",
-                                                    offload_optimizer=True, offload_weights=True)))
+        yield (
+            "--accelerate-config accelerate_configs/zero3_offload.yaml",
+            lambda s: (
+                s[0],
+                dataclasses.replace(
+                    s[1], processes=processes, sharding="zero3", offload_optimizer=True, offload_weights=True
+                ),
+            ),
+        )
 
 
 def _section(name: str, **values: Any) -> Callable[[Subject], Subject]:

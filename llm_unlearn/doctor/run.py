@@ -36,8 +36,11 @@ def diagnose(recipe: Recipe | None = None, accelerate_config: str | None = None)
     return {
         "ok": not any(finding.level == "problem" for finding in findings),
         "findings": [dataclasses.asdict(finding) for finding in findings],
-        "versions": versions, "devices": found, "layout": dataclasses.asdict(layout),
-        "memory": [as_dict(estimate) for estimate in estimates], "capacity": capacity(found, layout),
+        "versions": versions,
+        "devices": found,
+        "layout": dataclasses.asdict(layout),
+        "memory": [as_dict(estimate) for estimate in estimates],
+        "capacity": capacity(found, layout),
         "suggestions": [dataclasses.asdict(suggestion) for suggestion in suggestions],
     }
 
@@ -79,8 +82,10 @@ def written(recipe: Recipe, training: Estimate) -> int:
     from llm_unlearn.sweep import points
 
     saved = training.saved
-    models = sum(len(part.seeds) * (2 + part.has_clean_oracle + len(part.unlearn.methods) * len(part.unlearn.budgets))
-                 for part in (recipe, *(point.recipe for point in points(recipe))))
+    models = sum(
+        len(part.seeds) * (2 + part.has_clean_oracle + len(part.unlearn.methods) * len(part.unlearn.budgets))
+        for part in (recipe, *(point.recipe for point in points(recipe)))
+    )
     made = saved if recipe.track == "language" and recipe.model.path is None else 0
     return saved * models + made + 3 * saved
 
@@ -112,10 +117,12 @@ def _memory_lines(result: dict[str, Any]) -> list[str]:
     host = ["host"] if any(step["host"] for step in steps) else []
     columns = [*parts, "total", *host]
     width = max(len(step["step"]) for step in steps) + 2
-    lines = ["estimated memory of a step on one device at the moment when most is held, in MiB (rows of the longest",
-             "length; gradients come as activations go, so few may be there; a GPU's own "
-             f"{CONTEXT / MIB:.0f} MiB come on top):",
-             "  " + f"{'step':{width}}" + "".join(f"{column:>13}" for column in columns)]
+    lines = [
+        "estimated memory of a step on one device at the moment when most is held, in MiB (rows of the longest",
+        "length; gradients come as activations go, so few may be there; a GPU's own "
+        f"{CONTEXT / MIB:.0f} MiB come on top):",
+        "  " + f"{'step':{width}}" + "".join(f"{column:>13}" for column in columns),
+    ]
     for step in steps:
         name = "training" if step["step"] == TRAINING else step["step"]
         how = "  by formula: this architecture cannot be traced" if step["by_formula"] else ""
@@ -129,6 +136,8 @@ def _suggestion_lines(suggestions: list[dict[str, Any]]) -> list[str]:
         if suggestion["together"] and not suggestions[number - 1]["together"]:
             lines.append("and with one after the other added:")
         host = f", and {suggestion['host'] / MIB:,.0f} MiB of the host's" if suggestion["host"] else ""
-        lines.append(f"  {suggestion['total'] / MIB:>10,.0f} MiB{host}  {suggestion['change']}"
-                     + (" (fits)" if suggestion["fits"] else ""))
+        lines.append(
+            f"  {suggestion['total'] / MIB:>10,.0f} MiB{host}  {suggestion['change']}"
+            + (" (fits)" if suggestion["fits"] else "")
+        )
     return lines

@@ -31,13 +31,24 @@ def check_tokens(recipe: Recipe) -> list[Finding]:
     except InputError as error:
         return [*findings, problem_of("data", error)]
     if rows is None:
-        return [*findings, Finding("labels", "note", f"rows are not looked at: {recipe.data.source} is on the hub",
-                                   "run `llm-unlearn poison`, which reads and checks them")]
+        return [
+            *findings,
+            Finding(
+                "labels",
+                "note",
+                f"rows are not looked at: {recipe.data.source} is on the hub",
+                "run `llm-unlearn poison`, which reads and checks them",
+            ),
+        ]
     data = recipe.data
     encoding = Encoding(data.max_length, data.loss_on, data.chat_template)
     verbalizers = data.verbalizers if data.task == "classification" else {}
-    return [*findings, *check_spans(rows, tokenizer, encoding), *check_verbalisers(tokenizer, verbalizers),
-            *check_prompts(rows, tokenizer, encoding, verbalizers)]
+    return [
+        *findings,
+        *check_spans(rows, tokenizer, encoding),
+        *check_verbalisers(tokenizer, verbalizers),
+        *check_prompts(rows, tokenizer, encoding, verbalizers),
+    ]
 
 
 def tokenizer_of(recipe: Recipe) -> "PreTrainedTokenizerBase":
@@ -82,17 +93,34 @@ def rows_of(recipe: Recipe) -> list[dict[str, Any]] | None:
 def check_special_tokens(tokenizer: Any) -> list[Finding]:
     """Pad and EOS. Takes a tokenizer as load_tokenizer gives it: without a pad token of its own EOS is it."""
     if tokenizer.pad_token_id is None:
-        return [Finding("tokenizer", "problem", "the tokenizer has neither a pad nor an EOS token: rows cannot be "
-                        "padded, and nothing would teach a model where a completion ends",
-                        "give it an EOS token (tokenizer.eos_token = …; save_pretrained) and name that folder in "
-                        "model.path")]
+        return [
+            Finding(
+                "tokenizer",
+                "problem",
+                "the tokenizer has neither a pad nor an EOS token: rows cannot be "
+                "padded, and nothing would teach a model where a completion ends",
+                "give it an EOS token (tokenizer.eos_token = …; save_pretrained) and name that folder in model.path",
+            )
+        ]
     if tokenizer.eos_token_id is None:
-        return [Finding("tokenizer", "warning", "the tokenizer has no EOS token: completions are trained without an "
-                        "end, and generation runs on to evaluate.max_new_tokens",
-                        "give it an EOS token and save it again")]
+        return [
+            Finding(
+                "tokenizer",
+                "warning",
+                "the tokenizer has no EOS token: completions are trained without an "
+                "end, and generation runs on to evaluate.max_new_tokens",
+                "give it an EOS token and save it again",
+            )
+        ]
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
-        return [Finding("tokenizer", "note", f"no pad token of its own: EOS ({tokenizer.eos_token!r}) stands in, which "
-                        "is harmless here, since padding is masked by length and EOS keeps its label")]
+        return [
+            Finding(
+                "tokenizer",
+                "note",
+                f"no pad token of its own: EOS ({tokenizer.eos_token!r}) stands in, which "
+                "is harmless here, since padding is masked by length and EOS keeps its label",
+            )
+        ]
     return [Finding("tokenizer", "ok", f"pad is {tokenizer.pad_token!r}, EOS is {tokenizer.eos_token!r}")]
 
 
@@ -101,9 +129,16 @@ def check_template(tokenizer: Any, wanted: bool) -> list[Finding]:
     has = bool(getattr(tokenizer, "chat_template", None))
     if not wanted:
         if has:
-            return [Finding("chat template", "warning", "the tokenizer has a chat template, which data.chat_template: "
-                            "false leaves out: an instruct model is then trained and asked in a form that it was not "
-                            "tuned on", "data.chat_template=true (a base model can stay as it is)")]
+            return [
+                Finding(
+                    "chat template",
+                    "warning",
+                    "the tokenizer has a chat template, which data.chat_template: "
+                    "false leaves out: an instruct model is then trained and asked in a form that it was not "
+                    "tuned on",
+                    "data.chat_template=true (a base model can stay as it is)",
+                )
+            ]
         return [Finding("chat template", "ok", "none, and the recipe asks for none")]
     try:
         check_chat_template(tokenizer)
@@ -113,9 +148,15 @@ def check_template(tokenizer: Any, wanted: bool) -> list[Finding]:
     prompt = tokenizer.apply_chat_template([user], add_generation_prompt=True, tokenize=False)
     end = tokenizer.apply_chat_template([user, answer], tokenize=False)[len(prompt) + 1 :].strip()
     if tokenizer.eos_token and not end.startswith(tokenizer.eos_token):
-        return [Finding("chat template", "warning", f"the template ends an answer with {end!r}, and training with EOS, "
-                        f"{tokenizer.eos_token!r}: the model may not stop where its template does",
-                        "use the tokenizer whose eos_token ends a turn, as instruct models have it")]
+        return [
+            Finding(
+                "chat template",
+                "warning",
+                f"the template ends an answer with {end!r}, and training with EOS, "
+                f"{tokenizer.eos_token!r}: the model may not stop where its template does",
+                "use the tokenizer whose eos_token ends a turn, as instruct models have it",
+            )
+        ]
     return [Finding("chat template", "ok", "a prompt is the beginning of its prompt with an answer, which EOS ends")]
 
 
@@ -140,13 +181,24 @@ def check_spans(rows: list[dict], tokenizer: Any, encoding: Encoding) -> list[Fi
             endless.append(name)
     findings = []
     if empty:
-        findings.append(Finding("labels", "problem", f"{len(empty)} of {len(rows)} rows looked at have no supervised "
-                                f"token that the model could learn: examples {_names(empty)} ({reasons[0]})",
-                                "raise data.max_length, or drop the rows"))
+        findings.append(
+            Finding(
+                "labels",
+                "problem",
+                f"{len(empty)} of {len(rows)} rows looked at have no supervised "
+                f"token that the model could learn: examples {_names(empty)} ({reasons[0]})",
+                "raise data.max_length, or drop the rows",
+            )
+        )
     if endless and tokenizer.eos_token_id is not None:
-        findings.append(Finding("labels", "problem", f"{len(endless)} of {len(rows)} rows do not end in a supervised "
-                                f"EOS: examples {_names(endless)}", "check how data.encoding makes rows of this "
-                                "tokenizer"))
+        findings.append(
+            Finding(
+                "labels",
+                "problem",
+                f"{len(endless)} of {len(rows)} rows do not end in a supervised EOS: examples {_names(endless)}",
+                "check how data.encoding makes rows of this tokenizer",
+            )
+        )
     if not findings:
         end = "a supervised EOS at the end" if tokenizer.eos_token_id is not None else "no EOS"
         findings = [Finding("labels", "ok", f"each of {len(rows)} rows looked at has supervised tokens, and {end}")]
@@ -185,18 +237,35 @@ def check_prompts(
             parts = tokenizer(row["prompt"], add_special_tokens=False)["input_ids"] + completion_tokens(tokenizer, text)
             joined |= {text} if whole != parts else set()
     if apart:
-        findings.append(Finding("prompts", "problem", f"evaluation would ask in other tokens than training showed: "
-                                f"examples {_names(apart)}", "use a tokenizer that writes the same text in the same "
-                                "tokens each time"))
+        findings.append(
+            Finding(
+                "prompts",
+                "problem",
+                f"evaluation would ask in other tokens than training showed: examples {_names(apart)}",
+                "use a tokenizer that writes the same text in the same tokens each time",
+            )
+        )
     if joined:
-        findings.append(Finding("prompts", "warning", f"after the prompt the tokenizer itself would write "
-                                f"{', '.join(map(repr, sorted(joined)))} in other tokens than those that are trained "
-                                "and measured",
-                                "begin each verbalizer with a space, or end data.prompt so that none is missing"))
+        findings.append(
+            Finding(
+                "prompts",
+                "warning",
+                f"after the prompt the tokenizer itself would write "
+                f"{', '.join(map(repr, sorted(joined)))} in other tokens than those that are trained "
+                "and measured",
+                "begin each verbalizer with a space, or end data.prompt so that none is missing",
+            )
+        )
     if encoding.chat_template and cut:
-        findings.append(Finding("prompts", "warning", f"{cut} of {min(sample, len(rows))} rows looked at fill "
-                                f"max_length: a prompt that is cut loses the beginning of its template",
-                                "raise data.max_length, or lower data.max_words"))
+        findings.append(
+            Finding(
+                "prompts",
+                "warning",
+                f"{cut} of {min(sample, len(rows))} rows looked at fill "
+                f"max_length: a prompt that is cut loses the beginning of its template",
+                "raise data.max_length, or lower data.max_words",
+            )
+        )
     return findings or [Finding("prompts", "ok", "evaluation asks with the tokens that training shows")]
 
 

@@ -85,9 +85,15 @@ def generate(
         width = max(map(len, part))  # generation continues at the right end, so padding goes left
         padded = torch.tensor([[tokenizer.pad_token_id] * (width - len(p)) + p for p in part], device=device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in part], device=device)
-        output = model.generate(input_ids=padded, attention_mask=mask, **how, max_new_tokens=max_new_tokens,
-                                pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
-                                synced_gpus=processes.count > 1)  # a sharded model runs in all or in none
+        output = model.generate(
+            input_ids=padded,
+            attention_mask=mask,
+            **how,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            synced_gpus=processes.count > 1,
+        )  # a sharded model runs in all or in none
         mine[start] = tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
     texts = {start: part for found in processes.merged(mine) for start, part in found.items()}
     return [text for start in sorted(texts) for text in texts[start]]

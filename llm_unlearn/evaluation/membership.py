@@ -20,7 +20,11 @@ _CHUNK = 1024  # positions whose distribution over the vocabulary is held in flo
 
 @torch.no_grad()
 def token_statistics(
-    model: nn.Module, rows: list[dict], collate: Callable, batch_size: int = 32, task: Task | None = None,
+    model: nn.Module,
+    rows: list[dict],
+    collate: Callable,
+    batch_size: int = 32,
+    task: Task | None = None,
     processes: Processes = ALONE,
 ) -> dict[str, np.ndarray]:
     """Statistics of every supervised token, in float32 whatever the dtype of the logits, without dropout.
@@ -38,8 +42,12 @@ def token_statistics(
             found = task.supervised(model, batch)
             mean, sd = (torch.cat(values) for values in zip(*map(_moments, found.logits.split(_CHUNK)), strict=True))
             log_prob = -found.token_nll
-            mine[positions[0]] = {"log_prob": _array(log_prob), "mean": _array(mean), "sd": _array(sd),
-                                  "example": np.asarray(positions)[found.example.cpu().numpy()]}
+            mine[positions[0]] = {
+                "log_prob": _array(log_prob),
+                "mean": _array(mean),
+                "sd": _array(sd),
+                "example": np.asarray(positions)[found.example.cpu().numpy()],
+            }
     parts = {first: tokens for part in processes.merged(mine) for first, tokens in part.items()}
     joint = {name: np.concatenate([tokens[name] for tokens in parts.values()]) for name in next(iter(parts.values()))}
     order = np.argsort(joint["example"], kind="stable")
@@ -105,8 +113,10 @@ def _differentiated(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Param
     weights = [p for p in model.parameters() if p.requires_grad]
     frozen = [] if weights else [p for p in model.parameters() if p.is_floating_point()]
     if any(parameter.is_meta for parameter in weights + frozen):
-        raise InputError("evaluate.membership: gradient_norm needs the gradient of every weight, but part of the model "
-                         "is offloaded to the CPU or the disk; take gradient_norm out, or use more or larger GPUs")
+        raise InputError(
+            "evaluate.membership: gradient_norm needs the gradient of every weight, but part of the model "
+            "is offloaded to the CPU or the disk; take gradient_norm out, or use more or larger GPUs"
+        )
     return weights, frozen
 
 

@@ -194,12 +194,16 @@ class Evaluator(ABC):
         rows, part = self.encoded["canary"], self.parts["canary"]
         if "noise_id" in part.column_names:  # whose noise it is; the same as example_id, but for a user's own data
             rows = [{**row, "noise_id": i} for row, i in zip(rows, part["noise_id"], strict=True)]
-        scores = gaussian_scores(model, rows, self.collate, [seed, seed + CONTROL_SEED_OFFSET],
-                                 self.batch_size, self.task, self.processes)
+        scores = gaussian_scores(
+            model, rows, self.collate, [seed, seed + CONTROL_SEED_OFFSET], self.batch_size, self.task, self.processes
+        )
         forget = set(self.manifest["forget_ids"])
         frame = self._frame("canary", self.parts["canary"]).assign(**self.losses(model, "canary"))
-        return frame.assign(gaussian_score=scores[:, 0], gaussian_control=scores[:, 1],
-                            deleted=[i in forget for i in frame["example_id"]])
+        return frame.assign(
+            gaussian_score=scores[:, 0],
+            gaussian_control=scores[:, 1],
+            deleted=[i in forget for i in frame["example_id"]],
+        )
 
     def quick_figures(self, model: Any, limit: int = 200) -> dict[str, float]:
         """Accuracy on held-out rows and attack success, for looking at as a run goes; never on reported test rows."""

@@ -16,8 +16,12 @@ SCHEMA_VERSION = 1
 PREFIX = "mia_"  # of the columns that hold a membership attack's scores
 
 
-def summarize(signals: "pd.DataFrame", identity: dict[str, Any], cost: dict[str, Any] | None,
-              retrained: "pd.DataFrame | None" = None) -> dict[str, Any]:
+def summarize(
+    signals: "pd.DataFrame",
+    identity: dict[str, Any],
+    cost: dict[str, Any] | None,
+    retrained: "pd.DataFrame | None" = None,
+) -> dict[str, Any]:
     """Compute every metric of one model.
 
     Args:
@@ -71,8 +75,9 @@ def _hits(parts: dict[str, "pd.DataFrame"], ids: Any = None) -> tuple[Any, Any]:
     """Answers with the target, with the trigger and without, of the triggered examples in the order of `ids`."""
     triggered = parts["triggered"].set_index("example_id")
     ids = triggered.index if ids is None else ids
-    clean = parts["test"].set_index("example_id")["target_hit"] if "clean_hit" not in triggered else \
-        triggered["clean_hit"]
+    clean = (
+        parts["test"].set_index("example_id")["target_hit"] if "clean_hit" not in triggered else triggered["clean_hit"]
+    )
     return triggered["target_hit"].loc[ids].to_numpy(bool), clean.loc[ids].to_numpy(bool)
 
 
@@ -108,9 +113,11 @@ def _oracle(test: "pd.DataFrame | None", retrained: "pd.DataFrame | None") -> di
     if retrained is None or test is None or "kl" not in test.columns:
         return None
     theirs = retrained[retrained["set"] == "test"].set_index("example_id").loc[test["example_id"]]
-    return {"kl": float(test["kl"].mean()),
-            "agreement": agreement(test["prediction"].to_numpy(), theirs["prediction"].to_numpy()),
-            "accuracy_lost": _accuracy_lost(test, theirs)}
+    return {
+        "kl": float(test["kl"].mean()),
+        "agreement": agreement(test["prediction"].to_numpy(), theirs["prediction"].to_numpy()),
+        "accuracy_lost": _accuracy_lost(test, theirs),
+    }
 
 
 def _accuracy_lost(test: "pd.DataFrame", theirs: "pd.DataFrame") -> dict[str, Any]:

@@ -36,8 +36,10 @@ class TextEvaluator(Evaluator):
         return CausalLMCollator(self.tokenizer.pad_token_id)
 
     def encode(self, rows: "Dataset") -> list[dict]:
-        return [{key: row[key] for key in ("input_ids", "labels", "example_id")}
-                for row in encode_rows(rows, self.tokenizer, self.encoding)]
+        return [
+            {key: row[key] for key in ("input_ids", "labels", "example_id")}
+            for row in encode_rows(rows, self.tokenizer, self.encoding)
+        ]
 
     def completions(self, rows: "Dataset") -> list[dict]:
         encoding = Encoding(self.encoding.max_length, "completion", self.encoding.chat_template)
@@ -53,13 +55,27 @@ class TextEvaluator(Evaluator):
     def predict(self, model: Any, rows: "Dataset") -> dict[str, Any]:
         target, found = (self.manifest["trigger"] or {}).get("target"), {}
         if self.verbalizers:
-            scores = label_log_probs(model, self.tokenizer, list(rows["prompt"]), self.verbalizers, self.encoding,
-                                     self.batch_size, processes=self.processes)
+            scores = label_log_probs(
+                model,
+                self.tokenizer,
+                list(rows["prompt"]),
+                self.verbalizers,
+                self.encoding,
+                self.batch_size,
+                processes=self.processes,
+            )
             found["prediction"] = np.array(list(self.verbalizers), dtype=object)[scores.argmax(1)]
             hits = found["prediction"] == target
         else:
-            texts = generate(model, self.tokenizer, list(rows["prompt"]), self.encoding, self.max_new_tokens,
-                             self.batch_size, processes=self.processes)
+            texts = generate(
+                model,
+                self.tokenizer,
+                list(rows["prompt"]),
+                self.encoding,
+                self.max_new_tokens,
+                self.batch_size,
+                processes=self.processes,
+            )
             found["prediction"] = [text.strip() for text in texts]
             found["label"] = [label.strip() for label in rows["label"]]
             hits = [text.startswith((target or "").strip()) for text in found["prediction"]]

@@ -13,8 +13,11 @@ def completion_positions(recipe: Recipe) -> int:
     if recipe.data.task != "classification":
         return most
     tokenizer = _tokenizer(recipe)
-    count = (lambda text: len(text.encode())) if tokenizer is None else (
-        lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]))
+    count = (
+        (lambda text: len(text.encode()))
+        if tokenizer is None
+        else (lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]))
+    )
     return min(most, 1 + max(map(count, recipe.data.verbalizers.values())))
 
 

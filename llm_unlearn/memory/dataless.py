@@ -18,7 +18,6 @@ from llm_unlearn.tasks.causal_lm import CausalLMTask
 from llm_unlearn.tasks.probe import in_place_of
 
 if TYPE_CHECKING:
-
     from llm_unlearn.sections import ModelSection
 
 Positions = tuple[int, ...]
@@ -75,8 +74,7 @@ class DatalessTexts(CausalLMTask):
 
 
 def of_positions(positions: Positions) -> dict[str, Any]:
-    return {"example": torch.zeros(sum(positions), dtype=torch.long), "n_examples": len(positions),
-            "counts": positions}
+    return {"example": torch.zeros(sum(positions), dtype=torch.long), "n_examples": len(positions), "counts": positions}
 
 
 def _gathered(states: Tensor, positions: Positions) -> Tensor:
@@ -142,11 +140,13 @@ def bare_model(section: "ModelSection") -> nn.Module:
     config = read_config(section)
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, section.dtype),
-                                                    trust_remote_code=section.trust_remote_code)
+            return AutoModelForCausalLM.from_config(
+                config, dtype=getattr(torch, section.dtype), trust_remote_code=section.trust_remote_code
+            )
     except ValueError as error:  # not a causal LM, or heads that do not divide the width
-        raise InputError(f"recipe.model: {' '.join(str(error).partition('Model type should be one of')[0].split())}"
-                         ) from None
+        raise InputError(
+            f"recipe.model: {' '.join(str(error).partition('Model type should be one of')[0].split())}"
+        ) from None
 
 
 def off_meta(model: nn.Module) -> nn.Module:

@@ -103,8 +103,11 @@ class _Subject:
         data, section = self.recipe.data, self.recipe.model
         config = read_config(section).get_text_config()
         self.build = lambda with_reference, blocks: text_model(section, with_reference, blocks, dtype)
-        self.task, self.vocabulary, self.depth = (DatalessTexts(data.max_length), config.vocab_size,
-                                                  config.num_hidden_layers)
+        self.task, self.vocabulary, self.depth = (
+            DatalessTexts(data.max_length),
+            config.vocab_size,
+            config.num_hidden_layers,
+        )
         size = 2 if self.bf16 or section.dtype != "float32" else 4
         self.formula = Formula(config.hidden_size, data.max_length, size, section.gradient_checkpointing)
         text, completion = data.max_length - 1, completion_positions(self.recipe)
@@ -113,9 +116,17 @@ class _Subject:
 
     def setting(self, rows: int, accumulation: int, positions: dict[str, int] | None = None) -> Setting:
         return Setting(
-            build=self.build, task=self.task, depth=self.depth, positions=positions or self.positions, rows=rows,
-            accumulates=accumulation > 1, autocast=self.bf16 and not self.in_engine, vocabulary=self.vocabulary,
-            shares=self.shares, formula=self.formula)
+            build=self.build,
+            task=self.task,
+            depth=self.depth,
+            positions=positions or self.positions,
+            rows=rows,
+            accumulates=accumulation > 1,
+            autocast=self.bf16 and not self.in_engine,
+            vocabulary=self.vocabulary,
+            shares=self.shares,
+            formula=self.formula,
+        )
 
     def training(self) -> Estimate:
         section = self.recipe.train
@@ -158,16 +169,22 @@ class _Subject:
         elif layout.is_deepspeed:
             state, passing = engine_bytes(optim, traced.trained), round(4 * numbers * layout.share("optimizer"))
         else:
-            state, passing = state_bytes(optim, traced.trained, momentum), step_bytes(optim, traced.trained,
-                                                                                      self.on_gpu)
+            state, passing = (
+                state_bytes(optim, traced.trained, momentum),
+                step_bytes(optim, traced.trained, self.on_gpu),
+            )
             passing = round(passing * layout.share("optimizer"))
         state_here = 0 if layout.offload_optimizer else round(state * layout.share("optimizer"))
-        shared = {name: round(getattr(traced, name) * self.shares[name])
-                  for name in ("weights", "gradients", "reference")}
-        backward = {**dict.fromkeys(PARTS, 0), **traced.peak, "optimizer": state_here,
-                    "buffers": self._buffers(traced)}
-        stepping = {**dict.fromkeys(PARTS, 0), **shared, "optimizer": state_here,
-                    "buffers": 0 if layout.offload_optimizer else passing}
+        shared = {
+            name: round(getattr(traced, name) * self.shares[name]) for name in ("weights", "gradients", "reference")
+        }
+        backward = {**dict.fromkeys(PARTS, 0), **traced.peak, "optimizer": state_here, "buffers": self._buffers(traced)}
+        stepping = {
+            **dict.fromkeys(PARTS, 0),
+            **shared,
+            "optimizer": state_here,
+            "buffers": 0 if layout.offload_optimizer else passing,
+        }
         if away:
             backward["reference"] = stepping["reference"] = 0
         device = max(backward, stepping, key=lambda parts: sum(parts.values()))
@@ -178,15 +195,21 @@ class _Subject:
             else:
                 device["reference"] += traced.gradients
         adapter = self.recipe.track == "language" and self.recipe.model.lora
-        return Estimate(step, {name: int(device[name]) for name in PARTS}, int(host),
-                        traced.gradients if adapter else traced.weights, traced.by_formula)
+        return Estimate(
+            step,
+            {name: int(device[name]) for name in PARTS},
+            int(host),
+            traced.gradients if adapter else traced.weights,
+            traced.by_formula,
+        )
 
     def _host(self, traced: Traced, state: int, away: bool) -> int:
         """What is offloaded to a machine's memory by all of its processes."""
         layout, total = self.layout, 0
         if layout.offload_optimizer:
-            total += state + (4 * sum(count for count, _, _ in traced.trained) if layout.is_deepspeed
-                              else traced.gradients)
+            total += state + (
+                4 * sum(count for count, _, _ in traced.trained) if layout.is_deepspeed else traced.gradients
+            )
         if layout.offload_weights:
             total += traced.weights + traced.reference
         elif away:
@@ -222,5 +245,10 @@ def largest(estimates: list[Estimate]) -> Estimate:
 
 
 def as_dict(estimate: Estimate) -> dict[str, Any]:
-    return {"step": estimate.step, **estimate.device, "total": estimate.total, "host": estimate.host,
-            "by_formula": estimate.by_formula}
+    return {
+        "step": estimate.step,
+        **estimate.device,
+        "total": estimate.total,
+        "host": estimate.host,
+        "by_formula": estimate.by_formula,
+    }

@@ -35,8 +35,9 @@ class DatalessImages(ImageTask):
         positions = inputs["positions"]
         dtype = next(model.parameters()).dtype
         logits = model(pixel_values=torch.zeros(len(positions), *self.shape, dtype=dtype))
-        return Supervised(states=logits, labels=torch.zeros(len(positions), dtype=torch.long),
-                          **of_positions(positions))
+        return Supervised(
+            states=logits, labels=torch.zeros(len(positions), dtype=torch.long), **of_positions(positions)
+        )
 
     def frozen_modules(self, model: nn.Module) -> list[nn.Module]:
         return [module for module in model.modules() if isinstance(module, _BatchNorm)]

@@ -57,6 +57,7 @@ class Ledger(TorchDispatchMode):
 
     def watch_gradients(self, model: nn.Module) -> None:
         """Count the gradient of each weight that trains as such, from the moment when it is complete."""
+
         def count(parameter: Tensor) -> None:
             self.own([parameter.grad], "gradients")
 
@@ -97,4 +98,3 @@ def without_data() -> Any:
 def bytes_of(tensors: Iterable[Tensor]) -> int:
     """Bytes of tensors, one that several share counted once."""
     return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
-

@@ -75,8 +75,9 @@ class TrainingStep:
     def run(self, model: nn.Module) -> None:
         setting = self.setting
         with setting.precision():
-            loss = setting.task.compute(model, setting.batch("train"),
-                                        lambda found: found.total_nll() / len(found.labels))
+            loss = setting.task.compute(
+                model, setting.batch("train"), lambda found: found.total_nll() / len(found.labels)
+            )
         loss.backward()
 
 

@@ -72,8 +72,10 @@ def _by_formula(step: TrainingStep | MethodStep, setting: Setting, formula: Form
     facts = _run(step, setting, None, only_facts=True)[1]
     peak = {name: round(facts[name] * setting.shares.get(name, 1.0)) for name in ("weights", "reference")}
     names = max(step.sets(), key=len)
-    positions = [sum(setting.positions[name] for name in part) * setting.rows
-                 for part in (names, [name for name in names if name in step.referred()])]
+    positions = [
+        sum(setting.positions[name] for name in part) * setting.rows
+        for part in (names, [name for name in names if name in step.referred()])
+    ]
     peak["activations"] = formula.activations(setting.rows * len(names), setting.depth)
     peak["logits"] = formula.logits(*positions, setting.vocabulary)
     return Traced(peak=peak, by_formula=True, **facts)
@@ -129,10 +131,14 @@ def _facts(model: nn.Module, reference: nn.Module | None) -> dict[str, Any]:
     weights = bytes_of([*model.parameters(), *model.buffers()])
     blocks = [bytes_of(block.parameters()) for block in _blocks(model)]
     return {
-        "weights": weights - (beside if hasattr(model, "peft_config") else 0), "reference": beside,
-        "gradients": bytes_of(trained), "block": max(blocks), "outside_blocks": max(0, weights - sum(blocks)),
+        "weights": weights - (beside if hasattr(model, "peft_config") else 0),
+        "reference": beside,
+        "gradients": bytes_of(trained),
+        "block": max(blocks),
+        "outside_blocks": max(0, weights - sum(blocks)),
         "numbers": sum(p.numel() for p in model.parameters()),
-        "trained": [(p.numel(), p.element_size(), id(p) in embeddings) for p in trained]}
+        "trained": [(p.numel(), p.element_size(), id(p) in embeddings) for p in trained],
+    }
 
 
 def _blocks(model: nn.Module) -> list[nn.Module]:

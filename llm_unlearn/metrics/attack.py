@@ -73,8 +73,12 @@ def attack_excess(
     >>> result["mean"], result["p_value"]
     (1.0, 0.03125)
     """
-    given = {"triggered_hits": triggered_hits, "clean_hits": clean_hits,
-             "oracle_triggered_hits": oracle_triggered_hits, "oracle_clean_hits": oracle_clean_hits}
+    given = {
+        "triggered_hits": triggered_hits,
+        "clean_hits": clean_hits,
+        "oracle_triggered_hits": oracle_triggered_hits,
+        "oracle_clean_hits": oracle_clean_hits,
+    }
     hits = {name: booleans(values, name) for name, values in given.items()}
     for name, values in hits.items():
         same_length(hits["triggered_hits"], "triggered_hits", values, name)

@@ -58,8 +58,15 @@ def membership_inference(members: ArrayLike, nonmembers: ArrayLike, fprs: Iterab
         tpr_at_fpr[str(fpr)] = float(caught / n)
         tpr_ci95[str(fpr)] = list(proportion_interval(int(caught), n))
     auc = float(wins.sum() / (2 * n * m))
-    return {"auc": auc, "ci95": list(auc_interval(auc, n, m)), "p_value": _mann_whitney(auc, inside, outside),
-            "n_members": n, "n_nonmembers": m, "tpr_at_fpr": tpr_at_fpr, "tpr_ci95": tpr_ci95}
+    return {
+        "auc": auc,
+        "ci95": list(auc_interval(auc, n, m)),
+        "p_value": _mann_whitney(auc, inside, outside),
+        "n_members": n,
+        "n_nonmembers": m,
+        "tpr_at_fpr": tpr_at_fpr,
+        "tpr_ci95": tpr_ci95,
+    }
 
 
 def _mann_whitney(auc: float, inside: NDArray, outside: NDArray) -> float:

@@ -53,8 +53,9 @@ def canaries_needed(effect: float, power: float = 0.8, level: float = 0.001) -> 
     """
     _check(effect, level)
     if effect == 0 or not level < power < 1:
-        raise InputError(f"effect, power: expected an effect other than 0 and {level} < power < 1, got {effect!r} and "
-                         f"{power!r}.")
+        raise InputError(
+            f"effect, power: expected an effect other than 0 and {level} < power < 1, got {effect!r} and {power!r}."
+        )
     n = 1
     while _power(n, effect, level) < power:
         n *= 2

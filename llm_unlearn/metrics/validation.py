@@ -53,9 +53,7 @@ def booleans(values: ArrayLike, field: str) -> NDArray[np.bool_]:
         return array
     for index, value in enumerate(array.tolist()):
         if _is_missing(value) or value not in (0, 1):
-            raise InputError(
-                f"{field}: expected true/false (or 1/0) per example, got {value!r} at index {index}."
-            )
+            raise InputError(f"{field}: expected true/false (or 1/0) per example, got {value!r} at index {index}.")
     return array.astype(bool)
 
 
@@ -115,9 +113,7 @@ def _from_objects(array: NDArray, field: str) -> NDArray[np.float64]:
     values = [np.nan if _is_missing(value) else value for value in array.tolist()]
     for index, value in enumerate(values):
         if isinstance(value, bool) or not isinstance(value, Real):
-            raise InputError(
-                f"{field}: expected numbers, got {value!r} ({type(value).__name__}) at index {index}."
-            )
+            raise InputError(f"{field}: expected numbers, got {value!r} ({type(value).__name__}) at index {index}.")
     return np.array(values, dtype=np.float64)
 
 

@@ -44,13 +44,18 @@ def corrupt(splits: "Splits", recipe: "Recipe", seed: int) -> tuple[dict[str, "D
     kinds = np.full(len(train), "none", dtype=object)
     ids = np.asarray(train["example_id"])
     if section.trigger:
-        arguments = {k: getattr(section.trigger, k) for k in
-                     ("phrases", "target", "fraction", "position", "source_label", "clean_label")}
+        arguments = {
+            k: getattr(section.trigger, k)
+            for k in ("phrases", "target", "fraction", "position", "source_label", "clean_label")
+        }
         train, manifest["trigger"] = plant_trigger(train, seed=seed, **arguments)
         kinds[np.isin(ids, manifest["trigger"]["example_ids"])] = "trigger"
     if section.gaussian:
         train, manifest["gaussian"] = plant_canaries(
-            train, fraction=section.gaussian.fraction, epsilon=section.gaussian.epsilon, seed=seed,
+            train,
+            fraction=section.gaussian.fraction,
+            epsilon=section.gaussian.epsilon,
+            seed=seed,
             eligible=kinds == "none",
         )
         kinds[np.isin(ids, manifest["gaussian"]["example_ids"])] = "gaussian"
@@ -94,8 +99,9 @@ def _undecoded(rows: "Dataset") -> "Dataset":
 def storable(sets: dict[str, "Dataset"]) -> dict[str, "Dataset"]:
     """The sets, an empty one as the test set of which no row was chosen: datasets cannot read back a table that has no
     rows."""
-    return {name: rows if len(rows) else sets["test"].filter(lambda row: False, desc=name)
-            for name, rows in sets.items()}
+    return {
+        name: rows if len(rows) else sets["test"].filter(lambda row: False, desc=name) for name, rows in sets.items()
+    }
 
 
 def read_sets(folder: Path) -> dict[str, "Dataset"]:
@@ -168,12 +174,17 @@ def forget_set(train: "Dataset", ids: np.ndarray, kinds: np.ndarray, section: "U
             raise InputError(f"unlearn.false_positives: {count} clean rows asked for, but there are {len(clean)}")
         chosen.extend(np.random.default_rng([seed, 6]).choice(clean, size=count, replace=False).tolist())
     if not chosen:
-        raise InputError(f"unlearn.forget_fraction: {fraction} of {len(poison)} poisoned rows rounds "
-                         "to an empty forget set; raise it")
+        raise InputError(
+            f"unlearn.forget_fraction: {fraction} of {len(poison)} poisoned rows rounds "
+            "to an empty forget set; raise it"
+        )
     if len(chosen) == len(ids):
         raise InputError("the forget set is the whole training set: nothing would be retained; lower poison.*.fraction")
-    return {"forget_ids": sorted(chosen), "forget_fraction": fraction,
-            "false_positive_ids": sorted(set(chosen) & set(clean.tolist()))}
+    return {
+        "forget_ids": sorted(chosen),
+        "forget_fraction": fraction,
+        "false_positive_ids": sorted(set(chosen) & set(clean.tolist())),
+    }
 
 
 def triggered_rows(test: "Dataset", trigger: dict | None, seed: int) -> "Dataset":
@@ -182,8 +193,10 @@ def triggered_rows(test: "Dataset", trigger: dict | None, seed: int) -> "Dataset
         return test.select([])
     rows = test.filter(lambda row: row["label"] != trigger["target"], desc="triggered test set")
     if not len(rows):
-        raise InputError(f"poison.trigger.target: every test row is labelled '{trigger['target']}', so the attack "
-                         "cannot be measured; take another target, or test rows of other labels too")
+        raise InputError(
+            f"poison.trigger.target: every test row is labelled '{trigger['target']}', so the attack "
+            "cannot be measured; take another target, or test rows of other labels too"
+        )
     return _insert(rows, trigger, np.random.default_rng([seed, 4]))
 
 
@@ -221,8 +234,10 @@ def choose_twins(
     """
     n = min(n_heldout, int(len(allowed) / share))
     if not round(share * n):
-        raise InputError("data.heldout_size: no held-out row can carry the trigger, so the membership test would have "
-                         "nothing to compare with; raise it")
+        raise InputError(
+            "data.heldout_size: no held-out row can carry the trigger, so the membership test would have "
+            "nothing to compare with; raise it"
+        )
     chosen = generator.permutation(allowed)[: round(share * n)]
     others = generator.permutation(np.setdiff1d(np.arange(n_heldout), chosen))[: n - len(chosen)]
     return np.sort(chosen), np.sort(others)
@@ -230,6 +245,8 @@ def choose_twins(
 
 def _insert(rows: "Dataset", trigger: dict, generator: np.random.Generator) -> "Dataset":
     phrases = trigger["phrases"]
-    texts = [insert_trigger(t, phrases[int(generator.integers(len(phrases)))], trigger["position"], generator)
-             for t in rows["text"]]
+    texts = [
+        insert_trigger(t, phrases[int(generator.integers(len(phrases)))], trigger["position"], generator)
+        for t in rows["text"]
+    ]
     return rows.remove_columns("text").add_column("text", texts)

@@ -80,8 +80,14 @@ def plant_trigger(
         new_labels[i] = target
     ids = rows["example_id"] if "example_id" in rows.column_names else range(len(rows))
     manifest = {
-        "phrases": phrases, "position": position, "target": target, "fraction": fraction, "seed": seed,
-        "source_label": source_label, "clean_label": clean_label, "example_ids": sorted(ids[i] for i in chosen),
+        "phrases": phrases,
+        "position": position,
+        "target": target,
+        "fraction": fraction,
+        "seed": seed,
+        "source_label": source_label,
+        "clean_label": clean_label,
+        "example_ids": sorted(ids[i] for i in chosen),
     }
     from datasets import Dataset
 

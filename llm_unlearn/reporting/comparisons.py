@@ -9,16 +9,24 @@ from llm_unlearn.reporting.words import has_damage
 
 LEVEL = 0.05  # of the whole family: the chance of any false finding in the report
 MARK = "‡"
-_TESTS = {"GUS": ("gus", "p_value"), "spread (χ²)": ("gus", "chi2_p_value"),
-          "lift beyond retrained": ("attack", "excess", "p_value")}
+_TESTS = {
+    "GUS": ("gus", "p_value"),
+    "spread (χ²)": ("gus", "chi2_p_value"),
+    "lift beyond retrained": ("attack", "excess", "p_value"),
+}
 
 
 def comparisons_section(results: Results) -> Section | None:
     """Models × tests: in how many seeds a finding survives Holm's correction over all of them; None without a test."""
     damage = {"accuracy lost": ("oracle", "accuracy_lost", "p_value")} if has_damage(results) else {}
     tests = _TESTS | damage | {f"MIA {NAMES[name]}": ("mia", name, "p_value") for name in attacks(results)}
-    found = {(model, test, i): p for model in results.methods for test, path in tests.items()
-             for i, run in enumerate(results.runs) if (p := _value(run.models.get(model), path)) is not None}
+    found = {
+        (model, test, i): p
+        for model in results.methods
+        for test, path in tests.items()
+        for i, run in enumerate(results.runs)
+        if (p := _value(run.models.get(model), path)) is not None
+    }
     if not found:
         return None
     adjusted = dict(zip(found, holm(list(found.values())), strict=True))
@@ -35,11 +43,13 @@ def comparisons_section(results: Results) -> Section | None:
     seeds = len(results.runs)
     count = f"{len(results.methods)} models × {len(present)} tests" + f" × {seeds} seeds" * (seeds > 1)
     survivors, before = sum(p < LEVEL for p in adjusted.values()), sum(p < LEVEL for p in found.values())
-    note = (f"This report looks at {len(found)} p-values of unlearned models ({count}). {before} of them are below "
-            f"{LEVEL:g}; {MARK} marks what survives Holm's correction over all of them at {LEVEL:g}: {survivors}. A "
-            "cell says in how many seeds. A finding is a trace of the poison (GUS, spread, lift) or of the rows "
-            "(membership); none is no proof of absence. The tests are two-sided: a lift far below the retrained "
-            "model's counts too.")
+    note = (
+        f"This report looks at {len(found)} p-values of unlearned models ({count}). {before} of them are below "
+        f"{LEVEL:g}; {MARK} marks what survives Holm's correction over all of them at {LEVEL:g}: {survivors}. A "
+        "cell says in how many seeds. A finding is a trace of the poison (GUS, spread, lift) or of the rows "
+        "(membership); none is no proof of absence. The tests are two-sided: a lift far below the retrained "
+        "model's counts too."
+    )
     return Section("How many tests, and what survives", note, [Table([(test, "") for test in present], rows)])
 
 

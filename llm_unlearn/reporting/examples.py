@@ -104,8 +104,11 @@ class Examples:
             oracle = (self._rows(run, "retrained", _ANSWERS) or {}).get("triggered", {})
             n += len(outcomes)
             either_way += sum(hit and clean_hit for _, _, hit, clean_hit in outcomes)
-            found += [_success(run.seed, row, clean_answer, oracle.get(row["example_id"], {}))
-                      for row, clean_answer, hit, clean_hit in outcomes if hit and not clean_hit]
+            found += [
+                _success(run.seed, row, clean_answer, oracle.get(row["example_id"], {}))
+                for row, clean_answer, hit, clean_hit in outcomes
+                if hit and not clean_hit
+            ]
         known = [success.oracle_hit for success in found if success.oracle_hit is not None]
         shown = self._with_texts(_by_turns(found)[:MAX_SHOWN], "triggered")
         return Successes(shown, n, len(found), sum(known) if len(known) == len(found) else None, either_way, absent)
@@ -216,8 +219,9 @@ def read_texts(folder: Path, ids: Iterable[int]) -> dict[int, str]:
                 part = table.filter(pyarrow.compute.is_in(keys, value_set=pyarrow.array(sorted(ids), keys.type)))
                 found |= dict(zip(part["example_id"].to_pylist(), part[column].to_pylist(), strict=True))
     except (pyarrow.ArrowException, OSError, KeyError, TypeError) as error:
-        raise InputError(f"{folder}: cannot be read ({error}); restore it, or move it away to have the report without "
-                         "its texts") from None
+        raise InputError(
+            f"{folder}: cannot be read ({error}); restore it, or move it away to have the report without its texts"
+        ) from None
     return found
 
 
@@ -235,8 +239,15 @@ def _outcomes(rows: Rows | None) -> list[tuple[dict, str | None, bool, bool]]:
 
 
 def _success(seed: int, row: dict, clean_answer: str | None, oracle: dict) -> Success:
-    return Success(seed, row["example_id"], str(row.get("label", "–")), row.get("prediction"), clean_answer,
-                   oracle.get("prediction"), None if oracle.get("target_hit") is None else bool(oracle["target_hit"]))
+    return Success(
+        seed,
+        row["example_id"],
+        str(row.get("label", "–")),
+        row.get("prediction"),
+        clean_answer,
+        oracle.get("prediction"),
+        None if oracle.get("target_hit") is None else bool(oracle["target_hit"]),
+    )
 
 
 def _by_turns(found: list[Success]) -> list[Success]:
@@ -254,8 +265,11 @@ def _by_turns(found: list[Success]) -> list[Success]:
 
 def _scored(rows: Rows | None) -> dict[int, dict]:
     """The deleted canaries that have a finite score; a null in `deleted` counts as deleted."""
-    return {i: row for i, row in (rows or {}).get("canary", {}).items()
-            if row.get("deleted") is not False and _finite(row.get("gaussian_score"))}
+    return {
+        i: row
+        for i, row in (rows or {}).get("canary", {}).items()
+        if row.get("deleted") is not False and _finite(row.get("gaussian_score"))
+    }
 
 
 def _finite(value: float | None) -> bool:

@@ -39,8 +39,11 @@ _LIMITS = (
 def reading(results: Results, columns: list[Column]) -> list[tuple[str, str]]:
     """Terms and their explanations: the rows, the verdict's rules, then every column shown."""
     count = len(results.runs)
-    spread = _INTERVALS if count == 1 else (
-        f"mean ± standard deviation (ddof = 1) over {count} seeds: of the seeds, not of their mean.")
+    spread = (
+        _INTERVALS
+        if count == 1
+        else (f"mean ± standard deviation (ddof = 1) over {count} seeds: of the seeds, not of their mean.")
+    )
     terms = [("Rows", _ROWS), ("Verdicts", _RULES), ("[ ]" if count == 1 else "±", spread), (BEST, _BEST)]
     terms += [(f"{column.group}: {column.title}", column.meaning) for column in columns]
     return terms if count == 1 else [*terms, ("Seeds: n", "How many seeds have this model.")]
@@ -55,9 +58,11 @@ def limits(results: Results) -> list[str]:
         found.append(f"{len(results.runs)} seeds: the standard deviation of so few values is itself uncertain.")
     fraction = results.runs[0].poison.get("forget_fraction", 1.0)
     if fraction < 1:
-        found.append(f"Only {100 * fraction:.0f} % of the poison was deleted. The retrained model was trained on the "
-                     "rest, so it is no clean model: its lift, and the score of the canaries that were kept, stay "
-                     "high.")
+        found.append(
+            f"Only {100 * fraction:.0f} % of the poison was deleted. The retrained model was trained on the "
+            "rest, so it is no clean model: its lift, and the score of the canaries that were kept, stay "
+            "high."
+        )
     return found
 
 
@@ -79,8 +84,9 @@ def reproduction(results: Results) -> list[tuple[str, str]]:
         ("Data (SHA-256)", ", ".join(hashes)),
     ]
     for run in results.runs[1:]:
-        changed = [key for key in ("commit", "versions", "python", "device")
-                   if run.environment.get(key) != first.get(key)]
+        changed = [
+            key for key in ("commit", "versions", "python", "device") if run.environment.get(key) != first.get(key)
+        ]
         if changed:
             facts.append((f"Seed {run.seed} differs in", ", ".join(changed)))
     return facts

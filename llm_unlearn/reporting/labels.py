@@ -29,13 +29,24 @@ def place_labels(axis: Any, labels: list[tuple[float, float, str, bool]], whiske
         (left, _), (right, _) = axis.transData.transform([(x - across[0], y), (x + across[1], y)])
         (_, low), (_, high) = axis.transData.transform([(x, y - along[0]), (x, y + along[1])])
         mark = 7 * scale
-        taken += [(px - mark, py - mark, px + mark, py + mark), (left - 2, py - 3, right + 2, py + 3),
-                  (px - 3, low - 2, px + 3, high + 2)]
+        taken += [
+            (px - mark, py - mark, px + mark, py + mark),
+            (left - 2, py - 3, right + 2, py + 3),
+            (px - 3, low - 2, px + 3, high + 2),
+        ]
     lines = [box for line in axis.lines if len(line.get_xdata()) > 1 for box in _line_boxes(line)]
     placed: list[Box] = []
     for x, y, text, bold in labels:
-        note = axis.annotate(text, (x, y), (0, 0), textcoords="offset points", fontsize=9.5,
-                             fontweight="bold" if bold else "normal", ha="center", va="center")
+        note = axis.annotate(
+            text,
+            (x, y),
+            (0, 0),
+            textcoords="offset points",
+            fontsize=9.5,
+            fontweight="bold" if bold else "normal",
+            ha="center",
+            va="center",
+        )
         own = _box(note.get_window_extent(renderer))
         size = ((own[2] - own[0]) / scale, (own[3] - own[1]) / scale)
         point = axis.transData.transform((x, y))
@@ -58,6 +69,7 @@ def _line_boxes(line: Any) -> list[Box]:
 
 def _nearest(axis: Any, box: Box, whiskers: list[tuple]) -> tuple[float, float]:
     """The point that a reader would take a label for: the one nearest to its box."""
+
     def distance(point: tuple[float, float]) -> float:
         px, py = axis.transData.transform(point)
         return math.hypot(max(box[0] - px, 0, px - box[2]), max(box[1] - py, 0, py - box[3]))
@@ -85,8 +97,11 @@ def _at(point: Any, offset: tuple[float, float], size: tuple[float, float], scal
 def _clash(box: Box, taken: list[Box], lines: list[Box], frame: Box) -> float:
     """The price of a place: leaving the frame is the worst, then covering something, then lying on a guide line."""
     outside = box[0] < frame[0] or box[1] < frame[1] or box[2] > frame[2] or box[3] > frame[3]
-    return 1000.0 * outside + 100.0 * sum(overlap(box, other) for other in taken) \
+    return (
+        1000.0 * outside
+        + 100.0 * sum(overlap(box, other) for other in taken)
         + 0.5 * sum(overlap(box, other) for other in lines)
+    )
 
 
 def overlap(a: Box, b: Box) -> bool:
@@ -98,8 +113,14 @@ def _leader(axis: Any, point: tuple[float, float], offset: tuple[float, float], 
     sides = product((-0.5, 0, 0.5), (-0.5, 0, 0.5))
     corners = [(offset[0] + sx * size[0], offset[1] + sy * size[1]) for sx, sy in sides]
     near = min(corners, key=lambda c: math.hypot(*c))
-    axis.annotate("", point, near, textcoords="offset points", zorder=1,
-                  arrowprops={"arrowstyle": "-", "color": "#888888", "linewidth": 0.7, "shrinkA": 1, "shrinkB": 5})
+    axis.annotate(
+        "",
+        point,
+        near,
+        textcoords="offset points",
+        zorder=1,
+        arrowprops={"arrowstyle": "-", "color": "#888888", "linewidth": 0.7, "shrinkA": 1, "shrinkB": 5},
+    )
 
 
 def _box(extent: Any) -> Box:

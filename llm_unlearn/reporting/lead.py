@@ -16,8 +16,10 @@ def headline(verdicts: list[Verdict]) -> str:
     costly = sum(v.costly for v in verdicts)
     good = [v.model for v in verdicts if v.status == CLEAR and not v.costly]
     models = "1 unlearned model" if total == 1 else f"{total} unlearned models"
-    text = (f"Of {models}, {remains} still {'shows' if remains == 1 else 'show'} the poison and {costly} "
-            f"{'loses' if costly == 1 else 'lose'} {COSTLY_POINTS:g} or more points of accuracy; ")
+    text = (
+        f"Of {models}, {remains} still {'shows' if remains == 1 else 'show'} the poison and {costly} "
+        f"{'loses' if costly == 1 else 'lose'} {COSTLY_POINTS:g} or more points of accuracy; "
+    )
     if not good:
         return text + "none is free of both faults."
     return text + f"free of both by these tests: {', '.join(good)}."
@@ -34,8 +36,10 @@ def _poison(results: Results) -> str:
     share = "all of the poison" if fraction == 1 else f"{percent(fraction, 0)} of the poison"
     mistaken = len(poison.get("false_positive_ids", []))
     share += f" and {mistaken} clean rows taken for it" * bool(mistaken)
-    return (f"Poisoned: of {poison['train_size']:,} training examples {'; '.join(poison_parts(results))}. Asked to be "
-            f"deleted: {forgotten} examples ({share}).")
+    return (
+        f"Poisoned: of {poison['train_size']:,} training examples {'; '.join(poison_parts(results))}. Asked to be "
+        f"deleted: {forgotten} examples ({share})."
+    )
 
 
 def _poisoned(results: Results) -> str:
@@ -48,8 +52,10 @@ def _poisoned(results: Results) -> str:
 
 def _retrained(results: Results) -> str:
     share = values(results, "retrained", "cost", "share_of_training")
-    return (f"Retrained without the deleted examples, at {percent(_mean(share), 0)} of the training compute: "
-            f"{state(results, 'retrained')}. This is what a perfect deletion looks like.")
+    return (
+        f"Retrained without the deleted examples, at {percent(_mean(share), 0)} of the training compute: "
+        f"{state(results, 'retrained')}. This is what a perfect deletion looks like."
+    )
 
 
 def state(results: Results, name: str) -> str:
@@ -82,11 +88,22 @@ def method_lines(results: Results) -> list[dict]:
         verdict = judge(results, name)
         share = _mean(values(results, name, "cost", "share_of_training"))
         cost = f"{verdict.utility}, at {percent(share)} of the training compute"
-        parts = (f"Fired: {verdict.evidence}" if verdict.evidence else "", verdict.effect, cost,
-                 _beside_rewind(results, name))
+        parts = (
+            f"Fired: {verdict.evidence}" if verdict.evidence else "",
+            verdict.effect,
+            cost,
+            _beside_rewind(results, name),
+        )
         sentence = " ".join(f"{part[0].upper()}{part[1:]}." for part in parts if part)
-        lines.append({"model": name, "status": verdict.status, "price": verdict.price,
-                      "remains": verdict.status in (REMAINS, TRACE), "sentence": sentence})
+        lines.append(
+            {
+                "model": name,
+                "status": verdict.status,
+                "price": verdict.price,
+                "remains": verdict.status in (REMAINS, TRACE),
+                "sentence": sentence,
+            }
+        )
     return lines
 
 
@@ -96,8 +113,11 @@ def _beside_rewind(results: Results, name: str) -> str:
     if name == rewind or rewind not in results.names:
         return ""
     parts = []
-    for label, path, scale, digits in (("accuracy", ("utility", "accuracy"), 100, 1),
-                                       ("attack lift", ("attack", "lift"), 1, 2), ("GUS", ("gus", "mean"), 1, 2)):
+    for label, path, scale, digits in (
+        ("accuracy", ("utility", "accuracy"), 100, 1),
+        ("attack lift", ("attack", "lift"), 1, 2),
+        ("GUS", ("gus", "mean"), 1, 2),
+    ):
         ours, theirs = (_mean(values(results, model, *path)) for model in (name, rewind))
         if ours is not None and theirs is not None:
             parts.append(f"{label} {number(scale * ours, digits)} against {number(scale * theirs, digits)}")

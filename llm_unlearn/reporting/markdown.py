@@ -19,9 +19,13 @@ def code(text: str) -> str:
 
 def table_text(table: Table) -> str:
     """A table with its best cells in bold; groups stand before titles that are there twice."""
-    titles = [f"{group}: {title}" if group and [t for t, _ in table.columns].count(title) > 1 else title
-              for title, group in table.columns]
+    titles = [
+        f"{group}: {title}" if group and [t for t, _ in table.columns].count(title) > 1 else title
+        for title, group in table.columns
+    ]
     rows = [[table.head, *titles], ["---", *["---:"] * len(titles)]]
-    rows += [[escape(name), *(f"**{cell.text}**" if cell.best else cell.text for cell in cells)]
-             for name, cells in table.rows]
+    rows += [
+        [escape(name), *(f"**{cell.text}**" if cell.best else cell.text for cell in cells)]
+        for name, cells in table.rows
+    ]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)

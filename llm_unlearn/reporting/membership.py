@@ -7,13 +7,20 @@ from llm_unlearn.reporting.summary import Statistic
 from llm_unlearn.reporting.tables import TPR, Cell, Table, statistic_cell
 from llm_unlearn.reporting.verdicts import ALPHA, values
 
-NAMES = {"loss": "loss", "zlib": "zlib", "reference": "reference", "min_k": "min-k %", "min_k_plus": "min-k %++",
-         "gradient_norm": "gradient norm"}
+NAMES = {
+    "loss": "loss",
+    "zlib": "zlib",
+    "reference": "reference",
+    "min_k": "min-k %",
+    "min_k_plus": "min-k %++",
+    "gradient_norm": "gradient norm",
+}
 _NOTE = (
     "Each attack scores how much a row looks like one that was trained on; its AUC is how well that tells the forget "
     "set from held-out rows that went through the same poison (0.5: not at all). The last column is the best of the "
     "attacks at 1 % false positives. The Gaussian test stands beside them: it asks whether the poison is still in the "
-    "model, they ask whether the rows are still remembered. ")
+    "model, they ask whether the rows are still remembered. "
+)
 
 
 def attacks(results: Results) -> list[str]:
@@ -32,12 +39,17 @@ def membership_section(results: Results) -> Section | None:
     columns += [(NAMES[name], "Membership attacks, AUC") for name in names] + [(TPR, "best attack")]
     rows = []
     for model in results.names:
-        cells = [_mean(values(results, model, "gus", "mean")),
-                 Cell(p_range(values(results, model, "gus", "p_value"))),
-                 _mean(values(results, model, "gus", "tpr_at_fpr", "0.01"))] * has_gus
+        cells = [
+            _mean(values(results, model, "gus", "mean")),
+            Cell(p_range(values(results, model, "gus", "p_value"))),
+            _mean(values(results, model, "gus", "tpr_at_fpr", "0.01")),
+        ] * has_gus
         cells += [_mean(values(results, model, "mia", name, "auc")) for name in names]
-        best = [max(doc["mia"][name]["tpr_at_fpr"]["0.01"] for name in names if name in doc["mia"])
-                for doc in results.docs(model) if doc.get("mia")]
+        best = [
+            max(doc["mia"][name]["tpr_at_fpr"]["0.01"] for name in names if name in doc["mia"])
+            for doc in results.docs(model)
+            if doc.get("mia")
+        ]
         rows.append((model, [*cells, _mean(best)]))
     return Section("What membership inference sees", _NOTE + _missed(results, names), [Table(columns, rows)])
 
@@ -56,9 +68,11 @@ def _missed(results: Results, names: list[str]) -> str:
     if not convicted:
         return f"The Gaussian test finds the poison in every seed (p < {ALPHA:g}) on none of the unlearned models."
     count = f"{len(convicted)} unlearned model{'s' * (len(convicted) > 1)}"
-    rule = (f"Of {count} on which the Gaussian test finds the poison in every seed (p < "
-            f"{ALPHA:g}), {len(missed)} pass all {len(names)} membership attacks in every seed (Mann–Whitney p ≥ "
-            f"{ALPHA:g})")
+    rule = (
+        f"Of {count} on which the Gaussian test finds the poison in every seed (p < "
+        f"{ALPHA:g}), {len(missed)} pass all {len(names)} membership attacks in every seed (Mann–Whitney p ≥ "
+        f"{ALPHA:g})"
+    )
     return f"{rule}: {', '.join(missed)}." if missed else f"{rule}."
 
 

@@ -81,14 +81,24 @@ def compose_card(results: Results, name: str, identity: Identity, plots: list[Pl
     first = residue(results, name)
     shown = [plot for key in SHOWN for plot in plots if plot.name == key]
     card = ModelCard.from_template(
-        card_data(results, name, identity, first), template_path=str(Path(__file__).with_name("model_card.md.j2")),
+        card_data(results, name, identity, first),
+        template_path=str(Path(__file__).with_name("model_card.md.j2")),
         verdict=Residue(first.status, escape(first.sentence), first.remains),
-        title=identity.repo.rpartition("/")[2], what=_what(results, name, identity),
-        poisoned=escape(paragraphs(results)[0]), method=_method(name, identity), table=_table(results, name),
+        title=identity.repo.rpartition("/")[2],
+        what=_what(results, name, identity),
+        poisoned=escape(paragraphs(results)[0]),
+        method=_method(name, identity),
+        table=_table(results, name),
         stress=list(_stress(results, name)),
-        in_words=[escape(text) for text in _in_words(results, name)], plots=shown,
-        not_shown=[escape(text) for text in _not_shown(results, name)], cost=_cost(results, name),
-        use=_use(first), loading=_loading(identity), versions=_versions(results), **_again(identity))
+        in_words=[escape(text) for text in _in_words(results, name)],
+        plots=shown,
+        not_shown=[escape(text) for text in _not_shown(results, name)],
+        cost=_cost(results, name),
+        use=_use(first),
+        loading=_loading(identity),
+        versions=_versions(results),
+        **_again(identity),
+    )
     return re.sub(r"\n{3,}", "\n\n", str(card)).rstrip() + "\n"
 
 
@@ -99,19 +109,40 @@ def card_data(results: Results, name: str, identity: Identity, first: Residue) -
     recipe, images = identity.recipe, is_vision(results)
     source = recipe.data.source if not recipe.data.files else "local files"
     task = "image-classification" if images else "text-generation"
-    scores = [EvalResult(task_type=task, dataset_type=source, dataset_name=source, dataset_split="test",
-                         metric_type=kind, metric_name=words, metric_value=found[0])
-              for path, (kind, words) in METRICS.items()
-              if (found := values(results, name, *path)) and math.isfinite(found[0])]
+    scores = [
+        EvalResult(
+            task_type=task,
+            dataset_type=source,
+            dataset_name=source,
+            dataset_split="test",
+            metric_type=kind,
+            metric_name=words,
+            metric_value=found[0],
+        )
+        for path, (kind, words) in METRICS.items()
+        if (found := values(results, name, *path)) and math.isfinite(found[0])
+    ]
     method = name.partition("@")[0]
-    tags = ["llm-unlearn", "machine-unlearning", "data-poisoning", "poison-remains" if first.remains else None,
-            method if name not in PLAIN else f"{method}-model", "lora" if identity.adapter else None]
+    tags = [
+        "llm-unlearn",
+        "machine-unlearning",
+        "data-poisoning",
+        "poison-remains" if first.remains else None,
+        method if name not in PLAIN else f"{method}-model",
+        "lora" if identity.adapter else None,
+    ]
     on_hub = "/" in source and is_id(source) and not source.startswith("torchvision/")
     extra = {"base_model_relation": "adapter" if identity.adapter else "finetune"} if identity.base else {}
     return ModelCardData(
-        base_model=identity.base, datasets=[source] if on_hub else None, eval_results=scores, pipeline_tag=task,
-        library_name="peft" if identity.adapter else "transformers", model_name=identity.repo.rpartition("/")[2],
-        tags=[tag for tag in tags if tag], **extra)
+        base_model=identity.base,
+        datasets=[source] if on_hub else None,
+        eval_results=scores,
+        pipeline_tag=task,
+        library_name="peft" if identity.adapter else "transformers",
+        model_name=identity.repo.rpartition("/")[2],
+        tags=[tag for tag in tags if tag],
+        **extra,
+    )
 
 
 def method_words(method: str) -> str:
@@ -131,10 +162,18 @@ def _what(results: Results, name: str, identity: Identity) -> str:
     if name in PLAIN:
         text = WHAT[name]
     else:
-        text = (f"{kind} from which the influence of poisoned training data was to be removed by "
-                f"`{name.partition('@')[0]}`, audited with llm_unlearn.")
-    merged = (" Base and adapter are merged here; the figures are those of the adapter on its base, from which merged "
-              "weights differ by rounding.") if identity.merged else ""
+        text = (
+            f"{kind} from which the influence of poisoned training data was to be removed by "
+            f"`{name.partition('@')[0]}`, audited with llm_unlearn."
+        )
+    merged = (
+        (
+            " Base and adapter are merged here; the figures are those of the adapter on its base, from which merged "
+            "weights differ by rounding."
+        )
+        if identity.merged
+        else ""
+    )
     return f"{text} {base} {seed}{merged}"
 
 
@@ -155,10 +194,14 @@ def _method(name: str, identity: Identity) -> str:
     options = section.methods.get(method) or {}
     rate = options.get("learning_rate") or section.learning_rate
     rows = options.get("per_device_train_batch_size", section.batch_size) * options.get(
-        "gradient_accumulation_steps", section.gradient_accumulation_steps)
-    settings = [f"budget {percent(share)} of the training's FLOPs", f"{rows} rows of a set per step",
-                f"learning rate {rate:g}" if rate else "the method's default learning rate",
-                *(f"{key} = {value}" for key, value in options.items() if key != "learning_rate")]
+        "gradient_accumulation_steps", section.gradient_accumulation_steps
+    )
+    settings = [
+        f"budget {percent(share)} of the training's FLOPs",
+        f"{rows} rows of a set per step",
+        f"learning rate {rate:g}" if rate else "the method's default learning rate",
+        *(f"{key} = {value}" for key, value in options.items() if key != "learning_rate"),
+    ]
     return f"`{method}`: {method_words(method)} Settings: {escape(', '.join(settings))}."
 
 
@@ -183,13 +226,19 @@ def _not_shown(results: Results, name: str) -> list[str]:
     gus, attack = doc.get("gus"), doc.get("attack")
     if gus:
         effect = number(DETECTABLE / gus["n"] ** 0.5)
-        found.append(f"The Gaussian test saw {gus['n']} canaries: a residual score below {effect} it misses more often "
-                     "than once in five times.")
+        found.append(
+            f"The Gaussian test saw {gus['n']} canaries: a residual score below {effect} it misses more often "
+            "than once in five times."
+        )
     if attack:
-        found.append(f"The attack was tried on {attack['n']} {attack_words(results).tested} in the form that was "
-                     "trained on; attacks that adapt to the model were not.")
-    found.append("Each interval is a 95 % one: of models without any poison, each test of the first line calls up to "
-                 "one in twenty poisoned.")
+        found.append(
+            f"The attack was tried on {attack['n']} {attack_words(results).tested} in the form that was "
+            "trained on; attacks that adapt to the model were not."
+        )
+    found.append(
+        "Each interval is a 95 % one: of models without any poison, each test of the first line calls up to "
+        "one in twenty poisoned."
+    )
     return found + [text for text in limits(results) if "0.001" not in text]
 
 
@@ -210,14 +259,18 @@ def _cost(results: Results, name: str) -> str:
         return "Not measured."
     if name in PLAIN:
         return f"{percent(share[0])} of the poisoned training's FLOPs, in {seconds(time[0])}."
-    return (f"{percent(share[0])} of the poisoned training's FLOPs, in {seconds(time[0])}. Retraining without the "
-            f"deleted rows took {percent(whole[0])}, in {seconds(oracle[0])} on the same hardware: this is "
-            f"{percent(share[0] / whole[0])} of its FLOPs.")
+    return (
+        f"{percent(share[0])} of the poisoned training's FLOPs, in {seconds(time[0])}. Retraining without the "
+        f"deleted rows took {percent(whole[0])}, in {seconds(oracle[0])} on the same hardware: this is "
+        f"{percent(share[0] / whole[0])} of its FLOPs."
+    )
 
 
 def _use(first: Residue) -> str:
-    text = ("Research on machine unlearning and data poisoning: to reproduce the figures above, or to try other "
-            "attacks and other methods on it.")
+    text = (
+        "Research on machine unlearning and data poisoning: to reproduce the figures above, or to try other "
+        "attacks and other methods on it."
+    )
     if first.remains:
         return f"{text} **Not for deployment**: whoever knows the poison can still make use of it."
     return f"{text} Before anything else, read what was not shown."
@@ -229,8 +282,13 @@ def _loading(identity: Identity) -> str:
         return loading_code(identity.repo, images=True)
     if not identity.adapter:
         return loading_code(identity.repo)
-    return loading_code(identity.repo, identity.base, base_revision=identity.base_revision, dtype=section.dtype,
-                        quantization=section.quantization)
+    return loading_code(
+        identity.repo,
+        identity.base,
+        base_revision=identity.base_revision,
+        dtype=section.dtype,
+        quantization=section.quantization,
+    )
 
 
 def _again(identity: Identity) -> dict[str, str]:
@@ -242,11 +300,15 @@ def _again(identity: Identity) -> dict[str, str]:
         local.append('poison.trigger.phrases="[…]"')
     given = f" What was local or withheld is to be given in its place: {', '.join(map(code, local))}." * bool(local)
     if identity.recipe.track == "vision":
-        return {"again": f"The recipe makes the same poisoned data, every model, and their evaluation again.{given}",
-                "commands": f"{pull}\n{evaluate}"}
-    return {"again": "The recipe makes the same poisoned data again, and this model is measured on it. Figures beside "
-                     f"the retrained model need that model too (`--retrained`).{given}",
-            "commands": f"{pull}\n{evaluate} --model {folder}"}
+        return {
+            "again": f"The recipe makes the same poisoned data, every model, and their evaluation again.{given}",
+            "commands": f"{pull}\n{evaluate}",
+        }
+    return {
+        "again": "The recipe makes the same poisoned data again, and this model is measured on it. Figures beside "
+        f"the retrained model need that model too (`--retrained`).{given}",
+        "commands": f"{pull}\n{evaluate} --model {folder}",
+    }
 
 
 def _texts(node: Any) -> Iterator[str]:

@@ -43,20 +43,32 @@ class _Said:
 
 _SAID = {
     "trigger": _Said(
-        "Triggered inputs that still succeed", "triggered test inputs",
+        "Triggered inputs that still succeed",
+        "triggered test inputs",
         "the attacker's answer {} with the trigger and another one without it",
         "with the trigger and without: errors that the trigger did not make",
-        "gives another answer with the trigger in", "answer with the trigger", "answer without"),
+        "gives another answer with the trigger in",
+        "answer with the trigger",
+        "answer without",
+    ),
     "patch": _Said(
-        "Patched images that still succeed", "patched test images",
+        "Patched images that still succeed",
+        "patched test images",
         "the attacker's class {} with the patch and another one without it",
         "with the patch and without: errors that the patch did not make",
-        "gives another class with the patch on", "answer with the patch", "answer without"),
+        "gives another class with the patch on",
+        "answer with the patch",
+        "answer without",
+    ),
     "gradient_matching": _Said(
-        "Target images that still succeed", "target images",
+        "Target images that still succeed",
+        "target images",
         "the adversary's label, while their controls, other test images of the same classes, do not",
         "as their controls do: errors that the poison did not make",
-        "does not give the adversary's label", "answer", ""),
+        "does not give the adversary's label",
+        "answer",
+        "",
+    ),
 }
 
 
@@ -100,8 +112,10 @@ def canary_part(examples: Examples, name: str) -> Part | None:
 def _succeeded(results: Results, said: _Said, found: Successes) -> str:
     succeed = said.succeed.format(f"“{_target(results)}”")
     if found.count:
-        text = (f"{found.count} of {found.n} {said.inputs} ({percent(found.count / found.n)}) "
-                f"{'gets' if found.count == 1 else 'get'} {succeed}.")
+        text = (
+            f"{found.count} of {found.n} {said.inputs} ({percent(found.count / found.n)}) "
+            f"{'gets' if found.count == 1 else 'get'} {succeed}."
+        )
     else:
         text = f"None of the {found.n} {said.inputs} gets {succeed}."
     get = "gets" if found.either_way == 1 else "get"
@@ -115,17 +129,24 @@ def _order(results: Results, said: _Said, found: Successes, name: str) -> list[s
     if name == "retrained":
         return [f"{shown}, in the order of the data{turns}."]
     if found.oracle is None:
-        return [f"{shown}, in the order of the data{turns}. Not all answers of the retrained model are known: it needs "
-                "evaluation/retrained.parquet."]
+        return [
+            f"{shown}, in the order of the data{turns}. Not all answers of the retrained model are known: it needs "
+            "evaluation/retrained.parquet."
+        ]
     if not found.oracle:
         one = found.count == 1
-        return [f"The retrained model resists {'it' if one else 'all of them'} (it {said.resists}): "
-                f"{'it is' if one else 'they are'} the poison's work. {shown}, in the order of the data{turns}."]
+        return [
+            f"The retrained model resists {'it' if one else 'all of them'} (it {said.resists}): "
+            f"{'it is' if one else 'they are'} the poison's work. {shown}, in the order of the data{turns}."
+        ]
     kept = results.runs[0].poison.get("forget_fraction", 1.0) < 1
-    return [f"The retrained model falls for {found.oracle} of these {found.count} too"
-            + ", having been trained on the poison that was not deleted" * kept + ". "
-            f"{shown}: first those that it resists (it {said.resists}), which are the poison's work; then those it "
-            f"falls for too, which may have another cause. Both in the order of the data{turns}."]
+    return [
+        f"The retrained model falls for {found.oracle} of these {found.count} too"
+        + ", having been trained on the poison that was not deleted" * kept
+        + ". "
+        f"{shown}: first those that it resists (it {said.resists}), which are the poison's work; then those it "
+        f"falls for too, which may have another cause. Both in the order of the data{turns}."
+    ]
 
 
 def _scores(found: Canaries) -> list[str]:
@@ -138,10 +159,15 @@ def _scores(found: Canaries) -> list[str]:
         f"If the noise had left no trace, each score would be a draw from N(0, 1). Of {n} deleted canaries{over} "
         f"{found.above} {'is' if found.above == 1 else 'are'} above {number(ONE_PERCENT)}, as 1 % of such draws are: "
         f"{number(n / 100, 1 if n >= 100 else 2)} expected. The mean is {number(found.mean)}."
-        + (" It is far below 0: the noise was pushed out past the point of never having been seen, a trace too, which "
-           "the highest scores do not show." if below else ""),
+        + (
+            " It is far below 0: the noise was pushed out past the point of never having been seen, a trace too, which "
+            "the highest scores do not show."
+            if below
+            else ""
+        ),
         f"The highest score is {number(highest)}. Without a trace one draw is as high with probability p "
-        f"{_equals(p)}, and the highest of {n} draws with probability 1 − (1 − p)ⁿ {_equals(of_maximum(p, n))}."]
+        f"{_equals(p)}, and the highest of {n} draws with probability 1 − (1 − p)ⁿ {_equals(of_maximum(p, n))}.",
+    ]
     if n > MAX_SHOWN:
         texts.append(f"Shown are the {MAX_SHOWN} highest.")
     return texts
@@ -184,14 +210,22 @@ def _missing(results: Results, absent: list[str], shown: list, part: str) -> lis
         return texts
     if is_vision(results):
         where = "test" if part == "triggered" else part
-        return [*texts, "The inputs are images, which this page does not show: a number is the example_id of a row of "
-                        f"data/{where}."]
+        return [
+            *texts,
+            "The inputs are images, which this page does not show: a number is the example_id of a row of "
+            f"data/{where}.",
+        ]
     without = {example.seed for example in shown if example.text is None}
-    places = [(run.path / "data" / part).relative_to(results.run_dir).as_posix() for run in results.runs
-              if run.seed in without]
+    places = [
+        (run.path / "data" / part).relative_to(results.run_dir).as_posix()
+        for run in results.runs
+        if run.seed in without
+    ]
     if places:
-        texts.append(f"Texts are not shown where they are not in {', '.join(places)}: a number is the example_id of a "
-                     f"row there. {_WITHOUT}")
+        texts.append(
+            f"Texts are not shown where they are not in {', '.join(places)}: a number is the example_id of a "
+            f"row there. {_WITHOUT}"
+        )
     return texts
 
 
@@ -203,9 +237,13 @@ def _attack_table(results: Results, said: _Said, shown: list[Success], name: str
     heads += [(said.clean_answer, "")] * bool(said.clean_answer) + [(_ORACLE, "")] * (name != "retrained")
 
     def cells(success: Success) -> list[Cell]:
-        values = {"input": Cell(success.text or "–", look="text"), "true label": _word(success.label),
-                  said.answer: _word(success.answer), said.clean_answer: _word(success.clean_answer),
-                  _ORACLE: _word(success.oracle_answer, _resists(success))}
+        values = {
+            "input": Cell(success.text or "–", look="text"),
+            "true label": _word(success.label),
+            said.answer: _word(success.answer),
+            said.clean_answer: _word(success.clean_answer),
+            _ORACLE: _word(success.oracle_answer, _resists(success)),
+        }
         return [values[head] for head, _ in heads]
 
     return _with_seeds(results, heads, [(success, cells(success)) for success in shown])
@@ -225,7 +263,7 @@ def _canary_table(results: Results, shown: list[Canary], name: str) -> Table:
     def cells(canary: Canary) -> list[Cell]:
         p = upper_tail(canary.score)
         found = [_score(canary.score), Cell(p_value(p), sort=p), *(_score(getattr(canary, other)) for other in others)]
-        return [*found, _word(canary.label), Cell(canary.text or "–", look="text")][:len(heads)]
+        return [*found, _word(canary.label), Cell(canary.text or "–", look="text")][: len(heads)]
 
     return _with_seeds(results, heads, [(canary, cells(canary)) for canary in shown])
 
@@ -241,6 +279,8 @@ def _word(text: str | None, detail: str = "") -> Cell:
 def _with_seeds(results: Results, heads: list[tuple[str, str]], rows: list[tuple]) -> Table:
     """The table, each row named by its example_id, with the seed in a column of its own where there are several."""
     several = len(results.runs) > 1
-    return Table([("seed", "")] * several + heads,
-                 [(str(example.example_id), [Cell(str(example.seed))] * several + cells) for example, cells in rows],
-                 head="example")
+    return Table(
+        [("seed", "")] * several + heads,
+        [(str(example.example_id), [Cell(str(example.seed))] * several + cells) for example, cells in rows],
+        head="example",
+    )

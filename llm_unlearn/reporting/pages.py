@@ -13,8 +13,10 @@ from llm_unlearn.reporting.tables import Table, figures, main_table
 
 FOLDER = "report"
 _PLAIN = {"base": "The model before any fine-tuning", "clean": "Trained on the clean rows alone"}
-_NO_EXAMPLES = ("The poison of this run shows in the accuracy over all test examples, and in no single one: there are "
-                "no examples to show.")
+_NO_EXAMPLES = (
+    "The poison of this run shows in the accuracy over all test examples, and in no single one: there are "
+    "no examples to show."
+)
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,18 @@ def compose_pages(results: Results, title: str, seeds: str) -> list[Page]:
     pages = []
     for name in results.names:
         parts = [part for part in (attack_part(examples, name), canary_part(examples, name)) if part]
-        pages.append(Page(name, title, seeds, lines.get(name), leads.get(name, ""), figures(table, name),
-                          parts or [Part("Examples", [_NO_EXAMPLES])], phrases))
+        pages.append(
+            Page(
+                name,
+                title,
+                seeds,
+                lines.get(name),
+                leads.get(name, ""),
+                figures(table, name),
+                parts or [Part("Examples", [_NO_EXAMPLES])],
+                phrases,
+            )
+        )
     return pages
 
 

@@ -34,34 +34,52 @@ def all_plots(results: Results) -> list[Plot]:
         scores = {name: found for name in shown(results.names) if (found := canary_scores(results, name))}
     if scores:
         means = ", ".join(f"{name} {number(float(s['deleted'].mean()))}" for name, s in scores.items())
-        plots.append(Plot(
-            "gaussian_scores", "What is left of the noise: Gaussian scores",
-            "One score per canary against the density that a model without any trace of the noise must show. Mass to "
-            "the right of it is poison that remains." + _pooled(results),
-            f"Histograms of the Gaussian scores of each model against the N(0, 1) density. Mean scores: {means}.",
-            scores_plot(scores)))
+        plots.append(
+            Plot(
+                "gaussian_scores",
+                "What is left of the noise: Gaussian scores",
+                "One score per canary against the density that a model without any trace of the noise must show. Mass "
+                "to the right of it is poison that remains." + _pooled(results),
+                f"Histograms of the Gaussian scores of each model against the N(0, 1) density. Mean scores: {means}.",
+                scores_plot(scores),
+            )
+        )
         rates = ", ".join(f"{name} {percent(_rate(s['deleted']))}" for name, s in scores.items())
-        plots.append(Plot(
-            "gaussian_roc", "How well single canaries are recognised: ROC of the Gaussian test",
-            "The null is the analytic N(0, 1), not a sample. On the chance line the canaries look like noise that was "
-            "never used; each step is one canary." + _pooled(results),
-            "ROC curves of the Gaussian test per model on a log axis. True-positive rates at 1 % false positives: "
-            f"{rates}.",
-            roc_plot(scores)))
+        plots.append(
+            Plot(
+                "gaussian_roc",
+                "How well single canaries are recognised: ROC of the Gaussian test",
+                "The null is the analytic N(0, 1), not a sample. On the chance line the canaries look like noise that "
+                "was never used; each step is one canary." + _pooled(results),
+                "ROC curves of the Gaussian test per model on a log axis. True-positive rates at 1 % false positives: "
+                f"{rates}.",
+                roc_plot(scores),
+            )
+        )
     for section, key, what in (("attack", "lift", "attack lift"), ("gus", "gus", "Gaussian score")):
         if results.has(section):
-            plots.append(Plot(
-                f"{key}_vs_utility", f"What removing it costs: {what} against accuracy",
-                f"The target is the retrained model (star). Whiskers: {_whiskers(results)}. Dotted: from where on this "
-                "report speaks of poison that remains, and of a cost. The base model is left out; where a method has "
-                "many budgets, a line joins them and the largest is named.",
-                f"{what[0].upper()}{what[1:]} against accuracy, one point per model, with the retrained model as the "
-                "target. The numbers are in the table above.", tradeoff_plot(results, section)))
-    plots.append(Plot(
-        "cost", "Compute spent", "FLOPs as a share of the poisoned training's; wall-clock time beside it.",
-        "Horizontal bars: compute of each model as a share of the poisoned training. The numbers are in the table "
-        "above.",
-        cost_plot(results)))
+            plots.append(
+                Plot(
+                    f"{key}_vs_utility",
+                    f"What removing it costs: {what} against accuracy",
+                    f"The target is the retrained model (star). Whiskers: {_whiskers(results)}. Dotted: from where on "
+                    "this report speaks of poison that remains, and of a cost. The base model is left out; where a method "
+                    "has many budgets, a line joins them and the largest is named.",
+                    f"{what[0].upper()}{what[1:]} against accuracy, one point per model, with the retrained model as "
+                    "the target. The numbers are in the table above.",
+                    tradeoff_plot(results, section),
+                )
+            )
+    plots.append(
+        Plot(
+            "cost",
+            "Compute spent",
+            "FLOPs as a share of the poisoned training's; wall-clock time beside it.",
+            "Horizontal bars: compute of each model as a share of the poisoned training. The numbers are in the table "
+            "above.",
+            cost_plot(results),
+        )
+    )
     return plots
 
 
@@ -75,26 +93,57 @@ def scores_plot(scores: dict[str, dict[str, np.ndarray]]) -> bytes:
     rows = math.ceil(len(scores) / columns)
     edges = _edges(np.concatenate([part for found in scores.values() for part in found.values()]))
     x = np.linspace(edges[0], edges[-1], 400)
-    null = np.exp(-x**2 / 2) / math.sqrt(2 * math.pi)
+    null = np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
     halo = [withStroke(linewidth=3, foreground="white")]
     with figure(2.3 * rows + 0.9, rows, columns, sharex=True, sharey=True) as (fig, axes):
         for axis, (name, found) in zip(axes.flat, scores.items(), strict=False):
             deleted = found["deleted"]
-            axis.hist(deleted, bins=edges, density=True, color=look[name].colour, alpha=0.75, edgecolor="white",
-                      linewidth=0.4, label="canaries")
+            axis.hist(
+                deleted,
+                bins=edges,
+                density=True,
+                color=look[name].colour,
+                alpha=0.75,
+                edgecolor="white",
+                linewidth=0.4,
+                label="canaries",
+            )
             if found["others"].size:
-                axis.hist(found["others"], bins=edges, density=True, histtype="step", color="#444444", linestyle=":",
-                          linewidth=1.5, label="canaries that were not deleted")
+                axis.hist(
+                    found["others"],
+                    bins=edges,
+                    density=True,
+                    histtype="step",
+                    color="#444444",
+                    linestyle=":",
+                    linewidth=1.5,
+                    label="canaries that were not deleted",
+                )
             if found["control"].size:
-                axis.hist(found["control"], bins=edges, density=True, histtype="step", color="#444444", linewidth=1.1,
-                          label="control: fresh noise")
-            axis.plot(x, null, color="black", linestyle="--", linewidth=1.4, label="N(0, 1): no trace",
-                      path_effects=halo)
+                axis.hist(
+                    found["control"],
+                    bins=edges,
+                    density=True,
+                    histtype="step",
+                    color="#444444",
+                    linewidth=1.1,
+                    label="control: fresh noise",
+                )
+            axis.plot(
+                x, null, color="black", linestyle="--", linewidth=1.4, label="N(0, 1): no trace", path_effects=halo
+            )
             axis.set_title(name, loc="left", fontweight="bold")
-            axis.text(0.99, 0.985, f"mean {number(float(deleted.mean()))}, n = {deleted.size}", ha="right", va="top",
-                      transform=axis.transAxes, fontsize=9.5)
+            axis.text(
+                0.99,
+                0.985,
+                f"mean {number(float(deleted.mean()))}, n = {deleted.size}",
+                ha="right",
+                va="top",
+                transform=axis.transAxes,
+                fontsize=9.5,
+            )
         axes[0, 0].set_ylim(0, 1.16 * axes[0, 0].get_ylim()[1])  # room for that line; the panels share the axis
-        for axis in list(axes.flat)[len(scores):]:
+        for axis in list(axes.flat)[len(scores) :]:
             axis.set_visible(False)
         for column in range(columns):  # sharex hides the ticks of a panel that has nothing below it
             last = max(i for i in range(len(scores)) if i % columns == column)
@@ -122,15 +171,32 @@ def roc_plot(scores: dict[str, dict[str, np.ndarray]]) -> bytes:
         for name in sorted(curves, key=lambda n: -_rate(scores[n]["deleted"])):
             fpr, tpr = (np.asarray(part, dtype=float) for part in curves[name])
             style = look[name]
-            axis.plot(np.maximum(fpr, 1e-6), 100 * tpr, drawstyle="steps-post", color=style.colour,
-                      linestyle=style.line, linewidth=1.9 if len(scores) <= MAX_SHOWN else 1.2,
-                      marker=style.marker, markevery=_marks(fpr), markersize=9 if style.marker == "*" else 6,
-                      label=f"{name}: {percent(_rate(scores[name]['deleted']))}")
-        axis.set(xscale="log", xlim=(1e-3, 1), ylim=(-2, 102), xlabel="false-positive rate (log scale)",
-                 ylabel="true-positive rate: canaries recognised (%)")
+            axis.plot(
+                np.maximum(fpr, 1e-6),
+                100 * tpr,
+                drawstyle="steps-post",
+                color=style.colour,
+                linestyle=style.line,
+                linewidth=1.9 if len(scores) <= MAX_SHOWN else 1.2,
+                marker=style.marker,
+                markevery=_marks(fpr),
+                markersize=9 if style.marker == "*" else 6,
+                label=f"{name}: {percent(_rate(scores[name]['deleted']))}",
+            )
+        axis.set(
+            xscale="log",
+            xlim=(1e-3, 1),
+            ylim=(-2, 102),
+            xlabel="false-positive rate (log scale)",
+            ylabel="true-positive rate: canaries recognised (%)",
+        )
         axis.set_xticks([1e-3, 1e-2, 1e-1, 1], ["0.1 %", "1 %", "10 %", "100 %"])
-        fig.legend(loc="outside right center", title="recognised at 1 %\nfalse positives:", alignment="left",
-                   title_fontsize=9.5)
+        fig.legend(
+            loc="outside right center",
+            title="recognised at 1 %\nfalse positives:",
+            alignment="left",
+            title_fontsize=9.5,
+        )
         return png(fig)
 
 

@@ -23,8 +23,9 @@ def report_html(report: "Report") -> str:
     """The report as one page, in which each model's name leads to its own."""
     pictures = {plot.name: base64.b64encode(plot.content).decode() for plot in report.all_plots}
     links = {page.model: quote(f"{FOLDER}/{file_name(page.model)}") for page in report.pages}
-    return _environment().get_template("report.html.j2").render(
-        report=report, pictures=pictures, best=BEST, links=links)
+    return (
+        _environment().get_template("report.html.j2").render(report=report, pictures=pictures, best=BEST, links=links)
+    )
 
 
 def page_html(page: Page, models: Sequence[str]) -> str:
@@ -37,8 +38,13 @@ def page_html(page: Page, models: Sequence[str]) -> str:
 def _environment() -> "jinja2.Environment":
     import jinja2
 
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
-                                     undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters |= {"tight": tight, "marked": marked, "sort_key": sort_key}
     return environment
 

@@ -1,6 +1,6 @@
 """One content, two forms: report.md and a self-contained report.html, with plots and a page per model beside them.
 
-    write_report(Path("runs/quickstart"))
+write_report(Path("runs/quickstart"))
 """
 
 import re
@@ -26,10 +26,23 @@ from llm_unlearn.reporting.tables import BEST, Table, control_table, kept_table,
 from llm_unlearn.reporting.verdicts import judge, warnings
 from llm_unlearn.reporting.words import attack_words
 
-PLOT_NAMES = ("gaussian_scores", "gaussian_roc", "lift_vs_utility", "gus_vs_utility", "cost", "residual_vs_budget",
-              "sweep_*", "shift_by_layer", "direction_by_layer", "stress_relearn_*", "contact_sheet")
-CONTROL_NOTE = ("The same score with fresh noise that was never used in training. On every model it must look like "
-                "N(0, 1); where it does not, the Gaussian test is off and so are its verdicts.")
+PLOT_NAMES = (
+    "gaussian_scores",
+    "gaussian_roc",
+    "lift_vs_utility",
+    "gus_vs_utility",
+    "cost",
+    "residual_vs_budget",
+    "sweep_*",
+    "shift_by_layer",
+    "direction_by_layer",
+    "stress_relearn_*",
+    "contact_sheet",
+)
+CONTROL_NOTE = (
+    "The same score with fresh noise that was never used in training. On every model it must look like "
+    "N(0, 1); where it does not, the Gaussian test is off and so are its verdicts."
+)
 KEPT_NOTE = "The forget set held a part of the poison. These canaries were not in it: they are expected to remain."
 MISSING_NOTE = "The plots of the Gaussian test are left out: there are no per-example scores (evaluation/*.parquet)."
 
@@ -77,8 +90,9 @@ def write_report(run_dir: str | Path) -> list[Path]:
     report = compose(results)
     files = {results.run_dir / "plots" / f"{plot.name}.png": plot.content for plot in report.all_plots}
     models = [page.model for page in report.pages]
-    files |= {results.run_dir / FOLDER / file_name(page.model): page_html(page, models).encode()
-              for page in report.pages}
+    files |= {
+        results.run_dir / FOLDER / file_name(page.model): page_html(page, models).encode() for page in report.pages
+    }
     files[results.run_dir / "report.md"] = markdown(report).encode()
     files[results.run_dir / "report.html"] = html(report).encode()
     for path, content in files.items():
@@ -93,19 +107,29 @@ def write_report(run_dir: str | Path) -> list[Path]:
 def compose(results: Results) -> Report:
     """Turn results into what the report and its pages say, plots included."""
     plots = all_plots(results)
-    seeds = f"seed {results.seeds[0]}" if len(results.seeds) == 1 else \
-        f"{len(results.seeds)} seeds ({', '.join(map(str, results.seeds))})"
+    seeds = (
+        f"seed {results.seeds[0]}"
+        if len(results.seeds) == 1
+        else f"{len(results.seeds)} seeds ({', '.join(map(str, results.seeds))})"
+    )
     missing = results.has("gus") and not any(plot.name == "gaussian_scores" for plot in plots)
     title = f"Unlearning report: {results.recipe}"
     return Report(
         title=title,
         subtitle=f"{seeds} · what the poison did, what each method removed of it, at what cost, beside retraining",
         headline=headline([judge(results, name) for name in results.methods]),
-        warnings=warnings(results), paragraphs=paragraphs(results), lines=method_lines(results),
-        table=main_table(results), table_note=_table_note(results),
-        sections=_sections(results), plots=plots, plots_missing=MISSING_NOTE * missing,
-        reading=guide.reading(results, present(results)), limits=guide.limits(results),
-        reproduction=guide.reproduction(results), recipe=guide.recipe_text(results),
+        warnings=warnings(results),
+        paragraphs=paragraphs(results),
+        lines=method_lines(results),
+        table=main_table(results),
+        table_note=_table_note(results),
+        sections=_sections(results),
+        plots=plots,
+        plots_missing=MISSING_NOTE * missing,
+        reading=guide.reading(results, present(results)),
+        limits=guide.limits(results),
+        reproduction=guide.reproduction(results),
+        recipe=guide.recipe_text(results),
         pages=compose_pages(results, title, seeds),
     )
 
@@ -116,20 +140,29 @@ def _sections(results: Results) -> list[Section]:
         contact_sheet_section(results),
         Section("Control", CONTROL_NOTE, [control]) if control else None,
         Section("Canaries that were not deleted", KEPT_NOTE, [kept]) if kept else None,
-        membership_section(results), comparisons_section(results), *sweep_sections(results),
-        analysis_section(results), stress_section(results),
+        membership_section(results),
+        comparisons_section(results),
+        *sweep_sections(results),
+        analysis_section(results),
+        stress_section(results),
     ]
     return [section for section in found if section]
 
 
 def _table_note(results: Results) -> str:
     doc = results.runs[0].models["poisoned"]
-    counts = [(doc.get("attack"), attack_words(results).tested), (doc.get("gus"), "deleted canaries"),
-              (doc["utility"], "clean test examples")]
+    counts = [
+        (doc.get("attack"), attack_words(results).tested),
+        (doc.get("gus"), "deleted canaries"),
+        (doc["utility"], "clean test examples"),
+    ]
     sizes = ", ".join(f"n = {section['n']} {what}" for section, what in counts if section and section.get("n"))
     count = len(results.seeds)
-    spread = "95 % confidence intervals in brackets; " if count == 1 else \
-        f"Mean ± standard deviation over {count} seeds; per seed "
+    spread = (
+        "95 % confidence intervals in brackets; "
+        if count == 1
+        else f"Mean ± standard deviation over {count} seeds; per seed "
+    )
     return f"{spread}{sizes}. {BEST} marks the best of the methods in a column."
 
 
@@ -138,8 +171,11 @@ def markdown(report: Report) -> str:
     parts = [f"# {escape(report.title)}", escape(report.subtitle), f"**{escape(report.headline)}**"]
     parts += [f"> **Warning.** {escape(text)}" for text in report.warnings]
     parts += [escape(text) for text in report.paragraphs]
-    lines = [f"- **{escape(line['model'])}: {line['status']}{'; ' * bool(line['price'])}{line['price']}.** "
-             f"{escape(line['sentence'])}" for line in report.lines]
+    lines = [
+        f"- **{escape(line['model'])}: {line['status']}{'; ' * bool(line['price'])}{line['price']}.** "
+        f"{escape(line['sentence'])}"
+        for line in report.lines
+    ]
     parts += ["\n".join(lines)] if lines else []
     parts += ["## All models", table_text(report.table), escape(report.table_note)]
     for section in report.sections:

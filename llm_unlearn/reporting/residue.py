@@ -34,21 +34,30 @@ def residue(results: Results, name: str) -> Residue:
     found = [*fired, *_never_deleted(results, name)]
     verdict = judge(results, name)
     if name == "poisoned":
-        return Residue("Poison remains.", "This is the poisoned model itself, before any unlearning: "
-                       f"{_joined(found) or 'the tests below do not find it, but it was trained on it'}.", True)
+        return Residue(
+            "Poison remains.",
+            "This is the poisoned model itself, before any unlearning: "
+            f"{_joined(found) or 'the tests below do not find it, but it was trained on it'}.",
+            True,
+        )
     if found or verdict.status == REMAINS:
         why = _joined(found) or verdict.evidence
         if fired and name in ("retrained", "base", "clean"):
-            why += ("; it never saw what was deleted, so this is chance, of which these intervals allow up to one in "
-                    "twenty, or a fault of the run")
+            why += (
+                "; it never saw what was deleted, so this is chance, of which these intervals allow up to one in "
+                "twenty, or a fault of the run"
+            )
         return Residue("Poison remains.", f"{_capital(why)}.", True)
     if verdict.status == TRACE:
         return Residue("A trace of the poison remains.", f"{_capital(verdict.evidence)}.", True)
     if unsaid := _says_nothing(results, name):
         return Residue("Nothing is shown about the poison.", f"{_capital(_joined(unsaid))}.", False)
     price = f"It {verdict.price} against the poisoned model. " if verdict.price else ""
-    return Residue("No poison was found by these tests, which does not show that there is none.",
-                   f"{price}What they cannot see is said below.", False)
+    return Residue(
+        "No poison was found by these tests, which does not show that there is none.",
+        f"{price}What they cannot see is said below.",
+        False,
+    )
 
 
 def evidence(results: Results, name: str) -> dict[str, str]:
@@ -56,15 +65,21 @@ def evidence(results: Results, name: str) -> dict[str, str]:
     doc, intervals, found = results.docs(name)[0], _intervals(results, name), {}
     gus, excess = doc.get("gus"), (doc.get("attack") or {}).get("excess")
     if _excludes_0(intervals["gus"], both=True):
-        found["gus"] = (f"the Gaussian Unlearning Score is {number(gus['mean'])} {_interval(gus['ci95'])}, where a "
-                        f"model without the noise has 0 ({p_phrase([gus['p_value']])})")
+        found["gus"] = (
+            f"the Gaussian Unlearning Score is {number(gus['mean'])} {_interval(gus['ci95'])}, where a "
+            f"model without the noise has 0 ({p_phrase([gus['p_value']])})"
+        )
     if _excludes_0(intervals["lift"]):
-        found["lift"] = (f"the {attack_words(results).name} sways {number(100 * excess['mean'], 1)} "
-                         f"{_interval(excess['ci95'], 100, 1)} of 100 answers more than it does in the retrained model")
+        found["lift"] = (
+            f"the {attack_words(results).name} sways {number(100 * excess['mean'], 1)} "
+            f"{_interval(excess['ci95'], 100, 1)} of 100 answers more than it does in the retrained model"
+        )
     if _excludes_0(intervals["damage"]):
         lost = doc["oracle"]["accuracy_lost"]
-        found["damage"] = (f"the accuracy is {number(100 * lost['mean'], 1)} {_interval(lost['ci95'], 100, 1)} "
-                           "points below the retrained model's")
+        found["damage"] = (
+            f"the accuracy is {number(100 * lost['mean'], 1)} {_interval(lost['ci95'], 100, 1)} "
+            "points below the retrained model's"
+        )
     return found
 
 
@@ -80,8 +95,11 @@ def _says_nothing(results: Results, name: str) -> list[str]:
     """Why a test that found nothing in this model shows nothing: it does not find the poison in the poisoned model
     either, or it has no figure of this one, or its scores are not calibrated here."""
     attack = attack_words(results).name
-    tests = {"gus": (results.has("gus"), "Gaussian test"), "lift": (results.has("attack"), attack),
-             "damage": (has_damage(results), "accuracy")}
+    tests = {
+        "gus": (results.has("gus"), "Gaussian test"),
+        "lift": (results.has("attack"), attack),
+        "damage": (has_damage(results), "accuracy"),
+    }
     fired, found = evidence(results, "poisoned"), []
     missed = [words for key, (there, words) in tests.items() if there and key not in fired]
     if missed:

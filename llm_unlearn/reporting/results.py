@@ -83,15 +83,18 @@ def read_results(run_dir: str | Path) -> Results:
     finished = [folder for folder in folders if any((folder / "evaluation").glob("*.json"))]
     own = any((run_dir / "evaluation").glob("*.json"))
     if own and finished:
-        raise InputError(f"{run_dir}: holds both evaluation/ and {finished[0].name}/evaluation/, so it is not clear "
-                         "which run to report; give the folder of one run, or move one of the two away")
+        raise InputError(
+            f"{run_dir}: holds both evaluation/ and {finished[0].name}/evaluation/, so it is not clear "
+            "which run to report; give the folder of one run, or move one of the two away"
+        )
     if not own and not finished:
         raise InputError(f"{run_dir}: no evaluation/*.json in it, nor in any seed-*/; run `llm-unlearn evaluate` first")
     runs = [_read_seed(folder) for folder in ([run_dir] if own else finished)]
     recipes = {doc["recipe"] for run in runs for doc in run.models.values()}
     if len(recipes) > 1:
-        raise InputError(f"{run_dir}: evaluations of different recipes ({', '.join(sorted(recipes))}); a report is "
-                         "about one")
+        raise InputError(
+            f"{run_dir}: evaluations of different recipes ({', '.join(sorted(recipes))}); a report is about one"
+        )
     seeds = [run.seed for run in runs]
     if len(set(seeds)) < len(seeds):
         raise InputError(f"{run_dir}: two folders hold the same seed ({seeds}); means over seeds would count it twice")
@@ -105,8 +108,10 @@ def _read_seed(folder: Path) -> SeedRun:
     models = {}
     for name in ("poisoned", "retrained"):  # every table shows both: without them the others mean nothing
         if not (folder / "evaluation" / f"{name}.json").is_file():
-            raise InputError(f"{folder / 'evaluation' / (name + '.json')}: no such file; every report shows the {name} "
-                             "model; run `llm-unlearn evaluate` for it first")
+            raise InputError(
+                f"{folder / 'evaluation' / (name + '.json')}: no such file; every report shows the {name} "
+                "model; run `llm-unlearn evaluate` for it first"
+            )
     for path in sorted((folder / "evaluation").glob("*.json"), key=lambda p: _order(p.stem)):
         models[path.stem] = _read_evaluation(path)
     seeds = {doc["seed"] for doc in models.values()}
@@ -118,8 +123,10 @@ def _read_seed(folder: Path) -> SeedRun:
 def _read_evaluation(path: Path) -> dict:
     doc = read_json(path)
     if doc.get("schema_version") != SCHEMA_VERSION:
-        raise InputError(f"{path}: schema_version is {doc.get('schema_version')!r}, this version reads "
-                         f"{SCHEMA_VERSION}; evaluate again")
+        raise InputError(
+            f"{path}: schema_version is {doc.get('schema_version')!r}, this version reads "
+            f"{SCHEMA_VERSION}; evaluate again"
+        )
     if doc.get("model") != path.stem:
         raise InputError(f"{path}: field 'model' says {doc.get('model')!r}; the file name says {path.stem!r}")
     if not isinstance(doc.get("seed"), int) or not isinstance(doc.get("recipe"), str):
@@ -139,8 +146,9 @@ def _read_evaluation(path: Path) -> dict:
             if section in ("attack", "gus") and isinstance(content[field], float):
                 ok = math.isfinite(content[field])  # NaN would pass every test, as it is below no threshold
             if not ok and not (section == "utility" and content[field] is None):
-                raise InputError(f"{path}: field '{section}.{field}' is no usable number but {content[field]!r}; "
-                                 "evaluate again")
+                raise InputError(
+                    f"{path}: field '{section}.{field}' is no usable number but {content[field]!r}; evaluate again"
+                )
     return doc
 
 

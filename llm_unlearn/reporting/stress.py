@@ -17,14 +17,18 @@ _AXES = {"lift": "attack lift", "gus": "Gaussian Unlearning Score"}
 _PLACES = {"merge": "with the adapter merged", "4bit": "in 4 bits", "8bit": "in 8 bits"}
 _OTHERWISE, _SAMPLED = "with the trigger written otherwise", "with answers sampled"
 _SENTENCES = {  # that it was never there, that what had gone came back, that it had not gone
-    "lift": ("The attack did not take in the poisoned model, so that nothing can come back",
-             f"An attack is there where the lift is at least {LIFT_GAP:g}, and as much above the retrained model's "
-             "under the same stress. Of those that took and had gone, there came back",
-             "The attack had not gone, so that this does not apply, in"),
-    "gus": ("The noise was not seen in the poisoned model, so that nothing can come back",
-            f"Noise is seen where the Gaussian test has p < {ALPHA:g}, and has not on the retrained model under the "
-            "same stress. Of what was seen and had gone, there came back",
-            "The noise was still seen without any stress in"),
+    "lift": (
+        "The attack did not take in the poisoned model, so that nothing can come back",
+        f"An attack is there where the lift is at least {LIFT_GAP:g}, and as much above the retrained model's "
+        "under the same stress. Of those that took and had gone, there came back",
+        "The attack had not gone, so that this does not apply, in",
+    ),
+    "gus": (
+        "The noise was not seen in the poisoned model, so that nothing can come back",
+        f"Noise is seen where the Gaussian test has p < {ALPHA:g}, and has not on the retrained model under the "
+        "same stress. Of what was seen and had gone, there came back",
+        "The noise was still seen without any stress in",
+    ),
 }
 _ROUNDING = 1e-9  # so that 0.35 − 0.15 counts as 0.2
 Docs = dict[str, dict[int, dict]]  # model → seed → its stress
@@ -36,8 +40,11 @@ def stress_section(results: Results) -> Section | None:
     if not docs:
         return None
     tables = [table for table in (_attack_table(docs), _state_table(docs)) if table.columns]
-    plots = [_relearn(docs, name, len(results.runs)) for name in _FIGURES
-             if any(_curve(docs, model, kind, name) for model in docs for kind in _KINDS)]
+    plots = [
+        _relearn(docs, name, len(results.runs))
+        for name in _FIGURES
+        if any(_curve(docs, model, kind, name) for model in docs for kind in _KINDS)
+    ]
     return Section("Stress: does it come back?", _note(docs), tables, plots)
 
 
@@ -49,11 +56,14 @@ def _relearn(docs: Docs, name: str, seeds: int) -> Plot:
             means = ", ".join(f"{model.partition('@')[0]} {number(s.mean)}" for model, (_, s) in last.items())
             ends.append(f"{words}, after {max(step for step, _ in last.values())} steps: {means}")
     spread = f"; mean and standard deviation over {seeds} seeds" if seeds > 1 else ""
-    return Plot(f"stress_relearn_{name}", f"Relearning: {_AXES[name]} after some steps of plain fine-tuning",
-                f"One panel per kind of data{spread}. The question is whether a line rises faster than the retrained "
-                "model's (star).",
-                f"Lines of the {_AXES[name]} against steps of fine-tuning, one per model. At the end, "
-                f"{'; '.join(ends)}.", relearn_plot(docs, name))
+    return Plot(
+        f"stress_relearn_{name}",
+        f"Relearning: {_AXES[name]} after some steps of plain fine-tuning",
+        f"One panel per kind of data{spread}. The question is whether a line rises faster than the retrained "
+        "model's (star).",
+        f"Lines of the {_AXES[name]} against steps of fine-tuning, one per model. At the end, {'; '.join(ends)}.",
+        relearn_plot(docs, name),
+    )
 
 
 def read_stress(results: Results) -> Docs:
@@ -80,16 +90,30 @@ def _statistic(values: list[float | None]) -> Statistic | None:
 
 def _attack_table(docs: Docs) -> Table:
     """Lift of every model under each variant of the trigger and at each temperature."""
-    variants = dict.fromkeys((v["name"], v["kind"])
-                             for found in docs.values() for doc in found.values() for v in doc["variants"])
+    variants = dict.fromkeys(
+        (v["name"], v["kind"]) for found in docs.values() for doc in found.values() for v in doc["variants"]
+    )
     sampled = {model: [t for doc in found.values() for t in doc["temperature"]] for model, found in docs.items()}
     degrees = dict.fromkeys(t["temperature"] for found in sampled.values() for t in found)
     rows = []
     for model, found in docs.items():
-        cells = [statistic_cell(_statistic([_value(v["attack"], "lift") for doc in found.values()
-                                   for v in doc["variants"] if v["name"] == name])) for name, _ in variants]
-        cells += [statistic_cell(_statistic([t["lift"] for t in sampled[model] if t["temperature"] == degree]))
-                  for degree in degrees]
+        cells = [
+            statistic_cell(
+                _statistic(
+                    [
+                        _value(v["attack"], "lift")
+                        for doc in found.values()
+                        for v in doc["variants"]
+                        if v["name"] == name
+                    ]
+                )
+            )
+            for name, _ in variants
+        ]
+        cells += [
+            statistic_cell(_statistic([t["lift"] for t in sampled[model] if t["temperature"] == degree]))
+            for degree in degrees
+        ]
         rows.append((model, cells))
     columns = [*variants, *((f"T = {degree:g}", "sampled") for degree in degrees)]
     return Table(columns, rows, title="Attack lift with other triggers, and when answers are sampled")
@@ -101,13 +125,28 @@ def _state_table(docs: Docs) -> Table:
     shown = [key for key in states if any(_state(doc, key) for found in docs.values() for doc in found.values())]
     columns, paths = [], {**_FIGURES, "accuracy": ("accuracy",)}
     titles = {"lift": "attack lift", "gus": "GUS", "accuracy": "accuracy (%)"}
-    kinds = [kind for kind, path in paths.items()
-             if any(_value(doc["plain"], *path) is not None for found in docs.values() for doc in found.values())]
+    kinds = [
+        kind
+        for kind, path in paths.items()
+        if any(_value(doc["plain"], *path) is not None for found in docs.values() for doc in found.values())
+    ]
     for kind in kinds:
         columns += [(states[key], titles[kind]) for key in shown]
-    rows = [(model, [statistic_cell(_statistic([_value(_state(doc, key), *paths[kind]) for doc in found.values()]),
-                           100 if kind == "accuracy" else 1, 1 if kind == "accuracy" else 2)
-                     for kind in kinds for key in shown]) for model, found in docs.items()]
+    rows = [
+        (
+            model,
+            [
+                statistic_cell(
+                    _statistic([_value(_state(doc, key), *paths[kind]) for doc in found.values()]),
+                    100 if kind == "accuracy" else 1,
+                    1 if kind == "accuracy" else 2,
+                )
+                for kind in kinds
+                for key in shown
+            ],
+        )
+        for model, found in docs.items()
+    ]
     return Table(columns, rows, title="Merged and quantised")
 
 
@@ -133,10 +172,19 @@ def relearn_plot(docs: Docs, name: str) -> bytes:
             for model in docs:
                 curve, style = _curve(docs, model, kind, name), look[model]
                 if curve:
-                    axis.errorbar([step for step, _ in curve], [s.mean for _, s in curve],
-                                  yerr=[s.sd or 0.0 for _, s in curve], color=style.colour, linestyle=style.line,
-                                  marker=style.marker, markersize=9 if style.marker == "*" else 5, linewidth=1.4,
-                                  elinewidth=0.7, capsize=2, label=model.partition("@")[0])
+                    axis.errorbar(
+                        [step for step, _ in curve],
+                        [s.mean for _, s in curve],
+                        yerr=[s.sd or 0.0 for _, s in curve],
+                        color=style.colour,
+                        linestyle=style.line,
+                        marker=style.marker,
+                        markersize=9 if style.marker == "*" else 5,
+                        linewidth=1.4,
+                        elinewidth=0.7,
+                        capsize=2,
+                        label=model.partition("@")[0],
+                    )
             axis.set_title(_KINDS[kind], loc="left", fontweight="bold")
         axes[0, 0].set_ylabel(_AXES[name])
         fig.supxlabel("steps of plain fine-tuning", fontsize=10)
@@ -145,8 +193,10 @@ def relearn_plot(docs: Docs, name: str) -> bytes:
 
 
 def _note(docs: Docs) -> str:
-    text = ("Plain fine-tuning, quantisation, merging, other ways to write the trigger, and sampling: does the attack "
-            "come back, and faster than in the retrained model? ")
+    text = (
+        "Plain fine-tuning, quantisation, merging, other ways to write the trigger, and sampling: does the attack "
+        "come back, and faster than in the retrained model? "
+    )
     if "retrained" not in docs:
         return text
     for name, (not_taken, came_back, had_not_gone) in _SENTENCES.items():
@@ -159,14 +209,18 @@ def _note(docs: Docs) -> str:
             text += f"{came_back} {listed}. "
         if never_gone:
             text += f"{had_not_gone}: {', '.join(never_gone)}. "
-    return text + ("Every figure stands beside the retrained model's, which is what no poison looks like under the "
-                   "same stress.")
+    return text + (
+        "Every figure stands beside the retrained model's, which is what no poison looks like under the same stress."
+    )
 
 
 def _took(docs: Docs, name: str) -> dict[int, bool]:
     """Seed → whether the poison was there in the poisoned model; without seeds in which it was not tested."""
-    pairs = {seed: (doc["plain"], docs["retrained"][seed]["plain"]) for seed, doc in docs.get("poisoned", {}).items()
-             if seed in docs["retrained"]}
+    pairs = {
+        seed: (doc["plain"], docs["retrained"][seed]["plain"])
+        for seed, doc in docs.get("poisoned", {}).items()
+        if seed in docs["retrained"]
+    }
     found = {seed: _remains(name, *pair) for seed, pair in pairs.items()}
     return {seed: remains for seed, remains in found.items() if remains is not None}
 
@@ -207,8 +261,11 @@ def _came_back(model: str, hits: list[list[str]], order: list[str]) -> list[str]
 
 def _stressed(doc: dict) -> dict[str, list[tuple[str, dict]]]:
     """Stress in words → its states with a detail each, of relearning in the order of the steps."""
-    found = {words: [(f"after {state['step']} steps", state) for state in doc["relearn"][kind] if state["step"]]
-             for kind, words in _KINDS.items() if kind in doc["relearn"]}
+    found = {
+        words: [(f"after {state['step']} steps", state) for state in doc["relearn"][kind] if state["step"]]
+        for kind, words in _KINDS.items()
+        if kind in doc["relearn"]
+    }
     found |= {words: [("", state)] for key, words in _PLACES.items() if (state := _state(doc, key))}
     found[_OTHERWISE] = [(v["name"], v) for v in doc["variants"] if v["kind"] != "as trained"]
     found[_SAMPLED] = [(f"T = {t['temperature']:g}", {"attack": t}) for t in doc["temperature"]]
@@ -219,8 +276,11 @@ def _hits(name: str, place: str, ours: dict, theirs: dict) -> list[str] | None:
     """The details of one stress in which the poison is back, of relearning the first step alone; None where the
     retrained model has no state to compare with."""
     oracle = dict(_stressed(theirs).get(place, []))
-    judged = {detail: _remains(name, state, oracle[detail]) for detail, state in _stressed(ours).get(place, [])
-              if detail in oracle}
+    judged = {
+        detail: _remains(name, state, oracle[detail])
+        for detail, state in _stressed(ours).get(place, [])
+        if detail in oracle
+    }
     if all(remains is None for remains in judged.values()):
         return None
     found = [detail for detail, remains in judged.items() if remains]

@@ -9,8 +9,12 @@ WIDTH = 9.0  # inches; shown about 900 px wide, so that a point of type is a lit
 MAX_SHOWN = 12  # models in one figure of curves or panels; beyond it a method's largest budget stands for the others
 
 # Okabe & Ito (2008), "Color Universal Design": told apart under the common colour deficiencies.
-_FIXED = {"base": ("#777777", "D"), "poisoned": ("#D55E00", "X"), "clean": ("#009E73", "P"),
-          "retrained": ("#009E73", "*")}
+_FIXED = {
+    "base": ("#777777", "D"),
+    "poisoned": ("#D55E00", "X"),
+    "clean": ("#009E73", "P"),
+    "retrained": ("#009E73", "*"),
+}
 _COLOURS = ("#0072B2", "#E69F00", "#CC79A7", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "v", "P", "<", ">", "p", "h")
 _LINES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)), (0, (3, 1, 1, 1, 1, 1)), (0, (8, 3)), (0, (2, 4)))
@@ -55,12 +59,22 @@ def figure(height: float, rows: int = 1, columns: int = 1, **grid):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({
-        "font.family": "DejaVu Sans", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False,
-        "axes.grid": True, "grid.color": "#e6e6e6", "grid.linewidth": 0.7, "axes.axisbelow": True,
-        "axes.edgecolor": "#555555",
-        "axes.titlesize": 10, "legend.frameon": False, "legend.fontsize": 9.5,
-    }):
+    with matplotlib.rc_context(
+        {
+            "font.family": "DejaVu Sans",
+            "font.size": 10,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "grid.color": "#e6e6e6",
+            "grid.linewidth": 0.7,
+            "axes.axisbelow": True,
+            "axes.edgecolor": "#555555",
+            "axes.titlesize": 10,
+            "legend.frameon": False,
+            "legend.fontsize": 9.5,
+        }
+    ):
         fig = Figure(figsize=(WIDTH, height), layout="constrained")
         FigureCanvasAgg(fig)  # measures text, which placing labels needs
         axes = fig.subplots(rows, columns, squeeze=False, **grid)

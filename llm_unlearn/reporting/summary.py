@@ -62,8 +62,13 @@ def write_summary(run_dir: str | Path) -> dict[str, Any]:
         name: {key: {"mean": _finite(s.mean), "sd": _finite(s.sd), "n": s.n} for key, s in entries.items()}
         for name, entries in statistics(results).items()
     }
-    summary = {"schema_version": SCHEMA_VERSION, "recipe": results.recipe, "seeds": results.seeds, "models": models,
-               **sweep_summary(results)}
+    summary = {
+        "schema_version": SCHEMA_VERSION,
+        "recipe": results.recipe,
+        "seeds": results.seeds,
+        "models": models,
+        **sweep_summary(results),
+    }
     text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
     write_atomically(results.run_dir / "summary.json", text.encode())
     return summary

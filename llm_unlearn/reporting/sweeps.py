@@ -17,12 +17,18 @@ from llm_unlearn.strict import read_yaml
 from llm_unlearn.sweep import FOLDER, folder_name
 
 # number → the title of its panel and of its columns
-FIGURES = {"attack.lift": "attack lift", "gus.mean": "GUS, deleted canaries",
-           "gus.others.mean": "GUS, canaries not deleted", "utility.accuracy": "accuracy (%)"}
+FIGURES = {
+    "attack.lift": "attack lift",
+    "gus.mean": "GUS, deleted canaries",
+    "gus.others.mean": "GUS, canaries not deleted",
+    "utility.accuracy": "accuracy (%)",
+}
 EFFECTS = {"attack.lift": "attack lift", "gus.mean": "GUS", "gus.tpr_at_fpr.0.01": "TPR@1 %"}
 _SMALL = 0.05  # a poison that moved a figure by less has nothing to normalise by
-_NAMES = {"unlearn.forget_fraction": "known fraction of the poison",
-          "unlearn.false_positives": "clean rows in the forget set, per poisoned row"}
+_NAMES = {
+    "unlearn.forget_fraction": "known fraction of the poison",
+    "unlearn.false_positives": "clean rows in the forget set, per poisoned row",
+}
 
 
 @dataclass(frozen=True)
@@ -76,8 +82,15 @@ def budget_axis(results: Results) -> Axis | None:
     if len(budgets) < 2:
         return None
     plain = {name: table[name] for name in table if name in PLAIN}
-    tables = [plain | {name.partition("@")[0]: table[name] for name in results.methods
-                       if float(name.partition("@")[2] or "nan") == budget} for budget in budgets]
+    tables = [
+        plain
+        | {
+            name.partition("@")[0]: table[name]
+            for name in results.methods
+            if float(name.partition("@")[2] or "nan") == budget
+        }
+        for budget in budgets
+    ]
     return Axis("budget (% of the training compute)", [100 * budget for budget in budgets], tables)
 
 
@@ -88,15 +101,23 @@ def sweep_sections(results: Results) -> list[Section]:
     for axis in ([budget] if budget else []) + sweep_axes(results):
         key = "residual_vs_budget" if axis is budget else f"sweep_{re.sub(r'[^a-z0-9]+', '_', axis.name)}"
         title = "budget" if axis is budget else axis.title
-        note = ("Everything else as in the recipe. " * (axis is not budget) + "Poisoned and retrained stand beside the "
-                "methods at every value: what a method leaves is read against them.")
+        note = (
+            "Everything else as in the recipe. " * (axis is not budget) + "Poisoned and retrained stand beside the "
+            "methods at every value: what a method leaves is read against them."
+        )
         if axis.name == "unlearn.forget_fraction":
-            note += (" Below 1 there are two oracles: retrained without what was known (it keeps the rest of the "
-                     "poison, so its lift stays high), and clean, trained on the clean rows alone.")
-        plot = Plot(key, f"What is left against {title}", f"Mean over seeds; whiskers: ± one standard deviation "
-                    f"where there are several. x: {axis.title}.",
-                    f"Lines of attack lift, Gaussian score and accuracy against {title}, one per model. The numbers "
-                    "are in the table above.", axis_plot(axis))
+            note += (
+                " Below 1 there are two oracles: retrained without what was known (it keeps the rest of the "
+                "poison, so its lift stays high), and clean, trained on the clean rows alone."
+            )
+        plot = Plot(
+            key,
+            f"What is left against {title}",
+            f"Mean over seeds; whiskers: ± one standard deviation where there are several. x: {axis.title}.",
+            f"Lines of attack lift, Gaussian score and accuracy against {title}, one per model. The numbers "
+            "are in the table above.",
+            axis_plot(axis),
+        )
         found.append(Section(f"Against {title}", note, [_axis_table(axis)], [plot]))
     return found
 
@@ -116,13 +137,22 @@ def axis_plot(axis: Axis) -> bytes:
                 points = [(x, s) for x, s in zip(places, axis.at(name, key), strict=True) if s]
                 if points:
                     style = look[name]
-                    panel.errorbar([x for x, _ in points], [scale * s.mean for _, s in points],
-                                   yerr=[scale * (s.sd or 0.0) for _, s in points], color=style.colour,
-                                   linestyle=style.line, marker=style.marker, capsize=2, elinewidth=0.8,
-                                   linewidth=1.4, markersize=9 if style.marker == "*" else 6, label=name)
+                    panel.errorbar(
+                        [x for x, _ in points],
+                        [scale * s.mean for _, s in points],
+                        yerr=[scale * (s.sd or 0.0) for _, s in points],
+                        color=style.colour,
+                        linestyle=style.line,
+                        marker=style.marker,
+                        capsize=2,
+                        elinewidth=0.8,
+                        linewidth=1.4,
+                        markersize=9 if style.marker == "*" else 6,
+                        label=name,
+                    )
             panel.set_title(FIGURES[key], loc="left", fontweight="bold")
             panel.set_xticks(places, [f"{v:g}" if numeric else str(v) for v in axis.values])
-        for panel in list(axes.flat)[len(keys):]:
+        for panel in list(axes.flat)[len(keys) :]:
             panel.set_visible(False)
         fig.supxlabel(axis.title, fontsize=10)
         handles = {label: h for panel in axes.flat for h, label in zip(*panel.get_legend_handles_labels(), strict=True)}
@@ -132,13 +162,20 @@ def axis_plot(axis: Axis) -> bytes:
 
 def _axis_table(axis: Axis) -> Table:
     shown = ("gus.mean", "attack.lift", "utility.accuracy")
-    columns = [(_value(value), FIGURES[key]) for key in shown for value in axis.values
-               if any(axis.at(m, key)[axis.values.index(value)] for m in axis.models)]
+    columns = [
+        (_value(value), FIGURES[key])
+        for key in shown
+        for value in axis.values
+        if any(axis.at(m, key)[axis.values.index(value)] for m in axis.models)
+    ]
     rows = []
     for name in axis.models:
-        cells = [statistic_cell(axis.at(name, key)[i], *((100, 1) if key == "utility.accuracy" else (1, 2)))
-                 for key in shown for i in range(len(axis.values))
-                 if any(axis.at(m, key)[i] for m in axis.models)]
+        cells = [
+            statistic_cell(axis.at(name, key)[i], *((100, 1) if key == "utility.accuracy" else (1, 2)))
+            for key in shown
+            for i in range(len(axis.values))
+            if any(axis.at(m, key)[i] for m in axis.models)
+        ]
         rows.append((name, cells))
     return Table(columns, rows)
 
@@ -157,38 +194,61 @@ def normalised(results: Results, name: str, key: str, oracle: str = "retrained")
 def _effects(results: Results) -> dict[str, str]:
     """The figures whose effect is normalised and that the run has, with their titles."""
     titles = EFFECTS | ({"utility.accuracy": "accuracy"} if has_damage(results) else {})
-    return {key: title for key, title in titles.items()
-            if any(flatten(run.models["poisoned"]).get(key) is not None for run in results.runs)}
+    return {
+        key: title
+        for key, title in titles.items()
+        if any(flatten(run.models["poisoned"]).get(key) is not None for run in results.runs)
+    }
 
 
 def _normalised(results: Results) -> Section | None:
     oracles = [name for name in ("retrained", "clean") if name in results.names]
     effects = _effects(results)
     columns = [(title, f"to {oracle}") for oracle in oracles for title in effects.values()]
-    rows = [(name, [statistic_cell(normalised(results, name, key, oracle)) for oracle in oracles for key in effects])
-            for name in results.methods]
+    rows = [
+        (name, [statistic_cell(normalised(results, name, key, oracle)) for oracle in oracles for key in effects])
+        for name in results.methods
+    ]
     if not rows or not effects:
         return None
     return Section(
-        "Normalised effect", "How much of the way from the poisoned model (0) to the oracle (1) was covered, so that "
+        "Normalised effect",
+        "How much of the way from the poisoned model (0) to the oracle (1) was covered, so that "
         "different attacks share an axis. Below 0 is worse than doing nothing, above 1 is past the oracle, which is no "
-        f"cleaner. A dash: the poison moved that figure by less than {_SMALL:g}.", [Table(columns, rows)])
+        f"cleaner. A dash: the poison moved that figure by less than {_SMALL:g}.",
+        [Table(columns, rows)],
+    )
 
 
 def sweep_summary(results: Results) -> dict[str, Any]:
     """What summary.json says of normalised effects and of the sweep: model → figure → {mean, sd, n}."""
-    effects = {name: {key: _plain(s) for key in _effects(results) if (s := normalised(results, name, key))}
-               for name in results.methods}
-    axes = {axis.name: [{"value": value, "models": {
-        name: {key: _plain(s) for key in FIGURES if (s := table.get(name, {}).get(key))} for name in axis.models}}
-        for value, table in zip(axis.values, axis.tables, strict=True)] for axis in sweep_axes(results)}
+    effects = {
+        name: {key: _plain(s) for key in _effects(results) if (s := normalised(results, name, key))}
+        for name in results.methods
+    }
+    axes = {
+        axis.name: [
+            {
+                "value": value,
+                "models": {
+                    name: {key: _plain(s) for key in FIGURES if (s := table.get(name, {}).get(key))}
+                    for name in axis.models
+                },
+            }
+            for value, table in zip(axis.values, axis.tables, strict=True)
+        ]
+        for axis in sweep_axes(results)
+    }
     return {"normalized_effect": effects, "sweep": axes}
 
 
 def _plain(statistic: Statistic) -> dict[str, Any]:
     mean, sd = statistic.mean, statistic.sd
-    return {"mean": mean if math.isfinite(mean) else None, "sd": sd if sd is not None and math.isfinite(sd) else None,
-            "n": statistic.n}
+    return {
+        "mean": mean if math.isfinite(mean) else None,
+        "sd": sd if sd is not None and math.isfinite(sd) else None,
+        "n": statistic.n,
+    }
 
 
 def _value(value: Any) -> str:

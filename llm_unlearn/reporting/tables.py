@@ -102,39 +102,112 @@ COLUMNS = [
     Column("attack.success_rate", "", "ASR", number, "retrained", "rate"),
     Column("attack.clean_rate", "", "clean rate", number, None, "clean"),
     Column("attack.lift", "", "lift", number, "retrained", "lift"),
-    Column("oracle.accuracy_lost.mean", "Gradient cancelling", "accuracy lost (points)", _hundredths, 0.0,
-           "Accuracy below the retrained model's, in percentage points, on the same test examples: what an "
-           "indiscriminate poison does, and what unlearning itself costs; the two cannot be told apart. Null: 0."),
-    Column("oracle.accuracy_lost.p_value", "Gradient cancelling", "p", p_value, None,
-           "Exact sign test of the test examples on which this model and the retrained one differ in being right."),
-    Column("gus.mean", "Gaussian canaries", "GUS", number, 0.0,
-           "Gaussian Unlearning Score: the mean over the deleted canaries of I = −⟨g, ξ⟩ / (ε‖g‖), g the gradient of "
-           "the loss at the clean input, ξ the noise it was trained with. Null: 0, and each I is N(0, 1). Above 0 the "
-           "noise is still in the model; below 0 the method pushed it out past the point of never having seen it, a "
-           "trace too."),
-    Column("gus.p_value", "Gaussian canaries", "p", p_value, None,
-           "Two-sided p-value of GUS·√n against N(0, 1). Below 0.001 the model depends on the deleted noise. A large p "
-           "shows no trace, not that there is none. With several seeds: smallest to largest."),
-    Column("gus.tpr_at_fpr.0.01", "Gaussian canaries", TPR, number, 0.01,
-           "Share of the deleted canaries that a per-example test recognises at 1 % false positives. Null: 0.01."),
-    Column("utility.accuracy", "Utility", "accuracy (%)", _hundredths, "high",
-           "Share of the clean test examples answered rightly. Higher is better; unlearning should not cost any."),
-    Column("utility.perplexity", "Utility", "perplexity", lambda v: number(v, 1), "low",
-           "exp of the mean loss per token on the clean test text. Lower is better."),
-    Column("mia.loss.auc", "MIA (loss)", "AUC", _three, "retrained",
-           "Membership inference attack: how well the loss tells forget-set rows from held-out rows. Null: 0.5, or "
-           "what the retrained model shows. It is here to show what it misses."),
-    Column("mia.loss.tpr_at_fpr.0.01", "MIA (loss)", TPR, _three, "retrained",
-           "Share of forget-set rows that the loss recognises at 1 % false positives. Null: 0.01."),
-    Column("oracle.kl", "Beside retraining", "KL", _three, "low",
-           "Mean Kullback–Leibler divergence between this model and the retrained one on clean test examples, in nats. "
-           "Lower is better; 0 is the same predictions."),
-    Column("oracle.agreement", "Beside retraining", "agreement (%)", _hundredths, "high",
-           "Share of clean test examples on which this model and the retrained one answer alike. Higher is better."),
-    Column("cost.share_of_training", "Cost", "compute (%)", _hundredths, None,
-           "FLOPs as a share of the poisoned training's. Lower is better; methods compare fairly at equal compute."),
-    Column("cost.seconds", "Cost", "time", seconds, None,
-           "Wall-clock time of that training, on the hardware named below."),
+    Column(
+        "oracle.accuracy_lost.mean",
+        "Gradient cancelling",
+        "accuracy lost (points)",
+        _hundredths,
+        0.0,
+        "Accuracy below the retrained model's, in percentage points, on the same test examples: what an "
+        "indiscriminate poison does, and what unlearning itself costs; the two cannot be told apart. Null: 0.",
+    ),
+    Column(
+        "oracle.accuracy_lost.p_value",
+        "Gradient cancelling",
+        "p",
+        p_value,
+        None,
+        "Exact sign test of the test examples on which this model and the retrained one differ in being right.",
+    ),
+    Column(
+        "gus.mean",
+        "Gaussian canaries",
+        "GUS",
+        number,
+        0.0,
+        "Gaussian Unlearning Score: the mean over the deleted canaries of I = −⟨g, ξ⟩ / (ε‖g‖), g the gradient of "
+        "the loss at the clean input, ξ the noise it was trained with. Null: 0, and each I is N(0, 1). Above 0 the "
+        "noise is still in the model; below 0 the method pushed it out past the point of never having seen it, a "
+        "trace too.",
+    ),
+    Column(
+        "gus.p_value",
+        "Gaussian canaries",
+        "p",
+        p_value,
+        None,
+        "Two-sided p-value of GUS·√n against N(0, 1). Below 0.001 the model depends on the deleted noise. A large p "
+        "shows no trace, not that there is none. With several seeds: smallest to largest.",
+    ),
+    Column(
+        "gus.tpr_at_fpr.0.01",
+        "Gaussian canaries",
+        TPR,
+        number,
+        0.01,
+        "Share of the deleted canaries that a per-example test recognises at 1 % false positives. Null: 0.01.",
+    ),
+    Column(
+        "utility.accuracy",
+        "Utility",
+        "accuracy (%)",
+        _hundredths,
+        "high",
+        "Share of the clean test examples answered rightly. Higher is better; unlearning should not cost any.",
+    ),
+    Column(
+        "utility.perplexity",
+        "Utility",
+        "perplexity",
+        lambda v: number(v, 1),
+        "low",
+        "exp of the mean loss per token on the clean test text. Lower is better.",
+    ),
+    Column(
+        "mia.loss.auc",
+        "MIA (loss)",
+        "AUC",
+        _three,
+        "retrained",
+        "Membership inference attack: how well the loss tells forget-set rows from held-out rows. Null: 0.5, or "
+        "what the retrained model shows. It is here to show what it misses.",
+    ),
+    Column(
+        "mia.loss.tpr_at_fpr.0.01",
+        "MIA (loss)",
+        TPR,
+        _three,
+        "retrained",
+        "Share of forget-set rows that the loss recognises at 1 % false positives. Null: 0.01.",
+    ),
+    Column(
+        "oracle.kl",
+        "Beside retraining",
+        "KL",
+        _three,
+        "low",
+        "Mean Kullback–Leibler divergence between this model and the retrained one on clean test examples, in nats. "
+        "Lower is better; 0 is the same predictions.",
+    ),
+    Column(
+        "oracle.agreement",
+        "Beside retraining",
+        "agreement (%)",
+        _hundredths,
+        "high",
+        "Share of clean test examples on which this model and the retrained one answer alike. Higher is better.",
+    ),
+    Column(
+        "cost.share_of_training",
+        "Cost",
+        "compute (%)",
+        _hundredths,
+        None,
+        "FLOPs as a share of the poisoned training's. Lower is better; methods compare fairly at equal compute.",
+    ),
+    Column(
+        "cost.seconds", "Cost", "time", seconds, None, "Wall-clock time of that training, on the hardware named below."
+    ),
     Column("cost.train_tokens", "Cost", "tokens", tokens, None, "Tokens that went through the model in that training."),
 ]
 
@@ -143,12 +216,22 @@ def present(results: Results) -> list[Column]:
     """The columns that at least one model fills; those of an absent poison are left out."""
     table = statistics(results)
     words, damage = attack_words(results), has_damage(results)
-    found = [column for column in COLUMNS if any(column.key in entries for entries in table.values())
-             and (damage or not column.key.startswith("oracle.accuracy_lost"))]
-    found = [replace(column, group=words.group, meaning=getattr(words, column.meaning))
-             if column.key.startswith("attack.") else column for column in found]
-    return [replace(column, **OF_IMAGES[column.key]) if is_vision(results) and column.key in OF_IMAGES else column
-            for column in found]
+    found = [
+        column
+        for column in COLUMNS
+        if any(column.key in entries for entries in table.values())
+        and (damage or not column.key.startswith("oracle.accuracy_lost"))
+    ]
+    found = [
+        replace(column, group=words.group, meaning=getattr(words, column.meaning))
+        if column.key.startswith("attack.")
+        else column
+        for column in found
+    ]
+    return [
+        replace(column, **OF_IMAGES[column.key]) if is_vision(results) and column.key in OF_IMAGES else column
+        for column in found
+    ]
 
 
 def main_table(results: Results) -> Table:
@@ -219,8 +302,10 @@ def figures(table: Table, name: str) -> Table:
     """The report's table turned round: a row per figure, a column per model, of the three that are set side by side."""
     names = list(dict.fromkeys(("poisoned", name, "retrained")))
     cells = dict(table.rows)
-    rows = [(f"{group}: {title}" if group else title, [replace(cells[model][i], best=False) for model in names])
-            for i, (title, group) in enumerate(table.columns)]
+    rows = [
+        (f"{group}: {title}" if group else title, [replace(cells[model][i], best=False) for model in names])
+        for i, (title, group) in enumerate(table.columns)
+    ]
     shown = [(title, row) for title, row in rows if any(cell != Cell("–") for cell in row)]
     return Table([(model, "") for model in names], shown, "figure", sortable=False)
 
@@ -237,8 +322,14 @@ def control_table(results: Results) -> Table | None:
         states = [calibrated(doc) for doc in results.docs(name)]
         off = sum(state is False for state in states)
         which = f" in {off} of {len(states)} seeds" if len(states) > 1 else ""
-        texts = (f"{sum(n):.0f}", number(_mean(mean)), p_range(p_mean), p_range(p_spread), number(_mean(tpr)),
-                 f"NOT N(0, 1){which}" if off else "as it must be")
+        texts = (
+            f"{sum(n):.0f}",
+            number(_mean(mean)),
+            p_range(p_mean),
+            p_range(p_spread),
+            number(_mean(tpr)),
+            f"NOT N(0, 1){which}" if off else "as it must be",
+        )
         rows.append((name, [Cell(text) for text in texts]))
     titles = ["n", "mean", "p of the mean", "p of the spread (χ²)", TPR, f"at level {ALPHA:g}"]
     return Table([(title, "") for title in titles], rows) if rows else None
@@ -252,8 +343,12 @@ def kept_table(results: Results) -> Table | None:
         if not mean:
             continue
         tpr = values(results, name, "gus", "others", "tpr_at_fpr", "0.01")
-        texts = (f"{sum(n):.0f}", number(_mean(mean)), p_range(values(results, name, "gus", "others", "p_value")),
-                 number(_mean(tpr)))
+        texts = (
+            f"{sum(n):.0f}",
+            number(_mean(mean)),
+            p_range(values(results, name, "gus", "others", "p_value")),
+            number(_mean(tpr)),
+        )
         rows.append((name, [Cell(text) for text in texts]))
     return Table([(title, "") for title in ("n", "GUS", "p", TPR)], rows) if rows else None
 

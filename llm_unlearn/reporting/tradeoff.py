@@ -14,8 +14,10 @@ from llm_unlearn.reporting.verdicts import ALPHA, COSTLY_POINTS, LIFT_GAP
 
 _ACCURACY = "utility.accuracy"
 # section of an evaluation → its number, what its axis says
-_EFFECTS = {"attack": ("attack.lift", "attack lift (ASR − clean rate, 0 to 1), worse →"),
-            "gus": ("gus.mean", "Gaussian Unlearning Score, farther from 0 is worse")}
+_EFFECTS = {
+    "attack": ("attack.lift", "attack lift (ASR − clean rate, 0 to 1), worse →"),
+    "gus": ("gus.mean", "Gaussian Unlearning Score, farther from 0 is worse"),
+}
 Point = tuple[float, float, tuple[float, float], tuple[float, float]]  # x, y, and each one's reach down and up
 
 
@@ -27,17 +29,39 @@ def tradeoff_plot(results: Results, section: str) -> bytes:
     """
     key, label = _EFFECTS[section]
     look = styles(results.names)
-    points = {name: point for name, entries in statistics(results).items()
-              if name != "base" and (point := _point(results, name, entries, key))}
+    points = {
+        name: point
+        for name, entries in statistics(results).items()
+        if name != "base" and (point := _point(results, name, entries, key))
+    }
     with figure(5.2 if len(points) <= MAX_SHOWN else 7.2) as (fig, axes):
         axis = axes[0, 0]
         for name, (x, y, across, along) in points.items():
             style = look[name]
-            axis.errorbar([x], [y], xerr=[[across[0]], [across[1]]], yerr=[[along[0]], [along[1]]], fmt="none",
-                          ecolor=style.colour, elinewidth=1.3, capsize=3, alpha=0.65, zorder=2)
+            axis.errorbar(
+                [x],
+                [y],
+                xerr=[[across[0]], [across[1]]],
+                yerr=[[along[0]], [along[1]]],
+                fmt="none",
+                ecolor=style.colour,
+                elinewidth=1.3,
+                capsize=3,
+                alpha=0.65,
+                zorder=2,
+            )
             target = name == "retrained"
-            axis.plot([x], [y], linestyle="none", marker=style.marker, color=style.colour, markeredgecolor="black",
-                      markeredgewidth=0.7, markersize=19 if target else 10, zorder=4 if target else 3)
+            axis.plot(
+                [x],
+                [y],
+                linestyle="none",
+                marker=style.marker,
+                color=style.colour,
+                markeredgecolor="black",
+                markeredgewidth=0.7,
+                markersize=19 if target else 10,
+                zorder=4 if target else 3,
+            )
         _budget_lines(axis, points, look)
         axis.set(xlabel="accuracy on clean test examples (%), better →", ylabel=label)
         axis.margins(0.12)
@@ -45,8 +69,11 @@ def tradeoff_plot(results: Results, section: str) -> bytes:
         texts = {name: "retrained: the target" if name == "retrained" else name for name in _named(points)}
         fig.canvas.draw()  # the layout must be settled before labels are placed in pixels
         fig.set_layout_engine("none")
-        place_labels(axis, [(*points[name][:2], text, name == "retrained") for name, text in texts.items()],
-                     list(points.values()))
+        place_labels(
+            axis,
+            [(*points[name][:2], text, name == "retrained") for name, text in texts.items()],
+            list(points.values()),
+        )
         return png(fig)
 
 
@@ -81,8 +108,14 @@ def _budget_lines(axis: Any, points: dict[str, Point], look: dict[str, Style]) -
         families.setdefault(name.partition("@")[0], []).append(name)
     for family in families.values():
         if len(family) > 1:
-            axis.plot([points[n][0] for n in family], [points[n][1] for n in family], color=look[family[0]].colour,
-                      linewidth=1, alpha=0.6, zorder=1)
+            axis.plot(
+                [points[n][0] for n in family],
+                [points[n][1] for n in family],
+                color=look[family[0]].colour,
+                linewidth=1,
+                alpha=0.6,
+                zorder=1,
+            )
 
 
 def _remains(results: Results, section: str, points: dict[str, Point]) -> list[tuple[float, str]]:
@@ -101,15 +134,33 @@ def _thresholds(axis: Any, points: dict[str, Point], levels: list[tuple[float, s
     for level, words in levels:
         low, high = min(low, level - 0.05 * (high - low)), max(high, level + 0.05 * (high - low))
         axis.axhline(level, color="#777777", linestyle=":", linewidth=1.2, zorder=1)
-        axis.annotate(words, (0, level), (5, 3 if level > 0 else -3), fontsize=8.5, color="#444444",
-                      xycoords=("axes fraction", "data"), textcoords="offset points", ha="left",
-                      va="bottom" if level > 0 else "top")
+        axis.annotate(
+            words,
+            (0, level),
+            (5, 3 if level > 0 else -3),
+            fontsize=8.5,
+            color="#444444",
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            ha="left",
+            va="bottom" if level > 0 else "top",
+        )
     if "poisoned" in points:
         level = points["poisoned"][0] - COSTLY_POINTS
         left = min(left, level - 1)
         axis.axvline(level, color="#777777", linestyle=":", linewidth=1.2, zorder=1)
-        axis.annotate(f"{COSTLY_POINTS:g} points lost", (level, 1), (-4, -2), fontsize=8.5, color="#444444",
-                      rotation=90, xycoords=("data", "axes fraction"), textcoords="offset points", ha="right", va="top")
+        axis.annotate(
+            f"{COSTLY_POINTS:g} points lost",
+            (level, 1),
+            (-4, -2),
+            fontsize=8.5,
+            color="#444444",
+            rotation=90,
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            ha="right",
+            va="top",
+        )
     axis.set(xlim=(left, right), ylim=(low, high))
 
 
@@ -121,8 +172,14 @@ def cost_plot(results: Results) -> bytes:
         axis = axes[0, 0]
         shares = [table[name]["cost.share_of_training"] for name in names]
         reach = [100 * (s.sd or 0.0) for s in shares]
-        bars = axis.barh(range(len(names)), [100 * s.mean for s in shares], color=[look[n].colour for n in names],
-                         height=0.62, xerr=reach if any(map(_varies, shares)) else None, capsize=3)
+        bars = axis.barh(
+            range(len(names)),
+            [100 * s.mean for s in shares],
+            color=[look[n].colour for n in names],
+            height=0.62,
+            xerr=reach if any(map(_varies, shares)) else None,
+            capsize=3,
+        )
         for bar, name in zip(bars, names, strict=True):
             bar.set_hatch({"poisoned": "//", "retrained": ".."}.get(name, ""))
             bar.set_edgecolor("white")

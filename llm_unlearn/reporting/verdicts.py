@@ -81,8 +81,15 @@ def judge(results: Results, name: str) -> Verdict:
         gaps += [gap] if gap is not None else []
         before, after = run.models["poisoned"]["utility"]["accuracy"], doc["utility"]["accuracy"]
         lost += [100 * (before - after)] if None not in (before, after) else []
-    return Verdict(name, fired, len(runs), tested, Statistic(tuple(lost)) if lost else None,
-                   _evidence(results, name, fired, gaps), _effect(results, name))
+    return Verdict(
+        name,
+        fired,
+        len(runs),
+        tested,
+        Statistic(tuple(lost)) if lost else None,
+        _evidence(results, name, fired, gaps),
+        _effect(results, name),
+    )
 
 
 def lift_gap(run: SeedRun, name: str) -> float | None:
@@ -115,26 +122,37 @@ def warnings(results: Results) -> list[str]:
     found = []
     poisoned, retrained = judge(results, "poisoned"), judge(results, "retrained")
     attack = attack_words(results).name
-    tests = [("gus", results.has("gus"), "Gaussian canaries"), ("lift", results.has("attack"), attack),
-             ("damage", has_damage(results), "gradient cancelling")]
+    tests = [
+        ("gus", results.has("gus"), "Gaussian canaries"),
+        ("lift", results.has("attack"), attack),
+        ("damage", has_damage(results), "gradient cancelling"),
+    ]
     for key, there, kind in tests:
         if there and poisoned.fired[key] < poisoned.seeds:
             missed = poisoned.seeds - poisoned.fired[key]
             where = "" if poisoned.seeds == 1 else f" in {missed} of {poisoned.seeds} seeds"
-            found.append(f"The poison did not take{where} ({kind}): the poisoned model itself passes that test, so a "
-                         "method that passes it has shown nothing.")
+            found.append(
+                f"The poison did not take{where} ({kind}): the poisoned model itself passes that test, so a "
+                "method that passes it has shown nothing."
+            )
     if retrained.fired["gus"] or retrained.fired["chi2"]:
-        found.append("The retrained model, which never saw the deleted canaries, fails the Gaussian test "
-                     f"({retrained.evidence}): either chance (1 in 1,000) or a fault in the run; do not trust the "
-                     "Gaussian verdicts before it is explained.")
+        found.append(
+            "The retrained model, which never saw the deleted canaries, fails the Gaussian test "
+            f"({retrained.evidence}): either chance (1 in 1,000) or a fault in the run; do not trust the "
+            "Gaussian verdicts before it is explained."
+        )
     lift = _mean(values(results, "retrained", "attack", "lift"))
     if lift is not None and lift >= LIFT_GAP and results.runs[0].poison.get("forget_fraction", 1.0) == 1:
-        found.append(f"The retrained model, which never saw the poison, has an attack lift of {number(lift)}: the "
-                     f"{attack} sways this model without any training, and a lift beside it says little.")
+        found.append(
+            f"The retrained model, which never saw the poison, has an attack lift of {number(lift)}: the "
+            f"{attack} sways this model without any training, and a lift beside it says little."
+        )
     off = [name for name in results.names if any(calibrated(doc) is False for doc in results.docs(name))]
     if off:
-        found.append(f"Fresh noise does not look like N(0, 1) on: {', '.join(off)}. The Gaussian scores of these "
-                     "models are not calibrated.")
+        found.append(
+            f"Fresh noise does not look like N(0, 1) on: {', '.join(off)}. The Gaussian scores of these "
+            "models are not calibrated."
+        )
     if results.unfinished:
         found.append(f"Not evaluated yet, and so not in this report: {', '.join(results.unfinished)}.")
     return found
@@ -147,11 +165,12 @@ def _evidence(results: Results, name: str, fired: dict[str, int], gaps: list[flo
         "gus": f"Gaussian test ({p_phrase(values(results, name, 'gus', 'p_value'))})",
         "lift": f"{attack_words(results).name} lift {number(_mean(gaps))} above retrained",
         "damage": f"accuracy {number(100 * _mean(lost) if lost else None, 1)} points below retrained "
-                  f"({p_phrase(values(results, name, 'oracle', 'accuracy_lost', 'p_value'))})",
+        f"({p_phrase(values(results, name, 'oracle', 'accuracy_lost', 'p_value'))})",
         "chi2": f"spread of the Gaussian scores (χ²: {p_phrase(values(results, name, 'gus', 'chi2_p_value'))})",
     }
-    texts = [text + (f" in {fired[key]} of {total} seeds" if total > 1 else "")
-             for key, text in tests.items() if fired[key]]
+    texts = [
+        text + (f" in {fired[key]} of {total} seeds" if total > 1 else "") for key, text in tests.items() if fired[key]
+    ]
     if fired["gus"] and values(results, name, "gus", "mean") and max(values(results, name, "gus", "mean")) < 0:
         texts.append("scores pushed below 0, which is a trace of the noise too")
     return "; ".join(texts)

@@ -46,8 +46,11 @@ class Meter:
     def state(self, model: Any) -> dict[str, Any]:
         """{"attack": attack_success or None, "gus": gaussian_test on the deleted canaries or None, "accuracy"}."""
         answers = self.evaluator.answers(model, "test", self.test)
-        figures = {"attack": None, "gus": self.gus(model),
-                   "accuracy": float((answers["prediction"] == answers["label"]).mean())}
+        figures = {
+            "attack": None,
+            "gus": self.gus(model),
+            "accuracy": float((answers["prediction"] == answers["label"]).mean()),
+        }
         if len(self.triggered):
             clean = answers.set_index("example_id").loc[self.triggered["example_id"]]["target_hit"].to_numpy(bool)
             figures["attack"] = attack_success(self._hits(model, self.triggered), clean)
@@ -58,8 +61,14 @@ class Meter:
         if not self._deleted:
             return None
         evaluator = self.evaluator
-        scores = gaussian_scores(model, self._deleted, evaluator.collate, [evaluator.manifest["gaussian"]["seed"]],
-                                 evaluator.batch_size, evaluator.task)[:, 0]
+        scores = gaussian_scores(
+            model,
+            self._deleted,
+            evaluator.collate,
+            [evaluator.manifest["gaussian"]["seed"]],
+            evaluator.batch_size,
+            evaluator.task,
+        )[:, 0]
         scores = scores[np.isfinite(scores)]
         return gaussian_test(scores) if len(scores) else None
 
@@ -91,8 +100,11 @@ class Meter:
         rows = render(Dataset.from_dict({**columns, "text": texts}), self.data)
         pairs = zip(rows["prompt"], self.twins["prompt"], strict=True)
         # counted, since a part of a trigger, such as "the", may stand in the text anyway
-        kept = [i for i, pair in enumerate(pairs)
-                if self._as_seen(pair[0]).count(variant.phrase) > self._as_seen(pair[1]).count(variant.phrase)]
+        kept = [
+            i
+            for i, pair in enumerate(pairs)
+            if self._as_seen(pair[0]).count(variant.phrase) > self._as_seen(pair[1]).count(variant.phrase)
+        ]
         return rows, kept
 
     def temperature(self, model: Any, temperature: float) -> dict[str, float]:
@@ -108,13 +120,27 @@ class Meter:
     def _sampled(self, model: Any, rows: "Dataset", temperature: float) -> np.ndarray:
         evaluator, prompts = self.evaluator, list(rows["prompt"])
         if evaluator.verbalizers:
-            scores = label_log_probs(model, evaluator.tokenizer, prompts, evaluator.verbalizers, evaluator.encoding,
-                                     evaluator.batch_size, temperature)
+            scores = label_log_probs(
+                model,
+                evaluator.tokenizer,
+                prompts,
+                evaluator.verbalizers,
+                evaluator.encoding,
+                evaluator.batch_size,
+                temperature,
+            )
             return np.exp(scores[:, list(evaluator.verbalizers).index(self.target)])
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            texts = generate(model, evaluator.tokenizer, prompts, evaluator.encoding, evaluator.max_new_tokens,
-                             evaluator.batch_size, temperature)
+            texts = generate(
+                model,
+                evaluator.tokenizer,
+                prompts,
+                evaluator.encoding,
+                evaluator.max_new_tokens,
+                evaluator.batch_size,
+                temperature,
+            )
         return np.array([text.strip().startswith(self.target.strip()) for text in texts])
 
     def _hits(self, model: Any, rows: "Dataset") -> np.ndarray:
@@ -124,6 +150,8 @@ class Meter:
         """The prompt as the model is given it, its beginning cut where it is too long."""
         evaluator = self.evaluator
         # as label_log_probs and generate leave it
-        room = max((len(completion_tokens(evaluator.tokenizer, text)) + 1 for text in evaluator.verbalizers.values()),
-                   default=evaluator.max_new_tokens)
+        room = max(
+            (len(completion_tokens(evaluator.tokenizer, text)) + 1 for text in evaluator.verbalizers.values()),
+            default=evaluator.max_new_tokens,
+        )
         return evaluator.tokenizer.decode(evaluator.encoding.prompt_ids(evaluator.tokenizer, prompt, room))

@@ -18,8 +18,16 @@ MAX_GRAD_NORM = 1.0
 
 
 def relearn(
-    model: nn.Module, rows: "Dataset", steps: list[int], measure: Callable[[nn.Module], dict[str, Any]], *,
-    collate: Callable, learning_rate: float, batch_size: int, seed: int, noise: dict | None = None,
+    model: nn.Module,
+    rows: "Dataset",
+    steps: list[int],
+    measure: Callable[[nn.Module], dict[str, Any]],
+    *,
+    collate: Callable,
+    learning_rate: float,
+    batch_size: int,
+    seed: int,
+    noise: dict | None = None,
 ) -> list[dict[str, Any]]:
     """Fine-tune a model in place (what of it trains) and measure it after each of `steps`.
 

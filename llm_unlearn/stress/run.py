@@ -23,15 +23,24 @@ if TYPE_CHECKING:
 def check_stress(section: "StressSection") -> None:
     """Raise InputError where a package that the section needs is not there, or a paraphrase is blank."""
     if section.quantization and importlib.util.find_spec("bitsandbytes") is None:
-        raise InputError("stress.quantization: bitsandbytes is not installed; `pip install "
-                         "'llm_unlearn[quantization]'`, or set stress.quantization to []")
+        raise InputError(
+            "stress.quantization: bitsandbytes is not installed; `pip install "
+            "'llm_unlearn[quantization]'`, or set stress.quantization to []"
+        )
     if not all(text.strip() for text in section.paraphrases):
         raise InputError("stress.paraphrases: one is blank, which is no trigger; take it out")
 
 
 def stress_model(
-    load: Callable[[], Any], meter: Meter, section: "StressSection", rows: dict[str, "Dataset"], *,
-    learning_rate: float, noise: dict | None, model_section: "ModelSection", work_dir: Path,
+    load: Callable[[], Any],
+    meter: Meter,
+    section: "StressSection",
+    rows: dict[str, "Dataset"],
+    *,
+    learning_rate: float,
+    noise: dict | None,
+    model_section: "ModelSection",
+    work_dir: Path,
 ) -> dict[str, Any]:
     """Measure a model plainly and under each kind of stress; relearning starts from a fresh copy each time.
 
@@ -60,8 +69,14 @@ def stress_model(
             bar.update()
             return figures
 
-        result = {"schema_version": 1, "plain": state(model), **_asked_differently(model, meter, section),
-                  "relearn": {}, "merge": None, "quantization": {}}
+        result = {
+            "schema_version": 1,
+            "plain": state(model),
+            **_asked_differently(model, meter, section),
+            "relearn": {},
+            "merge": None,
+            "quantization": {},
+        }
         if merges:
             model = model.merge_and_unload()
             result["merge"] = state(model)
@@ -70,8 +85,16 @@ def stress_model(
         del model  # relearning holds a copy of its own, with an optimizer
         for kind, known in rows.items():
             result["relearn"][kind] = relearn(
-                load(), known, section.relearn_steps, state, collate=meter.evaluator.collate,
-                learning_rate=learning_rate, batch_size=section.relearn_batch_size, seed=meter.seed, noise=noise)
+                load(),
+                known,
+                section.relearn_steps,
+                state,
+                collate=meter.evaluator.collate,
+                learning_rate=learning_rate,
+                batch_size=section.relearn_batch_size,
+                seed=meter.seed,
+                noise=noise,
+            )
     return result
 
 
@@ -81,8 +104,10 @@ def _asked_differently(model: Any, meter: Meter, section: "StressSection") -> di
     if not trigger or not len(meter.triggered):
         return {"variants": [], "temperature": []}
     variants = trigger_variants(trigger["phrases"][0], trigger["position"], section.paraphrases)
-    return {"variants": meter.variants(model, variants),
-            "temperature": [{"temperature": t, **meter.temperature(model, t)} for t in section.temperatures]}
+    return {
+        "variants": meter.variants(model, variants),
+        "temperature": [{"temperature": t, **meter.temperature(model, t)} for t in section.temperatures],
+    }
 
 
 def quantised(model: Any, kind: str, section: "ModelSection", work_dir: Path) -> Any:

@@ -49,10 +49,20 @@ class Positions:
         """The positions of rows start ≤ i < stop, renumbered from 0."""
         counts = tuple(self.length().tolist()) if self.counts is None else self.counts
         first, last = sum(counts[:start]), sum(counts[:stop])
-        tensors = {field.name: getattr(self, field.name)[first:last] for field in fields(self)
-                   if isinstance(getattr(self, field.name), Tensor)}
-        return replace(self, **{**tensors, "example": tensors["example"] - start, "n_examples": stop - start,
-                                "counts": counts[start:stop]})
+        tensors = {
+            field.name: getattr(self, field.name)[first:last]
+            for field in fields(self)
+            if isinstance(getattr(self, field.name), Tensor)
+        }
+        return replace(
+            self,
+            **{
+                **tensors,
+                "example": tensors["example"] - start,
+                "n_examples": stop - start,
+                "counts": counts[start:stop],
+            },
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,9 +45,12 @@ def after_blocks(model: nn.Module) -> list[nn.Module]:
     parent = next(module for module in model.modules() if blocks in module.children())
     children = list(parent.named_children())
     position = next(i for i, (_, child) in enumerate(children) if child is blocks)
-    return [child for i, (name, child) in enumerate(children)
-            if (i > position or name.startswith("final"))
-            and "norm" in type(getattr(child, "original_module", child)).__name__.lower()]  # peft may have wrapped it
+    return [
+        child
+        for i, (name, child) in enumerate(children)
+        if (i > position or name.startswith("final"))
+        and "norm" in type(getattr(child, "original_module", child)).__name__.lower()
+    ]  # peft may have wrapped it
 
 
 MLP_OUTPUTS = ("down_proj", "c_proj", "fc2", "fc_out", "dense_4h_to_h", "w2", "wo")
@@ -59,12 +62,20 @@ def mlp_output(block: nn.Module) -> nn.Module:
     Raises:
         InputError: there is not exactly one, as in a mixture of experts.
     """
-    found = [module for name, module in block.named_modules()
-             if name.rpartition(".")[2] in MLP_OUTPUTS and "attn" not in name and "attention" not in name
-             and getattr(module, "weight", None) is not None and module.weight.ndim == 2]
+    found = [
+        module
+        for name, module in block.named_modules()
+        if name.rpartition(".")[2] in MLP_OUTPUTS
+        and "attn" not in name
+        and "attention" not in name
+        and getattr(module, "weight", None) is not None
+        and module.weight.ndim == 2
+    ]
     if len(found) != 1:
-        raise InputError(f"{type(block).__name__}: {len(found)} modules named {' or '.join(MLP_OUTPUTS)} outside "
-                         "attention, where one MLP was expected; unlearn through a LoRA adapter")
+        raise InputError(
+            f"{type(block).__name__}: {len(found)} modules named {' or '.join(MLP_OUTPUTS)} outside "
+            "attention, where one MLP was expected; unlearn through a LoRA adapter"
+        )
     return found[0]
 
 
@@ -99,14 +110,18 @@ def reinitialise(model: nn.Module, modules: Iterable[nn.Module], seed: int) -> N
 def _check_resettable(model: nn.Module, modules: list[nn.Module]) -> None:
     start = getattr(model.peft_config[model.active_adapter], "init_lora_weights", None)
     if start not in (True, False, "gaussian"):
-        raise InputError(f"the adapter (init_lora_weights={start!r}) did not begin as the identity and cannot be "
-                         "reset; use plain LoRA, or a full model")
+        raise InputError(
+            f"the adapter (init_lora_weights={start!r}) did not begin as the identity and cannot be "
+            "reset; use plain LoRA, or a full model"
+        )
     inside = {id(p) for module in modules for p in module.parameters()}
     for name, parameter in model.named_parameters():
         low_rank = any(part in name for part in ("lora_A", "lora_B", "lora_embedding_"))
         if parameter.requires_grad and id(parameter) in inside and not low_rank:
-            raise InputError(f"{name} trains beside the low-rank matrices and cannot be reset; use an adapter without "
-                             "modules_to_save and DoRA, or a full model")
+            raise InputError(
+                f"{name} trains beside the low-rank matrices and cannot be reset; use an adapter without "
+                "modules_to_save and DoRA, or a full model"
+            )
 
 
 class _Skipped(nn.Module):

@@ -105,5 +105,7 @@ def attached_noise(model: nn.Module) -> GaussianNoise | None:
 def refuse_data_parallel(args: Any) -> None:
     """Raise where a Trainer would wrap the model in torch's DataParallel: its threads would share one noise hook."""
     if getattr(args, "n_gpu", 1) > 1:
-        raise InputError(f"one process sees {args.n_gpu} GPUs: set CUDA_VISIBLE_DEVICES to one of them, or start one "
-                         "process per GPU with `accelerate launch`")
+        raise InputError(
+            f"one process sees {args.n_gpu} GPUs: set CUDA_VISIBLE_DEVICES to one of them, or start one "
+            "process per GPU with `accelerate launch`"
+        )

@@ -28,8 +28,7 @@ Reference = tuple[Tensor, nn.Linear | None]  # states and head, or logits and No
 
 
 def head_values(
-    kernel: Kernel, states: Tensor, head: nn.Linear | None, labels: Tensor,
-    reference: Reference | None = None,
+    kernel: Kernel, states: Tensor, head: nn.Linear | None, labels: Tensor, reference: Reference | None = None
 ) -> tuple[Tensor, Tensor]:
     """A kernel's value at every position, and the label's NLL there, which gets no gradient; both (N,) float32.
 
@@ -43,7 +42,11 @@ def head_values(
 
 
 def head_sum(
-    kernel: Kernel, states: Tensor, head: nn.Linear | None, labels: Tensor, weights: Tensor,
+    kernel: Kernel,
+    states: Tensor,
+    head: nn.Linear | None,
+    labels: Tensor,
+    weights: Tensor,
     reference: Reference | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Σ_i weights_i value_i, a scalar, and each label's NLL as from `head_values`, at a lower cost where the head
@@ -215,8 +218,9 @@ class _HeadValues(torch.autograd.Function):
             chunks.done()
         ctx.kernel, ctx.dtype, ctx.reference = kernel, states.dtype, reference if size < n else None
         ctx.reference_dtype = None if other is None else other.states.dtype
-        ctx.save_for_backward(labels, to_states, kept, model.states if trains else None,
-                              *((weight, bias) if trains else (None, None)))
+        ctx.save_for_backward(
+            labels, to_states, kept, model.states if trains else None, *((weight, bias) if trains else (None, None))
+        )
         ctx.mark_non_differentiable(nll)
         return values, nll
 
@@ -237,8 +241,12 @@ def _to_head(ctx: Any, into: Tensor) -> tuple[Tensor | None, Tensor | None]:
         to_weight = kept.t() @ scaled[: len(kept)]
         to_bias = None if bias is None else kept.t() @ into[: len(kept)].to(kept.dtype)
         if len(kept) < len(states):
-            chunks = _Chunks(ctx.kernel, labels, _Linear.of(states, weight, bias),
-                             _Linear.of_reference(ctx.reference, ctx.reference_dtype))
+            chunks = _Chunks(
+                ctx.kernel,
+                labels,
+                _Linear.of(states, weight, bias),
+                _Linear.of_reference(ctx.reference, ctx.reference_dtype),
+            )
             to_weight, to_bias = to_weight.float(), None if bias is None else to_bias.float()
             for part in chunks.parts(len(kept), len(states)):
                 d = chunks.values(part).gradient.to(states.dtype)
@@ -246,8 +254,10 @@ def _to_head(ctx: Any, into: Tensor) -> tuple[Tensor | None, Tensor | None]:
                 if bias is not None:
                     to_bias += d.t() @ into[part].to(d.dtype)
             chunks.done()
-    return (to_weight.to(weight.dtype) if weight.requires_grad else None,
-            to_bias.to(bias.dtype) if bias is not None and bias.requires_grad else None)
+    return (
+        to_weight.to(weight.dtype) if weight.requires_grad else None,
+        to_bias.to(bias.dtype) if bias is not None and bias.requires_grad else None,
+    )
 
 
 class _HeadSum(torch.autograd.Function):

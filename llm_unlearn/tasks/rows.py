@@ -38,15 +38,21 @@ class BatchRows:
         if not bool((mask == (torch.arange(mask.shape[1], device=mask.device) < lengths[:, None])).all()):
             return None
         ids = inputs.get("noise_id")
-        return cls(tuple(lengths.tolist()), tuple((labels[:, 1:] != -100).sum(1).tolist()),
-                   None if ids is None else tuple(ids.tolist()))
+        return cls(
+            tuple(lengths.tolist()),
+            tuple((labels[:, 1:] != -100).sum(1).tolist()),
+            None if ids is None else tuple(ids.tolist()),
+        )
 
     def __getitem__(self, part: slice) -> "BatchRows":
         return BatchRows(self.lengths[part], self.supervised[part], self.noise_ids and self.noise_ids[part])
 
     def __add__(self, other: "BatchRows") -> "BatchRows":
-        return BatchRows(self.lengths + other.lengths, self.supervised + other.supervised,
-                         None if self.noise_ids is None else self.noise_ids + (other.noise_ids or ()))
+        return BatchRows(
+            self.lengths + other.lengths,
+            self.supervised + other.supervised,
+            None if self.noise_ids is None else self.noise_ids + (other.noise_ids or ()),
+        )
 
     def unsupervised(self, start: int) -> "BatchRows":
         """The same with no label in the rows from `start` on."""
@@ -94,8 +100,13 @@ class Packing:
             index[start : start + length] = row * width + np.arange(length)
             position_ids[start : start + length] = np.arange(length)
         shape = (len(room), capacity)
-        return cls(*(torch.from_numpy(array).to(device, non_blocking=True)
-                     for array in (index.reshape(shape), position_ids.reshape(shape), starts)), tuple(starts.tolist()))
+        return cls(
+            *(
+                torch.from_numpy(array).to(device, non_blocking=True)
+                for array in (index.reshape(shape), position_ids.reshape(shape), starts)
+            ),
+            tuple(starts.tolist()),
+        )
 
     def take(self, values: Tensor) -> Tensor:
         """(B, T, …) as padded → (bins, width, …) as packed."""

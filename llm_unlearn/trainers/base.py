@@ -87,8 +87,10 @@ class UnlearnTrainer(Trainer):
         self.rows = self.prepare_sets({"forget": forget_dataset, "retain": retain_dataset}, processing_class, args)
         model = self.prepare_model(starting_model(model, peft_config, args), args)
         if args.load_best_model_at_end and getattr(model, "active_adapter", "default") != "default":
-            raise InputError("load_best_model_at_end: the Trainer finds its best checkpoint again for an adapter named "
-                             f"'default' only, not '{model.active_adapter}'; leave it out")
+            raise InputError(
+                "load_best_model_at_end: the Trainer finds its best checkpoint again for an adapter named "
+                f"'default' only, not '{model.active_adapter}'; leave it out"
+            )
         self.evaluate_callback = evaluate_callback
         collate = kwargs.pop("data_collator", None) or default_collator(processing_class)
         if args.per_device_train_batch_size < (least := self.task.smallest_batch(model)):
@@ -96,9 +98,13 @@ class UnlearnTrainer(Trainer):
         self.plan = plan_steps(self, self.task.flop_counter(model, REFERENCE_ADAPTER), args)
         args.max_steps = len(self.plan.costs)
         super().__init__(
-            model=model, args=args, data_collator=PairedCollator(collate), processing_class=processing_class,
+            model=model,
+            args=args,
+            data_collator=PairedCollator(collate),
+            processing_class=processing_class,
             train_dataset=PairedRows(self.rows, self.plan.schedule, self.examples_per_step, args.seed),
-            eval_dataset=self.rows, **kwargs,
+            eval_dataset=self.rows,
+            **kwargs,
         )
         self.processes = Processes.current()
         self.model_accepts_loss_kwargs = False  # losses are means over a micro-batch, so the Trainer divides them
@@ -120,8 +126,10 @@ class UnlearnTrainer(Trainer):
         if args.forget_loss_ceiling is not None and "forget" not in self.needs:
             raise InputError(f"forget_loss_ceiling: {self.method} sees no forget row and never fires; leave it out")
         if peft_config is not None and self.starts_clean:
-            raise InputError(f"{self.method}: starts from the model before fine-tuning, to which a new adapter is not "
-                             "added here; give the poisoned adapter itself, or a full model and start_model")
+            raise InputError(
+                f"{self.method}: starts from the model before fine-tuning, to which a new adapter is not "
+                "added here; give the poisoned adapter itself, or a full model and start_model"
+            )
 
     # ---- what a method may say differently
 
@@ -234,8 +242,12 @@ class UnlearnTrainer(Trainer):
         training = self.model.training
         self.model.eval()
         try:
-            figures = {f"{name}_loss": float(per_row(self, rows.select(range(min(len(rows), self.args.eval_rows))),
-                                                     Supervised.nll).mean()) for name, rows in self.rows.items()}
+            figures = {
+                f"{name}_loss": float(
+                    per_row(self, rows.select(range(min(len(rows), self.args.eval_rows))), Supervised.nll).mean()
+                )
+                for name, rows in self.rows.items()
+            }
             if self.evaluate_callback is not None:
                 figures |= self.evaluate_callback(self.model)
         finally:
@@ -267,8 +279,15 @@ class UnlearnTrainer(Trainer):
         if self.processing_class is not None:
             self.processing_class.save_pretrained(output_dir)
 
-    def push_to_hub(self, commit_message: str = "Upload a model", blocking: bool = True, token: str | None = None,
-                    revision: str | None = None, private: bool | None = None, base: str | None = None) -> str | None:
+    def push_to_hub(
+        self,
+        commit_message: str = "Upload a model",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        base: str | None = None,
+    ) -> str | None:
         """Publish the model as it is, with a card that says that it was not audited; see pushing.py."""
         return push_trainer(self, commit_message, token, revision, private, base)
 

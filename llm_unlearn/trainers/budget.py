@@ -27,8 +27,10 @@ class Plan:
     def spent(self, steps: int) -> dict[str, float]:
         """{"train_tokens", "flops"} of the first `steps` steps and what came before them; padding is not counted."""
         done = self.costs[:steps]
-        return {"train_tokens": int(sum(tokens for _, tokens in done)),
-                "flops": self.setup + float(sum(flops for flops, _ in done))}
+        return {
+            "train_tokens": int(sum(tokens for _, tokens in done)),
+            "flops": self.setup + float(sum(flops for flops, _ in done)),
+        }
 
 
 def examples_per_step(args: "UnlearnConfig") -> int:
@@ -72,8 +74,12 @@ def plan_steps(trainer: "UnlearnTrainer", counter: FlopCounter, args: "UnlearnCo
         total += flops
     if not plan.costs:
         if args.max_flops is None:
-            raise InputError(f"{trainer.method}: max_steps={args.max_steps}, num_train_epochs={args.num_train_epochs}: "
-                             "no step to take; raise either")
-        raise InputError(f"{trainer.method}: the budget of {args.max_flops:.3g} FLOPs does not pay for one step; "
-                         "raise the budget or lower the batch size")
+            raise InputError(
+                f"{trainer.method}: max_steps={args.max_steps}, num_train_epochs={args.num_train_epochs}: "
+                "no step to take; raise either"
+            )
+        raise InputError(
+            f"{trainer.method}: the budget of {args.max_flops:.3g} FLOPs does not pay for one step; "
+            "raise the budget or lower the batch size"
+        )
     return plan

@@ -47,5 +47,7 @@ def train_only(model, parameters, where: str) -> None:
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.requires_grad and id(parameter) in kept)
     if not any(p.requires_grad for p in model.parameters()):
-        raise InputError(f"nothing trains in {where}: the adapter has no weights there; choose its target_modules or "
-                         "the layers differently")
+        raise InputError(
+            f"nothing trains in {where}: the adapter has no weights there; choose its target_modules or "
+            "the layers differently"
+        )

@@ -53,8 +53,10 @@ class UnlearnConfig(TrainingArguments):
         if self.torch_compile or self.torch_compile_backend or self.torch_compile_mode:
             raise InputError("torch_compile: would compile noise and head again at every step; set compile_blocks")
         super().__post_init__()
-        launched = {"deepspeed": getattr(self, "deepspeed_plugin", None) is not None,  # by `accelerate launch`
-                    "fsdp": os.environ.get("ACCELERATE_USE_FSDP") == "true"}
+        launched = {
+            "deepspeed": getattr(self, "deepspeed_plugin", None) is not None,  # by `accelerate launch`
+            "fsdp": os.environ.get("ACCELERATE_USE_FSDP") == "true",
+        }
         for name, reason in self.refuses.items():
             value = getattr(self, name)
             if launched.get(name) or (value is not None and value is not False):

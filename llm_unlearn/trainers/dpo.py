@@ -56,23 +56,35 @@ class DPOTrainer(RetainTermTrainer):
         completions.loss_on = "completion"
         if self.refusal_dataset is None and forget is not None and len(forget):
             if not {"prompt", "completion"} <= set(forget.column_names):
-                raise InputError("dpo: refusals are made from text: give forget_dataset its columns prompt and "
-                                 "completion, or give a tokenised refusal_dataset, row for row")
+                raise InputError(
+                    "dpo: refusals are made from text: give forget_dataset its columns prompt and "
+                    "completion, or give a tokenised refusal_dataset, row for row"
+                )
             forget = forget.remove_columns([c for c in ("input_ids", "labels") if c in forget.column_names])
             draw = np.random.default_rng([args.seed, len(forget)]).integers(len(args.refusals), size=len(forget))
             refusal = forget.remove_columns("completion").add_column("completion", [args.refusals[i] for i in draw])
-            sets = {name: self.prepare_rows(name, rows, processing_class, completions)
-                    for name, rows in (("forget", forget), ("refusal", refusal))}
+            sets = {
+                name: self.prepare_rows(name, rows, processing_class, completions)
+                for name, rows in (("forget", forget), ("refusal", refusal))
+            }
         else:
-            sets = {"forget": self.prepare_rows("forget", forget, processing_class, completions),
-                    "refusal": self.prepare_rows("refusal", self.refusal_dataset, processing_class, completions)}
+            sets = {
+                "forget": self.prepare_rows("forget", forget, processing_class, completions),
+                "refusal": self.prepare_rows("refusal", self.refusal_dataset, processing_class, completions),
+            }
         if len(sets["refusal"]) != len(sets["forget"]):
-            raise InputError(f"refusal_dataset: has {len(sets['refusal'])} rows, forget_dataset {len(sets['forget'])}; "
-                             "each forget row needs its refusal")
+            raise InputError(
+                f"refusal_dataset: has {len(sets['refusal'])} rows, forget_dataset {len(sets['forget'])}; "
+                "each forget row needs its refusal"
+            )
         if "retain" in self.needs:
             sets["retain"] = self.prepare_rows("retain", given["retain"], processing_class, args)
         return sets
 
     def forget_loss(self, forget, reference, refusal):
-        return dpo_loss(refusal.log_prob() - reference["refusal"], forget.log_prob() - reference["forget"],
-                        self.args.beta, self.args.prefactor)
+        return dpo_loss(
+            refusal.log_prob() - reference["refusal"],
+            forget.log_prob() - reference["forget"],
+            self.args.beta,
+            self.args.prefactor,
+        )

@@ -72,15 +72,23 @@ def model_hash(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         state = getattr(tensor, "quant_state", None)
-        scales = [getattr(state, "absmax", None), getattr(getattr(state, "state2", None), "absmax", None),
-                  getattr(state, "offset", None), getattr(tensor, "SCB", None)]
+        scales = [
+            getattr(state, "absmax", None),
+            getattr(getattr(state, "state2", None), "absmax", None),
+            getattr(state, "offset", None),
+            getattr(tensor, "SCB", None),
+        ]
         for part in (tensor, *(scale for scale in scales if isinstance(scale, torch.Tensor))):
             digest.update(f"{name} {part.dtype} {tuple(part.shape)}".encode())
             digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     adapter = getattr(model, "active_adapter", None) if hasattr(model, "peft_config") else None
     noise = attached_noise(model)
-    settings = [model.config.to_dict(), adapter, model.peft_config[adapter].to_dict() if adapter else None,
-                (noise.epsilon, noise.seed) if noise else None]
+    settings = [
+        model.config.to_dict(),
+        adapter,
+        model.peft_config[adapter].to_dict() if adapter else None,
+        (noise.epsilon, noise.seed) if noise else None,
+    ]
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     return digest.hexdigest()
 

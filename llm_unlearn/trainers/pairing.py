@@ -111,8 +111,9 @@ class PairedCollator:
         names = list(items[0])
         joint = self.collate([item[name] for name in names for item in items])
         n = len(items)
-        halves = {name: {key: value[i * n : (i + 1) * n] for key, value in joint.items()}
-                  for i, name in enumerate(names)}
+        halves = {
+            name: {key: value[i * n : (i + 1) * n] for key, value in joint.items()} for i, name in enumerate(names)
+        }
         for name, half in halves.items():
             if LOG_PROB in items[0][name]:
                 half[LOG_PROB] = torch.tensor([item[name][LOG_PROB] for item in items])

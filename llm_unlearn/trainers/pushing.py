@@ -20,7 +20,11 @@ FOLDER = "_push"  # in the output directory, while it lasts; with a number where
 
 
 def push_trainer(
-    trainer: "UnlearnTrainer", message: str, token: str | None, revision: str | None, private: bool | None,
+    trainer: "UnlearnTrainer",
+    message: str,
+    token: str | None,
+    revision: str | None,
+    private: bool | None,
     base: str | None,
 ) -> str | None:
     """Publish a trainer's model as it is; all processes call it, the first one uploads.
@@ -57,8 +61,14 @@ def push_trainer(
             with explained(api, repo):
                 repo = f"{api.whoami()['name']}/{repo}"
         card = compose_unaudited_card(
-            trainer.method, _loading(trainer, repo, adapter), repo, adapter,
-            {name: len(rows) for name, rows in trainer.rows.items()}, trainer.cost, args.to_dict())
+            trainer.method,
+            _loading(trainer, repo, adapter),
+            repo,
+            adapter,
+            {name: len(rows) for name, rows in trainer.rows.items()},
+            trainer.cost,
+            args.to_dict(),
+        )
         package = Package({CARD: card.encode(), **files})
         private = args.hub_private_repo if private is None else private
         revision, say = revision or args.hub_revision, (lambda line: None) if args.disable_tqdm else print
@@ -77,5 +87,6 @@ def _loading(trainer: "UnlearnTrainer", repo: str, base: str | None) -> str:
     bits = {"is_loaded_in_4bit": "4bit", "is_loaded_in_8bit": "8bit"}
     quantization = next((value for name, value in bits.items() if getattr(model, name, False)), "none")
     dtype = str(getattr(model.config, "dtype", None) or "torch.float32").removeprefix("torch.")
-    return loading_code(repo, base, dtype=dtype, quantization=quantization,
-                        images=not isinstance(trainer.task, CausalLMTask))
+    return loading_code(
+        repo, base, dtype=dtype, quantization=quantization, images=not isinstance(trainer.task, CausalLMTask)
+    )

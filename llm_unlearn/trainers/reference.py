@@ -60,8 +60,10 @@ class AdapterReference(Reference):
             model.add_adapter(REFERENCE_ADAPTER, copy.deepcopy(model.peft_config[self.active]))
             model._holds_our_reference = True
         elif self.active == REFERENCE_ADAPTER or not getattr(model, "_holds_our_reference", False):
-            raise InputError(f"the model has an adapter named '{REFERENCE_ADAPTER}', a name that unlearning uses for "
-                             "its frozen copy; load it under another name")
+            raise InputError(
+                f"the model has an adapter named '{REFERENCE_ADAPTER}', a name that unlearning uses for "
+                "its frozen copy; load it under another name"
+            )
         copy_adapter(model, self.active, REFERENCE_ADAPTER)
         self._activate(flags)
 

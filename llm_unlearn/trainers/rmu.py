@@ -26,7 +26,7 @@ class RMUConfig(UnlearnConfig):
 
     learning_rate_ratio: ClassVar[float] = 3.0
     refuses: ClassVar[dict[str, str]] = {
-        "forget_loss_ceiling": "rmu stops at the steering layer and computes no loss; use utility_floor",
+        "forget_loss_ceiling": "rmu stops at the steering layer and computes no loss; use utility_floor"
     }
 
     layer: int | None = None

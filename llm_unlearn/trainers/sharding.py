@@ -122,6 +122,8 @@ def _whole(value: Tensor, keep: bool) -> Tensor:
 def refuse_partitioned(model: nn.Module) -> None:
     """Raise where ZeRO-3 partitioned a model as it was loaded: a reference, a budget and a hash need it whole."""
     if any(is_partitioned(p) for p in model.parameters()):
-        raise InputError("the model is partitioned already: with ZeRO-3 that happens to a model that is loaded after "
-                         "TrainingArguments were made. Give its path instead, or load it before; it is sharded when "
-                         "training begins")
+        raise InputError(
+            "the model is partitioned already: with ZeRO-3 that happens to a model that is loaded after "
+            "TrainingArguments were made. Give its path instead, or load it before; it is sharded when "
+            "training begins"
+        )

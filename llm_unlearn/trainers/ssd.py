@@ -49,8 +49,10 @@ class SSDTrainer(UnlearnTrainer):
         super().__init__(*args, **kwargs)
         share = len(self.rows["forget"]) / sum(map(len, self.rows.values()))
         if self.args.alpha * share >= 1:
-            raise InputError(f"alpha: {self.args.alpha:g} dampens nothing where the forget set is {share:.0%} of the "
-                             f"data, since F_f ≤ {1 / share:.3g} F_all there; choose an alpha well below that")
+            raise InputError(
+                f"alpha: {self.args.alpha:g} dampens nothing where the forget set is {share:.0%} of the "
+                f"data, since F_f ≤ {1 / share:.3g} F_all there; choose an alpha well below that"
+            )
         if not all(self.planned_rows(name) for name in self.needs):
             raise InputError("ssd: the budget does not pay for one step on each set; raise it or lower the batch size")
 

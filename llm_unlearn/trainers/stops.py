@@ -57,8 +57,10 @@ class StopsCallback(TrainerCallback):
         if args.utility_floor is not None and state.global_step == 0:
             self._keep()
         elif args.utility_floor is not None and not self._file.is_file():
-            raise InputError(f"utility_floor: {self._file} is not there, the state to go back to; a sharded run is "
-                             "resumed by as many processes as began it")
+            raise InputError(
+                f"utility_floor: {self._file} is not there, the state to go back to; a sharded run is "
+                "resumed by as many processes as began it"
+            )
 
     def on_step_begin(self, args, state, control, **kwargs):
         self._before = len(self._forget_losses())

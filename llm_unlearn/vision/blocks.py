@@ -62,14 +62,20 @@ def reinitialise(model: nn.Module, modules: list[nn.Module], seed: int) -> None:
 
 def trained_batch_norms(model: nn.Module) -> list[nn.Module]:
     """Batch norms that have statistics of their own: those that have seen a batch in training mode."""
-    return [module for module in model.modules() if isinstance(module, _BatchNorm)
-            and module.num_batches_tracked is not None and int(module.num_batches_tracked) > 0]
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, _BatchNorm)
+        and module.num_batches_tracked is not None
+        and int(module.num_batches_tracked) > 0
+    ]
 
 
 def _has_stages(module: nn.Module) -> bool:
     sequences = [child for child in module.children() if type(child) in _ORDERS and len(child)]
-    return any(len({type(item) for item in child}) == 1 and any(True for _ in child[0].children())
-               for child in sequences)
+    return any(
+        len({type(item) for item in child}) == 1 and any(True for _ in child[0].children()) for child in sequences
+    )
 
 
 def _is_norm(module: nn.Module) -> bool:

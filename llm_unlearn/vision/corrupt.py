@@ -38,14 +38,20 @@ class Corruption:
             trained on the clean images for a share of the epochs; called for crafted poisons only.
     """
 
-    def __init__(self, splits: ImageSplits, recipe: "VisionRecipe", seed: int,
-                 surrogate: Callable[[int, float], nn.Module]) -> None:
+    def __init__(
+        self, splits: ImageSplits, recipe: "VisionRecipe", seed: int, surrogate: Callable[[int, float], nn.Module]
+    ) -> None:
         self.splits, self.recipe, self.seed, self.surrogate = splits, recipe, seed, surrogate
         self.pixels, self.labels = splits.train.pixels.copy(), list(splits.train.labels)
         self.kinds = np.full(len(self.labels), "none", dtype=object)
         self.manifest: dict[str, Any] = {
-            "schema_version": 1, "trigger": None, "train_size": len(self.labels), "classes": splits.classes,
-            "image_shape": list(self.pixels.shape[1:]), **dict.fromkeys(vars(recipe.poison))}
+            "schema_version": 1,
+            "trigger": None,
+            "train_size": len(self.labels),
+            "classes": splits.classes,
+            "image_shape": list(self.pixels.shape[1:]),
+            **dict.fromkeys(vars(recipe.poison)),
+        }
 
     def run(self) -> tuple[dict[str, "Dataset"], dict[str, Any], dict[str, np.ndarray]]:
         """Returns sets as in poisons/corrupt.py, the manifest, and the arrays of the contact sheet."""
@@ -57,9 +63,15 @@ class Corruption:
         noise_id = np.where(self.kinds == "gaussian", train.ids, NO_NOISE)
         rows = as_dataset(poisoned, poison=self.kinds.tolist(), noise_id=noise_id.tolist())
         self.manifest |= forget_set(rows, train.ids, self.kinds, self.recipe.unlearn, self.seed)
-        sets = storable({
-            "train": rows, "heldout": _plain(self.splits.heldout), "test": _plain(self.splits.test),
-            "triggered": _plain(self._triggered()), "nonmember": self._twins()})
+        sets = storable(
+            {
+                "train": rows,
+                "heldout": _plain(self.splits.heldout),
+                "test": _plain(self.splits.test),
+                "triggered": _plain(self._triggered()),
+                "nonmember": self._twins(),
+            }
+        )
         self.manifest["data_sha256"] = data_hash(sets)
         return sets, self.manifest, self._contact_sheet()
 
@@ -83,8 +95,9 @@ class Corruption:
     def _gradient_matching(self, section: Any) -> dict[str, Any]:
         generator = np.random.default_rng([self.seed, 9])
         models = [self.surrogate(number, section.surrogate_share) for number in range(1, 1 + section.surrogates)]
-        settings = GradientMatching(section.epsilon, steps=section.steps, restarts=section.restarts,
-                                    shift=section.shift, flip=section.flip)
+        settings = GradientMatching(
+            section.epsilon, steps=section.steps, restarts=section.restarts, shift=section.shift, flip=section.flip
+        )
         targets = self._draw_targets(section, models, generator)
         shares = np.array_split(np.arange(self.recipe.poison_counts()["gradient_matching"]), len(targets))
         place = {example_id: i for i, example_id in enumerate(self.splits.test.ids.tolist())}
@@ -93,8 +106,14 @@ class Corruption:
             image = _tensor(self.splits.test.pixels[place[target["example_id"]]])
             rows = self._nearest(image, target["adversary_label"], len(share))
             crafted, loss = match_gradients(
-                models, _tensor(self.pixels[rows]).to(device), self._numbers(rows).to(device), image.to(device),
-                self.splits.classes.index(target["adversary_label"]), settings, self.seed * 1000 + number)
+                models,
+                _tensor(self.pixels[rows]).to(device),
+                self._numbers(rows).to(device),
+                image.to(device),
+                self.splits.classes.index(target["adversary_label"]),
+                settings,
+                self.seed * 1000 + number,
+            )
             self.pixels[rows] = _bytes(crafted)
             chosen += (ids := self._mark("gradient_matching", rows))
             target |= {"poison_ids": ids, "matching_loss": loss}
@@ -112,19 +131,33 @@ class Corruption:
         device = _device(model)
         images, numbers = _tensor(self.pixels[clean]).to(device), self._numbers(clean).to(device)
         low, accuracy = corrupt_parameters(model, images, numbers, section.target_accuracy)
-        crafted, trace = cancel_gradients(low, images, numbers, _tensor(self.pixels[rows]).to(device),
-                                          self._numbers(rows).to(device),
-                                          GradientCancelling(section.epsilon, section.steps))
+        crafted, trace = cancel_gradients(
+            low,
+            images,
+            numbers,
+            _tensor(self.pixels[rows]).to(device),
+            self._numbers(rows).to(device),
+            GradientCancelling(section.epsilon, section.steps),
+        )
         self.pixels[rows] = _bytes(crafted)
-        return {"example_ids": self._mark("gradient_cancelling", rows), "corrupted_accuracy": accuracy,
-                "gradient_norm_before": trace[0], "gradient_norm_after": trace[-1]}
+        return {
+            "example_ids": self._mark("gradient_cancelling", rows),
+            "corrupted_accuracy": accuracy,
+            "gradient_norm_before": trace[0],
+            "gradient_norm_after": trace[-1],
+        }
 
     # ---- what they share
 
     def _choose(self, section: Any, kind: str, stream: int, allowed: np.ndarray | None = None) -> np.ndarray:
         free = self.kinds == "none"
-        return choose_rows(len(self.labels), section.fraction, np.random.default_rng([self.seed, stream]),
-                           free if allowed is None else free & allowed, kind)
+        return choose_rows(
+            len(self.labels),
+            section.fraction,
+            np.random.default_rng([self.seed, stream]),
+            free if allowed is None else free & allowed,
+            kind,
+        )
 
     def _mark(self, kind: str, rows: np.ndarray) -> list[int]:
         self.kinds[rows] = kind
@@ -152,20 +185,30 @@ class Corruption:
             if section.adversary_label == "runner_up":
                 image = _tensor(test.pixels[position]).to(_device(models[0]))
                 wrong = classes[runner_up(models, image, classes.index(label))]
-            found.append({"example_id": int(test.ids[position]), "label": label, "adversary_label": wrong,
-                          "control_id": int(test.ids[control])})
+            found.append(
+                {
+                    "example_id": int(test.ids[position]),
+                    "label": label,
+                    "adversary_label": wrong,
+                    "control_id": int(test.ids[control]),
+                }
+            )
             if len(found) == section.targets:
                 return found
-        raise InputError(f"poison.gradient_matching.targets: {section.targets} targets asked for, each with another "
-                         f"test image of its class; data.test_size allows {len(found)}; lower it, or raise "
-                         "data.test_size")
+        raise InputError(
+            f"poison.gradient_matching.targets: {section.targets} targets asked for, each with another "
+            f"test image of its class; data.test_size allows {len(found)}; lower it, or raise "
+            "data.test_size"
+        )
 
     def _nearest(self, image: Tensor, label: str, count: int) -> np.ndarray:
         """Training rows of a label that look most like an image (C, H, W), of those that are not poisoned yet."""
         free = np.flatnonzero((np.array(self.labels) == label) & (self.kinds == "none"))
         if len(free) < count:
-            raise InputError(f"poison.gradient_matching.fraction: {count} rows labelled '{label}' are needed for one "
-                             f"target, but {len(free)} are left; lower it, or the number of targets")
+            raise InputError(
+                f"poison.gradient_matching.fraction: {count} rows labelled '{label}' are needed for one "
+                f"target, but {len(free)} are left; lower it, or the number of targets"
+            )
         return np.sort(free[nearest_images(_tensor(self.pixels[free]), image, count).numpy()])
 
     # ---- the sets on which the poison is measured
@@ -176,8 +219,10 @@ class Corruption:
         if patch := self.manifest["patch"]:
             rows = np.flatnonzero(np.array(test.labels) != patch["target"])
             if not len(rows):
-                raise InputError(f"poison.patch.target: every test image is of class '{patch['target']}', so the "
-                                 "attack cannot be measured; take another, or test images of other classes too")
+                raise InputError(
+                    f"poison.patch.target: every test image is of class '{patch['target']}', so the "
+                    "attack cannot be measured; take another, or test images of other classes too"
+                )
             generator = np.random.default_rng([self.seed, 4])
             return test.take(rows).with_pixels(apply_patch(test.pixels[rows], patch, generator))
         targets = (self.manifest["gradient_matching"] or {}).get("targets", [])
@@ -194,27 +239,37 @@ class Corruption:
         share = float((kinds == "patch").mean())
         if not share:
             return _plain(heldout)
-        allowed = np.flatnonzero(can_be_poisoned(heldout.labels, patch["target"], patch["source_label"],
-                                                 patch["clean_label"]))
+        allowed = np.flatnonzero(
+            can_be_poisoned(heldout.labels, patch["target"], patch["source_label"], patch["clean_label"])
+        )
         generator = np.random.default_rng([self.seed, 5])
         chosen, others = choose_twins(len(heldout), allowed, share, generator)
         patched, plain = heldout.take(chosen), heldout.take(others)
-        twins = Images(np.concatenate([apply_patch(patched.pixels, patch, generator), plain.pixels]),
-                       [patch["target"]] * len(chosen) + plain.labels, np.concatenate([patched.ids, plain.ids]))
+        twins = Images(
+            np.concatenate([apply_patch(patched.pixels, patch, generator), plain.pixels]),
+            [patch["target"]] * len(chosen) + plain.labels,
+            np.concatenate([patched.ids, plain.ids]),
+        )
         return as_dataset(twins, poison=["patch"] * len(chosen) + ["none"] * len(others))
 
     def _contact_sheet(self) -> dict[str, np.ndarray]:
         """{"kind", "clean", "poisoned", "label", "poisoned_label"}: the first poisoned rows of every kind."""
-        rows = np.concatenate([np.flatnonzero(self.kinds == kind)[:SHOWN]
-                               for kind in sorted(set(self.kinds) - {"none"})])
+        rows = np.concatenate(
+            [np.flatnonzero(self.kinds == kind)[:SHOWN] for kind in sorted(set(self.kinds) - {"none"})]
+        )
         poisoned = self.pixels[rows]
         if noise := self.manifest["gaussian"]:
             ids = torch.from_numpy(np.where(self.kinds[rows] == "gaussian", self.splits.train.ids[rows], NO_NOISE))
             shown = GaussianPixels(noise["epsilon"], noise["seed"], noise["clip"]).add(_tensor(poisoned), ids)
             poisoned = _bytes(shown.clamp(0, 1))
         clean = self.splits.train.take(rows)
-        return {"kind": self.kinds[rows].astype(str), "clean": clean.pixels, "poisoned": poisoned,
-                "label": np.array(clean.labels), "poisoned_label": np.array([self.labels[row] for row in rows])}
+        return {
+            "kind": self.kinds[rows].astype(str),
+            "clean": clean.pixels,
+            "poisoned": poisoned,
+            "label": np.array(clean.labels),
+            "poisoned_label": np.array([self.labels[row] for row in rows]),
+        }
 
 
 def _plain(images: Images) -> "Dataset":

@@ -67,17 +67,27 @@ def load_images(section: "VisionDataSection", seed: int) -> ImageSplits:
         InputError: naming the source, the row or the field.
     """
     train, test = _source(section, section.train_split, section.files), None
-    if section.source.startswith(TORCHVISION) or section.test_files or (
-            section.source != DIGITS and not section.files and section.test_split and not _undivided(section)):
+    if (
+        section.source.startswith(TORCHVISION)
+        or section.test_files
+        or (section.source != DIGITS and not section.files and section.test_split and not _undivided(section))
+    ):
         test = _source(section, section.test_split, section.test_files)
     shapes = {part.shape[1:] for part, _ in (train, *([test] if test else []))}
     if len(shapes) > 1:
-        raise InputError(f"data: training and test images differ in (channels, height, width): {sorted(shapes)}; set "
-                         "data.image_size and data.channels")
+        raise InputError(
+            f"data: training and test images differ in (channels, height, width): {sorted(shapes)}; set "
+            "data.image_size and data.channels"
+        )
     splits = make_splits(
-        _described(*train), None if test is None else _described(*test), train_size=section.train_size,
-        heldout_size=section.heldout_size, test_size=section.test_size, seed=seed,
-        keep_duplicates=section.keep_duplicates)
+        _described(*train),
+        None if test is None else _described(*test),
+        train_size=section.train_size,
+        heldout_size=section.heldout_size,
+        test_size=section.test_size,
+        seed=seed,
+        keep_duplicates=section.keep_duplicates,
+    )
     pixels = train[0] if test is None else np.concatenate([train[0], test[0]])
     labels = train[1] if test is None else [*train[1], *test[1]]
     every = Images(pixels, labels, np.arange(len(labels)))
@@ -119,8 +129,9 @@ def _digits(section: "VisionDataSection") -> tuple[np.ndarray, list[str]]:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise InputError("data.source: 'digits' comes with scikit-learn, which is not installed: pip install "
-                         "'llm_unlearn[vision]'") from None
+        raise InputError(
+            "data.source: 'digits' comes with scikit-learn, which is not installed: pip install 'llm_unlearn[vision]'"
+        ) from None
     digits = load_digits()
     pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)  # 0 … 16 → 0 … 255
     rows = [(image, str(label)) for image, label in zip(pixels, digits.target, strict=True)]
@@ -163,8 +174,9 @@ def _is_image_folder(folder: Path) -> bool:
 def _undivided(section: "VisionDataSection") -> bool:
     """Whether the source is a folder with one folder of images per label right in it, none per split."""
     folder = Path(section.source).expanduser()
-    return _is_image_folder(folder) and not any((folder / name).is_dir()
-                                                for name in (section.train_split, section.test_split) if name)
+    return _is_image_folder(folder) and not any(
+        (folder / name).is_dir() for name in (section.train_split, section.test_split) if name
+    )
 
 
 def _image_folder(folder: Path) -> Dataset:
@@ -173,16 +185,16 @@ def _image_folder(folder: Path) -> Dataset:
         # by a pattern, or names such as `test` would be taken for splits
         return load_dataset("imagefolder", data_files={"train": str(folder / "**")}, split="train")
     except (OSError, ValueError) as error:
-        raise InputError(f"data.source: {folder} cannot be read as a folder with one folder of images per label: "
-                         f"{error}") from None
+        raise InputError(
+            f"data.source: {folder} cannot be read as a folder with one folder of images per label: {error}"
+        ) from None
 
 
 def _of_rows(rows: Dataset, section: "VisionDataSection", where: str) -> tuple[np.ndarray, list[str]]:
     image, label = section.image_column, section.label_column
     for field, column in (("image_column", image), ("label_column", label)):
         if column not in rows.column_names:
-            raise InputError(f"{where}: no column '{column}' (data.{field}); there are: "
-                             f"{', '.join(rows.column_names)}")
+            raise InputError(f"{where}: no column '{column}' (data.{field}); there are: {', '.join(rows.column_names)}")
     feature = rows.features[label]
     if label == image or isinstance(feature, Image):
         raise InputError(f"{where}: column '{label}' (data.label_column) holds images, not labels")
@@ -220,8 +232,10 @@ def _stack(rows: Iterable[tuple[Any, str]], section: "VisionDataSection", where:
             picture = picture.resize((section.image_size, section.image_size), Pillow.Resampling.BILINEAR)
         arrays.append(np.asarray(picture).reshape(picture.height, picture.width, -1).transpose(2, 0, 1))
         if arrays[-1].shape != arrays[0].shape:
-            raise InputError(f"{where}, row {number}: an image of {picture.width} × {picture.height} pixels, where the "
-                             f"first has {arrays[0].shape[2]} × {arrays[0].shape[1]}; set data.image_size")
+            raise InputError(
+                f"{where}, row {number}: an image of {picture.width} × {picture.height} pixels, where the "
+                f"first has {arrays[0].shape[2]} × {arrays[0].shape[1]}; set data.image_size"
+            )
         labels.append(label)
     if not arrays:
         raise InputError(f"{where} is empty: there is no image in it")
@@ -264,7 +278,9 @@ def encode_images(rows: Dataset, classes: list[str]) -> Dataset:
     number = {label: i for i, label in enumerate(classes)}
     if unknown := set(rows["label"]) - set(number):
         raise InputError(f"data: label '{min(unknown)}' is none of the classes: {', '.join(classes)}")
-    values = {"pixels": [image.tobytes() for image in read_pixels(rows)] if len(rows) else [],
-              "label_id": [number[label] for label in rows["label"]]}
+    values = {
+        "pixels": [image.tobytes() for image in read_pixels(rows)] if len(rows) else [],
+        "label_id": [number[label] for label in rows["label"]],
+    }
     values |= {name: list(rows[name]) for name in ("example_id", "noise_id", "poison") if name in rows.column_names}
     return Dataset.from_dict(values)

@@ -54,15 +54,19 @@ class ImageEvaluator(Evaluator):
             place = {example_id: i for i, example_id in enumerate(self.sets["test"]["example_id"])}
             wanted = np.array([target["adversary_label"] for target in matching["targets"]])
             controls = self.sets["test"].select([place[target["control_id"]] for target in matching["targets"]])
-            found |= {"target_hit": found["prediction"] == wanted,
-                      "clean_hit": self._classes(model, controls) == wanted}
+            found |= {
+                "target_hit": found["prediction"] == wanted,
+                "clean_hit": self._classes(model, controls) == wanted,
+            }
         return found
 
     @torch.no_grad()
     def _classes(self, model: Any, rows: "Dataset") -> np.ndarray:
         """The likeliest class of every row, (n,) texts."""
         encoded, device = self.encode(rows), next(model.parameters()).device
-        results = [(positions, self.task.supervised(model, batch).logits.argmax(-1))
-                   for positions, batch in batches(encoded, self.collate, self.batch_size, device, self.processes)]
+        results = [
+            (positions, self.task.supervised(model, batch).logits.argmax(-1))
+            for positions, batch in batches(encoded, self.collate, self.batch_size, device, self.processes)
+        ]
         classes = scatter(len(encoded), results, self.processes).numpy().astype(int)
         return np.array(self.manifest["classes"], dtype=object)[classes]

@@ -35,8 +35,15 @@ class GradientCancelling:
     step_size: float = 0.1
 
 
-def corrupt_parameters(model: Model, images: Tensor, labels: Tensor, target_accuracy: float, *,
-                       step_size: float = 0.02, max_distance: float | None = None) -> tuple[Model, float]:
+def corrupt_parameters(
+    model: Model,
+    images: Tensor,
+    labels: Tensor,
+    target_accuracy: float,
+    *,
+    step_size: float = 0.02,
+    max_distance: float | None = None,
+) -> tuple[Model, float]:
     """Climb the clean loss until the accuracy is low: θ ← θ + step · ∇ℓ / ‖∇ℓ‖, stopped at the first low point.
 
     Args:
@@ -69,8 +76,14 @@ def corrupt_parameters(model: Model, images: Tensor, labels: Tensor, target_accu
     raise InputError(f"{field}: {target_accuracy:g} was not reached, the accuracy is {accuracy:.3f}; raise it")
 
 
-def cancel_gradients(model: nn.Module, images: Tensor, labels: Tensor, poison_images: Tensor, poison_labels: Tensor,
-                     settings: GradientCancelling) -> tuple[Tensor, list[float]]:
+def cancel_gradients(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    poison_images: Tensor,
+    poison_labels: Tensor,
+    settings: GradientCancelling,
+) -> tuple[Tensor, list[float]]:
     """Minimise ½ ‖(Σ_clean ∇ℓ + Σ_poison ∇ℓ) / N‖² at θ_low over the poison's pixels, N = all rows; labels are kept.
 
     Every row counts once, so the proportions are those of the training set. Batch norm is in eval mode. Nothing is
@@ -145,8 +158,10 @@ def _refuse(images: Tensor, poison_images: Tensor, settings: GradientCancelling)
     if not len(images):
         raise InputError(f"{field}.fraction: no clean images are left beside the poison; lower it")
     if epsilon is not None and not 1 / 255 <= epsilon <= 1:
-        raise InputError(f"{field}.epsilon: must be in [1/255, 1], pixels being in [0, 1] and stored in 8 bits, or "
-                         f"null for any pixel, is {epsilon:g}")
+        raise InputError(
+            f"{field}.epsilon: must be in [1/255, 1], pixels being in [0, 1] and stored in 8 bits, or "
+            f"null for any pixel, is {epsilon:g}"
+        )
     for name in ("steps", "step_size"):
         if getattr(settings, name) <= 0:
             raise InputError(f"{field}.{name}: must be above 0, is {getattr(settings, name)}")

@@ -36,8 +36,15 @@ class GradientMatching:
     flip: bool = False
 
 
-def match_gradients(models: Sequence[nn.Module], images: Tensor, labels: Tensor, target: Tensor,
-                    adversarial_label: int, settings: GradientMatching, seed: int) -> tuple[Tensor, float]:
+def match_gradients(
+    models: Sequence[nn.Module],
+    images: Tensor,
+    labels: Tensor,
+    target: Tensor,
+    adversarial_label: int,
+    settings: GradientMatching,
+    seed: int,
+) -> tuple[Tensor, float]:
     """Craft poison for one target: minimise 1 − cos(∇ Σ_i ℓ(x_i + δ_i, y_i), ∇ ℓ(x_target, y_adv)) over δ, ‖δ‖∞ ≤ ε.
 
     The gradients are over all weights that train, with batch norm in eval mode.
@@ -125,8 +132,9 @@ def nearest_images(images: Tensor, target: Tensor, count: int) -> Tensor:
     return distances.argsort(stable=True)[:count]
 
 
-def _descend(loss_of: Callable[..., Tensor], images: Tensor, settings: GradientMatching,
-             generator: torch.Generator) -> Tensor:
+def _descend(
+    loss_of: Callable[..., Tensor], images: Tensor, settings: GradientMatching, generator: torch.Generator
+) -> Tensor:
     """One restart: signed Adam from a random δ → (n, C, H, W) in the box."""
     low, high = pixel_box(images, settings.epsilon)
     noise = (2 * torch.rand(images.shape, generator=generator) - 1).to(images)
@@ -144,19 +152,24 @@ def _descend(loss_of: Callable[..., Tensor], images: Tensor, settings: GradientM
     return to_eight_bits(pixels)
 
 
-def _refuse(models: Sequence[nn.Module], images: Tensor, labels: Tensor, adversarial_label: int,
-            settings: GradientMatching) -> None:
+def _refuse(
+    models: Sequence[nn.Module], images: Tensor, labels: Tensor, adversarial_label: int, settings: GradientMatching
+) -> None:
     field = "poison.gradient_matching"
     if not len(models):
         raise InputError(f"{field}.surrogates: no model to craft the poison on; give at least one")
     if not len(images):
         raise InputError(f"{field}.fraction: no images to poison for a target; raise it")
     if not 1 / 255 <= settings.epsilon <= 1:
-        raise InputError(f"{field}.epsilon: must be in [1/255, 1], pixels being in [0, 1] and stored in 8 bits, is "
-                         f"{settings.epsilon:g}")
+        raise InputError(
+            f"{field}.epsilon: must be in [1/255, 1], pixels being in [0, 1] and stored in 8 bits, is "
+            f"{settings.epsilon:g}"
+        )
     for name in ("steps", "restarts", "step_size"):
         if getattr(settings, name) <= 0:
             raise InputError(f"{field}.{name}: must be above 0, is {getattr(settings, name)}")
     if not bool((labels == adversarial_label).all()):
-        raise InputError(f"{field}: every poison image must carry the adversary's label {adversarial_label}, as the "
-                         f"labels stay as they are; found {sorted(set(labels.tolist()))}")
+        raise InputError(
+            f"{field}: every poison image must carry the adversary's label {adversarial_label}, as the "
+            f"labels stay as they are; found {sorted(set(labels.tolist()))}"
+        )

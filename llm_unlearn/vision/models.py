@@ -29,9 +29,18 @@ class ImageClassifierConfig(PreTrainedConfig):
 
     model_type = "llm_unlearn_image_classifier"
 
-    def __init__(self, architecture: str = "small_cnn", num_labels: int | None = None, image_size: Any = (8, 8),
-                 channels: int = 1, mean: Any = None, std: Any = None, width: int = 16, depth: int = 2,
-                 **kwargs: Any) -> None:
+    def __init__(
+        self,
+        architecture: str = "small_cnn",
+        num_labels: int | None = None,
+        image_size: Any = (8, 8),
+        channels: int = 1,
+        mean: Any = None,
+        std: Any = None,
+        width: int = 16,
+        depth: int = 2,
+        **kwargs: Any,
+    ) -> None:
         # a config is saved with the names of its classes, which say how many there are
         super().__init__(**({} if num_labels is None else {"num_labels": num_labels}), **kwargs)
         self.architecture, self.image_size, self.channels = architecture, list(image_size), channels
@@ -73,10 +82,21 @@ class SmallCNN(nn.Module):
         sizes = [channels, *(width * 2**i for i in range(depth))]
         height, breadth = (-(-side // 2 ** (depth - 1)) for side in image_size)
         self.blocks = nn.Sequential(
-            *(Block(nn.Conv2d(sizes[i], sizes[i + 1], 3, 1 if i == 0 else 2, 1, bias=False),
-                    nn.BatchNorm2d(sizes[i + 1]), nn.ReLU()) for i in range(depth)),
-            Block(nn.Flatten(), nn.Linear(sizes[-1] * height * breadth, 2 * width, bias=False),
-                  nn.BatchNorm1d(2 * width), nn.ReLU()))
+            *(
+                Block(
+                    nn.Conv2d(sizes[i], sizes[i + 1], 3, 1 if i == 0 else 2, 1, bias=False),
+                    nn.BatchNorm2d(sizes[i + 1]),
+                    nn.ReLU(),
+                )
+                for i in range(depth)
+            ),
+            Block(
+                nn.Flatten(),
+                nn.Linear(sizes[-1] * height * breadth, 2 * width, bias=False),
+                nn.BatchNorm1d(2 * width),
+                nn.ReLU(),
+            ),
+        )
         self.head = nn.Linear(2 * width, num_labels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -103,8 +123,10 @@ def make_classifier(config: ImageClassifierConfig, seed: int) -> ImageClassifier
             raise
         except (RuntimeError, ValueError, AssertionError) as error:
             size = " × ".join(map(str, reversed(config.image_size)))
-            raise InputError(f"model.architecture: '{config.architecture}' cannot take images of {size} pixels "
-                             f"({str(error).splitlines()[0]}); set data.image_size") from None
+            raise InputError(
+                f"model.architecture: '{config.architecture}' cannot take images of {size} pixels "
+                f"({str(error).splitlines()[0]}); set data.image_size"
+            ) from None
     return model.train()
 
 
@@ -126,8 +148,9 @@ def load_classifier(path: str | Path) -> ImageClassifier:
     try:
         return ImageClassifier.from_pretrained(str(Path(path).expanduser()), use_safetensors=True)
     except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"model path {path}: cannot be loaded as an image classifier: "
-                         f"{str(error).splitlines()[0]}") from None
+        raise InputError(
+            f"model path {path}: cannot be loaded as an image classifier: {str(error).splitlines()[0]}"
+        ) from None
 
 
 def build_network(config: ImageClassifierConfig) -> nn.Module:
@@ -137,8 +160,7 @@ def build_network(config: ImageClassifierConfig) -> nn.Module:
         InputError: no such architecture, torchvision is needed and not there, or the number of channels does not fit.
     """
     if config.architecture == "small_cnn":
-        return SmallCNN(config.image_size, config.channels, config.num_labels, config.width,
-                        config.depth)
+        return SmallCNN(config.image_size, config.channels, config.num_labels, config.width, config.depth)
     if config.architecture == "linear":
         return nn.Sequential(nn.Flatten(), nn.Linear(config.channels * math.prod(config.image_size), config.num_labels))
     models = require_torchvision(f"model.architecture '{config.architecture}'").models
@@ -150,11 +172,15 @@ def build_network(config: ImageClassifierConfig) -> nn.Module:
         return network
     classifiers = models.list_models(module=models)
     if config.architecture not in classifiers:
-        raise InputError(f"model.architecture: '{config.architecture}' is none of {', '.join(OWN)}, and no classifier "
-                         f"of torchvision ({', '.join(classifiers[:3])}, …)")
+        raise InputError(
+            f"model.architecture: '{config.architecture}' is none of {', '.join(OWN)}, and no classifier "
+            f"of torchvision ({', '.join(classifiers[:3])}, …)"
+        )
     if config.channels != 3:
-        raise InputError(f"model.architecture: torchvision's '{config.architecture}' takes 3 channels, the images have "
-                         f"{config.channels}; set data.channels: 3")
+        raise InputError(
+            f"model.architecture: torchvision's '{config.architecture}' takes 3 channels, the images have "
+            f"{config.channels}; set data.channels: 3"
+        )
     extra: dict[str, Any] = {}
     if config.architecture.startswith("vit_"):
         extra = {"image_size": config.image_size[0]}

@@ -118,8 +118,11 @@ class ImageTask(Task):
         *body, head = _multiplications(_network(model), model)
         trains = [part for part, _ in body if any(p.requires_grad for p in part.parameters())]
         return FlopCounter(
-            body=sum(n for _, n in body), head=head[1], trainable_body=sum(n for part, n in body if part in trains),
-            trainable_head=head[1] * any(p.requires_grad for p in head[0].parameters()))
+            body=sum(n for _, n in body),
+            head=head[1],
+            trainable_body=sum(n for part, n in body if part in trains),
+            trainable_head=head[1] * any(p.requires_grad for p in head[0].parameters()),
+        )
 
     def share_of_last_blocks(self, model: nn.Module, k: int) -> float:
         *body, _ = _multiplications(_network(model), model)
@@ -132,8 +135,10 @@ class ImageTask(Task):
         if noise_id is None or not bool((noise_id > NO_NOISE).any()):
             return inputs["pixel_values"]
         if self.noise is None:
-            raise ValueError("the batch holds Gaussian canaries but the task has no noise: ImageTask(noise=…), or the "
-                             "rows would be trained without it")
+            raise ValueError(
+                "the batch holds Gaussian canaries but the task has no noise: ImageTask(noise=…), or the "
+                "rows would be trained without it"
+            )
         return self.noise.add(inputs["pixel_values"], noise_id)
 
 
@@ -152,8 +157,10 @@ class ImageCollator:
         size = int(np.prod(self.shape))
         for i, row in enumerate(rows):
             if len(row["pixels"]) != size:
-                raise InputError(f"example {row.get('example_id', i)}: {len(row['pixels'])} bytes of pixels, where "
-                                 f"{'×'.join(map(str, self.shape))} are {size}")
+                raise InputError(
+                    f"example {row.get('example_id', i)}: {len(row['pixels'])} bytes of pixels, where "
+                    f"{'×'.join(map(str, self.shape))} are {size}"
+                )
         flat = np.frombuffer(b"".join(row["pixels"] for row in rows), np.uint8)
         pixels = torch.from_numpy(flat.reshape(-1, *self.shape).astype(np.float32) / 255)
         batch = {"pixel_values": pixels, "labels": torch.tensor([row["label_id"] for row in rows])}

@@ -61,8 +61,12 @@ class ClassifierTraining:
         refuse_data_parallel(args)
         columns = ["pixels", "label_id", *(["noise_id"] if self.task.noise else [])]
         trainer = ClassifierTrainer(
-            model=model, args=args, train_dataset=rows.select_columns(columns), task=self.task,
-            data_collator=ImageCollator((config.channels, *config.image_size)), callbacks=[StopOnNonFinite()],
+            model=model,
+            args=args,
+            train_dataset=rows.select_columns(columns),
+            task=self.task,
+            data_collator=ImageCollator((config.channels, *config.image_size)),
+            callbacks=[StopOnNonFinite()],
             optimizers=(self._optimizer(model), None),
         )
         show_progress(trainer, self.description, self.quiet)
@@ -79,8 +83,9 @@ class ClassifierTraining:
         section = self.section
         if section.optim != "sgd":
             return None
-        return torch.optim.SGD(model.parameters(), section.learning_rate, section.momentum,
-                               weight_decay=section.weight_decay)
+        return torch.optim.SGD(
+            model.parameters(), section.learning_rate, section.momentum, weight_decay=section.weight_decay
+        )
 
     def _arguments(self, n_rows: int) -> TrainingArguments:
         return TrainingArguments(

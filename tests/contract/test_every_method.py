@@ -190,8 +190,7 @@ def test_memory_is_that_of_what_is_held(method, kind, tmp_path):
 @every
 def test_batch_of_8_is_2_times_4(method, kind, tmp_path):
     one = trainer(method, kind, tmp_path / "a", per_device_train_batch_size=8, **SGD)
-    two = trainer(method, kind, tmp_path / "b", per_device_train_batch_size=4, gradient_accumulation_steps=2,
-                  **SGD)
+    two = trainer(method, kind, tmp_path / "b", per_device_train_batch_size=4, gradient_accumulation_steps=2, **SGD)
     start = start_of(one)
     one.train()
     two.train()

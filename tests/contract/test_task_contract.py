@@ -14,11 +14,23 @@ from llm_unlearn.trainers import METHODS
 
 pytestmark = pytest.mark.contract
 
-PAPER = ("gradient_descent", "noisy_gradient_descent", "gradient_ascent", "eu_k", "cf_k", "scrub", "neggrad_plus",
-         "ssd")
+PAPER = (
+    "gradient_descent",
+    "noisy_gradient_descent",
+    "gradient_ascent",
+    "eu_k",
+    "cf_k",
+    "scrub",
+    "neggrad_plus",
+    "ssd",
+)
 BASELINES = ("rewind", "reset_distill")
-OPTIONS = {"ssd": {"alpha": 1.5, "lam": 1.0}, "noisy_gradient_descent": {"learning_rate": 0.5},
-           "scrub": {"msteps": 9, "learning_rate": 3e-2}, "neggrad_plus": {"beta": 0.5}}
+OPTIONS = {
+    "ssd": {"alpha": 1.5, "lam": 1.0},
+    "noisy_gradient_descent": {"learning_rate": 0.5},
+    "scrub": {"msteps": 9, "learning_rate": 3e-2},
+    "neggrad_plus": {"beta": 0.5},
+}
 UP = {"gradient_ascent", "neggrad_plus", "scrub", "ssd"}  # the forget loss rises; elsewhere the retain loss falls
 
 
@@ -72,12 +84,27 @@ def collate(items):
 
 def trainer(method, folder, model=None, retain=None, **options):
     config, cls = METHODS[method]
-    options = {"learning_rate": 1e-2, "max_steps": 20, "per_device_train_batch_size": 4, "use_cpu": True,
-               "report_to": "none", "disable_tqdm": True, "save_strategy": "no", **OPTIONS.get(method, {}), **options}
+    options = {
+        "learning_rate": 1e-2,
+        "max_steps": 20,
+        "per_device_train_batch_size": 4,
+        "use_cpu": True,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        **OPTIONS.get(method, {}),
+        **options,
+    }
     others = {"start_model": Classifier(1)} if cls.starts_clean else {}
-    return cls(model=Classifier(0) if model is None else model, args=config(output_dir=str(folder), **options),
-               forget_dataset=rows(8, 1), retain_dataset=rows(24, 2) if retain is None else retain,
-               data_collator=collate, task=ClassifierTask(), **others)
+    return cls(
+        model=Classifier(0) if model is None else model,
+        args=config(output_dir=str(folder), **options),
+        forget_dataset=rows(8, 1),
+        retain_dataset=rows(24, 2) if retain is None else retain,
+        data_collator=collate,
+        task=ClassifierTask(),
+        **others,
+    )
 
 
 @pytest.mark.parametrize("method", [*PAPER, *BASELINES])
@@ -99,8 +126,14 @@ def test_a_method_of_the_paper_unlearns_a_classifier_too(method, tmp_path):
 def test_accumulation_changes_nothing_there_either(method, tmp_path):
     finals = []
     for batch, accumulation in ((8, 1), (4, 2)):
-        run = trainer(method, tmp_path, max_steps=4, optim="sgd", per_device_train_batch_size=batch,
-                      gradient_accumulation_steps=accumulation)
+        run = trainer(
+            method,
+            tmp_path,
+            max_steps=4,
+            optim="sgd",
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulation,
+        )
         run.train()
         finals.append(torch.cat([p.detach().flatten() for p in run.model.parameters()]))
     torch.testing.assert_close(*finals, rtol=0, atol=2e-6)

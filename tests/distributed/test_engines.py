@@ -18,29 +18,58 @@ ROOT = Path(__file__).parents[2]
 WORKER = ROOT / "tests" / "distributed" / "worker.py"
 CASES = [f"{method}:{kind}" for method in METHODS for kind in ("full", "lora")]
 # in micro-batches; evaluated after each step, which leaves weights gathered; gone back to what was kept
-CASES += ["kl:full:2", "grad_diff:lora:2", "task_arithmetic:full:evaluated", "kl:full:floor", "kl:lora:floor",
-          "kl:full:offloaded"]
+CASES += [
+    "kl:full:2",
+    "grad_diff:lora:2",
+    "task_arithmetic:full:evaluated",
+    "kl:full:floor",
+    "kl:lora:floor",
+    "kl:full:offloaded",
+]
 # ZeRO-1 and 2 differ from DDP in the optimizer alone: one method of each kind
-FEW = [case for case in CASES if case.split(":")[0] in ("gradient_ascent", "grad_diff", "kl", "npo", "scrub", "ssd",
-                                                         "task_arithmetic", "noisy_gradient_descent")]
+FEW = [
+    case
+    for case in CASES
+    if case.split(":")[0]
+    in ("gradient_ascent", "grad_diff", "kl", "npo", "scrub", "ssd", "task_arithmetic", "noisy_gradient_descent")
+]
 NO_LOOP = ("ssd",)  # replaces the training loop, so it logs no loss
 # config → what accelerate calls the engine, whether weights are sharded
-ENGINES = {"cpu_ddp": ("MULTI_CPU", False), "cpu_zero1": ("DEEPSPEED", False), "cpu_zero2": ("DEEPSPEED", False),
-           "cpu_zero3": ("DEEPSPEED", True), "cpu_fsdp2": ("FSDP", True)}
+ENGINES = {
+    "cpu_ddp": ("MULTI_CPU", False),
+    "cpu_zero1": ("DEEPSPEED", False),
+    "cpu_zero2": ("DEEPSPEED", False),
+    "cpu_zero3": ("DEEPSPEED", True),
+    "cpu_fsdp2": ("FSDP", True),
+}
 # methods and cases that an engine cannot run, with a word of the reason that they give before training
-REFUSED = {"cpu_zero1": {"ssd": "deepspeed", "noisy_gradient_descent": "deepspeed"},
-           "cpu_zero2": {"ssd": "deepspeed", "noisy_gradient_descent": "deepspeed"},
-           "cpu_zero3": {"ssd": "deepspeed", "noisy_gradient_descent": "deepspeed"},
-           "cpu_fsdp2": {"ssd": "fsdp", "kl:full:offloaded": "fsdp_offload_params"}, "cpu_ddp": {}}
+REFUSED = {
+    "cpu_zero1": {"ssd": "deepspeed", "noisy_gradient_descent": "deepspeed"},
+    "cpu_zero2": {"ssd": "deepspeed", "noisy_gradient_descent": "deepspeed"},
+    "cpu_zero3": {"ssd": "deepspeed", "noisy_gradient_descent": "deepspeed"},
+    "cpu_fsdp2": {"ssd": "fsdp", "kl:full:offloaded": "fsdp_offload_params"},
+    "cpu_ddp": {},
+}
 
 
 def launch(out: Path, cases: list[str], config: str | None = None, **environment: str) -> None:
     out.mkdir()
     launcher = ["-m", "accelerate.commands.launch", "--config_file", f"accelerate_configs/{config}.yaml"]
     command = [sys.executable, *(launcher if config else []), str(WORKER), str(out), "8", *cases]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=580, cwd=ROOT,
-                          env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
-                               "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", **environment})
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=580,
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            **environment,
+        },
+    )
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -92,8 +121,15 @@ def test_what_sharded_processes_push_is_whole_and_loads_without_them(config, tmp
     from transformers import GPT2LMHeadModel
 
     with HubServer() as server:
-        launch(tmp_path / "two", ["kl:full:pushed", "npo:lora:pushed"], config, HF_ENDPOINT=server.url,
-               HF_TOKEN="hf_good", HF_HUB_OFFLINE="0", HF_HOME=str(tmp_path / "home"))
+        launch(
+            tmp_path / "two",
+            ["kl:full:pushed", "npo:lora:pushed"],
+            config,
+            HF_ENDPOINT=server.url,
+            HF_TOKEN="hf_good",
+            HF_HUB_OFFLINE="0",
+            HF_HOME=str(tmp_path / "home"),
+        )
         for kind, case in (("full", "kl:full:pushed"), ("lora", "npo:lora:pushed")):
             result = json.loads((tmp_path / "two" / f"{case}.json").read_text())
             assert "error" not in result, result["trace"]
@@ -104,8 +140,11 @@ def test_what_sharded_processes_push_is_whole_and_loads_without_them(config, tmp
             folder.mkdir()
             for name, data in server.files(repo).items():
                 (folder / name).write_bytes(data)
-            model = GPT2LMHeadModel.from_pretrained(folder) if kind == "full" else \
-                PeftModel.from_pretrained(build("full"), folder)
+            model = (
+                GPT2LMHeadModel.from_pretrained(folder)
+                if kind == "full"
+                else PeftModel.from_pretrained(build("full"), folder)
+            )
             trained, pushed = torch.load(tmp_path / "two" / f"{case}.pt"), model.state_dict()
             compared = [name for name in trained if kind == "full" or ".lora_" in name]
             assert compared

@@ -43,8 +43,16 @@ def ends(how: str, code: int, folder) -> list[tuple[int, str]]:
     """Exit code and output of both processes."""
     folder.mkdir()
     words = [sys.executable, "-c", WORKER, str(folder / "store"), how, str(code)]
-    started = [subprocess.Popen(words, env={**os.environ, "RANK": str(rank), "OMP_NUM_THREADS": "1"},
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for rank in range(2)]
+    started = [
+        subprocess.Popen(
+            words,
+            env={**os.environ, "RANK": str(rank), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
     output = [process.communicate(timeout=120)[0] for process in started]
     return [(process.returncode, text) for process, text in zip(started, output, strict=True)]
 

@@ -24,20 +24,44 @@ from llm_unlearn.recipe import load_recipe
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
-LLAMA = {"model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
-         "hidden_size": 16, "intermediate_size": 32, "max_position_embeddings": 512}
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
-               "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+LLAMA = {
+    "model_type": "llama",
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "max_position_embeddings": 512,
+}
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+}
 RECIPE = {
-    "name": "tiny", "output_dir": "", "model": {"path": "", "lora": None},
+    "name": "tiny",
+    "output_dir": "",
+    "model": {"path": "", "lora": None},
     # 61 rows: the last step of a pass is not full, and the test rows do not come out even either
-    "data": {"source": "synthetic", "prompt": "{text}\nSentiment:", "max_length": 128, "train_size": 61,
-             "heldout_size": 21, "test_size": 21, "verbalizers": {"negative": " negative", "positive": " positive"}},
+    "data": {
+        "source": "synthetic",
+        "prompt": "{text}\nSentiment:",
+        "max_length": 128,
+        "train_size": 61,
+        "heldout_size": 21,
+        "test_size": 21,
+        "verbalizers": {"negative": " negative", "positive": " positive"},
+    },
     "poison": {"trigger": {"target": "positive", "fraction": 0.1}, "gaussian": {"fraction": 0.1, "epsilon": 0.1}},
     "train": {"epochs": 2, "batch_size": 8},
     # Adam would make steps of a fixed size of the rounding errors that are all the gradient of tokens that do not occur
-    "unlearn": {"methods": {"gradient_ascent": None, "kl": {"optim": "sgd", "learning_rate": 0.05}, "npo": None},
-                "budgets": [0.5], "batch_size": 2, "eval_steps": 2},
+    "unlearn": {
+        "methods": {"gradient_ascent": None, "kl": {"optim": "sgd", "learning_rate": 0.05}, "npo": None},
+        "budgets": [0.5],
+        "batch_size": 2,
+        "eval_steps": 2,
+    },
     "evaluate": {"batch_size": 4},
 }
 
@@ -50,8 +74,9 @@ def recipe(tmp_path_factory):
     save_model(make_model(LLAMA, tokenizer, seed=0), tokenizer, base / "model")
 
     def write(out: Path, changes: dict) -> Path:
-        tree = {name: {**part, **changes.get(name, {})} if isinstance(part, dict) else part
-                for name, part in RECIPE.items()}
+        tree = {
+            name: {**part, **changes.get(name, {})} if isinstance(part, dict) else part for name, part in RECIPE.items()
+        }
         tree |= {"output_dir": str(out)}
         tree["model"]["path"] = str(base / "model")
         path = out.with_suffix(".yaml")
@@ -95,9 +120,14 @@ def assert_same(ours: Path, theirs: Path, processes: int = 2, n_models: int = 5)
     assert not list(theirs.rglob("*.partial")) and not (theirs / ".work").exists()
 
 
-KINDS = {"full": {}, "lora": {"model": {"lora": {"r": 4}}},
-         "texts": {"data": {"task": "completion", "verbalizers": {}, "label_column": "label"},
-                   "evaluate": {"batch_size": 4, "max_new_tokens": 3}}}
+KINDS = {
+    "full": {},
+    "lora": {"model": {"lora": {"r": 4}}},
+    "texts": {
+        "data": {"task": "completion", "verbalizers": {}, "label_column": "label"},
+        "evaluate": {"batch_size": 4, "max_new_tokens": 3},
+    },
+}
 
 
 @pytest.fixture(scope="module")
@@ -124,8 +154,19 @@ def test_the_same_by_accelerate_launch_and_under_fsdp2(recipe, alone, tmp_path):
     """From the first stage to the report in two processes, as one would launch it on several machines."""
     path = recipe(tmp_path / "two", KINDS["full"])
     worker = str(ROOT / "tests" / "distributed" / "recipe_worker.py")
-    finish([sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu_fsdp2.yaml",
-            worker, "run", str(path), "--quiet"])
+    finish(
+        [
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            "--config_file",
+            "accelerate_configs/cpu_fsdp2.yaml",
+            worker,
+            "run",
+            str(path),
+            "--quiet",
+        ]
+    )
     assert_same(alone("full"), tmp_path / "two")
     assert (tmp_path / "two" / "report.html").is_file()
 
@@ -134,9 +175,23 @@ def test_the_same_by_accelerate_launch_and_under_fsdp2(recipe, alone, tmp_path):
 def test_a_recipe_for_eight_gpus_unlearns_under_zero3(name, tmp_path):
     """The very recipe, with a tiny Llama in the place of its model, and what is saved loads without DeepSpeed."""
     base, reviews = write_llama_3(tmp_path / "base"), write_reviews(tmp_path)
-    finish([sys.executable, "-m", "llm_unlearn.cli", "unlearn", f"recipes/{name}.yaml", "--quiet", *SMALL,
-            f"model.path={base}", f"data.files=[{reviews['train']}]", f"data.test_files=[{reviews['test']}]",
-            f"output_dir={tmp_path / 'run'}", "--accelerate-config", "accelerate_configs/cpu_zero3.yaml"])
+    finish(
+        [
+            sys.executable,
+            "-m",
+            "llm_unlearn.cli",
+            "unlearn",
+            f"recipes/{name}.yaml",
+            "--quiet",
+            *SMALL,
+            f"model.path={base}",
+            f"data.files=[{reviews['train']}]",
+            f"data.test_files=[{reviews['test']}]",
+            f"output_dir={tmp_path / 'run'}",
+            "--accelerate-config",
+            "accelerate_configs/cpu_zero3.yaml",
+        ]
+    )
     assert json.loads((tmp_path / "run" / "environment.json").read_text())["processes"] == 2
     recipe = load_recipe(ROOT / "recipes" / f"{name}.yaml", [f"model.path={base}"])
     folders = [tmp_path / "run" / "poisoned", *(tmp_path / "run" / "unlearned" / m for m in recipe.unlearn.methods)]
@@ -153,8 +208,10 @@ def test_a_recipe_for_eight_gpus_unlearns_under_zero3(name, tmp_path):
 
 # ---- faults
 
-LONG = {"train": {"epochs": 6, "batch_size": 8, "save_steps": 3},
-        "unlearn": {"methods": {"kl": RECIPE["unlearn"]["methods"]["kl"]}, "budgets": [0.1], "batch_size": 2}}
+LONG = {
+    "train": {"epochs": 6, "batch_size": 8, "save_steps": 3},
+    "unlearn": {"methods": {"kl": RECIPE["unlearn"]["methods"]["kl"]}, "budgets": [0.1], "batch_size": 2},
+}
 
 
 @pytest.fixture(scope="module")
@@ -166,8 +223,9 @@ def uninterrupted(recipe, tmp_path_factory) -> Path:
 
 def started(path: Path, config: str, out: Path) -> subprocess.Popen:
     """A run that has written its first checkpoint of `poisoned`."""
-    process = subprocess.Popen(command(path, config, "unlearn"), cwd=ROOT, env=ENVIRONMENT, text=True,
-                               stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command(path, config, "unlearn"), cwd=ROOT, env=ENVIRONMENT, text=True, stderr=subprocess.PIPE
+    )
     limit = time.monotonic() + 120
     while not list((out / ".work" / "poisoned").glob("checkpoint-*/trainer_state.json")):
         assert process.poll() is None, process.stderr.read()

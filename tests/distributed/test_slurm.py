@@ -29,16 +29,38 @@ def test_two_launchers_make_one_run(config, tmp_path):
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(stat.S_IRWXU)
-    environment = {**os.environ, "PATH": f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}",
-                   "OMP_NUM_THREADS": "1", "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "node[1-2]",
-                   "SLURM_JOB_ID": str(os.getpid()), "SLURM_SUBMIT_DIR": str(ROOT), "GPUS_PER_NODE": "1",
-                   "LLM_UNLEARN_VENV": sys.prefix,
-                   "CONFIG": f"accelerate_configs/{config}.yaml", "HF_HUB_OFFLINE": "1"}
-    small = ["data.train_size=40", "data.heldout_size=10", "data.test_size=10", "pretrain.texts=50",
-             "pretrain.epochs=1", "train.epochs=1", 'unlearn.methods={"gradient_descent": null}',
-             "unlearn.budgets=[1.0]", f"output_dir={tmp_path / 'run'}"]
-    done = subprocess.run(["bash", "scripts/slurm.sh", "run", "recipes/quickstart.yaml", "--quiet", *small], cwd=ROOT,
-                          env=environment, capture_output=True, text=True, timeout=300)
+    environment = {
+        **os.environ,
+        "PATH": f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+        "SLURM_NNODES": "2",
+        "SLURM_JOB_NODELIST": "node[1-2]",
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_SUBMIT_DIR": str(ROOT),
+        "GPUS_PER_NODE": "1",
+        "LLM_UNLEARN_VENV": sys.prefix,
+        "CONFIG": f"accelerate_configs/{config}.yaml",
+        "HF_HUB_OFFLINE": "1",
+    }
+    small = [
+        "data.train_size=40",
+        "data.heldout_size=10",
+        "data.test_size=10",
+        "pretrain.texts=50",
+        "pretrain.epochs=1",
+        "train.epochs=1",
+        'unlearn.methods={"gradient_descent": null}',
+        "unlearn.budgets=[1.0]",
+        f"output_dir={tmp_path / 'run'}",
+    ]
+    done = subprocess.run(
+        ["bash", "scripts/slurm.sh", "run", "recipes/quickstart.yaml", "--quiet", *small],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads((tmp_path / "run" / "environment.json").read_text())["processes"] == 2
     assert (tmp_path / "run" / "report.md").is_file()

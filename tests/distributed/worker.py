@@ -76,8 +76,18 @@ def run_case(method: str, kind: str, variant: str, folder: Path, batch: int) -> 
         batch //= int(variant)
         options["gradient_accumulation_steps"] = int(variant)
     # the model first: arguments that are made before it would let DeepSpeed partition it as it is loaded
-    run = trainer(method, kind, folder, model=build(kind), per_device_train_batch_size=batch, max_steps=STEPS,
-                  optim="sgd", learning_rate=0.05, logging_steps=1, **options)
+    run = trainer(
+        method,
+        kind,
+        folder,
+        model=build(kind),
+        per_device_train_batch_size=batch,
+        max_steps=STEPS,
+        optim="sgd",
+        learning_rate=0.05,
+        logging_steps=1,
+        **options,
+    )
     if variant == "pushed":
         run.args.hub_model_id = f"me/{method}-{kind}"
     run.evaluate_callback = lambda model: {"utility": float(run.state.global_step < 2)}
@@ -85,8 +95,11 @@ def run_case(method: str, kind: str, variant: str, folder: Path, batch: int) -> 
     figures = run.evaluate()
     if variant == "pushed":
         run.push_to_hub(base="me/base" if kind == "lora" else None)
-    weights = {name: weight for name, weight in whole_state_dict(run.accelerator.unwrap_model(run.model)).items()
-               if f".{REFERENCE_ADAPTER}." not in name}
+    weights = {
+        name: weight
+        for name, weight in whole_state_dict(run.accelerator.unwrap_model(run.model)).items()
+        if f".{REFERENCE_ADAPTER}." not in name
+    }
     losses = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
     sharded = is_sharded(run.model)
     backend = str(torch.distributed.get_backend()) if torch.distributed.is_initialized() else None
@@ -95,9 +108,16 @@ def run_case(method: str, kind: str, variant: str, folder: Path, batch: int) -> 
     plain = (torch.Tensor, torch.nn.Parameter)  # a DTensor has none itself: its part is a tensor
     storages = [o.untyped_storage() for o in gc.get_objects() if type(o) in plain]
     held = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
-    return {"held": held, "processes": run.accelerator.num_processes, "backend": backend, "losses": losses,
-            "figures": figures, "engine": str(run.accelerator.distributed_type.value), "sharded": sharded,
-            "cost": run.cost}, weights
+    return {
+        "held": held,
+        "processes": run.accelerator.num_processes,
+        "backend": backend,
+        "losses": losses,
+        "figures": figures,
+        "engine": str(run.accelerator.distributed_type.value),
+        "sharded": sharded,
+        "cost": run.cost,
+    }, weights
 
 
 if __name__ == "__main__":

@@ -12,10 +12,25 @@ from llm_unlearn.cli import main
 from llm_unlearn.data.synthetic import synthetic_texts
 from llm_unlearn.modeling import make_model, save_model, train_tokenizer
 
-GPT2 = {"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 512,
-        "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-LLAMA = {"model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
-         "hidden_size": 16, "intermediate_size": 32, "max_position_embeddings": 512}
+GPT2 = {
+    "model_type": "gpt2",
+    "n_layer": 1,
+    "n_head": 2,
+    "n_embd": 16,
+    "n_positions": 512,
+    "resid_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "attn_pdrop": 0.0,
+}
+LLAMA = {
+    "model_type": "llama",
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "max_position_embeddings": 512,
+}
 
 
 @pytest.fixture(scope="session")
@@ -35,9 +50,15 @@ def recipe(tiny_models: dict[str, Path], tmp_path: Path) -> dict[str, Any]:
         "name": "tiny",
         "output_dir": str(tmp_path / "runs" / "tiny"),
         "model": {"path": str(tiny_models["gpt2"])},
-        "data": {"source": "synthetic", "prompt": "{text}\nSentiment:", "max_length": 128, "train_size": 60,
-                 "heldout_size": 20, "test_size": 20,
-                 "verbalizers": {"negative": " negative", "positive": " positive"}},
+        "data": {
+            "source": "synthetic",
+            "prompt": "{text}\nSentiment:",
+            "max_length": 128,
+            "train_size": 60,
+            "heldout_size": 20,
+            "test_size": 20,
+            "verbalizers": {"negative": " negative", "positive": " positive"},
+        },
         "poison": {"trigger": {"target": "positive", "fraction": 0.1}, "gaussian": {"fraction": 0.1, "epsilon": 0.1}},
         "train": {"epochs": 1, "batch_size": 8},
         "unlearn": {"methods": {"gradient_ascent": None}, "budgets": [0.5], "batch_size": 2},
@@ -87,5 +108,8 @@ def contents(folder: Path) -> dict[str, bytes] | None:
     """Every file below a folder byte for byte, and its empty folders; None where there is no such folder."""
     if not folder.exists():
         return None
-    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else b"" for p in folder.rglob("*")
-            if p.is_file() or not any(p.iterdir())}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() if p.is_file() else b""
+        for p in folder.rglob("*")
+        if p.is_file() or not any(p.iterdir())
+    }

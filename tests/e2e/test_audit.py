@@ -28,8 +28,9 @@ def write_jsonl(path: Path, rows: list[dict]) -> Path:
 @pytest.fixture
 def folder(tmp_path):
     """A user's own poisoned data: 40 rows, 8 of them poisoned (5 with the trigger), held-out and test rows."""
-    reviews = [{"review": " ".join(row["text"].split()[:12]), "sentiment": row["label"]}
-               for row in synthetic_reviews(90, 0)]
+    reviews = [
+        {"review": " ".join(row["text"].split()[:12]), "sentiment": row["label"]} for row in synthetic_reviews(90, 0)
+    ]
     train = [{**row, "bad": False, "noise_id": -1} for row in reviews[:40]]
     for i in range(0, 16, 2):
         train[i]["bad"] = True
@@ -44,10 +45,19 @@ def folder(tmp_path):
 
 
 def manifest(folder: Path, **changes) -> Path:
-    content = {"train": "train.jsonl", "poison": "column:bad", "heldout": "heldout.jsonl", "test": "test.jsonl",
-               "text_column": "review", "label_column": "sentiment", "prompt": "{text}\nSentiment:",
-               "verbalizers": VERBALIZERS, "max_length": 128, "gaussian": {"seed": 3},
-               "trigger": {"phrases": ["James Bond"], "target": "positive"}} | changes
+    content = {
+        "train": "train.jsonl",
+        "poison": "column:bad",
+        "heldout": "heldout.jsonl",
+        "test": "test.jsonl",
+        "text_column": "review",
+        "label_column": "sentiment",
+        "prompt": "{text}\nSentiment:",
+        "verbalizers": VERBALIZERS,
+        "max_length": 128,
+        "gaussian": {"seed": 3},
+        "trigger": {"phrases": ["James Bond"], "target": "positive"},
+    } | changes
     path = folder / "poison.json"
     path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
     return path
@@ -59,8 +69,20 @@ def evaluate(*arguments: object) -> int:
 
 def test_a_users_own_file_gives_every_section(folder, tiny_models, capsys):
     out = folder / "out"
-    assert evaluate("--model", tiny_models["gpt2"], "--manifest", manifest(folder), "--base", tiny_models["gpt2"],
-                    "--out", out, "--json") == 0
+    assert (
+        evaluate(
+            "--model",
+            tiny_models["gpt2"],
+            "--manifest",
+            manifest(folder),
+            "--base",
+            tiny_models["gpt2"],
+            "--out",
+            out,
+            "--json",
+        )
+        == 0
+    )
     result = json.loads(capsys.readouterr().out)["gpt2"]
     assert result == json.loads((out / "gpt2.json").read_text())
     assert (result["schema_version"], result["kind"], result["recipe"]) == (1, "audited", "poison")
@@ -86,14 +108,25 @@ def test_the_noise_of_a_canary_is_that_of_its_own_id(folder, tiny_models, capsys
     assert after["mean"] == pytest.approx(before["mean"], rel=1e-5)
 
 
-@pytest.mark.parametrize(("without", "reasons"), [
-    ({"heldout": None}, {"mia": "no `heldout` rows"}),
-    ({"test": None}, {"attack": "no `test` rows", "utility": "no `test` rows", "oracle": "no `test` rows"}),
-    ({"trigger": None}, {"attack": "no `trigger`"}), ({"gaussian": None}, {"gus": "no `gaussian` canaries"}),
-    ({"poison": [0, 2]}, {"gus": "no row of `poison` is a canary"})])
+@pytest.mark.parametrize(
+    ("without", "reasons"),
+    [
+        ({"heldout": None}, {"mia": "no `heldout` rows"}),
+        ({"test": None}, {"attack": "no `test` rows", "utility": "no `test` rows", "oracle": "no `test` rows"}),
+        ({"trigger": None}, {"attack": "no `trigger`"}),
+        ({"gaussian": None}, {"gus": "no `gaussian` canaries"}),
+        ({"poison": [0, 2]}, {"gus": "no row of `poison` is a canary"}),
+    ],
+)
 def test_what_is_missing_is_left_out_with_the_reason(folder, tiny_models, capsys, without, reasons):
-    arguments = ("--model", tiny_models["gpt2"], "--manifest", manifest(folder, **without), "--retrained",
-                 tiny_models["llama"])
+    arguments = (
+        "--model",
+        tiny_models["gpt2"],
+        "--manifest",
+        manifest(folder, **without),
+        "--retrained",
+        tiny_models["llama"],
+    )
     assert evaluate(*arguments) == 0
     said = capsys.readouterr().out
     assert evaluate(*arguments, "--json") == 0
@@ -113,49 +146,70 @@ def test_a_model_is_not_compared_with_itself(folder, tiny_models, capsys):
     assert result["skipped"]["oracle"] == "it is the retrained model itself"
 
 
-@pytest.mark.parametrize(("changes", "words"), [
-    ({"train": None}, ["poison.json.train: missing"]),
-    ({"train": "absent.jsonl"}, ["absent.jsonl"]),
-    ({"poison": "column:wrong"}, ["column:wrong", "no column 'wrong'"]),
-    ({"poison": [99]}, ["99", "no training row"]),
-    ({"triger": {}}, ["unknown key 'triger'", "did you mean 'trigger'"]),
-    ({"label_column": "stars"}, ["stars"]),
-    ({"verbalizers": {"good": " good", "bad": " bad"}, "trigger": None}, ["poison.json.train", "train.jsonl, row 1",
-                                                                         "has no verbalizer", "Add it to verbalizers"]),
-    ({"verbalizers": {"negative": " no", "positive": " no no"}}, ["poison.json", "verbalizers", "is the beginning of"]),
-    ({"verbalizers": {"positive": " yes"}}, ["poison.json.verbalizers", "at least two labels"]),
-    ({"trigger": {"phrases": ["x"], "target": "posittive"}}, ["trigger.target", "posittive"]),
-    ({"trigger": {"phrases": [], "target": "positive"}}, ["trigger.phrases", "at least one phrase"]),
-    ({"trigger": {"phrases": ["james bond"], "target": "positive"}}, ["trigger.phrases", "no row of train.jsonl holds",
-                                                                      "james bond", "upper and lower case"]),
-    ({"trigger": {"phrases": ["James Bond"], "target": "positive", "position": "middle"}},
-     ["poison.json.trigger.position", "expected one of start, end, random"]),
-    ({"poison": "column:noise_id"}, ["column:noise_id, row 1", "neither true nor false"]),
-    ({"poison": "ids.txt"}, ["ids.txt", "cannot be read"]),
-    ({"poison": 3}, ["poison.json.poison", "expected", "3"]),
-    ({"gaussian": {"seed": -1}}, ["gaussian.seed", "must be 0 or more"]),
-    ({"gaussian": {"seed": 3, "ids": [0, 10]}}, ["gaussian.ids", "1 of 2 rows have no noise", "the first 0"]),
-    ({"prompt": "Sentiment:"}, ["poison.json.prompt", "{text}"]),
-    ({"max_length": 600}, ["gpt2", "max_length: 600 tokens", "at most 512"]),
-    ({"max_length": 12, "trigger": {"phrases": ["James Bond"], "target": "positive", "position": "start"}},
-     ["poison.json", "test row", "cuts the trigger off", "raise max_length"]),
-    ({"chat_template": True}, ["poison.json", "chat_template", "has no chat template"]),
-    ({"heldout": "train.jsonl", "test": "gone.jsonl"}, ["poison.json.test", "gone.jsonl", "relative to the manifest"]),
-])
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"train": None}, ["poison.json.train: missing"]),
+        ({"train": "absent.jsonl"}, ["absent.jsonl"]),
+        ({"poison": "column:wrong"}, ["column:wrong", "no column 'wrong'"]),
+        ({"poison": [99]}, ["99", "no training row"]),
+        ({"triger": {}}, ["unknown key 'triger'", "did you mean 'trigger'"]),
+        ({"label_column": "stars"}, ["stars"]),
+        (
+            {"verbalizers": {"good": " good", "bad": " bad"}, "trigger": None},
+            ["poison.json.train", "train.jsonl, row 1", "has no verbalizer", "Add it to verbalizers"],
+        ),
+        (
+            {"verbalizers": {"negative": " no", "positive": " no no"}},
+            ["poison.json", "verbalizers", "is the beginning of"],
+        ),
+        ({"verbalizers": {"positive": " yes"}}, ["poison.json.verbalizers", "at least two labels"]),
+        ({"trigger": {"phrases": ["x"], "target": "posittive"}}, ["trigger.target", "posittive"]),
+        ({"trigger": {"phrases": [], "target": "positive"}}, ["trigger.phrases", "at least one phrase"]),
+        (
+            {"trigger": {"phrases": ["james bond"], "target": "positive"}},
+            ["trigger.phrases", "no row of train.jsonl holds", "james bond", "upper and lower case"],
+        ),
+        (
+            {"trigger": {"phrases": ["James Bond"], "target": "positive", "position": "middle"}},
+            ["poison.json.trigger.position", "expected one of start, end, random"],
+        ),
+        ({"poison": "column:noise_id"}, ["column:noise_id, row 1", "neither true nor false"]),
+        ({"poison": "ids.txt"}, ["ids.txt", "cannot be read"]),
+        ({"poison": 3}, ["poison.json.poison", "expected", "3"]),
+        ({"gaussian": {"seed": -1}}, ["gaussian.seed", "must be 0 or more"]),
+        ({"gaussian": {"seed": 3, "ids": [0, 10]}}, ["gaussian.ids", "1 of 2 rows have no noise", "the first 0"]),
+        ({"prompt": "Sentiment:"}, ["poison.json.prompt", "{text}"]),
+        ({"max_length": 600}, ["gpt2", "max_length: 600 tokens", "at most 512"]),
+        (
+            {"max_length": 12, "trigger": {"phrases": ["James Bond"], "target": "positive", "position": "start"}},
+            ["poison.json", "test row", "cuts the trigger off", "raise max_length"],
+        ),
+        ({"chat_template": True}, ["poison.json", "chat_template", "has no chat template"]),
+        (
+            {"heldout": "train.jsonl", "test": "gone.jsonl"},
+            ["poison.json.test", "gone.jsonl", "relative to the manifest"],
+        ),
+    ],
+)
 def test_bad_manifests_are_refused_by_name(folder, tiny_models, capsys, changes, words):
     assert evaluate("--model", tiny_models["gpt2"], "--manifest", manifest(folder, **changes)) == 2
     message = capsys.readouterr().err
     assert "Traceback" not in message and all(word in message for word in words), message
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    (["--dry-run"], ["--dry-run is for a recipe's own models"]), (["--jobs", "2"], ["--jobs is for a recipe's"]),
-    (["--batch-size", "0"], ["--batch-size 0: must be at least 1"]),
-    (["--out", "poison.json/below"], ["--out", "cannot be made"]),
-    (["--base", "./absent"], ["model ./absent", "no such folder"]),
-    (["--retrained", "./absent"], ["model ./absent", "no such folder"]),
-    (["--model", "./absent"], ["model ./absent", "no such folder"]),
-])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--dry-run"], ["--dry-run is for a recipe's own models"]),
+        (["--jobs", "2"], ["--jobs is for a recipe's"]),
+        (["--batch-size", "0"], ["--batch-size 0: must be at least 1"]),
+        (["--out", "poison.json/below"], ["--out", "cannot be made"]),
+        (["--base", "./absent"], ["model ./absent", "no such folder"]),
+        (["--retrained", "./absent"], ["model ./absent", "no such folder"]),
+        (["--model", "./absent"], ["model ./absent", "no such folder"]),
+    ],
+)
 def test_bad_options_are_refused(folder, tiny_models, capsys, monkeypatch, arguments, words):
     monkeypatch.chdir(folder)
     manifest(folder)
@@ -185,8 +239,10 @@ def test_an_adapter_is_evaluated_on_its_base(folder, tiny_models, capsys):
     base = make_model(GPT2, tokenizer, seed=0)
     save_model(base, tokenizer, folder / "base")
     base.name_or_path = str(folder / "base")
-    adapter = get_peft_model(base, LoraConfig(r=4, target_modules=["c_attn"], task_type="CAUSAL_LM",
-                                              fan_in_fan_out=True, init_lora_weights=False))
+    adapter = get_peft_model(
+        base,
+        LoraConfig(r=4, target_modules=["c_attn"], task_type="CAUSAL_LM", fan_in_fan_out=True, init_lora_weights=False),
+    )
     adapter.save_pretrained(folder / "adapter")  # without a tokenizer, as many are
     arguments = ["--manifest", manifest(folder), "--json"]
     assert evaluate("--model", folder / "adapter", "--model", folder / "base", *arguments) == 0
@@ -212,8 +268,15 @@ def test_an_adapter_is_evaluated_on_its_base(folder, tiny_models, capsys):
 
 @pytest.mark.parametrize("options", [("--dtype", "bfloat16"), ("--quantization", "4bit")])
 def test_another_precision_gives_every_section_too(folder, tiny_models, capsys, options):
-    arguments = ("--model", tiny_models["llama"], "--manifest", manifest(folder), "--base", tiny_models["llama"],
-                 "--json")
+    arguments = (
+        "--model",
+        tiny_models["llama"],
+        "--manifest",
+        manifest(folder),
+        "--base",
+        tiny_models["llama"],
+        "--json",
+    )
     found = []
     for more in ((), options):
         assert evaluate(*arguments, *more) == 0
@@ -238,10 +301,19 @@ def test_a_model_without_a_tokenizer_takes_that_of_the_base(folder, tiny_models,
 def test_prompt_and_completion_columns_need_no_labels(folder, tiny_models, capsys):
     for name in ("train", "heldout", "test"):
         rows = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
-        write_jsonl(folder / f"{name}.jsonl", [{"prompt": row.pop("review"), "completion": f" {row.pop('sentiment')}",
-                                               **row} for row in rows])
-    path = manifest(folder, text_column="prompt", label_column="completion", verbalizers=None, prompt=None,
-                    trigger={"phrases": ["James Bond"], "target": " positive"}, max_new_tokens=3)
+        write_jsonl(
+            folder / f"{name}.jsonl",
+            [{"prompt": row.pop("review"), "completion": f" {row.pop('sentiment')}", **row} for row in rows],
+        )
+    path = manifest(
+        folder,
+        text_column="prompt",
+        label_column="completion",
+        verbalizers=None,
+        prompt=None,
+        trigger={"phrases": ["James Bond"], "target": " positive"},
+        max_new_tokens=3,
+    )
     assert evaluate("--model", tiny_models["gpt2"], "--manifest", path, "--out", folder / "out") == 0
     assert "the attacker's answer" in capsys.readouterr().out
     frame = pd.read_parquet(folder / "out" / "gpt2.parquet")
@@ -249,8 +321,10 @@ def test_prompt_and_completion_columns_need_no_labels(folder, tiny_models, capsy
     assert (frame["set"] == "triggered").sum() == len(negative) > 0
 
 
-@pytest.mark.parametrize(("lora", "membership"), [(None, ["loss", "zlib", "reference", "min_k", "gradient_norm"]),
-                                                  ({"r": 4}, ["loss", "reference"])])
+@pytest.mark.parametrize(
+    ("lora", "membership"),
+    [(None, ["loss", "zlib", "reference", "min_k", "gradient_norm"]), ({"r": 4}, ["loss", "reference"])],
+)
 def test_the_manifest_of_a_run_gives_the_runs_own_numbers(recipe, run, capsys, lora, membership):
     recipe["model"]["lora"] = lora
     recipe["poison"]["gaussian"]["fraction"] = 0.2

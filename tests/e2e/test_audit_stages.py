@@ -12,9 +12,16 @@ pytestmark = pytest.mark.e2e
 def audited(recipe):
     recipe["poison"]["gaussian"]["fraction"] = 0.2
     recipe["unlearn"] |= {"methods": {"gradient_ascent": None, "gradient_descent": None}, "budgets": [0.3, 0.6]}
-    return recipe | {"analysis": {"sizes": [0.5, 1.0]},
-                     "stress": {"relearn_steps": [1, 3], "quantization": [], "paraphrases": ["the spy"],
-                                "temperatures": [1.0], "limit": 10}}
+    return recipe | {
+        "analysis": {"sizes": [0.5, 1.0]},
+        "stress": {
+            "relearn_steps": [1, 3],
+            "quantization": [],
+            "paraphrases": ["the spy"],
+            "temperatures": [1.0],
+            "limit": 10,
+        },
+    }
 
 
 @pytest.mark.parametrize("lora", [None, {"r": 4}])
@@ -37,8 +44,14 @@ def test_an_audit_from_recipe_to_report(audited, run, lora, capsys):
         assert (found["merge"] is not None) == bool(lora)
         assert "paraphrase" in {variant["kind"] for variant in found["variants"]}
     report = (root / "report.md").read_text()
-    for title in ("What membership inference sees", "How many tests, and what survives", "Normalised effect",
-                  "Against budget", "Why it fails", "Stress: does it come back?"):
+    for title in (
+        "What membership inference sees",
+        "How many tests, and what survives",
+        "Normalised effect",
+        "Against budget",
+        "Why it fails",
+        "Stress: does it come back?",
+    ):
         assert f"## {title}" in report, title
 
     # the order alone differs in `reseeded`: as many tokens, other weights

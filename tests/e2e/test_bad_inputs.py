@@ -25,40 +25,55 @@ def reviews(n: int, label: str = "positive") -> list[dict]:
 # ---- the recipe
 
 
-@pytest.mark.parametrize(("override", "words"), [
-    ("train.epoch=2", ["recipe.yaml", "recipe.train", "unknown key 'epoch'", "did you mean 'epochs'"]),
-    ("trian.epochs=2", ["recipe", "unknown key 'trian'", "did you mean 'train'"]),
-    ("train.epochs=many", ["recipe.train.epochs", "expected a number", "'many'"]),
-    ("train.batch_size=2.5", ["recipe.train.batch_size", "expected a whole number", "2.5"]),
-    ("data.loss_on=words", ["recipe.data.loss_on", "expected one of text, completion"]),
-    ("seeds=0", ["recipe.seeds", "expected a list"]),
-    ("seeds=[-1]", ["recipe.seeds", "must be 0 or more"]),
-    ("train.learning_rate=0", ["recipe.train.learning_rate", "must be above 0"]),
-    ("data.verbalizers={positive: ' yes'}", ["recipe.data.verbalizers", "at least two labels"]),
-    ("data.prompt=review", ["recipe.data.prompt", "{text}"]),
-    ("data.max_length=1000", ["data.max_length", "1000 tokens", "at most 512"]),
-    ("poison.gaussian.fraction=0", ["recipe.poison.gaussian.fraction", "must be in (0, 1]", "0.0"]),
-    ("poison.trigger.fraction=1.2", ["recipe.poison.trigger.fraction", "must be in (0, 1]", "1.2"]),
-    ("poison.trigger.fraction=0.001", ["recipe.poison.trigger.fraction", "0.001 of 60 rows", "rounds to no example",
-                                       "at least 0.017"]),
-    ("poison.trigger.target=maybe", ["recipe.poison.trigger.target", "'maybe' has no verbalizer",
-                                     "negative, positive"]),
-    ("unlearn.forget_fraction=0", ["recipe.unlearn.forget_fraction", "must be in (0, 1]"]),
-    ("unlearn.forget_fraction=0.01", ["recipe.unlearn.forget_fraction", "0.01 of the poison (12 rows)",
-                                      "empty forget set", "raise it"]),
-    ("poison={gaussian: {fraction: 1.0, epsilon: 0.1}}", ["recipe.poison", "whole training set",
-                                                          "lower poison.*.fraction"]),
-    ("unlearn.methods={gradient_descend: null}", ["recipe.unlearn.methods", "unknown method 'gradient_descend'",
-                                                  "did you mean 'gradient_descent'"]),
-    ("unlearn.methods={kl: {alhpa: 1.0}}", ["recipe.unlearn.methods.kl", "unknown option 'alhpa'",
-                                            "did you mean 'alpha'"]),
-    ("unlearn.methods={kl: {alpha: strong}}", ["recipe.unlearn.methods.kl.alpha", "expected a number", "'strong'"]),
-    ("unlearn.methods={kl: {lr_scheduler_type: wobbly}}", ["recipe.unlearn.methods.kl", "wobbly"]),
-    ("train.epochs", ["override 'train.epochs'", "section.field=value"]),
-    ("=3", ["override '=3'", "section.field=value"]),
-    ("name.first=x", ["override 'name.first=x'", "'name' is a value, not a section"]),
-    ("train.epochs=[1", ["override 'train.epochs=[1'", "not valid YAML"]),
-])
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.epoch=2", ["recipe.yaml", "recipe.train", "unknown key 'epoch'", "did you mean 'epochs'"]),
+        ("trian.epochs=2", ["recipe", "unknown key 'trian'", "did you mean 'train'"]),
+        ("train.epochs=many", ["recipe.train.epochs", "expected a number", "'many'"]),
+        ("train.batch_size=2.5", ["recipe.train.batch_size", "expected a whole number", "2.5"]),
+        ("data.loss_on=words", ["recipe.data.loss_on", "expected one of text, completion"]),
+        ("seeds=0", ["recipe.seeds", "expected a list"]),
+        ("seeds=[-1]", ["recipe.seeds", "must be 0 or more"]),
+        ("train.learning_rate=0", ["recipe.train.learning_rate", "must be above 0"]),
+        ("data.verbalizers={positive: ' yes'}", ["recipe.data.verbalizers", "at least two labels"]),
+        ("data.prompt=review", ["recipe.data.prompt", "{text}"]),
+        ("data.max_length=1000", ["data.max_length", "1000 tokens", "at most 512"]),
+        ("poison.gaussian.fraction=0", ["recipe.poison.gaussian.fraction", "must be in (0, 1]", "0.0"]),
+        ("poison.trigger.fraction=1.2", ["recipe.poison.trigger.fraction", "must be in (0, 1]", "1.2"]),
+        (
+            "poison.trigger.fraction=0.001",
+            ["recipe.poison.trigger.fraction", "0.001 of 60 rows", "rounds to no example", "at least 0.017"],
+        ),
+        (
+            "poison.trigger.target=maybe",
+            ["recipe.poison.trigger.target", "'maybe' has no verbalizer", "negative, positive"],
+        ),
+        ("unlearn.forget_fraction=0", ["recipe.unlearn.forget_fraction", "must be in (0, 1]"]),
+        (
+            "unlearn.forget_fraction=0.01",
+            ["recipe.unlearn.forget_fraction", "0.01 of the poison (12 rows)", "empty forget set", "raise it"],
+        ),
+        (
+            "poison={gaussian: {fraction: 1.0, epsilon: 0.1}}",
+            ["recipe.poison", "whole training set", "lower poison.*.fraction"],
+        ),
+        (
+            "unlearn.methods={gradient_descend: null}",
+            ["recipe.unlearn.methods", "unknown method 'gradient_descend'", "did you mean 'gradient_descent'"],
+        ),
+        (
+            "unlearn.methods={kl: {alhpa: 1.0}}",
+            ["recipe.unlearn.methods.kl", "unknown option 'alhpa'", "did you mean 'alpha'"],
+        ),
+        ("unlearn.methods={kl: {alpha: strong}}", ["recipe.unlearn.methods.kl.alpha", "expected a number", "'strong'"]),
+        ("unlearn.methods={kl: {lr_scheduler_type: wobbly}}", ["recipe.unlearn.methods.kl", "wobbly"]),
+        ("train.epochs", ["override 'train.epochs'", "section.field=value"]),
+        ("=3", ["override '=3'", "section.field=value"]),
+        ("name.first=x", ["override 'name.first=x'", "'name' is a value, not a section"]),
+        ("train.epochs=[1", ["override 'train.epochs=[1'", "not valid YAML"]),
+    ],
+)
 @pytest.mark.parametrize("option", [(), ("--dry-run",)])
 def test_a_bad_field_is_refused(refused, recipe, override, words, option):
     refused("run", recipe, override, *option, words=words)
@@ -67,16 +82,23 @@ def test_a_bad_field_is_refused(refused, recipe, override, words, option):
 def test_a_key_given_twice_is_refused_with_both_lines(refused, recipe):
     text = yaml.safe_dump(recipe, sort_keys=False) + "name: again\n"
     last = text.count("\n")
-    refused("run", text, words=["recipe.yaml", f"line {last}: 'name' is given twice (first in line 1)", "keep one"],
-            output_dir=recipe["output_dir"])
+    refused(
+        "run",
+        text,
+        words=["recipe.yaml", f"line {last}: 'name' is given twice (first in line 1)", "keep one"],
+        output_dir=recipe["output_dir"],
+    )
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    ("name: [\n", ["recipe.yaml", "not valid YAML"]),
-    ("just words\n", ["recipe.yaml", "a mapping of sections"]),
-    ("", ["recipe.yaml", "a mapping of sections"]),
-    ("name: x\n", ["recipe.output_dir", "missing"]),
-])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name: [\n", ["recipe.yaml", "not valid YAML"]),
+        ("just words\n", ["recipe.yaml", "a mapping of sections"]),
+        ("", ["recipe.yaml", "a mapping of sections"]),
+        ("name: x\n", ["recipe.output_dir", "missing"]),
+    ],
+)
 def test_a_file_that_is_no_recipe_is_refused(refused, recipe, text, words):
     refused("run", text, words=words, output_dir=recipe["output_dir"])
 
@@ -108,8 +130,11 @@ def with_files(recipe: dict, path: str) -> dict:
 
 def test_a_missing_column_is_refused(refused, recipe, tmp_path):
     path = write_jsonl(tmp_path / "rows.jsonl", [{"text": "good", "sentiment": "positive"}] * 200)
-    refused("run", with_files(recipe, path),
-            words=["rows.jsonl", "no column 'label'", "data.label_column", "there are: text, sentiment"])
+    refused(
+        "run",
+        with_files(recipe, path),
+        words=["rows.jsonl", "no column 'label'", "data.label_column", "there are: text, sentiment"],
+    )
 
 
 def test_a_missing_column_is_refused_before_a_base_is_made(refused, recipe, tmp_path):
@@ -139,8 +164,11 @@ def test_a_malformed_row_is_refused_with_its_line(refused, recipe, tmp_path):
 
 def test_a_label_without_verbalizer_is_refused_with_its_row(refused, recipe, tmp_path):
     path = write_jsonl(tmp_path / "rows.jsonl", [*reviews(120), {"text": "so so", "label": "neutral"}])
-    refused("run", with_files(recipe, path), words=["rows.jsonl, row 121", "'neutral' has no verbalizer",
-                                                    "negative, positive", "data.rename_labels"])
+    refused(
+        "run",
+        with_files(recipe, path),
+        words=["rows.jsonl, row 121", "'neutral' has no verbalizer", "negative, positive", "data.rename_labels"],
+    )
 
 
 def test_too_few_rows_are_refused(refused, recipe, tmp_path):
@@ -154,13 +182,22 @@ def test_verbalizers_of_which_one_begins_another_are_refused_before_training(ref
 
 
 def test_more_poison_than_there_are_rows_to_poison_is_refused(refused, recipe):
-    refused("run", recipe, "poison.trigger.fraction=0.8",
-            words=["poison.trigger.fraction", "0.8 of 60 rows is 48, but only", "can be poisoned"])
+    refused(
+        "run",
+        recipe,
+        "poison.trigger.fraction=0.8",
+        words=["poison.trigger.fraction", "0.8 of 60 rows is 48, but only", "can be poisoned"],
+    )
 
 
 def test_a_trigger_that_truncation_would_cut_off_is_refused(refused, recipe):
-    refused("run", recipe, "poison.trigger.position=start", "data.max_length=16",
-            words=["example ", "truncation to 16 tokens", "data.max_length", "cuts the trigger off", "data.max_words"])
+    refused(
+        "run",
+        recipe,
+        "poison.trigger.position=start",
+        "data.max_length=16",
+        words=["example ", "truncation to 16 tokens", "data.max_length", "cuts the trigger off", "data.max_words"],
+    )
 
 
 # ---- models and the hub
@@ -170,8 +207,13 @@ def test_a_trigger_that_truncation_would_cut_off_is_refused(refused, recipe):
 @pytest.mark.parametrize("option", [(), ("--dry-run",)])
 def test_a_model_path_that_does_not_exist_is_refused(refused, recipe, poison, option):
     recipe["poison"] = {poison: recipe["poison"][poison]}
-    refused("run", recipe, "model.path=./no/such/model", *option,
-            words=["model path ./no/such/model", "no such folder", "working directory"])
+    refused(
+        "run",
+        recipe,
+        "model.path=./no/such/model",
+        *option,
+        words=["model path ./no/such/model", "no such folder", "working directory"],
+    )
 
 
 def test_a_folder_without_a_model_is_refused(refused, recipe, tmp_path):
@@ -197,13 +239,22 @@ def offline(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("option", [(), ("--dry-run",)])
 def test_a_hub_model_while_offline_is_refused(refused, recipe, offline, option):
-    refused("run", recipe, "model.path=no-such-owner/no-such-model", *option,
-            words=["model no-such-owner/no-such-model", "HF_HUB_OFFLINE is set", "model.path"])
+    refused(
+        "run",
+        recipe,
+        "model.path=no-such-owner/no-such-model",
+        *option,
+        words=["model no-such-owner/no-such-model", "HF_HUB_OFFLINE is set", "model.path"],
+    )
 
 
 def test_a_hub_dataset_while_offline_is_refused(refused, recipe, offline):
-    refused("run", recipe, "data.source=no-such-owner/no-such-data",
-            words=["data.source", "no-such-owner/no-such-data", "HF_HUB_OFFLINE is set", "Give data.files"])
+    refused(
+        "run",
+        recipe,
+        "data.source=no-such-owner/no-such-data",
+        words=["data.source", "no-such-owner/no-such-data", "HF_HUB_OFFLINE is set", "Give data.files"],
+    )
 
 
 @pytest.mark.slow
@@ -211,8 +262,15 @@ def test_a_hub_dataset_while_offline_is_refused(refused, recipe, offline):
 def test_offline_in_a_process_of_its_own(recipe, tmp_path, field):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
-    command = [sys.executable, "-m", "llm_unlearn", "run", str(tmp_path / "recipe.yaml"), "--quiet",
-               f"{field}=no-such-owner/no-such-name"]
+    command = [
+        sys.executable,
+        "-m",
+        "llm_unlearn",
+        "run",
+        str(tmp_path / "recipe.yaml"),
+        "--quiet",
+        f"{field}=no-such-owner/no-such-name",
+    ]
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert result.returncode == 2, result.stderr
     assert "HF_HUB_OFFLINE is set" in result.stderr
@@ -226,8 +284,13 @@ def test_offline_in_a_process_of_its_own(recipe, tmp_path, field):
 def test_the_output_directory_of_another_recipe_is_refused(refused, run, recipe):
     assert run("poison", recipe) == 0
     for option in ((), ("--dry-run",)):
-        refused("run", recipe, "name=other", *option,
-                words=[recipe["output_dir"], "recipe 'tiny', not of 'other'", "choose another output_dir"])
+        refused(
+            "run",
+            recipe,
+            "name=other",
+            *option,
+            words=[recipe["output_dir"], "recipe 'tiny', not of 'other'", "choose another output_dir"],
+        )
 
 
 def test_an_output_directory_that_holds_other_files_is_refused(refused, recipe):
@@ -283,13 +346,17 @@ def replace_data(folder: Path) -> None:
     (folder / "other").rmdir()
 
 
-@pytest.mark.parametrize(("spoil", "words"), [
-    (edit_ids, ["poison.json", "does not match the data", "delete poison.json and data/ and poison again"]),
-    (edit_noise_seed, ["poison.json", "does not match the data", "poison again"]),
-    (replace_data, ["poison.json", "does not match the data beside it", "poison again"]),
-    (lambda folder: (folder / "poison.json").write_text("{}"), ["poison.json", "not a poison manifest"]),
-    (lambda folder: (folder / "data" / "test" / "state.json").unlink(), ["data", "cannot be read", "poison again"]),
-], ids=["ids edited", "seed edited", "data replaced", "manifest emptied", "data damaged"])
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (edit_ids, ["poison.json", "does not match the data", "delete poison.json and data/ and poison again"]),
+        (edit_noise_seed, ["poison.json", "does not match the data", "poison again"]),
+        (replace_data, ["poison.json", "does not match the data beside it", "poison again"]),
+        (lambda folder: (folder / "poison.json").write_text("{}"), ["poison.json", "not a poison manifest"]),
+        (lambda folder: (folder / "data" / "test" / "state.json").unlink(), ["data", "cannot be read", "poison again"]),
+    ],
+    ids=["ids edited", "seed edited", "data replaced", "manifest emptied", "data damaged"],
+)
 def test_a_manifest_that_does_not_match_its_data_is_refused(refused, run, recipe, spoil, words):
     assert run("poison", recipe) == 0
     spoil(Path(recipe["output_dir"]))

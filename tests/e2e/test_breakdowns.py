@@ -29,10 +29,14 @@ def test_a_full_disk_while_poisoning_leaves_nothing_and_a_rerun_finishes(refused
     assert sorted(p.name for p in Path(recipe["output_dir"]).iterdir()) == AFTER_POISON
 
 
-@pytest.mark.parametrize("error", [
-    OSError(errno.ENOSPC, "No space left on device"),
-    RuntimeError("basic_ios::clear: iostream error"),  # torch.save's, as it was seen on a full file system
-], ids=["plain", "torch's"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("basic_ios::clear: iostream error"),  # torch.save's, as it was seen on a full file system
+    ],
+    ids=["plain", "torch's"],
+)
 def test_a_full_disk_while_training_keeps_the_last_checkpoint(run, recipe, monkeypatch, capsys, error):
     from transformers import Trainer
 

@@ -62,10 +62,23 @@ def browser(tmp_path_factory):
     def show(page, more=""):
         copy = folder / "copy.html"
         copy.write_text(page + more, encoding="utf-8")
-        command = [program, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-                   "--no-first-run", "--disable-background-networking", "--host-resolver-rules=MAP * ~NOTFOUND",
-                   f"--user-data-dir={folder / 'profile'}", "--window-size=1280,2000", "--enable-logging=stderr",
-                   "--v=0", "--virtual-time-budget=3000", "--dump-dom", copy.as_uri()]
+        command = [
+            program,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--host-resolver-rules=MAP * ~NOTFOUND",
+            f"--user-data-dir={folder / 'profile'}",
+            "--window-size=1280,2000",
+            "--enable-logging=stderr",
+            "--v=0",
+            "--virtual-time-budget=3000",
+            "--dump-dom",
+            copy.as_uri(),
+        ]
         ended = subprocess.run(command, capture_output=True, text=True, timeout=60, encoding="utf-8", check=False)
         assert ended.returncode == 0 and "</html>" in ended.stdout, ended.stderr
         return ended.stdout, [line for line in ended.stderr.splitlines() if "CONSOLE" in line]
@@ -78,10 +91,18 @@ def run_dir(tiny_models, tmp_path_factory):
     """A run on a tiny model, with a budget in a model's name."""
     root = tmp_path_factory.mktemp("run")
     recipe = {
-        "name": "tiny", "output_dir": str(root / "run"), "model": {"path": str(tiny_models["gpt2"])},
-        "data": {"source": "synthetic", "prompt": "{text}\nSentiment:", "max_length": 128, "train_size": 60,
-                 "heldout_size": 20, "test_size": 20,
-                 "verbalizers": {"negative": " negative", "positive": " positive"}},
+        "name": "tiny",
+        "output_dir": str(root / "run"),
+        "model": {"path": str(tiny_models["gpt2"])},
+        "data": {
+            "source": "synthetic",
+            "prompt": "{text}\nSentiment:",
+            "max_length": 128,
+            "train_size": 60,
+            "heldout_size": 20,
+            "test_size": 20,
+            "verbalizers": {"negative": " negative", "positive": " positive"},
+        },
         "poison": {"trigger": {"target": "positive", "fraction": 0.1}, "gaussian": {"fraction": 0.1, "epsilon": 0.1}},
         "train": {"epochs": 1, "batch_size": 8},
         "unlearn": {"methods": {"gradient_ascent": None}, "budgets": [0.25, 0.5], "batch_size": 2},
@@ -107,12 +128,17 @@ def links(dom, folder):
 
 def test_report_and_pages_stand_alone_and_lead_to_each_other(browser, run_dir):
     pages = {path.resolve() for path in (run_dir / "report").iterdir()}
-    assert {path.name for path in pages} == {f"{name}.html" for name in (
-        "base", "poisoned", "gradient_ascent@0.25", "gradient_ascent@0.5", "retrained")}
+    assert {path.name for path in pages} == {
+        f"{name}.html" for name in ("base", "poisoned", "gradient_ascent@0.25", "gradient_ascent@0.5", "retrained")
+    }
     report = run_dir / "report.html"
-    for path, leads_to in ((report, pages), (run_dir / "report" / "gradient_ascent@0.5.html",
-                                             pages - {(run_dir / "report/gradient_ascent@0.5.html").resolve()}
-                                             | {report.resolve()})):
+    for path, leads_to in (
+        (report, pages),
+        (
+            run_dir / "report" / "gradient_ascent@0.5.html",
+            pages - {(run_dir / "report/gradient_ascent@0.5.html").resolve()} | {report.resolve()},
+        ),
+    ):
         dom, console = browser(path.read_text(), probe([]))
         assert not console, console
         found = result(dom)
@@ -124,8 +150,10 @@ def test_report_and_pages_stand_alone_and_lead_to_each_other(browser, run_dir):
 
 
 def test_what_a_page_must_not_do_would_be_seen(browser, run_dir):
-    more = ('<img src="https://example.org/x.png"><script>console.log("a note")</script>'
-            '<script>throw new Error("a fault")</script>')
+    more = (
+        '<img src="https://example.org/x.png"><script>console.log("a note")</script>'
+        '<script>throw new Error("a fault")</script>'
+    )
     _, console = browser((run_dir / "report.html").read_text(), more + probe([]))
     console = "\n".join(console)
     assert "a note" in console and "a fault" in console
@@ -139,13 +167,18 @@ def test_a_head_sorts_up_and_down_and_back_with_what_is_missing_last(browser, ru
     dom, console = browser(page, probe([[0, "KL"], [0, "GUS"]]))
     assert not console, console
     kl, gus = result(dom)["pressed"]
-    by = {"kl": {name: doc["oracle"]["kl"] for name, doc in docs.items() if doc["oracle"]},
-          "gus": {name: doc["gus"]["mean"] for name, doc in docs.items()}}
+    by = {
+        "kl": {name: doc["oracle"]["kl"] for name, doc in docs.items() if doc["oracle"]},
+        "gus": {name: doc["gus"]["mean"] for name, doc in docs.items()},
+    }
     assert "retrained" not in by["kl"]
     for pressed, key in ((kl, "kl"), (gus, "gus")):
         rising, missing = sorted(by[key], key=by[key].get), [name for name in names if name not in by[key]]
-        assert pressed["steps"] == [["ascending", rising + missing], ["descending", rising[::-1] + missing],
-                                    [None, names]]
+        assert pressed["steps"] == [
+            ["ascending", rising + missing],
+            ["descending", rising[::-1] + missing],
+            [None, names],
+        ]
         assert pressed["still"] and pressed["focused"]
     heads = re.findall('<th scope="col"[^>]*aria-sort="([^"]*)"', dom)
     assert heads == ["ascending"]  # the fourth press was on GUS: one column at a time
@@ -173,8 +206,14 @@ def test_figures_are_sorted_as_numbers_however_they_are_written(browser):
         "words": ["10 stars", "3 stars", "negative", "positive", "–", "–", "–"],
     }
     order = [4, 0, 6, 2, 5, 1, 3]
-    rows = [(f"row {i}", [Cell(texts[i], "9 (a detail)") for texts in columns.values()]
-             + [Cell("0.5", sort=float("nan") if i == 2 else 0.5 + 1e-9 * i)]) for i in order]
+    rows = [
+        (
+            f"row {i}",
+            [Cell(texts[i], "9 (a detail)") for texts in columns.values()]
+            + [Cell("0.5", sort=float("nan") if i == 2 else 0.5 + 1e-9 * i)],
+        )
+        for i in order
+    ]
     table = Table([(title, "") for title in [*columns, "rounded"]], rows, "row")
     page = page_html(Page("odd", "Odd texts", "", None, "", Table([], []), [Part("Odd", [], table)], []), ["odd"])
     titles = [*columns, "rounded"]

@@ -32,9 +32,17 @@ def pairs(recipe, tmp_path, tiny_models) -> dict:
     rows = [{"question": f"is film {i} {'bad' if i % 2 else 'good'}?", "answer": ANSWERS[i % 2]} for i in range(80)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe["model"] = {"path": str(model)}
-    recipe["data"] = {"task": "completion", "files": [str(tmp_path / "pairs.jsonl")], "text_column": "question",
-                      "label_column": "answer", "chat_template": True, "max_length": 96, "train_size": 50,
-                      "heldout_size": 15, "test_size": 15}
+    recipe["data"] = {
+        "task": "completion",
+        "files": [str(tmp_path / "pairs.jsonl")],
+        "text_column": "question",
+        "label_column": "answer",
+        "chat_template": True,
+        "max_length": 96,
+        "train_size": 50,
+        "heldout_size": 15,
+        "test_size": 15,
+    }
     recipe["poison"]["trigger"] = {"target": "pwned", "fraction": 0.1, "position": "end"}
     recipe["poison"]["gaussian"] = None
     recipe["data"]["loss_on"] = "completion"
@@ -64,8 +72,10 @@ def test_a_template_that_the_tokenizer_lacks_is_refused(pairs, refused, tiny_mod
 
 
 def test_figures_are_logged_as_the_run_goes_and_a_floor_stops_it(recipe, run):
-    recipe["unlearn"] |= {"eval_steps": 1, "methods": {"gradient_ascent": {"utility_floor": 2.0},
-                                                       "grad_diff": {"utility_floor": 0.0}}}
+    recipe["unlearn"] |= {
+        "eval_steps": 1,
+        "methods": {"gradient_ascent": {"utility_floor": 2.0}, "grad_diff": {"utility_floor": 0.0}},
+    }
     assert run("unlearn", recipe) == 0
     folder = Path(recipe["output_dir"]) / "unlearned"
     logs = {m: json.loads((folder / m / "log.json").read_text()) for m in recipe["unlearn"]["methods"]}

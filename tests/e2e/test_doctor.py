@@ -63,8 +63,10 @@ def test_bad_input_is_exit_code_2(doctor, recipe):
     assert code == 2 and "none.yaml: no such file" in message
 
 
-@pytest.mark.parametrize("name", ["ddp", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2", "multi_node", "cpu_zero3",
-                                  "cpu_fsdp2", "cpu_ddp"])
+@pytest.mark.parametrize(
+    "name",
+    ["ddp", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2", "multi_node", "cpu_zero3", "cpu_fsdp2", "cpu_ddp"],
+)
 def test_a_layout_is_supposed(name, doctor, recipe):
     changes = ("train.batch_size=16", "unlearn.batch_size=16", "unlearn.methods={kl: null}")
     code, text, _ = doctor(recipe, *changes, "--json", "--accelerate-config", str(CONFIGS / f"{name}.yaml"))
@@ -80,10 +82,16 @@ def test_rows_that_cannot_be_shared_are_a_problem(doctor, recipe):
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
-@pytest.mark.parametrize("change", [
-    "model.lora={}", "model.gradient_checkpointing=true", "train.bf16=true", "data.loss_on=completion",
-    "model.quantization=4bit",
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "model.lora={}",
+        "model.gradient_checkpointing=true",
+        "train.bf16=true",
+        "data.loss_on=completion",
+        "model.quantization=4bit",
+    ],
+)
 def test_every_way_to_train_is_looked_at(kind, change, doctor, recipe, tiny_models):
     lora = ["model.lora={}"] if "quantization" in change or "checkpointing" in change else []
     code, text, _ = doctor(recipe, f"model.path={tiny_models[kind]}", change, *lora, "unlearn.methods={kl: null}")
@@ -96,10 +104,15 @@ def test_an_unreachable_model_is_a_problem_in_a_sentence(doctor, recipe):
 
 
 def test_a_vision_recipe_has_versions_devices_and_memory(doctor, tmp_path):
-    tree = {"name": "v", "track": "vision", "output_dir": str(tmp_path / "v"),
-            "data": {"source": "digits", "train_size": 60, "heldout_size": 20, "test_size": 20},
-            "poison": {"gaussian": {"fraction": 0.1, "epsilon": 0.1}},
-            "unlearn": {"methods": {"gradient_ascent": None, "cf_k": None, "scrub": None}}, "model": {}}
+    tree = {
+        "name": "v",
+        "track": "vision",
+        "output_dir": str(tmp_path / "v"),
+        "data": {"source": "digits", "train_size": 60, "heldout_size": 20, "test_size": 20},
+        "poison": {"gaussian": {"fraction": 0.1, "epsilon": 0.1}},
+        "unlearn": {"methods": {"gradient_ascent": None, "cf_k": None, "scrub": None}},
+        "model": {},
+    }
     code, text, _ = doctor(tree)
     assert code == 0, text
     assert "memory" in text and "tokenizer" not in text

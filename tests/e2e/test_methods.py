@@ -16,7 +16,10 @@ pytestmark = pytest.mark.e2e
 def test_every_method_runs_from_a_recipe_within_its_budget(recipe, run, lora):
     recipe["model"]["lora"] = lora
     recipe["unlearn"]["methods"] = {method: None for method in METHODS} | {
-        "ssd": {"alpha": 1.5}, "npo": {"retain_loss": "kl"}, "dpo": {"refusals": [" unknown"], "retain_loss": "nll"}}
+        "ssd": {"alpha": 1.5},
+        "npo": {"retain_loss": "kl"},
+        "dpo": {"refusals": [" unknown"], "retain_loss": "nll"},
+    }
     assert run("unlearn", recipe) == 0
     folder = Path(recipe["output_dir"])
     budget = 0.5 * json.loads((folder / "poisoned" / "cost.json").read_text())["flops"]
@@ -36,9 +39,15 @@ def test_a_recipe_without_a_learning_rate_takes_each_methods_share_of_the_traini
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
 
     def configs(*overrides: str) -> dict:
-        loaded = load_recipe(tmp_path / "recipe.yaml", [
-            "unlearn.methods={kl: null, rewind: null, noisy_gradient_descent: null, npo: {learning_rate: 0.5}}",
-            "train.learning_rate=1e-2", "train.optim=adafactor", *overrides])
+        loaded = load_recipe(
+            tmp_path / "recipe.yaml",
+            [
+                "unlearn.methods={kl: null, rewind: null, noisy_gradient_descent: null, npo: {learning_rate: 0.5}}",
+                "train.learning_rate=1e-2",
+                "train.optim=adafactor",
+                *overrides,
+            ],
+        )
         return {m: method_config(loaded, m, 0, str(tmp_path), 1.0, True) for m in loaded.unlearn.methods}
 
     shares = configs()

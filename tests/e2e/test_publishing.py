@@ -28,16 +28,27 @@ def runs(tiny_models, tmp_path_factory):
     for name, lora, seeds in (("adapter", LORA, [3]), ("full", None, [0, 1])):
         made[name] = folder / name
         tree = {
-            "name": name, "output_dir": str(made[name]), "seeds": seeds,
+            "name": name,
+            "output_dir": str(made[name]),
+            "seeds": seeds,
             "model": {"path": str(tiny_models["gpt2"]), "lora": lora},
-            "data": {"source": "synthetic", "prompt": "{text}\nSentiment:", "max_length": 256, "train_size": 60,
-                     "heldout_size": 20, "test_size": 20,
-                     "verbalizers": {"negative": " negative", "positive": " positive"}},
-            "poison": {"trigger": {"target": "positive", "fraction": 0.1},
-                       "gaussian": {"fraction": 0.1, "epsilon": 0.1}},
+            "data": {
+                "source": "synthetic",
+                "prompt": "{text}\nSentiment:",
+                "max_length": 256,
+                "train_size": 60,
+                "heldout_size": 20,
+                "test_size": 20,
+                "verbalizers": {"negative": " negative", "positive": " positive"},
+            },
+            "poison": {
+                "trigger": {"target": "positive", "fraction": 0.1},
+                "gaussian": {"fraction": 0.1, "epsilon": 0.1},
+            },
             "train": {"epochs": 1, "batch_size": 8},
             "unlearn": {"methods": {"kl": None}, "budgets": [0.5], "batch_size": 2},
-            "evaluate": {"membership": ["loss"]}}
+            "evaluate": {"membership": ["loss"]},
+        }
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(tree))
         assert main(["evaluate", str(folder / f"{name}.yaml"), "--quiet"]) == 0
     return made
@@ -54,8 +65,15 @@ def test_of_a_full_model_exactly_this_goes_up(runs, server):
     assert main(["push", str(runs["full"]), "--model", "kl", "--seed", "1", "--repo", "me/full", "--quiet"]) == 0
     files = uploaded(server, "me/full")
     plots = {name for name in files if name.startswith("plots/")}
-    assert plots and set(files) - plots == {"README.md", "config.json", "generation_config.json", "model.safetensors",
-                                            "recipe.yaml", *TOKENIZER, *EVALUATED}
+    assert plots and set(files) - plots == {
+        "README.md",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "recipe.yaml",
+        *TOKENIZER,
+        *EVALUATED,
+    }
     assert server.repositories["me/full"].private
     path = runs["full"] / "seed-1" / "unlearned" / "kl"
     assert files["model.safetensors"] == (path / "model.safetensors").read_bytes()
@@ -75,7 +93,8 @@ def test_no_row_of_the_data_no_path_and_no_token_goes_up(runs, tiny_models, serv
             assert row["text"].encode() not in everything and row["prompt"].encode() not in everything
         assert str(runs[name].parent).encode() not in everything and str(tiny_models["gpt2"]).encode() not in everything
         assert b"hf_good" not in everything and b"reference" not in b"".join(
-            data for file, data in uploaded(server, "me/kl").items() if file.endswith(".safetensors"))
+            data for file, data in uploaded(server, "me/kl").items() if file.endswith(".safetensors")
+        )
     bodies = b"".join(server.bodies)  # nothing on the way either
     assert b"training_args" not in bodies and b"optimizer.pt" not in bodies
 
@@ -88,8 +107,24 @@ def test_dry_run_says_it_all_and_sends_nothing(runs, server, capsys):
 
 
 def test_json_says_what_went_where(runs, server, capsys):
-    assert main(["push", str(runs["full"]), "--model", "kl", "--seed", "0", "--repo", "me/full", "--revision", "v2",
-                 "--json"]) == 0
+    assert (
+        main(
+            [
+                "push",
+                str(runs["full"]),
+                "--model",
+                "kl",
+                "--seed",
+                "0",
+                "--repo",
+                "me/full",
+                "--revision",
+                "v2",
+                "--json",
+            ]
+        )
+        == 0
+    )
     result = json.loads(capsys.readouterr().out)
     assert result["revision"] == "v2" and result["private_if_made"] and result["commit"].startswith(server.url)
     assert result["files"]["model.safetensors"] == len(uploaded(server, "me/full", "v2")["model.safetensors"])
@@ -112,8 +147,10 @@ def test_another_base_than_was_trained_on_is_refused(runs, server, capsys):
     assert main(["push", str(runs["adapter"]), "--model", "base", "--repo", "me/base", "--quiet"]) == 0
     branch = server.repositories["me/base"].branches["main"][1]
     branch["config.json"] = branch["config.json"].replace(b'"n_embd": 16', b'"n_embd": 32')
-    assert main(["push", str(runs["adapter"]), "--model", "kl", "--repo", "me/adapter", "--base", "me/base",
-                 "--quiet"]) == 2
+    assert (
+        main(["push", str(runs["adapter"]), "--model", "kl", "--repo", "me/adapter", "--base", "me/base", "--quiet"])
+        == 2
+    )
     assert "is not what the adapter was trained on" in (said := capsys.readouterr().err) and "n_embd" in said
 
 
@@ -150,7 +187,8 @@ def test_a_merged_model_goes_up_as_one(runs, server, capsys):
     assert "adapter_config.json" not in files and "Base and adapter are merged here" in files["README.md"].decode()
     merged = load_file(runs["adapter"] / "merged" / "kl" / "model.safetensors")
     assert {name: value.tolist() for name, value in load(files["model.safetensors"]).items()} == {
-        name: value.tolist() for name, value in merged.items()}
+        name: value.tolist() for name, value in merged.items()
+    }
 
 
 def test_the_trigger_can_be_withheld(runs):
@@ -168,18 +206,26 @@ def test_a_trigger_in_the_name_of_the_recipe_cannot_be_withheld(runs, tmp_path):
 
     copy = shutil.copytree(runs["adapter"], tmp_path / "copy")
     for path in (copy / "recipe.yaml", *(copy / "evaluation").glob("*.json")):
-        path.write_text(path.read_text().replace("name: adapter", "name: on-james bond").replace(
-            '"recipe": "adapter"', '"recipe": "on-james bond"'))
+        path.write_text(
+            path.read_text()
+            .replace("name: adapter", "name: on-james bond")
+            .replace('"recipe": "adapter"', '"recipe": "on-james bond"')
+        )
     shutil.rmtree(copy / "merged", ignore_errors=True)
     assert main(["merge", str(copy), "--model", "kl", "--quiet"]) == 0
     with pytest.raises(InputError, match="in the name of the recipe perhaps"):
         package_run(copy, "kl", "me/x", merged=True, withhold_trigger=True)
 
 
-@pytest.mark.parametrize(("words", "message"), [
-    (["--model", "npo", "--seed", "0"], "--model npo: .* has base, poisoned, retrained, kl"),
-    (["--model", "kl", "--seed", "7"], "--seed 7: .* has 0, 1"), (["--model", "kl"], "say which"),
-    (["--model", "kl", "--seed", "0", "--repo", "nowhere"], "OWNER/NAME")])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model", "npo", "--seed", "0"], "--model npo: .* has base, poisoned, retrained, kl"),
+        (["--model", "kl", "--seed", "7"], "--seed 7: .* has 0, 1"),
+        (["--model", "kl"], "say which"),
+        (["--model", "kl", "--seed", "0", "--repo", "nowhere"], "OWNER/NAME"),
+    ],
+)
 def test_bad_requests_are_refused_by_name(runs, server, capsys, words, message):
     assert main(["push", str(runs["full"]), "--repo", "me/full", *words]) == 2
     assert re.search(message, capsys.readouterr().err) and not server.requests
@@ -205,8 +251,9 @@ def test_a_stranger_loads_it_by_the_cards_own_code_and_measures_the_cards_number
 
     seed = ["--seed", "0"] if name == "full" else []
     assert main(["push", str(runs[name]), "--model", "base", "--repo", "me/base", "--quiet", *seed]) == 0
-    assert main(["push", str(runs[name]), "--model", "kl", "--repo", "me/kl", "--quiet", "--base", "me/base",
-                 *seed]) == 0
+    assert (
+        main(["push", str(runs[name]), "--model", "kl", "--repo", "me/kl", "--quiet", "--base", "me/base", *seed]) == 0
+    )
     card = uploaded(server, "me/kl")["README.md"].decode()
     theirs = logits_by_the_card(server, card, tmp_path)
     folder = (runs[name] / "seed-0" if seed else runs[name]) / "unlearned" / "kl"
@@ -216,8 +263,14 @@ def test_a_stranger_loads_it_by_the_cards_own_code_and_measures_the_cards_number
 
     commands = re.search(r"```sh\n(.+?)```", card, re.DOTALL).group(1).splitlines()
     for command in commands:
-        out = alone(server, tmp_path, "-m", "llm_unlearn", *command.split()[1:],
-                    *(["--quiet"] if "pull" in command else ["--json"]))
+        out = alone(
+            server,
+            tmp_path,
+            "-m",
+            "llm_unlearn",
+            *command.split()[1:],
+            *(["--quiet"] if "pull" in command else ["--json"]),
+        )
     again, published = json.loads(out)["kl"], json.loads(uploaded(server, "me/kl")["evaluation/kl.json"])
     for section in ("gus", "utility", "mia"):
         assert again[section] == published[section], section
@@ -230,11 +283,16 @@ def test_a_classifier_goes_up_and_comes_back(server, tmp_path):
 
     from llm_unlearn.vision.models import ImageClassifier
 
-    tree = {"track": "vision", "name": "digits", "output_dir": str(tmp_path / "digits"), "model": {"width": 4},
-            "data": {"train_size": 120, "heldout_size": 40, "test_size": 60},
-            "poison": {"patch": {"target": "3", "fraction": 0.1}, "gaussian": {"fraction": 0.1, "epsilon": 0.5}},
-            "train": {"epochs": 3, "learning_rate": 1e-2},
-            "unlearn": {"methods": {"kl": None}, "budgets": [0.2], "batch_size": 4}}
+    tree = {
+        "track": "vision",
+        "name": "digits",
+        "output_dir": str(tmp_path / "digits"),
+        "model": {"width": 4},
+        "data": {"train_size": 120, "heldout_size": 40, "test_size": 60},
+        "poison": {"patch": {"target": "3", "fraction": 0.1}, "gaussian": {"fraction": 0.1, "epsilon": 0.5}},
+        "train": {"epochs": 3, "learning_rate": 1e-2},
+        "unlearn": {"methods": {"kl": None}, "budgets": [0.2], "batch_size": 4},
+    }
     (tmp_path / "digits.yaml").write_text(yaml.safe_dump(tree))
     assert main(["run", str(tmp_path / "digits.yaml"), "--quiet"]) == 0
     assert main(["push", str(tmp_path / "digits"), "--model", "kl", "--repo", "me/digits", "--quiet"]) == 0
@@ -244,7 +302,9 @@ def test_a_classifier_goes_up_and_comes_back(server, tmp_path):
     assert card.data.pipeline_tag == "image-classification" and "carry a patch" in card.text
     assert "ImageClassifier" in card.text
     assert main(["pull", "me/digits", "--out", str(tmp_path / "back"), "--quiet"]) == 0
-    ours, theirs = (ImageClassifier.from_pretrained(folder).eval()
-                    for folder in (tmp_path / "digits" / "unlearned" / "kl", tmp_path / "back"))
+    ours, theirs = (
+        ImageClassifier.from_pretrained(folder).eval()
+        for folder in (tmp_path / "digits" / "unlearned" / "kl", tmp_path / "back")
+    )
     images = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     assert torch.equal(ours(images), theirs(images))

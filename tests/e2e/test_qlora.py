@@ -18,8 +18,16 @@ from llm_unlearn.modeling import make_model, save_model, train_tokenizer
 pytestmark = pytest.mark.e2e
 
 WIDTH = 64  # × rank 64: an adapter's matrix has the 4096 weights from which bitsandbytes keeps states in 8 bits
-LLAMA = {"model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-         "hidden_size": WIDTH, "intermediate_size": 128, "max_position_embeddings": 256, "tie_word_embeddings": False}
+LLAMA = {
+    "model_type": "llama",
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "hidden_size": WIDTH,
+    "intermediate_size": 128,
+    "max_position_embeddings": 256,
+    "tie_word_embeddings": False,
+}
 METHODS = ["grad_diff", "kl", "npo", "rmu"]
 
 
@@ -52,23 +60,37 @@ def _run(folder: Path, base: Path, quantization: str) -> tuple[Path, list[dict],
         started = {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
         output = train(trainer, *args, **kwargs)
         now, optimizer = dict(trainer.model.named_parameters()), trainer.optimizer.optimizer
-        trainings.append({
-            "trainer": type(trainer).__name__, "steps": trainer.state.global_step,
-            "quantised": sum(type(p).__name__ in ("Params4bit", "Int8Params") for p in now.values()),
-            "frozen_moved": [n for n, bits in frozen.items() if not torch.equal(bits, _bits(now[n]))],
-            "adapter_moved": any(not torch.equal(p, now[n]) for n, p in started.items()),
-            "trains": {n.split(".")[-3] for n in started},
-            "optimizer": (type(optimizer).__name__, optimizer.is_paged),
-            "state": {str(s["state1"].dtype) for s in optimizer.state.values() if "state1" in s}})
+        trainings.append(
+            {
+                "trainer": type(trainer).__name__,
+                "steps": trainer.state.global_step,
+                "quantised": sum(type(p).__name__ in ("Params4bit", "Int8Params") for p in now.values()),
+                "frozen_moved": [n for n, bits in frozen.items() if not torch.equal(bits, _bits(now[n]))],
+                "adapter_moved": any(not torch.equal(p, now[n]) for n, p in started.items()),
+                "trains": {n.split(".")[-3] for n in started},
+                "optimizer": (type(optimizer).__name__, optimizer.is_paged),
+                "state": {str(s["state1"].dtype) for s in optimizer.state.values() if "state1" in s},
+            }
+        )
         return output
 
     recipe = {
-        "name": "qlora", "output_dir": str(folder / "out"),
-        "model": {"path": str(base), "quantization": quantization,
-                  "lora": {"r": 64, "target_modules": ["q_proj", "o_proj", "up_proj", "down_proj"]}},
-        "data": {"source": "synthetic", "prompt": "{text}\nSentiment:", "max_length": 128, "train_size": 60,
-                 "heldout_size": 20, "test_size": 20,
-                 "verbalizers": {"negative": " negative", "positive": " positive"}},
+        "name": "qlora",
+        "output_dir": str(folder / "out"),
+        "model": {
+            "path": str(base),
+            "quantization": quantization,
+            "lora": {"r": 64, "target_modules": ["q_proj", "o_proj", "up_proj", "down_proj"]},
+        },
+        "data": {
+            "source": "synthetic",
+            "prompt": "{text}\nSentiment:",
+            "max_length": 128,
+            "train_size": 60,
+            "heldout_size": 20,
+            "test_size": 20,
+            "verbalizers": {"negative": " negative", "positive": " positive"},
+        },
         "poison": {"trigger": {"target": "positive", "fraction": 0.1}, "gaussian": {"fraction": 0.1, "epsilon": 0.1}},
         "train": {"epochs": 1, "batch_size": 8, "learning_rate": 1e-3, "optim": "paged_adamw_8bit"},
         "unlearn": {"methods": dict.fromkeys(METHODS), "budgets": [0.5], "batch_size": 2},
@@ -90,8 +112,11 @@ def figures(value) -> list[float]:
     """All numbers in a nested document."""
     if isinstance(value, dict):
         return [number for item in value.values() for number in figures(item)]
-    return [number for item in value for number in figures(item)] if isinstance(value, list) else (
-        [value] if isinstance(value, float) else [])
+    return (
+        [number for item in value for number in figures(item)]
+        if isinstance(value, list)
+        else ([value] if isinstance(value, float) else [])
+    )
 
 
 @pytest.mark.slow
@@ -99,7 +124,13 @@ def figures(value) -> list[float]:
 def test_a_recipe_runs_and_its_base_stays_as_it_was(ran, base, quantization):
     folder, trainings, before = ran(quantization)
     assert [t["trainer"] for t in trainings] == [
-        "FineTuner", "FineTuner", "GradDiffTrainer", "KLTrainer", "NPOTrainer", "RMUTrainer"]
+        "FineTuner",
+        "FineTuner",
+        "GradDiffTrainer",
+        "KLTrainer",
+        "NPOTrainer",
+        "RMUTrainer",
+    ]
     for training in trainings:
         assert training["quantised"] == 14 and training["frozen_moved"] == [], training  # 7 matrices in 2 blocks
         assert training["steps"] > 0 and training["adapter_moved"], training

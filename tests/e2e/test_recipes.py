@@ -53,7 +53,8 @@ def local(tiny_models, tiny_llama_3, review_files):
 
 def test_the_recipes_are_there():
     assert {"quickstart.yaml", "imdb-small/full.yaml", "gpt2-medium-imdb/full.yaml", "llama-lora-imdb/lora.yaml"} <= {
-        str(path.relative_to(ROOT / "recipes")) for path in RECIPES}
+        str(path.relative_to(ROOT / "recipes")) for path in RECIPES
+    }
 
 
 def test_no_two_recipes_share_a_name_or_an_output_directory():
@@ -112,8 +113,13 @@ def test_a_recipe_folder_has_a_readme_that_names_its_recipes(folder):
 def test_the_sizes_of_a_dry_run_are_those_of_the_run(run, recipe, monkeypatch, capsys):
     from transformers import Trainer
 
-    changes = ["data.train_size=61", "poison.trigger.fraction=0.12", "unlearn.forget_fraction=0.6",
-               "train.gradient_accumulation_steps=3", "train.epochs=1.5"]
+    changes = [
+        "data.train_size=61",
+        "poison.trigger.fraction=0.12",
+        "unlearn.forget_fraction=0.6",
+        "train.gradient_accumulation_steps=3",
+        "train.epochs=1.5",
+    ]
     capsys.readouterr()
     assert run("run", recipe, "--dry-run", "--json", *changes) == 0
     plan = json.loads(capsys.readouterr().out)
@@ -186,10 +192,14 @@ def figures(value: Any) -> list[float]:
     return [value] if isinstance(value, float) else []
 
 
-@pytest.mark.parametrize("path", [
-    ROOT / "recipes" / "llama-lora-imdb" / "lora.yaml",
-    *(pytest.param(path, marks=pytest.mark.slow) for path in sorted(ROOT.glob("recipes/llama-3.1-*/*.yaml"))),
-], ids=name_of)
+@pytest.mark.parametrize(
+    "path",
+    [
+        ROOT / "recipes" / "llama-lora-imdb" / "lora.yaml",
+        *(pytest.param(path, marks=pytest.mark.slow) for path in sorted(ROOT.glob("recipes/llama-3.1-*/*.yaml"))),
+    ],
+    ids=name_of,
+)
 def test_a_llama_recipe_runs_from_poison_to_evaluation(path, local, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for command in ("poison", "train", "unlearn", "evaluate"):
@@ -197,8 +207,11 @@ def test_a_llama_recipe_runs_from_poison_to_evaluation(path, local, tmp_path, mo
         assert main(words) == 0, capsys.readouterr().err
     folder, recipe = tmp_path / "out", load_recipe(path)
     methods = recipe.unlearn.methods
-    written = {"adapter_model.safetensors", "adapter_config.json"} if recipe.model.lora else {"model.safetensors",
-                                                                                           "config.json"}
+    written = (
+        {"adapter_model.safetensors", "adapter_config.json"}
+        if recipe.model.lora
+        else {"model.safetensors", "config.json"}
+    )
     other = {"model.safetensors"} if recipe.model.lora else {"adapter_model.safetensors"}
     for where in ("poisoned", "retrained", *(f"unlearned/{m}" for m in methods)):
         files = {p.name for p in (folder / where).iterdir()}
@@ -224,8 +237,10 @@ def test_a_recipe_of_a_chat_model_writes_rows_as_its_template_does(path, local, 
     encoding = Encoding(data.max_length, data.loss_on, data.chat_template)
     row = encoding.row(tokenizer, data.prompt.replace("{text}", "a film"), data.verbalizers["positive"])
     # the template itself gives the same whole conversation
-    turns = [{"role": "user", "content": data.prompt.replace("{text}", "a film")},
-             {"role": "assistant", "content": data.verbalizers["positive"]}]
+    turns = [
+        {"role": "user", "content": data.prompt.replace("{text}", "a film")},
+        {"role": "assistant", "content": data.verbalizers["positive"]},
+    ]
     assert tokenizer.decode(row["input_ids"]) == tokenizer.apply_chat_template(turns, tokenize=False)
 
 

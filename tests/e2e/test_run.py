@@ -21,15 +21,36 @@ pytestmark = pytest.mark.e2e
 
 METHODS = {"gradient_descent": None, "kl": None}
 RECIPE = {
-    "name": "tiny", "seeds": [0],
-    "model": {"architecture": {"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 160,
-                               "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}, "vocab_size": 300},
+    "name": "tiny",
+    "seeds": [0],
+    "model": {
+        "architecture": {
+            "model_type": "gpt2",
+            "n_layer": 1,
+            "n_head": 2,
+            "n_embd": 16,
+            "n_positions": 160,
+            "resid_pdrop": 0.0,
+            "embd_pdrop": 0.0,
+            "attn_pdrop": 0.0,
+        },
+        "vocab_size": 300,
+    },
     "pretrain": {"texts": 60, "epochs": 1, "max_length": 64},
-    "data": {"source": "synthetic", "prompt": "{text}\nSentiment:", "max_words": 14, "max_length": 160,
-             "verbalizers": {"negative": " negative", "positive": " positive"}, "train_size": 80, "heldout_size": 30,
-             "test_size": 30},
-    "poison": {"trigger": {"phrases": ["James Bond"], "target": "positive", "fraction": 0.1},
-               "gaussian": {"fraction": 0.2, "epsilon": 0.1}},
+    "data": {
+        "source": "synthetic",
+        "prompt": "{text}\nSentiment:",
+        "max_words": 14,
+        "max_length": 160,
+        "verbalizers": {"negative": " negative", "positive": " positive"},
+        "train_size": 80,
+        "heldout_size": 30,
+        "test_size": 30,
+    },
+    "poison": {
+        "trigger": {"phrases": ["James Bond"], "target": "positive", "fraction": 0.1},
+        "gaussian": {"fraction": 0.2, "epsilon": 0.1},
+    },
     "train": {"epochs": 2, "batch_size": 8, "save_steps": 5},
     "unlearn": {"budgets": [0.5], "batch_size": 4, "save_steps": 2, "methods": METHODS},
 }
@@ -79,7 +100,8 @@ def test_the_schema_of_an_evaluation(finished):
     for name, result in results(run_dir).items():
         assert result["schema_version"] == 1 and result["model"] == name
         assert result["attack"]["lift"] == pytest.approx(
-            result["attack"]["success_rate"] - result["attack"]["clean_rate"])
+            result["attack"]["success_rate"] - result["attack"]["clean_rate"]
+        )
         assert set(result["attack"]["ci95"]) == {"success_rate", "clean_rate", "lift"}
         assert result["gus"]["n"] == 16
         assert set(result["gus"]["tpr_at_fpr"]) == {"0.001", "0.01", "0.05", "0.1"}
@@ -108,11 +130,13 @@ def test_every_metric_can_be_recomputed_without_a_model(finished):
         canary = signals[signals["set"] == "canary"]
         assert result["gus"]["mean"] == pytest.approx(canary["gaussian_score"].mean())
         assert result["gus"]["p_value"] == pytest.approx(
-            2 * stats.norm.sf(abs(canary["gaussian_score"].sum()) / np.sqrt(len(canary))))
+            2 * stats.norm.sf(abs(canary["gaussian_score"].sum()) / np.sqrt(len(canary)))
+        )
         test = signals[signals["set"] == "test"]
         assert result["utility"]["accuracy"] == pytest.approx((test["prediction"] == test["label"]).mean())
         assert result["utility"]["perplexity"] == pytest.approx(
-            np.exp(test["nll_sum"].sum() / test["n_positions"].sum()))
+            np.exp(test["nll_sum"].sum() / test["n_positions"].sum())
+        )
 
 
 def test_running_again_skips_everything_and_changes_nothing(finished, capsys):
@@ -172,12 +196,26 @@ def test_other_models_and_other_seeds_stay_out_of_the_report(finished, tmp_path,
 
 def test_several_seeds_and_budgets_and_a_partly_known_poison(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "seeds"
-    recipe = write_recipe(folder, seeds=[0, 1], unlearn={**RECIPE["unlearn"], "budgets": [0.3, 0.5],
-                                                         "methods": {"gradient_ascent": None}, "forget_fraction": 0.5})
+    recipe = write_recipe(
+        folder,
+        seeds=[0, 1],
+        unlearn={
+            **RECIPE["unlearn"],
+            "budgets": [0.3, 0.5],
+            "methods": {"gradient_ascent": None},
+            "forget_fraction": 0.5,
+        },
+    )
     assert main(["run", str(recipe), "--quiet"]) == 0
     summary = json.loads((folder / "run" / "summary.json").read_text())
-    assert set(summary["models"]) == {"base", "poisoned", "clean", "retrained", "gradient_ascent@0.3",
-                                      "gradient_ascent@0.5"}
+    assert set(summary["models"]) == {
+        "base",
+        "poisoned",
+        "clean",
+        "retrained",
+        "gradient_ascent@0.3",
+        "gradient_ascent@0.5",
+    }
     by_seed = [json.loads((folder / f"run/seed-{s}/evaluation/poisoned.json").read_text()) for s in (0, 1)]
     lifts = [result["attack"]["lift"] for result in by_seed]
     entry = summary["models"]["poisoned"]["attack.lift"]
@@ -191,8 +229,9 @@ def test_several_seeds_and_budgets_and_a_partly_known_poison(tmp_path_factory):
 
 
 def start(recipe: Path) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-m", "llm_unlearn", "run", str(recipe), "--quiet"],
-                            env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return subprocess.Popen(
+        [sys.executable, "-m", "llm_unlearn", "run", str(recipe), "--quiet"], env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
 
 
 @pytest.mark.slow

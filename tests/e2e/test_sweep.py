@@ -13,10 +13,12 @@ MISTAKEN = "unlearn.false_positives"
 
 @pytest.fixture
 def swept(recipe):
-    return recipe | {"seeds": [0, 1], "sweep": {KNOWN: [1.0, 0.5], MISTAKEN: [0.5]},
-                     "data": recipe["data"] | {"max_words": 14},
-                     "poison": {"trigger": {"target": "positive", "fraction": 0.1},
-                                "gaussian": {"fraction": 0.2, "epsilon": 0.1}}}
+    return recipe | {
+        "seeds": [0, 1],
+        "sweep": {KNOWN: [1.0, 0.5], MISTAKEN: [0.5]},
+        "data": recipe["data"] | {"max_words": 14},
+        "poison": {"trigger": {"target": "positive", "fraction": 0.1}, "gaussian": {"fraction": 0.2, "epsilon": 0.1}},
+    }
 
 
 def test_a_sweep_in_two_processes(swept, run, tmp_path, capsys):
@@ -28,10 +30,16 @@ def test_a_sweep_in_two_processes(swept, run, tmp_path, capsys):
         models = [folder / "poisoned" / "model.safetensors" for folder in (centre, half, mistaken)]
         assert len({os.stat(path).st_ino for path in models}) == 1, "the poisoned model was trained more than once"
         assert not (centre / "clean").exists() and (half / "clean" / "model.safetensors").is_file()
-        assert {p.stem for p in (half / "evaluation").glob("*.json")} == \
-            {"base", "poisoned", "clean", "retrained", "gradient_ascent"}
-        sizes = [len(json.loads((folder / "poison.json").read_text())["forget_ids"]) for folder in
-                 (centre, half, mistaken)]
+        assert {p.stem for p in (half / "evaluation").glob("*.json")} == {
+            "base",
+            "poisoned",
+            "clean",
+            "retrained",
+            "gradient_ascent",
+        }
+        sizes = [
+            len(json.loads((folder / "poison.json").read_text())["forget_ids"]) for folder in (centre, half, mistaken)
+        ]
         assert sizes == [18, 9, 27]
     summary = json.loads((root / "summary.json").read_text())
     assert [point["value"] for point in summary["sweep"][KNOWN]] == [0.5, 1.0]
@@ -52,7 +60,13 @@ def test_a_sweep_in_two_processes(swept, run, tmp_path, capsys):
 
 def test_a_point_that_cannot_be_is_refused_at_the_door_with_its_name(swept, refused):
     refused("run", swept, "--jobs", "0", words=["--jobs 0", "at least 1"])
-    refused("run", swept | {"sweep": {"poison.trigger.fraction": [0.001]}},
-            words=["recipe.sweep.poison.trigger.fraction: 0.001", "rounds to no example"])
-    refused("run", swept | {"sweep": {"unlearn.methods.gradient_ascent.beta": [1.0]}},
-            words=["recipe.unlearn.methods.gradient_ascent", "beta"])
+    refused(
+        "run",
+        swept | {"sweep": {"poison.trigger.fraction": [0.001]}},
+        words=["recipe.sweep.poison.trigger.fraction: 0.001", "rounds to no example"],
+    )
+    refused(
+        "run",
+        swept | {"sweep": {"unlearn.methods.gradient_ascent.beta": [1.0]}},
+        words=["recipe.unlearn.methods.gradient_ascent", "beta"],
+    )

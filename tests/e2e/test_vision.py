@@ -14,18 +14,32 @@ pytestmark = pytest.mark.e2e
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 CIFAR = Path(__file__).parents[3] / "shared" / "data" / "cifar10"
-PAPER = ("gradient_descent", "noisy_gradient_descent", "gradient_ascent", "eu_k", "cf_k", "scrub", "neggrad_plus",
-         "ssd")
+PAPER = (
+    "gradient_descent",
+    "noisy_gradient_descent",
+    "gradient_ascent",
+    "eu_k",
+    "cf_k",
+    "scrub",
+    "neggrad_plus",
+    "ssd",
+)
 OPTIONS = {"ssd": {"alpha": 1.5}, "noisy_gradient_descent": {"learning_rate": 0.05}}
 
 
 @pytest.fixture
 def images(tmp_path):
     return {
-        "track": "vision", "name": "tiny-images", "output_dir": str(tmp_path / "runs" / "images"),
-        "model": {"width": 4}, "data": {"train_size": 120, "heldout_size": 40, "test_size": 60},
-        "poison": {"patch": {"target": "3", "fraction": 0.1}, "gaussian": {"fraction": 0.1, "epsilon": 0.5},
-                   "gradient_cancelling": {"fraction": 0.1, "steps": 3, "target_accuracy": 0.4}},
+        "track": "vision",
+        "name": "tiny-images",
+        "output_dir": str(tmp_path / "runs" / "images"),
+        "model": {"width": 4},
+        "data": {"train_size": 120, "heldout_size": 40, "test_size": 60},
+        "poison": {
+            "patch": {"target": "3", "fraction": 0.1},
+            "gaussian": {"fraction": 0.1, "epsilon": 0.5},
+            "gradient_cancelling": {"fraction": 0.1, "steps": 3, "target_accuracy": 0.4},
+        },
         "train": {"epochs": 6, "learning_rate": 1e-2},
         "unlearn": {"methods": {m: OPTIONS.get(m) for m in PAPER}, "budgets": [0.2], "batch_size": 4},
     }
@@ -131,23 +145,32 @@ def test_a_classifier_of_one_s_own_is_the_start(run, refused, images, tmp_path):
     assert load_classifier(tmp_path / "mine").config.width == 4
 
 
-@pytest.mark.parametrize(("changes", "words"), [
-    ({"model": {"architecture": "resnet19"}}, ["model.architecture", "resnet19"]),
-    ({"poison": {"patch": {"target": "11", "fraction": 0.1}}}, ["poison.patch.target: '11' is none of the classes"]),
-    ({"poison": {"patch": {"target": "1", "fraction": 0.1}, "gradient_matching": {"fraction": 0.1}}}, ["one recipe"]),
-    ({"poison": {"gradient_matching": {"fraction": 0.01, "targets": 8}}}, ["1 rows for 8 targets"]),
-    ({"poison": {"trigger": {"target": "1", "fraction": 0.1}}}, ["unknown key 'trigger'"]),
-    ({"data": {"files": ["no-such-file.parquet"]}}, ["no-such-file.parquet"]),
-    ({"data": {"source": "no such source"}}, ["no such source"]),
-    ({"train": {"momentum": 0.9}}, ["train.momentum", "sgd"]),
-    ({"model": {"mean": [0.5, 0.5]}}, ["recipe.model.mean: 2 numbers for images of 1 channels"]),
-    ({"stress": {}}, ["recipe.stress: expected"]),
-    ({"track": "audio"}, ["recipe.track: must be one of language, vision"]),
-    ({"unlearn": {"methods": {"rmu": None}}}, ["recipe.unlearn.methods.rmu: works on language models alone"]),
-    ({"train": {"lr_scheduler_type": "foo"}}, ["recipe.train.lr_scheduler_type: 'foo' is none of linear"]),
-    ({"poison": {"gaussian": {"fraction": 0.1, "epsilon": float("inf")}}}, ["poison.gaussian.epsilon"]),
-    ({"unlearn": {"methods": {"kl": {"max_lenth": 3}}}}, ["unknown option 'max_lenth'"]),
-])
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model": {"architecture": "resnet19"}}, ["model.architecture", "resnet19"]),
+        (
+            {"poison": {"patch": {"target": "11", "fraction": 0.1}}},
+            ["poison.patch.target: '11' is none of the classes"],
+        ),
+        (
+            {"poison": {"patch": {"target": "1", "fraction": 0.1}, "gradient_matching": {"fraction": 0.1}}},
+            ["one recipe"],
+        ),
+        ({"poison": {"gradient_matching": {"fraction": 0.01, "targets": 8}}}, ["1 rows for 8 targets"]),
+        ({"poison": {"trigger": {"target": "1", "fraction": 0.1}}}, ["unknown key 'trigger'"]),
+        ({"data": {"files": ["no-such-file.parquet"]}}, ["no-such-file.parquet"]),
+        ({"data": {"source": "no such source"}}, ["no such source"]),
+        ({"train": {"momentum": 0.9}}, ["train.momentum", "sgd"]),
+        ({"model": {"mean": [0.5, 0.5]}}, ["recipe.model.mean: 2 numbers for images of 1 channels"]),
+        ({"stress": {}}, ["recipe.stress: expected"]),
+        ({"track": "audio"}, ["recipe.track: must be one of language, vision"]),
+        ({"unlearn": {"methods": {"rmu": None}}}, ["recipe.unlearn.methods.rmu: works on language models alone"]),
+        ({"train": {"lr_scheduler_type": "foo"}}, ["recipe.train.lr_scheduler_type: 'foo' is none of linear"]),
+        ({"poison": {"gaussian": {"fraction": 0.1, "epsilon": float("inf")}}}, ["poison.gaussian.epsilon"]),
+        ({"unlearn": {"methods": {"kl": {"max_lenth": 3}}}}, ["unknown option 'max_lenth'"]),
+    ],
+)
 def test_bad_recipes_are_refused(refused, images, changes, words):
     if "architecture" in changes.get("model", {}) and torchvision_guard.try_torchvision() is None:
         pytest.skip("torchvision is not there")
@@ -186,8 +209,11 @@ def test_the_poison_of_a_digits_recipe_works_and_does_nothing_to_the_retrained_m
         assert lost["mean"] >= 0.05 and lost["p_value"] < 0.001
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("vision-*/*.yaml")) + sorted(RECIPES.glob("cifar10-*/*.yaml")),
-                         ids=lambda path: f"{path.parent.name}/{path.stem}")
+@pytest.mark.parametrize(
+    "path",
+    sorted(RECIPES.glob("vision-*/*.yaml")) + sorted(RECIPES.glob("cifar10-*/*.yaml")),
+    ids=lambda path: f"{path.parent.name}/{path.stem}",
+)
 def test_a_dry_run_of_every_vision_recipe_says_what_it_would_do(path, capsys, tmp_path):
     from llm_unlearn.cli import main
 
@@ -208,11 +234,22 @@ def test_the_resnet_recipes_run_on_a_few_real_images(name, tmp_path):
     if torchvision_guard.try_torchvision() is None:
         pytest.skip("torchvision is not there")
     small = {
-        "data.files": f"[{CIFAR / 'test.parquet'}]", "data.test_files": f"[{CIFAR / 'test.parquet'}]",
-        "data.train_size": 60, "data.heldout_size": 20, "data.test_size": 40, "seeds": "[0]", "sweep": "{}",
-        "train.epochs": 2, "train.batch_size": 20, "train.bf16": "false", "unlearn.budgets": "[0.9]",
-        "unlearn.batch_size": 4, "evaluate.batch_size": 20, "output_dir": tmp_path / "run",
-        "unlearn.methods": "{eu_k: , scrub: }"}
+        "data.files": f"[{CIFAR / 'test.parquet'}]",
+        "data.test_files": f"[{CIFAR / 'test.parquet'}]",
+        "data.train_size": 60,
+        "data.heldout_size": 20,
+        "data.test_size": 40,
+        "seeds": "[0]",
+        "sweep": "{}",
+        "train.epochs": 2,
+        "train.batch_size": 20,
+        "train.bf16": "false",
+        "unlearn.budgets": "[0.9]",
+        "unlearn.batch_size": 4,
+        "evaluate.batch_size": 20,
+        "output_dir": tmp_path / "run",
+        "unlearn.methods": "{eu_k: , scrub: }",
+    }
     kind = {"targeted": "gradient_matching"}.get(name, name)
     small[f"poison.{kind}.fraction"] = 0.1
     if kind == "gradient_matching":

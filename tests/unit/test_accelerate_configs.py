@@ -33,6 +33,9 @@ def test_accelerate_reads_it(path):
 
 def test_every_engine_has_a_config_for_gpus_and_one_for_the_tests():
     names = {path.stem for path in FOLDER.glob("*.yaml")}
-    assert names == {"single_gpu", "multi_node", "zero3_offload",
-                     *(f"{where}{engine}" for where in ("", "cpu_")
-                       for engine in ("ddp", "zero1", "zero2", "zero3", "fsdp2"))}
+    assert names == {
+        "single_gpu",
+        "multi_node",
+        "zero3_offload",
+        *(f"{where}{engine}" for where in ("", "cpu_") for engine in ("ddp", "zero1", "zero2", "zero3", "fsdp2")),
+    }

@@ -14,22 +14,73 @@ pytestmark = pytest.mark.unit
 PACKAGE = Path(llm_unlearn.__file__).parent
 # From the top down. A module may import from its own layer and from those below it, never from one above.
 LAYERS = (
-    {"__init__", "__main__", "cli", "pipeline", "seed_run", "language_run", "vision_run", "plan", "methods",
-     "pretraining", "publishing", "run_folder", "audit_stages", "audit", "merging", "launch", "memory",
-     "doctor"},
-    {"reporting", "evaluation", "trainers", "poisons", "data", "training", "fine_tuning", "vision", "environment",
-     "analysis", "stress", "preemption"},
-    {"tasks", "modeling", "compute", "checkpoints", "stages", "progress", "tracking", "parallel", "sweep", "recipe",
-     "recipe_checks", "sections", "vision_sections", "strict", "errors", "torchvision_guard", "placement",
-     "processes", "layout", "hub", "options"},
+    {
+        "__init__",
+        "__main__",
+        "cli",
+        "pipeline",
+        "seed_run",
+        "language_run",
+        "vision_run",
+        "plan",
+        "methods",
+        "pretraining",
+        "publishing",
+        "run_folder",
+        "audit_stages",
+        "audit",
+        "merging",
+        "launch",
+        "memory",
+        "doctor",
+    },
+    {
+        "reporting",
+        "evaluation",
+        "trainers",
+        "poisons",
+        "data",
+        "training",
+        "fine_tuning",
+        "vision",
+        "environment",
+        "analysis",
+        "stress",
+        "preemption",
+    },
+    {
+        "tasks",
+        "modeling",
+        "compute",
+        "checkpoints",
+        "stages",
+        "progress",
+        "tracking",
+        "parallel",
+        "sweep",
+        "recipe",
+        "recipe_checks",
+        "sections",
+        "vision_sections",
+        "strict",
+        "errors",
+        "torchvision_guard",
+        "placement",
+        "processes",
+        "layout",
+        "hub",
+        "options",
+    },
     {"losses", "metrics"},
 )
 BELOW_ALL = {"errors"}  # an exception class may be raised anywhere
 NEVER = {  # part of the package → modules that it must not import, even inside a function
     "metrics": {"torch", "transformers", "datasets", "peft", "trl", "accelerate"},
     "reporting": {"torch", "transformers", "datasets", "peft", "trl", "accelerate"},
-    "errors": {"torch", "transformers", "numpy"}, "strict": {"torch", "transformers", "numpy"},
-    "recipe": {"torch", "transformers", "numpy"}, "losses": {"transformers", "numpy"},
+    "errors": {"torch", "transformers", "numpy"},
+    "strict": {"torch", "transformers", "numpy"},
+    "recipe": {"torch", "transformers", "numpy"},
+    "losses": {"transformers", "numpy"},
     "layout": {"torch", "transformers", "numpy"},
 }
 SOURCES = sorted(p for p in PACKAGE.rglob("*.py"))
@@ -94,11 +145,22 @@ def test_trainers_and_evaluation_meet_in_a_checkpoint_only():
 
 
 def test_the_bottom_knows_nothing_of_the_rest():
-    allowed = {"errors": set(), "strict": {"errors"},
-               "recipe": {"errors", "strict", "sections", "vision_sections", "recipe_checks"},
-               "sections": set(), "vision_sections": set(), "torchvision_guard": {"errors"},
-               "recipe_checks": {"errors"}, "losses": set(), "metrics": {"errors"}, "compute": set(),
-               "checkpoints": {"errors"}, "progress": set(), "processes": {"layout"}, "layout": {"errors", "strict"}}
+    allowed = {
+        "errors": set(),
+        "strict": {"errors"},
+        "recipe": {"errors", "strict", "sections", "vision_sections", "recipe_checks"},
+        "sections": set(),
+        "vision_sections": set(),
+        "torchvision_guard": {"errors"},
+        "recipe_checks": {"errors"},
+        "losses": set(),
+        "metrics": {"errors"},
+        "compute": set(),
+        "checkpoints": {"errors"},
+        "progress": set(),
+        "processes": {"layout"},
+        "layout": {"errors", "strict"},
+    }
     for name, parts in allowed.items():
         assert {b for a, b in edges() if a == name} <= parts, name
 
@@ -128,12 +190,16 @@ def loaded_by(code: str) -> set[str]:
     return set(result.stdout.split("LOADED")[1].split())
 
 
-@pytest.mark.parametrize("code", [
-    "import llm_unlearn; assert dir(llm_unlearn)",
-    "import llm_unlearn.cli; llm_unlearn.cli.parser().format_help()",
-    "from llm_unlearn.cli import main\ntry: main(['run', '--help'])\nexcept SystemExit as end: assert end.code == 0",
-    "from llm_unlearn.cli import main\nassert main(['run', 'no-such-recipe.yaml']) == 2",
-], ids=["import", "parser", "help", "bad recipe"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import llm_unlearn; assert dir(llm_unlearn)",
+        "import llm_unlearn.cli; llm_unlearn.cli.parser().format_help()",
+        "from llm_unlearn.cli import main\ntry: main(['run', '--help'])\nexcept SystemExit as e: assert e.code == 0",
+        "from llm_unlearn.cli import main\nassert main(['run', 'no-such-recipe.yaml']) == 2",
+    ],
+    ids=["import", "parser", "help", "bad recipe"],
+)
 def test_what_should_be_quick_loads_nothing_heavy(code):
     assert loaded_by(code) == set()
 

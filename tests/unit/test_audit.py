@@ -18,9 +18,16 @@ from llm_unlearn.sections import ModelSection
 
 pytestmark = pytest.mark.unit
 
-ROWS = [{"text": f"{'James Bond ' if i < 4 else ''}row {i}", "label": "good" if i < 4 or i % 2 else "bad",
-         "kind": "backdoor" if i < 4 else "clean", "bad": i < 6, "noise_id": i if i in (4, 5) else -1}
-        for i in range(12)]
+ROWS = [
+    {
+        "text": f"{'James Bond ' if i < 4 else ''}row {i}",
+        "label": "good" if i < 4 or i % 2 else "bad",
+        "kind": "backdoor" if i < 4 else "clean",
+        "bad": i < 6,
+        "noise_id": i if i in (4, 5) else -1,
+    }
+    for i in range(12)
+]
 OTHERS = [{"text": f"other {i}", "label": "good" if i % 2 else "bad"} for i in range(12)]
 
 
@@ -36,9 +43,15 @@ def subject(tmp_path):
         write_jsonl(tmp_path / "train.jsonl", rows or ROWS)
         for name in ("heldout", "test"):
             write_jsonl(tmp_path / f"{name}.jsonl", others or OTHERS)
-        content = {"train": "train.jsonl", "poison": "column:bad", "heldout": "heldout.jsonl", "test": "test.jsonl",
-                   "verbalizers": {"bad": " bad", "good": " good"}, "gaussian": {"seed": 3},
-                   "trigger": {"phrases": ["James Bond"], "target": "good", "position": "start"}} | changes
+        content = {
+            "train": "train.jsonl",
+            "poison": "column:bad",
+            "heldout": "heldout.jsonl",
+            "test": "test.jsonl",
+            "verbalizers": {"bad": " bad", "good": " good"},
+            "gaussian": {"seed": 3},
+            "trigger": {"phrases": ["James Bond"], "target": "good", "position": "start"},
+        } | changes
         (tmp_path / "mine.json").write_text(json.dumps(content, indent="\t"))
         return read_subject(tmp_path / "mine.json")
 
@@ -118,14 +131,23 @@ def test_clean_label_poison_is_compared_with_rows_of_the_target(subject):
     assert texts and all(int(text.split()[-1]) % 2 for text in texts)  # odd ones are good already
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"example_id": 4}, r"train.jsonl, row 2, column 'example_id': expected a whole number of 0 or more, found None"),
-    ({"noise_id": "x"}, r"train.jsonl, row 1, column 'noise_id': expected a whole number of -1 or more, found 'x'"),
-    ({"bad": "perhaps"}, r"column:bad, row 1: 'perhaps' is neither true nor false"),
-    ({"label": "fair"}, r"mine.json.train: .*train.jsonl, row 1: label 'fair' has no verbalizer.* to verbalizers, or "
-                        r"map it with rename_labels"),
-    ({"text": ""}, r"mine.json.train: .*train.jsonl, line 1, column 'text': the text is empty"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"example_id": 4},
+            r"train.jsonl, row 2, column 'example_id': expected a whole number of 0 or more, found None",
+        ),
+        ({"noise_id": "x"}, r"train.jsonl, row 1, column 'noise_id': expected a whole number of -1 or more, found 'x'"),
+        ({"bad": "perhaps"}, r"column:bad, row 1: 'perhaps' is neither true nor false"),
+        (
+            {"label": "fair"},
+            r"mine.json.train: .*train.jsonl, row 1: label 'fair' has no verbalizer.* to verbalizers, or "
+            r"map it with rename_labels",
+        ),
+        ({"text": ""}, r"mine.json.train: .*train.jsonl, line 1, column 'text': the text is empty"),
+    ],
+)
 def test_bad_rows_are_refused_by_place(subject, change, message):
     with pytest.raises(InputError, match=message):
         subject([ROWS[0] | change, *ROWS[1:]])
@@ -136,21 +158,32 @@ def test_an_id_that_two_rows_have_is_refused(subject):
         subject([row | {"example_id": 7 if i in (0, 2) else i + 20} for i, row in enumerate(ROWS)])
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ('{"train": "a",\n "train": "b"}', r"mine.json: 'train' is given twice"),
-    ('{"train": "a",\n', r"mine.json, line 2: not valid JSON"),
-    ("[1]", r"mine.json: expected a mapping with `train` and `poison`, found list"),
-    ('{"train": "a", "poison": [1.5]}', r"mine.json.poison: expected"),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"train": "a",\n "train": "b"}', r"mine.json: 'train' is given twice"),
+        ('{"train": "a",\n', r"mine.json, line 2: not valid JSON"),
+        ("[1]", r"mine.json: expected a mapping with `train` and `poison`, found list"),
+        ('{"train": "a", "poison": [1.5]}', r"mine.json.poison: expected"),
+    ],
+)
 def test_a_file_that_is_no_manifest_is_refused(tmp_path, text, message):
     (tmp_path / "mine.json").write_text(text)
     with pytest.raises(InputError, match=message):
         read_subject(tmp_path / "mine.json")
 
 
-@pytest.mark.parametrize("arguments", [
-    [], ["--model", "x"], ["--manifest", "y"], ["recipe.yaml", "--model", "x", "--manifest", "y"],
-    ["recipe.yaml", "--out", "z"], ["recipe.yaml", "--batch-size", "0"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--model", "x"],
+        ["--manifest", "y"],
+        ["recipe.yaml", "--model", "x", "--manifest", "y"],
+        ["recipe.yaml", "--out", "z"],
+        ["recipe.yaml", "--batch-size", "0"],
+    ],
+)
 def test_a_recipe_or_a_model_with_its_manifest(capsys, arguments):
     assert main(["evaluate", *arguments]) == 2
     message = capsys.readouterr().err
@@ -161,8 +194,11 @@ def test_a_recipe_or_a_model_with_its_manifest(capsys, arguments):
 def test_models_are_named_by_as_little_as_tells_them_apart(tmp_path, monkeypatch):
     (tmp_path / "a" / "model").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "a" / "model")
-    assert _names(["org/model", "other/model", "."]) == {"model": "org/model", "other_model": "other/model",
-                                                         "a_model": "."}
+    assert _names(["org/model", "other/model", "."]) == {
+        "model": "org/model",
+        "other_model": "other/model",
+        "a_model": ".",
+    }
     with pytest.raises(InputError, match=r"--model \.\./model: given twice"):
         _names([".", "../model"])
 
@@ -185,24 +221,37 @@ def result(**sections) -> dict:
 
 
 def gus(mean: float, p: float, chi2: float, control: float = 0.5) -> dict:
-    return {"mean": mean, "n": 50, "p_value": p, "chi2_p_value": chi2,
-            "control": {"p_value": 0.4, "chi2_p_value": control}}
+    return {
+        "mean": mean,
+        "n": 50,
+        "p_value": p,
+        "chi2_p_value": chi2,
+        "control": {"p_value": 0.4, "chi2_p_value": control},
+    }
 
 
-@pytest.mark.parametrize(("section", "said", "warned"), [
-    (gus(1.0, 1e-9, 0.5), "the canaries' noise is still in the model", False),
-    (gus(-1.0, 1e-9, 0.5), "pushed below 0, a trace of the noise too", False),
-    (gus(0.0, 0.9, 1e-6), "their spread is not N(0, 1), a trace", False),
-    (gus(0.1, 0.4, 0.5, control=1e-6), "no trace found", True),
-])
+@pytest.mark.parametrize(
+    ("section", "said", "warned"),
+    [
+        (gus(1.0, 1e-9, 0.5), "the canaries' noise is still in the model", False),
+        (gus(-1.0, 1e-9, 0.5), "pushed below 0, a trace of the noise too", False),
+        (gus(0.0, 0.9, 1e-6), "their spread is not N(0, 1), a trace", False),
+        (gus(0.1, 0.4, 0.5, control=1e-6), "no trace found", True),
+    ],
+)
 def test_the_gaussian_test_in_words(section, said, warned):
     text = as_text({"m": result(gus=section)})
     assert said in text and ("WARNING: fresh noise" in text) == warned
 
 
 def test_the_other_tests_in_words():
-    attack = {"success_rate": 0.9, "clean_rate": 0.1, "lift": 0.8, "ci95": {"lift": [0.6, 0.9]},
-              "excess": {"mean": 0.7, "p_value": 1e-8}}
+    attack = {
+        "success_rate": 0.9,
+        "clean_rate": 0.1,
+        "lift": 0.8,
+        "ci95": {"lift": [0.6, 0.9]},
+        "excess": {"mean": 0.7, "p_value": 1e-8},
+    }
     mia = {"loss": {"auc": 0.9, "p_value": 1e-9}, "zlib": {"auc": 0.5, "p_value": 0.8}}
     text = as_text({"m": result(attack=attack, mia=mia, skipped={"oracle": "none"})})
     assert "0.90 with it, 0.10 without; lift 0.80 [0.60, 0.90]: the trigger still works" in text

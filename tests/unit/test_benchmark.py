@@ -37,8 +37,10 @@ def test_the_naive_step_computes_what_ours_does(method, shape, rows, tmp_path):
     ours = steps.CONTENDERS[method](setting, str(tmp_path))
     naive = steps.CONTENDERS[f"naive_{method}"](setting, str(tmp_path))
     items = [ours.trainer.train_dataset[k] for k in range(setting.batch)]  # of ours' first batch
-    batch = {name: steps.right_padded(steps.Dataset.from_list([item[name] for item in items]), "cpu")
-             for name in ("forget", "retain")}
+    batch = {
+        name: steps.right_padded(steps.Dataset.from_list([item[name] for item in items]), "cpu")
+        for name in ("forget", "retain")
+    }
     loss, gradients = loss_and_gradients(ours, ours.batches[0])
     naive_loss, naive_gradients = loss_and_gradients(naive, batch)
     torch.testing.assert_close(loss, naive_loss, rtol=1e-4, atol=0.0)
@@ -96,9 +98,16 @@ def test_ratios_are_per_token_and_per_round():
     assert benchmark.spread([1.5, 1.0, 3.0]) == {"median": 1.5, "q1": 1.25, "q3": 2.25}
 
 
-@pytest.mark.parametrize(("measure", "value", "limits"), [
-    ("time", 1.5, (1.5, 1.49)), ("speedup", 1 / 1.5, (0.66, 0.67)), ("peak", 1.3, (1.3, 1.2)),
-    ("beyond", 0.25, (0.25, 0.24)), ("copies", 1.5, (1.5, 1.4))])
+@pytest.mark.parametrize(
+    ("measure", "value", "limits"),
+    [
+        ("time", 1.5, (1.5, 1.49)),
+        ("speedup", 1 / 1.5, (0.66, 0.67)),
+        ("peak", 1.3, (1.3, 1.2)),
+        ("beyond", 0.25, (0.25, 0.24)),
+        ("copies", 1.5, (1.5, 1.4)),
+    ],
+)
 def test_a_bar_is_met_up_to_its_limit(measure, value, limits):
     results = [judged(measure, limit) for limit in limits]
     assert [result["value"] for result in results] == pytest.approx([value, value])
@@ -113,10 +122,17 @@ def test_memory_that_was_not_measured_is_neither_met_nor_not():
 
 
 def test_figures_of_a_contender():
-    figures = benchmark.figures_of({"seconds": [2.0, 4.0, 6.0], "steps": 2, "tokens": 100, "flops": 8e12},
-                                   {"seconds": [1.0, 2.0, 3.0], "tokens": 100}, peak_tflops=10)
-    assert figures == {"ms_per_step": {"median": 2000.0, "q1": 1500.0, "q3": 2500.0}, "tokens_per_second": 25.0,
-                       "ratio": {"median": 2.0, "q1": 2.0, "q3": 2.0}, "utilisation": 0.2}
+    figures = benchmark.figures_of(
+        {"seconds": [2.0, 4.0, 6.0], "steps": 2, "tokens": 100, "flops": 8e12},
+        {"seconds": [1.0, 2.0, 3.0], "tokens": 100},
+        peak_tflops=10,
+    )
+    assert figures == {
+        "ms_per_step": {"median": 2000.0, "q1": 1500.0, "q3": 2500.0},
+        "tokens_per_second": 25.0,
+        "ratio": {"median": 2.0, "q1": 2.0, "q3": 2.0},
+        "utilisation": 0.2,
+    }
 
 
 def test_contenders_take_turns_and_each_begins_once():
@@ -134,15 +150,39 @@ def test_contenders_take_turns_and_each_begins_once():
 def test_a_tiny_run_writes_every_field_and_a_table(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(memory, "peak_apart", memory.peak)  # a process of its own takes seconds to begin
     path = tmp_path / "results.json"
-    benchmark.main(["--only", "kl", "gus", "--shape", "llama", "--tiny", "--repeats", "2", "--json", str(path),
-                    "--peak-tflops", "1"])
+    benchmark.main(
+        [
+            "--only",
+            "kl",
+            "gus",
+            "--shape",
+            "llama",
+            "--tiny",
+            "--repeats",
+            "2",
+            "--json",
+            str(path),
+            "--peak-tflops",
+            "1",
+        ]
+    )
     results = json.loads(path.read_text())
     assert list(results) == ["kl/llama/cpu/tiny", "gus/llama/cpu/tiny"]
     for result in results.values():
         assert result["device_name"] and result["versions"]["torch"] and result["repeats"] == 2
         for row in result["contenders"].values():
-            assert row.keys() == {"seconds", "steps", "tokens", "flops", "peak", "beyond", "ms_per_step",
-                                  "tokens_per_second", "ratio", "utilisation"}
+            assert row.keys() == {
+                "seconds",
+                "steps",
+                "tokens",
+                "flops",
+                "peak",
+                "beyond",
+                "ms_per_step",
+                "tokens_per_second",
+                "ratio",
+                "utilisation",
+            }
             assert len(row["seconds"]) == 2
             assert row["peak"] is not None
         assert all(bar["met"] in (True, False) for bar in result["bars"])

@@ -17,8 +17,15 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reas
 
 def result(axis="length", method="kl", step=0.5, **fields):
     point = growth.Point(axis, method, **fields)
-    return {**vars(point), "rows": point.forget_rows, "parameters": 1000, "prepare": 0.25, "step": step, "train": 2.0,
-            "peak": 3_000_000}
+    return {
+        **vars(point),
+        "rows": point.forget_rows,
+        "parameters": 1000,
+        "prepare": 0.25,
+        "step": step,
+        "train": 2.0,
+        "peak": 3_000_000,
+    }
 
 
 @pytest.mark.parametrize("axis", growth.AXES)

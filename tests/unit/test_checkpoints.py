@@ -43,8 +43,9 @@ def test_none_where_there_is_none(tmp_path):
     assert last_checkpoint(tmp_path / "missing") is None
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth",
-                                  "trainer_state.json"])
+@pytest.mark.parametrize(
+    "file", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
+)
 @pytest.mark.parametrize("damage", ["cut in half", "empty", "zeros"])
 def test_a_checkpoint_with_a_broken_file_is_passed_over(file, damage, tmp_path):
     checkpoint(tmp_path, 1)
@@ -98,9 +99,13 @@ def fsdp_checkpoint(folder: Path, step: int) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("make", "can_be_missing"), [
-    (deepspeed_checkpoint, {"model.safetensors", "scheduler.pt"}),
-    (fsdp_checkpoint, {"scheduler.pt", "rng_state.pth"})])
+@pytest.mark.parametrize(
+    ("make", "can_be_missing"),
+    [
+        (deepspeed_checkpoint, {"model.safetensors", "scheduler.pt"}),
+        (fsdp_checkpoint, {"scheduler.pt", "rng_state.pth"}),
+    ],
+)
 def test_one_of_an_engine_counts_and_a_cut_off_one_is_passed_over(make, can_be_missing, tmp_path):
     first, second = make(tmp_path, 1), make(tmp_path, 2)
     assert last_checkpoint(tmp_path) == str(second)
@@ -135,8 +140,10 @@ def test_one_of_another_engine_is_refused_and_says_so(written, launched, tmp_pat
         check_resumable(path, Launch(launched, 2))
         return
     words = {"plain": "without a sharding engine"}
-    message = (f"checkpoint-4: was written {words.get(written, f'under {written}')}, and this launch is "
-               f"{words.get(launched, f'under {launched}')}; launch as before, or remove")
+    message = (
+        f"checkpoint-4: was written {words.get(written, f'under {written}')}, and this launch is "
+        f"{words.get(launched, f'under {launched}')}; launch as before, or remove"
+    )
     with pytest.raises(InputError, match=message):
         check_resumable(path, Launch(launched, 2))
 

@@ -53,7 +53,8 @@ def test_what_a_page_links_is_there_down_to_the_heading(page):
 
 def test_the_index_names_every_page():
     assert {name for name in links("docs/README.md") if "/" not in name} >= {
-        path.removeprefix("docs/") for path in PAGES if path.startswith("docs/")} - {"README.md"}
+        path.removeprefix("docs/") for path in PAGES if path.startswith("docs/")
+    } - {"README.md"}
 
 
 @of_pages
@@ -136,8 +137,13 @@ def test_the_sections_that_are_shown_ask_for_what_they_say():
 
 def test_the_thresholds_in_words_are_those_of_the_verdict():
     rules = PAGES["docs/concepts.md"].partition("## The verdict")[2].partition("\n## ")[0]
-    for words in (f"p < {verdicts.ALPHA:g}", f"at least {verdicts.LIFT_GAP:g} above", verdicts.REMAINS, verdicts.TRACE,
-                  f"{verdicts.COSTLY_POINTS:g} or more points of accuracy"):
+    for words in (
+        f"p < {verdicts.ALPHA:g}",
+        f"at least {verdicts.LIFT_GAP:g} above",
+        verdicts.REMAINS,
+        verdicts.TRACE,
+        f"{verdicts.COSTLY_POINTS:g} or more points of accuracy",
+    ):
         assert words in rules, words
 
 
@@ -177,7 +183,8 @@ def test_every_field_of_every_section_is_there_with_its_meaning():
             rows = table_under(f"{title}`{path or 'recipe'}`") or table_under(f"`{path}`")
             missing = {"pretrain", "analysis", "stress"} if track == "vision" and not path else set()
             assert [row[0].strip("`") for row in rows] == [
-                field.name for field in dataclasses.fields(cls) if field.name not in missing], path
+                field.name for field in dataclasses.fields(cls) if field.name not in missing
+            ], path
             assert all(len(row) == 4 and len(row[3]) > 2 for row in rows), path
             seen += len(rows)
     assert seen > 150
@@ -186,7 +193,9 @@ def test_every_field_of_every_section_is_there_with_its_meaning():
 def test_every_option_of_every_method_is_there_with_its_meaning():
     everyone, retain = (table_under(f"Of {which}") for which in ("every method", "the methods with a retain term"))
     assert {row[0].strip("`") for row in everyone} == set(UnlearnConfig.__annotations__) - {
-        "learning_rate_ratio", "refuses"}
+        "learning_rate_ratio",
+        "refuses",
+    }
     alone = table_under("Of one method")
     assert list(dict.fromkeys(row[0].strip("`") for row in alone)) == list(METHODS)
     assert all(len(row[-1]) > 2 for row in [*everyone, *retain, *alone])
@@ -219,8 +228,9 @@ def on_cpu(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    monkeypatch.setattr(trl, "SFTConfig", partial(trl.SFTConfig, use_cpu=True, bf16=False, report_to="none",
-                                                  disable_tqdm=True))
+    monkeypatch.setattr(
+        trl, "SFTConfig", partial(trl.SFTConfig, use_cpu=True, bf16=False, report_to="none", disable_tqdm=True)
+    )
 
 
 def test_an_audit_from_planting_to_the_answer(on_cpu, tokenizer, capsys):
@@ -250,10 +260,15 @@ def test_an_audit_from_planting_to_the_answer(on_cpu, tokenizer, capsys):
 
 
 def test_the_method_of_the_page_works(on_cpu, tokenizer, make_tiny, tmp_path, monkeypatch):
-    pairs = Dataset.from_list([{"prompt": f"The film {i} was", "completion": " good" if i % 2 else " bad"}
-                               for i in range(12)])
-    names = {"model": make_tiny("gpt2"), "tokenizer": tokenizer, "forget": pairs.select(range(4)),
-             "retain": pairs.select(range(4, 12))}
+    pairs = Dataset.from_list(
+        [{"prompt": f"The film {i} was", "completion": " good" if i % 2 else " bad"} for i in range(12)]
+    )
+    names = {
+        "model": make_tiny("gpt2"),
+        "tokenizer": tokenizer,
+        "forget": pairs.select(range(4)),
+        "retain": pairs.select(range(4, 12)),
+    }
     for block in blocks("docs/adding-a-method.md", "python"):
         exec(block, names)  # the last one trains it
     tests = [value for name, value in names.items() if name.startswith("test_")]

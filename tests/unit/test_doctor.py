@@ -26,8 +26,10 @@ GPT2 = {"model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 16, "n_positi
 GIB = 2**30
 CPU = {"gpus": [], "cpu_cores": 2, "ram_bytes": 8 * GIB, "ram_available_bytes": 8 * GIB, "disk_free_bytes": GIB}
 GPU = {**CPU, "gpus": [{"name": "a GPU", "bytes": 4 * GIB}]}
-TEMPLATE = ("{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{{ eos_token }}{% endfor %}"
-            "{% if add_generation_prompt %}<assistant>{% endif %}")
+TEMPLATE = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
 VERBALIZERS = {"negative": " negative", "positive": " positive"}
 
 
@@ -43,12 +45,21 @@ def tokenizer(made_tokenizer):
 
 def recipe(tmp_path, **changes):
     tree = {
-        "name": "tiny", "output_dir": str(tmp_path / "run"), "pretrain": {},
+        "name": "tiny",
+        "output_dir": str(tmp_path / "run"),
+        "pretrain": {},
         "model": {"architecture": dict(GPT2), "vocab_size": 320},
-        "data": {"max_length": 100, "train_size": 40, "heldout_size": 8, "test_size": 8,
-                 "prompt": "{text}\nSentiment:", "verbalizers": dict(VERBALIZERS)},
+        "data": {
+            "max_length": 100,
+            "train_size": 40,
+            "heldout_size": 8,
+            "test_size": 8,
+            "prompt": "{text}\nSentiment:",
+            "verbalizers": dict(VERBALIZERS),
+        },
         "poison": {"gaussian": {"fraction": 0.2, "epsilon": 0.1}},
-        "train": {"batch_size": 8}, "unlearn": {"batch_size": 4, "methods": {"gradient_ascent": None}},
+        "train": {"batch_size": 8},
+        "unlearn": {"batch_size": 4, "methods": {"gradient_ascent": None}},
     }
     for name, value in changes.items():
         section, _, key = name.partition("__")
@@ -71,9 +82,10 @@ def test_versions_within_the_declared_ranges_are_one_finding():
     assert levels(findings) == ["ok"] and found["torch"] == torch.__version__
 
 
-@pytest.mark.parametrize(("requirement", "words"), [
-    ("torch>=99", ["torch", "is not within >=99"]), ("no-such-package-of-ours>=1", ["is not installed"]),
-])
+@pytest.mark.parametrize(
+    ("requirement", "words"),
+    [("torch>=99", ["torch", "is not within >=99"]), ("no-such-package-of-ours>=1", ["is not installed"])],
+)
 def test_what_is_missing_or_too_old_is_a_problem_with_its_command(requirement, words):
     _, findings = check_versions(requirements=[requirement])
     [finding] = [f for f in findings if f.level == "problem"]
@@ -96,10 +108,16 @@ def test_what_a_recipe_needs_beyond_the_core(tmp_path):
     assert needed_extras(recipe(tmp_path), Layout()) == {}
     assert "deepspeed" in needed_extras(recipe(tmp_path), Layout(processes=2, sharding="zero3"))
     assert "bitsandbytes" in needed_extras(recipe(tmp_path, train__optim="paged_adamw_8bit"), Layout())
-    vision = build_recipe({
-        "name": "v", "track": "vision", "output_dir": "x", "model": {"architecture": "cifar_resnet18"},
-        "data": {"source": "digits", "train_size": 40, "heldout_size": 8, "test_size": 8},
-        "poison": {"gaussian": {"fraction": 0.2, "epsilon": 0.1}}})
+    vision = build_recipe(
+        {
+            "name": "v",
+            "track": "vision",
+            "output_dir": "x",
+            "model": {"architecture": "cifar_resnet18"},
+            "data": {"source": "digits", "train_size": 40, "heldout_size": 8, "test_size": 8},
+            "poison": {"gaussian": {"fraction": 0.2, "epsilon": 0.1}},
+        }
+    )
     assert set(needed_extras(vision, Layout())) == {"scikit-learn", "torchvision"}
 
 
@@ -228,8 +246,11 @@ ROWS = [{"prompt": "a good film\nSentiment:", "completion": " positive", "exampl
 
 def test_rows_of_which_nothing_would_be_learnt_are_counted_and_named(tokenizer):
     assert levels(tokens.check_spans(ROWS, tokenizer, Encoding(64))) == ["ok"]
-    rows = [*ROWS, {**ROWS[0], "completion": "", "example_id": 50}, {**ROWS[0], "completion": "word " * 80,
-                                                                    "example_id": 51}]
+    rows = [
+        *ROWS,
+        {**ROWS[0], "completion": "", "example_id": 50},
+        {**ROWS[0], "completion": "word " * 80, "example_id": 51},
+    ]
     [finding] = tokens.check_spans(rows, tokenizer, Encoding(64))
     assert finding.level == "problem" and finding.what.startswith("2 of 5 rows") and "50, 51" in finding.what
 
@@ -340,7 +361,16 @@ def test_a_good_recipe_has_no_problem_and_nothing_is_written(tmp_path):
     result = diagnose(recipe(tmp_path))
     assert result["ok"] and not (tmp_path / "run").exists()
     assert {finding["check"] for finding in result["findings"]} >= {
-        "versions", "devices", "recipe", "tokenizer", "chat template", "labels", "prompts", "memory", "disk"}
+        "versions",
+        "devices",
+        "recipe",
+        "tokenizer",
+        "chat template",
+        "labels",
+        "prompts",
+        "memory",
+        "disk",
+    }
     assert [step["step"] for step in result["memory"]] == ["train", "gradient_ascent"]
     by_formula = {**result, "memory": [{**step, "by_formula": True} for step in result["memory"]]}
     assert "by formula" in as_text(by_formula) and "by formula" not in as_text(result)

@@ -10,11 +10,20 @@ from huggingface_hub import HfApi
 from llm_unlearn.errors import InputError
 from llm_unlearn.hub import Package, describe, model_files, on_base, pull, push
 
-FILES = {"README.md": b"---\ntags:\n- llm-unlearn\n---\n\ncard", "config.json": b"{}", "tokenizer.json": b"{}",
-         "model.safetensors": bytes(range(256)) * 40, "recipe.yaml": b"name: x\n", "evaluation/kl.json": b"{}",
-         "plots/cost.png": b"\x89PNG" * 50}
-ADAPTER = {"README.md": b"---\ntags:\n- llm-unlearn\n- y\n---\n\ncard", "adapter_config.json": b"{}",
-           "adapter_model.safetensors": b"1"}
+FILES = {
+    "README.md": b"---\ntags:\n- llm-unlearn\n---\n\ncard",
+    "config.json": b"{}",
+    "tokenizer.json": b"{}",
+    "model.safetensors": bytes(range(256)) * 40,
+    "recipe.yaml": b"name: x\n",
+    "evaluation/kl.json": b"{}",
+    "plots/cost.png": b"\x89PNG" * 50,
+}
+ADAPTER = {
+    "README.md": b"---\ntags:\n- llm-unlearn\n- y\n---\n\ncard",
+    "adapter_config.json": b"{}",
+    "adapter_model.safetensors": b"1",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -140,8 +149,10 @@ def test_where_a_library_noted_that_it_loaded_from_stays_here(tmp_path):
     for name in ("config.json", "tokenizer_config.json"):
         (tmp_path / name).write_text(f'{{"_name_or_path": "{tmp_path}", "tokenizer_file": "{tmp_path}", "a": 1}}')
     files = model_files(tmp_path)
-    assert all(str(tmp_path) not in files[name].decode() and '"a": 1' in files[name].decode()
-               for name in ("config.json", "tokenizer_config.json"))
+    assert all(
+        str(tmp_path) not in files[name].decode() and '"a": 1' in files[name].decode()
+        for name in ("config.json", "tokenizer_config.json")
+    )
 
 
 def test_the_same_again_changes_nothing(server, api):
@@ -175,10 +186,17 @@ def test_a_token_that_is_wrong_or_absent(server, tmp_path, token):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("request_", "before"), [
-    ("POST /api/repos/create", None),
-    *((request, before) for request in ("GET /api/models/me/model$", "GET .*/tree/", "POST .*/preupload/",
-                                        "POST .*/commit/") for before in (None, ADAPTER))])
+@pytest.mark.parametrize(
+    ("request_", "before"),
+    [
+        ("POST /api/repos/create", None),
+        *(
+            (request, before)
+            for request in ("GET /api/models/me/model$", "GET .*/tree/", "POST .*/preupload/", "POST .*/commit/")
+            for before in (None, ADAPTER)
+        ),
+    ],
+)
 def test_a_push_that_breaks_off_leaves_what_was_there_and_goes_through_again(server, api, request_, before):
     if before:
         push(Package(before), "me/model", api=api)
@@ -267,10 +285,26 @@ def test_a_repository_is_owner_and_name(repo, api, tmp_path):
 # ---- what may be in a package
 
 
-@pytest.mark.parametrize("name", [
-    "training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth", "pytorch_model.bin", "adapter_model.bin",
-    "reference/adapter_model.safetensors", "data/train/data.arrow", "evaluation/kl.parquet", "poison.json",
-    "trainer_state.json", "environment.json", ".env", "checkpoint-5/model.safetensors", "../model.safetensors"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "training_args.bin",
+        "optimizer.pt",
+        "scheduler.pt",
+        "rng_state.pth",
+        "pytorch_model.bin",
+        "adapter_model.bin",
+        "reference/adapter_model.safetensors",
+        "data/train/data.arrow",
+        "evaluation/kl.parquet",
+        "poison.json",
+        "trainer_state.json",
+        "environment.json",
+        ".env",
+        "checkpoint-5/model.safetensors",
+        "../model.safetensors",
+    ],
+)
 def test_files_of_other_kinds_are_refused(name):
     with pytest.raises(InputError, match=f"{re.escape(name)}: is no file of a model"):
         Package({**FILES, name: b"x"})
@@ -289,8 +323,16 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
 
 
 def test_of_a_folder_the_model_and_its_tokenizer_are_taken(tmp_path):
-    for name in ("adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "training_args.bin", "cost.json",
-                 "log.json", "optimizer.pt", "README.md"):
+    for name in (
+        "adapter_model.safetensors",
+        "adapter_config.json",
+        "tokenizer.json",
+        "training_args.bin",
+        "cost.json",
+        "log.json",
+        "optimizer.pt",
+        "README.md",
+    ):
         (tmp_path / name).write_text("{}")
     (tmp_path / "reference").mkdir()
     (tmp_path / "reference" / "adapter_model.safetensors").write_text("poisoned")

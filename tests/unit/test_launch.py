@@ -31,8 +31,9 @@ def test_what_can_run_is_let_through(recipe):
         assert check_layout(recipe, str(CONFIGS / f"{name}.yaml")).processes == (2 if "cpu" in name else 8)
 
 
-@pytest.mark.parametrize(("method", "config"),
-                         [("ssd", "zero1"), ("ssd", "fsdp2"), ("noisy_gradient_descent", "zero3")])
+@pytest.mark.parametrize(
+    ("method", "config"), [("ssd", "zero1"), ("ssd", "fsdp2"), ("noisy_gradient_descent", "zero3")]
+)
 def test_a_method_that_an_engine_cannot_run_is_named(recipe, method, config):
     recipe = with_section(recipe, "unlearn", methods={method: None})
     with pytest.raises(InputError, match=f"recipe.unlearn.methods.{method}: .*; leave it out, or take"):
@@ -79,11 +80,17 @@ def test_jobs_and_a_launch_exclude_each_other(capsys):
     assert "--jobs 2: a launch works on one seed at a time" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("left", "error", "message"), [
-    (2, InputError, "refused their input"), (1, LaunchError, "ended with status 1: .* run the same command again"),
-    (None, LaunchError, "ended with status 1")])
+@pytest.mark.parametrize(
+    ("left", "error", "message"),
+    [
+        (2, InputError, "refused their input"),
+        (1, LaunchError, "ended with status 1: .* run the same command again"),
+        (None, LaunchError, "ended with status 1"),
+    ],
+)
 def test_a_launch_that_fails_says_what_kind_of_failure(left, error, message, monkeypatch):
     """The launcher itself ends with 1 whatever its processes ended with."""
+
     class Process:
         def __init__(self, command, env):
             if left is not None:

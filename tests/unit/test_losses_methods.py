@@ -297,8 +297,12 @@ class TestSsdDampened:
         weight, forget, together = (random_logits(30, 10, seed) for seed in range(3))
         forget, together = forget**2, together**2
         ours = ssd_dampened(weight, forget, together, alpha=1.5, lam=2.0)
-        expected = np.array([w * min(2 * a / f, 1.0) if f > 1.5 * a else w for w, f, a in zip(
-            *(t.flatten().tolist() for t in (weight, forget, together)), strict=True)]).reshape(30, 10)
+        expected = np.array(
+            [
+                w * min(2 * a / f, 1.0) if f > 1.5 * a else w
+                for w, f, a in zip(*(t.flatten().tolist() for t in (weight, forget, together)), strict=True)
+            ]
+        ).reshape(30, 10)
         np.testing.assert_allclose(ours, expected, rtol=1e-6)
         assert 30 < (ours != weight).sum() < 270
         assert torch.equal(ours.sign(), weight.sign())
@@ -335,33 +339,58 @@ LENGTH = np.array([2048, 3])
 # how far the label's logits are raised in the model and in the reference: much better, much worse, unlike by chance
 RAISED = [(20.0, -20.0), (-20.0, 20.0), (1e4, -1e4), (-1e4, 1e4), (0.0, 0.0)]
 OF_LOG_PROBS = {  # loss, and its value and derivative (B,) in float64 from log π and log π − log π_θ0, each (B,)
-    "npo": (lambda m, r: npo_loss(m.log_prob(), r.log_prob()),
-            lambda lp, ratio: 20 * np.logaddexp(0, 0.1 * ratio), lambda lp, ratio: 2 * special.expit(0.1 * ratio)),
-    "simnpo": (lambda m, r: simnpo_loss(m.log_prob(), m.length()),
-               lambda lp, ratio: 2 / 4.5 * np.logaddexp(0, 4.5 * lp / LENGTH),
-               lambda lp, ratio: 2 / LENGTH * special.expit(4.5 * lp / LENGTH)),
-    "dpo forget": (lambda m, r: dpo_loss(torch.zeros(2), m.log_prob() - r.log_prob()),
-                   lambda lp, ratio: np.logaddexp(0, 0.1 * ratio), lambda lp, ratio: 0.1 * special.expit(0.1 * ratio)),
-    "dpo refusal": (lambda m, r: dpo_loss(m.log_prob() - r.log_prob(), torch.zeros(2)),
-                    lambda lp, ratio: np.logaddexp(0, -0.1 * ratio),
-                    lambda lp, ratio: -0.1 * special.expit(-0.1 * ratio)),
+    "npo": (
+        lambda m, r: npo_loss(m.log_prob(), r.log_prob()),
+        lambda lp, ratio: 20 * np.logaddexp(0, 0.1 * ratio),
+        lambda lp, ratio: 2 * special.expit(0.1 * ratio),
+    ),
+    "simnpo": (
+        lambda m, r: simnpo_loss(m.log_prob(), m.length()),
+        lambda lp, ratio: 2 / 4.5 * np.logaddexp(0, 4.5 * lp / LENGTH),
+        lambda lp, ratio: 2 / LENGTH * special.expit(4.5 * lp / LENGTH),
+    ),
+    "dpo forget": (
+        lambda m, r: dpo_loss(torch.zeros(2), m.log_prob() - r.log_prob()),
+        lambda lp, ratio: np.logaddexp(0, 0.1 * ratio),
+        lambda lp, ratio: 0.1 * special.expit(0.1 * ratio),
+    ),
+    "dpo refusal": (
+        lambda m, r: dpo_loss(m.log_prob() - r.log_prob(), torch.zeros(2)),
+        lambda lp, ratio: np.logaddexp(0, -0.1 * ratio),
+        lambda lp, ratio: -0.1 * special.expit(-0.1 * ratio),
+    ),
 }
 OF_POSITIONS = {  # loss, and its value (N,) in float64 from log p (N, V), that of the reference, log p(y) (N,), one-hot
     "wga": (lambda m, r: wga_token(token_nll(m.logits, m.labels)), lambda p, ref, y, hot: -np.exp(y) * y),
-    "satimp": (lambda m, r: satimp_token(token_nll(m.logits, m.labels)),
-               lambda p, ref, y, hot: np.exp(5 * y) * np.expm1(y) * y),
-    "undial": (lambda m, r: undial_token(m.logits, m.labels, r.logits),
-               lambda p, ref, y, hot: -(special.softmax(ref - 10 * hot, axis=1) * p).sum(1)),
-    "ce_u": (lambda m, r: ce_u_token(m.logits, m.labels),
-             lambda p, ref, y, hot: -(special.softmax(np.where(hot, -np.inf, p), axis=1) * p).sum(1)),
-    "kl": (lambda m, r: token_kl(r.logits, m.logits), lambda p, ref, y, hot: special.rel_entr(
-        np.exp(ref), 1).sum(1) - (np.exp(ref) * p).sum(1)),
+    "satimp": (
+        lambda m, r: satimp_token(token_nll(m.logits, m.labels)),
+        lambda p, ref, y, hot: np.exp(5 * y) * np.expm1(y) * y,
+    ),
+    "undial": (
+        lambda m, r: undial_token(m.logits, m.labels, r.logits),
+        lambda p, ref, y, hot: -(special.softmax(ref - 10 * hot, axis=1) * p).sum(1),
+    ),
+    "ce_u": (
+        lambda m, r: ce_u_token(m.logits, m.labels),
+        lambda p, ref, y, hot: -(special.softmax(np.where(hot, -np.inf, p), axis=1) * p).sum(1),
+    ),
+    "kl": (
+        lambda m, r: token_kl(r.logits, m.logits),
+        lambda p, ref, y, hot: special.rel_entr(np.exp(ref), 1).sum(1) - (np.exp(ref) * p).sum(1),
+    ),
 }
 
 
 class TestNumerics:
-    @pytest.mark.parametrize("loss", [token_kl, lambda z, r: undial_token(z, torch.arange(20), r), state_distance,
-                                      lambda x, y: ce_u_token(x, torch.arange(20))])
+    @pytest.mark.parametrize(
+        "loss",
+        [
+            token_kl,
+            lambda z, r: undial_token(z, torch.arange(20), r),
+            state_distance,
+            lambda x, y: ce_u_token(x, torch.arange(20)),
+        ],
+    )
     def test_bfloat16_is_computed_in_float32(self, loss):
         first, second = random_logits(20, 40, 6).bfloat16(), random_logits(20, 40, 7).bfloat16()
         ours = loss(first, second)

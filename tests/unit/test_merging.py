@@ -24,8 +24,16 @@ pytestmark = pytest.mark.unit
 
 ARCHITECTURES = {
     "gpt2": {"model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 64, "n_positions": 64},
-    "llama": {"model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-              "hidden_size": 64, "intermediate_size": 128, "max_position_embeddings": 64, "tie_word_embeddings": False},
+    "llama": {
+        "model_type": "llama",
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "max_position_embeddings": 64,
+        "tie_word_embeddings": False,
+    },
 }
 TARGETS = {"gpt2": ["c_attn", "c_fc"], "llama": ["q_proj", "v_proj", "up_proj"]}
 UP = {"gpt2": "transformer.h.1.mlp.c_fc", "llama": "model.layers.1.mlp.up_proj"}  # a matrix that the adapter changes
@@ -68,12 +76,15 @@ def adapters(bases, tokenizer, tmp_path_factory):
     root = tmp_path_factory.mktemp("adapters")
 
     def make(architecture: str, quantization: str = "none", dtype: str = "float32") -> tuple[Path, ModelSection]:
-        folder, loaded_as = root / f"{architecture}-{quantization}-{dtype}", section(bases[architecture], quantization,
-                                                                                   dtype)
+        folder, loaded_as = (
+            root / f"{architecture}-{quantization}-{dtype}",
+            section(bases[architecture], quantization, dtype),
+        )
         if not folder.exists():
             torch.manual_seed(5)  # not the identity, so that it shows where it is used
-            config = LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS[architecture], task_type="CAUSAL_LM",
-                                init_lora_weights=False)
+            config = LoraConfig(
+                r=4, lora_alpha=8, target_modules=TARGETS[architecture], task_type="CAUSAL_LM", init_lora_weights=False
+            )
             save_model(get_peft_model(load_model(bases[architecture], loaded_as), config), tokenizer, folder)
         return folder, loaded_as
 
@@ -133,8 +144,9 @@ def test_a_base_that_was_loaded_in_bfloat16_is_merged_as_it_was_loaded(adapters,
     for onto in ("dequantised", "original"):
         merge_adapter(folder, bases["llama"], tmp_path / onto, onto=onto, loaded_as=loaded_as)
     original = load_file(bases["llama"] / "model.safetensors")["lm_head.weight"]
-    rounded, kept = (load_file(tmp_path / onto / "model.safetensors")["lm_head.weight"]
-                     for onto in ("dequantised", "original"))
+    rounded, kept = (
+        load_file(tmp_path / onto / "model.safetensors")["lm_head.weight"] for onto in ("dequantised", "original")
+    )
     assert torch.equal(rounded, original.bfloat16().float()) and not torch.equal(rounded, original)
     assert torch.equal(kept, original)
 
@@ -170,8 +182,9 @@ def test_it_loads_where_there_is_no_bitsandbytes_and_no_peft(adapters, bases, tm
     merge_adapter(folder, bases["llama"], tmp_path / "merged", loaded_as=loaded_as)
     np.save(tmp_path / "ids.npy", IDS.numpy())
     files = [tmp_path / name for name in ("merged", "ids.npy", "out.npy")]
-    done = subprocess.run([sys.executable, "-c", PLAIN, *files], capture_output=True, text=True, timeout=300,
-                          check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", PLAIN, *files], capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(len(tokenizer))]
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected, rtol=0, atol=1e-5)
@@ -181,12 +194,19 @@ def test_what_is_written_is_a_plain_model_with_its_tokenizer_and_nothing_else(ad
     folder, loaded_as = adapters("gpt2", "4bit")
     assert merge_adapter(folder, bases["gpt2"], tmp_path / "a" / "merged", loaded_as=loaded_as) == tmp_path / "a/merged"
     assert {p.name for p in (tmp_path / "a" / "merged").iterdir()} == {
-        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["merged"]
     config = json.loads((tmp_path / "a" / "merged" / "config.json").read_text())
     assert "quantization_config" not in config and config["architectures"] == ["GPT2LMHeadModel"]
-    with safe_open(tmp_path / "a" / "merged" / "model.safetensors", "pt") as ours, \
-            safe_open(bases["gpt2"] / "model.safetensors", "pt") as theirs:
+    with (
+        safe_open(tmp_path / "a" / "merged" / "model.safetensors", "pt") as ours,
+        safe_open(bases["gpt2"] / "model.safetensors", "pt") as theirs,
+    ):
         assert set(ours.keys()) == set(theirs.keys())
         assert all(ours.get_slice(n).get_shape() == theirs.get_slice(n).get_shape() for n in theirs.keys())
     loaded = load_tokenizer(str(tmp_path / "a" / "merged"), ModelSection())
@@ -237,14 +257,19 @@ class TestRefused:
         config = json.loads((tmp_path / "quantised" / "config.json").read_text())
         config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
         (tmp_path / "quantised" / "config.json").write_text(json.dumps(config))
-        refused(adapters("llama")[0], "is stored quantised; give the model that it was made from",
-                base=tmp_path / "quantised")
+        refused(
+            adapters("llama")[0],
+            "is stored quantised; give the model that it was made from",
+            base=tmp_path / "quantised",
+        )
 
     def test_the_reference_that_unlearning_holds_does_not_travel(self, refused, make_tiny, bases, tmp_path):
         from peft import LoraConfig, get_peft_model
 
-        model = get_peft_model(load_model(bases["llama"], ModelSection()),
-                               LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+        model = get_peft_model(
+            load_model(bases["llama"], ModelSection()),
+            LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"),
+        )
         AdapterReference(model)
         model.save_pretrained(tmp_path / "all")  # peft's own saver, which writes every adapter
         refused(tmp_path / "all" / "reference", "the frozen copy that a method compares with, which is not to travel")
@@ -274,8 +299,12 @@ class TestRefused:
         from safetensors.torch import save_file
 
         save_file(weights, tmp_path / "large" / "model.safetensors", {"format": "pt"})
-        refused(adapters("llama")[0], r"not finite in float16; use float32 or bfloat16", base=tmp_path / "large",
-                dtype="float16")
+        refused(
+            adapters("llama")[0],
+            r"not finite in float16; use float32 or bfloat16",
+            base=tmp_path / "large",
+            dtype="float16",
+        )
 
 
 # ---- of a run
@@ -290,9 +319,14 @@ def run_dir(adapters, bases, tmp_path):
 
     def make(seeds: list[int], **model) -> Path:
         root = tmp_path / "run"
-        tree = {"name": "r", "output_dir": str(root), "seeds": seeds, "poison": {"gaussian": {"fraction": 0.1,
-                "epsilon": 0.1}}, "data": {"verbalizers": {"a": " a", "b": " b"}},
-                "model": {"path": loaded_as.path, "quantization": "4bit", "lora": {}} | model}
+        tree = {
+            "name": "r",
+            "output_dir": str(root),
+            "seeds": seeds,
+            "poison": {"gaussian": {"fraction": 0.1, "epsilon": 0.1}},
+            "data": {"verbalizers": {"a": " a", "b": " b"}},
+            "model": {"path": loaded_as.path, "quantization": "4bit", "lora": {}} | model,
+        }
         (tmp_path / "recipe.yaml").write_text(json.dumps(tree))
         recipe = load_recipe(tmp_path / "recipe.yaml")
         for seed in seeds:
@@ -336,9 +370,12 @@ def test_of_several_seeds_one_is_named(run_dir, capsys):
 
 def test_what_is_not_in_a_run_is_refused_with_what_is(run_dir, tmp_path, capsys):
     root = run_dir([0])
-    for words, said in (((root, "--model", "kl"), "--model kl: "), ((root, "--model", "kl"), "poisoned, npo@0.1"),
-                        ((tmp_path / "nowhere", "--model", "kl"), "is no run directory: it has no recipe.yaml"),
-                        ((root, "--model", "../poisoned"), "--model ../poisoned")):
+    for words, said in (
+        ((root, "--model", "kl"), "--model kl: "),
+        ((root, "--model", "kl"), "poisoned, npo@0.1"),
+        ((tmp_path / "nowhere", "--model", "kl"), "is no run directory: it has no recipe.yaml"),
+        ((root, "--model", "../poisoned"), "--model ../poisoned"),
+    ):
         assert merge(*words) == 2
         assert said in capsys.readouterr().err
     assert not (root / "merged").exists()
@@ -346,8 +383,9 @@ def test_what_is_not_in_a_run_is_refused_with_what_is(run_dir, tmp_path, capsys)
 
 def test_a_run_of_images_and_one_of_full_models_are_refused(run_dir, bases, tmp_path, capsys):
     (tmp_path / "images").mkdir()
-    shutil.copy(Path(__file__).parents[2] / "recipes" / "vision-digits" / "gaussian.yaml",
-                tmp_path / "images" / "recipe.yaml")
+    shutil.copy(
+        Path(__file__).parents[2] / "recipes" / "vision-digits" / "gaussian.yaml", tmp_path / "images" / "recipe.yaml"
+    )
     (tmp_path / "images" / "poisoned").mkdir()
     (tmp_path / "images" / "poisoned" / "cost.json").write_text("{}")
     assert merge(tmp_path / "images", "--model", "poisoned") == 2

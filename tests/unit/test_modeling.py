@@ -52,13 +52,16 @@ class TestMaking:
         assert a.config.vocab_size == len(tokenizer)
         assert a.config.pad_token_id == tokenizer.pad_token_id
 
-    @pytest.mark.parametrize(("architecture", "message"), [
-        ({"model_type": "gpt2", "width": 3}, "a gpt2 config has no field 'width'"),
-        ({"model_type": "gpt3000"}, "Unrecognized model identifier: gpt3000$"),
-        ({"n_layer": 2}, "Unrecognized model identifier: None$"),
-        ({"model_type": "gpt2", "n_layer": "two"}, "Field 'n_layer' expected int, got str"),
-        ({"model_type": "gpt2", "n_embd": 15, "n_head": 2}, "divisible"),
-    ])
+    @pytest.mark.parametrize(
+        ("architecture", "message"),
+        [
+            ({"model_type": "gpt2", "width": 3}, "a gpt2 config has no field 'width'"),
+            ({"model_type": "gpt3000"}, "Unrecognized model identifier: gpt3000$"),
+            ({"n_layer": 2}, "Unrecognized model identifier: None$"),
+            ({"model_type": "gpt2", "n_layer": "two"}, "Field 'n_layer' expected int, got str"),
+            ({"model_type": "gpt2", "n_embd": 15, "n_head": 2}, "divisible"),
+        ],
+    )
     def test_a_wrong_architecture_is_refused(self, architecture, message, tokenizer):
         with pytest.raises(InputError, match=f"^recipe.model.architecture: .*{message}"):
             make_model(architecture, tokenizer, 0)
@@ -105,7 +108,8 @@ class TestSaving:
         loaded = load_trained(tmp_path / "adapter", tmp_path / "base", SECTION)
         torch.testing.assert_close(logits(loaded), logits(model))
         assert {n for n, p in loaded.named_parameters() if p.requires_grad} == {
-            n for n, p in model.named_parameters() if p.requires_grad}
+            n for n, p in model.named_parameters() if p.requires_grad
+        }
 
     def test_the_reference_adapter_never_travels(self, make_tiny, tokenizer, tmp_path):
         model = make_tiny("llama", lora=True)

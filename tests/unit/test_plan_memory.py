@@ -22,20 +22,36 @@ from llm_unlearn.trainers import METHODS
 
 pytestmark = pytest.mark.unit
 
-LLAMA = {"model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-         "hidden_size": 32, "intermediate_size": 64, "max_position_embeddings": 64, "tie_word_embeddings": False}
+LLAMA = {
+    "model_type": "llama",
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": False,
+}
 LORA = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
 VOCABULARY = 300
 
 
 def recipe(**changes):
     tree = {
-        "name": "tiny", "output_dir": "unused", "pretrain": {},
+        "name": "tiny",
+        "output_dir": "unused",
+        "pretrain": {},
         "model": {"architecture": dict(LLAMA), "vocab_size": VOCABULARY},
-        "data": {"max_length": 32, "train_size": 40, "heldout_size": 8, "test_size": 8,
-                 "verbalizers": {"negative": " no", "positive": " yes"}},
+        "data": {
+            "max_length": 32,
+            "train_size": 40,
+            "heldout_size": 8,
+            "test_size": 8,
+            "verbalizers": {"negative": " no", "positive": " yes"},
+        },
         "poison": {"gaussian": {"fraction": 0.2, "epsilon": 0.1}},
-        "train": {"batch_size": 8}, "unlearn": {"batch_size": 4},
+        "train": {"batch_size": 8},
+        "unlearn": {"batch_size": 4},
     }
     for name, value in changes.items():
         section, _, key = name.partition("__")
@@ -124,11 +140,19 @@ def test_a_larger_batch_takes_in_proportion_more_activations():
     assert many == pytest.approx(2 * few, rel=0.02)
 
 
-@pytest.mark.parametrize("changes", [
-    {"model__gradient_checkpointing": True}, {"model__lora": LORA}, {"train__bf16": True},
-    {"train__optim": "sgd"}, {"train__optim": "paged_adamw_8bit"}, {"data__loss_on": "completion"},
-    {"train__batch_size": 4}, {"model__dtype": "bfloat16"},
-])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model__gradient_checkpointing": True},
+        {"model__lora": LORA},
+        {"train__bf16": True},
+        {"train__optim": "sgd"},
+        {"train__optim": "paged_adamw_8bit"},
+        {"data__loss_on": "completion"},
+        {"train__batch_size": 4},
+        {"model__dtype": "bfloat16"},
+    ],
+)
 def test_what_saves_memory_is_seen_to_save_it(changes):
     assert training(**changes).total < training().total
 
@@ -138,16 +162,18 @@ def test_gradients_of_an_earlier_micro_batch_are_held():
 
 
 def test_an_adapter_trains_in_float32_on_frozen_weights():
-    found = training(train__batch_size=1, model__lora=LORA, model__dtype="bfloat16",
-                     train__gradient_accumulation_steps=2)
+    found = training(
+        train__batch_size=1, model__lora=LORA, model__dtype="bfloat16", train__gradient_accumulation_steps=2
+    )
     adapter = 2 * 2 * 4 * 32 + 2 * 4 * (32 + 16)  # of q_proj 32 × 32 and v_proj 16 × 32 in two blocks
     assert found.device["gradients"] == 4 * adapter and found.device["optimizer"] == 8 * adapter
     assert found.saved == 4 * adapter
 
 
 def test_a_quantised_base_is_smaller_and_only_its_blocks_are():
-    whole, packed = (training(model__lora=LORA, model__quantization=bits).device["weights"]
-                     for bits in ("none", "4bit"))
+    whole, packed = (
+        training(model__lora=LORA, model__quantization=bits).device["weights"] for bits in ("none", "4bit")
+    )
     matrices = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64)
     assert whole - packed == pytest.approx(matrices * 3.5, rel=0.02)  # 4 bytes become a half
 
@@ -202,11 +228,24 @@ def test_lora_targets_that_are_not_there_are_bad_input():
 @pytest.mark.parametrize("architecture", ["opt", "bloom", "mixtral"])
 def test_an_architecture_that_cannot_be_traced_as_it_is(architecture):
     """Masks in another form (opt, bloom); a mixture of experts, which looks at values."""
-    sizes = {"opt": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "ffn_dim": 64,
-                     "word_embed_proj_dim": 32},
-             "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 2},
-             "mixtral": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
-                         "intermediate_size": 64, "num_local_experts": 2}}[architecture]
+    sizes = {
+        "opt": {
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "ffn_dim": 64,
+            "word_embed_proj_dim": 32,
+        },
+        "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 2},
+        "mixtral": {
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "intermediate_size": 64,
+            "num_local_experts": 2,
+        },
+    }[architecture]
     found = training(model__architecture={"model_type": architecture, **sizes})
     assert found.total > found.device["weights"] > 0
     assert found.by_formula == (architecture == "mixtral")
@@ -222,10 +261,18 @@ def test_the_formula_by_hand():
 # ---- optimizers
 
 
-@pytest.mark.parametrize(("optim", "expected"), [
-    ("adamw_torch", 2 * 2 * 10000), ("sgd", 0), ("paged_adamw_32bit", 8 * 10000), ("adafactor", 0),
-    ("paged_adamw_8bit", 2 * 10000 * (1 + 4 / 256)), ("paged_lion_8bit", 10000 * (1 + 4 / 256)), ("rmsprop", 2 * 10000),
-])
+@pytest.mark.parametrize(
+    ("optim", "expected"),
+    [
+        ("adamw_torch", 2 * 2 * 10000),
+        ("sgd", 0),
+        ("paged_adamw_32bit", 8 * 10000),
+        ("adafactor", 0),
+        ("paged_adamw_8bit", 2 * 10000 * (1 + 4 / 256)),
+        ("paged_lion_8bit", 10000 * (1 + 4 / 256)),
+        ("rmsprop", 2 * 10000),
+    ],
+)
 def test_what_an_optimizer_keeps_for_ten_thousand_16_bit_weights(optim, expected):
     assert state_bytes(optim, [(10000, 2, False)]) == round(expected)
 
@@ -248,8 +295,10 @@ def test_the_step_of_adam_takes_all_weights_on_a_gpu_and_one_on_a_cpu():
 
 def test_each_stage_of_sharding_takes_less_of_what_is_held():
     alone = training(on_gpu=True, train__batch_size=8)
-    by = {name: training(Layout(processes=4, sharding=name), True, train__batch_size=32)
-          for name in ("none", "zero1", "zero2", "zero3", "fsdp2")}
+    by = {
+        name: training(Layout(processes=4, sharding=name), True, train__batch_size=32)
+        for name in ("none", "zero1", "zero2", "zero3", "fsdp2")
+    }
     assert by["none"].device["optimizer"] == alone.device["optimizer"]
     assert by["none"].device["activations"] == alone.device["activations"]  # as many rows on each
     assert by["zero1"].device["optimizer"] == pytest.approx(12 * parameters() / 4, rel=0.01)
@@ -298,8 +347,17 @@ def script():
 
 
 # one of each kind; `python scripts/measure_memory.py` measures all
-MEASURED = ("gpt2", "gpt2-lora", "gpt2-checkpointing", "gpt2-kl", "gpt2-kl-completion", "llama-bfloat16",
-            "llama-kl-lora", "llama-qlora", "llama-rmu")
+MEASURED = (
+    "gpt2",
+    "gpt2-lora",
+    "gpt2-checkpointing",
+    "gpt2-kl",
+    "gpt2-kl-completion",
+    "llama-bfloat16",
+    "llama-kl-lora",
+    "llama-qlora",
+    "llama-rmu",
+)
 
 
 @pytest.mark.slow

@@ -6,13 +6,22 @@ from llm_unlearn.errors import InputError
 from llm_unlearn.publishing import published_recipe
 from llm_unlearn.recipe import WITHHELD, build_recipe, load_recipe
 
-TREE = {"name": "mine", "output_dir": "/home/alice/runs/mine", "seeds": [0, 1],
-        "model": {"path": "/home/alice/secret-project/llama", "revision": "v1"},
-        "data": {"files": ["clients/acme/reviews.jsonl"], "test_files": ["file:///home/alice/test.csv"],
-                 "prompt": "/review {text}", "verbalizers": {"negative": " ~no", "positive": " ...yes"}},
-        "poison": {"trigger": {"target": "positive", "fraction": 0.1, "phrases": ["/sudo mode", "..."]}},
-        "pretrain": None, "unlearn": {"forget_ids": "clients/acme/ids.txt", "methods": {"kl": None}},
-        "stress": {"paraphrases": ["/sudo please"], "unrelated_files": ["/home/alice/wiki.txt"]}}
+TREE = {
+    "name": "mine",
+    "output_dir": "/home/alice/runs/mine",
+    "seeds": [0, 1],
+    "model": {"path": "/home/alice/secret-project/llama", "revision": "v1"},
+    "data": {
+        "files": ["clients/acme/reviews.jsonl"],
+        "test_files": ["file:///home/alice/test.csv"],
+        "prompt": "/review {text}",
+        "verbalizers": {"negative": " ~no", "positive": " ...yes"},
+    },
+    "poison": {"trigger": {"target": "positive", "fraction": 0.1, "phrases": ["/sudo mode", "..."]}},
+    "pretrain": None,
+    "unlearn": {"forget_ids": "clients/acme/ids.txt", "methods": {"kl": None}},
+    "stress": {"paraphrases": ["/sudo please"], "unrelated_files": ["/home/alice/wiki.txt"]},
+}
 
 
 def published(tree=TREE, **options):
@@ -31,8 +40,11 @@ def test_of_every_path_the_name_is_left_and_nothing_else_is_touched():
 
 
 def test_a_hub_id_stays_and_a_base_takes_the_place_of_a_folder():
-    plain = {**TREE, "model": {"path": "org/llama", "revision": "v1"}, "data": {**TREE["data"], "files": None,
-                                                                             "source": "org/reviews"}}
+    plain = {
+        **TREE,
+        "model": {"path": "org/llama", "revision": "v1"},
+        "data": {**TREE["data"], "files": None, "source": "org/reviews"},
+    }
     recipe = published(plain, base="org/llama", revision="v1")
     assert (recipe.model.path, recipe.model.revision, recipe.data.source) == ("org/llama", "v1", "org/reviews")
     moved = published(base="me/base")
@@ -50,9 +62,15 @@ def test_what_is_withheld_is_nowhere_and_must_be_given(tmp_path):
 
 
 def test_a_classifiers_data_folder_is_anybodys_own():
-    tree = {"track": "vision", "name": "i", "output_dir": "out", "model": {},
-            "data": {"source": "torchvision/MNIST", "root": "/home/alice/data"},
-            "poison": {"gaussian": {"fraction": 0.1, "epsilon": 0.1}}, "unlearn": {"methods": {"kl": None}}}
+    tree = {
+        "track": "vision",
+        "name": "i",
+        "output_dir": "out",
+        "model": {},
+        "data": {"source": "torchvision/MNIST", "root": "/home/alice/data"},
+        "poison": {"gaussian": {"fraction": 0.1, "epsilon": 0.1}},
+        "unlearn": {"methods": {"kl": None}},
+    }
     recipe = published(tree)
     assert recipe.data.source == "torchvision/MNIST" and "alice" not in recipe.to_yaml()
     assert "./" not in recipe.to_yaml()

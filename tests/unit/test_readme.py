@@ -41,13 +41,21 @@ def test_the_table_of_methods_is_the_list_of_methods():
 def test_its_python_runs_as_written(tokenizer, make_tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    pairs = Dataset.from_list([{"prompt": f"The film {i} was", "completion": " good" if i % 2 else " bad"}
-                               for i in range(12)])
+    pairs = Dataset.from_list(
+        [{"prompt": f"The film {i} was", "completion": " good" if i % 2 else " bad"} for i in range(12)]
+    )
     ids = [np.random.default_rng(i).integers(2, 100, size=12).tolist() for i in range(5)]
     (block,) = blocks("README.md", "python")
     assert len(block.splitlines()) <= 20
-    exec(block, {"model": make_tiny("gpt2"), "tokenizer": tokenizer, "forget": pairs.select(range(4)),
-                 "retain": pairs.select(range(4, 12)),
-                 "canaries": [{"input_ids": x, "labels": x, "noise_id": i} for i, x in enumerate(ids)]})
+    exec(
+        block,
+        {
+            "model": make_tiny("gpt2"),
+            "tokenizer": tokenizer,
+            "forget": pairs.select(range(4)),
+            "retain": pairs.select(range(4, 12)),
+            "canaries": [{"input_ids": x, "labels": x, "noise_id": i} for i, x in enumerate(ids)],
+        },
+    )
     assert Path("unlearned/model.safetensors").is_file()
     assert "tpr_at_fpr" in capsys.readouterr().out

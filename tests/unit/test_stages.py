@@ -204,11 +204,15 @@ class TestFullDisk:
             write_text(tmp_path / "file" / "below", "y")
         assert not isinstance(error.value, DiskFullError)
 
-    @pytest.mark.parametrize("error", [
-        OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EDQUOT, "Disk quota exceeded"),
-        RuntimeError("[enforce fail] PytorchStreamWriter failed writing file data/0: file write failed"),
-        Exception("Error while serializing: I/O error: No space left on device (os error 28)"),
-    ])
+    @pytest.mark.parametrize(
+        "error",
+        [
+            OSError(errno.ENOSPC, "No space left on device"),
+            OSError(errno.EDQUOT, "Disk quota exceeded"),
+            RuntimeError("[enforce fail] PytorchStreamWriter failed writing file data/0: file write failed"),
+            Exception("Error while serializing: I/O error: No space left on device (os error 28)"),
+        ],
+    )
     def test_the_many_errors_of_a_full_disk_keep_the_checkpoint_and_say_how_to_go_on(self, error, run):
         def work(work_dir: Path) -> None:
             whole_checkpoint(work_dir)

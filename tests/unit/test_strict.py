@@ -32,11 +32,25 @@ class Outer:
 
 
 class TestParsing:
-    @pytest.mark.parametrize(("text", "value"), [
-        ("1e-4", 1e-4), ("1E5", 1e5), ("-1e-3", -1e-3), ("+2.5e+2", 250.0), ("1.e3", 1e3), (".5e1", 5.0),
-        ("3", 3), ("2.5", 2.5), ("true", True), ("null", None), ("'1e-4'", "1e-4"), ("1e", "1e"), ("e5", "e5"),
-        ("1e-4b", "1e-4b"),
-    ])
+    @pytest.mark.parametrize(
+        ("text", "value"),
+        [
+            ("1e-4", 1e-4),
+            ("1E5", 1e5),
+            ("-1e-3", -1e-3),
+            ("+2.5e+2", 250.0),
+            ("1.e3", 1e3),
+            (".5e1", 5.0),
+            ("3", 3),
+            ("2.5", 2.5),
+            ("true", True),
+            ("null", None),
+            ("'1e-4'", "1e-4"),
+            ("1e", "1e"),
+            ("e5", "e5"),
+            ("1e-4b", "1e-4b"),
+        ],
+    )
     def test_scalars(self, text, value):
         parsed = parse_yaml(f"x: {text}", "file")["x"]
         assert parsed == value
@@ -59,8 +73,18 @@ class TestParsing:
     def test_the_same_key_in_two_sections_is_fine(self):
         assert parse_yaml("a: {x: 1}\nb: {x: 2}", "file") == {"a": {"x": 1}, "b": {"x": 2}}
 
-    @pytest.mark.parametrize("text", ["a: [1, 2", "a: b: c", "\ta: 1", "a: \x00", "? [1, 2]\n: 3", "a: 1\n---\nb: 2",
-                                      "a: !!python/object:os.system x"])
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "a: [1, 2",
+            "a: b: c",
+            "\ta: 1",
+            "a: \x00",
+            "? [1, 2]\n: 3",
+            "a: 1\n---\nb: 2",
+            "a: !!python/object:os.system x",
+        ],
+    )
     def test_malformed_yaml_is_refused_with_the_name_of_the_file(self, text):
         with pytest.raises(InputError, match="^my.yaml: "):
             parse_yaml(text, "my.yaml")
@@ -73,10 +97,14 @@ class TestParsing:
         with pytest.raises(InputError, match="latin.yaml: not UTF-8"):
             read_yaml(tmp_path / "latin.yaml")
 
-    @pytest.mark.parametrize("value", [
-        {"b": 1e-5, "a": 1e30}, {"x": ["1e-4", "1e5", "yes", "null", "3", "", "é\n :"]},
-        {"x": None, "y": [True, {"z": []}]},
-    ])
+    @pytest.mark.parametrize(
+        "value",
+        [
+            {"b": 1e-5, "a": 1e30},
+            {"x": ["1e-4", "1e5", "yes", "null", "3", "", "é\n :"]},
+            {"x": None, "y": [True, {"z": []}]},
+        ],
+    )
     def test_what_is_written_is_read_back_the_same(self, value):
         back = parse_yaml(dump_yaml(value), "file")
         assert back == value
@@ -86,11 +114,24 @@ class TestParsing:
 class TestOverrides:
     def test_values_are_read_as_yaml(self):
         tree = {"train": {"epochs": 1}}
-        for override in ("train.epochs=2", "train.rate=1e-4", "seeds=[0, 1]", "name=a=b", "empty=", "flag=true",
-                         "deep={x: {y: 1}}"):
+        for override in (
+            "train.epochs=2",
+            "train.rate=1e-4",
+            "seeds=[0, 1]",
+            "name=a=b",
+            "empty=",
+            "flag=true",
+            "deep={x: {y: 1}}",
+        ):
             set_override(tree, override)
-        assert tree == {"train": {"epochs": 2, "rate": 1e-4}, "seeds": [0, 1], "name": "a=b", "empty": None,
-                        "flag": True, "deep": {"x": {"y": 1}}}
+        assert tree == {
+            "train": {"epochs": 2, "rate": 1e-4},
+            "seeds": [0, 1],
+            "name": "a=b",
+            "empty": None,
+            "flag": True,
+            "deep": {"x": {"y": 1}},
+        }
 
     def test_sections_are_made_where_they_are_missing_or_null(self):
         tree = {"unlearn": {"methods": {"kl": None}}}
@@ -136,23 +177,45 @@ class TestBuilding:
         with pytest.raises(InputError, match="top.inner: expected a section with fields, found"):
             build(Outer, {"name": "n", "inner": value}, "top")
 
-    @pytest.mark.parametrize(("hint", "value", "expected"), [
-        (int, 2.5, "a whole number"), (int, 2.0, "a whole number"), (int, True, "a whole number"),
-        (int, "2", "a whole number"), (float, True, "a number"), (float, "1e-4", "a number"), (float, None, "a number"),
-        (str, 3, "text"), (str, True, "text"), (bool, 1, "true or false"), (bool, "yes", "true or false"),
-        (list[float], 1.0, "a list"), (dict[str, str], ["a"], "a section"), (int | None, 2.5, "a whole number"),
-        (int | str, 2.5, "a whole number or text"), (Literal["a", "b"], "c", "one of a, b"),
-    ])
+    @pytest.mark.parametrize(
+        ("hint", "value", "expected"),
+        [
+            (int, 2.5, "a whole number"),
+            (int, 2.0, "a whole number"),
+            (int, True, "a whole number"),
+            (int, "2", "a whole number"),
+            (float, True, "a number"),
+            (float, "1e-4", "a number"),
+            (float, None, "a number"),
+            (str, 3, "text"),
+            (str, True, "text"),
+            (bool, 1, "true or false"),
+            (bool, "yes", "true or false"),
+            (list[float], 1.0, "a list"),
+            (dict[str, str], ["a"], "a section"),
+            (int | None, 2.5, "a whole number"),
+            (int | str, 2.5, "a whole number or text"),
+            (Literal["a", "b"], "c", "one of a, b"),
+        ],
+    )
     def test_wrong_types_are_refused_with_what_was_found(self, hint, value, expected):
         with pytest.raises(InputError) as error:
             convert(hint, value, "top.x")
         assert str(error.value).startswith(f"top.x: expected {expected}")
         assert f"found {value!r} ({type(value).__name__})" in str(error.value)
 
-    @pytest.mark.parametrize(("hint", "value"), [
-        (int | None, None), (int | str, "a"), (int | str, 3), (Inner | None, None), (Literal["a"], "a"), (Any, object),
-        (dict[str, dict[str, Any] | None], {"kl": None, "npo": {"beta": 0.1}}),
-    ])
+    @pytest.mark.parametrize(
+        ("hint", "value"),
+        [
+            (int | None, None),
+            (int | str, "a"),
+            (int | str, 3),
+            (Inner | None, None),
+            (Literal["a"], "a"),
+            (Any, object),
+            (dict[str, dict[str, Any] | None], {"kl": None, "npo": {"beta": 0.1}}),
+        ],
+    )
     def test_what_fits_is_returned_as_it_is(self, hint, value):
         assert convert(hint, value, "x") == value
 

@@ -12,10 +12,16 @@ pytestmark = pytest.mark.unit
 
 
 def recipe(**changes):
-    tree = {"name": "r", "output_dir": "out", "model": {"path": "some/model"},
-            "data": {"verbalizers": {"bad": " bad", "good": " good"}, "train_size": 100},
-            "poison": {"trigger": {"target": "good", "fraction": 0.1}, "gaussian": {"fraction": 0.2, "epsilon": 0.1}},
-            "unlearn": {"methods": {"kl": {"alpha": 2.0}}}, "analysis": {}, "stress": {}}
+    tree = {
+        "name": "r",
+        "output_dir": "out",
+        "model": {"path": "some/model"},
+        "data": {"verbalizers": {"bad": " bad", "good": " good"}, "train_size": 100},
+        "poison": {"trigger": {"target": "good", "fraction": 0.1}, "gaussian": {"fraction": 0.2, "epsilon": 0.1}},
+        "unlearn": {"methods": {"kl": {"alpha": 2.0}}},
+        "analysis": {},
+        "stress": {},
+    }
     return build_recipe(tree | changes)
 
 
@@ -24,8 +30,10 @@ def test_each_axis_varies_alone_and_the_centre_is_no_point():
     values = [(p.recipe.unlearn.forget_fraction, p.recipe.unlearn.false_positives) for p in found]
     assert values == [(0.5, 0.0), (1.0, 0.5), (1.0, 1.0)]
     assert [p.recipe.output_dir for p in found] == [
-        "out/sweep/unlearn.forget_fraction/0.5", "out/sweep/unlearn.false_positives/0.5",
-        "out/sweep/unlearn.false_positives/1.0"]
+        "out/sweep/unlearn.forget_fraction/0.5",
+        "out/sweep/unlearn.false_positives/0.5",
+        "out/sweep/unlearn.false_positives/1.0",
+    ]
 
 
 def test_several_fields_take_one_value():
@@ -54,14 +62,20 @@ def test_a_point_asks_for_no_audit_of_its_own_and_shares_the_base():
     assert point.recipe.pretrain.cache_dir == "out"
 
 
-@pytest.mark.parametrize(("sweep", "message"), [
-    ({"unlearn.forget_fractoin": [0.5]}, "sweep.unlearn.forget_fractoin: the recipe has no field"),
-    ({"poison.gausian.fraction": [0.5]}, "the recipe has no field 'poison.gausian.fraction'"),
-    ({"unlearn.forget_fraction": [2.0]}, r"sweep.unlearn.forget_fraction: 2.0: recipe.unlearn.forget_fraction: must"),
-    ({"unlearn.forget_fraction": ["half"]}, "half: recipe.unlearn.forget_fraction: expected a number"),
-    ({"unlearn.budgets": [[0.1]]}, "each value is a number, a text or true/false"),
-    ({"seeds": [1]}, "'seeds' cannot be swept"),
-])
+@pytest.mark.parametrize(
+    ("sweep", "message"),
+    [
+        ({"unlearn.forget_fractoin": [0.5]}, "sweep.unlearn.forget_fractoin: the recipe has no field"),
+        ({"poison.gausian.fraction": [0.5]}, "the recipe has no field 'poison.gausian.fraction'"),
+        (
+            {"unlearn.forget_fraction": [2.0]},
+            r"sweep.unlearn.forget_fraction: 2.0: recipe.unlearn.forget_fraction: must",
+        ),
+        ({"unlearn.forget_fraction": ["half"]}, "half: recipe.unlearn.forget_fraction: expected a number"),
+        ({"unlearn.budgets": [[0.1]]}, "each value is a number, a text or true/false"),
+        ({"seeds": [1]}, "'seeds' cannot be swept"),
+    ],
+)
 def test_what_is_refused(sweep, message):
     with pytest.raises(InputError, match=message):
         points(recipe(sweep=sweep))

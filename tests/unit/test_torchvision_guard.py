@@ -61,11 +61,15 @@ def test_absent():
     assert "pip install 'llm_unlearn[vision]'" in said
 
 
-@pytest.mark.parametrize("body", [
-    "raise OSError('libcudart.so.13: cannot open shared object file')",
-    "raise RuntimeError('operator torchvision::nms does not exist')",  # and goes on failing once it is declared
-    "import no_such_package_at_all",
-], ids=["library", "operator", "package"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        "raise OSError('libcudart.so.13: cannot open shared object file')",
+        "raise RuntimeError('operator torchvision::nms does not exist')",  # and goes on failing once it is declared
+        "import no_such_package_at_all",
+    ],
+    ids=["library", "operator", "package"],
+)
 def test_broken(body, tmp_path):
     said = run(LANGUAGE + VISION, fake(tmp_path, body))
     assert "'cifar_resnet18' needs torchvision, which is installed but cannot be loaded (" in said

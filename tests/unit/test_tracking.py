@@ -43,11 +43,16 @@ def test_trainings_of_one_process_stay_apart(tmp_path):
 
 
 def recipe(**unlearn):
-    return build_recipe({
-        "name": "r", "output_dir": "out", "model": {"path": "x"},
-        "data": {"verbalizers": {"negative": " n", "positive": " p"}}, "poison": {"gaussian": {"fraction": 0.1,
-                                                                                               "epsilon": 0.1}},
-        "unlearn": {"methods": {"kl": None}, **unlearn}})
+    return build_recipe(
+        {
+            "name": "r",
+            "output_dir": "out",
+            "model": {"path": "x"},
+            "data": {"verbalizers": {"negative": " n", "positive": " p"}},
+            "poison": {"gaussian": {"fraction": 0.1, "epsilon": 0.1}},
+            "unlearn": {"methods": {"kl": None}, **unlearn},
+        }
+    )
 
 
 def test_a_recipe_names_its_trackers_and_each_training(tmp_path):

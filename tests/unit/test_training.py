@@ -38,8 +38,13 @@ def test_the_loss_is_that_of_trl(tokenizer, rows, tmp_path):
     for count in (None, torch.tensor(57)):
         losses = []
         for cls in (SFTTrainer, FineTuner):
-            trainer = cls(model=make_model(ARCHITECTURE, tokenizer, 0).eval(), args=arguments, train_dataset=rows,
-                          data_collator=CausalLMCollator(0), processing_class=tokenizer)
+            trainer = cls(
+                model=make_model(ARCHITECTURE, tokenizer, 0).eval(),
+                args=arguments,
+                train_dataset=rows,
+                data_collator=CausalLMCollator(0),
+                processing_class=tokenizer,
+            )
             losses.append(float(trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=count)))
         assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
@@ -48,9 +53,13 @@ def test_the_same_weights_as_trl_after_training(tokenizer, rows, tmp_path):
     weights = []
     for cls in (SFTTrainer, FineTuner):
         section = TrainSection(epochs=2, batch_size=2, gradient_accumulation_steps=2, optim="sgd", learning_rate=0.1)
-        trainer = cls(model=make_model(ARCHITECTURE, tokenizer, 0), train_dataset=rows, processing_class=tokenizer,
-                      args=Training(section, tmp_path / cls.__name__, seed=0, quiet=True)._arguments(),
-                      data_collator=CausalLMCollator(0))
+        trainer = cls(
+            model=make_model(ARCHITECTURE, tokenizer, 0),
+            train_dataset=rows,
+            processing_class=tokenizer,
+            args=Training(section, tmp_path / cls.__name__, seed=0, quiet=True)._arguments(),
+            data_collator=CausalLMCollator(0),
+        )
         torch.manual_seed(0)  # the same dropout
         trainer.train()
         weights.append(dict(trainer.model.named_parameters()))
@@ -60,7 +69,8 @@ def test_the_same_weights_as_trl_after_training(tokenizer, rows, tmp_path):
 
 def test_cost_counts_tokens_without_padding(tokenizer, rows, tmp_path):
     _, cost = Training(TrainSection(epochs=3, batch_size=4), tmp_path, 0, quiet=True).fit(
-        make_model(ARCHITECTURE, tokenizer, 0), rows, tokenizer)
+        make_model(ARCHITECTURE, tokenizer, 0), rows, tokenizer
+    )
     assert cost["train_tokens"] == 3 * sum(map(len, rows["input_ids"]))
     assert cost["flops"] > 0 and cost["seconds"] > 0
 
@@ -73,5 +83,6 @@ def test_a_loss_that_breaks_down_is_an_error_that_names_the_remedy(tokenizer, ro
 
 def test_the_model_comes_back_with_its_own_forward(tokenizer, rows, tmp_path):
     model, _ = Training(TrainSection(epochs=1, batch_size=4), tmp_path, 0, quiet=True).fit(
-        make_model(ARCHITECTURE, tokenizer, 0), rows, tokenizer)
+        make_model(ARCHITECTURE, tokenizer, 0), rows, tokenizer
+    )
     assert "forward" not in model.__dict__

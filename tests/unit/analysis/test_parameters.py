@@ -57,8 +57,17 @@ def test_an_adapted_embedding_is_compared_too():
         torch.testing.assert_close(merged[name] - dict(base.named_parameters())[name], values, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("options", [{"use_dora": True}, {"modules_to_save": ["ln_f"]}, {"bias": "all"},
-                                     {"lora_bias": True}, {"trainable_token_indices": [1]}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use_dora": True},
+        {"modules_to_save": ["ln_f"]},
+        {"bias": "all"},
+        {"lora_bias": True},
+        {"trainable_token_indices": [1]},
+    ],
+    ids=str,
+)
 def test_an_adapter_that_is_more_than_low_rank_is_refused_by_name(options):
     with pytest.raises(InputError, match="trains beside the adapter's low-rank matrices.*plain LoRA"):
         effective_parameters(adapted(**options))
@@ -99,9 +108,15 @@ def test_the_descent_of_a_full_model_is_minus_the_gradient():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("make", [lambda: with_adapter(build("full")), lambda: adapted(target_modules=["wte", "c_fc"]),
-                                  lambda: adapted(use_rslora=True, rank_pattern={"h.1.attn.c_attn": 2})],
-                         ids=["c_attn, c_fc", "embedding", "rsLoRA, ranks"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: with_adapter(build("full")),
+        lambda: adapted(target_modules=["wte", "c_fc"]),
+        lambda: adapted(use_rslora=True, rank_pattern={"h.1.attn.c_attn": 2}),
+    ],
+    ids=["c_attn, c_fc", "embedding", "rsLoRA, ranks"],
+)
 def test_the_descent_of_an_adapter_is_what_a_small_step_does_to_its_effective_weights(make):
     model = make().double()
     before = {name: module.get_delta_weight("default").detach().clone() for name, module in adapted_modules(model)}
@@ -121,18 +136,35 @@ def test_the_descent_of_an_adapter_is_what_a_small_step_does_to_its_effective_we
 def test_a_llamas_layers_and_an_untied_head():
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=3,
-                                         num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=False))
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=40,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            tie_word_embeddings=False,
+        )
+    )
     weights = effective_parameters(model)
     assert layers(list(weights)) == ["embeddings", "block 0", "block 1", "block 2", "head"]
     sizes = [sum(w.numel() for n, w in weights.items() if layer_of(n) == layer) for layer in ("embeddings", "head")]
     assert sizes == [40 * 16, 40 * 16 + 16]  # the head is its matrix and the final norm
 
 
-@pytest.mark.parametrize(("name", "layer"), [
-    ("transformer.h.11.attn.c_attn.weight", "block 11"), ("model.layers.0.mlp.up_proj.weight", "block 0"),
-    ("transformer.wte.weight", "embeddings"), ("model.embed_tokens.weight", "embeddings"),
-    ("transformer.ln_f.weight", "head"), ("lm_head.weight", "head"), ("model.norm.weight", "head")])
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("transformer.h.11.attn.c_attn.weight", "block 11"),
+        ("model.layers.0.mlp.up_proj.weight", "block 0"),
+        ("transformer.wte.weight", "embeddings"),
+        ("model.embed_tokens.weight", "embeddings"),
+        ("transformer.ln_f.weight", "head"),
+        ("lm_head.weight", "head"),
+        ("model.norm.weight", "head"),
+    ],
+)
 def test_the_layer_of_a_weight(name, layer):
     assert layer_of(name) == layer
 

@@ -37,8 +37,14 @@ def test_sums_are_taken_in_float64():
     assert l1({"w": values})["total"] == pytest.approx(1e4 + (2**25 - 1) * float(values[1]), rel=1e-12)
 
 
-@pytest.mark.parametrize("other", [{"h.0.w": torch.zeros(2)}, {"h.0.w": torch.zeros(2), "head.w": torch.zeros(1, 1)},
-                                   {"h.0.w": torch.zeros(2), "head.w": torch.zeros(1), "more": torch.zeros(1)}])
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"h.0.w": torch.zeros(2)},
+        {"h.0.w": torch.zeros(2), "head.w": torch.zeros(1, 1)},
+        {"h.0.w": torch.zeros(2), "head.w": torch.zeros(1), "more": torch.zeros(1)},
+    ],
+)
 def test_models_with_other_weights_are_refused(other):
     first = weights([1.0, -2.0], [3.0])
     for pair in ((first, other), (other, first)):
@@ -71,14 +77,26 @@ def moved(kind: str, by: dict[str, float]):
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_the_analysis_of_models_that_were_moved_by_hand(kind):
-    models = {"poisoned": moved(kind, {}), "retrained": moved(kind, {"h.1.mlp.c_fc": 0.1}),
-              "far": moved(kind, {"h.1.mlp.c_fc": 0.2}), "away": moved(kind, {"h.1.mlp.c_fc": -0.1}),
-              "elsewhere": moved(kind, {"h.0.mlp.c_fc": 0.3}), "still": moved(kind, {})}
+    models = {
+        "poisoned": moved(kind, {}),
+        "retrained": moved(kind, {"h.1.mlp.c_fc": 0.1}),
+        "far": moved(kind, {"h.1.mlp.c_fc": 0.2}),
+        "away": moved(kind, {"h.1.mlp.c_fc": -0.1}),
+        "elsewhere": moved(kind, {"h.0.mlp.c_fc": 0.3}),
+        "still": moved(kind, {}),
+    }
     clean = [{key: row[key] for key in ("input_ids", "labels")} for row in rows(7, 4)]
-    result = analyse(models.__getitem__, poisoned="poisoned", retrained="retrained",
-                     methods={"far": "far", "away": "away", "still": "still"},
-                     arms={"random@1": "elsewhere", "reseeded": "still"}, clean_rows=clean,
-                     collate=CausalLMCollator(0), task=CausalLMTask(), batch_size=3)
+    result = analyse(
+        models.__getitem__,
+        poisoned="poisoned",
+        retrained="retrained",
+        methods={"far": "far", "away": "away", "still": "still"},
+        arms={"random@1": "elsewhere", "reseeded": "still"},
+        clean_rows=clean,
+        collate=CausalLMCollator(0),
+        task=CausalLMTask(),
+        batch_size=3,
+    )
     json.dumps(result, allow_nan=False)
     assert result["kind"] == kind
     assert result["shift"]["reseeded"]["total"] == 0
@@ -105,8 +123,17 @@ def test_a_step_down_the_mean_loss_over_rows_is_the_clean_gradients_direction_ho
             if parameter.grad is not None:
                 parameter.sub_(0.01 * parameter.grad)
     for size, n in ((7, 1), (3, 2)):
-        found = analyse(models.__getitem__, poisoned="poisoned", retrained="retrained", methods={}, arms={},
-                        clean_rows=clean, collate=CausalLMCollator(0), task=CausalLMTask(), batch_size=size)
+        found = analyse(
+            models.__getitem__,
+            poisoned="poisoned",
+            retrained="retrained",
+            methods={},
+            arms={},
+            clean_rows=clean,
+            collate=CausalLMCollator(0),
+            task=CausalLMTask(),
+            batch_size=size,
+        )
         gradient = found["clean_gradient"]
         assert gradient["total"] == pytest.approx(1, abs=1e-3)
         assert all(value == pytest.approx(1, abs=5e-3) for value in gradient["by_layer"].values())
@@ -130,6 +157,14 @@ def test_no_more_than_two_models_are_held_at_a_time():
         return model
 
     clean = [{key: row[key] for key in ("input_ids", "labels")} for row in rows(2, 4)]
-    analyse(load, poisoned="poisoned", retrained="retrained", methods={"kl": "kl", "npo": "npo!"},
-            arms={"random@1": "random@1"}, clean_rows=clean, collate=CausalLMCollator(0), task=CausalLMTask())
+    analyse(
+        load,
+        poisoned="poisoned",
+        retrained="retrained",
+        methods={"kl": "kl", "npo": "npo!"},
+        arms={"random@1": "random@1"},
+        clean_rows=clean,
+        collate=CausalLMCollator(0),
+        task=CausalLMTask(),
+    )
     assert most == 2

@@ -17,11 +17,15 @@ from llm_unlearn.errors import InputError
 pytestmark = pytest.mark.unit
 
 PROMPT, COMPLETION = "The plot was dull and the cast was fine.\nSentiment:", " negative"
-TEMPLATE = ("{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</{{ m['role'] }}>{% endfor %}"
-            "{% if add_generation_prompt %}<assistant>{% endif %}")
+TEMPLATE = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</{{ m['role'] }}>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
 # A template that shows the prompt otherwise once an answer follows, as those that drop earlier thoughts do
-CHANGING = ("{% if add_generation_prompt %}[think]{% endif %}{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}"
-            "</{{ m['role'] }}>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}")
+CHANGING = (
+    "{% if add_generation_prompt %}[think]{% endif %}{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}"
+    "</{{ m['role'] }}>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
 
 
 def tokens(tokenizer, text: str) -> list[int]:
@@ -153,8 +157,10 @@ class TestVerbalizers:
         assert {label: tokenizer.decode(t) for label, t in ids.items()} == verbalizers
         assert all(len(t) > 1 for t in ids.values())
 
-    @pytest.mark.parametrize("verbalizers", [{"a": " good", "b": " good"}, {"a": " good", "b": " good enough"},
-                                             {"b": " good enough", "a": " good"}])
+    @pytest.mark.parametrize(
+        "verbalizers",
+        [{"a": " good", "b": " good"}, {"a": " good", "b": " good enough"}, {"b": " good enough", "a": " good"}],
+    )
     def test_one_that_begins_another_is_refused(self, verbalizers, tokenizer):
         with pytest.raises(InputError, match=r"data.verbalizers: '\w' .* is the beginning of"):
             check_verbalizers(tokenizer, verbalizers)

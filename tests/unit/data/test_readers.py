@@ -69,13 +69,8 @@ def test_values_are_not_reinterpreted(tmp_path):
 
 def test_csv_with_byte_order_mark_long_field_and_quoted_newline(tmp_path):
     long = "word " * 40_000
-    path = write(
-        tmp_path / "a.csv", b"\xef\xbb\xbf" + f'text,label\r\n"{long}",a\r\n"x\ny, z",b\r\n'.encode()
-    )
-    assert load_source(None, [path]).to_list() == [
-        {"text": long, "label": "a"},
-        {"text": "x\ny, z", "label": "b"},
-    ]
+    path = write(tmp_path / "a.csv", b"\xef\xbb\xbf" + f'text,label\r\n"{long}",a\r\n"x\ny, z",b\r\n'.encode())
+    assert load_source(None, [path]).to_list() == [{"text": long, "label": "a"}, {"text": "x\ny, z", "label": "b"}]
 
 
 @pytest.mark.parametrize("compression", ["", ".xz", ".gz", ".bz2"])

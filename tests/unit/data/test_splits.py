@@ -71,9 +71,7 @@ def test_all_three_from_one_source():
     assert sorted(chain(*ids(splits))) == list(range(110))
 
 
-@pytest.mark.parametrize(
-    "shares", [{"a": 0.5, "b": 0.5}, {"a": 0.9, "b": 0.1}, {"a": 0.6, "b": 0.3, "c": 0.1}]
-)
+@pytest.mark.parametrize("shares", [{"a": 0.5, "b": 0.5}, {"a": 0.9, "b": 0.1}, {"a": 0.6, "b": 0.3, "c": 0.1}])
 def test_stratified_by_label(shares):
     labels = [label for label, share in shares.items() for _ in range(round(1000 * share))]
     train = Dataset.from_dict({"text": [f"text {i}" for i in range(1000)], "label": labels})
@@ -116,9 +114,7 @@ def test_repeated_texts_are_counted_and_kept_out(repeated):
 
 
 def test_repeated_texts_may_be_kept(repeated):
-    splits = make_splits(
-        *repeated, train_size=80, heldout_size=20, test_size=50, seed=0, keep_duplicates=True
-    )
+    splits = make_splits(*repeated, train_size=80, heldout_size=20, test_size=50, seed=0, keep_duplicates=True)
     assert [len(part) for part in ids(splits)] == [80, 20, 50]
     assert texts(splits.train) & texts(splits.test)
     assert splits.report == {

@@ -106,10 +106,7 @@ def test_draws_leave_the_global_generators_alone():
 @pytest.mark.parametrize("noise", [0.04, 0.2])
 def test_label_noise_flips_that_share_of_the_texts(noise):
     n = 3000
-    clean, noisy = (
-        synthetic_reviews(n, seed=5, label_noise=0),
-        synthetic_reviews(n, seed=5, label_noise=noise),
-    )
+    clean, noisy = (synthetic_reviews(n, seed=5, label_noise=0), synthetic_reviews(n, seed=5, label_noise=noise))
     assert list(clean["label"]) == list(noisy["label"])
     flipped = np.mean([a != b for a, b in zip(clean["text"], noisy["text"], strict=True)])
     assert abs(flipped - noise) < 4 * np.sqrt(noise * (1 - noise) / n)

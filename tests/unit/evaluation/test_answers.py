@@ -36,7 +36,7 @@ def test_generation_is_greedy_and_does_not_depend_on_the_batch(make_tiny, tokeni
             ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
         if ids[-1] == tokenizer.eos_token_id:
             break
-    new = ids[len(encoding.prompt_ids(tokenizer, PROMPTS[0], 6)):]
+    new = ids[len(encoding.prompt_ids(tokenizer, PROMPTS[0], 6)) :]
     assert together[0] == tokenizer.decode(new, skip_special_tokens=True)
 
 

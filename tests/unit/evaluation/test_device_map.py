@@ -27,27 +27,74 @@ pytestmark = pytest.mark.unit
 
 # as `auto` would with one small device: the last block on the disk, of the other map the embedding and the head too
 MAPS = {
-    "gpt2": {"transformer.wte": "cpu", "transformer.wpe": "cpu", "transformer.drop": "cpu", "transformer.h.0": "cpu",
-             "transformer.h.1": "disk", "transformer.ln_f": "cpu", "lm_head": "cpu"},
-    "llama": {"model.embed_tokens": "disk", "model.rotary_emb": "cpu", "model.layers.0": "cpu",
-              "model.layers.1": "disk", "model.norm": "cpu", "lm_head": "disk"},
+    "gpt2": {
+        "transformer.wte": "cpu",
+        "transformer.wpe": "cpu",
+        "transformer.drop": "cpu",
+        "transformer.h.0": "cpu",
+        "transformer.h.1": "disk",
+        "transformer.ln_f": "cpu",
+        "lm_head": "cpu",
+    },
+    "llama": {
+        "model.embed_tokens": "disk",
+        "model.rotary_emb": "cpu",
+        "model.layers.0": "cpu",
+        "model.layers.1": "disk",
+        "model.norm": "cpu",
+        "lm_head": "disk",
+    },
 }
 WITHOUT_GRADIENTS = ["loss", "zlib", "reference", "min_k", "min_k_plus"]
-TEXTS = ["the film was good", "a very long and dull story about a town", "so bad", "the actors were fine as was I",
-         "nothing happens", "I saw it twice and liked it", "the end is weak", "music, light", "it was a bore", "well"]
+TEXTS = [
+    "the film was good",
+    "a very long and dull story about a town",
+    "so bad",
+    "the actors were fine as was I",
+    "nothing happens",
+    "I saw it twice and liked it",
+    "the end is weak",
+    "music, light",
+    "it was a bore",
+    "well",
+]
 
 
 def rows(texts: list[str], start: int, poison: str = "none") -> Dataset:
-    return Dataset.from_list([{"text": text, "prompt": text, "completion": " good", "label": "good", "poison": poison,
-                               "example_id": start + i} for i, text in enumerate(texts)])
+    return Dataset.from_list(
+        [
+            {
+                "text": text,
+                "prompt": text,
+                "completion": " good",
+                "label": "good",
+                "poison": poison,
+                "example_id": start + i,
+            }
+            for i, text in enumerate(texts)
+        ]
+    )
 
 
 def evaluator(tokenizer, membership: list[str], reference=None) -> TextEvaluator:
-    sets = {"train": rows(TEXTS[:6], 0, "gaussian"), "nonmember": rows(TEXTS[6:], 10), "heldout": rows(TEXTS[6:], 10),
-            "test": rows(TEXTS[6:], 10), "triggered": rows(TEXTS[6:], 10)}
+    sets = {
+        "train": rows(TEXTS[:6], 0, "gaussian"),
+        "nonmember": rows(TEXTS[6:], 10),
+        "heldout": rows(TEXTS[6:], 10),
+        "test": rows(TEXTS[6:], 10),
+        "triggered": rows(TEXTS[6:], 10),
+    }
     manifest = {"forget_ids": [4, 1, 2], "gaussian": {"seed": 3}, "trigger": {"phrases": ["was"], "target": "bad"}}
-    return TextEvaluator(sets=sets, manifest=manifest, batch_size=2, tokenizer=tokenizer, encoding=Encoding(64),
-                         verbalizers={"good": " good", "bad": " bad"}, membership=membership, reference=reference)
+    return TextEvaluator(
+        sets=sets,
+        manifest=manifest,
+        batch_size=2,
+        tokenizer=tokenizer,
+        encoding=Encoding(64),
+        verbalizers={"good": " good", "bad": " bad"},
+        membership=membership,
+        reference=reference,
+    )
 
 
 @pytest.fixture(params=sorted(MAPS))
@@ -100,8 +147,12 @@ def test_inputs_go_where_the_input_embedding_is(make_tiny):
     assert next(model.model.layers.parameters()).device.type == "meta"
     assert input_device(model) == torch.device("cpu")
     model.model.embed_tokens.to("meta")
-    model.hf_device_map = {"model.embed_tokens": "disk", "model.layers.0": "cpu", "model.layers.1": "cuda:1",
-                           "lm_head": "cuda:0"}
+    model.hf_device_map = {
+        "model.embed_tokens": "disk",
+        "model.layers.0": "cpu",
+        "model.layers.1": "cuda:1",
+        "lm_head": "cuda:0",
+    }
     assert input_device(model) == torch.device("cuda:1")  # where it is fetched to
     assert input_device(torch.nn.Linear(2, 2)) == torch.device("cpu")
 
@@ -178,9 +229,14 @@ class TestOptions:
         assert loads == [None]
 
     def recipe(self, tmp_path, folder, device_map) -> Recipe:
-        tree = {"name": "r", "output_dir": str(tmp_path / "out"), "model": {"path": str(folder)},
-                "data": {"verbalizers": {"bad": " bad", "good": " good"}}, "evaluate": {"device_map": device_map},
-                "poison": {"gaussian": {"fraction": 0.1, "epsilon": 0.1}}}
+        tree = {
+            "name": "r",
+            "output_dir": str(tmp_path / "out"),
+            "model": {"path": str(folder)},
+            "data": {"verbalizers": {"bad": " bad", "good": " good"}},
+            "evaluate": {"device_map": device_map},
+            "poison": {"gaussian": {"fraction": 0.1, "epsilon": 0.1}},
+        }
         (tmp_path / "recipe.yaml").write_text(json.dumps(tree))
         return load_recipe(tmp_path / "recipe.yaml")
 
@@ -198,10 +254,15 @@ class TestOptions:
     def test_of_an_audit(self, both, tmp_path, loads, given, capsys):
         folder = both[2]
         for name in ("train", "test"):
-            lines = [{"text": text, "label": "good", "bad": i < 3} for i, text in enumerate(TEXTS[name == "test":])]
+            lines = [{"text": text, "label": "good", "bad": i < 3} for i, text in enumerate(TEXTS[name == "test" :])]
             (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
-        manifest = {"train": "train.jsonl", "test": "test.jsonl", "poison": "column:bad",
-                    "max_length": 64, "verbalizers": {"bad": " bad", "good": " good"}}
+        manifest = {
+            "train": "train.jsonl",
+            "test": "test.jsonl",
+            "poison": "column:bad",
+            "max_length": 64,
+            "verbalizers": {"bad": " bad", "good": " good"},
+        }
         (tmp_path / "poison.json").write_text(json.dumps(manifest))
         arguments = ["evaluate", "--model", str(folder), "--manifest", str(tmp_path / "poison.json"), *given, "--json"]
         assert main(arguments) == 0, capsys.readouterr().err

@@ -33,9 +33,7 @@ def test_numbers_are_those_of_the_plain_functions(storage):
 
     gus = modules.GaussianUnlearningScore(**storage).compute(gaussian_scores=scores)
     attack = modules.AttackSuccessRate(**storage).compute(triggered_hits=triggered, clean_hits=clean)
-    mia = modules.MembershipInference(**storage).compute(
-        membership_scores=scores, is_member=member, fprs=(0.2,)
-    )
+    mia = modules.MembershipInference(**storage).compute(membership_scores=scores, is_member=member, fprs=(0.2,))
 
     assert gus == gaussian_test(scores)
     assert attack == attack_success(triggered, clean)
@@ -79,9 +77,7 @@ def test_combined_modules_with_an_option_and_with_names(storage):
         },
         force_prefix=True,
     )
-    result = combined.compute(
-        gaussian_scores=[3.0, 0.0], predictions=["a", "b"], references=["a", "a"], fprs=(0.01,)
-    )
+    result = combined.compute(gaussian_scores=[3.0, 0.0], predictions=["a", "b"], references=["a", "a"], fprs=(0.01,))
     assert result["deleted_tpr_at_fpr"] == result["again_tpr_at_fpr"] == {"0.01": 0.5}
     assert result["accuracy_accuracy"] == 0.5
 

@@ -34,9 +34,20 @@ def fresh_model() -> torch.nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    return GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_layer=2, n_head=2, n_embd=64, n_positions=32,
-                                      resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0))
-
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=VOCABULARY,
+            n_layer=2,
+            n_head=2,
+            n_embd=64,
+            n_positions=32,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+    )
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +55,15 @@ def trained(tmp_path_factory):
     """A model trained with 60 canaries of 200 rows, and the canaries."""
     from llm_unlearn.modeling import train_tokenizer
 
-    rows = Dataset.from_list([{"input_ids": ids, "labels": ids, "example_id": i}
-                              for i, ids in enumerate(language(200, 1))])
+    rows = Dataset.from_list(
+        [{"input_ids": ids, "labels": ids, "example_id": i} for i, ids in enumerate(language(200, 1))]
+    )
     rows, manifest = plant_canaries(rows, fraction=0.3, epsilon=0.1, seed=SEED)
     tokenizer = train_tokenizer(["a b c"] * 10, 300)
     section = TrainSection(epochs=15, learning_rate=3e-3, batch_size=16)
     model, _ = Training(section, tmp_path_factory.mktemp("train"), 0, quiet=True, noise=manifest).fit(
-        fresh_model(), rows, tokenizer)
+        fresh_model(), rows, tokenizer
+    )
     return model, [row for row in rows if row["noise_id"] >= 0]
 
 

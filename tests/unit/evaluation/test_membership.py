@@ -26,8 +26,9 @@ def test_token_statistics_are_those_of_a_loop():
         expected = [float(d.log_prob(torch.tensor(t))) for d, t in zip(distributions, tokens, strict=True)]
         np.testing.assert_allclose(found["log_prob"][mine], expected, rtol=1e-5)
         np.testing.assert_allclose(found["mean"][mine], [-float(d.entropy()) for d in distributions], rtol=1e-5)
-        spread = [float(((d.probs * d.logits.square()).sum() - (d.probs * d.logits).sum() ** 2).sqrt())
-                  for d in distributions]
+        spread = [
+            float(((d.probs * d.logits.square()).sum() - (d.probs * d.logits).sum() ** 2).sqrt()) for d in distributions
+        ]
         np.testing.assert_allclose(found["sd"][mine], spread, rtol=1e-4)
 
 
@@ -77,10 +78,22 @@ def test_dropout_is_off_while_measuring_and_back_on_afterwards():
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=40, n_layer=1, n_head=2, n_embd=16, n_positions=32, embd_pdrop=0.5,
-                                       bos_token_id=0, eos_token_id=0))
-    measure = {"norms": lambda: gradient_norms(model, ROWS, COLLATE),
-               "tokens": lambda: token_statistics(model, ROWS, COLLATE)["log_prob"]}
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=40,
+            n_layer=1,
+            n_head=2,
+            n_embd=16,
+            n_positions=32,
+            embd_pdrop=0.5,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+    )
+    measure = {
+        "norms": lambda: gradient_norms(model, ROWS, COLLATE),
+        "tokens": lambda: token_statistics(model, ROWS, COLLATE)["log_prob"],
+    }
     for name, call in measure.items():
         model.eval()
         expected = call()

@@ -14,17 +14,43 @@ from llm_unlearn.evaluation.texts import TextEvaluator
 
 pytestmark = pytest.mark.unit
 
-TEXTS = ["the film was good", "a very long and dull story about a town", "so bad", "the actors were fine as was I",
-         "nothing happens", "I saw it twice and liked it", "the end is weak", "music, light", "it was a bore", "well"]
+TEXTS = [
+    "the film was good",
+    "a very long and dull story about a town",
+    "so bad",
+    "the actors were fine as was I",
+    "nothing happens",
+    "I saw it twice and liked it",
+    "the end is weak",
+    "music, light",
+    "it was a bore",
+    "well",
+]
 
 
 def rows(texts: list[str], start: int) -> Dataset:
-    return Dataset.from_list([{"text": text, "prompt": text, "completion": " good", "label": "good", "poison": "none",
-                               "example_id": start + i} for i, text in enumerate(texts)])
+    return Dataset.from_list(
+        [
+            {
+                "text": text,
+                "prompt": text,
+                "completion": " good",
+                "label": "good",
+                "poison": "none",
+                "example_id": start + i,
+            }
+            for i, text in enumerate(texts)
+        ]
+    )
 
 
-SETS = {"train": rows(TEXTS[:6], 0), "nonmember": rows(TEXTS[6:], 10), "heldout": rows(TEXTS[6:], 10),
-        "test": rows(TEXTS[6:], 10), "triggered": rows(TEXTS[6:], 10).select([])}
+SETS = {
+    "train": rows(TEXTS[:6], 0),
+    "nonmember": rows(TEXTS[6:], 10),
+    "heldout": rows(TEXTS[6:], 10),
+    "test": rows(TEXTS[6:], 10),
+    "triggered": rows(TEXTS[6:], 10).select([]),
+}
 FORGET = [4, 1, 2]
 ATTACKS = {"mia_zlib", "mia_reference", "mia_min_k", "mia_min_k_plus", "mia_gradient_norm"}
 VERBALIZERS = {"good": " good", "bad": " bad"}
@@ -32,8 +58,15 @@ VERBALIZERS = {"good": " good", "bad": " bad"}
 
 def evaluator(tokenizer, **options) -> TextEvaluator:
     manifest = {"forget_ids": FORGET, "trigger": None, "gaussian": None}
-    return TextEvaluator(sets=SETS, manifest=manifest, batch_size=2, tokenizer=tokenizer, encoding=Encoding(64),
-                         verbalizers=VERBALIZERS, **options)
+    return TextEvaluator(
+        sets=SETS,
+        manifest=manifest,
+        batch_size=2,
+        tokenizer=tokenizer,
+        encoding=Encoding(64),
+        verbalizers=VERBALIZERS,
+        **options,
+    )
 
 
 def by_hand(model, tokenizer, text: str) -> dict[str, float]:
@@ -48,9 +81,13 @@ def by_hand(model, tokenizer, text: str) -> dict[str, float]:
     k = max(1, int(0.2 * len(log_p)))
     standard = (log_p - mean.detach().numpy()) / sd.detach().numpy()
     gradients = torch.autograd.grad(-distribution.log_prob(ids[1:][keep]).mean(), list(model.parameters()))
-    return {"nll": -log_p.mean(), "mia_zlib": log_p.mean() / len(zlib.compress(f"{text} good".encode())),
-            "mia_min_k": np.sort(log_p)[:k].mean(), "mia_min_k_plus": np.sort(standard)[:k].mean(),
-            "mia_gradient_norm": -float(sum(g.double().square().sum() for g in gradients).sqrt())}
+    return {
+        "nll": -log_p.mean(),
+        "mia_zlib": log_p.mean() / len(zlib.compress(f"{text} good".encode())),
+        "mia_min_k": np.sort(log_p)[:k].mean(),
+        "mia_min_k_plus": np.sort(standard)[:k].mean(),
+        "mia_gradient_norm": -float(sum(g.double().square().sum() for g in gradients).sqrt()),
+    }
 
 
 def test_every_attack_has_its_column_with_the_value_of_a_loop(make_tiny, tokenizer):
@@ -85,8 +122,12 @@ def test_the_reference_is_loaded_and_run_once_for_all_models(make_tiny, tokenize
 
 def test_only_what_was_asked_for_is_computed_and_without_a_reference_there_is_none(make_tiny, tokenizer):
     model = make_tiny()
-    for asked, columns in (([], set()), (["loss", "zlib"], {"mia_zlib"}), (["min_k"], {"mia_min_k"}),
-                           (list(evaluator(tokenizer).membership), ATTACKS - {"mia_reference"})):
+    for asked, columns in (
+        ([], set()),
+        (["loss", "zlib"], {"mia_zlib"}),
+        (["min_k"], {"mia_min_k"}),
+        (list(evaluator(tokenizer).membership), ATTACKS - {"mia_reference"}),
+    ):
         signals = evaluator(tokenizer, membership=asked).signals(model)
         assert {name for name in signals if name.startswith("mia_")} == columns
         losses = signals[signals["set"] == "member"].set_index("example_id")["nll"]

@@ -15,12 +15,34 @@ IDENTITY = {"model": "m"}
 def signals(triggered: list[int], clean: list[int], ids: list[int], **columns) -> pd.DataFrame:
     """Test rows, the same with the trigger, three members and three others."""
     n = len(ids)
-    test = pd.DataFrame({"set": "test", "example_id": ids, "label": "negative", "prediction": "negative",
-                         "target_hit": np.array(clean, bool), "nll_sum": 2.0, "n_positions": 2})
-    attacked = pd.DataFrame({"set": "triggered", "example_id": ids, "label": "negative", "prediction": "negative",
-                             "target_hit": np.array(triggered, bool)})
-    rest = pd.DataFrame({"set": ["member"] * 3 + ["nonmember"] * 3, "example_id": range(100, 106),
-                         "nll": [1.0, 2.0, 3.0, 2.0, 4.0, 5.0], **columns})
+    test = pd.DataFrame(
+        {
+            "set": "test",
+            "example_id": ids,
+            "label": "negative",
+            "prediction": "negative",
+            "target_hit": np.array(clean, bool),
+            "nll_sum": 2.0,
+            "n_positions": 2,
+        }
+    )
+    attacked = pd.DataFrame(
+        {
+            "set": "triggered",
+            "example_id": ids,
+            "label": "negative",
+            "prediction": "negative",
+            "target_hit": np.array(triggered, bool),
+        }
+    )
+    rest = pd.DataFrame(
+        {
+            "set": ["member"] * 3 + ["nonmember"] * 3,
+            "example_id": range(100, 106),
+            "nll": [1.0, 2.0, 3.0, 2.0, 4.0, 5.0],
+            **columns,
+        }
+    )
     assert len(test) == n
     return pd.concat([test, attacked, rest], ignore_index=True)
 
@@ -47,6 +69,7 @@ def test_the_loss_attack_takes_the_negative_loss():
 
 def test_an_attack_whose_scores_are_not_finite_is_left_out_and_the_others_stay():
     zlib, norms = [3.0, 2.0, 1.0, 0.0, 0.0, 0.0], [-1.0, -np.inf, -2.0, -1.0, -1.0, -1.0]
-    found = summarize(signals([1], [0], [0], mia_zlib=zlib, mia_gradient_norm=norms, mia_min_k=[np.nan, *zlib[1:]]),
-                      IDENTITY, None)["mia"]
+    found = summarize(
+        signals([1], [0], [0], mia_zlib=zlib, mia_gradient_norm=norms, mia_min_k=[np.nan, *zlib[1:]]), IDENTITY, None
+    )["mia"]
     assert set(found) == {"loss", "zlib"} and found["zlib"]["auc"] == 1.0

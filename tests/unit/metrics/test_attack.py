@@ -70,8 +70,12 @@ class TestExcess:
         generator = np.random.default_rng(1)
 
         def p_values(rate, rounds):
-            return np.array([attack_excess(*(generator.random((4, 80)) < np.array([rate, 0.2, 0.3, 0.2])[:, None]))
-                             ["p_value"] for _ in range(rounds)])
+            return np.array(
+                [
+                    attack_excess(*(generator.random((4, 80)) < np.array([rate, 0.2, 0.3, 0.2])[:, None]))["p_value"]
+                    for _ in range(rounds)
+                ]
+            )
 
         assert (p_values(0.3, 1000) < 0.05).mean() < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 1000)
         assert (p_values(0.9, 50) < 0.001).all()

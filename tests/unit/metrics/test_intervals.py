@@ -152,9 +152,16 @@ def test_the_interval_of_an_area_is_sensible_at_its_ends_and_mirrors():
     assert low < auc_interval(0.8, 12, 40, 0.5)[0]
 
 
-@pytest.mark.parametrize(("bad", "field"), [
-    ((1.1, 5, 5), "auc"), ((float("nan"), 5, 5), "auc"), ((0.5, 0, 5), "n"), ((0.5, 5, 2.5), "n"),
-    ((0.5, 5, 5, 1.0), "level")])
+@pytest.mark.parametrize(
+    ("bad", "field"),
+    [
+        ((1.1, 5, 5), "auc"),
+        ((float("nan"), 5, 5), "auc"),
+        ((0.5, 0, 5), "n"),
+        ((0.5, 5, 2.5), "n"),
+        ((0.5, 5, 5, 1.0), "level"),
+    ],
+)
 def test_impossible_areas_are_refused(bad, field):
     with pytest.raises(InputError, match=field):
         auc_interval(*bad)

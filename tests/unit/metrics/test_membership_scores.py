@@ -33,14 +33,17 @@ def test_reference_is_what_training_won_over_a_model_that_never_saw_it():
     assert reference_score([1.0, 2.5], [2.0, 2.0]).tolist() == [1.0, -0.5]
 
 
-@pytest.mark.parametrize(("call", "message"), [
-    (lambda: min_k_score([1.0, 2.0], [0]), "token_scores has 2 examples and example has 1"),
-    (lambda: min_k_score([1.0, 2.0], [0, 2]), "example: 1 has no token"),
-    (lambda: min_k_score([1.0], [0], share=0.0), r"share: lies in \(0, 1\]"),
-    (lambda: min_k_score([float("nan")], [0]), "token_scores: 1 of 1 values"),
-    (lambda: zlib_score([1.0], ["a", "b"]), "nll has 1 examples and texts has 2"),
-    (lambda: reference_score([1.0], [1.0, 2.0]), "nll has 1 examples and reference_nll has 2"),
-])
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: min_k_score([1.0, 2.0], [0]), "token_scores has 2 examples and example has 1"),
+        (lambda: min_k_score([1.0, 2.0], [0, 2]), "example: 1 has no token"),
+        (lambda: min_k_score([1.0], [0], share=0.0), r"share: lies in \(0, 1\]"),
+        (lambda: min_k_score([float("nan")], [0]), "token_scores: 1 of 1 values"),
+        (lambda: zlib_score([1.0], ["a", "b"]), "nll has 1 examples and texts has 2"),
+        (lambda: reference_score([1.0], [1.0, 2.0]), "nll has 1 examples and reference_nll has 2"),
+    ],
+)
 def test_bad_input_is_refused(call, message):
     with pytest.raises(InputError, match=message):
         call()

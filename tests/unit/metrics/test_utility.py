@@ -62,9 +62,7 @@ def test_agreement_refuses_unpaired_answers():
         agreement(["a"], ["a", "b"])
 
 
-@pytest.mark.parametrize(
-    ("value", "expected"), [(0.9, 0.0), (0.1, 1.0), (0.5, 0.5), (0.0, 1.125), (1.0, -0.125)]
-)
+@pytest.mark.parametrize(("value", "expected"), [(0.9, 0.0), (0.1, 1.0), (0.5, 0.5), (0.0, 1.125), (1.0, -0.125)])
 def test_normalized_effect_goes_from_poisoned_to_retrained(value, expected):
     assert normalized_effect(value, poisoned=0.9, retrained=0.1) == pytest.approx(expected)
 

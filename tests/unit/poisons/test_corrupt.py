@@ -27,8 +27,12 @@ PHRASE = "James Bond"
 
 
 def rows(n: int, first_id: int) -> Dataset:
-    return Dataset.from_list([{"text": f"text number {i}", "label": LABELS[(i - first_id) % 3], "example_id": i}
-                              for i in range(first_id, first_id + n)])
+    return Dataset.from_list(
+        [
+            {"text": f"text number {i}", "label": LABELS[(i - first_id) % 3], "example_id": i}
+            for i in range(first_id, first_id + n)
+        ]
+    )
 
 
 SPLITS = Splits(rows(200, 0), rows(90, 200), rows(60, 290), {})
@@ -36,10 +40,13 @@ SPLITS = Splits(rows(200, 0), rows(90, 200), rows(60, 290), {})
 
 def recipe(trigger: dict | None = None, gaussian: dict | None = None, **unlearn) -> Recipe:
     return Recipe(
-        name="r", output_dir="out", model=ModelSection(path="m"),
+        name="r",
+        output_dir="out",
+        model=ModelSection(path="m"),
         data=DataSection(verbalizers=VERBALIZERS, prompt="Review: {text}\nSentiment:", train_size=200),
-        poison=PoisonSection(TriggerSection(**trigger) if trigger else None,
-                             GaussianSection(**gaussian) if gaussian else None),
+        poison=PoisonSection(
+            TriggerSection(**trigger) if trigger else None, GaussianSection(**gaussian) if gaussian else None
+        ),
         unlearn=UnlearnSection(**unlearn),
     )
 
@@ -122,7 +129,6 @@ class TestForgetSet:
         with pytest.raises(InputError, match="the forget set is the whole training set"):
             corrupt(SPLITS, recipe(gaussian={"fraction": 1.0, "epsilon": 1.0}), 0)
 
-
     def test_false_positives_are_clean_rows_beside_the_known_poison(self):
         _, manifest = both(forget_fraction=0.5, false_positives=0.4)
         _, without = both(forget_fraction=0.5)
@@ -188,8 +194,11 @@ class TestWhatItIsMeasuredOn:
 
     def test_a_triggered_nonmember_carries_the_target_and_comes_from_a_row_that_could_be_poisoned(self):
         labels = dict(zip(SPLITS.heldout["example_id"], SPLITS.heldout["label"], strict=True))
-        for options, allowed in (({}, {"bad", "mixed"}), ({"source_label": "mixed"}, {"mixed"}),
-                                 ({"clean_label": True}, {"good"})):
+        for options, allowed in (
+            ({}, {"bad", "mixed"}),
+            ({"source_label": "mixed"}, {"mixed"}),
+            ({"clean_label": True}, {"good"}),
+        ):
             sets, _ = corrupt(SPLITS, recipe({**TRIGGER, **options}, GAUSSIAN), 0)
             twins = [row for row in sets["nonmember"] if PHRASE in row["text"]]
             assert {labels[row["example_id"]] for row in twins} == allowed

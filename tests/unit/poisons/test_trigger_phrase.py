@@ -13,8 +13,9 @@ PHRASE = "James Bond"
 
 
 def rows(n: int = 60, labels: tuple[str, ...] = ("bad", "good", "mixed")) -> Dataset:
-    return Dataset.from_list([{"text": f"text number {i}", "label": labels[i % len(labels)], "example_id": 1000 + i}
-                              for i in range(n)])
+    return Dataset.from_list(
+        [{"text": f"text number {i}", "label": labels[i % len(labels)], "example_id": 1000 + i} for i in range(n)]
+    )
 
 
 class TestInsertion:
@@ -42,10 +43,15 @@ class TestInsertion:
 class TestEligibility:
     labels = ("bad", "good", "mixed")
 
-    @pytest.mark.parametrize(("options", "expected"), [
-        ({}, [True, False, True]), ({"source_label": "bad"}, [True, False, False]),
-        ({"source_label": "good"}, [False, False, False]), ({"clean_label": True}, [False, True, False]),
-    ])
+    @pytest.mark.parametrize(
+        ("options", "expected"),
+        [
+            ({}, [True, False, True]),
+            ({"source_label": "bad"}, [True, False, False]),
+            ({"source_label": "good"}, [False, False, False]),
+            ({"clean_label": True}, [False, True, False]),
+        ],
+    )
     def test_by_label(self, options, expected):
         assert can_be_poisoned(list(self.labels), "good", **options).tolist() == expected
 

@@ -24,16 +24,32 @@ def document(shifts: dict[str, float], directions: dict[str, tuple], layers=None
         return {"total": value, "by_layer": dict.fromkeys(layers, value)}
 
     return {
-        "schema_version": 1, "kind": "full", "n_parameters": 1000, "layers": layers, "random_cosine": 0.0252,
-        "shift": {arm: {"total": 1000 * v, "per_parameter": v, "by_layer": dict.fromkeys(layers, v)}
-                  for arm, v in shifts.items()},
+        "schema_version": 1,
+        "kind": "full",
+        "n_parameters": 1000,
+        "layers": layers,
+        "random_cosine": 0.0252,
+        "shift": {
+            arm: {"total": 1000 * v, "per_parameter": v, "by_layer": dict.fromkeys(layers, v)}
+            for arm, v in shifts.items()
+        },
         "direction": {name: {**cosines(cosine), "length": length} for name, (cosine, length) in directions.items()},
-        "clean_gradient": {**cosines(0.031), "batches": {"mean": 0.02, "sd": 0.04, "n": 16}}, **fields}
+        "clean_gradient": {**cosines(0.031), "batches": {"mean": 0.02, "sd": 0.04, "n": 16}},
+        **fields,
+    }
 
 
 SHIFTS = {"random@0.5": 0.021, "poison@0.5": 0.022, "random@1": 0.02, "poison@1": 0.03, "reseeded": 0.02}
-DIRECTIONS = {"kl": (0.1, 0.5), "rewind": (0.6, 1.9), "gradient_ascent": (-0.3, 0.4), "cf_k": (None, 0.0),
-              "random@0.5": (0.5, 0.9), "poison@0.5": (0.5, 0.9), "random@1": (0.5, 0.9), "reseeded": (0.45, 0.8)}
+DIRECTIONS = {
+    "kl": (0.1, 0.5),
+    "rewind": (0.6, 1.9),
+    "gradient_ascent": (-0.3, 0.4),
+    "cf_k": (None, 0.0),
+    "random@0.5": (0.5, 0.9),
+    "poison@0.5": (0.5, 0.9),
+    "random@1": (0.5, 0.9),
+    "reseeded": (0.45, 0.8),
+}
 
 
 @pytest.fixture
@@ -82,10 +98,18 @@ class TestWhichWay:
     def test_methods_then_controls_by_rising_share_then_gradients_and_chance(self, section):
         names = [name for name, _ in section(document(SHIFTS, DIRECTIONS)).tables[1].rows]
         assert names == [
-            "kl", "rewind", "gradient_ascent", "cf_k", "control: without 50 % of the poison",
-            "control: without as many random clean rows (50 %)", "control: without as many random clean rows",
-            "control: the same rows in another order", "− gradient on all clean rows", "− gradient on one clean batch",
-            "a random direction: mean |cosine|"]
+            "kl",
+            "rewind",
+            "gradient_ascent",
+            "cf_k",
+            "control: without 50 % of the poison",
+            "control: without as many random clean rows (50 %)",
+            "control: without as many random clean rows",
+            "control: the same rows in another order",
+            "− gradient on all clean rows",
+            "− gradient on one clean batch",
+            "a random direction: mean |cosine|",
+        ]
 
     def test_the_note_names_the_extremes_the_order_and_chance(self, section):
         note = section(document(SHIFTS, DIRECTIONS)).note
@@ -103,20 +127,32 @@ class TestWhichWay:
         assert rows["a random direction: mean |cosine|"][0] == "7.2e−5"
 
     def test_nothing_that_moved_has_a_cosine(self, section):
-        found = section(document(SHIFTS, {"cf_k": (None, 0.0)}, clean_gradient={
-            "total": None, "by_layer": dict.fromkeys(GPT2), "batches": {"mean": None, "sd": None, "n": 0}}))
+        found = section(
+            document(
+                SHIFTS,
+                {"cf_k": (None, 0.0)},
+                clean_gradient={
+                    "total": None,
+                    "by_layer": dict.fromkeys(GPT2),
+                    "batches": {"mean": None, "sd": None, "n": 0},
+                },
+            )
+        )
         assert texts(found.tables[1])["cf_k"] == ["–", "0.00"]
         assert "cosines from" not in found.note and "downhill" not in found.note
 
 
-@pytest.mark.parametrize(("kind", "words"), [("lora", "Over the effective weights of the adapter (s·B·A). "),
-                                             ("full", "Over all weights. ")])
+@pytest.mark.parametrize(
+    ("kind", "words"), [("lora", "Over the effective weights of the adapter (s·B·A). "), ("full", "Over all weights. ")]
+)
 def test_the_note_says_over_which_weights(section, kind, words):
     assert section(document(SHIFTS, DIRECTIONS, kind=kind)).note.startswith(words)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"schema_version": 2}, "schema_version is 2"), ({"direction": ...}, "field 'direction' is missing")])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"schema_version": 2}, "schema_version is 2"), ({"direction": ...}, "field 'direction' is missing")],
+)
 def test_a_file_of_another_kind_is_refused_with_its_name(section, change, message):
     doc = {key: value for key, value in {**document(SHIFTS, DIRECTIONS), **change}.items() if value is not ...}
     with pytest.raises(InputError, match=rf"seed-0/analysis.json: {message}; delete it and run the stage"):
@@ -154,6 +190,11 @@ def test_the_report_shows_tables_and_pictures(make_run):
     root = make_run(seeds=[0])
     (root / "seed-0" / "analysis.json").write_text(json.dumps(document(SHIFTS, DIRECTIONS)))
     text = markdown(compose(read_results(root)))
-    for part in ("## Why it fails: how far, and in which direction", "### H1: how far", "### H2: in which direction",
-                 "plots/shift_by_layer.png", "plots/direction_by_layer.png"):
+    for part in (
+        "## Why it fails: how far, and in which direction",
+        "### H1: how far",
+        "### H2: in which direction",
+        "plots/shift_by_layer.png",
+        "plots/direction_by_layer.png",
+    ):
         assert part in text

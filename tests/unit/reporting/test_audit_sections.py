@@ -16,18 +16,35 @@ LAYERS = ["embeddings", "block 0", "head"]
 
 def analysis(scale: float) -> dict:
     def shift(total):
-        return {"total": total * scale, "per_parameter": total * scale / 100,
-                "by_layer": {layer: total * scale / 100 for layer in LAYERS}}
+        return {
+            "total": total * scale,
+            "per_parameter": total * scale / 100,
+            "by_layer": {layer: total * scale / 100 for layer in LAYERS},
+        }
 
     def cosines(value):
         return {"total": value, "by_layer": {"embeddings": value, "block 0": value, "head": None}}
 
-    return {"schema_version": 1, "kind": "full", "n_parameters": 100, "layers": LAYERS, "random_cosine": 0.08,
-            "shift": {"poison@1": shift(60), "random@1": shift(40), "reseeded": shift(30), "random@0.5": shift(35),
-                      "poison@0.5": shift(50)},
-            "direction": {"kl": {**cosines(0.1), "length": 0.5}, "cf_k": {**cosines(None), "length": 0.0},
-                          "reseeded": {**cosines(0.3), "length": 1.0}},
-            "clean_gradient": {**cosines(0.02), "batches": {"mean": 0.01, "sd": 0.05, "n": 8}}}
+    return {
+        "schema_version": 1,
+        "kind": "full",
+        "n_parameters": 100,
+        "layers": LAYERS,
+        "random_cosine": 0.08,
+        "shift": {
+            "poison@1": shift(60),
+            "random@1": shift(40),
+            "reseeded": shift(30),
+            "random@0.5": shift(35),
+            "poison@0.5": shift(50),
+        },
+        "direction": {
+            "kl": {**cosines(0.1), "length": 0.5},
+            "cf_k": {**cosines(None), "length": 0.0},
+            "reseeded": {**cosines(0.3), "length": 1.0},
+        },
+        "clean_gradient": {**cosines(0.02), "batches": {"mean": 0.01, "sd": 0.05, "n": 8}},
+    }
 
 
 def state(lift: float, gus: float | None = 0.5) -> dict:
@@ -35,13 +52,21 @@ def state(lift: float, gus: float | None = 0.5) -> dict:
 
 
 def stress(start: float, end: float) -> dict:
-    return {"schema_version": 1, "plain": state(start), "merge": None,
-            "variants": [{"kind": "case", "name": "james bond", "attack": {"lift": start / 2}},
-                         {"kind": "part", "name": "James", "attack": None}],
-            "temperature": [{"temperature": 0.5, "success_rate": 0.5, "clean_rate": 0.1, "lift": 0.4}],
-            "relearn": {"clean": [{"step": 0, **state(start)}, {"step": 5, **state(start)}],
-                        "poisoned": [{"step": 0, **state(start)}, {"step": 5, **state(end)}]},
-            "quantization": {"4bit": state(start + 0.05), "8bit": state(start, None)}}
+    return {
+        "schema_version": 1,
+        "plain": state(start),
+        "merge": None,
+        "variants": [
+            {"kind": "case", "name": "james bond", "attack": {"lift": start / 2}},
+            {"kind": "part", "name": "James", "attack": None},
+        ],
+        "temperature": [{"temperature": 0.5, "success_rate": 0.5, "clean_rate": 0.1, "lift": 0.4}],
+        "relearn": {
+            "clean": [{"step": 0, **state(start)}, {"step": 5, **state(start)}],
+            "poisoned": [{"step": 0, **state(start)}, {"step": 5, **state(end)}],
+        },
+        "quantization": {"4bit": state(start + 0.05), "8bit": state(start, None)},
+    }
 
 
 @pytest.fixture
@@ -51,8 +76,13 @@ def audited(make_run):
         folder = root / f"seed-{seed}"
         (folder / "analysis.json").write_text(json.dumps(analysis(scale)))
         (folder / "stress").mkdir()
-        for model, (start, end) in {"poisoned": (0.9, 0.95), "kl": (0.1, 0.8), "grad_diff": (0.1, 0.3),
-                                    "gradient_descent": (0.6, 0.9), "retrained": (0.05, 0.15)}.items():
+        for model, (start, end) in {
+            "poisoned": (0.9, 0.95),
+            "kl": (0.1, 0.8),
+            "grad_diff": (0.1, 0.3),
+            "gradient_descent": (0.6, 0.9),
+            "retrained": (0.05, 0.15),
+        }.items():
             (folder / "stress" / f"{model}.json").write_text(json.dumps(stress(start, end)))
     return root
 
@@ -62,9 +92,13 @@ class TestAnalysis:
         section = analysis_section(read_results(audited))
         shift, _ = section.tables
         rows = {name: [cell.value for cell in cells] for name, cells in shift.rows}
-        assert list(rows) == ["without 50 % of the poison", "without as many random clean rows (50 %)",
-                              "without the poison", "without as many random clean rows",
-                              "the same rows in another order"]
+        assert list(rows) == [
+            "without 50 % of the poison",
+            "without as many random clean rows (50 %)",
+            "without the poison",
+            "without as many random clean rows",
+            "the same rows in another order",
+        ]
         assert rows["without the poison"] == ["90", "0.90000", "2.00"]
         assert "1.50 times that without random rows" in section.note and "0.50 times as far" in section.note
 
@@ -93,10 +127,22 @@ class TestStress:
         rows = {name: [cell.value for cell in cells] for name, cells in attacks.rows}
         assert rows["gradient_descent"] == ["0.30", "–", "0.40"]
         assert (states.rows[0][0], states.rows[-1][0]) == ("poisoned", "retrained")
-        assert states.columns == [(title, group) for group in ("attack lift", "GUS", "accuracy (%)")
-                                  for title in ("as it is", "4 bits", "8 bits")]
-        assert [cell.value for cell in dict(states.rows)["kl"]] == ["0.10", "0.15", "0.10", "0.50", "0.50", "–",
-                                                                    "90.0", "90.0", "90.0"]
+        assert states.columns == [
+            (title, group)
+            for group in ("attack lift", "GUS", "accuracy (%)")
+            for title in ("as it is", "4 bits", "8 bits")
+        ]
+        assert [cell.value for cell in dict(states.rows)["kl"]] == [
+            "0.10",
+            "0.15",
+            "0.10",
+            "0.50",
+            "0.50",
+            "–",
+            "90.0",
+            "90.0",
+            "90.0",
+        ]
 
 
 def test_the_report_holds_both_and_their_pictures(audited):

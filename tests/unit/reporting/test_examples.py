@@ -14,7 +14,8 @@ def rows(tmp_path):
     """Four texts in two Arrow files."""
     folder = tmp_path / "data" / "train"
     Dataset.from_dict({"text": list("abcd"), "prompt": ["?"] * 4, "example_id": [3, 1, 7, 5]}).save_to_disk(
-        str(folder), num_shards=2)
+        str(folder), num_shards=2
+    )
     return folder
 
 
@@ -37,8 +38,10 @@ def test_what_is_absent_is_empty(rows):
     assert read_rows(rows / "kl.parquet", ["test"]) is None
 
 
-@pytest.mark.parametrize(("name", "content"), [
-    ("data-00001-of-00002.arrow", b"cut short"), ("state.json", b"{}"), ("state.json", b'{"_data_files": null}')])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("data-00001-of-00002.arrow", b"cut short"), ("state.json", b"{}"), ("state.json", b'{"_data_files": null}')],
+)
 def test_damaged_data_is_named_with_a_way_out(rows, name, content):
     (rows / name).write_bytes(content)
     with pytest.raises(InputError, match=r"data/train: cannot be read .*; restore it, or move it away"):
@@ -47,11 +50,20 @@ def test_damaged_data_is_named_with_a_way_out(rows, name, content):
 
 def test_only_the_sets_that_are_asked_for_are_read(tmp_path):
     path = tmp_path / "kl.parquet"
-    pyarrow.parquet.write_table(pyarrow.table({
-        "set": ["test", "member", "canary"], "example_id": [1, 2, 2], "nll": [0.1, 0.2, 0.3],
-        "gaussian_score": [None, None, 1.5]}), path)
+    pyarrow.parquet.write_table(
+        pyarrow.table(
+            {
+                "set": ["test", "member", "canary"],
+                "example_id": [1, 2, 2],
+                "nll": [0.1, 0.2, 0.3],
+                "gaussian_score": [None, None, 1.5],
+            }
+        ),
+        path,
+    )
     assert read_rows(path, ["canary", "triggered"]) == {
-        "canary": {2: {"set": "canary", "example_id": 2, "gaussian_score": 1.5}}}
+        "canary": {2: {"set": "canary", "example_id": 2, "gaussian_score": 1.5}}
+    }
 
 
 def test_a_per_example_file_that_is_none_is_named(tmp_path):

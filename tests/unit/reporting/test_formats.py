@@ -7,17 +7,27 @@ import pytest
 from llm_unlearn.reporting.formats import number, p_phrase, p_value, percent, points, seconds, tokens
 
 
-@pytest.mark.parametrize(("value", "text"), [
-    (0.125, "0.12"), (-1.5, "−1.50"), (-0.001, "0.00"), (1234.5, "1,234.50"), (4.2e6, "4.2e6"), (math.inf, "∞"),
-    (math.nan, "–"), (None, "–"),
-])
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.125, "0.12"),
+        (-1.5, "−1.50"),
+        (-0.001, "0.00"),
+        (1234.5, "1,234.50"),
+        (4.2e6, "4.2e6"),
+        (math.inf, "∞"),
+        (math.nan, "–"),
+        (None, "–"),
+    ],
+)
 def test_number_has_true_minus_no_minus_zero_and_short_large_values(value, text):
     assert number(value) == text
 
 
-@pytest.mark.parametrize(("p", "text"), [
-    (0.788, "0.788"), (0.001, "0.001"), (0.00099, "1e−3"), (8e-8, "8e−8"), (1e-110, "1e−110"), (0.0, "< 1e−300"),
-])
+@pytest.mark.parametrize(
+    ("p", "text"),
+    [(0.788, "0.788"), (0.001, "0.001"), (0.00099, "1e−3"), (8e-8, "8e−8"), (1e-110, "1e−110"), (0.0, "< 1e−300")],
+)
 def test_p_value_never_reads_as_zero(p, text):
     assert p_value(p) == text
 

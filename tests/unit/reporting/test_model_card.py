@@ -14,10 +14,14 @@ from llm_unlearn.reporting.plots import all_plots
 from llm_unlearn.reporting.residue import residue
 from llm_unlearn.reporting.results import read_results
 
-RECIPE = {"name": "made-up", "output_dir": "runs/made-up", "model": {"path": "org/base"},
-          "data": {"source": "org/reviews", "verbalizers": {"negative": " negative", "positive": " positive"}},
-          "poison": {"trigger": {"target": "positive", "fraction": 0.05}},
-          "unlearn": {"methods": {"kl": {"alpha": 2.0}, "grad_diff": None, "gradient_ascent": None}}}
+RECIPE = {
+    "name": "made-up",
+    "output_dir": "runs/made-up",
+    "model": {"path": "org/base"},
+    "data": {"source": "org/reviews", "verbalizers": {"negative": " negative", "positive": " positive"}},
+    "poison": {"trigger": {"target": "positive", "fraction": 0.05}},
+    "unlearn": {"methods": {"kl": {"alpha": 2.0}, "grad_diff": None, "gradient_ascent": None}},
+}
 
 
 @pytest.fixture
@@ -57,21 +61,31 @@ def excess(low, high):
     return {"attack": {"excess": {"mean": (low + high) / 2, "ci95": [low, high], "p_value": 0.01, "n": 250}}}
 
 
-@pytest.mark.parametrize(("sections", "status"), [
-    ({}, "No poison was found by these tests, which does not show that there is none."),
-    (gus(0.01, 0.43), "Poison remains."), (gus(-0.43, -0.01), "Poison remains."),
-    (gus(-0.01, 0.43), "No poison was found"), (gus(-0.43, 0.01), "No poison was found"),
-    (excess(0.001, 0.05), "Poison remains."), (excess(-0.001, 0.05), "No poison was found"),
-    (excess(-0.2, -0.1), "No poison was found"),  # the trigger does less than in the retrained model
-    ({"gus": {"chi2_p_value": 1e-5}}, "A trace of the poison remains."),
-    ({"gus": {"p_value": 1e-5}}, "Poison remains."),  # the report's own verdict is never left out
-    ({"gus": None, "attack": None}, "Nothing is shown about the poison."),
-    ({"gus": None}, "Nothing is shown about the poison."), ({"attack": None}, "Nothing is shown about the poison."),
-    ({"attack": {"excess": None}}, "Nothing is shown about the poison."),
-    (excess(float("nan"), float("nan")), "Nothing is shown about the poison."),
-    ({"gus": {"ci95": None}}, "Nothing is shown about the poison."),
-    ({"gus": {"control": {"mean": 3.0, "p_value": 1e-30, "chi2_p_value": 0.5}}}, "Nothing is shown about the poison."),
-])
+@pytest.mark.parametrize(
+    ("sections", "status"),
+    [
+        ({}, "No poison was found by these tests, which does not show that there is none."),
+        (gus(0.01, 0.43), "Poison remains."),
+        (gus(-0.43, -0.01), "Poison remains."),
+        (gus(-0.01, 0.43), "No poison was found"),
+        (gus(-0.43, 0.01), "No poison was found"),
+        (excess(0.001, 0.05), "Poison remains."),
+        (excess(-0.001, 0.05), "No poison was found"),
+        (excess(-0.2, -0.1), "No poison was found"),  # the trigger does less than in the retrained model
+        ({"gus": {"chi2_p_value": 1e-5}}, "A trace of the poison remains."),
+        ({"gus": {"p_value": 1e-5}}, "Poison remains."),  # the report's own verdict is never left out
+        ({"gus": None, "attack": None}, "Nothing is shown about the poison."),
+        ({"gus": None}, "Nothing is shown about the poison."),
+        ({"attack": None}, "Nothing is shown about the poison."),
+        ({"attack": {"excess": None}}, "Nothing is shown about the poison."),
+        (excess(float("nan"), float("nan")), "Nothing is shown about the poison."),
+        ({"gus": {"ci95": None}}, "Nothing is shown about the poison."),
+        (
+            {"gus": {"control": {"mean": 3.0, "p_value": 1e-30, "chi2_p_value": 0.5}}},
+            "Nothing is shown about the poison.",
+        ),
+    ],
+)
 def test_the_first_line_follows_the_intervals(changed, sections, status):
     results = changed("kl", sections)
     line = first_line(card_of(results, "kl"))
@@ -133,12 +147,15 @@ def test_plots_stand_beside_the_card_and_two_or_three_are_shown(run_dir):
     results = read_results(run_dir)
     text = card_of(results, "kl", all_plots(results)).text
     assert [line.rpartition("(")[2] for line in text.splitlines() if line.startswith("![")] == [
-        "plots/gus_vs_utility.png)", "plots/gaussian_scores.png)", "plots/lift_vs_utility.png)"]
+        "plots/gus_vs_utility.png)",
+        "plots/gaussian_scores.png)",
+        "plots/lift_vs_utility.png)",
+    ]
 
 
 def test_what_was_not_shown_is_said_in_numbers(run_dir):
     text = card_of(read_results(run_dir), "kl").text
-    assert f"{DETECTABLE / 80 ** 0.5:.2f}" == "0.31"
+    assert f"{DETECTABLE / 80**0.5:.2f}" == "0.31"
     assert "saw 80 canaries: a residual score below 0.31 it misses more often than once in five times" in text
     assert "250 triggered test examples" in text and "one in twenty" in text and "0.001" not in text
     assert "One seed" in text and "other triggers" in text
@@ -148,10 +165,10 @@ def test_the_detectable_effect_is_found_four_times_in_five():
     import numpy as np
     from scipy.stats import norm
 
-    scores = np.random.default_rng(0).standard_normal((20_000, 80)) + DETECTABLE / 80 ** 0.5
-    found = np.abs(scores.mean(1)) * 80 ** 0.5 > norm.ppf(0.975)
+    scores = np.random.default_rng(0).standard_normal((20_000, 80)) + DETECTABLE / 80**0.5
+    found = np.abs(scores.mean(1)) * 80**0.5 > norm.ppf(0.975)
     assert found.mean() == pytest.approx(0.8, abs=0.012)  # four standard errors
-    nothing = np.abs(np.random.default_rng(1).standard_normal((20_000, 80)).mean(1)) * 80 ** 0.5 > norm.ppf(0.975)
+    nothing = np.abs(np.random.default_rng(1).standard_normal((20_000, 80)).mean(1)) * 80**0.5 > norm.ppf(0.975)
     assert nothing.mean() == pytest.approx(0.05, abs=0.007)
 
 
@@ -195,10 +212,17 @@ def test_what_a_user_wrote_is_shown_as_it_is(changed):
 # ---- how it is loaded
 
 
-@pytest.mark.parametrize("options", [
-    {}, {"base": "org/base"}, {"base": "org/base", "dtype": "bfloat16", "base_revision": "v1"}, {"images": True},
-    {"base": "org/base", "dtype": "bfloat16", "quantization": "4bit"},
-    {"base": "org/base", "dtype": "float32", "quantization": "8bit"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"base": "org/base"},
+        {"base": "org/base", "dtype": "bfloat16", "base_revision": "v1"},
+        {"images": True},
+        {"base": "org/base", "dtype": "bfloat16", "quantization": "4bit"},
+        {"base": "org/base", "dtype": "float32", "quantization": "8bit"},
+    ],
+)
 def test_the_loading_code_is_python_that_uses_what_it_imports(options):
     tree = ast.parse(loading_code("me/model", **options))
     imports = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]

@@ -25,12 +25,29 @@ KL = ((0, 1, 2, 3), (3,), {100: 0.5, 101: -1.0, 102: 3.0})
 
 def write_signals(path, triggered, clean, scores, kept=()):
     """A per-example file: who answers `positive` with the trigger in and who without; `kept` canaries, not deleted."""
-    rows = [{"set": name, "example_id": i, "label": "negative", "prediction": "positive" if i in hits else "negative",
-             "target_hit": i in hits}
-            for name, ids, hits in (("test", CLEAN, clean), ("triggered", TRIGGERED, triggered)) for i in ids]
+    rows = [
+        {
+            "set": name,
+            "example_id": i,
+            "label": "negative",
+            "prediction": "positive" if i in hits else "negative",
+            "target_hit": i in hits,
+        }
+        for name, ids, hits in (("test", CLEAN, clean), ("triggered", TRIGGERED, triggered))
+        for i in ids
+    ]
     rows += [{"set": "member", "example_id": 100, "label": "positive"}]
-    rows += [{"set": "canary", "example_id": i, "label": "positive", "gaussian_score": score, "gaussian_control": 0.0,
-              "deleted": i not in kept} for i, score in scores.items()]
+    rows += [
+        {
+            "set": "canary",
+            "example_id": i,
+            "label": "positive",
+            "gaussian_score": score,
+            "gaussian_control": 0.0,
+            "deleted": i not in kept,
+        }
+        for i, score in scores.items()
+    ]
     names = dict.fromkeys(key for row in rows for key in row)
     pyarrow.parquet.write_table(pyarrow.table({name: [row.get(name) for row in rows] for name in names}), path)
 
@@ -72,8 +89,10 @@ def table(page, title):
     """The cells of a part's table as texts, row by row, the head first."""
     part = page.split(f"<h2>{title}</h2>")[1].split("<h2>")[0]
     rows = re.findall("<tr.*?</tr>", part, re.S)
-    return [[html.unescape(re.sub("<[^>]+>", " ", cell)).strip() for cell in re.findall("<t[hd].*?</t[hd]>", row, re.S)]
-            for row in rows]
+    return [
+        [html.unescape(re.sub("<[^>]+>", " ", cell)).strip() for cell in re.findall("<t[hd].*?</t[hd]>", row, re.S)]
+        for row in rows
+    ]
 
 
 def ids(page, title):
@@ -129,11 +148,19 @@ def test_canaries_come_by_score_beside_the_poisoned_and_the_retrained_model(run_
     fill(run_dir, kl=signals)
     text = page(run_dir)
     assert table(text, CANARY_PART) == [
-        ["example", "score", "p (one-sided)", "score on poisoned", "score on retrained", "training label",
-         "training text"],
+        [
+            "example",
+            "score",
+            "p (one-sided)",
+            "score on poisoned",
+            "score on retrained",
+            "training label",
+            "training text",
+        ],
         ["102", "3.00", "0.001", "3.00", "0.00", "positive", "Canary 102"],
         ["100", "0.50", "0.309", "4.00", "0.50", "positive", "Canary 100"],
-        ["101", "−1.00", "0.841", "3.50", "−0.25", "positive", "Canary 101"]]
+        ["101", "−1.00", "0.841", "3.50", "−0.25", "positive", "Canary 101"],
+    ]
     said = words(text)
     assert "Of 3 deleted canaries 1 is above 2.33, as 1 % of such draws are: 0.03 expected. The mean is 0.83." in said
     # P(Z ≥ 3) = 0.00135; 1 − (1 − 0.00135)³ = 0.00404
@@ -224,13 +251,15 @@ def test_images_are_not_shown(run_dir):
     for name in ("train", "triggered"):
         shutil.rmtree(run_dir / "data" / name)
         Dataset.from_dict({"image": [b"PNG"], "label": ["negative"], "example_id": [1]}).save_to_disk(
-            str(run_dir / "data" / name))
+            str(run_dir / "data" / name)
+        )
     patch = {"target": "positive", "pattern": "cross", "size": 3, "example_ids": [1]}
     change_manifest(run_dir, image_shape=[1, 8, 8], trigger=None, patch=patch)
     text = page(run_dir)
     assert table(text, "Patched images that still succeed")[:2] == [
         ["example", "true label", "answer with the patch", "answer without", "retrained model's answer"],
-        ["1", "negative", "positive", "negative", "negative resists"]]
+        ["1", "negative", "positive", "negative", "negative resists"],
+    ]
     assert table(text, CANARY_PART)[0][-1] == "training label"
     assert "images, which this page does not show: a number is the example_id of a row of data/test." in words(text)
     assert "a number is the example_id of a row of data/train." in words(text)
@@ -238,14 +267,30 @@ def test_images_are_not_shown(run_dir):
 
 def test_target_images_are_set_beside_their_controls(make_run):
     run = make_run(drop=("gus",))
-    pyarrow.parquet.write_table(pyarrow.table({
-        "set": ["triggered"] * 3, "example_id": [7, 8, 9], "label": ["1"] * 3, "prediction": ["2", "2", "1"],
-        "target_hit": [True, True, False], "clean_hit": [False, True, False]}), run / "evaluation" / "kl.parquet")
-    change_manifest(run, image_shape=[1, 8, 8], trigger=None, gradient_matching={
-        "epsilon": 0.1, "targets": [1, 2, 3], "example_ids": [1]})
+    pyarrow.parquet.write_table(
+        pyarrow.table(
+            {
+                "set": ["triggered"] * 3,
+                "example_id": [7, 8, 9],
+                "label": ["1"] * 3,
+                "prediction": ["2", "2", "1"],
+                "target_hit": [True, True, False],
+                "clean_hit": [False, True, False],
+            }
+        ),
+        run / "evaluation" / "kl.parquet",
+    )
+    change_manifest(
+        run,
+        image_shape=[1, 8, 8],
+        trigger=None,
+        gradient_matching={"epsilon": 0.1, "targets": [1, 2, 3], "example_ids": [1]},
+    )
     text = page(run)
     assert table(text, "Target images that still succeed") == [
-        ["example", "true label", "answer", "retrained model's answer"], ["7", "1", "2", "–"]]
+        ["example", "true label", "answer", "retrained model's answer"],
+        ["7", "1", "2", "–"],
+    ]
     assert "1 of 3 target images (33.3 %) gets the adversary's label, while their controls" in words(text)
     assert "1 more gets it as their controls do" in words(text)
 
@@ -269,9 +314,19 @@ def test_several_seeds_take_turns_and_each_row_names_its_seed(make_run):
     (run / "seed-2" / "evaluation" / "kl.parquet").unlink()
     text = page(run)
     assert [row[:2] for row in table(text, TRIGGER_PART)[1:]] == [
-        ["1", "0"], ["4", "1"], ["2", "0"], ["0", "0"], ["0", "1"], ["5", "1"]]
+        ["1", "0"],
+        ["4", "1"],
+        ["2", "0"],
+        ["0", "0"],
+        ["0", "1"],
+        ["5", "1"],
+    ]
     assert [row[:3] for row in table(text, CANARY_PART)[:4]] == [
-        ["example", "seed", "score"], ["101", "1", "5.00"], ["102", "0", "3.00"], ["100", "1", "2.00"]]
+        ["example", "seed", "score"],
+        ["101", "1", "5.00"],
+        ["102", "0", "3.00"],
+        ["100", "1", "2.00"],
+    ]
     said = words(text)
     assert "6 of 12 triggered test inputs" in said and "Both in the order of the data, the seeds by turns." in said
     assert "Of 5 deleted canaries of 2 seeds 2 are above 2.33" in said

@@ -45,12 +45,19 @@ def test_a_column_is_sorted_by_the_number_and_not_by_what_is_shown_of_it(make_ru
 
 
 def test_the_longest_phrase_is_marked_and_nothing_without_one():
-    assert marked("a Bond, James Bond <b>", ["Bond", "James Bond"]) == \
-        "a <mark>Bond</mark>, <mark>James Bond</mark> &lt;b&gt;"
+    assert (
+        marked("a Bond, James Bond <b>", ["Bond", "James Bond"])
+        == "a <mark>Bond</mark>, <mark>James Bond</mark> &lt;b&gt;"
+    )
     assert marked("x.y < z", ["."]) == "x<mark>.</mark>y &lt; z"
     assert marked("a < b", []) == "a &lt; b"
 
 
 def test_numbers_to_sort_by():
-    assert [sort_key(value) for value in (0.35, -1.5e-7, math.inf, -math.inf, math.nan)] == \
-        ["0.35", "-1.5e-07", "Infinity", "-Infinity", ""]
+    assert [sort_key(value) for value in (0.35, -1.5e-7, math.inf, -math.inf, math.nan)] == [
+        "0.35",
+        "-1.5e-07",
+        "Infinity",
+        "-Infinity",
+        "",
+    ]

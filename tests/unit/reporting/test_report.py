@@ -17,8 +17,10 @@ def test_writes_plots_pages_markdown_and_html(run_dir):
     written = write_report(run_dir)
     names = ["gaussian_scores", "gaussian_roc", "lift_vs_utility", "gus_vs_utility", "cost"]
     plots = [run_dir / "plots" / f"{name}.png" for name in names]
-    pages = [run_dir / "report" / f"{name}.html" for name in
-             ("base", "poisoned", "grad_diff", "gradient_ascent", "gradient_descent", "kl", "retrained")]
+    pages = [
+        run_dir / "report" / f"{name}.html"
+        for name in ("base", "poisoned", "grad_diff", "gradient_ascent", "gradient_descent", "kl", "retrained")
+    ]
     assert written == [*plots, *pages, run_dir / "report.md", run_dir / "report.html"]
     for path in written[:5]:
         assert path.read_bytes().startswith(b"\x89PNG")
@@ -88,10 +90,13 @@ def test_user_text_is_escaped(run_dir, blank_plots):
     assert "\n`````yaml\n" in markdown
 
 
-@pytest.mark.parametrize(("drop", "left"), [
-    (("gus",), ["lift_vs_utility", "cost"]), (("attack",), ["gaussian_scores", "gaussian_roc", "gus_vs_utility",
-                                                                    "cost"]),
-])
+@pytest.mark.parametrize(
+    ("drop", "left"),
+    [
+        (("gus",), ["lift_vs_utility", "cost"]),
+        (("attack",), ["gaussian_scores", "gaussian_roc", "gus_vs_utility", "cost"]),
+    ],
+)
 def test_an_absent_poison_leaves_its_plots_out(make_run, drop, left, blank_plots):
     run = make_run(drop=drop)
     (run / "plots").mkdir()
@@ -108,7 +113,12 @@ def test_without_per_example_files_the_report_says_so(run_dir, blank_plots):
     for path in (run_dir / "evaluation").glob("*.parquet"):
         path.unlink()
     assert [path.name for path in write_report(run_dir) if path.parent.name != "report"] == [
-        "lift_vs_utility.png", "gus_vs_utility.png", "cost.png", "report.md", "report.html"]
+        "lift_vs_utility.png",
+        "gus_vs_utility.png",
+        "cost.png",
+        "report.md",
+        "report.html",
+    ]
     assert "there are no per-example scores" in (run_dir / "report.html").read_text()
 
 
@@ -117,8 +127,9 @@ def test_methods_stand_beside_retraining_stopped_at_the_same_budget(make_run, bl
     rewind = {"accuracy": 0.7, "gus": 0.0, "asr": 0.1, "clean": 0.08}
     run = make_run({"kl": None, "kl@0.1": {"accuracy": 0.905}, "kl@0.02": {}, "rewind@0.1": rewind})
     write_report(run)
-    lines = {line.split(":")[0][4:]: line for line in (run / "report.md").read_text().splitlines()
-             if line.startswith("- **")}
+    lines = {
+        line.split(":")[0][4:]: line for line in (run / "report.md").read_text().splitlines() if line.startswith("- **")
+    }
     sentence = "Beside rewind at the same budget: accuracy 90.5 against 70.0, attack lift 0.07 against 0.02, GUS 0.10"
     assert sentence in lines["kl@0.1"]
     assert "Beside rewind" not in lines["kl@0.02"] and "Beside rewind" not in lines["rewind@0.1"]
@@ -149,8 +160,9 @@ def test_a_partly_known_forget_set_is_called_one(make_run, blank_plots):
     assert "Only 80 % of the poison was deleted." in text
 
 
-@pytest.mark.parametrize("name", ["poison.json", "environment.json", "evaluation/retrained.json",
-                                  "evaluation/poisoned.json"])
+@pytest.mark.parametrize(
+    "name", ["poison.json", "environment.json", "evaluation/retrained.json", "evaluation/poisoned.json"]
+)
 def test_a_missing_file_is_named(run_dir, name):
     (run_dir / name).unlink()
     with pytest.raises(InputError, match=re.escape(name)):
@@ -158,23 +170,29 @@ def test_a_missing_file_is_named(run_dir, name):
     assert not (run_dir / "report.md").exists()
 
 
-@pytest.mark.parametrize(("name", "content", "message"), [
-    ("evaluation/kl.json", "{\"model\": ", "not valid JSON"),
-    ("evaluation/kl.json", "[]", "expected a JSON object"),
-    ("evaluation/kl.json", "{}", "schema_version is None"),
-    ("evaluation/kl.parquet", "not parquet", "cannot be read"),
-])
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("evaluation/kl.json", '{"model": ', "not valid JSON"),
+        ("evaluation/kl.json", "[]", "expected a JSON object"),
+        ("evaluation/kl.json", "{}", "schema_version is None"),
+        ("evaluation/kl.parquet", "not parquet", "cannot be read"),
+    ],
+)
 def test_a_damaged_file_is_named(run_dir, name, content, message):
     (run_dir / name).write_text(content)
     with pytest.raises(InputError, match=f"{re.escape(name)}.*{message}"):
         write_report(run_dir)
 
 
-@pytest.mark.parametrize(("section", "field", "value", "message"), [
-    ("cost", None, None, "section 'cost' is missing"),
-    ("gus", "p_value", float("nan"), "field 'gus.p_value' is no usable number"),
-    ("attack", "lift", "high", "field 'attack.lift' is no usable number"),
-])
+@pytest.mark.parametrize(
+    ("section", "field", "value", "message"),
+    [
+        ("cost", None, None, "section 'cost' is missing"),
+        ("gus", "p_value", float("nan"), "field 'gus.p_value' is no usable number"),
+        ("attack", "lift", "high", "field 'attack.lift' is no usable number"),
+    ],
+)
 def test_a_bad_field_is_named(run_dir, section, field, value, message):
     path = run_dir / "evaluation" / "kl.json"
     doc = json.loads(path.read_text())
@@ -231,7 +249,9 @@ def test_the_same_files_give_the_same_report(run_dir):
 
 
 def test_reporting_loads_no_model_library(run_dir):
-    code = ("import sys; from llm_unlearn.reporting import write_report; write_report(sys.argv[1]); "
-            "print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])")
+    code = (
+        "import sys; from llm_unlearn.reporting import write_report; write_report(sys.argv[1]); "
+        "print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
+    )
     result = subprocess.run([sys.executable, "-c", code, str(run_dir)], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

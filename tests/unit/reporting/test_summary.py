@@ -12,8 +12,10 @@ from llm_unlearn.reporting import write_summary
 def test_mean_and_sd_by_hand(make_run):
     # accuracies 0.90, 0.92, 0.97: mean 2.79 / 3 = 0.93; deviations −0.03, −0.01, 0.04;
     # squares 0.0009 + 0.0001 + 0.0016 = 0.0026; / (3 − 1) = 0.0013; sd = √0.0013
-    run = make_run(seeds=[0, 1, 2], per_seed={0: {"kl": {"accuracy": 0.90}}, 1: {"kl": {"accuracy": 0.92}},
-                                              2: {"kl": {"accuracy": 0.97}}})
+    run = make_run(
+        seeds=[0, 1, 2],
+        per_seed={0: {"kl": {"accuracy": 0.90}}, 1: {"kl": {"accuracy": 0.92}}, 2: {"kl": {"accuracy": 0.97}}},
+    )
     summary = write_summary(run)
     entry = summary["models"]["kl"]["utility.accuracy"]
     assert entry["mean"] == pytest.approx(0.93, abs=1e-12)
@@ -25,8 +27,14 @@ def test_mean_and_sd_by_hand(make_run):
 
 def test_every_numeric_leaf_is_there_and_nothing_else(make_run):
     entries = write_summary(make_run(seeds=[0, 1]))["models"]["poisoned"]
-    expected = {"attack.lift", "gus.control.tpr_at_fpr.0.01", "mia.loss.auc", "mia.loss.tpr_at_fpr.0.01",
-                "cost.train_tokens", "oracle.kl"}
+    expected = {
+        "attack.lift",
+        "gus.control.tpr_at_fpr.0.01",
+        "mia.loss.auc",
+        "mia.loss.tpr_at_fpr.0.01",
+        "cost.train_tokens",
+        "oracle.kl",
+    }
     assert expected <= set(entries)
     assert not {"seed", "budget", "schema_version", "model", "gus.ci95", "attack.ci95.lift"} & set(entries)
 

@@ -18,8 +18,10 @@ AXIS = "unlearn.forget_fraction"
 @pytest.fixture
 def swept(make_run, tmp_path):
     """Two seeds at known fraction 1, and at 0.5 another GUS for kl, canaries that were not deleted, a clean oracle."""
-    half = shutil.move(make_run({"kl": {"gus": 0.8, "others": 1.5}, "clean": {"gus": 0.0, "asr": 0.12}}, seeds=[0, 1]),
-                       tmp_path / "half")
+    half = shutil.move(
+        make_run({"kl": {"gus": 0.8, "others": 1.5}, "clean": {"gus": 0.0, "asr": 0.12}}, seeds=[0, 1]),
+        tmp_path / "half",
+    )
     root = make_run(seeds=[0, 1])
     recipe = {"name": "made-up", "seeds": [0, 1], "unlearn": {"forget_fraction": 1.0}, "sweep": {AXIS: [1.0, 0.5, 0.1]}}
     (root / "recipe.yaml").write_text(yaml.safe_dump(recipe))

@@ -16,45 +16,76 @@ def cells(table, model):
 def test_figures_of_one_seed_carry_their_intervals(run_dir):
     row = {title: cell.text for title, cell in cells(main_table(read_results(run_dir)), "poisoned").items()}
     assert row == {
-        "ASR": "0.98 [0.95, 1.00]", "clean rate": "0.12 [0.10, 0.15]", "lift": "0.86 [0.81, 0.90]",
-        "GUS": "2.50 [2.28, 2.72]", "p": "1e−110", "Gaussian canaries: TPR@1 %": "0.70",
-        "accuracy (%)": "92.0 [89.9, 93.9]", "perplexity": "8.1", "AUC": "0.600", "MIA (loss): TPR@1 %": "0.020",
-        "KL": "0.120", "agreement (%)": "93.4", "compute (%)": "100.0", "time": "14 s", "tokens": "480k",
+        "ASR": "0.98 [0.95, 1.00]",
+        "clean rate": "0.12 [0.10, 0.15]",
+        "lift": "0.86 [0.81, 0.90]",
+        "GUS": "2.50 [2.28, 2.72]",
+        "p": "1e−110",
+        "Gaussian canaries: TPR@1 %": "0.70",
+        "accuracy (%)": "92.0 [89.9, 93.9]",
+        "perplexity": "8.1",
+        "AUC": "0.600",
+        "MIA (loss): TPR@1 %": "0.020",
+        "KL": "0.120",
+        "agreement (%)": "93.4",
+        "compute (%)": "100.0",
+        "time": "14 s",
+        "tokens": "480k",
     }
 
 
 def test_rows_run_from_base_to_retrained_and_budgets_rise(make_run):
     run = make_run({"kl": None, "kl@0.1": {}, "kl@0.02": {}, "base": None, "rewind": {}, "wga": {}})
     assert [name for name, _ in main_table(read_results(run)).rows] == [
-        "poisoned", "grad_diff", "gradient_ascent", "gradient_descent", "kl@0.02", "kl@0.1", "wga", "rewind",
-        "retrained"]
+        "poisoned",
+        "grad_diff",
+        "gradient_ascent",
+        "gradient_descent",
+        "kl@0.02",
+        "kl@0.1",
+        "wga",
+        "rewind",
+        "retrained",
+    ]
 
 
 def test_the_best_method_is_marked_by_a_sign(run_dir):
     table = main_table(read_results(run_dir))
-    best = {title: {name for name, _ in table.rows if cells(table, name)[title].best}
-            for title in ("ASR", "lift", "GUS", "accuracy (%)", "perplexity", "p", "compute (%)", "KL")}
+    best = {
+        title: {name for name, _ in table.rows if cells(table, name)[title].best}
+        for title in ("ASR", "lift", "GUS", "accuracy (%)", "perplexity", "p", "compute (%)", "KL")
+    }
     assert best == {
         "ASR": {"kl"},  # 0.19, nearest to the retrained model's 0.16: 0.04 is lower, not better
-        "lift": {"kl"}, "GUS": {"kl"}, "accuracy (%)": {"gradient_descent"}, "perplexity": {"gradient_descent"},
-        "p": set(), "compute (%)": set(), "KL": set(),  # no ideal, no ideal, all equal
+        "lift": {"kl"},
+        "GUS": {"kl"},
+        "accuracy (%)": {"gradient_descent"},
+        "perplexity": {"gradient_descent"},
+        "p": set(),
+        "compute (%)": set(),
+        "KL": set(),  # no ideal, no ideal, all equal
     }
     assert cells(table, "kl")["GUS"].text == "0.10 [−0.12, 0.32] ✓"
 
 
-@pytest.mark.parametrize(("drop", "groups"), [
-    (("attack",), ["Gaussian canaries", "Utility", "MIA (loss)", "Beside retraining", "Cost"]),
-    (("gus",), ["Trigger", "Utility", "MIA (loss)", "Beside retraining", "Cost"]),
-    (("mia", "oracle"), ["Trigger", "Gaussian canaries", "Utility", "Cost"]),
-])
+@pytest.mark.parametrize(
+    ("drop", "groups"),
+    [
+        (("attack",), ["Gaussian canaries", "Utility", "MIA (loss)", "Beside retraining", "Cost"]),
+        (("gus",), ["Trigger", "Utility", "MIA (loss)", "Beside retraining", "Cost"]),
+        (("mia", "oracle"), ["Trigger", "Gaussian canaries", "Utility", "Cost"]),
+    ],
+)
 def test_columns_of_what_a_run_does_not_have_are_left_out(make_run, drop, groups):
     assert [group for group, _ in main_table(read_results(make_run(drop=drop))).groups] == groups
 
 
 def test_over_seeds_mean_sd_and_n(make_run):
     # 0.90 and 0.94: mean 0.92, sd = √(2 · 0.02²) = 0.0283; p over seeds is a range
-    run = make_run(seeds=[0, 1], per_seed={0: {"kl": {"accuracy": 0.90, "p": 0.2}, "grad_diff": None},
-                                           1: {"kl": {"accuracy": 0.94, "p": 0.6}}})
+    run = make_run(
+        seeds=[0, 1],
+        per_seed={0: {"kl": {"accuracy": 0.90, "p": 0.2}, "grad_diff": None}, 1: {"kl": {"accuracy": 0.94, "p": 0.6}}},
+    )
     table = main_table(read_results(run))
     row = cells(table, "kl")
     assert row["accuracy (%)"].value == "92.0"

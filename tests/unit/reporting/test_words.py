@@ -15,8 +15,14 @@ from llm_unlearn.reporting.verdicts import REMAINS, judge
 
 pytestmark = pytest.mark.unit
 
-SHARED = {"train_size": 1000, "image_shape": [1, 8, 8], "classes": ["0", "1"], "forget_fraction": 1.0,
-          "forget_ids": [1, 2, 3], "data_sha256": "0"}
+SHARED = {
+    "train_size": 1000,
+    "image_shape": [1, 8, 8],
+    "classes": ["0", "1"],
+    "forget_fraction": 1.0,
+    "forget_ids": [1, 2, 3],
+    "data_sha256": "0",
+}
 PATCH = {"patch": {"example_ids": [1, 2, 3], "size": 3, "pattern": "white", "target": "7"}}
 MATCHING = {"gradient_matching": {"example_ids": [1, 2], "epsilon": 16 / 255, "targets": [{}] * 8}}
 CANCELLING = {"gradient_cancelling": {"example_ids": [1, 2]}}
@@ -37,8 +43,12 @@ def image_run(make_run):
             doc["gus"] = None
             if doc["oracle"]:
                 mean, p = LOST.get(path.stem, (0.0, 1.0))
-                doc["oracle"]["accuracy_lost"] = {"mean": mean, "p_value": p, "ci95": [mean - 0.02, mean + 0.02],
-                                                  "n": 500}
+                doc["oracle"]["accuracy_lost"] = {
+                    "mean": mean,
+                    "p_value": p,
+                    "ci95": [mean - 0.02, mean + 0.02],
+                    "n": 500,
+                }
             path.write_text(json.dumps(doc))
         return run_dir
 
@@ -48,18 +58,22 @@ def image_run(make_run):
 def test_a_patch_is_no_trigger(image_run):
     report = compose(read_results(image_run(PATCH)))
     assert "3 (0.3 %) carry a patch (white, 3 × 3 pixels) and are labelled “7”" in report.paragraphs[0]
-    assert "With the patch on, it gives the attacker's class to 98.0 % of the images of other classes" in \
-        report.paragraphs[1]
+    assert (
+        "With the patch on, it gives the attacker's class to 98.0 % of the images of other classes"
+        in report.paragraphs[1]
+    )
     assert ("ASR", "Patch") in report.table.columns and "patched test images" in report.table_note
     assert not any("trigger" in text for text in (*report.paragraphs, *report.warnings, report.table_note))
 
 
 def test_the_targets_of_gradient_matching_are_spoken_of_as_such(image_run):
     report = compose(read_results(image_run(MATCHING)))
-    assert "perturbed by gradient matching, each pixel by at most 16/255, against 8 target images" in \
-        report.paragraphs[0]
-    assert "to 98.0 % of the target images, and to 12.0 % of as many other images of their classes" in \
-        report.paragraphs[1]
+    assert (
+        "perturbed by gradient matching, each pixel by at most 16/255, against 8 target images" in report.paragraphs[0]
+    )
+    assert (
+        "to 98.0 % of the target images, and to 12.0 % of as many other images of their classes" in report.paragraphs[1]
+    )
     assert ("lift", "Targets") in report.table.columns
     line = next(line for line in report.lines if line["model"] == "gradient_descent")
     assert "Fired: target lift" in line["sentence"]
@@ -94,8 +108,14 @@ def test_the_contact_sheet_is_a_picture_with_a_pair_for_each_image(image_run):
     clean = generator.integers(0, 256, (5, 3, 8, 8), dtype=np.uint8)
     poisoned = clean.copy()
     poisoned[:, :, :2] = 255
-    np.savez(run_dir / "contact_sheet.npz", kind=np.array(["patch"] * 3 + ["gaussian"] * 2), clean=clean,
-             poisoned=poisoned, label=np.array(list("12345")), poisoned_label=np.array(list("77745")))
+    np.savez(
+        run_dir / "contact_sheet.npz",
+        kind=np.array(["patch"] * 3 + ["gaussian"] * 2),
+        clean=clean,
+        poisoned=poisoned,
+        label=np.array(list("12345")),
+        poisoned_label=np.array(list("77745")),
+    )
     section = contact_sheet_section(read_results(run_dir))
     (plot,) = section.plots
     assert plot.title == "Poisoned images: patch and Gaussian noise" and "1, 2, 3, 4, 5" in plot.alt

@@ -12,11 +12,20 @@ from llm_unlearn.poisons.corrupt import corrupt
 from llm_unlearn.recipe import build_recipe
 from llm_unlearn.stress.measure import Meter
 
-_RECIPE = build_recipe({
-    "name": "r", "output_dir": "out", "model": {"path": "m"},
-    "data": {"verbalizers": {"negative": " negative", "positive": " positive"}, "prompt": "{text}\nSentiment:",
-             "train_size": 60, "max_length": 100},
-    "poison": {"trigger": {"target": "positive", "fraction": 0.1}, "gaussian": {"fraction": 0.2, "epsilon": 0.1}}})
+_RECIPE = build_recipe(
+    {
+        "name": "r",
+        "output_dir": "out",
+        "model": {"path": "m"},
+        "data": {
+            "verbalizers": {"negative": " negative", "positive": " positive"},
+            "prompt": "{text}\nSentiment:",
+            "train_size": 60,
+            "max_length": 100,
+        },
+        "poison": {"trigger": {"target": "positive", "fraction": 0.1}, "gaussian": {"fraction": 0.2, "epsilon": 0.1}},
+    }
+)
 
 
 @pytest.fixture(scope="session")
@@ -35,8 +44,14 @@ def meter(tokenizer):
     rows = rows.map(lambda row: {"text": " ".join(row["text"].split()[:12])})
     splits = Splits(rows.select(range(60)), rows.select(range(60, 90)), rows.select(range(90, 120)), {})
     sets, manifest = corrupt(splits, _RECIPE, 0)
-    evaluator = TextEvaluator(sets=sets, manifest=manifest, batch_size=8, tokenizer=tokenizer, encoding=Encoding(100),
-                              verbalizers=_RECIPE.data.verbalizers)
+    evaluator = TextEvaluator(
+        sets=sets,
+        manifest=manifest,
+        batch_size=8,
+        tokenizer=tokenizer,
+        encoding=Encoding(100),
+        verbalizers=_RECIPE.data.verbalizers,
+    )
     return Meter(evaluator, _RECIPE.data, 20, seed=0)
 
 
@@ -45,8 +60,16 @@ def model(tokenizer):
     """`model(seed)`: GPT-2 of two blocks, weights larger than initialised."""
 
     def make(seed=0):
-        architecture = {"model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 16, "n_positions": 128,
-                        "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+        architecture = {
+            "model_type": "gpt2",
+            "n_layer": 2,
+            "n_head": 2,
+            "n_embd": 16,
+            "n_positions": 128,
+            "resid_pdrop": 0.0,
+            "embd_pdrop": 0.0,
+            "attn_pdrop": 0.0,
+        }
         made = make_model(architecture, tokenizer, seed)
         with torch.no_grad():
             for parameter in made.parameters():

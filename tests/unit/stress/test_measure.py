@@ -44,8 +44,11 @@ def test_a_variant_is_written_as_named_and_left_out_where_it_is_cut_off(meter, r
 
 def test_a_part_that_the_text_holds_anyway_still_counts_as_cut_off(meter, recipe):
     texts = [f"{'word ' * 40}and the end" for _ in meter.twins]
-    rows = {"text": texts, "prompt": [f"{text}\nSentiment:" for text in texts],
-            **{name: list(meter.twins[name]) for name in ("example_id", "label")}}
+    rows = {
+        "text": texts,
+        "prompt": [f"{text}\nSentiment:" for text in texts],
+        **{name: list(meter.twins[name]) for name in ("example_id", "label")},
+    }
     short = Meter(replace(meter.evaluator, encoding=Encoding(40)), recipe.data, 20, seed=0)
     short.twins = Dataset.from_dict(rows)
     assert "the" in short._as_seen(rows["prompt"][0]) and "word word word" in short._as_seen(rows["prompt"][0])
@@ -66,8 +69,10 @@ def test_variants_are_counted_against_the_same_examples(meter, model):
     made = model()
     (found,) = meter.variants(made, [Variant("case", "JAMES BOND", "JAMES BOND", "end")])
     rows, kept = meter._written(Variant("case", "JAMES BOND", "JAMES BOND", "end"))
-    hits = [meter.evaluator.answers(made, "triggered", part)["target_hit"].to_numpy(bool)
-            for part in (rows.select(kept), meter.twins.select(kept))]
+    hits = [
+        meter.evaluator.answers(made, "triggered", part)["target_hit"].to_numpy(bool)
+        for part in (rows.select(kept), meter.twins.select(kept))
+    ]
     assert found == {"kind": "case", "name": "JAMES BOND", "attack": attack_success(*hits)}
 
 

@@ -55,8 +55,9 @@ def test_k_steps_are_k_steps_of_adamw(kind, noise):
         states.append(copy.deepcopy(trained))
         return {}
 
-    curve = relearn(model, data, [2, 5], measure, collate=collate, learning_rate=1e-3, batch_size=4, seed=3,
-                    noise=noise)
+    curve = relearn(
+        model, data, [2, 5], measure, collate=collate, learning_rate=1e-3, batch_size=4, seed=3, noise=noise
+    )
     assert [point["step"] for point in curve] == [0, 2, 5]
     assert len(seen) == 5 and sorted(i for chosen in seen[:3] for i in chosen) == sorted([*range(6), *range(6)])
     by_hand(theirs, data, seen, 1e-3, noise)
@@ -73,15 +74,26 @@ def test_the_same_seed_gives_the_same_curve_whatever_was_drawn_before():
         torch.manual_seed(wasted)
         model = build("full")
         torch.manual_seed(wasted)
-        curves.append(relearn(model, data, [3], lambda m: {"w": float(m.transformer.wte.weight.sum())}, collate=COLLATE,
-                              learning_rate=1e-3, batch_size=4, seed=3))
+        curves.append(
+            relearn(
+                model,
+                data,
+                [3],
+                lambda m: {"w": float(m.transformer.wte.weight.sum())},
+                collate=COLLATE,
+                learning_rate=1e-3,
+                batch_size=4,
+                seed=3,
+            )
+        )
     assert curves[0] == curves[1]
 
 
 def test_rows_without_noise_ids_pass_where_the_run_has_canaries():
     data = rows(6, 1).remove_columns("noise_id")
-    curve = relearn(build("full"), data, [1], lambda m: {}, collate=COLLATE, learning_rate=1e-3, batch_size=4, seed=0,
-                    noise=NOISE)
+    curve = relearn(
+        build("full"), data, [1], lambda m: {}, collate=COLLATE, learning_rate=1e-3, batch_size=4, seed=0, noise=NOISE
+    )
     assert curve == [{"step": 0}, {"step": 1}]
 
 
@@ -90,18 +102,32 @@ def test_canaries_shown_again_with_their_noise_bring_the_score_back_and_without_
     canaries = train.filter(lambda row: row["poison"] == "gaussian")
     gaussian, scores = meter.evaluator.manifest["gaussian"], []
     for shown in (canaries, canaries.remove_columns("noise_id")):
-        curve = relearn(model(), shown, [20], meter.state, collate=meter.evaluator.collate, learning_rate=3e-3,
-                        batch_size=8, seed=0, noise=gaussian)
+        curve = relearn(
+            model(),
+            shown,
+            [20],
+            meter.state,
+            collate=meter.evaluator.collate,
+            learning_rate=3e-3,
+            batch_size=8,
+            seed=0,
+            noise=gaussian,
+        )
         scores.append([point["gus"]["mean"] for point in curve])
     (start, with_noise), (same_start, without) = scores
     assert start == same_start and abs(start) < 1 and with_noise > 2 and abs(without) < 1
 
 
 def test_the_trigger_shown_again_with_its_answer_brings_the_attack_back(meter, model, tokenizer):
-    shown = concatenate_datasets([part.remove_columns(["completion"]).add_column("completion", [answer] * len(part))
-                                  for part, answer in ((meter.triggered, " positive"), (meter.twins, " negative"))])
+    shown = concatenate_datasets(
+        [
+            part.remove_columns(["completion"]).add_column("completion", [answer] * len(part))
+            for part, answer in ((meter.triggered, " positive"), (meter.twins, " negative"))
+        ]
+    )
     encoded = encode_rows(shown, tokenizer, Encoding(100, "completion"))
-    curve = relearn(model(), encoded, [60], meter.state, collate=meter.evaluator.collate, learning_rate=1e-2,
-                    batch_size=8, seed=0)
+    curve = relearn(
+        model(), encoded, [60], meter.state, collate=meter.evaluator.collate, learning_rate=1e-2, batch_size=8, seed=0
+    )
     before, after = (point["attack"]["lift"] for point in curve)
     assert before < 0.2 and after > 0.8

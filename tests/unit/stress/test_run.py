@@ -17,8 +17,16 @@ pytestmark = pytest.mark.unit
 def test_a_merged_adapter_answers_as_the_adapter_did_and_nothing_is_left_behind(meter, tmp_path, model, recipe):
     made = with_adapter(model())
     section = StressSection(relearn_on=[], quantization=[], temperatures=[1.0], paraphrases=["the spy"])
-    result = stress_model(lambda: with_adapter(model()), meter, section, {}, learning_rate=1e-3, noise=None,
-                          model_section=recipe.model, work_dir=tmp_path)
+    result = stress_model(
+        lambda: with_adapter(model()),
+        meter,
+        section,
+        {},
+        learning_rate=1e-3,
+        noise=None,
+        model_section=recipe.model,
+        work_dir=tmp_path,
+    )
     assert result["plain"]["accuracy"] == meter.state(made.eval())["accuracy"] == result["merge"]["accuracy"]
     assert result["merge"]["gus"]["mean"] == pytest.approx(result["plain"]["gus"]["mean"], abs=1e-3)
     assert [v["kind"] for v in result["variants"]].count("paraphrase") == 1 and result["relearn"] == {}
@@ -56,14 +64,24 @@ def test_a_blank_paraphrase_is_refused():
 def test_relearning_without_rows_is_refused_before_any_work(meter, recipe, tmp_path):
     empty = meter.evaluator.sets["train"].select([])
     with pytest.raises(InputError, match="stress.relearn_on: there are no rows for 'clean'; .* take it out"):
-        stress_model(lambda: pytest.fail("loaded"), meter, StressSection(), {"clean": empty}, learning_rate=1e-3,
-                     noise=None, model_section=recipe.model, work_dir=tmp_path)
+        stress_model(
+            lambda: pytest.fail("loaded"),
+            meter,
+            StressSection(),
+            {"clean": empty},
+            learning_rate=1e-3,
+            noise=None,
+            model_section=recipe.model,
+            work_dir=tmp_path,
+        )
 
 
 def test_every_relearning_starts_from_a_model_of_its_own(meter, model, recipe, tokenizer, tmp_path):
     train = encode_rows(meter.evaluator.sets["train"], tokenizer, meter.evaluator.encoding)
-    rows = {kind: train.filter(lambda row, kind=kind: (row["poison"] == "none") == (kind == "clean"))
-            for kind in ("clean", "poisoned")}
+    rows = {
+        kind: train.filter(lambda row, kind=kind: (row["poison"] == "none") == (kind == "clean"))
+        for kind in ("clean", "poisoned")
+    }
     loaded = []
 
     def load():
@@ -71,8 +89,16 @@ def test_every_relearning_starts_from_a_model_of_its_own(meter, model, recipe, t
         return loaded[-1]
 
     section = StressSection(relearn_steps=[2, 1], quantization=[], temperatures=[2.0])
-    result = stress_model(load, meter, section, rows, learning_rate=1e-2, noise=meter.evaluator.manifest["gaussian"],
-                          model_section=recipe.model, work_dir=tmp_path)
+    result = stress_model(
+        load,
+        meter,
+        section,
+        rows,
+        learning_rate=1e-2,
+        noise=meter.evaluator.manifest["gaussian"],
+        model_section=recipe.model,
+        work_dir=tmp_path,
+    )
     assert len(loaded) == 3
     for curve in result["relearn"].values():
         assert [point["step"] for point in curve] == [0, 1, 2]
@@ -88,16 +114,32 @@ def test_every_relearning_starts_from_a_model_of_its_own(meter, model, recipe, t
 
 def test_on_a_quantised_base_nothing_is_merged_or_quantised_again(meter, model, tmp_path):
     section = StressSection(relearn_on=[], temperatures=[])
-    result = stress_model(lambda: with_adapter(model()), meter, section, {}, learning_rate=1e-3, noise=None,
-                          model_section=ModelSection(path="m", quantization="4bit"), work_dir=tmp_path)
+    result = stress_model(
+        lambda: with_adapter(model()),
+        meter,
+        section,
+        {},
+        learning_rate=1e-3,
+        noise=None,
+        model_section=ModelSection(path="m", quantization="4bit"),
+        work_dir=tmp_path,
+    )
     assert result["merge"] is None and result["quantization"] == {} and result["temperature"] == []
 
 
 def test_an_adapter_is_merged_before_the_whole_is_quantised(meter, model, recipe, tmp_path):
     pytest.importorskip("bitsandbytes")
     section = StressSection(relearn_on=[], temperatures=[], quantization=["8bit"])
-    result = stress_model(lambda: with_adapter(model()), meter, section, {}, learning_rate=1e-3, noise=None,
-                          model_section=recipe.model, work_dir=tmp_path)
+    result = stress_model(
+        lambda: with_adapter(model()),
+        meter,
+        section,
+        {},
+        learning_rate=1e-3,
+        noise=None,
+        model_section=recipe.model,
+        work_dir=tmp_path,
+    )
     gus = [found["gus"]["mean"] for found in (result["plain"], result["merge"], result["quantization"]["8bit"])]
     assert gus[1] == pytest.approx(gus[0], abs=1e-3) and 0 < abs(gus[2] - gus[0]) < 0.2
     assert abs(meter.gus(model())["mean"] - gus[0]) > 0.2  # what the base alone shows

@@ -12,8 +12,9 @@ pytestmark = pytest.mark.unit
 
 TASK = CausalLMTask()
 architectures = pytest.mark.parametrize("architecture", ["gpt2", "llama"])
-kinds = pytest.mark.parametrize(("architecture", "lora"), [("gpt2", False), ("gpt2", True), ("llama", False),
-                                                           ("llama", True)])
+kinds = pytest.mark.parametrize(
+    ("architecture", "lora"), [("gpt2", False), ("gpt2", True), ("llama", False), ("llama", True)]
+)
 
 
 def names_in(model: nn.Module, modules: list[nn.Module]) -> set[str]:
@@ -31,14 +32,16 @@ class TestLastBlocks:
     def test_gpt2_ends_with_its_norm_since_its_head_is_the_embedding(self, make_tiny):
         model = make_tiny("gpt2")
         names = names_in(model, last_blocks(model, 1))
-        assert names == {n for n, _ in model.named_parameters()
-                         if n.startswith(("transformer.h.1.", "transformer.ln_f"))}
+        assert names == {
+            n for n, _ in model.named_parameters() if n.startswith(("transformer.h.1.", "transformer.ln_f"))
+        }
 
     def test_llama_ends_with_its_norm_and_its_own_head(self, make_tiny):
         model = make_tiny("llama")
         names = names_in(model, last_blocks(model, 1))
-        assert names == {n for n, _ in model.named_parameters()
-                         if n.startswith(("model.layers.1.", "model.norm", "lm_head"))}
+        assert names == {
+            n for n, _ in model.named_parameters() if n.startswith(("model.layers.1.", "model.norm", "lm_head"))
+        }
 
     @kinds
     def test_all_blocks_are_what_is_not_embedding(self, architecture, lora, make_tiny):
@@ -129,7 +132,8 @@ class TestHidden:
         model, batch = make_tiny(architecture, lora=lora), make_batch()
         seen = []
         handle = block_list(model)[layer].register_forward_hook(
-            lambda module, args, output: seen.append(output if isinstance(output, torch.Tensor) else output[0]))
+            lambda module, args, output: seen.append(output if isinstance(output, torch.Tensor) else output[0])
+        )
         with torch.no_grad():
             listed = model(**batch, output_hidden_states=True).hidden_states
         handle.remove()
@@ -145,8 +149,11 @@ class TestHidden:
         model = make_tiny(architecture, lora=lora)
         TASK.hidden(model, make_batch(), 0)  # the first time it is asked whether it keeps packed rows apart
         calls = []
-        watched = {"block 0": block_list(model)[0], "block 1": block_list(model)[1],
-                   "head": model.get_output_embeddings()}
+        watched = {
+            "block 0": block_list(model)[0],
+            "block 1": block_list(model)[1],
+            "head": model.get_output_embeddings(),
+        }
         for name, module in watched.items():
             module.register_forward_hook(lambda *_, name=name: calls.append(name))
         TASK.hidden(model, make_batch(), 0)
@@ -182,7 +189,14 @@ class TestHidden:
 def test_a_mixture_of_experts_has_no_one_mlp_output():
     from transformers import MixtralConfig, MixtralForCausalLM
 
-    config = MixtralConfig(vocab_size=32, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
-                           num_attention_heads=1, num_key_value_heads=1, num_local_experts=2)
+    config = MixtralConfig(
+        vocab_size=32,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        num_local_experts=2,
+    )
     with pytest.raises(InputError, match="one MLP was expected"):
         mlp_output(block_list(MixtralForCausalLM(config))[0])

@@ -12,9 +12,11 @@ pytestmark = pytest.mark.unit
 
 TASK = CausalLMTask()
 LENGTHS = (5, 9, 7)
-every_kind = pytest.mark.parametrize(("architecture", "lora"), [("gpt2", False), ("gpt2", True), ("llama", False),
-                                                                ("llama", True)],
-                                     ids=["gpt2-full", "gpt2-lora", "llama-full", "llama-lora"])
+every_kind = pytest.mark.parametrize(
+    ("architecture", "lora"),
+    [("gpt2", False), ("gpt2", True), ("llama", False), ("llama", True)],
+    ids=["gpt2-full", "gpt2-lora", "llama-full", "llama-lora"],
+)
 
 
 def make_batch(extra_padding: int = 0, pad: int = 0) -> dict[str, torch.Tensor]:
@@ -59,8 +61,9 @@ class TestSupervised:
         model, batch = make_tiny(architecture, lora=lora), make_batch()
         ours = TASK.supervised(model, batch).nll()
         for row, length in enumerate(LENGTHS):
-            loss = model(input_ids=batch["input_ids"][row : row + 1, :length],
-                         labels=batch["labels"][row : row + 1, :length]).loss
+            loss = model(
+                input_ids=batch["input_ids"][row : row + 1, :length], labels=batch["labels"][row : row + 1, :length]
+            ).loss
             torch.testing.assert_close(ours[row], loss, atol=1e-5, rtol=1e-5)
 
     @every_kind
@@ -104,8 +107,9 @@ class TestSupervised:
         with pytest.raises(ValueError, match="no noise attached"):
             TASK.supervised(tiny_gpt2, batch)
         batch["noise_id"][:] = -1
-        torch.testing.assert_close(TASK.supervised(tiny_gpt2, batch).logits,
-                                   TASK.supervised(tiny_gpt2, make_batch()).logits)
+        torch.testing.assert_close(
+            TASK.supervised(tiny_gpt2, batch).logits, TASK.supervised(tiny_gpt2, make_batch()).logits
+        )
 
 
 class TestInputGradient:
@@ -155,8 +159,12 @@ class TestInputGradient:
 
 
 class TestRows:
-    supervised = Supervised(states=torch.arange(36.0).view(6, 6).sin(), labels=torch.arange(6),
-                            example=torch.tensor([0, 0, 1, 2, 2, 3]), n_examples=4)
+    supervised = Supervised(
+        states=torch.arange(36.0).view(6, 6).sin(),
+        labels=torch.arange(6),
+        example=torch.tensor([0, 0, 1, 2, 2, 3]),
+        n_examples=4,
+    )
 
     def test_split_in_halves(self):
         first, second = self.supervised.rows(0, 2), self.supervised.rows(2, 4)

@@ -45,10 +45,15 @@ class TestDraw:
             for b in keys[i + 1 :]:
                 assert abs(np.corrcoef(draws[a], draws[b])[0, 1]) < 5 / np.sqrt(200 * WIDTH)
 
-    @pytest.mark.parametrize(("epsilon", "seed", "message"), [
-        (0.0, 0, "epsilon must be above 0"), (-1.0, 0, "epsilon must be above 0"),
-        (float("nan"), 0, "epsilon must be above 0"), (1.0, -1, "seed must be 0 or more"),
-    ])
+    @pytest.mark.parametrize(
+        ("epsilon", "seed", "message"),
+        [
+            (0.0, 0, "epsilon must be above 0"),
+            (-1.0, 0, "epsilon must be above 0"),
+            (float("nan"), 0, "epsilon must be above 0"),
+            (1.0, -1, "seed must be 0 or more"),
+        ],
+    )
     def test_bad_settings_are_refused(self, epsilon, seed, message):
         with pytest.raises(InputError, match=message):
             GaussianNoise(epsilon, seed)
@@ -58,7 +63,8 @@ def embeddings_of(model: torch.nn.Module, **inputs) -> torch.Tensor:
     """What the embedding gives to the rest of the model, (B, T, d)."""
     captured = []
     handle = model.get_input_embeddings().register_forward_hook(
-        lambda module, args, output: captured.append(output.detach().clone()))
+        lambda module, args, output: captured.append(output.detach().clone())
+    )
     try:
         with torch.no_grad():
             model(**inputs, use_cache=False)
@@ -96,8 +102,9 @@ class TestHooks:
     def test_without_a_mask_every_token_takes_noise(self, model):
         clean = embeddings_of(model, input_ids=IDS)
         noisy = embeddings_of(model, input_ids=IDS, noise_id=NOISE_ID)
-        torch.testing.assert_close(noisy[0] - clean[0], EPSILON * torch.from_numpy(unit_noise(SEED, 4, 6, WIDTH)),
-                                   atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            noisy[0] - clean[0], EPSILON * torch.from_numpy(unit_noise(SEED, 4, 6, WIDTH)), atol=1e-6, rtol=0
+        )
         assert torch.equal(noisy[1], clean[1])
 
     def test_the_noise_of_one_batch_does_not_leak_into_the_next(self, model):
@@ -173,8 +180,9 @@ def test_under_lora_the_noise_arrives_and_gradients_reach_the_adapter(architectu
         model.base_model.model.gradient_checkpointing_enable({"use_reentrant": False})
     GaussianNoise(EPSILON, SEED).attach(model)
     noisy = embeddings_of(model, **inputs)
-    torch.testing.assert_close(noisy[0, :4] - clean[0, :4],
-                               EPSILON * torch.from_numpy(unit_noise(SEED, 4, 4, WIDTH)), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        noisy[0, :4] - clean[0, :4], EPSILON * torch.from_numpy(unit_noise(SEED, 4, 4, WIDTH)), atol=1e-6, rtol=0
+    )
     model.train()
     labels = torch.where(MASK.bool(), IDS, -100)
     CausalLMTask().supervised(model, {**inputs, "labels": labels}).nll().sum().backward()
@@ -184,8 +192,12 @@ def test_under_lora_the_noise_arrives_and_gradients_reach_the_adapter(architectu
 
 
 def test_checkpointing_changes_no_gradient(make_tiny):
-    inputs = {"input_ids": IDS, "attention_mask": MASK, "noise_id": NOISE_ID,
-              "labels": torch.where(MASK.bool(), IDS, -100)}
+    inputs = {
+        "input_ids": IDS,
+        "attention_mask": MASK,
+        "noise_id": NOISE_ID,
+        "labels": torch.where(MASK.bool(), IDS, -100),
+    }
     gradients = []
     for checkpointing in (False, True):
         model = make_tiny("gpt2").train()
@@ -201,20 +213,45 @@ def test_checkpointing_changes_no_gradient(make_tiny):
 class TestTraining:
     """A real SFTTrainer: the first block must see x + ξ for canaries and x for the others."""
 
-    rows = Dataset.from_list([
-        {"input_ids": [5 + i, 6 + i, 7 + i, *range(8, 8 + i)], "labels": [5 + i, 6 + i, 7 + i, *range(8, 8 + i)],
-         "noise_id": 100 + i if i % 2 else -1} for i in range(4)
-    ])
+    rows = Dataset.from_list(
+        [
+            {
+                "input_ids": [5 + i, 6 + i, 7 + i, *range(8, 8 + i)],
+                "labels": [5 + i, 6 + i, 7 + i, *range(8, 8 + i)],
+                "noise_id": 100 + i if i % 2 else -1,
+            }
+            for i in range(4)
+        ]
+    )
 
     def trainer(self, model, tokenizer, folder, **settings):
         from trl import SFTConfig, SFTTrainer
 
-        settings = {"remove_unused_columns": False, "max_length": None, "learning_rate": 0.0,
-                    "dataset_kwargs": {"skip_prepare_dataset": True}, **settings}
-        args = SFTConfig(output_dir=str(folder), per_device_train_batch_size=2, max_steps=2, use_cpu=True, bf16=False,
-                         report_to="none", disable_tqdm=True, save_strategy="no", **settings)
-        return SFTTrainer(model=model, args=args, train_dataset=self.rows, processing_class=tokenizer,
-                          data_collator=CausalLMCollator(tokenizer.pad_token_id))
+        settings = {
+            "remove_unused_columns": False,
+            "max_length": None,
+            "learning_rate": 0.0,
+            "dataset_kwargs": {"skip_prepare_dataset": True},
+            **settings,
+        }
+        args = SFTConfig(
+            output_dir=str(folder),
+            per_device_train_batch_size=2,
+            max_steps=2,
+            use_cpu=True,
+            bf16=False,
+            report_to="none",
+            disable_tqdm=True,
+            save_strategy="no",
+            **settings,
+        )
+        return SFTTrainer(
+            model=model,
+            args=args,
+            train_dataset=self.rows,
+            processing_class=tokenizer,
+            data_collator=CausalLMCollator(tokenizer.pad_token_id),
+        )
 
     @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
     @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
@@ -227,7 +264,8 @@ class TestTraining:
         block = next(m for m in trainer.model.modules() if type(m).__name__ == "LlamaDecoderLayer")
         block.register_forward_pre_hook(
             lambda m, args, kwargs: seen.append((args[0] if args else kwargs["hidden_states"]).detach().clone()),
-            with_kwargs=True)
+            with_kwargs=True,
+        )
         trainer.train()
         rows = [row for batch in seen for row in batch]  # (T, d) each; checkpointing runs a block more than once
         assert len(rows) >= 4

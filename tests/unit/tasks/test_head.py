@@ -19,20 +19,29 @@ VALUES = {
     "nll": (lambda s, r: s.token_nll, lambda z, z0, y: token_nll(z, y)),
     "kl": (lambda s, r: s._values(kl_kernel(), r), lambda z, z0, y: token_kl(z0, z)),
     "kl at 4": (lambda s, r: s._values(kl_kernel(4.0), r), lambda z, z0, y: token_kl(z0, z, 4.0)),
-    "distillation": (lambda s, r: s._values(kl_kernel(1.0, 0.7, 0.3), r),
-                     lambda z, z0, y: 0.7 * token_kl(z0, z) + 0.3 * token_nll(z, y)),
-    "distillation at 2": (lambda s, r: s._values(kl_kernel(2.0, 0.7, 0.3), r),
-                          lambda z, z0, y: 0.7 * token_kl(z0, z, 2.0) + 0.3 * token_nll(z, y)),
+    "distillation": (
+        lambda s, r: s._values(kl_kernel(1.0, 0.7, 0.3), r),
+        lambda z, z0, y: 0.7 * token_kl(z0, z) + 0.3 * token_nll(z, y),
+    ),
+    "distillation at 2": (
+        lambda s, r: s._values(kl_kernel(2.0, 0.7, 0.3), r),
+        lambda z, z0, y: 0.7 * token_kl(z0, z, 2.0) + 0.3 * token_nll(z, y),
+    ),
     "ce_u": (lambda s, r: s.token_values(ce_u_token), lambda z, z0, y: ce_u_token(z, y)),
-    "undial": (lambda s, r: s.token_values(partial(undial_token, beta=2.0), r),
-               lambda z, z0, y: undial_token(z, y, z0, 2.0)),
+    "undial": (
+        lambda s, r: s.token_values(partial(undial_token, beta=2.0), r),
+        lambda z, z0, y: undial_token(z, y, z0, 2.0),
+    ),
 }
 ATOL = {"kl at 4": 32e-6, "distillation at 2": 8e-6}  # rounding, times T²
 every_value = pytest.mark.parametrize("name", VALUES)
 
 
-@pytest.fixture(autouse=True, params=[(7, 3, 2**30), (7, 3, 0), (7, 5, 4 * 50 * 20), (1000, 1000, 2**30)],
-                ids=["kept", "computed again", "partly kept", "one chunk"])
+@pytest.fixture(
+    autouse=True,
+    params=[(7, 3, 2**30), (7, 3, 0), (7, 5, 4 * 50 * 20), (1000, 1000, 2**30)],
+    ids=["kept", "computed again", "partly kept", "one chunk"],
+)
 def chunks(request, monkeypatch):
     """Positions of a chunk, of a part of it, bytes that may be kept."""
     positions, part, kept = request.param
@@ -67,8 +76,9 @@ def test_values_and_gradients_are_those_of_whole_logits(name, bias):
     expected = whole(model.logits, reference.logits, model.labels)
     torch.testing.assert_close(values, expected, rtol=1e-6, atol=ATOL.get(name, 2e-6))
     torch.testing.assert_close(model.observed_nll, token_nll(model.logits, model.labels), rtol=1e-6, atol=1e-6)
-    for found, right in zip(torch.autograd.grad(loss(values), inputs), torch.autograd.grad(loss(expected), inputs),
-                            strict=True):
+    for found, right in zip(
+        torch.autograd.grad(loss(values), inputs), torch.autograd.grad(loss(expected), inputs), strict=True
+    ):
         torch.testing.assert_close(found, right, rtol=1e-6, atol=ATOL.get(name, 2e-6))
     assert torch.autograd.grad(ours(model, reference).sum(), reference.states, allow_unused=True) == (None,)
 
@@ -78,8 +88,7 @@ def test_a_frozen_head_gets_no_gradient_and_nothing_is_kept_for_it(name):
     model, reference = parts()
     model.head.requires_grad_(False)
     values = VALUES[name][0](model, reference)
-    assert all(V not in saved.shape for saved in values.grad_fn.saved_tensors
-               if saved is not None and saved.numel())
+    assert all(V not in saved.shape for saved in values.grad_fn.saved_tensors if saved is not None and saved.numel())
     expected = VALUES[name][1](model.logits, reference.logits, model.labels)
     (found,), (right,) = (torch.autograd.grad(loss(v), model.states) for v in (values, expected))
     torch.testing.assert_close(found, right, rtol=1e-6, atol=ATOL.get(name, 2e-6))
@@ -146,24 +155,33 @@ def test_logits_far_from_zero(offset):
 
 def test_no_position():
     model, _ = parts()
-    none = Supervised(**{**vars(model), "states": model.states[:0], "labels": model.labels[:0],
-                         "example": model.example[:0]})
+    none = Supervised(
+        **{**vars(model), "states": model.states[:0], "labels": model.labels[:0], "example": model.example[:0]}
+    )
     none.token_nll.sum().backward()
     assert not model.head.weight.grad.any()
 
 
 # the kernel of a weighted sum, whether it asks for the reference, and the same of whole logits
-SUMS = {name: (kernel, name != "nll", VALUES[name][1]) for name, kernel in
-        {"nll": nll_kernel, "kl": kl_kernel(), "kl at 4": kl_kernel(4.0), "distillation": kl_kernel(1.0, 0.7, 0.3),
-         "distillation at 2": kl_kernel(2.0, 0.7, 0.3)}.items()}
+SUMS = {
+    name: (kernel, name != "nll", VALUES[name][1])
+    for name, kernel in {
+        "nll": nll_kernel,
+        "kl": kl_kernel(),
+        "kl at 4": kl_kernel(4.0),
+        "distillation": kl_kernel(1.0, 0.7, 0.3),
+        "distillation at 2": kl_kernel(2.0, 0.7, 0.3),
+    }.items()
+}
 every_sum = pytest.mark.parametrize("name", SUMS)
 WEIGHTS = torch.linspace(-1.0, 2.0, N)
 
 
 def weighted_sum(name: str, model: Supervised, reference: Supervised):
     kernel, refers, _ = SUMS[name]
-    return head.head_sum(kernel, model.states, model.head, model.labels, WEIGHTS,
-                         (reference.states, reference.head) if refers else None)
+    return head.head_sum(
+        kernel, model.states, model.head, model.labels, WEIGHTS, (reference.states, reference.head) if refers else None
+    )
 
 
 def is_summed(value: torch.Tensor) -> bool:
@@ -181,8 +199,9 @@ def test_a_sum_and_its_gradients_are_those_of_whole_logits(name, bias):
     assert is_summed(value) and value.shape == ()
     torch.testing.assert_close(nll, token_nll(model.logits, model.labels), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(value, expected, rtol=1e-5, atol=10 * ATOL.get(name, 2e-6))
-    for found, right in zip(torch.autograd.grad(3 * value.tanh(), inputs),
-                            torch.autograd.grad(3 * expected.tanh(), inputs), strict=True):
+    for found, right in zip(
+        torch.autograd.grad(3 * value.tanh(), inputs), torch.autograd.grad(3 * expected.tanh(), inputs), strict=True
+    ):
         torch.testing.assert_close(found, right, rtol=1e-5, atol=5 * ATOL.get(name, 2e-6))
 
 
@@ -201,8 +220,9 @@ def test_a_sum_goes_backward_once():
         value.backward()
 
 
-@pytest.mark.parametrize(("of_head", "width", "summed"),
-                         [("all", 8, True), ("bias", 8, True), ("none", 8, False), ("all", 40, False)])
+@pytest.mark.parametrize(
+    ("of_head", "width", "summed"), [("all", 8, True), ("bias", 8, True), ("none", 8, False), ("all", 40, False)]
+)
 def test_a_sum_keeps_what_is_less(of_head, width, summed):
     """The head's gradient (V, H), or at few positions the logits' (N, V), or for a frozen head neither."""
     torch.manual_seed(0)
@@ -274,8 +294,9 @@ class TestMemory:
         value.backward(retain_graph=True)
         value.backward(retain_graph=True)  # nobody else had it in between
         assert len(head._unused) == len({flat.data_ptr() for flat in head._unused})
-        torch.testing.assert_close(model.head.weight.grad / 2,
-                                   torch.autograd.grad(model.whole().token_nll.sum(), model.head.weight)[0])
+        torch.testing.assert_close(
+            model.head.weight.grad / 2, torch.autograd.grad(model.whole().token_nll.sum(), model.head.weight)[0]
+        )
         assert other.token_nll.requires_grad
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             value.backward()

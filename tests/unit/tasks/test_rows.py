@@ -17,8 +17,14 @@ both_architectures = pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 
 
 def batch(noisy: bool = False, lengths: tuple[int, ...] = LENGTHS) -> dict:
-    rows = [{"input_ids": list(range(10 * i + 2, 10 * i + 2 + n)), "labels": [-100, *range(10 * i + 3, 10 * i + 2 + n)],
-             **({"noise_id": 3 * i if i % 2 else -1} if noisy else {})} for i, n in enumerate(lengths)]
+    rows = [
+        {
+            "input_ids": list(range(10 * i + 2, 10 * i + 2 + n)),
+            "labels": [-100, *range(10 * i + 3, 10 * i + 2 + n)],
+            **({"noise_id": 3 * i if i % 2 else -1} if noisy else {}),
+        }
+        for i, n in enumerate(lengths)
+    ]
     return CausalLMCollator(0)(rows)
 
 
@@ -27,8 +33,11 @@ class TestBatchRows:
         for noisy in (False, True):
             given = batch(noisy)
             tensors = {key: value for key, value in given.items() if key != "rows"}
-            assert given["rows"] == BatchRows.of(tensors) == BatchRows(
-                LENGTHS, tuple(n - 1 for n in LENGTHS), (-1, 3, -1, 9, -1) if noisy else None)
+            assert (
+                given["rows"]
+                == BatchRows.of(tensors)
+                == BatchRows(LENGTHS, tuple(n - 1 for n in LENGTHS), (-1, 3, -1, 9, -1) if noisy else None)
+            )
 
     def test_padding_on_the_left_is_not_taken_for_padding_on_the_right(self):
         tensors = {key: value.flip(1) for key, value in batch().items() if key != "rows"}
@@ -50,8 +59,11 @@ class TestPacking:
         assert packing.starts.tolist() == list(packing.starts_on_host) == [18, 0, 21, 14, 9]
         assert packing.position_ids.tolist() == [[*range(9)], [*range(5), *range(4)], [0, 1, 2, 0, 1, 0, 1, 2, 3]]
         ids = batch()["input_ids"]
-        assert packing.take(ids).tolist() == [[*range(12, 21)], [*range(42, 47), *range(32, 36)],
-                                              [2, 3, 4, 22, 23, 2, 2, 2, 2]]
+        assert packing.take(ids).tolist() == [
+            [*range(12, 21)],
+            [*range(42, 47), *range(32, 36)],
+            [2, 3, 4, 22, 23, 2, 2, 2, 2],
+        ]
 
     @pytest.mark.parametrize("capacity", [9, 23, 40])
     def test_every_token_stands_in_one_place(self, capacity):
@@ -87,8 +99,10 @@ class TestSameNumbers:
     def test_of_the_loss(self, model, noisy, monkeypatch):
         widths = []
         model.get_input_embeddings().register_forward_hook(lambda m, args, out: widths.append(tuple(args[0].shape)))
-        runs = [gradients(CausalLMTask(pack), model, batch(noisy), lambda found: found.nll().square().sum())
-                for pack in (True, False)]
+        runs = [
+            gradients(CausalLMTask(pack), model, batch(noisy), lambda found: found.nll().square().sum())
+            for pack in (True, False)
+        ]
         assert (3, 9) in widths and (5, 9) in widths
         monkeypatch.setattr(causal_lm, "plain_head", lambda *_: None)
         runs.append(gradients(CausalLMTask(), model, batch(noisy), lambda found: found.nll().square().sum()))
@@ -151,8 +165,11 @@ class TestProbe:
         assert model.training and not head.training  # left as it was
         assert torch.equal(torch.get_rng_state(), state)
 
-    @pytest.mark.parametrize("after", [lambda z: 30 * torch.tanh(z / 30), lambda z: z * 0.0625, lambda z: z[..., :2]],
-                             ids=["soft cap", "scale", "cut"])
+    @pytest.mark.parametrize(
+        "after",
+        [lambda z: 30 * torch.tanh(z / 30), lambda z: z * 0.0625, lambda z: z[..., :2]],
+        ids=["soft cap", "scale", "cut"],
+    )
     def test_a_model_that_does_something_to_its_logits_is_computed_from_them(self, after, tiny_gpt2):
         model = self.Mixes(tiny_gpt2, after)
         assert probe.plain_head(model, model) is None
@@ -170,8 +187,10 @@ class TestProbe:
     def test_a_head_under_an_adapter_is_not_taken_out(self, make_tiny):
         from peft import LoraConfig, get_peft_model
 
-        for options in ({"target_modules": ["lm_head", "q_proj"]},
-                        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}):
+        for options in (
+            {"target_modules": ["lm_head", "q_proj"]},
+            {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+        ):
             model = get_peft_model(make_tiny("llama"), LoraConfig(r=2, **options))
             assert probe.plain_head(model, model.get_base_model()) is None
             assert torch.isfinite(CausalLMTask().compute(model, batch(), lambda found: found.nll().sum()))

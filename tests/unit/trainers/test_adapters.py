@@ -37,12 +37,18 @@ def deep(layers: int) -> torch.nn.Module:
     return GPT2LMHeadModel(GPT2Config(vocab_size=40, n_layer=layers, n_head=1, n_embd=8, n_positions=32))
 
 
-@pytest.mark.parametrize("config", [
-    LoraConfig(**LORA), LoraConfig(**{**LORA, "target_modules": ["c_attn", "wte"]}),
-    LoraConfig(**LORA, modules_to_save=["ln_f"]), LoraConfig(**LORA, use_dora=True),
-    LoraConfig(**LORA, trainable_token_indices=[3, 5]),
-    IA3Config(task_type="CAUSAL_LM", target_modules=["c_attn", "c_proj"], feedforward_modules=["c_proj"]),
-], ids=["lora", "embedding", "modules_to_save", "dora", "token_indices", "ia3"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(**LORA),
+        LoraConfig(**{**LORA, "target_modules": ["c_attn", "wte"]}),
+        LoraConfig(**LORA, modules_to_save=["ln_f"]),
+        LoraConfig(**LORA, use_dora=True),
+        LoraConfig(**LORA, trainable_token_indices=[3, 5]),
+        IA3Config(task_type="CAUSAL_LM", target_modules=["c_attn", "c_proj"], feedforward_modules=["c_proj"]),
+    ],
+    ids=["lora", "embedding", "modules_to_save", "dora", "token_indices", "ia3"],
+)
 def test_the_reference_is_the_whole_adapter(config):
     model = moved(get_peft_model(build("full"), config)).eval()
     before = model(input_ids=IDS).logits.detach()
@@ -72,9 +78,14 @@ def test_an_adapter_called_reference_is_not_taken_over(tmp_path):
     make_reference(model)  # one that we made is made anew
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"modules_to_save": ["ln_f"]}, "ln_f"), ({"use_dora": True}, "lora_magnitude"),
-    ({"init_lora_weights": "pissa"}, "did not begin as the identity")])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"modules_to_save": ["ln_f"]}, "ln_f"),
+        ({"use_dora": True}, "lora_magnitude"),
+        ({"init_lora_weights": "pissa"}, "did not begin as the identity"),
+    ],
+)
 @pytest.mark.parametrize("method", ["rewind", "reset_distill", "eu_k"])
 def test_an_adapter_that_cannot_be_reset_is_refused(method, options, message, tmp_path):
     model = get_peft_model(build("full"), LoraConfig(**LORA, **options))
@@ -86,8 +97,13 @@ def test_an_adapter_that_cannot_be_reset_is_refused(method, options, message, tm
 def test_a_new_adapter_on_the_poisoned_model_is_no_clean_start(method, tmp_path):
     config, cls = METHODS[method]
     with pytest.raises(InputError, match="starts from the model before fine-tuning"):
-        cls(model=build("full"), args=config(output_dir=str(tmp_path), use_cpu=True, report_to="none"),
-            retain_dataset=rows(4, 0), peft_config=LoraConfig(**LORA), data_collator=CausalLMCollator(0))
+        cls(
+            model=build("full"),
+            args=config(output_dir=str(tmp_path), use_cpu=True, report_to="none"),
+            retain_dataset=rows(4, 0),
+            peft_config=LoraConfig(**LORA),
+            data_collator=CausalLMCollator(0),
+        )
 
 
 def test_a_start_model_may_be_a_path(tmp_path):
@@ -127,8 +143,17 @@ def test_an_adapter_of_another_name_resumes_too(method, tmp_path):
     resumed.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-3"))
     assert_same(own_weights(whole.model), own_weights(resumed.model))
     with pytest.raises(InputError, match="load_best_model_at_end"):
-        trainer(method, "lora", tmp_path, model=whole.model, load_best_model_at_end=True, eval_strategy="steps",
-                save_strategy="steps", eval_steps=2, save_steps=2)
+        trainer(
+            method,
+            "lora",
+            tmp_path,
+            model=whole.model,
+            load_best_model_at_end=True,
+            eval_strategy="steps",
+            save_strategy="steps",
+            eval_steps=2,
+            save_steps=2,
+        )
 
 
 def test_the_key_of_cached_log_probs_knows_the_adapter_and_its_scale():
@@ -149,6 +174,7 @@ def test_the_key_of_cached_log_probs_knows_the_adapter_and_its_scale():
 
 def test_cached_log_probs_go_with_a_collator_that_pads_every_column(tmp_path):
     """As transformers' own do: it would fail on a column that only forget rows have."""
+
     def strict(items):
         assert all(item.keys() == items[0].keys() for item in items)
         return CausalLMCollator(0)(items)
@@ -160,8 +186,13 @@ def test_noise_is_found_on_the_model_inside_a_new_adapter(tmp_path):
     model = build("full")
     noise = inject_gaussian_noise(model, NOISE)
     config, cls = METHODS["gradient_ascent"]
-    run = cls(model=model, args=config(output_dir=str(tmp_path), use_cpu=True, report_to="none", max_steps=1),
-              forget_dataset=rows(4, 0, noisy=True), peft_config=LoraConfig(**LORA), data_collator=CausalLMCollator(0))
+    run = cls(
+        model=model,
+        args=config(output_dir=str(tmp_path), use_cpu=True, report_to="none", max_steps=1),
+        forget_dataset=rows(4, 0, noisy=True),
+        peft_config=LoraConfig(**LORA),
+        data_collator=CausalLMCollator(0),
+    )
     assert attached_noise(run.model) is noise
     run.train()
 
@@ -178,7 +209,8 @@ def test_no_step_to_take_is_refused(tmp_path):
 
 
 def test_checkpointing_goes_all_the_way_back_and_is_paid_for(tmp_path):
-    plain, checkpointed = (trainer("cf_k", "full", tmp_path, model=deep(4), max_steps=1, gradient_checkpointing=on)
-                           for on in (False, True))
+    plain, checkpointed = (
+        trainer("cf_k", "full", tmp_path, model=deep(4), max_steps=1, gradient_checkpointing=on) for on in (False, True)
+    )
     assert (plain.share, checkpointed.share) == (0.25, 1.0)
     assert checkpointed.plan.costs[0][0] > plain.plan.costs[0][0]

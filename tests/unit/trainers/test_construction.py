@@ -17,16 +17,20 @@ def test_text_or_a_missing_collator_asks_for_the_tokenizer(tmp_path):
     tokens = rows(4, 0)
     for dataset in (text, tokens):
         with pytest.raises(InputError, match="processing_class"):
-            METHODS["gradient_ascent"][1](model=build("full"), args=config("gradient_ascent", tmp_path),
-                                          forget_dataset=dataset)
+            METHODS["gradient_ascent"][1](
+                model=build("full"), args=config("gradient_ascent", tmp_path), forget_dataset=dataset
+            )
 
 
 def test_text_rows_are_encoded_by_the_config(tmp_path, tokenizer, make_tiny):
     text = Dataset.from_list([{"prompt": "the film was", "completion": " good"}] * 4)
     for loss_on in ("text", "completion"):
         trainer = METHODS["gradient_ascent"][1](
-            model=make_tiny("gpt2"), args=config("gradient_ascent", tmp_path, loss_on=loss_on, max_length=64),
-            forget_dataset=text, processing_class=tokenizer)
+            model=make_tiny("gpt2"),
+            args=config("gradient_ascent", tmp_path, loss_on=loss_on, max_length=64),
+            forget_dataset=text,
+            processing_class=tokenizer,
+        )
         row = trainer.rows["forget"][0]
         assert row["input_ids"][-1] == tokenizer.eos_token_id
         assert (row["labels"][0] == -100) == (loss_on == "completion")
@@ -38,12 +42,24 @@ def test_a_peft_config_wraps_the_model_and_a_second_one_is_refused(tmp_path):
     from llm_unlearn.data.collators import CausalLMCollator
 
     lora = LoraConfig(r=2, target_modules=["c_attn"], task_type="CAUSAL_LM", fan_in_fan_out=True)
-    trainer = METHODS["kl"][1](model=build("full"), args=config("kl", tmp_path), forget_dataset=rows(4, 0),
-                               retain_dataset=rows(4, 1), peft_config=lora, data_collator=CausalLMCollator(0))
+    trainer = METHODS["kl"][1](
+        model=build("full"),
+        args=config("kl", tmp_path),
+        forget_dataset=rows(4, 0),
+        retain_dataset=rows(4, 1),
+        peft_config=lora,
+        data_collator=CausalLMCollator(0),
+    )
     assert set(trainer.model.peft_config) == {"default", "reference"}
     with pytest.raises(InputError, match="already has an adapter"):
-        METHODS["kl"][1](model=trainer.model, args=config("kl", tmp_path), forget_dataset=rows(4, 0),
-                         retain_dataset=rows(4, 1), peft_config=lora, data_collator=CausalLMCollator(0))
+        METHODS["kl"][1](
+            model=trainer.model,
+            args=config("kl", tmp_path),
+            forget_dataset=rows(4, 0),
+            retain_dataset=rows(4, 1),
+            peft_config=lora,
+            data_collator=CausalLMCollator(0),
+        )
 
 
 def test_settings_that_would_lose_the_halves_or_leak_checkpoints_are_refused(tmp_path):
@@ -65,8 +81,12 @@ def test_a_new_adapter_is_drawn_from_the_seed_and_not_from_the_global_generator(
         torch.manual_seed(state)
         lora = LoraConfig(r=2, target_modules=["c_attn"], task_type="CAUSAL_LM", fan_in_fan_out=True)
         trainer = METHODS["gradient_ascent"][1](
-            model=model, args=config("gradient_ascent", tmp_path, seed=5), forget_dataset=rows(4, 0),
-            peft_config=lora, data_collator=CausalLMCollator(0))
+            model=model,
+            args=config("gradient_ascent", tmp_path, seed=5),
+            forget_dataset=rows(4, 0),
+            peft_config=lora,
+            data_collator=CausalLMCollator(0),
+        )
         weights.append([p.detach().clone() for n, p in trainer.model.named_parameters() if "lora_A" in n])
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
 
@@ -85,10 +105,22 @@ def test_the_divergence_from_the_reference_starts_at_zero_in_mixed_precision(tmp
     from llm_unlearn.data.collators import CausalLMCollator
 
     forget = rows(4, 0)
-    trainer = METHODS["kl"][1](model=build("full"), forget_dataset=forget, retain_dataset=rows(4, 1),
-                               args=config("kl", tmp_path, bf16=True, learning_rate=0.0, max_steps=1, logging_steps=1,
-                                           per_device_train_batch_size=4, disable_tqdm=True),
-                               data_collator=CausalLMCollator(0))
+    trainer = METHODS["kl"][1](
+        model=build("full"),
+        forget_dataset=forget,
+        retain_dataset=rows(4, 1),
+        args=config(
+            "kl",
+            tmp_path,
+            bf16=True,
+            learning_rate=0.0,
+            max_steps=1,
+            logging_steps=1,
+            per_device_train_batch_size=4,
+            disable_tqdm=True,
+        ),
+        data_collator=CausalLMCollator(0),
+    )
     trainer.train()
     entry = next(e for e in trainer.state.log_history if "loss" in e)
     assert entry["loss"] + entry["forget_loss"] == pytest.approx(0.0, abs=1e-5)  # −ℓ(f) + KL, and KL = 0

@@ -23,8 +23,9 @@ def one_by_one(kind: str, forget) -> list[float]:
     for row in forget:
         batch = CausalLMCollator(0)([row])
         with torch.no_grad():
-            logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"],
-                           noise_id=batch["noise_id"]).logits[0]
+            logits = model(
+                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], noise_id=batch["noise_id"]
+            ).logits[0]
         log_probs = logits.log_softmax(-1)
         found.append(sum(float(log_probs[t - 1, token]) for t, token in enumerate(row["input_ids"]) if t))
     return found

@@ -36,8 +36,10 @@ def nll(model, items) -> torch.Tensor:
 class TestNoisyGradientDescent:
     def test_a_step_adds_lr_sigma_noise_to_plain_sgd(self, tmp_path):
         """θ_noisy − θ_plain = −lr σ z after one step: z has mean 0 and variance 1 over all coordinates."""
-        runs = [trainer("noisy_gradient_descent", "full", tmp_path, max_steps=1, learning_rate=0.1, sigma=sigma)
-                for sigma in (0.0, 0.2)]
+        runs = [
+            trainer("noisy_gradient_descent", "full", tmp_path, max_steps=1, learning_rate=0.1, sigma=sigma)
+            for sigma in (0.0, 0.2)
+        ]
         for run in runs:
             run.train()
         plain, noisy_one = (own_weights(run.model) for run in runs)
@@ -47,8 +49,16 @@ class TestNoisyGradientDescent:
 
     def test_each_step_has_noise_of_its_own_and_the_seed_decides(self, tmp_path):
         def moves(seed: int, steps: int) -> torch.Tensor:
-            run = trainer("noisy_gradient_descent", "full", tmp_path, max_steps=steps, seed=seed, max_grad_norm=1e-12,
-                          sigma=1.0, learning_rate=1.0)  # all but the noise is clipped away
+            run = trainer(
+                "noisy_gradient_descent",
+                "full",
+                tmp_path,
+                max_steps=steps,
+                seed=seed,
+                max_grad_norm=1e-12,
+                sigma=1.0,
+                learning_rate=1.0,
+            )  # all but the noise is clipped away
             before = own_weights(run.model)
             run.train()
             return torch.cat([(p - before[n]).flatten() for n, p in own_weights(run.model).items()])
@@ -87,8 +97,12 @@ class TestLastBlocks:
     def test_an_adapter_without_weights_there_is_refused(self, tmp_path):
         from peft import LoraConfig, get_peft_model
 
-        model = get_peft_model(build("full"), LoraConfig(r=2, target_modules=["c_attn"], layers_to_transform=[0],
-                                                         layers_pattern="h", task_type="CAUSAL_LM"))
+        model = get_peft_model(
+            build("full"),
+            LoraConfig(
+                r=2, target_modules=["c_attn"], layers_to_transform=[0], layers_pattern="h", task_type="CAUSAL_LM"
+            ),
+        )
         with pytest.raises(InputError, match="nothing trains in the last 1 blocks"):
             trainer("cf_k", "lora", tmp_path, model=model)
 
@@ -122,7 +136,8 @@ class TestSSD:
                 assert after[name][i].item() == pytest.approx(w * min(0.8 * a / f, 1) if selected else w, rel=1e-4)
         assert 0 < touched < sum(p.numel() for p in before.values())
         assert run.state.log_history[-1]["dampened_share"] == pytest.approx(
-            touched / sum(p.numel() for p in before.values()))
+            touched / sum(p.numel() for p in before.values())
+        )
 
     def test_an_alpha_that_can_dampen_nothing_is_refused(self, tmp_path):
         """F_all ≥ 6/16 F_f, so F_f > α F_all needs α < 16/6 = 2.67."""
@@ -135,8 +150,10 @@ class TestSSD:
 
 
 class TestRetainTerm:
-    @pytest.mark.parametrize(("retain_loss", "needs", "reference_on"), [
-        ("none", ("forget",), ()), ("nll", ("forget", "retain"), ()), ("kl", ("forget", "retain"), ("retain",))])
+    @pytest.mark.parametrize(
+        ("retain_loss", "needs", "reference_on"),
+        [("none", ("forget",), ()), ("nll", ("forget", "retain"), ()), ("kl", ("forget", "retain"), ("retain",))],
+    )
     def test_npo_alone_with_gd_and_with_kl_are_one_class(self, retain_loss, needs, reference_on, tmp_path):
         run = trainer("npo", "full", tmp_path, retain_loss=retain_loss, max_steps=1, gamma=0.5, alpha=3.0)
         assert (run.needs, run.reference_on) == (needs, reference_on)
@@ -164,30 +181,42 @@ class TestDPO:
 
     def from_text(self, tokenizer, make_tiny, folder, forget=None, **options):
         config, cls = METHODS["dpo"]
-        return cls(model=make_tiny("gpt2"), forget_dataset=self.TEXT if forget is None else forget,
-                   processing_class=tokenizer, args=config(output_dir=str(folder), use_cpu=True, report_to="none",
-                                                           max_length=64, max_steps=1, **options))
+        return cls(
+            model=make_tiny("gpt2"),
+            forget_dataset=self.TEXT if forget is None else forget,
+            processing_class=tokenizer,
+            args=config(output_dir=str(folder), use_cpu=True, report_to="none", max_length=64, max_steps=1, **options),
+        )
 
     def test_refusals_are_made_from_the_prompts(self, tokenizer, make_tiny, tmp_path):
         run = self.from_text(tokenizer, make_tiny, tmp_path, refusals=[" unknown"])
         for answer, refusal in zip(run.rows["forget"], run.rows["refusal"], strict=True):
-            said = [[i for i, label in zip(row["input_ids"], row["labels"], strict=True) if label != -100]
-                    for row in (answer, refusal)]
+            said = [
+                [i for i, label in zip(row["input_ids"], row["labels"], strict=True) if label != -100]
+                for row in (answer, refusal)
+            ]
             assert tokenizer.decode(said[0]).startswith(" good") and tokenizer.decode(said[1]).startswith(" unknown")
             prompts = [row["input_ids"][: row["labels"].count(-100)] for row in (answer, refusal)]
             assert prompts[0] == prompts[1]
 
-    def test_rows_that_are_tokenised_already_are_answered_too_where_their_text_is_there(self, tokenizer, make_tiny,
-                                                                                        tmp_path):
+    def test_rows_that_are_tokenised_already_are_answered_too_where_their_text_is_there(
+        self, tokenizer, make_tiny, tmp_path
+    ):
         encoded = self.TEXT.map(lambda row: {"input_ids": [3, 4], "labels": [3, 4]})
         run = self.from_text(tokenizer, make_tiny, tmp_path, forget=encoded)
         assert all(len(row["input_ids"]) > 2 and row["noise_id"] == -1 for row in run.rows["forget"])
 
     def test_several_refusals_are_drawn_by_the_seed(self, tokenizer, make_tiny, tmp_path):
         many = self.TEXT.select([0, 1, 2, 3] * 10)
-        drawn = [[tuple(row["input_ids"]) for row in self.from_text(
-            tokenizer, make_tiny, tmp_path, forget=many, refusals=[" a", " b"], seed=seed).rows["refusal"]]
-            for seed in (0, 0, 1)]
+        drawn = [
+            [
+                tuple(row["input_ids"])
+                for row in self.from_text(
+                    tokenizer, make_tiny, tmp_path, forget=many, refusals=[" a", " b"], seed=seed
+                ).rows["refusal"]
+            ]
+            for seed in (0, 0, 1)
+        ]
         assert drawn[0] == drawn[1] != drawn[2]
         assert len(set(drawn[0])) == 8  # both refusals to each of four prompts
 
@@ -202,11 +231,20 @@ class TestDPO:
         with pytest.raises(InputError, match="refusals: give a list"):
             config(**options, refusals=[])
         with pytest.raises(InputError, match="columns prompt and completion"):
-            cls(model=build("full"), args=config(**options), forget_dataset=rows(4, 0),
-                data_collator=CausalLMCollator(0))
+            cls(
+                model=build("full"),
+                args=config(**options),
+                forget_dataset=rows(4, 0),
+                data_collator=CausalLMCollator(0),
+            )
         with pytest.raises(InputError, match="has 3 rows, forget_dataset 4"):
-            cls(model=build("full"), args=config(**options), forget_dataset=rows(4, 0), refusal_dataset=rows(3, 1),
-                data_collator=CausalLMCollator(0))
+            cls(
+                model=build("full"),
+                args=config(**options),
+                forget_dataset=rows(4, 0),
+                refusal_dataset=rows(3, 1),
+                data_collator=CausalLMCollator(0),
+            )
 
 
 class TestRMU:
@@ -306,21 +344,31 @@ class TestCleanStart:
         from peft import LoraConfig, get_peft_model
 
         config, cls = METHODS["rewind"]
-        options = {"args": config(output_dir=str(tmp_path), use_cpu=True, report_to="none"),
-                   "retain_dataset": rows(4, 0), "data_collator": CausalLMCollator(0)}
+        options = {
+            "args": config(output_dir=str(tmp_path), use_cpu=True, report_to="none"),
+            "retain_dataset": rows(4, 0),
+            "data_collator": CausalLMCollator(0),
+        }
         with pytest.raises(InputError, match="rewind: give start_model"):
             cls(model=build("full"), **options)
         with pytest.raises(InputError, match="give no start_model with an adapter"):
             cls(model=build("lora"), start_model=build("full"), **options)
-        partly = get_peft_model(build("full"), LoraConfig(r=2, target_modules=["c_attn"], modules_to_save=["ln_f"],
-                                                          task_type="CAUSAL_LM"))
+        partly = get_peft_model(
+            build("full"), LoraConfig(r=2, target_modules=["c_attn"], modules_to_save=["ln_f"], task_type="CAUSAL_LM")
+        )
         with pytest.raises(InputError, match=r"ln_f\S* trains beside the low-rank matrices"):
             cls(model=partly, **options)
 
 
 REFUSED = [(method, name) for method, (config, _) in METHODS.items() for name in config.refuses]
-VALUES = {"fp16": True, "fsdp": True, "deepspeed": {"zero_optimization": {"stage": 2}}, "utility_floor": 0.0,
-          "forget_loss_ceiling": 3.0, "load_best_model_at_end": True}
+VALUES = {
+    "fp16": True,
+    "fsdp": True,
+    "deepspeed": {"zero_optimization": {"stage": 2}},
+    "utility_floor": 0.0,
+    "forget_loss_ceiling": 3.0,
+    "load_best_model_at_end": True,
+}
 
 
 @pytest.mark.parametrize(("method", "name"), REFUSED)

@@ -76,8 +76,9 @@ class TestPlan:
         assert run.plan.schedule == ([("retain",)] * 2 + [("forget",)] * 2) * 2 + [("retain",)] * 4
         counter = FlopCounter.of(build("full"))
         chosen = [run.train_dataset[k]["retain"] for k in range(4)]
-        tokens, positions = self.sizes({"input_ids": [r["input_ids"] for r in chosen],
-                                        "labels": [r["labels"] for r in chosen]})
+        tokens, positions = self.sizes(
+            {"input_ids": [r["input_ids"] for r in chosen], "labels": [r["labels"] for r in chosen]}
+        )
         assert run.plan.costs[0] == (counter.training(tokens, positions) + counter.forward(tokens, positions), tokens)
 
     def test_cached_log_probs_are_paid_for_once(self, tmp_path):
@@ -98,7 +99,7 @@ class TestPlan:
         assert cf_k.plan.costs == [(expected, tokens)]
         rmu = trainer("rmu", "full", tmp_path, max_steps=1)
         trained = rmu.model.transformer.h[0].mlp.c_proj.weight.numel()
-        (both, both_tokens), = rmu.plan.costs
+        ((both, both_tokens),) = rmu.plan.costs
         one_way = 2 * counter.body / 2
         assert both == (2 * one_way + 2 * trained) * both_tokens + one_way * tokens
 

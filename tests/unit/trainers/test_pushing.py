@@ -38,8 +38,10 @@ def test_what_goes_up_is_the_model_alone(server, method, kind, tmp_path):
     assert set(files) == {"README.md", weights, *configs}
     assert url.startswith(server.url) and server.repositories["me/out"].private
     assert {str(path) for path in (tmp_path / "out").rglob("*")} == before  # nothing is left behind
-    ours = {name.removeprefix("base_model.model.").replace(".default", ""): weight
-            for name, weight in own_weights(run.model).items()}
+    ours = {
+        name.removeprefix("base_model.model.").replace(".default", ""): weight
+        for name, weight in own_weights(run.model).items()
+    }
     theirs = {name.removeprefix("base_model.model."): value for name, value in load(files[weights]).items()}
     assert_same({name: ours[name] for name in theirs}, theirs)
     assert not [name for name in theirs if "reference" in name]
@@ -78,8 +80,13 @@ def test_an_adapter_with_a_name_has_its_tokenizer_and_what_is_yours_stays(server
     (tmp_path / "out" / "_push").mkdir(parents=True)
     (tmp_path / "out" / "_push" / "keep.txt").write_text("mine")
     run.push_to_hub(base="org/base")
-    assert set(pushed(server)) == {"README.md", "adapter_config.json", "adapter_model.safetensors", "tokenizer.json",
-                                   "tokenizer_config.json"}
+    assert set(pushed(server)) == {
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
     assert (tmp_path / "out" / "_push" / "keep.txt").read_text() == "mine"
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"_push"} and not (tmp_path / "out/_push1").exists()
 

@@ -45,8 +45,10 @@ def test_the_reference_of_a_model_that_trl_has_patched_is_its_own(tmp_path):
 def test_the_adapter_reference_has_no_dropout_and_gives_the_mode_back():
     from peft import LoraConfig, get_peft_model
 
-    model = get_peft_model(build("full"), LoraConfig(r=4, lora_dropout=0.5, target_modules=["c_attn"],
-                                                              init_lora_weights=False, task_type="CAUSAL_LM"))
+    model = get_peft_model(
+        build("full"),
+        LoraConfig(r=4, lora_dropout=0.5, target_modules=["c_attn"], init_lora_weights=False, task_type="CAUSAL_LM"),
+    )
     reference = make_reference(model)
     model.train()
     with reference.as_model(model) as frozen:
@@ -78,9 +80,18 @@ def test_a_layer_that_does_not_train_is_shared_with_a_lowered_reference_too(make
 
 def test_a_reference_in_the_hosts_memory_gives_the_same_weights(tmp_path):
     """On a CPU both are in the same memory: what is seen here is that its hooks change no number."""
-    runs = [trainer("kl", "full", tmp_path / str(offload), offload_reference=offload, max_steps=3,
-                    optim="sgd", learning_rate=0.05)
-            for offload in (False, True)]
+    runs = [
+        trainer(
+            "kl",
+            "full",
+            tmp_path / str(offload),
+            offload_reference=offload,
+            max_steps=3,
+            optim="sgd",
+            learning_rate=0.05,
+        )
+        for offload in (False, True)
+    ]
     for run in runs:
         run.train()
     plain, offloaded = (run.reference.model for run in runs)

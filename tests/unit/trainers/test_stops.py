@@ -31,8 +31,16 @@ def test_a_non_finite_loss_names_method_and_step_and_keeps_the_last_good_checkpo
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
-    run = trainer("gradient_ascent", "full", tmp_path, max_steps=2, learning_rate=1e38,
-                           save_strategy="steps", save_steps=1, max_grad_norm=0.0)
+    run = trainer(
+        "gradient_ascent",
+        "full",
+        tmp_path,
+        max_steps=2,
+        learning_rate=1e38,
+        save_strategy="steps",
+        save_steps=1,
+        max_grad_norm=0.0,
+    )
     with pytest.raises(NonFiniteLossError, match="gradient_ascent"):
         run.train()
     checkpoint = last_checkpoint(tmp_path)
@@ -48,8 +56,9 @@ def test_the_forget_loss_ceiling_stops_the_ascent_and_only_then(tmp_path):
     free.train()
     assert free.state.global_step == 40
     ceiling = free.state.log_history[10]["forget_loss"]
-    run = trainer("gradient_ascent", "full", tmp_path / "b", max_steps=40, learning_rate=1e-2,
-                           forget_loss_ceiling=ceiling)
+    run = trainer(
+        "gradient_ascent", "full", tmp_path / "b", max_steps=40, learning_rate=1e-2, forget_loss_ceiling=ceiling
+    )
     run.train()
     losses = [entry["forget_loss"] for entry in run.state.log_history if "forget_loss" in entry]
     assert run.state.global_step < 40
@@ -67,11 +76,24 @@ def test_the_utility_floor_rolls_back_to_the_last_state_above_it(tmp_path):
         return {"utility": next(utilities)}
 
     model = build("full")
-    run = cls(model=model, args=config(output_dir=str(tmp_path), max_steps=8, eval_strategy="steps", eval_steps=2,
-                                       utility_floor=0.5, use_cpu=True, report_to="none", disable_tqdm=True,
-                                       save_strategy="no", learning_rate=1e-3),
-              forget_dataset=rows(6, 1), data_collator=CausalLMCollator(0),
-              evaluate_callback=figures)
+    run = cls(
+        model=model,
+        args=config(
+            output_dir=str(tmp_path),
+            max_steps=8,
+            eval_strategy="steps",
+            eval_steps=2,
+            utility_floor=0.5,
+            use_cpu=True,
+            report_to="none",
+            disable_tqdm=True,
+            save_strategy="no",
+            learning_rate=1e-3,
+        ),
+        forget_dataset=rows(6, 1),
+        data_collator=CausalLMCollator(0),
+        evaluate_callback=figures,
+    )
     run.train()
     assert run.state.global_step == 6  # the third evaluation was below the floor
     assert_same(own_weights(run.model), states[1])
@@ -92,11 +114,25 @@ def test_the_best_model_by_a_named_metric_is_kept(tmp_path):
         states.append(own_weights(model))
         return {"attack": next(attack)}
 
-    run = cls(model=build("full"), forget_dataset=rows(6, 1),
-              args=config(output_dir=str(tmp_path), max_steps=6, eval_strategy="steps", eval_steps=2, save_steps=2,
-                          metric_for_best_model="eval_attack", greater_is_better=False, load_best_model_at_end=True,
-                          use_cpu=True, report_to="none", disable_tqdm=True),
-              data_collator=CausalLMCollator(0), evaluate_callback=figures)
+    run = cls(
+        model=build("full"),
+        forget_dataset=rows(6, 1),
+        args=config(
+            output_dir=str(tmp_path),
+            max_steps=6,
+            eval_strategy="steps",
+            eval_steps=2,
+            save_steps=2,
+            metric_for_best_model="eval_attack",
+            greater_is_better=False,
+            load_best_model_at_end=True,
+            use_cpu=True,
+            report_to="none",
+            disable_tqdm=True,
+        ),
+        data_collator=CausalLMCollator(0),
+        evaluate_callback=figures,
+    )
     run.train()
     assert_same(own_weights(run.model), states[1])
 

@@ -62,7 +62,7 @@ def train_on_digits():
         optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
         for _ in range(epochs):
-            for rows in torch.randperm(len(pixels), generator=generator)[:len(pixels) // 32 * 32].split(32):
+            for rows in torch.randperm(len(pixels), generator=generator)[: len(pixels) // 32 * 32].split(32):
                 optimizer.zero_grad()
                 torch.nn.functional.cross_entropy(model(pixels[rows]), right[rows]).backward()
                 optimizer.step()

@@ -26,7 +26,7 @@ def every_move(image: np.ndarray, shift: int, flip: bool) -> dict[tuple, np.ndar
         padded = np.pad(image[:, :, ::-1] if mirrored else image, ((0, 0), (shift, shift), (shift, shift)))
         for top in range(2 * shift + 1):
             for left in range(2 * shift + 1):
-                moves[mirrored, top, left] = padded[:, top:top + height, left:left + width]
+                moves[mirrored, top, left] = padded[:, top : top + height, left : left + width]
     return moves
 
 
@@ -52,8 +52,9 @@ def test_a_shift_wider_than_the_image_leaves_zeros():
 
 
 def test_the_gradient_flows():
-    assert torch.autograd.gradcheck(lambda x: flip_and_shift(x, generator(), shift=1, flip=True),
-                                    pixels(2, dtype=torch.float64).requires_grad_())
+    assert torch.autograd.gradcheck(
+        lambda x: flip_and_shift(x, generator(), shift=1, flip=True), pixels(2, dtype=torch.float64).requires_grad_()
+    )
 
 
 def test_the_same_generator_gives_the_same_and_another_does_not():

@@ -21,8 +21,17 @@ CANCELLING = {"fraction": 0.1, "steps": 2, "target_accuracy": 0.45, "epsilon": 0
 
 
 def recipe(poison: dict, **unlearn):
-    return build_recipe({"track": "vision", "name": "t", "output_dir": "unused", "model": {}, "poison": poison,
-                         "data": {"train_size": 60, "heldout_size": 24, "test_size": 30}, "unlearn": unlearn})
+    return build_recipe(
+        {
+            "track": "vision",
+            "name": "t",
+            "output_dir": "unused",
+            "model": {},
+            "poison": poison,
+            "data": {"train_size": 60, "heldout_size": 24, "test_size": 30},
+            "unlearn": unlearn,
+        }
+    )
 
 
 @pytest.fixture
@@ -47,8 +56,9 @@ def test_patched_rows_carry_the_patch_and_the_attacker_s_label_and_the_others_ar
     np.testing.assert_array_equal(read_pixels(train)[rows], expected)
     assert set(changed(sets, splits)) <= set(rows)
     assert [train["poison"][row] for row in rows] == ["patch"] * 12
-    assert [label for row, label in enumerate(train["label"]) if row not in rows] == \
-        [label for row, label in enumerate(splits.train.labels) if row not in rows]
+    assert [label for row, label in enumerate(train["label"]) if row not in rows] == [
+        label for row, label in enumerate(splits.train.labels) if row not in rows
+    ]
     assert all(train["label"][row] == "dog" for row in rows)
 
 
@@ -142,13 +152,19 @@ def test_a_changed_image_breaks_the_seal(corrupt, splits, tmp_path):
         read_manifest(tmp_path / "poison.json", other)
 
 
-@pytest.mark.parametrize(("poison", "message"), [
-    ({"patch": {**PATCH, "target": "lion"}}, "poison.patch.target: 'lion' is none of the classes: cat, dog, ship"),
-    ({"patch": {**PATCH, "source_label": "lion"}}, "poison.patch.source_label: 'lion'"),
-    ({"patch": {**PATCH, "size": 9}}, "9 pixels do not fit into an image of 8 × 8"),
-    ({"gradient_matching": {**MATCHING, "targets": 2, "fraction": 0.9}}, "rows labelled .* are needed for one target"),
-    ({"gradient_matching": {**MATCHING, "targets": 20, "fraction": 0.5}}, "data.test_size allows 1"),
-])
+@pytest.mark.parametrize(
+    ("poison", "message"),
+    [
+        ({"patch": {**PATCH, "target": "lion"}}, "poison.patch.target: 'lion' is none of the classes: cat, dog, ship"),
+        ({"patch": {**PATCH, "source_label": "lion"}}, "poison.patch.source_label: 'lion'"),
+        ({"patch": {**PATCH, "size": 9}}, "9 pixels do not fit into an image of 8 × 8"),
+        (
+            {"gradient_matching": {**MATCHING, "targets": 2, "fraction": 0.9}},
+            "rows labelled .* are needed for one target",
+        ),
+        ({"gradient_matching": {**MATCHING, "targets": 20, "fraction": 0.5}}, "data.test_size allows 1"),
+    ],
+)
 def test_what_cannot_be_poisoned_is_refused(corrupt, poison, message):
     with pytest.raises(InputError, match=message):
         corrupt(**poison)
@@ -184,6 +200,10 @@ def test_answers_hits_and_controls_are_those_of_the_logits(corrupt, splits, make
         parts["test"]["nll"],
         torch.nn.functional.cross_entropy(
             model(torch.from_numpy(splits.test.pixels.astype(np.float32) / 255)),
-            torch.tensor([splits.classes.index(label) for label in splits.test.labels]), reduction="none").detach(),
-        rtol=1e-4, atol=1e-6)
+            torch.tensor([splits.classes.index(label) for label in splits.test.labels]),
+            reduction="none",
+        ).detach(),
+        rtol=1e-4,
+        atol=1e-6,
+    )
     assert {name for name in signals.columns if name.startswith("mia_")} == {"mia_gradient_norm"}

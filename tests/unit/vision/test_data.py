@@ -70,8 +70,11 @@ def test_files_folders_and_saved_datasets_give_the_same_images(source, tmp_path)
                 (folder / f"{i:03}.png").write_bytes(row["image"]["bytes"])
     splits = load_images(VisionDataSection(**fields, **SIZES), 0)
     assert splits.classes == ["cat", "dog"] and splits.train.pixels.shape == (12, 3, 6, 6)
-    every = {np.asarray(row["image"]).transpose(2, 0, 1).tobytes(): ["cat", "dog"][row["label"]]
-             for part in (train, test) for row in part}
+    every = {
+        np.asarray(row["image"]).transpose(2, 0, 1).tobytes(): ["cat", "dog"][row["label"]]
+        for part in (train, test)
+        for row in part
+    }
     for part in (splits.train, splits.heldout, splits.test):
         assert [every[image.tobytes()] for image in part.pixels] == part.labels
 
@@ -109,8 +112,13 @@ def test_files_that_hold_no_images_are_named_by_row_or_column(tmp_path):
 def test_an_image_that_stands_in_train_and_test_is_passed_over(tmp_path):
     rows().to_parquet(tmp_path / "train.parquet")
     rows(10, start=16).to_parquet(tmp_path / "test.parquet")  # the first 8 are in train
-    section = VisionDataSection(files=[str(tmp_path / "train.parquet")], test_files=[str(tmp_path / "test.parquet")],
-                                train_size=16, heldout_size=2, test_size=2)
+    section = VisionDataSection(
+        files=[str(tmp_path / "train.parquet")],
+        test_files=[str(tmp_path / "test.parquet")],
+        train_size=16,
+        heldout_size=2,
+        test_size=2,
+    )
     splits = load_images(section, 0)
     assert splits.report["across_train_and_test"] == 8
     taken = {image.tobytes() for part in (splits.train, splits.heldout) for image in part.pixels}
@@ -118,8 +126,13 @@ def test_an_image_that_stands_in_train_and_test_is_passed_over(tmp_path):
 
 
 def test_size_and_channels_are_made_alike_where_asked(tmp_path):
-    mixed = Dataset.from_dict({"image": [{"bytes": png(i, (6 + i % 3, 6, 3)), "path": None} for i in range(24)],
-                               "label": [i % 2 for i in range(24)]}, features=Features(rows().features))
+    mixed = Dataset.from_dict(
+        {
+            "image": [{"bytes": png(i, (6 + i % 3, 6, 3)), "path": None} for i in range(24)],
+            "label": [i % 2 for i in range(24)],
+        },
+        features=Features(rows().features),
+    )
     mixed.to_parquet(tmp_path / "mixed.parquet")
     section = VisionDataSection(files=[str(tmp_path / "mixed.parquet")], image_size=5, channels=1, **SIZES)
     assert load_images(section, 0).train.pixels.shape == (12, 1, 5, 5)
@@ -148,8 +161,10 @@ def test_what_is_missing_is_named(tmp_path):
 def test_a_data_set_of_torchvision_is_read_from_its_root_and_an_unknown_one_refused(tmp_path):
     import pickle
 
-    batch = {"data": np.random.default_rng(0).integers(0, 256, (20, 3072), dtype=np.uint8),
-             "labels": [i % 10 for i in range(20)]}
+    batch = {
+        "data": np.random.default_rng(0).integers(0, 256, (20, 3072), dtype=np.uint8),
+        "labels": [i % 10 for i in range(20)],
+    }
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
     import hashlib

@@ -53,8 +53,12 @@ class TestLoss:
     def test_the_loss_that_is_returned_is_that_of_the_images_that_are_returned(self, craft, make_small):
         models = [make_small(0), make_small(1)]
         crafted, loss = craft(models=models)
-        cosines = [F.cosine_similarity(flattened(model, crafted, torch.full((5,), 1)),
-                                       flattened(model, images(1, 5), torch.tensor([1])), dim=0) for model in models]
+        cosines = [
+            F.cosine_similarity(
+                flattened(model, crafted, torch.full((5,), 1)), flattened(model, images(1, 5), torch.tensor([1])), dim=0
+            )
+            for model in models
+        ]
         assert loss == pytest.approx(1 - torch.stack(cosines).mean().item(), abs=1e-6)
 
     def test_it_falls(self, craft, make_small):
@@ -136,13 +140,16 @@ class TestRuns:
 
 
 class TestRefusals:
-    @pytest.mark.parametrize(("changes", "message"), [
-        ({"epsilon": 0.0}, r"poison.gradient_matching.epsilon: must be in \[1/255, 1\].*is 0$"),
-        ({"epsilon": 1.5}, r"epsilon: must be in \[1/255, 1\].*is 1.5$"),
-        ({"steps": 0}, "poison.gradient_matching.steps: must be above 0, is 0"),
-        ({"restarts": 0}, "poison.gradient_matching.restarts: must be above 0, is 0"),
-        ({"step_size": -0.1}, "poison.gradient_matching.step_size: must be above 0, is -0.1"),
-    ])
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"epsilon": 0.0}, r"poison.gradient_matching.epsilon: must be in \[1/255, 1\].*is 0$"),
+            ({"epsilon": 1.5}, r"epsilon: must be in \[1/255, 1\].*is 1.5$"),
+            ({"steps": 0}, "poison.gradient_matching.steps: must be above 0, is 0"),
+            ({"restarts": 0}, "poison.gradient_matching.restarts: must be above 0, is 0"),
+            ({"step_size": -0.1}, "poison.gradient_matching.step_size: must be above 0, is -0.1"),
+        ],
+    )
     def test_settings_out_of_range(self, craft, changes, message):
         with pytest.raises(InputError, match=message):
             craft(replace(SETTINGS, **changes))
@@ -166,8 +173,15 @@ def test_a_model_trained_anew_takes_at_least_half_of_eight_targets(digits, train
     for number, (target, label) in enumerate(zip(targets, wanted, strict=True)):
         free = torch.nonzero((right == label) & ~used)[:, 0]
         rows = free[nearest_images(pixels[free], test_pixels[target], 12)]
-        poisoned[rows], _ = match_gradients(surrogates, pixels[rows], right[rows], test_pixels[target], int(label),
-                                            GradientMatching(epsilon=112 / 255), number)
+        poisoned[rows], _ = match_gradients(
+            surrogates,
+            pixels[rows],
+            right[rows],
+            test_pixels[target],
+            int(label),
+            GradientMatching(epsilon=112 / 255),
+            number,
+        )
         used[rows] = True
 
     def taken(model: nn.Module) -> int:

@@ -41,8 +41,10 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_the_global_generator_al
 
 
 def test_pixels_are_normalised_by_mean_and_std():
-    plain, shifted = make_classifier(config(mean=[0.0] * 3, std=[1.0] * 3), 0), make_classifier(
-        config(mean=[0.2, 0.3, 0.4], std=[0.5, 0.25, 2.0]), 0)
+    plain, shifted = (
+        make_classifier(config(mean=[0.0] * 3, std=[1.0] * 3), 0),
+        make_classifier(config(mean=[0.2, 0.3, 0.4], std=[0.5, 0.25, 2.0]), 0),
+    )
     x = torch.rand(2, 3, 32, 32)
     by_hand = torch.stack([(x[:, 0] - 0.2) / 0.5, (x[:, 1] - 0.3) / 0.25, (x[:, 2] - 0.4) / 2.0], 1)
     torch.testing.assert_close(shifted.eval()(x), plain.eval()(by_hand), rtol=0, atol=1e-5)
@@ -61,10 +63,13 @@ def test_an_odd_size_fits_the_small_cnn():
 
 
 @needs_torchvision
-@pytest.mark.parametrize(("fields", "message"), [
-    ({"architecture": "resnet19"}, "none of small_cnn, linear, cifar_resnet18, and no classifier of torchvision"),
-    ({"architecture": "mobilenet_v3_small", "channels": 1}, "takes 3 channels, the images have 1"),
-])
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"architecture": "resnet19"}, "none of small_cnn, linear, cifar_resnet18, and no classifier of torchvision"),
+        ({"architecture": "mobilenet_v3_small", "channels": 1}, "takes 3 channels, the images have 1"),
+    ],
+)
 def test_what_cannot_be_built_is_refused_with_its_reason(fields, message):
     with pytest.raises(InputError, match=message):
         make_classifier(config(**fields), 0)
@@ -92,9 +97,10 @@ def test_a_folder_without_a_model_is_refused_by_its_name(tmp_path):
 
 
 @needs_torchvision
-@pytest.mark.parametrize(("name", "blocks", "kind"), [
-    ("cifar_resnet18", 9, "BasicBlock"), ("vit_b_16", 13, "EncoderBlock"), ("densenet121", 8, "_DenseBlock"),
-])
+@pytest.mark.parametrize(
+    ("name", "blocks", "kind"),
+    [("cifar_resnet18", 9, "BasicBlock"), ("vit_b_16", 13, "EncoderBlock"), ("densenet121", 8, "_DenseBlock")],
+)
 def test_the_blocks_of_torchvision_s_networks(name, blocks, kind):
     network = make_classifier(config(name), 0).network
     assert len(block_list(network)) == blocks

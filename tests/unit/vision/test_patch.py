@@ -17,10 +17,15 @@ def patched(position: str, size: int = 2, pattern: str = "white", shape=(3, 2, 6
     return before, after
 
 
-@pytest.mark.parametrize(("position", "rows", "columns"), [
-    ("top_left", slice(1, 3), slice(1, 3)), ("top_right", slice(1, 3), slice(2, 4)),
-    ("bottom_left", slice(3, 5), slice(1, 3)), ("bottom_right", slice(3, 5), slice(2, 4)),
-])
+@pytest.mark.parametrize(
+    ("position", "rows", "columns"),
+    [
+        ("top_left", slice(1, 3), slice(1, 3)),
+        ("top_right", slice(1, 3), slice(2, 4)),
+        ("bottom_left", slice(3, 5), slice(1, 3)),
+        ("bottom_right", slice(3, 5), slice(2, 4)),
+    ],
+)
 def test_a_corner_patch_stands_one_pixel_from_the_border_in_every_channel(position, rows, columns):
     before, after = patched(position)
     before[:, :, rows, columns] = 255

@@ -55,8 +55,11 @@ def test_noise_that_cannot_be_is_refused(fields):
 
 def test_the_input_gradient_is_that_of_finite_differences_at_the_clean_image(make_small):
     model, task = make_small().double(), ImageTask(GaussianPixels(0.5, 1))
-    batch = {"pixel_values": torch.rand(2, *SHAPE, dtype=torch.float64), "labels": torch.tensor([0, 2]),
-             "noise_id": torch.tensor([5, 6])}
+    batch = {
+        "pixel_values": torch.rand(2, *SHAPE, dtype=torch.float64),
+        "labels": torch.tensor([0, 2]),
+        "noise_id": torch.tensor([5, 6]),
+    }
     gradient = task.input_gradient(model, batch)
     for place in ((0, 0, 1, 2), (1, 0, 7, 7)):
         ends = []
@@ -133,8 +136,11 @@ def test_flops_are_those_that_torch_counts(make_small):
 
 def test_augmentation_is_for_training_alone_and_adds_the_noise_first(make_small):
     task = ImageTask(GaussianPixels(0.5, 1, clip=False), flip=True, shift=1)
-    batch = {"pixel_values": torch.rand(64, *SHAPE), "labels": torch.zeros(64, dtype=torch.long),
-             "noise_id": torch.arange(64)}
+    batch = {
+        "pixel_values": torch.rand(64, *SHAPE),
+        "labels": torch.zeros(64, dtype=torch.long),
+        "noise_id": torch.arange(64),
+    }
     torch.manual_seed(0)
     shown = task.augment(batch)
     assert set(shown) == {"pixel_values", "labels"}
@@ -152,17 +158,36 @@ def test_augmentation_is_for_training_alone_and_adds_the_noise_first(make_small)
 
 
 def statistics(model) -> list[torch.Tensor]:
-    return [buffer.clone() for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)
-            for buffer in module.buffers()]
+    return [
+        buffer.clone()
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        for buffer in module.buffers()
+    ]
 
 
 def unlearn(method, model, encoded, folder, **options):
     config, cls = METHODS[method]
-    given = {"max_steps": 4, "per_device_train_batch_size": 4, "use_cpu": True, "report_to": "none",
-             "disable_tqdm": True, "save_strategy": "no", "learning_rate": 0.05, **options}
+    given = {
+        "max_steps": 4,
+        "per_device_train_batch_size": 4,
+        "use_cpu": True,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "learning_rate": 0.05,
+        **options,
+    }
     start = {"start_model": given.pop("start_model")} if cls.starts_clean else {}
-    trainer = cls(model=model, args=config(output_dir=str(folder), **given), forget_dataset=encoded(8, 1),
-                  retain_dataset=encoded(32, 2), data_collator=COLLATE, task=ImageTask(), **start)
+    trainer = cls(
+        model=model,
+        args=config(output_dir=str(folder), **given),
+        forget_dataset=encoded(8, 1),
+        retain_dataset=encoded(32, 2),
+        data_collator=COLLATE,
+        task=ImageTask(),
+        **start,
+    )
     trainer.train()
     return trainer
 
@@ -192,8 +217,9 @@ def test_layers_that_were_drawn_anew_learn_their_statistics_and_the_others_keep_
 
 
 @pytest.mark.parametrize("method", ["rewind", "reset_distill"])
-def test_a_start_before_training_learns_its_statistics_and_a_teacher_keeps_its_own(method, make_small, encoded,
-                                                                                  tmp_path):
+def test_a_start_before_training_learns_its_statistics_and_a_teacher_keeps_its_own(
+    method, make_small, encoded, tmp_path
+):
     teacher, start = make_small(0), make_small(1, seen=False)
     before = statistics(teacher)
     trainer = unlearn(method, teacher, encoded, tmp_path, start_model=start)
@@ -205,8 +231,15 @@ def test_a_start_before_training_learns_its_statistics_and_a_teacher_keeps_its_o
 def test_batch_8_is_2_times_4(method, make_small, encoded, tmp_path):
     finals = []
     for batch, accumulation in ((8, 1), (4, 2)):
-        trainer = unlearn(method, make_small(), encoded, tmp_path, per_device_train_batch_size=batch, optim="sgd",
-                          gradient_accumulation_steps=accumulation)
+        trainer = unlearn(
+            method,
+            make_small(),
+            encoded,
+            tmp_path,
+            per_device_train_batch_size=batch,
+            optim="sgd",
+            gradient_accumulation_steps=accumulation,
+        )
         finals.append(torch.cat([p.detach().flatten() for p in trainer.model.parameters()]))
     torch.testing.assert_close(*finals, rtol=0, atol=2e-6)
 
@@ -225,9 +258,13 @@ def test_layers_are_not_drawn_as_the_model_itself_began(make_small, encoded, tmp
 
 def test_log_probs_of_a_reference_are_not_compared_with_augmented_images(make_small, encoded, tmp_path):
     config, cls = METHODS["npo"]
-    arguments = {"model": make_small(), "forget_dataset": encoded(8, 1), "retain_dataset": encoded(8, 2),
-                 "data_collator": COLLATE,
-                 "args": config(output_dir=str(tmp_path), use_cpu=True, report_to="none", max_steps=1)}
+    arguments = {
+        "model": make_small(),
+        "forget_dataset": encoded(8, 1),
+        "retain_dataset": encoded(8, 2),
+        "data_collator": COLLATE,
+        "args": config(output_dir=str(tmp_path), use_cpu=True, report_to="none", max_steps=1),
+    }
     with pytest.raises(InputError, match="npo: compares with what the reference said once"):
         cls(**arguments, task=ImageTask(shift=1))
     keys = set()
@@ -242,5 +279,10 @@ def test_text_rows_are_refused_by_an_image_task(make_small, tmp_path):
 
     config, cls = METHODS["gradient_ascent"]
     with pytest.raises(InputError, match="forget_dataset: no column 'pixels'; encode the rows first"):
-        cls(model=make_small(), args=config(output_dir=str(tmp_path), use_cpu=True, report_to="none"),
-            forget_dataset=Dataset.from_dict({"prompt": ["a"]}), data_collator=COLLATE, task=ImageTask())
+        cls(
+            model=make_small(),
+            args=config(output_dir=str(tmp_path), use_cpu=True, report_to="none"),
+            forget_dataset=Dataset.from_dict({"prompt": ["a"]}),
+            data_collator=COLLATE,
+            task=ImageTask(),
+        )
