@@ -63,8 +63,8 @@ def all_plots(results: Results) -> list[Plot]:
                     f"{key}_vs_utility",
                     f"What removing it costs: {what} against accuracy",
                     f"The target is the retrained model (star). Whiskers: {_whiskers(results)}. Dotted: from where on "
-                    "this report speaks of poison that remains, and of a cost. The base model is left out; where a method "
-                    "has many budgets, a line joins them and the largest is named.",
+                    "this report speaks of poison that remains, and of a cost. The base model is left out; where a "
+                    "method has many budgets, a line joins them and the largest is named.",
                     f"{what[0].upper()}{what[1:]} against accuracy, one point per model, with the retrained model as "
                     "the target. The numbers are in the table above.",
                     tradeoff_plot(results, section),
