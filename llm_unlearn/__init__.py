@@ -5,10 +5,6 @@ The public names are imported when they are first used, so that `import llm_unle
 
 from importlib import import_module
 
-from llm_unlearn import torchvision_guard
-
-torchvision_guard.install()
-
 __version__ = "0.1.0"
 
 _PUBLIC = {
@@ -22,13 +18,14 @@ _PUBLIC = {
     "UnlearnTrainer": "llm_unlearn.trainers.base",
     "canaries_needed": "llm_unlearn.metrics.power",
     "encode_rows": "llm_unlearn.data.encoding",
-    "gaussian_scores": "llm_unlearn.evaluation.gaussian",
+    "gaussian_scores": "llm_unlearn.evaluation.gaussian_scores",
     "inject_gaussian_noise": "llm_unlearn.poisons.gaussian_embedding",
     "insert_trigger": "llm_unlearn.poisons.trigger_phrase",
-    "load_recipe": "llm_unlearn.recipe",
-    "merge_adapter": "llm_unlearn.merging",
+    "load_recipe": "llm_unlearn.config.recipe",
+    "merge_adapter": "llm_unlearn.models.merging",
     "plant_canaries": "llm_unlearn.poisons.gaussian_embedding",
     "plant_trigger": "llm_unlearn.poisons.trigger_phrase",
+    "push_trainer": "llm_unlearn.hub.trainer_package",
     "power": "llm_unlearn.metrics.power",
 }
 

@@ -9,7 +9,7 @@ Times: the contenders of a group are built in one process, warmed up, and take t
 first each time. A ratio is between two rounds of one turn, per token; its median and quartiles over turns are reported.
 Fine-tuning is the `gradient_descent` trainer on as many rows as the method takes of both sets together.
 Peaks: each contender in a process of its own (scripts/benchmark_memory.py); MB are 10⁶ bytes.
-Model-FLOPs utilisation counts matrix products (llm_unlearn/compute.py), not attention's T² and not what is recomputed.
+Model-FLOPs utilisation counts matrix products (llm_unlearn/models/flops.py), not attention's T² nor recomputation.
 """
 
 import argparse
@@ -226,7 +226,7 @@ def machine(on_gpu: bool) -> dict[str, Any]:
     """What was measured on, and with which versions."""
     import torch
 
-    from llm_unlearn.environment import describe_environment
+    from llm_unlearn.runs.environment import describe_environment
 
     models = [*re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()), "CPU"]
     name = torch.cuda.get_device_name() if on_gpu else f"{models[0]} (torch threads: {torch.get_num_threads()})"
@@ -358,7 +358,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     from benchmark_steps import Setting
 
-    from llm_unlearn.environment import calm_libraries
+    from llm_unlearn.runs.environment import calm_libraries
 
     calm_libraries(quiet=True)
     results = []

@@ -96,7 +96,7 @@ def take(point: Point, folder: str) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM, TrainerCallback
 
     from llm_unlearn.data.collators import CausalLMCollator
-    from llm_unlearn.modeling import make_config
+    from llm_unlearn.models.make import make_config
     from llm_unlearn.trainers import METHODS
 
     vocabulary = TINY_VOCABULARY if point.tiny else VOCABULARY
@@ -168,8 +168,8 @@ def measure_here(point: Point) -> dict[str, Any]:
     from measure_memory import resident
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-    from llm_unlearn.environment import calm_libraries
-    from llm_unlearn.processes import Processes
+    from llm_unlearn.distributed.processes import Processes
+    from llm_unlearn.runs.environment import calm_libraries
 
     calm_libraries(quiet=True)
     Processes.start()

@@ -19,7 +19,7 @@ import torch
 from benchmark_steps import CONTENDERS, Scores, Setting, Steps
 from measure_memory import resident
 
-from llm_unlearn.trainers.reference import REFERENCE_ADAPTER
+from llm_unlearn.models.adapters import REFERENCE_ADAPTER
 
 ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 ROUNDS = 2  # the optimizer's state exists from the first on
@@ -75,7 +75,7 @@ def held(steps: Steps | Scores) -> int:
 
 
 if __name__ == "__main__":
-    from llm_unlearn.environment import calm_libraries
+    from llm_unlearn.runs.environment import calm_libraries
 
     calm_libraries(quiet=True)
     print(json.dumps(peak(sys.argv[1], Setting(**json.loads(sys.argv[2])))))

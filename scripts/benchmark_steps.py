@@ -4,7 +4,7 @@ A contender is built from a `Setting`, then called once per round. A call takes 
 AdamW, zero_grad) on each of its batches, which are made beforehand.
 """
 
-import llm_unlearn  # noqa: F401  before transformers, see torchvision_guard.py
+import llm_unlearn.vision  # noqa: F401  before transformers, see vision/torchvision_guard.py
 
 # isort: split
 import copy
@@ -22,10 +22,10 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, Trainer
 
-from llm_unlearn.compute import FlopCounter
 from llm_unlearn.data.collators import CausalLMCollator
-from llm_unlearn.evaluation.gaussian import gaussian_scores
-from llm_unlearn.modeling import make_config
+from llm_unlearn.evaluation.gaussian_scores import gaussian_scores
+from llm_unlearn.models.flops import FlopCounter
+from llm_unlearn.models.make import make_config
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 from llm_unlearn.trainers import METHODS
 

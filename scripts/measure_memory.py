@@ -88,7 +88,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 
 def recipe_of(case: str) -> Any:
     """The recipe that a case stands for."""
-    from llm_unlearn.recipe import build_recipe
+    from llm_unlearn.config.recipe import build_recipe
 
     step, architecture, changes = CASES[case]
     tree: dict[str, Any] = {
@@ -118,7 +118,7 @@ def rows_of(recipe: Any, count: int) -> Any:
     import numpy as np
     from datasets import Dataset
 
-    from llm_unlearn.memory.completions import completion_positions
+    from llm_unlearn.doctor.memory.completions import completion_positions
 
     generator, longest = np.random.default_rng(0), recipe.data.max_length
     supervised = longest if recipe.data.loss_on == "text" else completion_positions(recipe)
@@ -134,7 +134,8 @@ def model_of(recipe: Any) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from llm_unlearn.modeling import load_model, on_best_device, read_config
+    from llm_unlearn.models.devices import on_best_device
+    from llm_unlearn.models.load import load_model, read_config
 
     section = recipe.model
     torch.manual_seed(0)
@@ -150,10 +151,10 @@ def model_of(recipe: Any) -> Any:
 def take_steps(recipe: Any, step: str, folder: str) -> None:
     """A few steps, as the stages of a run take them."""
     from llm_unlearn.data.collators import CausalLMCollator
-    from llm_unlearn.methods import method_config
-    from llm_unlearn.modeling import lora_config
+    from llm_unlearn.models.adapters import lora_config
+    from llm_unlearn.runs.method_configs import method_config
     from llm_unlearn.trainers import METHODS
-    from llm_unlearn.training import Training
+    from llm_unlearn.training.text_training import Training
 
     section = recipe.model
     adapter = lora_config(section.lora) if section.lora else None
@@ -193,7 +194,7 @@ def take_steps(recipe: Any, step: str, folder: str) -> None:
 
 def tokenizer() -> Any:
     from llm_unlearn.data.synthetic import synthetic_texts
-    from llm_unlearn.modeling import train_tokenizer
+    from llm_unlearn.models.make import train_tokenizer
 
     return train_tokenizer(synthetic_texts(20, 0)["text"], 300)
 
@@ -212,12 +213,12 @@ def measure(case: str) -> int:
 
     import torch
 
-    from llm_unlearn.environment import calm_libraries
+    from llm_unlearn.runs.environment import calm_libraries
 
     warnings.simplefilter("ignore")
     calm_libraries(quiet=True)
-    from llm_unlearn.processes import Processes
-    from llm_unlearn.recipe import build_recipe
+    from llm_unlearn.config.recipe import build_recipe
+    from llm_unlearn.distributed.processes import Processes
 
     Processes.start()
     on_gpu, step, recipe = torch.cuda.is_available(), CASES[case][0], recipe_of(case)
@@ -254,8 +255,8 @@ def measure_apart(case: str, default_malloc: bool = False, accelerate_config: st
     config, of which the first is told."""
     import torch
 
-    from llm_unlearn.layout import read_layout
-    from llm_unlearn.memory.estimate import estimate_steps
+    from llm_unlearn.distributed.topology import read_layout
+    from llm_unlearn.doctor.memory.estimate import estimate_steps
 
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     if not default_malloc:

@@ -7,7 +7,7 @@ What a field means is said at the field: of a section in the comment on its line
 in the `Args:` of its docstring, where a comment at the field says why the default is what it is.
 """
 
-import llm_unlearn.modeling  # noqa: F401  before transformers, see torchvision_guard.py
+import llm_unlearn.vision  # noqa: F401  before transformers, see vision/torchvision_guard.py
 
 # isort: split
 import argparse
@@ -27,11 +27,11 @@ from typing import Any, Literal, Union, get_args, get_origin
 import yaml
 from transformers import TrainingArguments
 
-from llm_unlearn.methods import RESERVED
-from llm_unlearn.recipe import TRACKS
+from llm_unlearn.config.recipe import TRACKS
+from llm_unlearn.runs.method_configs import RESERVED
 from llm_unlearn.trainers import METHODS
-from llm_unlearn.trainers.config import UnlearnConfig
-from llm_unlearn.trainers.retain_term import RetainTermConfig
+from llm_unlearn.trainers.support.retain_term import RetainTermConfig
+from llm_unlearn.trainers.unlearn_config import UnlearnConfig
 
 PAGE = Path(__file__).parents[1] / "docs" / "recipe.md"
 TYPES = {int: "whole number", float: "number", str: "text", bool: "true or false", type(None): "null"}

@@ -33,4 +33,4 @@ export MAIN_PORT=${MAIN_PORT:-$((20000 + SLURM_JOB_ID % 20000))}
 srun --kill-on-bad-exit=1 bash -c 'exec "$PYTHON" -m accelerate.commands.launch --config_file "$CONFIG" \
     --num_machines "$SLURM_NNODES" --num_processes $((SLURM_NNODES * GPUS_PER_NODE)) \
     --machine_rank "$SLURM_NODEID" --main_process_ip "$MAIN_ADDRESS" --main_process_port "$MAIN_PORT" \
-    -m llm_unlearn.cli "$@"' llm-unlearn "$@"
+    -m llm_unlearn "$@"' llm-unlearn "$@"

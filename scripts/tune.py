@@ -105,11 +105,11 @@ def main() -> int:
 
 def search(path: str, overrides: list[str], seed: int, points: dict[str, list[dict]], out: Path) -> None:
     """Run every point for one seed and add its figures to the results."""
-    from llm_unlearn.environment import calm_libraries
+    from llm_unlearn.config.recipe import load_recipe
     from llm_unlearn.errors import DiskFullError, InputError
-    from llm_unlearn.pipeline import run, seed_runs
-    from llm_unlearn.recipe import load_recipe
-    from llm_unlearn.stages import Stages
+    from llm_unlearn.runs.environment import calm_libraries
+    from llm_unlearn.runs.pipeline import run, seed_runs
+    from llm_unlearn.runs.stages import Stages
 
     recipe = load_recipe(path, overrides)
     if seed in recipe.seeds:

@@ -7,11 +7,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: threads cost more than they do
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from paths import ROOT
 
-import llm_unlearn  # noqa: F401  before any test imports transformers: see torchvision_guard.py
+import llm_unlearn.vision  # noqa: F401  before any test imports transformers: see vision/torchvision_guard.py
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -51,10 +53,23 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder with real texts and images, the only place outside the repository that a test reads.
+
+    It holds `imdb/`, `cifar10/` and `tofu/`: `LLM_UNLEARN_TEST_DATA`, or `shared/data` beside the checkout. A test that
+    asks for it is skipped where it is absent.
+    """
+    folder = Path(os.environ.get("LLM_UNLEARN_TEST_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real data in {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tokenizer() -> "PreTrainedTokenizerBase":
     """A byte-level BPE tokenizer of 320 tokens, trained on synthetic texts."""
     from llm_unlearn.data.synthetic import synthetic_texts
-    from llm_unlearn.modeling import train_tokenizer
+    from llm_unlearn.models.make import train_tokenizer
 
     return train_tokenizer(synthetic_texts(60, 0)["text"], 320)
 
@@ -64,7 +79,7 @@ def make_tiny(tokenizer) -> Callable[..., "PreTrainedModel"]:
     """Make a fresh model: `make_tiny("gpt2" | "llama", seed=0, lora=False)`, 2 layers, 16 wide, no dropout."""
     import torch
 
-    from llm_unlearn.modeling import make_model
+    from llm_unlearn.models.make import make_model
 
     def make(architecture: str = "gpt2", seed: int = 0, lora: bool = False) -> "PreTrainedModel":
         model = make_model(ARCHITECTURES[architecture], tokenizer, seed)

@@ -10,11 +10,12 @@ from transformers.trainer_callback import PrinterCallback
 
 from llm_unlearn.data.collators import CausalLMCollator
 from llm_unlearn.data.synthetic import synthetic_reviews, synthetic_texts
-from llm_unlearn.modeling import save_model, train_tokenizer
+from llm_unlearn.models.adapters import REFERENCE_ADAPTER
+from llm_unlearn.models.make import train_tokenizer
+from llm_unlearn.models.save import save_model
 from llm_unlearn.poisons.gaussian_embedding import inject_gaussian_noise
 from llm_unlearn.tasks.embedding_noise import attached_noise
 from llm_unlearn.trainers import METHODS
-from llm_unlearn.trainers.reference import REFERENCE_ADAPTER
 
 VOCABULARY = 40
 NOISE = {"epsilon": 0.5, "seed": 3}
@@ -73,8 +74,8 @@ def quantised(model: torch.nn.Module) -> torch.nn.Module:
     """The model with its blocks' matrices in 4 bits, as `model.quantization: 4bit` loads it."""
     import tempfile
 
-    from llm_unlearn.modeling import load_model
-    from llm_unlearn.sections import LoraSection, ModelSection
+    from llm_unlearn.config.sections import LoraSection, ModelSection
+    from llm_unlearn.models.load import load_model
 
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)

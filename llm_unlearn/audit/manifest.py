@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from llm_unlearn.config.sections import DataSection
+from llm_unlearn.config.strict import read_yaml
 from llm_unlearn.errors import InputError
-from llm_unlearn.sections import DataSection
-from llm_unlearn.strict import read_yaml
 
 
 @dataclass(frozen=True)

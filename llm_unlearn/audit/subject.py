@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llm_unlearn.audit.manifest import Manifest, check_manifest, read_tree
-from llm_unlearn.audit.rows import NO_NOISE, TrainRows, in_manifest, no_rows, read_other, read_train
+from llm_unlearn.audit.user_files import NO_NOISE, TrainRows, in_manifest, no_rows, read_other, read_train
+from llm_unlearn.config.sections import EvaluateSection, ModelSection
+from llm_unlearn.config.strict import build
 from llm_unlearn.errors import InputError
-from llm_unlearn.sections import EvaluateSection, ModelSection
-from llm_unlearn.strict import build
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -61,10 +61,10 @@ def read_subject(path: Path) -> Subject:
 
 
 def _of_run(path: Path) -> Subject:
+    from llm_unlearn.config.recipe import load_recipe
     from llm_unlearn.data.encoding import Encoding
     from llm_unlearn.poisons.corrupt import read_manifest, read_sets
-    from llm_unlearn.pretraining import base_of_run
-    from llm_unlearn.recipe import load_recipe
+    from llm_unlearn.training.pretraining import base_of_run
 
     recipe_path = next(
         (folder / "recipe.yaml" for folder in path.resolve().parents[:2] if (folder / "recipe.yaml").is_file()), None

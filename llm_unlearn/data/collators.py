@@ -8,7 +8,7 @@ from torch import Tensor
 from llm_unlearn.data.encoding import IGNORE
 from llm_unlearn.errors import InputError
 from llm_unlearn.tasks.noise import NO_NOISE
-from llm_unlearn.tasks.rows import BatchRows
+from llm_unlearn.tasks.packing import BatchRows
 
 
 class CausalLMCollator:

@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from llm_unlearn.data.loading import load_source
 from llm_unlearn.data.prompting import normalise
+from llm_unlearn.data.source_files import load_source
 from llm_unlearn.data.splits import Splits, make_splits
 from llm_unlearn.data.synthetic import synthetic_reviews, synthetic_texts
 from llm_unlearn.errors import InputError
@@ -11,7 +11,7 @@ from llm_unlearn.errors import InputError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from llm_unlearn.sections import DataSection
+    from llm_unlearn.config.sections import DataSection
 
 SYNTHETIC = "synthetic"
 UNLABELLED_OFFSET = 500_000  # the unlabelled synthetic texts come from another seed than the labelled ones

@@ -7,9 +7,9 @@ import torch
 
 from llm_unlearn.data.collators import CausalLMCollator
 from llm_unlearn.data.encoding import IGNORE, Encoding, check_verbalizers
+from llm_unlearn.distributed.processes import ALONE, Processes
 from llm_unlearn.evaluation.batches import batches, scatter
-from llm_unlearn.placement import input_device
-from llm_unlearn.processes import ALONE, Processes
+from llm_unlearn.models.devices import input_device
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llm_unlearn.processes import ALONE, Processes
+from llm_unlearn.distributed.processes import ALONE, Processes
 
 
 def batches(

@@ -15,14 +15,14 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 
+from llm_unlearn.config.sections import MembershipAttack
+from llm_unlearn.distributed.processes import ALONE, Processes
 from llm_unlearn.errors import InputError
+from llm_unlearn.evaluation.attack_signals import check_differentiable, gradient_norms, token_statistics
 from llm_unlearn.evaluation.batches import batches, scatter
-from llm_unlearn.evaluation.gaussian import gaussian_scores
-from llm_unlearn.evaluation.membership import check_differentiable, gradient_norms, token_statistics
+from llm_unlearn.evaluation.gaussian_scores import gaussian_scores
 from llm_unlearn.metrics.membership_scores import min_k_score, reference_score, zlib_score
-from llm_unlearn.placement import input_device
-from llm_unlearn.processes import ALONE, Processes
-from llm_unlearn.sections import MembershipAttack
+from llm_unlearn.models.devices import input_device
 from llm_unlearn.tasks import Supervised, Task
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ CONTROL_SEED_OFFSET = 1_000_003  # fresh noise: a seed that no training used
 
 @dataclass(kw_only=True)
 class Evaluator(ABC):
-    """Measures models on the sets of one run. What an answer is, subclasses say: texts.py, vision/evaluation.py.
+    """Measures models on the sets of one run. What an answer is, subclasses say: text_evaluator.py, vision/evaluation.py.
 
     Args:
         sets: the datasets of the poison stage. manifest: poison.json. batch_size: rows at a time.

@@ -12,17 +12,17 @@ import numpy as np
 
 from llm_unlearn.data.prompting import render
 from llm_unlearn.errors import InputError
+from llm_unlearn.files import fingerprint, write_json
 from llm_unlearn.poisons.gaussian_embedding import plant_canaries
 from llm_unlearn.poisons.trigger_phrase import can_be_poisoned, insert_trigger, plant_trigger
-from llm_unlearn.stages import fingerprint, write_json
 from llm_unlearn.tasks.noise import NO_NOISE
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from llm_unlearn.config.recipe import Recipe
+    from llm_unlearn.config.sections import UnlearnSection
     from llm_unlearn.data.splits import Splits
-    from llm_unlearn.recipe import Recipe
-    from llm_unlearn.sections import UnlearnSection
 
 _REMEDY = "restore it, or delete poison.json and data/ and poison again"
 SETS = ("train", "heldout", "test", "triggered", "nonmember")

@@ -1,7 +1,7 @@
 """How many tests this report looked at, and which findings survive when all of them are counted."""
 
 from llm_unlearn.metrics.multiple import holm
-from llm_unlearn.reporting.membership import NAMES, attacks
+from llm_unlearn.reporting.membership_section import NAMES, attacks
 from llm_unlearn.reporting.results import Results
 from llm_unlearn.reporting.section import Section
 from llm_unlearn.reporting.tables import Cell, Table

@@ -2,7 +2,7 @@
 
 from llm_unlearn.reporting.formats import number, p_phrase, percent
 from llm_unlearn.reporting.results import Results
-from llm_unlearn.reporting.summary import Statistic
+from llm_unlearn.reporting.run_summary import Statistic
 from llm_unlearn.reporting.verdicts import CLEAR, COSTLY_POINTS, REMAINS, TRACE, Verdict, judge, values
 from llm_unlearn.reporting.words import attack_words, has_damage, poison_parts
 

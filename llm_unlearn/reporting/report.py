@@ -8,20 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llm_unlearn.reporting import guide
-from llm_unlearn.reporting.analysis import analysis_section
+from llm_unlearn.reporting.analysis_section import analysis_section
 from llm_unlearn.reporting.comparisons import comparisons_section
 from llm_unlearn.reporting.contact_sheet import contact_sheet_section
 from llm_unlearn.reporting.lead import headline, method_lines, paragraphs
 from llm_unlearn.reporting.markdown import code, escape, table_text
-from llm_unlearn.reporting.membership import membership_section
+from llm_unlearn.reporting.membership_section import membership_section
 from llm_unlearn.reporting.pages import FOLDER, Page, compose_pages, file_name
 from llm_unlearn.reporting.plots import Plot, all_plots
 from llm_unlearn.reporting.rendering import page_html
 from llm_unlearn.reporting.rendering import report_html as html
 from llm_unlearn.reporting.results import Results, read_results, write_atomically
 from llm_unlearn.reporting.section import Section
-from llm_unlearn.reporting.stress import stress_section
-from llm_unlearn.reporting.sweeps import sweep_sections
+from llm_unlearn.reporting.stress_section import stress_section
+from llm_unlearn.reporting.sweep_section import sweep_sections
 from llm_unlearn.reporting.tables import BEST, Table, control_table, kept_table, main_table, present
 from llm_unlearn.reporting.verdicts import judge, warnings
 from llm_unlearn.reporting.words import attack_words

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from llm_unlearn.reporting.formats import number, p_range, p_value, seconds, tokens
 from llm_unlearn.reporting.results import Results
-from llm_unlearn.reporting.summary import Statistic, statistics
+from llm_unlearn.reporting.run_summary import Statistic, statistics
 from llm_unlearn.reporting.verdicts import ALPHA, calibrated, values
 from llm_unlearn.reporting.words import OF_IMAGES, attack_words, has_damage, is_vision
 

@@ -7,8 +7,8 @@ from typing import Any
 from llm_unlearn.reporting.formats import number, seconds
 from llm_unlearn.reporting.labels import place_labels
 from llm_unlearn.reporting.results import Results
+from llm_unlearn.reporting.run_summary import Statistic, statistics
 from llm_unlearn.reporting.style import MAX_SHOWN, Style, figure, png, shown, styles
-from llm_unlearn.reporting.summary import Statistic, statistics
 from llm_unlearn.reporting.tables import interval
 from llm_unlearn.reporting.verdicts import ALPHA, COSTLY_POINTS, LIFT_GAP
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from llm_unlearn.metrics.effect import normalized_effect
 from llm_unlearn.reporting.formats import number, p_phrase, percent, points
 from llm_unlearn.reporting.results import Results, SeedRun
-from llm_unlearn.reporting.summary import Statistic
+from llm_unlearn.reporting.run_summary import Statistic
 from llm_unlearn.reporting.words import attack_words, has_damage
 
 ALPHA = 0.001  # level of the two Gaussian tests: about 1 false alarm per 1,000 clean models

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llm_unlearn.compute import FlopCounter
 from llm_unlearn.errors import InputError
 from llm_unlearn.losses import example_mean, example_sum
+from llm_unlearn.models.flops import FlopCounter
 from llm_unlearn.tasks.head import head_sum, head_values
 from llm_unlearn.tasks.kernels import Kernel, autograd_kernel, kl_kernel, nll_kernel
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu
 
-from llm_unlearn.placement import is_offloaded, is_spread
+from llm_unlearn.models.devices import is_offloaded, is_spread
 from llm_unlearn.tasks import Hidden, Supervised, Task
 from llm_unlearn.tasks.blocks import block_list, hidden_of, last_blocks, reinitialise, stopped_after
 from llm_unlearn.tasks.embedding_noise import PlacedNoise, attached_noise
+from llm_unlearn.tasks.packing import PACKED_BELOW, BatchRows, Packing
 from llm_unlearn.tasks.probe import in_place_of, keeps_apart, plain_head
-from llm_unlearn.tasks.rows import PACKED_BELOW, BatchRows, Packing
 
 
 class CausalLMTask(Task):
@@ -25,7 +25,7 @@ class CausalLMTask(Task):
     only where a label is.
 
     Args:
-        pack: lay rows of uneven length end to end instead of padding them (rows.py), where the model keeps them apart.
+        pack: lay rows of uneven length end to end instead of padding them (packing.py), where the model keeps them apart.
     """
 
     columns = ("input_ids", "labels", "noise_id", "example_id")  # of a tokenised dataset; the first tells it from text

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from llm_unlearn.placement import input_device, is_offloaded, is_spread
+from llm_unlearn.models.devices import input_device, is_offloaded, is_spread
 
 _ANSWERS: WeakKeyDictionary[nn.Module, dict[str, bool]] = WeakKeyDictionary()  # of each model, by question
 APART = 0.02  # of the states' size; rows that attend to one another differ by as much as they are large

@@ -22,25 +22,26 @@ from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
 from transformers import Trainer
 
-from llm_unlearn.checkpoints import check_resumable
-from llm_unlearn.compute import FlopCounter
+import llm_unlearn
 from llm_unlearn.data.collators import default_collator
+from llm_unlearn.distributed.processes import Processes
+from llm_unlearn.distributed.sharding import local, put_away
 from llm_unlearn.errors import InputError, NonFiniteLossError
-from llm_unlearn.processes import Processes
+from llm_unlearn.models.adapters import REFERENCE_ADAPTER
+from llm_unlearn.models.flops import FlopCounter
 from llm_unlearn.tasks import Positions, Supervised, Task
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 from llm_unlearn.tasks.embedding_noise import refuse_data_parallel
 from llm_unlearn.tasks.head import drop_memory
-from llm_unlearn.trainers.budget import examples_per_step, plan_steps
-from llm_unlearn.trainers.clean_start import starting_model
-from llm_unlearn.trainers.compiling import compiled_blocks
-from llm_unlearn.trainers.config import Requirements, UnlearnConfig
-from llm_unlearn.trainers.log_probs import per_row, reference_log_probs
-from llm_unlearn.trainers.pairing import LOG_PROB, PairedCollator, PairedRows, joined, tokenised
-from llm_unlearn.trainers.pushing import push_trainer
-from llm_unlearn.trainers.reference import REFERENCE_ADAPTER, make_reference
-from llm_unlearn.trainers.sharding import local, put_away
-from llm_unlearn.trainers.stops import LossCheck, StopsCallback
+from llm_unlearn.trainers.support.budget import examples_per_step, plan_steps
+from llm_unlearn.trainers.support.clean_start import starting_model
+from llm_unlearn.trainers.support.compiling import compiled_blocks
+from llm_unlearn.trainers.support.log_probs import per_row, reference_log_probs
+from llm_unlearn.trainers.support.pairing import LOG_PROB, PairedCollator, PairedRows, joined, tokenised
+from llm_unlearn.trainers.support.reference import make_reference
+from llm_unlearn.trainers.support.stops import LossCheck, StopsCallback
+from llm_unlearn.trainers.unlearn_config import Requirements, UnlearnConfig
+from llm_unlearn.training.checkpoints import check_resumable
 
 
 class UnlearnTrainer(Trainer):
@@ -288,8 +289,8 @@ class UnlearnTrainer(Trainer):
         private: bool | None = None,
         base: str | None = None,
     ) -> str | None:
-        """Publish the model as it is, with a card that says that it was not audited; see pushing.py."""
-        return push_trainer(self, commit_message, token, revision, private, base)
+        """Publish the model as it is, with a card that says that it was not audited; see `llm_unlearn.push_trainer`."""
+        return llm_unlearn.push_trainer(self, commit_message, token, revision, private, base)
 
     def _save_checkpoint(self, model, trial):
         self.check_weights()

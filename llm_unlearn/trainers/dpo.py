@@ -8,8 +8,8 @@ import numpy as np
 
 from llm_unlearn.errors import InputError
 from llm_unlearn.losses import dpo_loss
-from llm_unlearn.trainers.config import Requirements
-from llm_unlearn.trainers.retain_term import RetainTermConfig, RetainTermTrainer
+from llm_unlearn.trainers.support.retain_term import RetainTermConfig, RetainTermTrainer
+from llm_unlearn.trainers.unlearn_config import Requirements
 
 
 @dataclass

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from llm_unlearn.losses import grad_diff_loss
 from llm_unlearn.trainers.base import UnlearnTrainer
-from llm_unlearn.trainers.config import UnlearnConfig
+from llm_unlearn.trainers.unlearn_config import UnlearnConfig
 
 
 @dataclass

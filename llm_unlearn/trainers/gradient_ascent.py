@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from llm_unlearn.losses import gradient_ascent_loss
 from llm_unlearn.trainers.base import UnlearnTrainer
-from llm_unlearn.trainers.config import Requirements, UnlearnConfig
+from llm_unlearn.trainers.unlearn_config import Requirements, UnlearnConfig
 
 
 @dataclass

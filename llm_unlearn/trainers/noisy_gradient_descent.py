@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
+from llm_unlearn.distributed.sharding import shard_like
 from llm_unlearn.errors import InputError
 from llm_unlearn.losses import gradient_descent_loss
 from llm_unlearn.trainers.base import UnlearnTrainer
-from llm_unlearn.trainers.config import Requirements, UnlearnConfig
-from llm_unlearn.trainers.sharding import shard_like
+from llm_unlearn.trainers.unlearn_config import Requirements, UnlearnConfig
 
 
 @dataclass

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from llm_unlearn.losses import npo_loss
-from llm_unlearn.trainers.config import Requirements
-from llm_unlearn.trainers.retain_term import RetainTermConfig, RetainTermTrainer
+from llm_unlearn.trainers.support.retain_term import RetainTermConfig, RetainTermTrainer
+from llm_unlearn.trainers.unlearn_config import Requirements
 
 
 @dataclass

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from llm_unlearn.trainers.base import UnlearnTrainer
-from llm_unlearn.trainers.clean_start import clean_start
-from llm_unlearn.trainers.config import Requirements, UnlearnConfig
-from llm_unlearn.trainers.reference import FrozenModel, make_reference
+from llm_unlearn.trainers.support.clean_start import clean_start
+from llm_unlearn.trainers.support.reference import FrozenModel, make_reference
+from llm_unlearn.trainers.unlearn_config import Requirements, UnlearnConfig
 
 
 @dataclass

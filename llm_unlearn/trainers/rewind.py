@@ -5,8 +5,8 @@ from typing import Any, ClassVar
 
 from llm_unlearn.losses import gradient_descent_loss
 from llm_unlearn.trainers.base import UnlearnTrainer
-from llm_unlearn.trainers.clean_start import clean_start
-from llm_unlearn.trainers.config import Requirements, UnlearnConfig
+from llm_unlearn.trainers.support.clean_start import clean_start
+from llm_unlearn.trainers.unlearn_config import Requirements, UnlearnConfig
 
 
 @dataclass

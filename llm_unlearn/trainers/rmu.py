@@ -10,7 +10,7 @@ from llm_unlearn.losses import state_distance
 from llm_unlearn.tasks.blocks import block_list, mlp_output
 from llm_unlearn.trainers.base import UnlearnTrainer
 from llm_unlearn.trainers.cf_k import train_only
-from llm_unlearn.trainers.config import Requirements, UnlearnConfig
+from llm_unlearn.trainers.unlearn_config import Requirements, UnlearnConfig
 
 TRAINED_BLOCKS = 3  # the steering layer's and the two before it
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from llm_unlearn.losses import satimp_token
-from llm_unlearn.trainers.retain_term import RetainTermConfig, RetainTermTrainer
+from llm_unlearn.trainers.support.retain_term import RetainTermConfig, RetainTermTrainer
 
 
 @dataclass

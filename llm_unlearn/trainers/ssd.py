@@ -12,7 +12,7 @@ from transformers.trainer_utils import TrainOutput
 from llm_unlearn.errors import InputError
 from llm_unlearn.losses import ssd_dampened
 from llm_unlearn.trainers.base import UnlearnTrainer
-from llm_unlearn.trainers.config import UnlearnConfig
+from llm_unlearn.trainers.unlearn_config import UnlearnConfig
 
 
 @dataclass

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from llm_unlearn.distributed.sharding import change
 from llm_unlearn.losses import gradient_descent_loss, negated
 from llm_unlearn.trainers.base import UnlearnTrainer
 from llm_unlearn.trainers.cf_k import train_only
-from llm_unlearn.trainers.config import Requirements, UnlearnConfig
-from llm_unlearn.trainers.sharding import change
+from llm_unlearn.trainers.unlearn_config import Requirements, UnlearnConfig
 
 
 @dataclass

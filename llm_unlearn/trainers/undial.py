@@ -5,8 +5,8 @@ from functools import partial
 from typing import ClassVar
 
 from llm_unlearn.losses import undial_token
-from llm_unlearn.trainers.config import Requirements
-from llm_unlearn.trainers.retain_term import RetainTermConfig, RetainTermTrainer
+from llm_unlearn.trainers.support.retain_term import RetainTermConfig, RetainTermTrainer
+from llm_unlearn.trainers.unlearn_config import Requirements
 
 
 @dataclass

@@ -12,10 +12,10 @@ from support import KINDS, SLOW_KINDS, VOCABULARY, assert_same, build, own_weigh
 
 from llm_unlearn.data.collators import CausalLMCollator
 from llm_unlearn.errors import InputError
+from llm_unlearn.models.adapters import REFERENCE_ADAPTER
 from llm_unlearn.tasks import causal_lm, head
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 from llm_unlearn.trainers import METHODS
-from llm_unlearn.trainers.reference import REFERENCE_ADAPTER
 
 pytestmark = pytest.mark.contract
 

@@ -3,14 +3,14 @@
 import sys
 from pathlib import Path
 
-import llm_unlearn  # noqa: F401  before transformers: see torchvision_guard.py
+import llm_unlearn.vision  # noqa: F401  before transformers: see vision/torchvision_guard.py
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from worker import shard_on_a_cpu
 
-from llm_unlearn.cli import main
-from llm_unlearn.processes import exit_with
+from llm_unlearn.cli.main import main
+from llm_unlearn.distributed.processes import exit_with
 
 if __name__ == "__main__":
     shard_on_a_cpu()

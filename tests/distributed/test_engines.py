@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from hub_server import HubServer
+from paths import ROOT
 
 from llm_unlearn.trainers import METHODS
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
-ROOT = Path(__file__).parents[2]
 WORKER = ROOT / "tests" / "distributed" / "worker.py"
 CASES = [f"{method}:{kind}" for method in METHODS for kind in ("full", "lora")]
 # in micro-batches; evaluated after each step, which leaves weights gathered; gone back to what was kept

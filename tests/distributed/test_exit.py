@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 # interpreter away: meanwhile process 1 joins in, and the thread of process 0 that holds the tensor waits for it.
 WORKER = """
 import atexit, os, sys, time
-from llm_unlearn.processes import exit_with
+from llm_unlearn.distributed.processes import exit_with
 
 def main():
     rank = int(os.environ["RANK"])

@@ -14,16 +14,18 @@ import psutil
 import pytest
 import torch
 import yaml
+from paths import ROOT
 from safetensors.torch import load_file
 from support import SMALL, write_llama_3, write_reviews
 
+from llm_unlearn.config.recipe import load_recipe
 from llm_unlearn.data.synthetic import synthetic_texts
-from llm_unlearn.modeling import load_trained, make_model, save_model, train_tokenizer
-from llm_unlearn.recipe import load_recipe
+from llm_unlearn.models.load import load_trained
+from llm_unlearn.models.make import make_model, train_tokenizer
+from llm_unlearn.models.save import save_model
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
-ROOT = Path(__file__).parents[2]
 LLAMA = {
     "model_type": "llama",
     "num_hidden_layers": 2,
@@ -88,7 +90,7 @@ def recipe(tmp_path_factory):
 
 
 def command(path: Path, config: str | None = None, name: str = "run") -> list[str]:
-    words = [sys.executable, "-m", "llm_unlearn.cli", name, str(path), "--quiet"]
+    words = [sys.executable, "-m", "llm_unlearn", name, str(path), "--quiet"]
     return [*words, "--accelerate-config", f"accelerate_configs/{config}.yaml"] if config else words
 
 
@@ -179,7 +181,7 @@ def test_a_recipe_for_eight_gpus_unlearns_under_zero3(name, tmp_path):
         [
             sys.executable,
             "-m",
-            "llm_unlearn.cli",
+            "llm_unlearn",
             "unlearn",
             f"recipes/{name}.yaml",
             "--quiet",

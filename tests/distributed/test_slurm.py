@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
-ROOT = Path(__file__).parents[2]
 SRUN = """#!/usr/bin/env bash
 # two "machines", which are this one
 [[ $1 == --kill-on-bad-exit=1 ]] && shift

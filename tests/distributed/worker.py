@@ -14,16 +14,16 @@ import sys
 import traceback
 from pathlib import Path
 
-import llm_unlearn  # noqa: F401  before transformers: see torchvision_guard.py
+import llm_unlearn.vision  # noqa: F401  before transformers: see vision/torchvision_guard.py
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 from support import build, trainer
 
-from llm_unlearn.processes import exit_with
-from llm_unlearn.trainers.reference import REFERENCE_ADAPTER
-from llm_unlearn.trainers.sharding import is_sharded, release, whole_state_dict
+from llm_unlearn.distributed.processes import exit_with
+from llm_unlearn.distributed.sharding import is_sharded, release, whole_state_dict
+from llm_unlearn.models.adapters import REFERENCE_ADAPTER
 
 STEPS = 4
 

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from llm_unlearn.cli import main
+from llm_unlearn.cli.main import main
 from llm_unlearn.data.synthetic import synthetic_texts
-from llm_unlearn.modeling import make_model, save_model, train_tokenizer
+from llm_unlearn.models.make import make_model, train_tokenizer
+from llm_unlearn.models.save import save_model
 
 GPT2 = {
     "model_type": "gpt2",

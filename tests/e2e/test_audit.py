@@ -9,10 +9,12 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from llm_unlearn.cli import main
+from llm_unlearn.cli.main import main
+from llm_unlearn.config.sections import ModelSection
 from llm_unlearn.data.synthetic import synthetic_reviews
-from llm_unlearn.modeling import load_tokenizer, make_model, save_model, train_tokenizer
-from llm_unlearn.sections import ModelSection
+from llm_unlearn.models.load import load_tokenizer
+from llm_unlearn.models.make import make_model, train_tokenizer
+from llm_unlearn.models.save import save_model
 
 pytestmark = pytest.mark.e2e
 

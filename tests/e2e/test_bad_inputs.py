@@ -104,7 +104,7 @@ def test_a_file_that_is_no_recipe_is_refused(refused, recipe, text, words):
 
 
 def test_a_recipe_that_is_not_there_or_not_text_is_refused(capsys, tmp_path):
-    from llm_unlearn.cli import main
+    from llm_unlearn.cli.main import main
 
     assert main(["run", str(tmp_path / "no.yaml")]) == 2
     assert "no.yaml: no such file" in capsys.readouterr().err

@@ -96,7 +96,7 @@ def test_the_last_good_checkpoint_of_a_training_that_broke_down_is_kept(run, rec
     import torch
     from transformers import Trainer
 
-    from llm_unlearn.checkpoints import last_checkpoint
+    from llm_unlearn.training.checkpoints import last_checkpoint
 
     step = Trainer.training_step
 

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 import pytest
 import yaml
 
-from llm_unlearn.cli import main
+from llm_unlearn.cli.main import main
 from llm_unlearn.reporting.page_examples import Part
 from llm_unlearn.reporting.pages import Page
 from llm_unlearn.reporting.rendering import page_html

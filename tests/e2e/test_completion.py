@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from llm_unlearn.modeling import load_tokenizer
-from llm_unlearn.sections import ModelSection
+from llm_unlearn.config.sections import ModelSection
+from llm_unlearn.models.load import load_tokenizer
 
 pytestmark = pytest.mark.e2e
 

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from paths import ROOT
 
-from llm_unlearn.cli import main
+from llm_unlearn.cli.main import main
 
 pytestmark = pytest.mark.e2e
 
-CONFIGS = Path(__file__).parents[2] / "accelerate_configs"
+CONFIGS = ROOT / "accelerate_configs"
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from llm_unlearn.methods import method_config
-from llm_unlearn.recipe import load_recipe
+from llm_unlearn.config.recipe import load_recipe
+from llm_unlearn.runs.method_configs import method_config
 from llm_unlearn.trainers import METHODS
 
 pytestmark = pytest.mark.e2e

@@ -11,9 +11,9 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load, load_file
 from stranger import TEXT, alone, logits_by_the_card, uploaded
 
-from llm_unlearn.cli import main
+from llm_unlearn.cli.main import main
 from llm_unlearn.errors import InputError
-from llm_unlearn.publishing import package_run
+from llm_unlearn.hub.run_package import package_run
 
 LORA = {"r": 4, "target_modules": ["c_attn"]}
 EVALUATED = {"evaluation/poisoned.json", "evaluation/retrained.json", "evaluation/kl.json"}
@@ -246,8 +246,8 @@ def test_a_stranger_loads_it_by_the_cards_own_code_and_measures_the_cards_number
     """The code on the card in a process without this package, then pull and evaluate by the published recipe."""
     from transformers import AutoTokenizer
 
-    from llm_unlearn.modeling import load_checkpoint
-    from llm_unlearn.sections import ModelSection
+    from llm_unlearn.config.sections import ModelSection
+    from llm_unlearn.models.load import load_checkpoint
 
     seed = ["--seed", "0"] if name == "full" else []
     assert main(["push", str(runs[name]), "--model", "base", "--repo", "me/base", "--quiet", *seed]) == 0
@@ -281,7 +281,7 @@ def test_a_stranger_loads_it_by_the_cards_own_code_and_measures_the_cards_number
 def test_a_classifier_goes_up_and_comes_back(server, tmp_path):
     import torch
 
-    from llm_unlearn.vision.models import ImageClassifier
+    from llm_unlearn.vision.classifiers import ImageClassifier
 
     tree = {
         "track": "vision",

@@ -11,9 +11,10 @@ from safetensors.torch import load
 from stranger import TEXT, logits_by_the_card, uploaded
 from transformers import AutoTokenizer, Trainer
 
-from llm_unlearn.cli import main
+from llm_unlearn.cli.main import main
 from llm_unlearn.data.synthetic import synthetic_texts
-from llm_unlearn.modeling import make_model, save_model, train_tokenizer
+from llm_unlearn.models.make import make_model, train_tokenizer
+from llm_unlearn.models.save import save_model
 
 pytestmark = pytest.mark.e2e
 
@@ -166,8 +167,8 @@ def test_a_merged_model_is_audited_like_the_run_audited_it(ran, tmp_path, capsys
 
 @pytest.mark.slow
 def test_what_is_pushed_is_loaded_in_four_bits_by_its_cards_own_code(ran, base, tmp_path, monkeypatch):
-    from llm_unlearn.modeling import load_checkpoint
-    from llm_unlearn.recipe import load_recipe
+    from llm_unlearn.config.recipe import load_recipe
+    from llm_unlearn.models.load import load_checkpoint
 
     folder = ran("4bit")[0]
     with HubServer() as server:

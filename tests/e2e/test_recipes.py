@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from paths import ROOT
 from support import SMALL, write_llama_3, write_reviews
 
-from llm_unlearn.cli import main, parser
-from llm_unlearn.recipe import load_recipe
+from llm_unlearn.cli.main import main, parser
+from llm_unlearn.config.recipe import load_recipe
 
 pytestmark = pytest.mark.e2e
 
-ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 READMES = sorted((ROOT / "recipes").rglob("README.md"))
 
@@ -227,7 +227,7 @@ def test_a_llama_recipe_runs_from_poison_to_evaluation(path, local, tmp_path, mo
 @pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/llama-3.1-*/*.yaml")), ids=name_of)
 def test_a_recipe_of_a_chat_model_writes_rows_as_its_template_does(path, local, tiny_llama_3):
     from llm_unlearn.data.encoding import Encoding, check_chat_template, check_verbalizers
-    from llm_unlearn.modeling import load_tokenizer
+    from llm_unlearn.models.load import load_tokenizer
 
     recipe = load_recipe(path, local(path))
     tokenizer, data = load_tokenizer(str(tiny_llama_3), recipe.model), recipe.data

@@ -14,8 +14,8 @@ import pytest
 import yaml
 from scipy import stats
 
-from llm_unlearn.cli import main
-from llm_unlearn.evaluation.summary import summarize
+from llm_unlearn.cli.main import main
+from llm_unlearn.evaluation.summarize import summarize
 
 pytestmark = pytest.mark.e2e
 

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from paths import ROOT
 
-from llm_unlearn import torchvision_guard
-from llm_unlearn.pipeline import run as run_recipe
-from llm_unlearn.recipe import load_recipe
+from llm_unlearn.config.recipe import load_recipe
+from llm_unlearn.runs.pipeline import run as run_recipe
+from llm_unlearn.vision import torchvision_guard
 
 pytestmark = pytest.mark.e2e
 
-RECIPES = Path(__file__).parents[2] / "recipes"
-CIFAR = Path(__file__).parents[3] / "shared" / "data" / "cifar10"
+RECIPES = ROOT / "recipes"
 PAPER = (
     "gradient_descent",
     "noisy_gradient_descent",
@@ -76,7 +76,7 @@ def test_all_eight_methods_run_and_the_evaluation_is_that_of_texts(run, images, 
 
 
 def test_a_checkpoint_is_audited_by_its_recipe_not_by_its_manifest(run, images, capsys):
-    from llm_unlearn.cli import main
+    from llm_unlearn.cli.main import main
 
     images["unlearn"]["methods"] = {}
     assert run("train", images) == 0
@@ -133,7 +133,7 @@ def test_a_last_batch_of_one_image_is_left_out(run, images):
 
 
 def test_a_classifier_of_one_s_own_is_the_start(run, refused, images, tmp_path):
-    from llm_unlearn.vision.models import ImageClassifierConfig, load_classifier, make_classifier
+    from llm_unlearn.vision.classifiers import ImageClassifierConfig, load_classifier, make_classifier
 
     make_classifier(ImageClassifierConfig(num_labels=10, width=4), 5).save_pretrained(tmp_path / "mine")
     images |= {"model": {"path": str(tmp_path / "mine")}, "poison": {"gaussian": {"fraction": 0.1, "epsilon": 0.5}}}
@@ -215,7 +215,7 @@ def test_the_poison_of_a_digits_recipe_works_and_does_nothing_to_the_retrained_m
     ids=lambda path: f"{path.parent.name}/{path.stem}",
 )
 def test_a_dry_run_of_every_vision_recipe_says_what_it_would_do(path, capsys, tmp_path):
-    from llm_unlearn.cli import main
+    from llm_unlearn.cli.main import main
 
     if "resnet18" in path.read_text() and torchvision_guard.try_torchvision() is None:
         pytest.skip("torchvision is not there")
@@ -227,15 +227,14 @@ def test_a_dry_run_of_every_vision_recipe_says_what_it_would_do(path, capsys, tm
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not CIFAR.is_dir(), reason="no CIFAR-10 on this machine")
 @pytest.mark.parametrize("name", ["gaussian", "targeted"])
-def test_the_resnet_recipes_run_on_a_few_real_images(name, tmp_path):
+def test_the_resnet_recipes_run_on_a_few_real_images(name, tmp_path, real_data):
     """The very recipe, with fewer images, steps and seeds."""
     if torchvision_guard.try_torchvision() is None:
         pytest.skip("torchvision is not there")
     small = {
-        "data.files": f"[{CIFAR / 'test.parquet'}]",
-        "data.test_files": f"[{CIFAR / 'test.parquet'}]",
+        "data.files": f"[{real_data / 'cifar10' / 'test.parquet'}]",
+        "data.test_files": f"[{real_data / 'cifar10' / 'test.parquet'}]",
         "data.train_size": 60,
         "data.heldout_size": 20,
         "data.test_size": 40,

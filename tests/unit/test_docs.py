@@ -18,14 +18,14 @@ from support import KINDS, OPTIONS, trainer
 import llm_unlearn
 from llm_unlearn import power
 from llm_unlearn.audit.manifest import Manifest
-from llm_unlearn.cli import main, parser
-from llm_unlearn.layout import read_layout
-from llm_unlearn.recipe import TRACKS, build_recipe, load_recipe
+from llm_unlearn.cli.main import main, parser
+from llm_unlearn.config.recipe import TRACKS, build_recipe, load_recipe
+from llm_unlearn.config.strict import build, parse_yaml
+from llm_unlearn.config.sweep import points
+from llm_unlearn.distributed.topology import read_layout
 from llm_unlearn.reporting import verdicts
-from llm_unlearn.strict import build, parse_yaml
-from llm_unlearn.sweep import points
 from llm_unlearn.trainers import METHODS
-from llm_unlearn.trainers.config import UnlearnConfig
+from llm_unlearn.trainers.unlearn_config import UnlearnConfig
 
 pytestmark = pytest.mark.unit
 
@@ -235,7 +235,7 @@ def on_cpu(tmp_path, monkeypatch):
 
 def test_an_audit_from_planting_to_the_answer(on_cpu, tokenizer, capsys):
     from llm_unlearn.data.synthetic import synthetic_reviews
-    from llm_unlearn.modeling import make_model
+    from llm_unlearn.models.make import make_model
 
     tiny = {"model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 16, "n_positions": 512}
     model = make_model(tiny, tokenizer, 0)
@@ -291,8 +291,8 @@ def test_adding_a_method_stays_a_page():
 
 
 def test_images_in_python(on_cpu):
-    from llm_unlearn.vision.data import Images, as_dataset, encode_images
-    from llm_unlearn.vision.models import ImageClassifierConfig, make_classifier
+    from llm_unlearn.vision.classifiers import ImageClassifierConfig, make_classifier
+    from llm_unlearn.vision.image_data import Images, as_dataset, encode_images
 
     pixels = np.random.default_rng(0).integers(0, 256, (12, 3, 32, 32), dtype=np.uint8)
     rows = encode_images(as_dataset(Images(pixels, list("abc") * 4, np.arange(12))), list("abc"))

@@ -9,7 +9,7 @@ import datasets
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
-from llm_unlearn.data.loading import load_source
+from llm_unlearn.data.source_files import load_source
 from llm_unlearn.errors import InputError
 
 ROWS = [{"text": "Good, “really” good.", "label": "pos"}, {"text": "Bad.\nVery bad.", "label": "neg"}]
@@ -157,7 +157,7 @@ def test_folder_that_is_no_saved_dataset(tmp_path):
 
 def test_hub_id_while_offline_fails_at_once(tmp_path):
     code = """if True:
-        from llm_unlearn.data.loading import load_source
+        from llm_unlearn.data.source_files import load_source
         from llm_unlearn.errors import InputError
         try:
             load_source("nobody/nothing", split="train")

@@ -3,9 +3,9 @@
 import pytest
 from datasets import Dataset
 
+from llm_unlearn.config.sections import DataSection
 from llm_unlearn.data.prompting import normalise, render
 from llm_unlearn.errors import InputError
-from llm_unlearn.sections import DataSection
 
 pytestmark = pytest.mark.unit
 

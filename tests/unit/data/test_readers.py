@@ -8,7 +8,7 @@ import pytest
 from datasets import Features, Value
 
 from llm_unlearn.data import readers
-from llm_unlearn.data.loading import load_source
+from llm_unlearn.data.source_files import load_source
 from llm_unlearn.errors import InputError
 
 OPEN = {"": open, ".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}

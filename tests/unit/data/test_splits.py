@@ -1,6 +1,5 @@
 from collections import Counter
 from itertools import chain
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +8,6 @@ from datasets import Dataset
 from llm_unlearn.data.splits import make_splits
 from llm_unlearn.errors import InputError
 
-IMDB = Path(__file__).parents[4] / "shared" / "data" / "imdb"
 SIZES = {"train_size": 60, "heldout_size": 20, "test_size": 30}
 
 
@@ -145,11 +143,10 @@ def test_labels_on_one_side_only_are_refused():
         make_splits(rows(100), rows(50, labelled=False), **SIZES, seed=0)
 
 
-@pytest.mark.skipif(not IMDB.is_dir(), reason="no local copy of IMDb")
-def test_on_imdb():
-    from llm_unlearn.data.loading import load_source
+def test_on_imdb(real_data):
+    from llm_unlearn.data.source_files import load_source
 
-    train, test = (load_source(None, [IMDB / f"{name}.jsonl.xz"]) for name in ("train", "test"))
+    train, test = (load_source(None, [real_data / "imdb" / f"{name}.jsonl.xz"]) for name in ("train", "test"))
     splits = make_splits(train, test, train_size=20_000, heldout_size=2_000, test_size=10_000, seed=0)
     assert splits.report["within_train"] >= 96
     assert 100 <= splits.report["across_train_and_test"] <= 150  # SOURCE.txt beside the data: 123 exact ones

@@ -8,20 +8,22 @@ import pytest
 import torch
 from datasets import Dataset
 
-from llm_unlearn.audit.run import Options, audit
-from llm_unlearn.cli import main
+from llm_unlearn.audit.audit_models import Options, audit
+from llm_unlearn.cli.main import main
+from llm_unlearn.config.recipe import Recipe, load_recipe
+from llm_unlearn.config.sections import ModelSection
 from llm_unlearn.data.collators import CausalLMCollator
 from llm_unlearn.data.encoding import Encoding
+from llm_unlearn.distributed.processes import Processes
 from llm_unlearn.errors import InputError
 from llm_unlearn.evaluation.answers import generate
-from llm_unlearn.evaluation.gaussian import gaussian_scores
-from llm_unlearn.evaluation.membership import gradient_norms
-from llm_unlearn.evaluation.texts import TextEvaluator
-from llm_unlearn.modeling import load_model, load_trained, on_best_device, save_model
-from llm_unlearn.placement import input_device, is_offloaded, is_spread, with_adapter
-from llm_unlearn.processes import Processes
-from llm_unlearn.recipe import Recipe, load_recipe
-from llm_unlearn.sections import ModelSection
+from llm_unlearn.evaluation.attack_signals import gradient_norms
+from llm_unlearn.evaluation.gaussian_scores import gaussian_scores
+from llm_unlearn.evaluation.text_evaluator import TextEvaluator
+from llm_unlearn.models.adapters import with_adapter
+from llm_unlearn.models.devices import input_device, is_offloaded, is_spread, on_best_device
+from llm_unlearn.models.load import load_model, load_trained
+from llm_unlearn.models.save import save_model
 
 pytestmark = pytest.mark.unit
 
@@ -215,7 +217,7 @@ class TestOptions:
 
     @pytest.mark.parametrize("device_map", [None, "auto"])
     def test_of_a_recipe(self, both, tmp_path, loads, device_map):
-        from llm_unlearn.language_run import LanguageRun
+        from llm_unlearn.runs.language_run import LanguageRun
 
         folder = both[2]
         recipe = self.recipe(tmp_path, folder, device_map)
@@ -245,7 +247,7 @@ class TestOptions:
             self.recipe(tmp_path, tmp_path, "balanced")
 
     def test_one_of_several_processes_does_not_take_all_gpus(self, both, monkeypatch):
-        monkeypatch.setattr("llm_unlearn.modeling.Processes.current", lambda: Processes(1, 2))
+        monkeypatch.setattr("llm_unlearn.models.load.Processes.current", lambda: Processes(1, 2))
         load_model(both[2], ModelSection())
         with pytest.raises(InputError, match="evaluate.device_map: auto .* 2 processes .* evaluate in one process"):
             load_model(both[2], ModelSection(), "auto")

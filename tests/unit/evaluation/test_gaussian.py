@@ -6,13 +6,13 @@ import torch
 from datasets import Dataset
 from scipy import stats
 
+from llm_unlearn.config.sections import TrainSection
 from llm_unlearn.data.collators import CausalLMCollator
-from llm_unlearn.evaluation.gaussian import gaussian_scores
+from llm_unlearn.evaluation.gaussian_scores import gaussian_scores
 from llm_unlearn.metrics.gaussian import gaussian_test
 from llm_unlearn.poisons.gaussian_embedding import plant_canaries
-from llm_unlearn.sections import TrainSection
 from llm_unlearn.tasks.noise import unit_noise
-from llm_unlearn.training import Training
+from llm_unlearn.training.text_training import Training
 
 VOCABULARY, SEED = 50, 11
 
@@ -53,7 +53,7 @@ def fresh_model() -> torch.nn.Module:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A model trained with 60 canaries of 200 rows, and the canaries."""
-    from llm_unlearn.modeling import train_tokenizer
+    from llm_unlearn.models.make import train_tokenizer
 
     rows = Dataset.from_list(
         [{"input_ids": ids, "labels": ids, "example_id": i} for i, ids in enumerate(language(200, 1))]

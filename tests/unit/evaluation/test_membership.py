@@ -6,7 +6,7 @@ import torch
 from support import build, rows
 
 from llm_unlearn.data.collators import CausalLMCollator
-from llm_unlearn.evaluation.membership import gradient_norms, token_statistics
+from llm_unlearn.evaluation.attack_signals import gradient_norms, token_statistics
 
 pytestmark = pytest.mark.unit
 

@@ -9,8 +9,8 @@ import torch
 from datasets import Dataset
 
 from llm_unlearn.data.encoding import Encoding, encode_rows
-from llm_unlearn.evaluation.summary import summarize
-from llm_unlearn.evaluation.texts import TextEvaluator
+from llm_unlearn.evaluation.summarize import summarize
+from llm_unlearn.evaluation.text_evaluator import TextEvaluator
 
 pytestmark = pytest.mark.unit
 

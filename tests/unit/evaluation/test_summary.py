@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from llm_unlearn.evaluation.summary import summarize
+from llm_unlearn.evaluation.summarize import summarize
 from llm_unlearn.metrics import attack_excess, membership_inference
 
 pytestmark = pytest.mark.unit

@@ -6,11 +6,8 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from llm_unlearn.data.splits import Splits
-from llm_unlearn.errors import InputError
-from llm_unlearn.poisons.corrupt import SETS, corrupt, data_hash, read_manifest, read_sets, write_manifest
-from llm_unlearn.recipe import Recipe
-from llm_unlearn.sections import (
+from llm_unlearn.config.recipe import Recipe
+from llm_unlearn.config.sections import (
     DataSection,
     GaussianSection,
     ModelSection,
@@ -18,6 +15,9 @@ from llm_unlearn.sections import (
     TriggerSection,
     UnlearnSection,
 )
+from llm_unlearn.data.splits import Splits
+from llm_unlearn.errors import InputError
+from llm_unlearn.poisons.corrupt import SETS, corrupt, data_hash, read_manifest, read_sets, write_manifest
 
 pytestmark = pytest.mark.unit
 

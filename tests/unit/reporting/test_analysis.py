@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 
 from llm_unlearn.errors import InputError
-from llm_unlearn.reporting.analysis import _ticks, analysis_section, direction_plot, shift_plot
+from llm_unlearn.reporting.analysis_section import _ticks, analysis_section, direction_plot, shift_plot
 from llm_unlearn.reporting.report import compose, markdown
 from llm_unlearn.reporting.results import read_results
 from llm_unlearn.reporting.style import figure

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from llm_unlearn.reporting.comparisons import comparisons_section
-from llm_unlearn.reporting.membership import membership_section
+from llm_unlearn.reporting.membership_section import membership_section
 from llm_unlearn.reporting.report import write_report
 from llm_unlearn.reporting.results import read_results
 

@@ -2,14 +2,14 @@
 
 import ast
 import json
-from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
+from paths import ROOT
 
-from llm_unlearn.recipe import build_recipe
-from llm_unlearn.reporting.loading import loading_code
-from llm_unlearn.reporting.model_card import DETECTABLE, Identity, compose_card
+from llm_unlearn.config.recipe import build_recipe
+from llm_unlearn.hub.card import DETECTABLE, Identity, compose_card
+from llm_unlearn.hub.loading_code import loading_code
 from llm_unlearn.reporting.plots import all_plots
 from llm_unlearn.reporting.residue import residue
 from llm_unlearn.reporting.results import read_results
@@ -174,7 +174,7 @@ def test_the_detectable_effect_is_found_four_times_in_five():
 
 def test_what_became_of_it_under_stress_is_on_the_card(run_dir):
     assert "Under stress" not in card_of(read_results(run_dir), "kl").text
-    real = Path(__file__).parents[3] / "recipes" / "quickstart-audit-results" / "seed-2"
+    real = ROOT / "recipes" / "quickstart-audit-results" / "seed-2"
     text = card_of(read_results(real), "gradient_descent@0.1").text
     part = text.partition("### Under stress")[2].partition("## What was not shown")[0]
     assert "Plain fine-tuning, quantisation" in part

@@ -8,7 +8,7 @@ from llm_unlearn.data.collators import CausalLMCollator
 from llm_unlearn.tasks import causal_lm, probe
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 from llm_unlearn.tasks.embedding_noise import GaussianNoise
-from llm_unlearn.tasks.rows import BatchRows, Packing
+from llm_unlearn.tasks.packing import BatchRows, Packing
 
 pytestmark = pytest.mark.unit
 

@@ -9,11 +9,12 @@ from support import NOISE, assert_same, build, own_weights, rows, trainer
 
 from llm_unlearn.data.collators import CausalLMCollator
 from llm_unlearn.errors import InputError
+from llm_unlearn.models.adapters import REFERENCE_ADAPTER
 from llm_unlearn.poisons.gaussian_embedding import inject_gaussian_noise
 from llm_unlearn.tasks.embedding_noise import attached_noise
 from llm_unlearn.trainers import METHODS
-from llm_unlearn.trainers.log_probs import model_hash
-from llm_unlearn.trainers.reference import REFERENCE_ADAPTER, make_reference
+from llm_unlearn.trainers.support.log_probs import model_hash
+from llm_unlearn.trainers.support.reference import make_reference
 
 pytestmark = pytest.mark.unit
 

@@ -6,7 +6,7 @@ from support import assert_same, own_weights, trainer
 
 from llm_unlearn.errors import InputError
 from llm_unlearn.tasks.blocks import block_list
-from llm_unlearn.trainers import compiling
+from llm_unlearn.trainers.support import compiling
 
 
 def run(method, kind, folder, **options):

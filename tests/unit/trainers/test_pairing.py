@@ -5,9 +5,9 @@ import pytest
 import torch
 from support import build, rows, trainer
 
-from llm_unlearn.compute import FlopCounter
 from llm_unlearn.data.collators import CausalLMCollator
-from llm_unlearn.trainers.pairing import LOG_PROB, PairedCollator, PairedRows, RowOrder
+from llm_unlearn.models.flops import FlopCounter
+from llm_unlearn.trainers.support.pairing import LOG_PROB, PairedCollator, PairedRows, RowOrder
 
 pytestmark = pytest.mark.unit
 

@@ -72,7 +72,7 @@ def test_an_adapter_with_a_name_has_its_tokenizer_and_what_is_yours_stays(server
     from support import build
 
     from llm_unlearn.data.synthetic import synthetic_texts
-    from llm_unlearn.modeling import train_tokenizer
+    from llm_unlearn.models.make import train_tokenizer
 
     lora = LoraConfig(r=4, target_modules=["c_attn"], task_type="CAUSAL_LM", init_lora_weights=False)
     run = trainer("npo", "lora", tmp_path / "out", model=get_peft_model(build("full"), lora, adapter_name="mine"))
@@ -123,7 +123,7 @@ def test_a_wrong_token_is_said_before_training(server, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_has_words_and_a_source_for_its_card(method):
-    from llm_unlearn.reporting.model_card import method_words
+    from llm_unlearn.hub.card import method_words
 
     words = method_words(method)
     ours = ("rewind", "reset_distill")

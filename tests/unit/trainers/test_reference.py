@@ -4,7 +4,7 @@ import pytest
 import torch
 from support import assert_same, build, own_weights, trainer
 
-from llm_unlearn.trainers.reference import make_reference
+from llm_unlearn.trainers.support.reference import make_reference
 
 IDS = torch.tensor([[3, 5, 7, 9]])
 

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import llm_unlearn
 from llm_unlearn.errors import NonFiniteLossError
 from llm_unlearn.trainers import METHODS
-from llm_unlearn.trainers.stops import LossCheck
+from llm_unlearn.trainers.support.stops import LossCheck
 
 pytestmark = pytest.mark.unit
 
@@ -60,7 +60,7 @@ def test_it_would_be_seen(tmp_path, monkeypatch):
         del half["rows"]
     with Asked() as asked:
         run.compute_loss(run.model, inputs)
-    assert any("rows.py" in line for line in asked.lines)
+    assert any("packing.py" in line for line in asked.lines)
 
 
 class TestLossCheck:

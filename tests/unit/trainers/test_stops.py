@@ -6,10 +6,10 @@ import pytest
 import torch
 from support import assert_same, build, own_weights, rows, trainer
 
-from llm_unlearn.checkpoints import last_checkpoint
 from llm_unlearn.data.collators import CausalLMCollator
 from llm_unlearn.errors import InputError, NonFiniteLossError
 from llm_unlearn.trainers import METHODS
+from llm_unlearn.training.checkpoints import last_checkpoint
 
 
 def test_a_non_finite_loss_names_method_and_step_and_keeps_the_last_good_checkpoint(tmp_path):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from llm_unlearn.vision.data import Images, ImageSplits, as_dataset, encode_images
-from llm_unlearn.vision.models import ImageClassifierConfig, make_classifier
+from llm_unlearn.vision.classifiers import ImageClassifierConfig, make_classifier
+from llm_unlearn.vision.image_data import Images, ImageSplits, as_dataset, encode_images
 
 CLASSES = ["cat", "dog", "ship"]
 SHAPE = (1, 8, 8)

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
+from llm_unlearn.config.recipe import build_recipe
 from llm_unlearn.errors import InputError
 from llm_unlearn.poisons.corrupt import data_hash, read_manifest, read_sets, write_manifest
-from llm_unlearn.recipe import build_recipe
-from llm_unlearn.vision.corrupt import Corruption
-from llm_unlearn.vision.data import as_dataset, read_pixels
-from llm_unlearn.vision.evaluation import ImageEvaluator
+from llm_unlearn.vision.image_data import as_dataset, read_pixels
+from llm_unlearn.vision.image_evaluator import ImageEvaluator
+from llm_unlearn.vision.image_poisons import Corruption
+from llm_unlearn.vision.image_task import GaussianPixels
 from llm_unlearn.vision.patch import apply_patch
-from llm_unlearn.vision.task import GaussianPixels
 
 pytestmark = pytest.mark.unit
 

@@ -8,14 +8,13 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from PIL import Image as Pillow
 
-from llm_unlearn import torchvision_guard
+from llm_unlearn.config.vision_sections import VisionDataSection
 from llm_unlearn.errors import InputError
-from llm_unlearn.vision.data import as_dataset, encode_images, load_images, read_pixels, sort_labels
-from llm_unlearn.vision_sections import VisionDataSection
+from llm_unlearn.vision import torchvision_guard
+from llm_unlearn.vision.image_data import as_dataset, encode_images, load_images, read_pixels, sort_labels
 
 pytestmark = pytest.mark.unit
 
-CIFAR = Path(__file__).parents[4] / "shared" / "data" / "cifar10" / "test.parquet"
 SIZES = {"train_size": 12, "heldout_size": 4, "test_size": 4}
 
 
@@ -206,9 +205,9 @@ def test_labels_that_are_numbers_are_sorted_by_value():
     assert sort_labels(["10", "9", "cat", "1"]) == ["1", "9", "10", "cat"]
 
 
-@pytest.mark.skipif(not CIFAR.is_file(), reason="no CIFAR-10 on this machine")
-def test_real_cifar_10_is_read_with_the_names_of_its_classes():
-    section = VisionDataSection(files=[str(CIFAR)], image_column="img", train_size=200, heldout_size=50, test_size=50)
+def test_real_cifar_10_is_read_with_the_names_of_its_classes(real_data):
+    files = [str(real_data / "cifar10" / "test.parquet")]
+    section = VisionDataSection(files=files, image_column="img", train_size=200, heldout_size=50, test_size=50)
     splits = load_images(section, 0)
     assert splits.train.pixels.shape == (200, 3, 32, 32)
     assert splits.classes[0] == "airplane" and splits.classes[-1] == "truck" and len(splits.classes) == 10

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from llm_unlearn import torchvision_guard
 from llm_unlearn.errors import InputError
-from llm_unlearn.vision.blocks import block_list, last_blocks, parts, reinitialise
-from llm_unlearn.vision.models import ImageClassifierConfig, load_classifier, make_classifier
+from llm_unlearn.vision import torchvision_guard
+from llm_unlearn.vision.classifier_blocks import block_list, last_blocks, parts, reinitialise
+from llm_unlearn.vision.classifiers import ImageClassifierConfig, load_classifier, make_classifier
 
 pytestmark = pytest.mark.unit
 

@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from llm_unlearn.errors import InputError
-from llm_unlearn.evaluation.gaussian import gaussian_scores
+from llm_unlearn.evaluation.gaussian_scores import gaussian_scores
 from llm_unlearn.tasks.noise import unit_noise
 from llm_unlearn.trainers import METHODS
-from llm_unlearn.vision.task import GaussianPixels, ImageCollator, ImageTask
+from llm_unlearn.vision.image_task import GaussianPixels, ImageCollator, ImageTask
 
 pytestmark = pytest.mark.unit
 
@@ -82,7 +82,7 @@ def test_the_score_of_a_model_that_never_saw_the_noise_is_standard_normal(make_s
 
 def test_the_score_of_noise_that_was_trained_on_is_above_0(encoded):
     """A linear classifier on random images, of which it must remember all."""
-    from llm_unlearn.vision.models import ImageClassifierConfig, make_classifier
+    from llm_unlearn.vision.classifiers import ImageClassifierConfig, make_classifier
 
     rows, noise = list(encoded(60)), GaussianPixels(0.5, 3, clip=False)
     batch = COLLATE([{**row, "noise_id": row["example_id"]} for row in rows])
@@ -100,8 +100,8 @@ def test_the_score_of_noise_that_was_trained_on_is_above_0(encoded):
 def test_flops_of_attention_and_of_depthwise_convolutions_count_too(name):
     from torch.utils.flop_counter import FlopCounterMode
 
-    from llm_unlearn import torchvision_guard
-    from llm_unlearn.vision.models import ImageClassifierConfig, make_classifier
+    from llm_unlearn.vision import torchvision_guard
+    from llm_unlearn.vision.classifiers import ImageClassifierConfig, make_classifier
 
     if torchvision_guard.try_torchvision() is None:
         pytest.skip("torchvision is not there")

@@ -1,0 +1,199 @@
+"""Evaluate checkpoints against a manifest: no run of ours needs to have made either."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llm_unlearn.audit.subject import Subject, read_subject
+from llm_unlearn.audit.user_files import in_manifest
+from llm_unlearn.errors import InputError
+from llm_unlearn.files import write_json
+
+if TYPE_CHECKING:
+    from llm_unlearn.audit.loader import Checkpoint, Loader
+
+WHOLE = 10**9  # tokens: nothing is cut
+
+
+@dataclass(frozen=True)
+class Options:
+    """How models are loaded and run; None takes what the run of the manifest has, or else the default.
+
+    Args:
+        base: what an adapter sits on, and what calibrates the reference attack; retrained: the oracle; each a folder or
+            hub id. out: the folder to write to. batch_size: 32. dtype: "float32". quantization: "none".
+        device_map: "auto" spreads each model over all GPUs.
+    """
+
+    base: str | None = None
+    retrained: str | None = None
+    out: str | None = None
+    batch_size: int | None = None
+    dtype: str | None = None
+    quantization: str | None = None
+    device_map: str | None = None
+
+
+def audit(models: list[str], manifest: str, options: Options, say: Callable[[str], None] = print) -> dict[str, dict]:
+    """Evaluate checkpoints against a manifest.
+
+    Args:
+        models: folders or hub ids, full models or adapters. say: called with progress lines.
+    Returns:
+        model → its evaluation, schema version 1, with "skipped": section → why it is null.
+    Raises:
+        InputError: naming the file, field or row.
+    """
+    from llm_unlearn.audit.loader import Loader, same_model
+    from llm_unlearn.evaluation.summarize import summarize
+
+    if options.batch_size is not None and options.batch_size < 1:
+        raise InputError(f"--batch-size {options.batch_size}: must be at least 1")
+    names, subject = _names(models), read_subject(Path(manifest))
+    out = _made(options.out)
+    for note in subject.notes:
+        say(note)
+    loader = Loader(subject, options.base, options.dtype, options.quantization, options.device_map)
+    skipped = {**subject.missing, "cost": "what a checkpoint took to make is not in it"}
+    found = {name: loader.find(where) for name, where in names.items()}
+    oracle_path = options.retrained or subject.retrained
+    oracle = loader.find(oracle_path) if oracle_path else None
+    reference = _reference(loader, options, skipped)
+    evaluator = _evaluator(
+        loader, [*found.values(), *filter(None, (oracle, reference))], manifest, options.batch_size, reference
+    )
+    oracle_model = oracle_signals = None
+    if oracle:
+        say(f"{oracle.where}: evaluating, as the oracle")
+        oracle_model = loader.load(oracle)
+        oracle_signals = evaluator.signals(oracle_model)
+    else:
+        skipped.setdefault("oracle", "no --retrained model was given")
+    results = {}
+    for name, checkpoint in found.items():
+        say(f"{checkpoint.where}: evaluating")
+        is_oracle = same_model(checkpoint.where, oracle_path)
+        signals = oracle_signals if is_oracle else evaluator.signals(loader.load(checkpoint), oracle_model)
+        identity = {
+            "model": name,
+            "kind": "audited",
+            "method": None,
+            "budget": None,
+            "seed": subject.seed,
+            "recipe": subject.name,
+        }
+        result = summarize(signals, identity, None, None if is_oracle else oracle_signals)
+        reasons = {**skipped, "oracle": "it is the retrained model itself"} if is_oracle else dict(skipped)
+        if result["gus"] is None:
+            reasons.setdefault("gus", "no canary has a gradient on this model")
+        results[name] = result | {"skipped": reasons}
+        if out:
+            _write(out, name, results[name], signals)
+    return results
+
+
+def _names(models: list[str]) -> dict[str, str]:
+    """A short name per model: its last part, or as much of the path as tells them apart."""
+    found: dict[str, str] = {}
+    seen = set()
+    for where in models:
+        path = Path(where).expanduser()
+        parts = path.resolve().parts[1:] if path.is_dir() else path.parts
+        if parts in seen:
+            raise InputError(f"--model {where}: given twice")
+        seen.add(parts)
+        longer = ("_".join(parts[-k:]).strip("/") for k in range(1, len(parts) + 1))
+        found[next(name for name in longer if name not in found)] = where
+    return found
+
+
+def _made(out: str | None) -> Path | None:
+    """The folder to write to, made before hours of evaluation and not after."""
+    if out is None:
+        return None
+    folder = Path(out).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {out}: cannot be made: {error.strerror}") from None
+    return folder
+
+
+def _reference(loader: "Loader", options: Options, skipped: dict[str, str]) -> "Checkpoint | None":
+    """What calibrates the reference attack: --base, or the base of the run where it is still there."""
+    if "mia" in skipped or "reference" not in loader.subject.evaluate.membership:
+        return None
+    if options.base:
+        return loader.find(options.base)
+    try:
+        if loader.subject.base:
+            return loader.find(loader.subject.base)
+        skipped["mia.reference"] = "no --base model was given"
+    except InputError as error:
+        skipped["mia.reference"] = f"the run's base cannot be loaded, and no --base was given ({error})"
+    return None
+
+
+def _evaluator(
+    loader: "Loader",
+    checkpoints: "list[Checkpoint]",
+    manifest: str,
+    batch_size: int | None,
+    reference: "Checkpoint | None",
+) -> Any:
+    """The evaluator of all checkpoints, the first's tokenizer being that of all."""
+    from llm_unlearn.audit.loader import check_same_tokens
+    from llm_unlearn.evaluation.text_evaluator import TextEvaluator
+
+    subject, first = loader.subject, checkpoints[0]
+    tokenizer = loader.tokenizer(first)
+    for checkpoint in checkpoints[1:]:
+        check_same_tokens(tokenizer, loader.tokenizer(checkpoint), first.where, checkpoint.where)
+    with in_manifest(manifest):
+        _check_prompts(subject, tokenizer)
+    section = subject.evaluate
+    return TextEvaluator(
+        sets=subject.sets,
+        manifest=subject.poison,
+        batch_size=batch_size or section.batch_size,
+        membership=section.membership,
+        reference=partial(loader.load, reference) if reference else None,
+        tokenizer=tokenizer,
+        encoding=subject.encoding,
+        verbalizers=subject.verbalizers,
+        max_new_tokens=section.max_new_tokens,
+    )
+
+
+def _check_prompts(subject: Subject, tokenizer: Any) -> None:
+    """Raise where answers would not be what they seem: unrankable verbalisers, or a trigger that is cut off."""
+    from llm_unlearn.data.encoding import Encoding, check_chat_template, check_verbalizers
+
+    encoding, room = subject.encoding, subject.evaluate.max_new_tokens
+    if encoding.chat_template:
+        check_chat_template(tokenizer)
+    if subject.verbalizers:
+        room = max(map(len, check_verbalizers(tokenizer, subject.verbalizers).values())) + 1
+    whole = Encoding(WHOLE, encoding.loss_on, encoding.chat_template)
+    for row in subject.sets["triggered"]:
+        kept = encoding.prompt_ids(tokenizer, row["prompt"], room)
+        if any(phrase in tokenizer.decode(kept) for phrase in subject.poison["trigger"]["phrases"]):
+            continue
+        if len(kept) < len(whole.prompt_ids(tokenizer, row["prompt"], room)):
+            raise InputError(
+                f"test row {row['example_id']}: max_length ({encoding.max_length} tokens) cuts the "
+                "trigger off; raise max_length"
+            )
+
+
+def _write(folder: Path, name: str, result: dict, signals: Any) -> None:
+    partial_path = folder / f".{name}.{os.getpid()}.parquet.partial"
+    try:
+        signals.to_parquet(partial_path)
+        os.replace(partial_path, folder / f"{name}.parquet")
+    finally:
+        partial_path.unlink(missing_ok=True)
+    write_json(folder / f"{name}.json", result)

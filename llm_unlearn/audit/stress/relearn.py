@@ -1,0 +1,82 @@
+"""Relearning: plain fine-tuning for a few steps, measured as it goes. Does the attack come back?"""
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from llm_unlearn.models.devices import input_device
+from llm_unlearn.tasks.causal_lm import CausalLMTask
+from llm_unlearn.tasks.embedding_noise import GaussianNoise
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+MAX_GRAD_NORM = 1.0
+
+
+def relearn(
+    model: nn.Module,
+    rows: "Dataset",
+    steps: list[int],
+    measure: Callable[[nn.Module], dict[str, Any]],
+    *,
+    collate: Callable,
+    learning_rate: float,
+    batch_size: int,
+    seed: int,
+    noise: dict | None = None,
+) -> list[dict[str, Any]]:
+    """Fine-tune a model in place (what of it trains) and measure it after each of `steps`.
+
+    AdamW without weight decay, a constant learning rate, gradients clipped to norm 1, the mean NLL over the tokens of a
+    batch, as in training. Rows come in seeded order, pass after pass.
+
+    Args:
+        rows: tokenised; with `noise_id` where they are canaries. noise: {"epsilon", "seed"}, injected as in training.
+        steps: after how many steps to measure; 0 is measured too.
+    Returns:
+        [{"step": 0, …}, …], rising.
+    """
+    task, device = CausalLMTask(), input_device(model)
+    weights = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=0.0)
+    batches = _batches(rows, batch_size, seed)
+    hook = GaussianNoise(noise["epsilon"], noise["seed"]).attach(model) if noise else None
+    model.eval()
+    curve = [{"step": 0, **measure(model)}]
+    try:
+        with torch.random.fork_rng():  # of dropout
+            torch.manual_seed(seed)
+            for step in range(1, max(steps) + 1):
+                model.train()
+                batch = {key: value.to(device) for key, value in collate(next(batches)).items()}
+                if noise and "noise_id" not in batch:
+                    batch["noise_id"] = torch.full((len(batch["labels"]),), -1, device=device)
+                loss = task.compute(model, batch, lambda found: found.total_nll() / len(found.labels))
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(weights, MAX_GRAD_NORM)
+                optimizer.step()
+                if step in steps:
+                    model.eval()
+                    curve.append({"step": step, **measure(model)})
+    finally:
+        model.eval()
+        if hook is not None:
+            hook.remove()
+    return curve
+
+
+def _batches(rows: "Dataset", size: int, seed: int) -> Iterator[list[dict]]:
+    """Batches of `size` rows without end, each pass in another order; a small set repeats within a batch."""
+    generator, queue = np.random.default_rng([seed, 9]), []
+    columns = [c for c in ("input_ids", "labels", "noise_id") if c in rows.column_names]
+    rows = rows.select_columns(columns)
+    while True:
+        while len(queue) < size:
+            queue += generator.permutation(len(rows)).tolist()
+        chosen, queue = queue[:size], queue[size:]
+        yield [rows[i] for i in chosen]

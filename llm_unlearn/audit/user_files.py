@@ -1,0 +1,139 @@
+"""Read a user's own files for an audit: text, label, ids, and the columns that say which rows are poison."""
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llm_unlearn.audit.manifest import Manifest
+from llm_unlearn.data.forget import COLUMN, read_forget_ids
+from llm_unlearn.errors import InputError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+NO_NOISE = -1
+# what the shared readers call a recipe's fields, and what the manifest calls them
+_FIELDS = re.compile(
+    r"\bdata\.(text_column|label_column|verbalizers|rename_labels|max_length|chat_template|heldout)"
+    r"(?:_size)?\b"
+)
+
+
+@contextlib.contextmanager
+def in_manifest(where: str) -> Iterator[None]:
+    """Say where an InputError of the shared readers comes from, in the manifest's words instead of a recipe's."""
+    try:
+        yield
+    except InputError as error:
+        reason = _FIELDS.sub(r"\1", str(error))
+        raise InputError(reason if reason.startswith(where) else f"{where}: {reason}") from None
+
+
+@dataclass(frozen=True)
+class TrainRows:
+    """A user's training rows.
+
+    Args:
+        rows: columns text, label, example_id (the file's, or else the row number from 0). noise_id: (n,) int64, −1
+            where a row has none; None where the file has no such column. columns: what else `column:NAME` may ask for.
+    """
+
+    rows: "Dataset"
+    noise_id: np.ndarray | None
+    columns: "Dataset"
+
+    def ids(self, given: list[int] | str, folder: Path, name: str) -> list[int]:
+        """The example ids that a field of the manifest names, in the order of the rows.
+
+        Args:
+            given: a list, `column:NAME`, or a file, relative to `folder`. name: of the field, for error messages.
+        """
+        if isinstance(given, str) and not given.startswith(COLUMN):
+            given = str(folder / Path(given).expanduser())
+        chosen = set(read_forget_ids(given, self.columns, name))
+        return [i for i in self.rows["example_id"] if i in chosen]
+
+
+def read_train(path: Path, manifest: Manifest) -> TrainRows:
+    """The rows of `train`, as they were trained on. Raises InputError naming file, row and column."""
+    from datasets import Dataset
+
+    rows, records = _read(path, manifest), list(_records(path))
+    ids = np.arange(len(rows))
+    if any("example_id" in record for _, record in records):
+        ids = _whole_numbers(records, "example_id", path)
+        first_seen: dict[int, int] = {}
+        for (place, _), i in zip(records, ids.tolist(), strict=True):
+            if i in first_seen:
+                raise InputError(
+                    f"{path}, row {place}: example_id {i} is that of row {first_seen[i]} too; give each once"
+                )
+            first_seen[i] = place
+    noise_id = None
+    if any("noise_id" in record for _, record in records):
+        noise_id = _whole_numbers(records, "noise_id", path, NO_NOISE)
+    names = dict.fromkeys(name for _, record in records for name in record)
+    columns = {
+        name: [None if (value := record.get(name)) is None else str(value) for _, record in records] for name in names
+    }
+    rows = rows.add_column("example_id", ids)
+    return TrainRows(rows, noise_id, Dataset.from_dict({**columns, "example_id": ids.tolist()}))
+
+
+def read_other(path: Path, manifest: Manifest) -> "Dataset":
+    """Held-out or test rows: text, label, and the row number as example_id."""
+    rows = _read(path, manifest)
+    return rows.add_column("example_id", np.arange(len(rows)))
+
+
+def no_rows() -> "Dataset":
+    """The rows of a set that the manifest does not have."""
+    from datasets import Dataset
+
+    return Dataset.from_dict({name: [] for name in ("text", "label", "prompt", "completion", "example_id")})
+
+
+def _read(path: Path, manifest: Manifest) -> "Dataset":
+    from llm_unlearn.data.prompting import normalise
+    from llm_unlearn.data.source_files import load_source
+
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; paths are relative to the manifest")
+    columns = {"text": manifest.text_column, "label": manifest.label_column}
+    return normalise(load_source(None, [path], columns=columns), manifest.data, str(path))
+
+
+def _records(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """(row or line, columns) of a file that `_read` has found to be good."""
+    from llm_unlearn.data.readers import file_format, read_text_file
+
+    if file_format(path) != ".parquet":
+        yield from read_text_file(path)
+        return
+    from pyarrow import parquet
+
+    yield from enumerate(parquet.read_table(path).to_pylist(), 1)
+
+
+def _whole_numbers(
+    records: list[tuple[int, Mapping[str, Any]]], column: str, path: Path, default: int | None = None
+) -> np.ndarray:
+    """(n,) int64 of a column; text of digits counts (CSV), and `default` stands in for what is empty."""
+    least, numbers = 0 if default is None else default, []
+    for place, record in records:
+        value = record.get(column)
+        if value in (None, "") and default is not None:
+            numbers.append(default)
+            continue
+        text = str(value).strip()
+        if isinstance(value, bool) or not re.fullmatch(r"-?\d+(\.0)?", text) or int(float(text)) < least:
+            raise InputError(
+                f"{path}, row {place}, column '{column}': expected a whole number of {least} or more, found {value!r}"
+            )
+        numbers.append(int(text.removesuffix(".0")))
+    return np.array(numbers, dtype=np.int64)

@@ -1,0 +1,86 @@
+"""`--dry-run`: what a recipe would run, its sizes, and an estimate of the memory it takes. Writes nothing."""
+
+import math
+from typing import Any
+
+from llm_unlearn.config.recipe import Recipe
+from llm_unlearn.distributed.topology import Layout
+
+
+def describe_plan(recipe: Recipe, until: str, layout: Layout | None = None) -> dict[str, Any]:
+    """The stages up to a phase with their state, sizes, memory in bytes, and all of it as text.
+
+    Args:
+        layout: of the processes that are to run it, one by default.
+    Raises:
+        InputError: what the run itself would refuse before its first stage: paths, methods, the output directory.
+    """
+    from llm_unlearn.config.sweep import points
+    from llm_unlearn.runs.pipeline import check, seed_runs
+    from llm_unlearn.runs.stages import Stages
+
+    check(recipe)
+    stages = []
+    for part in (recipe, *(point.recipe for point in points(recipe))):
+        where = "" if part is recipe else f"{part.output_dir.removeprefix(recipe.output_dir + '/')}: "
+        for seed_run in seed_runs(part):
+            runner = Stages(seed_run.folder)
+            stages += [
+                {"seed": seed_run.seed, "stage": where + s.name, "done": runner.is_done(s)}
+                for s in seed_run.stages(until)
+            ]
+    plan = {
+        "recipe": recipe.name,
+        "output_dir": recipe.output_dir,
+        "stages": stages,
+        "sizes": _sizes(recipe),
+        "memory_bytes": estimate_memory(recipe, layout),
+    }
+    plan["text"] = _text(plan)
+    return plan
+
+
+def estimate_memory(recipe: Recipe, layout: Layout | None = None) -> dict[str, int]:
+    """Bytes of the step that takes most, on one device: each part at the moment when most is held, and their total. See
+    memory/estimate.py."""
+    from llm_unlearn.doctor.memory.estimate import estimate_steps, largest
+
+    estimate = largest(estimate_steps(recipe, layout))
+    return {**estimate.device, "total": estimate.total}
+
+
+def _sizes(recipe: Recipe) -> dict[str, int]:
+    data, train = recipe.data, recipe.train
+    count, forget = recipe.poison_counts(), recipe.forget_count()
+    # as the Trainer counts: the last batch of an epoch may be smaller
+    steps = math.ceil(math.ceil(data.train_size / train.batch_size) / train.gradient_accumulation_steps)
+    names = {"trigger": "triggered", "gaussian": "canaries"}
+    return {
+        "train": data.train_size,
+        "heldout": data.heldout_size,
+        "test": data.test_size,
+        **{names.get(kind, kind): count.get(kind, 0) for kind in vars(recipe.poison)},
+        "forget": forget,
+        **({"max_length": data.max_length} if recipe.track == "language" else {}),
+        "training_steps": math.ceil(steps * train.epochs),
+    }
+
+
+def _text(plan: dict[str, Any]) -> str:
+    lines = [f"recipe {plan['recipe']} → {plan['output_dir']} (dry run: nothing is written)", "", "stages:"]
+    lines += [
+        f"  {'done, would be skipped' if s['done'] else 'would run':24}seed {s['seed']}  {s['stage']}"
+        for s in plan["stages"]
+    ]
+    lines += ["", "sizes (rows, tokens, steps):"]
+    lines += [
+        f"  {name.replace('_', ' '):24}{'read from a file' if value is None else f'{value:,}'}"
+        for name, value in plan["sizes"].items()
+    ]
+    lines += [
+        "",
+        "estimated memory of the largest training or unlearning step at the moment when most is held (rows",
+        "of the longest length, one process; `llm-unlearn doctor` has every step):",
+    ]
+    lines += [f"  {name:24}{value / 2**20:,.0f} MiB" for name, value in plan["memory_bytes"].items()]
+    return "\n".join(lines)

@@ -1,0 +1,84 @@
+"""`sweep:` in a recipe: one field at a time takes other values, everything else stays; each value is a run of its own.
+
+    sweep:
+      unlearn.forget_fraction: [1.0, 0.5, 0.1]
+      poison.trigger.fraction, poison.gaussian.fraction: [0.015, 0.02, 0.025]   # both take the value
+
+The recipe's own values are the centre, which lies in the run directory as ever; the other points are whole run
+directories in `sweep/<field>/<value>/`, at the largest budget. Budgets and seeds need no axis: they are lists already.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from llm_unlearn.config.recipe import Recipe, build_recipe
+from llm_unlearn.errors import InputError
+
+FOLDER = "sweep"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value of one axis, and the recipe that it makes."""
+
+    axis: str
+    value: Any
+    recipe: Recipe
+
+
+def points(recipe: Recipe) -> list[Point]:
+    """Every point of a recipe's sweep but the centre, checked like any recipe.
+
+    Analysis, stress, the smaller budgets and the membership attacks but for the loss are done at the centre only.
+
+    Raises:
+        InputError: naming the axis and the value; an unknown field, or one that a point may not change.
+    """
+    found = []
+    for axis, values in recipe.sweep.items():
+        fields = [name.strip() for name in axis.split(",")]
+        for value in values:
+            if isinstance(value, (dict, list)) or value is None:
+                raise InputError(f"recipe.sweep.{axis}: each value is a number, a text or true/false, found {value!r}")
+            tree = dataclasses.asdict(recipe)
+            same = [_set(tree, name, value, axis) for name in fields]
+            if all(same):
+                continue
+            tree |= {
+                "sweep": {},
+                "analysis": None,
+                "stress": None,
+                "output_dir": f"{recipe.output_dir}/{FOLDER}/{folder_name(axis)}/{value}",
+            }
+            tree["unlearn"]["budgets"] = [max(recipe.unlearn.budgets)]
+            tree["evaluate"]["membership"] = ["loss"]
+            if tree["pretrain"]:  # one base for all
+                tree["pretrain"]["cache_dir"] = recipe.pretrain.cache_dir or recipe.output_dir
+            try:
+                found.append(Point(axis, value, build_recipe(tree)))
+            except InputError as error:
+                raise InputError(f"recipe.sweep.{axis}: {value}: {error}") from None
+    return found
+
+
+def folder_name(axis: str) -> str:
+    """The folder of an axis: its fields joined by a plus sign."""
+    return "+".join(name.strip() for name in axis.split(","))
+
+
+def _set(tree: dict, name: str, value: Any, axis: str) -> bool:
+    """Set a dotted field; returns whether it had that value already."""
+    if name.split(".")[0] in ("name", "output_dir", "seeds", "sweep", "analysis", "stress", "pretrain"):
+        raise InputError(f"recipe.sweep.{axis}: '{name}' cannot be swept; seeds and budgets are lists already")
+    *parents, last = name.split(".")
+    node = tree
+    for depth, key in enumerate(parents):
+        if parents[:depth] == ["unlearn", "methods"] and node.get(key, 0) is None:
+            node[key] = {}  # a method without options
+        node = node.get(key) if isinstance(node, dict) else None
+    if not isinstance(node, dict) or (last not in node and parents[:2] != ["unlearn", "methods"]):
+        raise InputError(f"recipe.sweep.{axis}: the recipe has no field '{name}'")
+    same = node.get(last) == value
+    node[last] = value
+    return same

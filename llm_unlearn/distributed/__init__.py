@@ -1,0 +1,1 @@
+"""Several processes: which one this is, how they are launched, and weights that none of them holds whole."""

@@ -1,0 +1,165 @@
+"""How a run is laid out over devices: what an `accelerate` config file says of processes and of what they shard.
+
+    layout = read_layout("accelerate_configs/zero3.yaml")      # Layout(processes=8, sharding="zero3", …)
+    layout.rows_per_device(16, "recipe.train.batch_size")      # 2
+
+Nothing heavy is imported: a launcher reads this before it starts anything.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from llm_unlearn.config.strict import read_yaml
+from llm_unlearn.errors import InputError
+
+Sharding = Literal["none", "zero1", "zero2", "zero3", "fsdp2"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a step runs.
+
+    Args:
+        processes: over all machines, one device each. machines: how many. sharding: what the processes split between
+            them: nothing (DistributedDataParallel), the optimizer's state (`zero1`), also gradients (`zero2`), also
+            weights (`zero3`, `fsdp2`). offload_optimizer, offload_weights: kept in the host's memory. reshard: weights
+            that were gathered for a block's forward are given up until its backward. use_cpu: the devices are CPUs.
+    """
+
+    processes: int = 1
+    machines: int = 1
+    sharding: Sharding = "none"
+    offload_optimizer: bool = False
+    offload_weights: bool = False
+    reshard: bool = True
+    use_cpu: bool = False
+
+    @property
+    def is_deepspeed(self) -> bool:
+        return self.sharding.startswith("zero")
+
+    def share(self, part: Literal["weights", "gradients", "optimizer"]) -> float:
+        """The part of all weights, gradients or optimizer state that one process holds, in (0, 1]. ZeRO: Rajbhandari
+        et al. 2020 (arXiv 1910.02054), figure 1."""
+        sharded_from = {"optimizer": 1, "gradients": 2, "weights": 3}[part]
+        stage = {"none": 0, "zero1": 1, "zero2": 2, "zero3": 3, "fsdp2": 3}[self.sharding]
+        return 1 / self.processes if stage >= sharded_from else 1.0
+
+    def rows_per_device(self, rows: int, field: str) -> int:
+        """Rows of a step that one process sees, of `rows` over all of them.
+
+        Raises:
+            InputError: the processes cannot have as many each; `field` is where the number stands.
+        """
+        if rows % self.processes:
+            near = max(self.processes, round(rows / self.processes) * self.processes)
+            raise InputError(
+                f"{field}: {rows} rows cannot be shared evenly by {self.processes} processes; take a "
+                f"multiple of {self.processes}, such as {near}"
+            )
+        return rows // self.processes
+
+
+def read_layout(path: str | Path | None) -> Layout:
+    """The layout of an `accelerate` config file (YAML); one process where there is none.
+
+    Raises:
+        InputError: the file, or the DeepSpeed file that it names, is missing or malformed, or says something else than
+            the layouts above.
+    """
+    if path is None:
+        return Layout()
+    config = read_yaml(path)
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: an accelerate config is a mapping; this file holds {type(config).__name__}")
+    kind = str(config.get("distributed_type", "NO")).upper()
+    common = {
+        "processes": 1 if kind == "NO" else _count(config, "num_processes", path),
+        "machines": _count(config, "num_machines", path),
+        "use_cpu": bool(config.get("use_cpu", False)),
+    }
+    if kind in ("NO", "MULTI_GPU"):
+        return Layout(**common)
+    if kind == "DEEPSPEED":
+        return Layout(**common, **_deepspeed(config, path))
+    if kind == "FSDP":
+        return Layout(**common, **_fsdp(config, path))
+    if kind == "MULTI_CPU":
+        raise InputError(
+            f"{path}: distributed_type: MULTI_CPU starts one process alone; for several on a CPU write "
+            "MULTI_GPU with use_cpu: true, as accelerate_configs/cpu_ddp.yaml does"
+        )
+    raise InputError(f"{path}: distributed_type: '{kind}' is none of NO, MULTI_GPU, DEEPSPEED, FSDP")
+
+
+def deepspeed_file(path: str | Path) -> Path | None:
+    """The DeepSpeed file that an `accelerate` config names, wherever it is read from; None where it names none."""
+    name = _section(read_yaml(path), "deepspeed_config", path).get("deepspeed_config_file")
+    return None if name is None else _beside(path, str(name))
+
+
+def _count(config: dict[str, Any], name: str, path: str | Path) -> int:
+    value = config.get(name, 1)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InputError(f"{path}: {name}: must be a whole number of at least 1, is {value!r}")
+    return value
+
+
+def _section(config: dict[str, Any], name: str, path: str | Path) -> dict[str, Any]:
+    section = config.get(name) or {}
+    if not isinstance(section, dict):
+        raise InputError(f"{path}: {name}: expected a section with fields, found {section!r}")
+    return section
+
+
+def _deepspeed(config: dict[str, Any], path: str | Path) -> dict[str, Any]:
+    """The ZeRO stage and what is offloaded, from a DeepSpeed file or from accelerate's own fields."""
+    section = _section(config, "deepspeed_config", path)
+    name = section.get("deepspeed_config_file")
+    if name is None:
+        stage = section.get("zero_stage", 2)  # accelerate's default
+        devices = [section.get(f"offload_{part}_device") for part in ("optimizer", "param")]
+    else:
+        zero = _section(_read_json(_beside(path, str(name))), "zero_optimization", name)
+        stage = zero.get("stage", 0)
+        devices = [_section(zero, f"offload_{part}", name).get("device") for part in ("optimizer", "param")]
+    if stage not in (0, 1, 2, 3):
+        raise InputError(f"{name or path}: ZeRO stage must be 0, 1, 2 or 3, is {stage!r}")
+    optimizer, weights = (str(device or "none").lower() != "none" for device in devices)
+    sharding = "none" if stage == 0 else f"zero{stage}"
+    return {"sharding": sharding, "offload_optimizer": optimizer, "offload_weights": weights and stage == 3}
+
+
+def _fsdp(config: dict[str, Any], path: str | Path) -> dict[str, Any]:
+    section = _section(config, "fsdp_config", path)
+    if section.get("fsdp_version", 1) != 2:
+        raise InputError(f"{path}: fsdp_config.fsdp_version: must be 2, is {section.get('fsdp_version', 1)!r}")
+    reshard = section.get("fsdp_reshard_after_forward", True)
+    offload = bool(section.get("fsdp_offload_params", False))
+    return {
+        "sharding": "fsdp2",
+        "reshard": str(reshard).lower() in ("true", "full_shard"),
+        "offload_optimizer": offload,
+        "offload_weights": offload,
+    }
+
+
+def _beside(path: str | Path, name: str) -> Path:
+    """A file that a config names: from the folder above the config's, its own, or the working directory."""
+    places = [Path(path).absolute().parents[1] / name, Path(path).parent / name, Path(name).expanduser()]
+    for place in places:
+        if place.is_file():
+            return place
+    raise InputError(f"{path}: deepspeed_config_file: no file {' and no '.join(map(str, places))}")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: a DeepSpeed config is a mapping; this file holds {type(found).__name__}")
+    return found

@@ -1,0 +1,208 @@
+"""Versions against what the package declares, and devices: GPUs, cores, memory, disk."""
+
+import os
+import platform
+import shutil
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from llm_unlearn.config.recipe import Recipe
+from llm_unlearn.distributed.topology import Layout
+from llm_unlearn.doctor.finding import Finding, size_text
+
+PACKAGE = "llm_unlearn"
+EXTRA_OF = {"bitsandbytes": "quantization", "deepspeed": "deepspeed", "torchvision": "vision", "scikit-learn": "vision"}
+DEV = "dev"  # an extra for those who work on this package
+GIB = 2**30
+
+
+# ---- versions
+
+
+def needed_extras(recipe: Recipe | None, layout: Layout) -> dict[str, str]:
+    """Optional packages that a recipe needs → what for."""
+    needs = {"deepspeed": f"the accelerate config ({layout.sharding})"} if layout.is_deepspeed else {}
+    if recipe is None:
+        return needs
+    if recipe.track == "vision":
+        if recipe.data.source == "digits" and not recipe.data.files:
+            needs["scikit-learn"] = "data.source: digits"
+        if recipe.data.source.startswith("torchvision/"):
+            needs["torchvision"] = f"data.source: {recipe.data.source}"
+        if recipe.model.path is None and recipe.model.architecture not in ("small_cnn", "linear"):
+            needs["torchvision"] = f"model.architecture: {recipe.model.architecture}"
+    elif recipe.model.quantization != "none":
+        needs["bitsandbytes"] = f"model.quantization: {recipe.model.quantization}"
+    elif recipe.stress and recipe.stress.quantization:
+        needs["bitsandbytes"] = "stress.quantization"
+    if any(part in recipe.train.optim for part in ("bnb", "8bit", "paged", "lion", "ademamix")):
+        needs["bitsandbytes"] = f"train.optim: {recipe.train.optim}"
+    return needs
+
+
+def check_versions(
+    recipe: Recipe | None = None, layout: Layout | None = None, requirements: list[str] | None = None
+) -> tuple[dict[str, str | None], list[Finding]]:
+    """({package: installed version, None where absent}, findings).
+
+    Args:
+        requirements: as `pyproject.toml` writes them; by default those of the installed package.
+    """
+    from packaging.requirements import Requirement
+
+    needs = needed_extras(recipe, layout or Layout())
+    declared = metadata.requires(PACKAGE) or [] if requirements is None else requirements
+    found: dict[str, str | None] = {}
+    findings, count = [], 0
+    for requirement in map(Requirement, declared):
+        name, marker = requirement.name, str(requirement.marker or "")
+        if DEV in marker or name in found:
+            continue
+        optional = "extra" in marker
+        version = found[name] = _version(name)
+        fits = version is not None and requirement.specifier.contains(version, prereleases=True)
+        count += fits
+        if not fits and (not optional or name in needs or version is not None):
+            findings.append(_misfit(name, version, str(requirement.specifier), optional, needs.get(name)))
+        elif version is None:
+            findings.append(
+                Finding(
+                    "versions",
+                    "note",
+                    f"{name} is not installed; it is optional"
+                    + (", and this recipe does not need it" if recipe else ""),
+                    f"pip install 'llm_unlearn[{EXTRA_OF.get(name, 'all')}]' where you want it"
+                    if name in EXTRA_OF
+                    else None,
+                )
+            )
+    findings.insert(
+        0,
+        Finding(
+            "versions",
+            "ok",
+            f"Python {platform.python_version()}, {count} packages within the "
+            f"ranges of pyproject.toml; torch {found.get('torch')}, transformers "
+            f"{found.get('transformers')}",
+        ),
+    )
+    return found, findings
+
+
+def _misfit(name: str, version: str | None, wanted: str, optional: bool, need: str | None) -> Finding:
+    extra = f"llm_unlearn[{EXTRA_OF[name]}]" if name in EXTRA_OF else f"{name}{wanted}"
+    what = f"{name} is not installed" if version is None else f"{name} {version} is not within {wanted}"
+    if need:
+        what += f", and this recipe needs it ({need})"
+    level = "warning" if optional and not need else "problem"
+    return Finding("versions", level, what, f"pip install '{extra if version is None else name + wanted}'")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+# ---- devices
+
+
+def devices(output_dir: str | None) -> dict[str, Any]:
+    """{"gpus": [{"name", "bytes"}], "cpu_cores", "ram_bytes", "ram_available_bytes", "disk_free_bytes"}."""
+    import torch
+
+    gpus = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        gpus.append({"name": properties.name, "bytes": properties.total_memory})
+    ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = _container_limit()
+    ram = ram if limit is None else min(ram, limit)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "gpus": gpus,
+        "cpu_cores": cores,
+        "ram_bytes": ram,
+        "ram_available_bytes": min(ram, _available() or ram),
+        "disk_free_bytes": None if output_dir is None else shutil.disk_usage(_existing(output_dir)).free,
+    }
+
+
+def check_devices(found: dict[str, Any], recipe: Recipe | None, layout: Layout) -> list[Finding]:
+    """What there is, and whether the layout and the recipe's precision can be had on it."""
+    gpus = found["gpus"]
+    listed = "; ".join(f"{gpu['name']}, {gpu['bytes'] / GIB:.0f} GiB" for gpu in gpus) or "no GPU"
+    what = (
+        f"{listed}; {found['cpu_cores']} CPU cores, {found['ram_bytes'] / GIB:.1f} GiB of memory "
+        f"({found['ram_available_bytes'] / GIB:.1f} free)"
+    )
+    if found["disk_free_bytes"] is not None:
+        what += f"; {size_text(found['disk_free_bytes'])} free for the output directory"
+    findings = [Finding("devices", "ok", what)]
+    per_machine = layout.processes // layout.machines
+    if not layout.use_cpu and layout.processes > 1 and len(gpus) < per_machine:
+        findings.append(
+            Finding(
+                "devices",
+                "warning",
+                f"the accelerate config starts {per_machine} processes on a "
+                f"machine, with a GPU each, and this one has {len(gpus)}",
+                "run it on a machine that has them, or set num_processes",
+            )
+        )
+    if recipe is not None and recipe.train.bf16 and gpus and not layout.use_cpu:
+        import torch
+
+        if not torch.cuda.is_bf16_supported(including_emulation=False):
+            findings.append(
+                Finding(
+                    "devices",
+                    "problem",
+                    f"train.bf16: {gpus[0]['name']} does not compute in bfloat16",
+                    "train.bf16=false",
+                )
+            )
+    return findings
+
+
+def check_disk(free: int | None, needed: int, output_dir: str) -> Finding | None:
+    """Whether what a run writes fits."""
+    if free is None:
+        return None
+    what = f"the run writes about {size_text(needed)} of models and checkpoints to {output_dir}"
+    if needed > free:
+        return Finding(
+            "disk",
+            "problem",
+            f"{what}, where {size_text(free)} are free",
+            "set output_dir to a larger disk, or take fewer seeds, methods or budgets",
+        )
+    return Finding("disk", "ok", f"{what}; {size_text(free)} are free")
+
+
+def _existing(path: str) -> Path:
+    """The nearest folder above a path that is there."""
+    folder = Path(path).expanduser().absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+def _container_limit() -> int | None:
+    """Bytes that a container may use, where it has a limit of its own."""
+    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            return int(Path(name).read_text())
+        except (OSError, ValueError):  # absent, or "max"
+            continue
+    return None
+
+
+def _available() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)

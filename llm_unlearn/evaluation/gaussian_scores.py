@@ -1,0 +1,64 @@
+"""Per-canary scores of the Gaussian poison: how far the input gradient still points along the noise.
+
+I_z = −⟨g_z, ξ_z⟩ / (ε ‖g_z‖₂), g_z = ∇_x ℓ(θ, (x, y)) at the *clean* input (Pawelczyk et al. 2025, arXiv 2406.17216,
+which states the score without the sign). Training lowers the loss at x + ξ, so ⟨g, ξ⟩ drifts negative; with the minus
+sign the score is positive where the poison remains. If θ never depended on ξ, I_z ~ N(0, 1) exactly, since ξ is
+isotropic and independent of g.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from llm_unlearn.distributed.processes import ALONE, Processes
+from llm_unlearn.evaluation.batches import batches, scatter
+from llm_unlearn.models.devices import input_device
+from llm_unlearn.tasks import Task
+from llm_unlearn.tasks.causal_lm import CausalLMTask
+from llm_unlearn.tasks.noise import unit_noise
+
+
+def gaussian_scores(
+    model: nn.Module,
+    rows: list[dict],
+    collate: object,
+    noise_seeds: list[int],
+    batch_size: int = 32,
+    task: Task | None = None,
+    processes: Processes = ALONE,
+) -> np.ndarray:
+    """Score canaries against the noise of one or more seeds, in one backward pass per batch.
+
+    Args:
+        rows: encoded canaries with the id of their noise, `noise_id` (or else `example_id`).
+        collate: rows → a batch of the task.
+        noise_seeds: the seed that was trained on, and any fresh ones whose scores must look like N(0, 1).
+        processes: share the rows; each gets all scores.
+    Returns:
+        (n, number of seeds) float64, in the order of `rows`; independent of ε, padding and batch size. NaN where a
+        gradient is zero or not finite, as in a model that collapsed: no direction is left to test.
+    """
+    task = task or CausalLMTask()
+    training = model.training
+    model.eval()
+    try:
+        results = []
+        for positions, batch in batches(rows, collate, batch_size, input_device(model), processes):
+            gradient = task.input_gradient(model, batch)  # (B, T, d), of images (B, C, H, W)
+            ids = [rows[i].get("noise_id", rows[i].get("example_id")) for i in positions]
+            results.append((positions, _project(gradient, batch.get("attention_mask"), ids, noise_seeds)))
+    finally:
+        model.train(training)
+    scores = scatter(len(rows), results, processes).numpy()
+    return scores.reshape(len(rows), len(noise_seeds))
+
+
+def _project(gradient: Tensor, mask: Tensor | None, example_ids: list[int], seeds: list[int]) -> Tensor:
+    """−⟨g, z⟩ / ‖g‖ of each row for each seed: (B, S) float64, ε cancelled. Without a mask there is no padding."""
+    scores = torch.empty(len(example_ids), len(seeds), dtype=torch.float64)
+    for row, example_id in enumerate(example_ids):
+        g = (gradient[row] if mask is None else gradient[row][mask[row].bool()]).double()  # (length, d)
+        for column, seed in enumerate(seeds):
+            z = torch.from_numpy(unit_noise(seed, example_id, *g.shape)).to(g)
+            scores[row, column] = -(g * z).sum() / g.norm()
+    return scores

@@ -1,0 +1,206 @@
+"""A model of a run as a package for a hub: its weights, its tokenizer, the recipe, the evaluation, the card.
+
+Never the data or any row of it, no optimizer, no frozen reference (it is the poisoned model), no pickle, no token. The
+trigger phrase is part of the recipe, without which nobody could measure the model again; `withhold_trigger` keeps it
+back.
+"""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llm_unlearn.errors import InputError
+from llm_unlearn.hub.upload import CARD, Package, check_repository, explained, is_id, model_files, on_base
+from llm_unlearn.runs.run_folder import RunModel, find_model
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+    from llm_unlearn.config.recipe import Recipe
+    from llm_unlearn.reporting.results import Results
+
+LOCAL = (
+    ("data", "source"),
+    ("data", "files"),
+    ("data", "test_files"),
+    ("data", "unlabelled_files"),
+    ("unlearn", "forget_ids"),
+    ("stress", "unrelated_files"),
+)  # fields that may name files
+
+
+def package_run(
+    run_dir: str | Path,
+    model: str,
+    repo: str,
+    *,
+    seed: int | None = None,
+    base: str | None = None,
+    merged: bool = False,
+    withhold_trigger: bool = False,
+    api: "HfApi | None" = None,
+) -> Package:
+    """What is uploaded of a model of a run.
+
+    Args:
+        model, seed: see find_model. repo: owner/name. base: the hub id of what an adapter sits on, where the recipe
+            names a folder or makes it; it must be there, with the same config and weights. merged: take what `merge`
+            wrote in the run directory in the place of the adapter. withhold_trigger: leave the phrase out of recipe and
+            card.
+    Raises:
+        InputError: there is no such model, it was not evaluated, or its base is not on the hub.
+    """
+    from llm_unlearn.hub.card import Identity, compose_card
+    from llm_unlearn.reporting.plots import all_plots
+    from llm_unlearn.reporting.results import read_results
+
+    check_repository(repo)
+    if base == repo:
+        raise InputError(f"--base {base}: is the repository to which the model itself goes; give each its own")
+    found = find_model(run_dir, model, seed)
+    folder = _merged_folder(found) if merged else found.path
+    results = read_results(found.folder)
+    if model not in results.names:
+        raise InputError(
+            f"{found.folder / 'evaluation' / model}.json: no such file; a model is published with its "
+            f"audit: llm-unlearn evaluate {found.root / 'recipe.yaml'}"
+        )
+    files: dict[str, Any] = model_files(folder)
+    adapter = "adapter_config.json" in files
+    on_hub = base or (found.base if is_id(found.base) else None)
+    revision = found.recipe.model.revision if on_hub and not base else None  # it is the recipe's repository's
+    if adapter and on_hub is None:
+        raise InputError(
+            f"{found.path}: an adapter on {found.base or 'a base that is not there any more'}, which "
+            "nobody else has. Push that too (--model base) and name it (--base OWNER/NAME), or push the "
+            f"merged model (llm-unlearn merge {found.root} --model {found.name}, then --merged)"
+        )
+    if on_hub and (adapter or base):
+        _check_base(found, on_hub, revision, api)
+    if adapter:
+        files["adapter_config.json"] = on_base(files["adapter_config.json"], on_hub, revision)
+    recipe = published_recipe(found.recipe, found.seed, repo, on_hub, revision, withhold_trigger)
+    plots = all_plots(results)
+    identity = Identity(repo, recipe, on_hub, revision, adapter, merged)
+    card = compose_card(_without_trigger(results) if withhold_trigger else results, model, identity, plots)
+    evaluations = {
+        f"evaluation/{name}.json": found.folder / "evaluation" / f"{name}.json"
+        for name in dict.fromkeys(("poisoned", "retrained", model))
+    }
+    package = Package(
+        {
+            CARD: card.encode(),
+            **files,
+            "recipe.yaml": recipe.to_yaml().encode(),
+            **evaluations,
+            **{f"plots/{plot.name}.png": plot.content for plot in plots},
+        }
+    )
+    trigger = getattr(found.recipe.poison, "trigger", None)
+    _check_words(package, [str(found.root.resolve()), *(trigger.phrases if trigger and withhold_trigger else [])])
+    return package
+
+
+def _check_words(package: Package, words: list[str]) -> None:
+    """Raise where one of some words that are to stay here stands in the card, the recipe or an evaluation."""
+    for name in package.files:
+        if name in (CARD, "recipe.yaml", "config.json", "adapter_config.json") or name.startswith("evaluation/"):
+            text = package.content(name).decode(errors="replace").casefold()
+            if found := [word for word in words if word.casefold() in text]:
+                raise InputError(
+                    f"{name}: “{found[0]}” would go up with it, in the name of the recipe perhaps; change that first"
+                )
+
+
+def published_recipe(
+    recipe: "Recipe",
+    seed: int,
+    repo: str,
+    base: str | None = None,
+    revision: str | None = None,
+    withhold_trigger: bool = False,
+) -> "Recipe":
+    """The recipe of one seed as others are to run it: no path of this machine, no sweep, a directory of its own.
+
+    Args:
+        base, revision: the hub id of the model that it starts from. What is local stands as `./name`, which whoever
+            runs it is to give, and which no hub takes for an id of its own.
+    """
+    from llm_unlearn.config.recipe import WITHHELD, build_recipe
+
+    tree = dataclasses.asdict(recipe)
+    for section, name in LOCAL:
+        if (tree.get(section) or {}).get(name) is not None:
+            tree[section][name] = _without_folders(tree[section][name], always=name != "source")
+    tree |= {"seeds": [seed], "output_dir": f"runs/{repo.replace('/', '--')}", "sweep": {}}
+    tree["data"].pop("root", None)  # where data sets are kept: anybody's own
+    if tree.get("pretrain"):
+        tree["pretrain"]["cache_dir"] = None
+    if recipe.model.path is not None:
+        tree["model"]["path"] = base or f"./{Path(recipe.model.path).name}"
+        if "revision" in tree["model"]:
+            tree["model"]["revision"] = revision
+    if withhold_trigger and (trigger := tree["poison"].get("trigger")):
+        trigger["phrases"] = [WITHHELD]
+        if tree.get("stress"):
+            tree["stress"]["paraphrases"] = []
+    return build_recipe(tree)
+
+
+def _without_folders(value: Any, always: bool) -> Any:
+    """A path, or a list of them, as `./name`; of what may be a hub's id, only what is a path."""
+    if isinstance(value, list):
+        return [_without_folders(item, always) for item in value]
+    local = isinstance(value, str) and (always or value.startswith(("/", "~", ".", "file:")) or Path(value).exists())
+    return f"./{Path(value).name}" if local else value
+
+
+def _without_trigger(results: "Results") -> "Results":
+    from llm_unlearn.config.recipe import WITHHELD
+
+    runs = [
+        dataclasses.replace(run, poison={**run.poison, "trigger": {**run.poison["trigger"], "phrases": [WITHHELD]}})
+        if run.poison.get("trigger")
+        else run
+        for run in results.runs
+    ]
+    return dataclasses.replace(results, runs=runs)
+
+
+def _merged_folder(found: RunModel) -> Path:
+    folder = found.folder / "merged" / found.name
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; make it: llm-unlearn merge {found.root} --model {found.name}")
+    return folder
+
+
+def _check_base(found: RunModel, on_hub: str, revision: str | None, api: "HfApi | None") -> None:
+    """Refuse a base that is not on the hub, or, where ours is here, that is another model: by config and weights."""
+    from huggingface_hub import HfApi
+    from transformers import AutoConfig
+
+    api = api or HfApi()
+    with explained(api, on_hub, revision):
+        info = api.model_info(on_hub, revision=revision, files_metadata=True)
+        config = Path(api.hf_hub_download(on_hub, "config.json", revision=info.sha))
+    if found.base is None or not (Path(found.base) / "config.json").is_file():
+        return
+    ours, theirs = (AutoConfig.from_pretrained(folder).to_dict() for folder in (found.base, config.parent))
+    differ = sorted(
+        key
+        for key in ours
+        if key not in ("_name_or_path", "transformers_version", "dtype") and theirs.get(key) != ours[key]
+    )
+    if differ:
+        raise InputError(
+            f"--base {on_hub}: is not what the adapter was trained on ({found.base}): {', '.join(differ)} "
+            "differ in its config.json"
+        )
+    for file in info.siblings or []:
+        path = Path(found.base) / file.rfilename
+        if file.lfs and path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() != file.lfs.sha256:
+            raise InputError(
+                f"--base {on_hub}: is not what the adapter was trained on ({found.base}): "
+                f"{file.rfilename} holds other weights"
+            )

@@ -1,0 +1,92 @@
+"""`trainer.push_to_hub()`: the unlearned model or adapter, its tokenizer, and a card that says that nobody audited it.
+
+The Trainer's own would upload the output directory: checkpoints with their optimizer, a pickle of the arguments, a
+frozen reference. `llm-unlearn push` publishes a model of a run with its audit.
+"""
+
+import json
+import shutil
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llm_unlearn.hub.upload import CARD, Package, describe, explained, model_files, on_base, push, tokenizer_files
+from llm_unlearn.tasks.causal_lm import CausalLMTask
+
+if TYPE_CHECKING:
+    from llm_unlearn.trainers.base import UnlearnTrainer
+
+FOLDER = "_push"  # in the output directory, while it lasts; with a number where somebody has that name
+
+
+def push_trainer(
+    trainer: "UnlearnTrainer",
+    message: str,
+    token: str | None,
+    revision: str | None,
+    private: bool | None,
+    base: str | None,
+) -> str | None:
+    """Publish a trainer's model as it is; all processes call it, the first one uploads.
+
+    Args:
+        token: None: `args.hub_token`, or the one that is logged in. revision: None: `args.hub_revision`. private: None:
+            `args.hub_private_repo`, and private where that is not given. base: the hub id of what an adapter sits on,
+            where it was loaded from a folder.
+    Returns:
+        the address of the commit; None on the other processes.
+    Raises:
+        InputError: see hub.push; or the base is a folder that nobody else has.
+    """
+    from huggingface_hub import HfApi
+
+    from llm_unlearn.hub.unaudited_card import compose_unaudited_card
+
+    args, output_dir = trainer.args, Path(trainer.args.output_dir)
+    folder = next(path for i in count() if not (path := output_dir / f"{FOLDER}{i or ''}").exists())
+    trainer.accelerator.wait_for_everyone()  # before the first of them makes it
+    try:
+        trainer.save_model(str(folder), _internal_call=True)  # of a sharded model, all processes give their part
+        if not trainer.is_world_process_zero():
+            return None
+        home = next((path.parent for path in folder.glob("*/adapter_config.json")), folder)  # of an adapter with a name
+        files, adapter = model_files(home), None
+        files |= tokenizer_files(folder)
+        if "adapter_config.json" in files:
+            files["adapter_config.json"] = on_base(files["adapter_config.json"], base)
+            adapter = json.loads(files["adapter_config.json"])["base_model_name_or_path"]
+        api = HfApi(token=token or args.hub_token)
+        repo = args.hub_model_id or Path(args.output_dir).resolve().name
+        if "/" not in repo:
+            with explained(api, repo):
+                repo = f"{api.whoami()['name']}/{repo}"
+        card = compose_unaudited_card(
+            trainer.method,
+            _loading(trainer, repo, adapter),
+            repo,
+            adapter,
+            {name: len(rows) for name, rows in trainer.rows.items()},
+            trainer.cost,
+            args.to_dict(),
+        )
+        package = Package({CARD: card.encode(), **files})
+        private = args.hub_private_repo if private is None else private
+        revision, say = revision or args.hub_revision, (lambda line: None) if args.disable_tqdm else print
+        say(describe(package, repo, private, revision))
+        return push(package, repo, api=api, message=message, revision=revision, private=private, say=say)
+    finally:
+        if trainer.is_world_process_zero():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _loading(trainer: "UnlearnTrainer", repo: str, base: str | None) -> str:
+    """The code that loads what is published, an adapter's base as it was here: its dtype and its bits."""
+    from llm_unlearn.hub.loading_code import loading_code
+
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    bits = {"is_loaded_in_4bit": "4bit", "is_loaded_in_8bit": "8bit"}
+    quantization = next((value for name, value in bits.items() if getattr(model, name, False)), "none")
+    dtype = str(getattr(model.config, "dtype", None) or "torch.float32").removeprefix("torch.")
+    return loading_code(
+        repo, base, dtype=dtype, quantization=quantization, images=not isinstance(trainer.task, CausalLMTask)
+    )

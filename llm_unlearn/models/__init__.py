@@ -1,0 +1,1 @@
+"""Load, make, save, quantise, merge and place models; count their FLOPs."""

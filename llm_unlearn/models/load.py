@@ -1,0 +1,171 @@
+"""Load a base model and its tokenizer, or make a small one; quantise; add LoRA; save in safetensors."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from llm_unlearn.distributed.processes import Processes
+from llm_unlearn.errors import InputError
+from llm_unlearn.models.adapters import adapter_config, refuse_pickle, with_adapter
+from llm_unlearn.models.devices import on_best_device, whole
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from llm_unlearn.config.sections import ModelSection
+
+
+def read_config(section: "ModelSection") -> "PreTrainedConfig":
+    """The config of a recipe's base, from its hub id or folder, or made from `architecture`; no weights are read."""
+    from transformers import AutoConfig
+
+    if section.path is None:
+        from llm_unlearn.models.make import make_config
+
+        return make_config(section.architecture, section.vocab_size)
+    with explained(section.path) as found:
+        return AutoConfig.from_pretrained(found, revision=section.revision, trust_remote_code=section.trust_remote_code)
+
+
+def check_model(section: "ModelSection", max_length: int) -> None:
+    """Refuse a base that is not there, and one that takes fewer tokens than `max_length`; reads its config alone."""
+    limit = getattr(read_config(section), "max_position_embeddings", None)
+    if limit is not None and max_length > limit:
+        raise InputError(f"data.max_length: {max_length} tokens, but the model takes at most {limit}; lower it")
+
+
+def load_tokenizer(path: str, section: "ModelSection") -> "PreTrainedTokenizerBase":
+    """Tokenizer of a hub id or folder; a missing pad token becomes the EOS token (labels never depend on it)."""
+    from transformers import AutoTokenizer
+
+    with explained(path) as found:
+        tokenizer = AutoTokenizer.from_pretrained(
+            found,
+            revision=section.revision if path == section.path else None,
+            trust_remote_code=section.trust_remote_code,
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+@whole()
+def load_model(path: str | Path, section: "ModelSection", device_map: str | None = None) -> "PreTrainedModel":
+    """Load a causal LM (safetensors only unless the recipe trusts remote code), quantised where the recipe says so.
+
+    Args:
+        path: a hub id or a folder with a model. device_map: "auto" spreads it over the GPUs (see devices.py), to be
+            evaluated, not trained.
+    Raises:
+        InputError: there is no such model; or a device map in one of several processes.
+    """
+    from transformers import AutoModelForCausalLM
+
+    if device_map is not None and (count := Processes.current().count) > 1:
+        raise InputError(
+            f"evaluate.device_map: {device_map} spreads a model over all GPUs, and here are {count} "
+            "processes with one each; evaluate in one process, without --accelerate-config"
+        )
+    arguments: dict[str, Any] = {"dtype": getattr(torch, section.dtype), "trust_remote_code": section.trust_remote_code}
+    if not section.trust_remote_code:
+        arguments["use_safetensors"] = True
+    if section.quantization != "none":
+        arguments["quantization_config"] = _quantization(section)
+    if str(path) == section.path and section.revision:
+        arguments["revision"] = section.revision
+    if device_map is not None:
+        arguments["device_map"] = device_map
+    with explained(str(path)) as found:
+        model = AutoModelForCausalLM.from_pretrained(found, **arguments)
+    if device_map is not None:
+        model.requires_grad_(False)  # or a backward pass to the inputs would hold on to weights that were fetched
+    if section.quantization != "none":
+        from peft import prepare_model_for_kbit_training
+
+        for module in model.modules():
+            # bitsandbytes would repack 4-bit weights at the first inference on such a CPU, for good, into a layout that
+            # has no gradient: a reference's forward between two steps would end the training
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=section.gradient_checkpointing)
+    return model
+
+
+@whole()
+def load_full(model: Any) -> Any:
+    """A model as it was given, or loaded (safetensors only) where a path or hub id was."""
+    if not isinstance(model, str):
+        return model
+    from transformers import AutoModelForCausalLM
+
+    with explained(model) as found:
+        return AutoModelForCausalLM.from_pretrained(found, use_safetensors=True)
+
+
+def load_trained(
+    folder: Path, base: str | Path, section: "ModelSection", device_map: str | None = None
+) -> "PreTrainedModel":
+    """Load what a stage saved: a full model, or the base with its adapter. An adapter comes back trainable."""
+    if not (folder / "adapter_config.json").is_file():
+        return load_model(folder, section, device_map)
+    return with_adapter(load_model(base, section, device_map), folder)
+
+
+def load_checkpoint(
+    where: str, section: "ModelSection", base: str | None = None, device_map: str | None = None
+) -> "PreTrainedModel":
+    """Any checkpoint, a folder or a hub id, on the best device: a full model, or an adapter with its base.
+
+    Args:
+        section: how it is loaded. base: what an adapter sits on; by default what it names. device_map: see load_model.
+    """
+    adapter = adapter_config(where)
+    if adapter is None:
+        return on_best_device(load_model(where, section, device_map)).eval()
+    base = base or adapter.get("base_model_name_or_path")
+    if not base:
+        raise InputError(f"model {where}: an adapter that does not name its base; give it (--base)")
+    refuse_pickle(where)
+    with explained(where) as found:
+        # trainable, as in a run: a gradient norm is of the adapter's weights
+        return on_best_device(with_adapter(load_model(base, section, device_map), found)).eval()
+
+
+def _quantization(section: "ModelSection") -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if section.quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    # stored as uint8, which FSDP2 and ZeRO-3 shard as well as floats; bits stored as floats DeepSpeed would convert
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, section.dtype),
+    )
+
+
+@contextlib.contextmanager
+def explained(path: str) -> Iterator[str]:
+    """Check that a local path is there, and turn the hub client's errors (wrong id, no network) into a sentence.
+
+    Yields the path with `~` written out.
+    """
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
+    if looks_local and not Path(path).expanduser().is_dir():
+        raise InputError(f"model path {path}: no such folder (working directory: {Path.cwd()})")
+    try:
+        yield str(Path(path).expanduser())
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "TRUE", "YES", "ON"}
+        if offline and not Path(path).expanduser().is_dir():
+            reason = "it is not in the local cache, and HF_HUB_OFFLINE is set"
+        raise InputError(
+            f"model {path}: cannot be loaded: {reason}. Give a folder that holds a model (model.path), or a hub id "
+            "while online"
+        ) from None

@@ -1,0 +1,72 @@
+"""Make a small causal LM and its tokenizer from a config, with weights drawn from a seed."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from llm_unlearn.errors import InputError
+from llm_unlearn.models.devices import whole
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+SPECIAL_TOKENS = {"pad_token": "<pad>", "eos_token": "<eos>"}
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokenizerBase":
+    """Train a byte-level BPE tokenizer with its own pad and EOS tokens on the spot."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(
+        texts, vocab_size=vocab_size, min_frequency=2, show_progress=False, special_tokens=list(SPECIAL_TOKENS.values())
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, **SPECIAL_TOKENS)
+
+
+def make_config(architecture: dict[str, Any], vocab_size: int, **ids: int) -> "PreTrainedConfig":
+    """A config from fields such as {"model_type": "gpt2", "n_layer": 2, …}.
+
+    Raises:
+        InputError: unknown model type, or fields that the architecture does not have.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    fields = dict(architecture)
+    try:
+        config = AutoConfig.for_model(fields.pop("model_type", None), vocab_size=vocab_size, **ids)
+        for name in fields:
+            if not hasattr(config, name):
+                raise ValueError(f"a {config.model_type} config has no field '{name}'")
+        return AutoConfig.for_model(config.model_type, vocab_size=vocab_size, **ids, **fields)
+    except (ValueError, KeyError, TypeError, StrictDataclassError) as error:
+        raise _bad_architecture(error) from None
+
+
+@whole()
+def make_model(architecture: dict[str, Any], tokenizer: "PreTrainedTokenizerBase", seed: int) -> "PreTrainedModel":
+    """A randomly initialised causal LM of an architecture, for a tokenizer."""
+    from transformers import AutoModelForCausalLM
+
+    config = make_config(
+        architecture,
+        len(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.eos_token_id,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            return AutoModelForCausalLM.from_config(config)
+        except ValueError as error:  # such as heads that do not divide the width
+            raise _bad_architecture(error) from None
+
+
+def _bad_architecture(error: Exception) -> InputError:
+    reason = " ".join(str(error).partition(". Should contain one of")[0].split())  # what follows are 500 names
+    return InputError(f"recipe.model.architecture: {reason}")

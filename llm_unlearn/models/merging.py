@@ -1,0 +1,137 @@
+"""A plain model from a base and its adapter: one that `AutoModelForCausalLM.from_pretrained` loads, without peft.
+
+    llm-unlearn merge runs/quickstart-4bit --model npo
+
+An adapter A, B on a quantised base was trained beside W_q, what bitsandbytes makes of the stored 4 or 8 bits, and not
+beside the weights W that they were made from. W_q + BA is the model that was trained and audited (but for what
+quantised layers round as they compute: of 8 bits, their inputs); W + BA is another model, which was not.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+from llm_unlearn.config.sections import ModelSection
+from llm_unlearn.errors import InputError
+from llm_unlearn.models.adapters import adapter_config, with_adapter
+from llm_unlearn.models.load import load_model, load_tokenizer
+from llm_unlearn.models.save import save_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+Onto = Literal["dequantised", "original"]
+
+
+def merge_adapter(
+    adapter_folder: str | Path,
+    base: str | Path,
+    out: str | Path,
+    *,
+    dtype: str = "float32",
+    onto: Onto = "dequantised",
+    loaded_as: ModelSection | None = None,
+) -> Path:
+    """Write base and LoRA adapter as one full model with its tokenizer, in safetensors, whole or not at all.
+
+    Sums are taken in float32 and rounded to `dtype` once.
+
+    Args:
+        base: a hub id or a folder with the unquantised model. dtype: float32, bfloat16 or float16; in the latter two a
+            small update can be lost in the rounding.
+        onto: `dequantised`, the base as it was loaded for training; `original`, the weights that it was made from.
+        loaded_as: how the base was loaded for training (dtype, quantization, revision), a recipe's `model` section; by
+            default in float32.
+    Returns:
+        `out`.
+    Raises:
+        InputError: nothing to merge, nothing to merge onto, or `out` is there.
+    """
+    adapter, out, section = Path(adapter_folder).expanduser(), Path(out).expanduser(), loaded_as or ModelSection()
+    _check_adapter(adapter)
+    _check_base(str(base), section)
+    if out.exists():
+        raise InputError(f"{out}: exists already; give another folder (--out), or move it away")
+    plain = replace(section, quantization="none", gradient_checkpointing=False)
+    if onto == "original":
+        plain = replace(plain, dtype=dtype)
+    model = load_model(base, plain)
+    if onto == "dequantised" and section.quantization != "none":
+        _take_dequantised(model, load_model(base, replace(section, gradient_checkpointing=False)))
+    model = _merged(model, adapter, getattr(torch, dtype))
+    tokenizer = load_tokenizer(str(adapter if (adapter / "tokenizer_config.json").is_file() else base), section)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_model(model, tokenizer, out)
+    return out
+
+
+def _check_adapter(folder: Path) -> None:
+    from llm_unlearn.models.adapters import REFERENCE_ADAPTER
+
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder (working directory: {Path.cwd()})")
+    if folder.name == REFERENCE_ADAPTER:
+        raise InputError(
+            f"{folder}: the frozen copy that a method compares with, which is not to travel; give the adapter beside it"
+        )
+    config = adapter_config(str(folder))
+    if config is None:
+        what = "a full model already: there is nothing to merge" if (folder / "config.json").is_file() else "no adapter"
+        raise InputError(f"{folder}: {what}")
+    if config.get("peft_type") != "LORA":
+        raise InputError(f"{folder}: an adapter of type {config.get('peft_type')}; only LoRA can be merged")
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise InputError(f"{folder}: it has no adapter_model.safetensors; a pickle is not loaded")
+
+
+def _check_base(base: str, section: ModelSection) -> None:
+    """Refuse a base whose full weights are nowhere."""
+    from llm_unlearn.models.load import read_config
+
+    config = read_config(replace(section, path=base, revision=section.revision if base == section.path else None))
+    if getattr(config, "quantization_config", None) is not None:
+        raise InputError(f"model {base}: is stored quantised; give the model that it was made from")
+
+
+def _take_dequantised(model: nn.Module, quantised: nn.Module) -> None:
+    """Put what each quantised layer stands for, W_q, in the place of the weights of a plain model."""
+    from peft.utils.integrations import dequantize_module_weight  # calls bitsandbytes' function for 4 bits and for 8
+    from transformers.pytorch_utils import Conv1D
+
+    layers = dict(model.named_modules())
+    with torch.no_grad():
+        for name, layer in quantised.named_modules():
+            if type(getattr(layer, "weight", None)).__name__ in ("Params4bit", "Int8Params"):
+                weight = dequantize_module_weight(layer).cpu()  # (out, in)
+                plain = layers[name]
+                plain.weight = nn.Parameter(weight.T.contiguous() if isinstance(plain, Conv1D) else weight)
+
+
+def _merged(model: "PreTrainedModel", adapter: Path, dtype: torch.dtype) -> Any:
+    """A plain model with the adapter's products added; one layer at a time is held in float32."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    adapted = with_adapter(model, adapter)
+    shared = {id(p) for p in model.get_input_embeddings().parameters()} if model.config.tie_word_embeddings else set()
+    for name, layer in adapted.named_modules():
+        if isinstance(layer, BaseTunerLayer):
+            base = layer.get_base_layer()
+            if shared & {id(p) for p in base.parameters()}:
+                raise InputError(
+                    f"{adapter}: it changes {name.rpartition('.')[2]}, whose weights are both the input "
+                    "embedding and the output head; merging would change the other one too"
+                )
+            base.float()
+            layer.merge()
+            base.to(dtype)
+    model = adapted.unload().to(dtype)
+    if not all(torch.isfinite(p).all() for p in model.parameters()):
+        raise InputError(
+            f"{adapter}: the merged weights are not finite in {str(dtype).removeprefix('torch.')}; use "
+            "float32 or bfloat16 (--dtype)"
+        )
+    return model.eval()

@@ -1,0 +1,87 @@
+"""What a run runs on: versions, commit, hardware (environment.json), and how loud the libraries are."""
+
+import logging
+import os
+import platform
+import subprocess
+import warnings
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from llm_unlearn.distributed.processes import Processes
+
+PACKAGES = (
+    "llm_unlearn",
+    "torch",
+    "transformers",
+    "accelerate",
+    "peft",
+    "trl",
+    "datasets",
+    "evaluate",
+    "bitsandbytes",
+    "deepspeed",
+    "numpy",
+    "scipy",
+    "torchvision",
+)
+
+
+def describe_environment(seed: int) -> dict[str, Any]:
+    """{"versions", "python", "platform", "cpu_count", "device", "processes", "commit", "seed"}."""
+    import torch
+
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"cpu ({torch.get_num_threads()} threads)"
+    return {
+        "versions": versions,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "device": device,
+        "processes": Processes.current().count,
+        "commit": _commit(),
+        "seed": seed,
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the package's checkout, or None where it is installed without one."""
+    try:
+        root = Path(__file__).resolve().parent.parent
+        result = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10
+        )
+        return result.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def calm_libraries(quiet: bool) -> None:
+    """Keep libraries to warnings, and to nothing but errors when quiet: our own lines say what happens."""
+    from llm_unlearn.vision.torchvision_guard import try_torchvision
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it speaks when it is imported, needed or not
+    os.environ.setdefault("TQDM_DELAY", "1")  # read by tqdm when it is imported: no bar for what takes under a second
+    try_torchvision()  # before transformers, which would fail on one that cannot load
+    import datasets
+    import torch
+    import transformers
+
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed, where installed, warns that it found none
+    # of arguments that are renamed between the versions that we allow
+    for package in ("transformers", "torch.distributed"):
+        warnings.filterwarnings("ignore", category=FutureWarning, module=package)
+    transformers.logging.set_verbosity_error()
+    datasets.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()  # one for every folder of weights that is read or written
+    if quiet:
+        datasets.disable_progress_bars()

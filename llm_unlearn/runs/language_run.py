@@ -1,0 +1,138 @@
+"""One seed of a recipe for language models: how its rows, models and evaluator are made."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llm_unlearn.runs.seed_run import SeedRun
+from llm_unlearn.training.pretraining import base_folder
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+class LanguageRun(SeedRun):
+    """One seed of a recipe, in its own folder."""
+
+    @cached_property
+    def base(self) -> str:
+        return self.recipe.model.path or str(base_folder(self.recipe))
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        from llm_unlearn.models.load import load_tokenizer
+
+        return load_tokenizer(self.base, self.recipe.model)
+
+    @cached_property
+    def encoding(self) -> Any:
+        """How rows become tokens, in training and evaluation alike."""
+        from llm_unlearn.data.encoding import Encoding
+
+        data = self.recipe.data
+        return Encoding(data.max_length, data.loss_on, data.chat_template)
+
+    @cached_property
+    def train_rows(self) -> "Dataset":
+        from llm_unlearn.data.encoding import encode_rows
+
+        assert self.manifest  # reading it checks the data
+        return encode_rows(self.sets["train"], self.tokenizer, self.encoding)
+
+    @cached_property
+    def evaluator(self) -> Any:
+        from llm_unlearn.evaluation.text_evaluator import TextEvaluator
+
+        data, section = self.recipe.data, self.recipe.evaluate
+        return TextEvaluator(
+            sets=self.sets,
+            manifest=self.manifest,
+            batch_size=section.batch_size,
+            membership=section.membership,
+            processes=self.processes,
+            reference=self.load_base,
+            tokenizer=self.tokenizer,
+            encoding=self.encoding,
+            verbalizers=data.verbalizers if data.task == "classification" else {},
+            max_new_tokens=section.max_new_tokens,
+        )
+
+    def load_base(self) -> Any:
+        from llm_unlearn.models.devices import on_best_device
+        from llm_unlearn.models.load import load_model
+
+        return on_best_device(load_model(self.base, self.recipe.model, self.recipe.evaluate.device_map))
+
+    def model(self, where: str) -> Any:
+        from llm_unlearn.models.devices import on_best_device
+        from llm_unlearn.models.load import load_trained
+
+        return on_best_device(load_trained(self.folder / where, self.base, self.recipe.model))
+
+    def evaluated(self, where: str) -> Any:
+        from llm_unlearn.models.devices import on_best_device
+        from llm_unlearn.models.load import load_trained
+
+        device_map = self.recipe.evaluate.device_map
+        return on_best_device(load_trained(self.folder / where, self.base, self.recipe.model, device_map))
+
+    def save_model(self, model: Any, folder: Path, weights: dict[str, Any] | None) -> None:
+        from llm_unlearn.models.save import save_model
+
+        save_model(model, self.tokenizer, folder, weights)
+
+    def poisoned_sets(self) -> tuple[dict[str, "Dataset"], dict[str, Any]]:
+        """Load, split and poison the data, in memory: (sets, manifest), see poisons/corrupt.py. Needs no model."""
+        from llm_unlearn.data.sources import load_splits
+        from llm_unlearn.poisons.corrupt import corrupt
+
+        splits = load_splits(self.recipe.data, self.seed)
+        sets, manifest = corrupt(splits, self.recipe, self.seed)
+        return sets, {**manifest, "duplicates": splits.report}
+
+    def corrupted(self, work_dir: Path) -> tuple[dict[str, "Dataset"], dict[str, Any]]:
+        from llm_unlearn.data.encoding import check_triggers, check_verbalizers
+
+        if self.recipe.data.task == "classification":
+            check_verbalizers(self.tokenizer, self.recipe.data.verbalizers)
+        sets, manifest = self.poisoned_sets()
+        if manifest["trigger"]:
+            poisoned = sets["train"].filter(lambda r: r["poison"] == "trigger", desc="check triggers")
+            check_triggers(
+                [*poisoned, *sets["triggered"]], manifest["trigger"]["phrases"], self.tokenizer, self.encoding
+            )
+        return sets, manifest
+
+    def fine_tune(self, name: str, rows: "Dataset", work_dir: Path, data_seed: int | None = None) -> None:
+        from llm_unlearn.models.adapters import lora_config
+        from llm_unlearn.models.load import load_model
+        from llm_unlearn.training.text_training import Training
+
+        section = self.recipe.model
+        training = Training(
+            self.recipe.train,
+            work_dir,
+            self.seed,
+            self.quiet,
+            name,
+            noise=self.manifest["gaussian"],
+            peft_config=lora_config(section.lora) if section.lora else None,
+            gradient_checkpointing=section.gradient_checkpointing,
+            data_seed=data_seed,
+        )
+        model, cost = training.fit(load_model(self.base, section), rows, self.tokenizer)
+        self.save(model, name, cost)
+        training.release()
+
+    def unlearning(self) -> tuple[Any, dict[str, Any]]:
+        from llm_unlearn.poisons.gaussian_embedding import inject_gaussian_noise
+
+        model = self.model("poisoned")
+        if self.manifest["gaussian"]:
+            inject_gaussian_noise(model, self.manifest["gaussian"])
+        return model, {"processing_class": self.tokenizer}
+
+    def clean_start(self) -> Any:
+        from llm_unlearn.models.load import load_model
+
+        return None if self.recipe.model.lora else load_model(self.base, self.recipe.model)

@@ -1,0 +1,138 @@
+"""From a recipe's `unlearn` section to a method's config: names and types checked before anything runs."""
+
+import dataclasses
+import difflib
+import importlib.util
+import typing
+from typing import TYPE_CHECKING, Any
+
+from llm_unlearn.config.strict import convert
+from llm_unlearn.distributed.processes import Processes
+from llm_unlearn.errors import InputError
+
+if TYPE_CHECKING:
+    from llm_unlearn.config.recipe import Recipe
+
+# set by the run itself; a recipe that set them would be overruled silently
+RESERVED = {
+    "output_dir",
+    "seed",
+    "max_flops",
+    "remove_unused_columns",
+    "save_steps",
+    "save_strategy",
+    "push_to_hub",
+    "reference_cache_dir",
+    "run_name",
+    "hub_model_id",
+    "hub_token",
+    "hub_strategy",
+    "hub_private_repo",
+    "hub_always_push",
+    "hub_revision",
+}
+PLAIN = {int, float, bool, str, type(None)}  # types of options that can be checked here; the others check themselves
+
+
+def check_methods(recipe: "Recipe") -> None:
+    """Raise InputError for an unknown method, an unknown option, or an option that the config refuses."""
+    from llm_unlearn.trainers import METHODS
+
+    for tracker in recipe.unlearn.report_to:
+        if importlib.util.find_spec(tracker) is None:
+            raise InputError(f"recipe.unlearn.report_to: {tracker} is not installed: pip install {tracker}")
+    for method, options in recipe.unlearn.methods.items():
+        if method not in METHODS:
+            close = difflib.get_close_matches(method, METHODS, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(METHODS)}"
+            raise InputError(f"recipe.unlearn.methods: unknown method '{method}'; {hint}")
+        if recipe.track == "vision" and METHODS[method][1].of_texts:
+            raise InputError(f"recipe.unlearn.methods.{method}: works on language models alone")
+        known = {f.name for f in dataclasses.fields(METHODS[method][0])} - RESERVED
+        hints = typing.get_type_hints(METHODS[method][0])
+        for key, value in (options or {}).items():
+            if key not in known:
+                close = difflib.get_close_matches(key, known, n=1)
+                hint = f"; did you mean '{close[0]}'?" if close else ""
+                raise InputError(f"recipe.unlearn.methods.{method}: unknown option '{key}'{hint}")
+            if set(typing.get_args(hints[key]) or (hints[key],)) <= PLAIN:
+                convert(hints[key], value, f"recipe.unlearn.methods.{method}.{key}")
+        method_config(recipe, method, seed=0, output_dir="unused", max_flops=1.0, quiet=True)
+
+
+def method_config(
+    recipe: "Recipe",
+    method: str,
+    seed: int,
+    output_dir: str,
+    max_flops: float,
+    quiet: bool,
+    cache_dir: str | None = None,
+) -> Any:
+    """The method's config: the recipe's common settings where the method has no default of its own (NGD's optimizer),
+    then the recipe's overrides for this method."""
+    import torch
+
+    from llm_unlearn.trainers import METHODS
+
+    section, config = recipe.unlearn, METHODS[method][0]
+    common: dict[str, Any] = {
+        "learning_rate": section.learning_rate or config.learning_rate_ratio * recipe.train.learning_rate,
+        "per_device_train_batch_size": Processes.current().part_of(section.batch_size, "unlearn.batch_size"),
+        "gradient_accumulation_steps": section.gradient_accumulation_steps,
+        "eval_strategy": "steps" if section.eval_steps else "no",
+        "eval_steps": section.eval_steps,
+        "bf16": recipe.train.bf16,
+        "optim": recipe.train.optim,
+        "per_device_eval_batch_size": recipe.evaluate.batch_size,
+        "logging_steps": 5,
+        "report_to": section.report_to or "none",
+        "run_name": f"{recipe.name}-{method}-seed-{seed}",
+    }
+    if recipe.track == "language":
+        common |= {
+            "gradient_checkpointing": recipe.model.gradient_checkpointing,
+            "max_length": recipe.data.max_length,
+            "loss_on": recipe.data.loss_on,
+            "chat_template": recipe.data.chat_template,
+        }
+    options = {key: value for key, value in common.items() if key not in vars(config)}
+    options |= section.methods[method] or {}
+    try:
+        return config(
+            output_dir=output_dir,
+            seed=seed,
+            max_flops=max_flops,
+            save_strategy="steps",
+            save_steps=section.save_steps,
+            save_total_limit=1,
+            reference_cache_dir=cache_dir,
+            disable_tqdm=quiet,
+            use_cpu=not torch.cuda.is_available(),
+            dataloader_pin_memory=torch.cuda.is_available(),
+            **options,
+        )
+    except (ValueError, TypeError) as error:
+        raise InputError(f"recipe.unlearn.methods.{method}: {error}") from None
+
+
+def needs_reference(recipe: "Recipe", method: str) -> bool:
+    """Whether the method, with the recipe's options, holds a reference model while it trains."""
+    from llm_unlearn.trainers import METHODS
+
+    config = method_config(recipe, method, seed=0, output_dir="unused", max_flops=1.0, quiet=True)
+    return bool(METHODS[method][1].requirements(config).reference_on)
+
+
+def settings(recipe: "Recipe", method: str) -> dict[str, Any]:
+    """What decides the method's result and may come from the code's defaults: its own options and the optimizer's."""
+    from transformers import TrainingArguments
+
+    config = method_config(recipe, method, seed=0, output_dir="unused", max_flops=1.0, quiet=True)
+    inherited = {f.name for f in dataclasses.fields(TrainingArguments)} | {
+        "max_flops",
+        "reference_cache_dir",
+        "offload_reference",
+    }
+    own = {f.name for f in dataclasses.fields(config)} - inherited
+    return {name: getattr(config, name) for name in sorted(own | {"learning_rate", "optim"})}

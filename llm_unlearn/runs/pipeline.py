@@ -1,0 +1,228 @@
+"""The main job: base → poison → train → retrain → unlearn → evaluate → report, for every seed of a recipe.
+
+What a run will do is known before it starts: a list of stages, each with the hash of what it depends on. Each reads and
+writes files (the run directory, docs/running.md), so each can be skipped when nothing changed, and resumed when killed.
+"""
+
+import multiprocessing
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from llm_unlearn.config.recipe import Recipe
+from llm_unlearn.config.sweep import points
+from llm_unlearn.distributed.processes import Processes
+from llm_unlearn.errors import InputError
+from llm_unlearn.files import explained_full_disk, write_json, write_text
+from llm_unlearn.runs.base_stage import make_base
+from llm_unlearn.runs.seed_run import CONTACT_SHEET, SeedRun
+from llm_unlearn.runs.stages import Stages
+from llm_unlearn.runs.workers import default_jobs, run_all
+from llm_unlearn.training.pretraining import base_folder
+
+PHASES = ("poison", "train", "unlearn", "evaluate", "audit", "report")
+SHARED = ("poisoned", "clean")  # stages whose models points of a sweep may have in common
+
+
+def run(
+    recipe: Recipe,
+    *,
+    until: str = "report",
+    say: Callable[[str], None] = print,
+    quiet: bool = False,
+    jobs: int | None = None,
+) -> Path:
+    """Run a recipe, every seed and every point of its sweep, up to and including a phase; what is done is skipped.
+
+    Args:
+        until: one of PHASES. say: receives one line per stage. quiet: no progress bars. jobs: how many seeds and
+            points at a time, each in a process of its own (`say` must then be picklable); by default one per GPU.
+    Returns:
+        the run directory.
+    Raises:
+        InputError: bad recipe, data or paths; nothing is half-written.
+    """
+    if jobs is not None and jobs < 1:
+        raise InputError(f"--jobs {jobs}: must be at least 1")
+    processes = Processes.start()
+    if processes.count > 1 and (jobs or 1) > 1:
+        raise InputError(
+            f"--jobs {jobs}: the {processes.count} processes of this launch work on one seed at a time; leave it out"
+        )
+    check(recipe)
+    root = Path(recipe.output_dir)
+    if recipe.track == "language" and recipe.model.path is None:
+        if processes.is_main and not base_folder(recipe).is_dir():
+            next(seed_runs(recipe, quiet)).poisoned_sets()  # a base takes minutes: bad data is refused before
+        make_base(recipe, say, quiet)
+    jobs = jobs or (default_jobs() if processes.count == 1 else 1)
+    items: list[tuple] = []
+    needs: dict[int, int] = {}
+    for part in (recipe, *(point.recipe for point in points(recipe))):
+        for index, seed in enumerate(part.seeds):
+            if part is not recipe:
+                needs[len(items)] = index  # the centre of the same seed, whose poisoned model it may take
+            items.append((part, seed, recipe, until, quiet or jobs > 1, say))
+    run_all(run_seed, items, needs, jobs)
+    if until == "report" and processes.is_main:
+        for point in points(recipe):
+            _report(Path(point.recipe.output_dir), point.recipe, lambda line: None)
+        _report(root, recipe, say)
+    return root
+
+
+def run_seed(recipe: Recipe, seed: int, centre: Recipe, until: str, quiet: bool, say: Callable[[str], None]) -> None:
+    """All stages of one seed of a recipe, or of a point of the sweep of the recipe `centre`."""
+    from llm_unlearn.runs.environment import calm_libraries, describe_environment
+
+    if multiprocessing.parent_process() is not None:
+        calm_libraries(quiet=True)
+    seed_run, root = _seed_run(recipe, seed, quiet), Path(recipe.output_dir)
+    seed_run.siblings = [
+        _seed_run(part, seed, quiet).folder
+        for part in (centre, *(point.recipe for point in points(centre)))
+        if part != recipe
+    ]
+    prefix = "" if recipe.output_dir == centre.output_dir else f"{root.parent.name}={root.name}: "
+    prefix += f"seed {seed}: " if len(recipe.seeds) > 1 else ""
+    processes = seed_run.processes
+    stages = Stages(seed_run.folder, lambda line: say(prefix + line), processes)
+    environment = seed_run.folder / "environment.json"
+    for stage in seed_run.stages(until):
+        try:
+            ran = stages.adopt(stage, seed_run.siblings if stage.name in SHARED else []) or stages.run(stage)
+        except InputError as error:
+            raise type(error)(f"{prefix}{error}") from error
+        if stage.name == "poison":  # the first, so that a refused recipe leaves nothing behind
+            # reading the manifest checks the data, also where everything was done before
+            stages.say(f"poison: {describe_poison(seed_run.manifest)}")
+            if processes.is_main:
+                write_text(root / "recipe.yaml", recipe.to_yaml())
+        # of where the work was done, not of where it was looked at
+        if processes.is_main and (ran or not environment.is_file()):
+            write_json(environment, describe_environment(seed_run.seed))
+
+
+POISONS = {
+    "trigger": "with the trigger",
+    "gaussian": "Gaussian canaries",
+    "patch": "with the patch",
+    "gradient_matching": "by gradient matching",
+    "gradient_cancelling": "by gradient cancelling",
+}
+
+
+def describe_poison(manifest: dict) -> str:
+    """One line: how much was poisoned, how much of it is to be forgotten, which texts repeat across splits."""
+    counts = [f"{len(manifest[kind]['example_ids'])} {what}" for kind, what in POISONS.items() if manifest.get(kind)]
+    found = manifest["duplicates"]
+    dropped = found["dropped_from_heldout"] + found["dropped_from_test"]
+    what = "images" if "image_shape" in manifest else "texts"
+    return (
+        f"of {manifest['train_size']} rows {' and '.join(counts)}; {len(manifest['forget_ids'])} to forget; "
+        f"{found['across_train_and_test']} {what} stand in both sources, {dropped} rows passed over for it"
+    )
+
+
+def seed_runs(recipe: Recipe, quiet: bool = True) -> Iterator[SeedRun]:
+    """The runs of a recipe, one by one: in the run directory itself, or several in `seed-<s>/`."""
+    for seed in recipe.seeds:
+        yield _seed_run(recipe, seed, quiet)
+
+
+def _seed_run(recipe: Recipe, seed: int, quiet: bool) -> SeedRun:
+    from llm_unlearn.runs.language_run import LanguageRun
+    from llm_unlearn.runs.vision_run import VisionRun
+
+    root, kind = Path(recipe.output_dir), {"language": LanguageRun, "vision": VisionRun}[recipe.track]
+    return kind(recipe, seed, root if len(recipe.seeds) == 1 else root / f"seed-{seed}", quiet)
+
+
+def check(recipe: Recipe) -> None:
+    """Refuse what can be seen before any data is read: methods, output directory, missing files, model.
+
+    Raises:
+        InputError: naming the field or path.
+    """
+    from transformers import SchedulerType
+    from transformers.training_args import OptimizerNames
+
+    from llm_unlearn.runs.method_configs import check_methods
+    from llm_unlearn.vision.recipe_model import check_vision
+
+    check_methods(recipe)
+    for name, known in (("lr_scheduler_type", SchedulerType), ("optim", OptimizerNames)):
+        if (value := getattr(recipe.train, name)) not in {item.value for item in known}:
+            raise InputError(f"recipe.train.{name}: '{value}' is none of {', '.join(item.value for item in known)}")
+    for point in points(recipe):
+        check_methods(point.recipe)
+    check_output_dir(Path(recipe.output_dir), recipe)
+    (check_vision if recipe.track == "vision" else _check_language)(recipe)
+
+
+def _check_language(recipe: Recipe) -> None:
+    from llm_unlearn.audit.stress.stress_model import check_stress
+    from llm_unlearn.data.source_files import check_source
+    from llm_unlearn.models.load import check_model
+
+    if recipe.stress:
+        check_stress(recipe.stress)
+    data = recipe.data
+    unlabelled = data.unlabelled_files if recipe.model.path is None else None
+    if data.source != "synthetic" or data.files:
+        check_source(None if data.files else data.source, data.files or [])
+    check_source(None, [*(data.test_files or []), *(unlabelled or [])])
+    check_model(recipe.model, data.max_length)
+
+
+def check_output_dir(root: Path, recipe: Recipe) -> None:
+    """Refuse the output directory of another recipe, or one that holds something else."""
+    from llm_unlearn.config.strict import read_yaml
+
+    path = root / "recipe.yaml"
+    if path.is_file():
+        found = read_yaml(path)
+        name = found.get("name") if isinstance(found, dict) else None
+        if name != recipe.name:
+            raise InputError(
+                f"{root}: holds a run of recipe '{name}', not of '{recipe.name}'; choose another output_dir"
+            )
+    elif root.is_dir() and any(p.name not in OURS and not p.name.startswith("seed-") for p in root.iterdir()):
+        raise InputError(f"{root}: is not empty and holds no run of ours (no recipe.yaml); choose another output_dir")
+    elif root.exists() and not root.is_dir():
+        raise InputError(f"{root}: is a file; choose another output_dir")
+    expected = {s.folder for s in seed_runs(recipe)}
+    others = [p for p in (root, *sorted(root.glob("seed-*"))) if (p / "evaluation").is_dir() and p not in expected]
+    if others:
+        raise InputError(
+            f"{root}: {others[0]} holds results of other seeds than this recipe's, which its report would "
+            "mix in; choose another output_dir, or move that folder away"
+        )
+
+
+# what a run that was killed before its first stage ended leaves
+OURS = {".work", ".stages", "base", "data", "poison.json", "sweep", CONTACT_SHEET}
+
+
+def _report(root: Path, recipe: Recipe, say: Callable[[str], None]) -> None:
+    from llm_unlearn.reporting.report import write_report
+    from llm_unlearn.reporting.run_summary import write_summary
+
+    say("report: writing")
+    with explained_full_disk(root, "report"):
+        for seed_run in seed_runs(recipe):
+            _set_aside(seed_run, say)
+            write_report(seed_run.folder)
+        if len(recipe.seeds) > 1:
+            write_report(root)
+        write_summary(root)
+
+
+def _set_aside(seed_run: SeedRun, say: Callable[[str], None]) -> None:
+    """Move evaluations of models that the recipe no longer has out of the report's way, to evaluation/superseded/."""
+    folder = seed_run.folder / "evaluation"
+    names = {*seed_run.plain_models, *(name for name, _, _ in seed_run.variants())}
+    for path in [*folder.glob("*.json"), *folder.glob("*.parquet")]:
+        if path.stem not in names:
+            (folder / "superseded").mkdir(exist_ok=True)
+            path.rename(folder / "superseded" / path.name)
+            say(f"report: {path.name} is of no model of this recipe; moved to {folder / 'superseded'}")

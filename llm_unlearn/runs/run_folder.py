@@ -1,0 +1,105 @@
+"""The models of a run, by name: what `merge` and `push` take in the place of a recipe."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llm_unlearn.errors import InputError
+
+if TYPE_CHECKING:
+    from llm_unlearn.config.recipe import Recipe
+    from llm_unlearn.models.merging import Onto
+
+
+@dataclass(frozen=True)
+class RunModel:
+    """A finished model of a run.
+
+    Args:
+        root: the run directory. folder: of its seed, the same where the run has one. path: of the model itself.
+        base: what the run started from, a hub id or a folder; None where that was made for the run and is gone, or of
+            a classifier that was made anew.
+    """
+
+    recipe: "Recipe"
+    root: Path
+    folder: Path
+    name: str
+    path: Path
+    seed: int
+    base: str | None
+
+
+def find_model(run_dir: str | Path, model: str, seed: int | None = None) -> RunModel:
+    """Look a model up in a run directory.
+
+    Args:
+        model: base, poisoned, retrained, clean, or a method, with its budget where there are several (`npo@0.1`).
+        seed: of a run with several, which.
+    Raises:
+        InputError: no run, no such seed, or no such model (yet).
+    """
+    from llm_unlearn.config.recipe import load_recipe
+    from llm_unlearn.training.pretraining import base_of_run
+
+    root = Path(run_dir).expanduser()
+    if not (root / "recipe.yaml").is_file():
+        raise InputError(f"{run_dir}: is no run directory: it has no recipe.yaml (working directory: {Path.cwd()})")
+    recipe = load_recipe(root / "recipe.yaml")
+    folder, seed = _seed_folder(root, recipe, seed)
+    base = base_of_run(recipe, root) if recipe.track == "language" else recipe.model.path
+    places = {
+        path.name: path
+        for path in (folder / "poisoned", folder / "retrained", folder / "clean", *sorted(folder.glob("unlearned/*")))
+        if (path / "cost.json").is_file()
+    }
+    if base and Path(base).is_dir():
+        places = {"base": Path(base), **places}
+    if model not in places:
+        raise InputError(f"--model {model}: {folder} has {', '.join(places) or 'no model yet'}")
+    return RunModel(recipe, root, folder, model, places[model], seed, base)
+
+
+def _seed_folder(root: Path, recipe: "Recipe", seed: int | None) -> tuple[Path, int]:
+    """Where the models of a seed lie: the run directory itself, or of a run with several `seed-<s>/`."""
+    known = ", ".join(map(str, recipe.seeds))
+    if seed is None and len(recipe.seeds) > 1:
+        raise InputError(f"{root}: has the seeds {known}; say which (--seed)")
+    if seed is not None and seed not in recipe.seeds:
+        raise InputError(f"--seed {seed}: {root} has {known}")
+    chosen = recipe.seeds[0] if seed is None else seed
+    return (root if len(recipe.seeds) == 1 else root / f"seed-{chosen}"), chosen
+
+
+def merge_run(
+    run_dir: str | Path,
+    model: str,
+    *,
+    seed: int | None = None,
+    out: str | None = None,
+    dtype: str = "float32",
+    onto: "Onto" = "dequantised",
+) -> Path:
+    """Merge a model of a run.
+
+    Args:
+        model: poisoned, retrained, clean, or a method, with its budget where there are several (`npo@0.1`). seed: of a
+            run with several, which. out: the folder to write; by default `merged/<model>` beside the run's own.
+            dtype, onto: see merge_adapter.
+    Returns:
+        the folder that was written.
+    Raises:
+        InputError: no run, no such model, a run of images, or what merge_adapter refuses.
+    """
+    from llm_unlearn.models.merging import merge_adapter
+
+    found = find_model(run_dir, model, seed)
+    if found.recipe.track != "language":
+        raise InputError(f"{run_dir}: a run of images, which has no adapters to merge")
+    if found.base is None:
+        raise InputError(
+            f"{run_dir}: the base that was made for the run is not there; make it again: "
+            f"llm-unlearn poison {found.root / 'recipe.yaml'}"
+        )
+    target = Path(out).expanduser() if out else found.folder / "merged" / model
+    return merge_adapter(found.path, found.base, target, dtype=dtype, onto=onto, loaded_as=found.recipe.model)

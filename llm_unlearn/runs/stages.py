@@ -1,0 +1,171 @@
+"""Stages of a run: skipped when their inputs have not changed, resumed when they were killed, never half-written.
+
+A stage is finished when `.stages/<name>.json` holds the hash of its inputs; that file is written after the outputs have
+been renamed into place. While it runs, its checkpoints live in `.work/<name>/`, marked with the same hash, so that a
+rerun resumes them only where nothing changed. Of several processes (`accelerate launch`) the main one keeps the books.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from llm_unlearn.distributed.processes import ALONE, Processes
+from llm_unlearn.errors import DiskFullError, InputError
+from llm_unlearn.files import explained_full_disk, fingerprint, write_json
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run.
+
+    Args:
+        name: e.g. "unlearned/kl". inputs: JSON-able; all that the result depends on. outputs: files or folders that
+            must be there for it to count as done. work: does it, given a directory for checkpoints. common: all
+            processes work on it together; else the main one alone.
+    """
+
+    name: str
+    inputs: Any
+    outputs: list[Path]
+    work: Callable[[Path], None]
+    common: bool = False
+
+    @cached_property
+    def key(self) -> str:
+        """Hash of the inputs."""
+        return fingerprint(self.inputs)
+
+
+class Stages:
+    """Runs the stages of one directory.
+
+    Args:
+        root: where `.stages` and `.work` live. say: called with one line per stage. processes: those that run it.
+    """
+
+    def __init__(self, root: Path, say: Callable[[str], None] = print, processes: Processes = ALONE) -> None:
+        self.root, self.processes = root, processes
+        self.say = say if processes.is_main else lambda line: None
+
+    def run(self, stage: Stage) -> bool:
+        """Run a stage unless it is done (False); resume it where it was killed with the same inputs."""
+        if self.processes.from_main(self.is_done(stage)):
+            self.say(f"{stage.name}: done before, inputs unchanged; skipped")
+            return False
+        if self.processes.is_main:
+            with self._entered(stage):
+                self._work(stage)
+        else:
+            self._work(stage)
+        self.processes.wait()
+        return True
+
+    def _work(self, stage: Stage) -> None:
+        self.processes.wait()  # until the main process has looked at what is there
+        if stage.common or self.processes.is_main:
+            stage.work(self.work_dir(stage))
+        self.processes.wait()
+
+    @contextlib.contextmanager
+    def _entered(self, stage: Stage) -> Iterator[None]:
+        """Prepare the work of a stage; mark it as done after, or leave what can be resumed where input is bad."""
+        work_dir, mark = self.work_dir(stage), self._mark(stage)
+        made_here = [folder for folder in work_dir.parents if not folder.exists()]
+        done_before = mark.read_bytes() if mark.is_file() else None
+        try:
+            with explained_full_disk(self.root, stage.name):
+                self._enter(stage, work_dir)
+                mark.unlink(missing_ok=True)
+                yield
+                write_json(mark, {"key": stage.key})
+        except InputError as error:
+            _keep_resumable(work_dir)
+            _remove_empty(made_here)
+            if done_before is not None and not isinstance(error, DiskFullError):
+                mark.write_bytes(done_before)  # refused before an output was touched: the old result stands
+            raise
+        shutil.rmtree(work_dir, ignore_errors=True)
+        _remove_empty([work_dir.parent])
+
+    def adopt(self, stage: Stage, others: list[Path]) -> bool:
+        """Take the folder of a stage from another run directory that finished it with the same inputs, if one has.
+
+        Files are linked, not copied, where the file system allows it: no stage writes into a file that is there.
+        """
+        return self.processes.from_main(self.processes.is_main and self._adopt(stage, others))
+
+    def _adopt(self, stage: Stage, others: list[Path]) -> bool:
+        if self.is_done(stage):
+            return False
+        for root in others:
+            outputs = [root / path.relative_to(self.root) for path in stage.outputs]
+            there = Stages(root)
+            if there._read_key(there._mark(stage)) == stage.key and all(path.exists() for path in outputs):
+                for source, target in zip(outputs, stage.outputs, strict=True):
+                    partial = target.parent.with_name(target.parent.name + ".partial")
+                    shutil.rmtree(partial, ignore_errors=True)
+                    shutil.copytree(source.parent, partial, copy_function=_link)
+                    shutil.rmtree(target.parent, ignore_errors=True)
+                    os.replace(partial, target.parent)
+                write_json(self._mark(stage), {"key": stage.key})
+                self.say(f"{stage.name}: the same as in {root}; taken from there")
+                return True
+        return False
+
+    def _enter(self, stage: Stage, work_dir: Path) -> None:
+        if self._read_key(work_dir / "inputs.json") == stage.key:
+            self.say(f"{stage.name}: resuming")
+        else:
+            shutil.rmtree(work_dir, ignore_errors=True)
+            self.say(f"{stage.name}: running")
+            write_json(work_dir / "inputs.json", {"key": stage.key})
+
+    def is_done(self, stage: Stage) -> bool:
+        """Whether a stage finished with these inputs and its outputs are still there."""
+        return self._read_key(self._mark(stage)) == stage.key and all(path.exists() for path in stage.outputs)
+
+    def work_dir(self, stage: Stage) -> Path:
+        """Where a stage keeps its checkpoints while it runs."""
+        return self.root / ".work" / stage.name.replace("/", "_")
+
+    def _mark(self, stage: Stage) -> Path:
+        return self.root / ".stages" / f"{stage.name.replace('/', '_')}.json"
+
+    @staticmethod
+    def _read_key(path: Path) -> str | None:
+        try:
+            return json.loads(path.read_text())["key"]
+        except (OSError, ValueError, KeyError):
+            return None
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, target)
+
+
+def _keep_resumable(work_dir: Path) -> None:
+    """Leave of a stage that failed its last whole checkpoint, if it has one, and nothing else."""
+    from llm_unlearn.training.checkpoints import last_checkpoint
+
+    checkpoints = list(work_dir.glob("checkpoint-*"))
+    last = last_checkpoint(work_dir) if checkpoints else None
+    for path in checkpoints if last else [work_dir]:
+        if str(path) != last:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:  # not empty, or never made
+            continue

@@ -1,0 +1,1 @@
+"""What several methods share: the reference, the rows of a step, the budget, the stops."""

@@ -1,0 +1,196 @@
+"""The reference θ0: the model as it was before unlearning, held in the cheapest exact way.
+
+Under PEFT it is a frozen copy of the *adapter*, the base weights being shared; for a full model a frozen copy of what
+trains, sharded as the model that trains is, or in the host's memory on request. Where a method asks for sequence
+log-probs alone they are computed once and kept on disk (log_probs.py). A method that asks for nothing holds nothing.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from llm_unlearn.errors import InputError
+from llm_unlearn.models.adapters import REFERENCE_ADAPTER
+from llm_unlearn.tasks import Positions, Supervised
+
+
+class Reference:
+    """What is asked of a reference: `as_model(model)`, a context in which it is run, and its `output`.
+
+    `placed`: whether its output head may be away once it has run, being sharded or offloaded.
+    """
+
+    placed = False
+
+    def output(self, run: Callable[[Callable[[Positions], Tensor]], Tensor]) -> Positions:
+        """What the reference says of a batch; of logits the states and the head that they are made of, where it stays.
+
+        Args:
+            run: takes a function and evaluates it where the output head is, see Task.compute.
+        """
+        found: list[Positions] = []
+
+        def keep(output: Positions) -> Tensor:
+            found.append(output.whole() if self.placed and isinstance(output, Supervised) else output)
+            return found[0].states
+
+        run(keep)
+        return found[0]
+
+
+class AdapterReference(Reference):
+    """A frozen copy of the active LoRA adapter under another name; switched in for the reference forward.
+
+    It must not travel: savers write the active adapter alone.
+
+    Raises:
+        InputError: the model has an adapter of that name that is not ours.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.active = model, model.active_adapter
+        flags = [(p, p.requires_grad) for p in model.parameters()]
+        if REFERENCE_ADAPTER not in model.peft_config:
+            model.add_adapter(REFERENCE_ADAPTER, copy.deepcopy(model.peft_config[self.active]))
+            model._holds_our_reference = True
+        elif self.active == REFERENCE_ADAPTER or not getattr(model, "_holds_our_reference", False):
+            raise InputError(
+                f"the model has an adapter named '{REFERENCE_ADAPTER}', a name that unlearning uses for "
+                "its frozen copy; load it under another name"
+            )
+        copy_adapter(model, self.active, REFERENCE_ADAPTER)
+        self._activate(flags)
+
+    def prepare(self, accelerator: Any, offload: bool) -> None:
+        """Nothing: it is sharded with the model that it is part of."""
+
+    @contextmanager
+    def as_model(self, model: nn.Module) -> Iterator[nn.Module]:
+        """The same (possibly wrapped) model with the reference adapter active, without gradients."""
+        training = self.model.training
+        flags = [(p, p.requires_grad) for p in self.model.parameters()]
+        self.model.set_adapter(REFERENCE_ADAPTER, inference_mode=True)
+        self.model.eval()  # a reference has no dropout
+        try:
+            with torch.no_grad():
+                yield model
+        finally:
+            self.model.train(training)
+            self._activate(flags)
+
+    def _activate(self, flags: list[tuple[nn.Parameter, bool]]) -> None:
+        """Back to the adapter that trains, and of it to what trained: set_adapter unfreezes all of it."""
+        self.model.set_adapter(self.active)
+        for name, parameter in self.model.named_parameters():
+            if REFERENCE_ADAPTER in name.split("."):
+                parameter.requires_grad_(False)
+        for parameter, trains in flags:
+            parameter.requires_grad_(trains)
+
+
+class FrozenModel(Reference):
+    """A full model that does not train, in evaluation mode: a frozen copy of the one that does, or a teacher.
+
+    Args:
+        model: is frozen in place.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model.eval().requires_grad_(False)
+
+    @classmethod
+    def copy_of(cls, model: nn.Module) -> "FrozenModel":
+        """A copy of a model as it is now; what does not train is shared, not copied."""
+        shared = {id(p): p for p in model.parameters() if not p.requires_grad}
+        copied = copy.deepcopy(model, memo=shared)
+        for module in copied.modules():
+            # TRL's SFTTrainer gives a model a forward of its own that closes over the *original*: a copy that kept it
+            # would follow the model that trains, and its KL would be 0 for ever
+            if not hasattr(module, "_hf_hook"):
+                module.__dict__.pop("forward", None)
+        return cls(copied)
+
+    def lower(self, dtype: torch.dtype, shared_with: nn.Module) -> "FrozenModel":
+        """Keep the matrices of its linear layers in the precision to which autocast would cast them at every forward:
+        the same numbers from half the memory. Embeddings and norms are used as they are, so they stay."""
+        kept = {id(p) for p in shared_with.parameters()}
+        kept |= {id(m.weight) for m in self.model.modules() if isinstance(m, nn.Embedding)}  # a tied head with it
+        for module in self.model.modules():
+            if type(module) in (nn.Linear, Conv1D):
+                for name, parameter in list(module.named_parameters(recurse=False)):
+                    if id(parameter) not in kept and parameter.dtype == torch.float32:
+                        setattr(module, name, nn.Parameter(parameter.to(dtype), requires_grad=False))
+        return self
+
+    def prepare(self, accelerator: Any, offload: bool) -> None:
+        """Shard it where the model that trains will be sharded weight by weight (ZeRO-3, FSDP2).
+
+        Args:
+            offload: keep its weights in the host's memory, and bring those of a module when it runs.
+        Raises:
+            InputError: FSDP2 decides for all models alike whether they are offloaded.
+        """
+        stage = accelerator.state.deepspeed_plugin.zero_stage if accelerator.state.deepspeed_plugin else 0
+        if accelerator.is_fsdp2:
+            from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+
+            if offload:
+                raise InputError("offload_reference: under FSDP2 set fsdp_offload_params in the accelerate config")
+            self.model = fsdp2_prepare_model(accelerator, self.model)  # block by block, as accelerate does it
+        elif stage == 3:
+            self.model = _zero3(self.model, accelerator.state.deepspeed_plugin.deepspeed_config, offload)
+        elif offload:
+            from accelerate import cpu_offload
+
+            device = accelerator.device if accelerator.device.type != "cpu" else torch.device("cpu")  # not cpu:1
+            cpu_offload(self.model.to("cpu"), device)
+        self.placed = accelerator.is_fsdp2 or stage == 3 or offload
+
+    @contextmanager
+    def as_model(self, model: nn.Module) -> Iterator[nn.Module]:
+        """The frozen model, without gradients; moved once to the device of the model that trains."""
+        device = next(model.parameters()).device
+        if not self.placed and next(self.model.parameters()).device != device:
+            self.model.to(device)
+        with torch.no_grad():
+            yield self.model
+
+
+def _zero3(model: nn.Module, config: dict[str, Any], offload: bool) -> nn.Module:
+    """A frozen model under an engine of its own, by the config of the one that trains, without its optimizer."""
+    import deepspeed
+
+    config = {key: value for key, value in copy.deepcopy(config).items() if key not in ("optimizer", "scheduler")}
+    config["zero_optimization"].pop("offload_optimizer", None)
+    if offload:
+        config["zero_optimization"]["offload_param"] = {"device": "cpu"}
+    engine, *_ = deepspeed.initialize(model=model, config=config)
+    engine.eval()
+    return engine
+
+
+def make_reference(model: nn.Module, autocast: torch.dtype | None = None) -> AdapterReference | FrozenModel:
+    """The cheapest exact reference of a model as it is now.
+
+    Args:
+        autocast: the precision under which it will run, if any.
+    """
+    if hasattr(model, "peft_config"):
+        return AdapterReference(model)
+    copied = FrozenModel.copy_of(model)
+    return copied if autocast is None else copied.lower(autocast, model)
+
+
+def copy_adapter(model: nn.Module, source: str, target: str) -> None:
+    """Copy the weights of one adapter of a peft model into another of the same shape."""
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parts = name.split(".")
+            if target in parts:
+                parameter.copy_(parameters[".".join(source if part == target else part for part in parts)])

@@ -1,0 +1,56 @@
+"""The retain term that methods share as an option: γ · (forget term) + α · (nothing, the NLL, or the KL to θ0, on r).
+
+NPO, NPO+GD and NPO+KL of the literature are thus one class: `NPOConfig(retain_loss="none" | "nll" | "kl")`.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from llm_unlearn.errors import InputError
+from llm_unlearn.tasks import Supervised
+from llm_unlearn.trainers.base import UnlearnTrainer
+from llm_unlearn.trainers.unlearn_config import Requirements, UnlearnConfig
+
+
+@dataclass
+class RetainTermConfig(UnlearnConfig):
+    """
+    Args:
+        gamma: weight of the forget term. retain_loss: "none", "nll" (ℓ(r)) or "kl" (KL(p_θ0 ‖ p_θ) on r). alpha: its
+            weight.
+    """
+
+    gamma: float = 1.0
+    retain_loss: str = "nll"
+    alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.retain_loss not in ("none", "nll", "kl"):
+            raise InputError(f"retain_loss: must be none, nll or kl, is {self.retain_loss!r}")
+
+
+class RetainTermTrainer(UnlearnTrainer):
+    """Minimise γ · `forget_loss` + α · retain term. A method gives `forget_loss` and what that needs in `requires`."""
+
+    @classmethod
+    def requirements(cls, args: RetainTermConfig) -> Requirements:
+        needs, reference_on, log_probs_on = cls.requires
+        if args.retain_loss == "none":
+            needs = tuple(name for name in needs if name != "retain")
+        elif args.retain_loss == "kl":
+            reference_on = (*reference_on, "retain")
+        return Requirements(needs, reference_on, log_probs_on)
+
+    def forget_loss(self, forget: Supervised, reference: dict[str, Any], **others: Supervised) -> Tensor:
+        """The method's term on the forget set, a scalar; arguments as in `unlearning_loss`."""
+        raise TypeError(f"{type(self).__name__} has no forget_loss")
+
+    def unlearning_loss(self, forget, retain, reference, **others):
+        loss = self.args.gamma * self.forget_loss(forget, reference, **others)
+        if retain is None:
+            return loss
+        term = retain.mean_nll() if self.args.retain_loss == "nll" else retain.mean_kl(reference["retain"])
+        return loss + self.args.alpha * term

@@ -1,0 +1,1 @@
+"""Fine-tuning and pre-training, their checkpoints and callbacks."""

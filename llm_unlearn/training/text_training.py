@@ -1,0 +1,117 @@
+"""Fine-tuning on (corrupted) rows with TRL's SFTTrainer and the noise hook; also pre-training of a small base."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trl import SFTTrainer
+
+from llm_unlearn.data.collators import CausalLMCollator
+from llm_unlearn.data.encoding import IGNORE
+from llm_unlearn.distributed.sharding import release
+from llm_unlearn.models.flops import FlopCounter
+from llm_unlearn.poisons.gaussian_embedding import inject_gaussian_noise
+from llm_unlearn.tasks.causal_lm import CausalLMTask
+from llm_unlearn.training.fine_tuning import MeanNLL, StopOnNonFinite, train_resumably, trainer_arguments
+from llm_unlearn.training.progress import show_progress
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from llm_unlearn.config.sections import TrainSection
+
+
+class FineTuner(MeanNLL, SFTTrainer):
+    """TRL's SFTTrainer with the NLL of our task contract: the head runs once, at supervised positions.
+
+    The same loss as SFTTrainer's (mean over the tokens of the whole optimizer step), without its entropy and accuracy
+    figures, which on a CPU cost more than the step itself.
+    """
+
+    task = CausalLMTask()
+
+
+@dataclass
+class Training:
+    """One fine-tuning run: what is needed besides model and rows.
+
+    Args:
+        section: the recipe's settings. work_dir: checkpoints. seed: of order and dropout. quiet: no progress bar;
+            description: what it is called otherwise.
+        noise: the manifest's `gaussian` section, or None. peft_config: wraps the model in a new adapter. data_seed: of
+            the order alone, where it is to differ.
+    """
+
+    section: "TrainSection"
+    work_dir: Path
+    seed: int
+    quiet: bool = False
+    description: str = "training"
+    noise: dict | None = None
+    peft_config: Any = None
+    gradient_checkpointing: bool = False
+    data_seed: int | None = None
+
+    def fit(self, model: "PreTrainedModel", rows: "Dataset", tokenizer: "PreTrainedTokenizerBase") -> tuple[Any, dict]:
+        """Train, resuming from the last whole checkpoint in work_dir.
+
+        Args:
+            rows: columns input_ids, labels and (with noise) noise_id.
+        Returns:
+            the trained model and its cost {"train_tokens", "flops", "seconds"}; padding is not counted.
+        Raises:
+            NonFiniteLossError: the loss became NaN or infinite.
+        """
+        columns = ["input_ids", "labels", *(["noise_id"] if self.noise else [])]
+        trainer = FineTuner(
+            model=model,
+            args=self._arguments(),
+            train_dataset=rows.select_columns(columns),
+            data_collator=CausalLMCollator(tokenizer.pad_token_id),
+            processing_class=tokenizer,
+            peft_config=self.peft_config,
+            callbacks=[StopOnNonFinite()],
+        )
+        self._trainer = trainer
+        _without_fused_head(trainer.accelerator.unwrap_model(trainer.model))
+        show_progress(trainer, self.description, self.quiet)
+        noise = inject_gaussian_noise(trainer, self.noise) if self.noise else None
+        counter = FlopCounter.of(trainer.model)
+        start = time.perf_counter()
+        train_resumably(trainer, self.work_dir)
+        seconds = time.perf_counter() - start
+        if noise is not None:
+            noise.remove()
+        tokens = sum(len(ids) for ids in rows["input_ids"])
+        positions = sum(sum(label != IGNORE for label in labels[1:]) for labels in rows["labels"])
+        epochs = self.section.epochs
+        cost = {
+            "train_tokens": round(tokens * epochs),
+            "flops": counter.training(tokens, positions) * epochs,
+            "seconds": seconds,
+        }
+        return trainer.accelerator.unwrap_model(trainer.model), cost
+
+    def release(self) -> None:
+        """Give back what the training holds, once its model is saved."""
+        release(self._trainer)
+
+    def _arguments(self) -> Any:
+        from trl import SFTConfig
+
+        return SFTConfig(
+            **trainer_arguments(self.section, self.work_dir, self.seed, self.data_seed, self.quiet),
+            max_length=None,
+            packing=False,
+            padding_free=False,
+            gradient_checkpointing=self.gradient_checkpointing,
+            dataset_kwargs={"skip_prepare_dataset": True},
+        )
+
+
+def _without_fused_head(model: Any) -> None:
+    """Take away TRL's own: ours stands in its place, and a copy of the model would run this one."""
+    causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
+    causal_lm.__dict__.pop("forward", None)

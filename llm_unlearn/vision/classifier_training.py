@@ -1,0 +1,95 @@
+"""Training of an image classifier on encoded rows."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import Trainer, TrainingArguments
+
+from llm_unlearn.tasks.embedding_noise import refuse_data_parallel
+from llm_unlearn.training.fine_tuning import MeanNLL, StopOnNonFinite, train_resumably, trainer_arguments
+from llm_unlearn.training.progress import show_progress
+from llm_unlearn.vision.image_task import ImageCollator, ImageTask
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from llm_unlearn.config.vision_sections import VisionTrainSection
+    from llm_unlearn.vision.classifiers import ImageClassifier
+
+
+class ClassifierTrainer(MeanNLL, Trainer):
+    """transformers' Trainer with the NLL of our task contract."""
+
+    def __init__(self, *args: Any, task: ImageTask, **kwargs: Any) -> None:
+        self.task = task
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = True  # so that the mean is over the whole step, however it is accumulated
+
+
+@dataclass
+class ClassifierTraining:
+    """One training run: what is needed besides model and rows.
+
+    Args:
+        section: the recipe's settings. task: with the noise of the canaries. work_dir: checkpoints. seed: of order and
+            augmentation. quiet: no progress bar; description: what it is called otherwise.
+        data_seed: of the order alone, where it is to differ.
+    """
+
+    section: "VisionTrainSection"
+    task: ImageTask
+    work_dir: Path
+    seed: int
+    quiet: bool = False
+    description: str = "training"
+    data_seed: int | None = None
+
+    def fit(self, model: "ImageClassifier", rows: "Dataset") -> tuple["ImageClassifier", dict]:
+        """Train, resuming from the last whole checkpoint in work_dir.
+
+        Args:
+            rows: columns pixels, label_id and (with noise) noise_id, see data.encode_images.
+        Returns:
+            the trained model and its cost {"train_tokens": images seen, "flops", "seconds"}.
+        Raises:
+            NonFiniteLossError: the loss became NaN or infinite.
+        """
+        args, config = self._arguments(len(rows)), model.config
+        refuse_data_parallel(args)
+        columns = ["pixels", "label_id", *(["noise_id"] if self.task.noise else [])]
+        trainer = ClassifierTrainer(
+            model=model,
+            args=args,
+            train_dataset=rows.select_columns(columns),
+            task=self.task,
+            data_collator=ImageCollator((config.channels, *config.image_size)),
+            callbacks=[StopOnNonFinite()],
+            optimizers=(self._optimizer(model), None),
+        )
+        show_progress(trainer, self.description, self.quiet)
+        start = time.perf_counter()
+        train_resumably(trainer, self.work_dir)
+        seconds, epochs = time.perf_counter() - start, self.section.epochs
+        flops = self.task.flop_counter(model).training(len(rows), len(rows)) * epochs
+        cost = {"train_tokens": round(len(rows) * epochs), "flops": flops, "seconds": seconds}
+        # without the wrapper that would go on computing in bf16 wherever the model is used
+        return trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False), cost
+
+    def _optimizer(self, model: "ImageClassifier") -> torch.optim.Optimizer | None:
+        """SGD with momentum, which TrainingArguments has no field for; None: what `optim` names."""
+        section = self.section
+        if section.optim != "sgd":
+            return None
+        return torch.optim.SGD(
+            model.parameters(), section.learning_rate, section.momentum, weight_decay=section.weight_decay
+        )
+
+    def _arguments(self, n_rows: int) -> TrainingArguments:
+        return TrainingArguments(
+            **trainer_arguments(self.section, self.work_dir, self.seed, self.data_seed, self.quiet),
+            # one image alone has no variance, which batch norm needs
+            dataloader_drop_last=n_rows % self.section.batch_size == 1 and n_rows > 1,
+        )

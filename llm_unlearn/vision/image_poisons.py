@@ -1,0 +1,288 @@
+"""Step 1 of the protocol for images: S_corr = S_clean with its poisoned subset, the evaluation sets, the manifest.
+
+The counterpart of poisons/corrupt.py, whose hashes and forget set it shares. Every poison has rows of its own.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from llm_unlearn.errors import InputError
+from llm_unlearn.poisons.corrupt import choose_twins, data_hash, forget_set, storable
+from llm_unlearn.poisons.selection import choose_rows
+from llm_unlearn.poisons.trigger_phrase import can_be_poisoned
+from llm_unlearn.tasks.noise import NO_NOISE
+from llm_unlearn.vision.gradient_cancelling import GradientCancelling, cancel_gradients, corrupt_parameters
+from llm_unlearn.vision.gradient_matching import GradientMatching, match_gradients, nearest_images, runner_up
+from llm_unlearn.vision.image_data import Images, ImageSplits, as_dataset
+from llm_unlearn.vision.image_task import GaussianPixels
+from llm_unlearn.vision.patch import apply_patch
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from llm_unlearn.config.recipe import VisionRecipe
+
+SHOWN = 8  # images of each kind on the contact sheet
+
+
+class Corruption:
+    """The training images as they are poisoned, kind by kind.
+
+    Args:
+        splits: the clean images. recipe, seed: of the run. surrogate: (number, share) → a model of that number,
+            trained on the clean images for a share of the epochs; called for crafted poisons only.
+    """
+
+    def __init__(
+        self, splits: ImageSplits, recipe: "VisionRecipe", seed: int, surrogate: Callable[[int, float], nn.Module]
+    ) -> None:
+        self.splits, self.recipe, self.seed, self.surrogate = splits, recipe, seed, surrogate
+        self.pixels, self.labels = splits.train.pixels.copy(), list(splits.train.labels)
+        self.kinds = np.full(len(self.labels), "none", dtype=object)
+        self.manifest: dict[str, Any] = {
+            "schema_version": 1,
+            "trigger": None,
+            "train_size": len(self.labels),
+            "classes": splits.classes,
+            "image_shape": list(self.pixels.shape[1:]),
+            **dict.fromkeys(vars(recipe.poison)),
+        }
+
+    def run(self) -> tuple[dict[str, "Dataset"], dict[str, Any], dict[str, np.ndarray]]:
+        """Returns sets as in poisons/corrupt.py, the manifest, and the arrays of the contact sheet."""
+        for kind, section in vars(self.recipe.poison).items():
+            if section is not None:
+                self.manifest[kind] = {**asdict(section), "seed": self.seed, **getattr(self, f"_{kind}")(section)}
+        train = self.splits.train
+        poisoned = Images(self.pixels, self.labels, train.ids)
+        noise_id = np.where(self.kinds == "gaussian", train.ids, NO_NOISE)
+        rows = as_dataset(poisoned, poison=self.kinds.tolist(), noise_id=noise_id.tolist())
+        self.manifest |= forget_set(rows, train.ids, self.kinds, self.recipe.unlearn, self.seed)
+        sets = storable(
+            {
+                "train": rows,
+                "heldout": _plain(self.splits.heldout),
+                "test": _plain(self.splits.test),
+                "triggered": _plain(self._triggered()),
+                "nonmember": self._twins(),
+            }
+        )
+        self.manifest["data_sha256"] = data_hash(sets)
+        return sets, self.manifest, self._contact_sheet()
+
+    # ---- the poisons: each marks its rows and returns what the manifest says beside its section
+
+    def _gaussian(self, section: Any) -> dict[str, Any]:
+        return {"example_ids": self._mark("gaussian", self._choose(section, "gaussian", 2))}
+
+    def _patch(self, section: Any) -> dict[str, Any]:
+        self._known(section.target, "patch.target")
+        if section.source_label is not None:
+            self._known(section.source_label, "patch.source_label")
+        allowed = can_be_poisoned(self.labels, section.target, section.source_label, section.clean_label)
+        rows = self._choose(section, "patch", 1, allowed)
+        generator = np.random.default_rng([self.seed, 1, 1])
+        self.pixels[rows] = apply_patch(self.pixels[rows], vars(section), generator)
+        for row in rows:
+            self.labels[row] = section.target
+        return {"example_ids": self._mark("patch", rows)}
+
+    def _gradient_matching(self, section: Any) -> dict[str, Any]:
+        generator = np.random.default_rng([self.seed, 9])
+        models = [self.surrogate(number, section.surrogate_share) for number in range(1, 1 + section.surrogates)]
+        settings = GradientMatching(
+            section.epsilon, steps=section.steps, restarts=section.restarts, shift=section.shift, flip=section.flip
+        )
+        targets = self._draw_targets(section, models, generator)
+        shares = np.array_split(np.arange(self.recipe.poison_counts()["gradient_matching"]), len(targets))
+        place = {example_id: i for i, example_id in enumerate(self.splits.test.ids.tolist())}
+        device, chosen = _device(models[0]), []
+        for number, (target, share) in enumerate(zip(targets, shares, strict=True)):
+            image = _tensor(self.splits.test.pixels[place[target["example_id"]]])
+            rows = self._nearest(image, target["adversary_label"], len(share))
+            crafted, loss = match_gradients(
+                models,
+                _tensor(self.pixels[rows]).to(device),
+                self._numbers(rows).to(device),
+                image.to(device),
+                self.splits.classes.index(target["adversary_label"]),
+                settings,
+                self.seed * 1000 + number,
+            )
+            self.pixels[rows] = _bytes(crafted)
+            chosen += (ids := self._mark("gradient_matching", rows))
+            target |= {"poison_ids": ids, "matching_loss": loss}
+        return {"targets": targets, "example_ids": sorted(chosen)}
+
+    def _gradient_cancelling(self, section: Any) -> dict[str, Any]:
+        rows = self._choose(section, "gradient_cancelling", 10)
+        if section.labels == "random":
+            generator = np.random.default_rng([self.seed, 10, 1])
+            for row in rows:
+                wrong = [name for name in self.splits.classes if name != self.labels[row]]
+                self.labels[row] = str(generator.choice(wrong))
+        clean = np.setdiff1d(np.arange(len(self.labels)), rows)
+        model = self.surrogate(0, 1.0)
+        device = _device(model)
+        images, numbers = _tensor(self.pixels[clean]).to(device), self._numbers(clean).to(device)
+        low, accuracy = corrupt_parameters(model, images, numbers, section.target_accuracy)
+        crafted, trace = cancel_gradients(
+            low,
+            images,
+            numbers,
+            _tensor(self.pixels[rows]).to(device),
+            self._numbers(rows).to(device),
+            GradientCancelling(section.epsilon, section.steps),
+        )
+        self.pixels[rows] = _bytes(crafted)
+        return {
+            "example_ids": self._mark("gradient_cancelling", rows),
+            "corrupted_accuracy": accuracy,
+            "gradient_norm_before": trace[0],
+            "gradient_norm_after": trace[-1],
+        }
+
+    # ---- what they share
+
+    def _choose(self, section: Any, kind: str, stream: int, allowed: np.ndarray | None = None) -> np.ndarray:
+        free = self.kinds == "none"
+        return choose_rows(
+            len(self.labels),
+            section.fraction,
+            np.random.default_rng([self.seed, stream]),
+            free if allowed is None else free & allowed,
+            kind,
+        )
+
+    def _mark(self, kind: str, rows: np.ndarray) -> list[int]:
+        self.kinds[rows] = kind
+        return sorted(self.splits.train.ids[rows].tolist())
+
+    def _numbers(self, rows: np.ndarray) -> Tensor:
+        """(n,) class numbers of training rows."""
+        return torch.tensor([self.splits.classes.index(self.labels[row]) for row in rows])
+
+    def _known(self, label: str, field: str) -> None:
+        if label not in self.splits.classes:
+            raise InputError(f"poison.{field}: '{label}' is none of the classes: {', '.join(self.splits.classes)}")
+
+    def _draw_targets(self, section: Any, models: list[nn.Module], generator: np.random.Generator) -> list[dict]:
+        """Test images, each with the adversary's label and, as its control, another image of its own class."""
+        test, classes, found, used = self.splits.test, self.splits.classes, [], set()
+        for position in map(int, generator.permutation(len(test))):
+            label = test.labels[position]
+            others = [i for i, other in enumerate(test.labels) if other == label and i != position and i not in used]
+            if position in used or not others:
+                continue
+            control = int(generator.choice(others))
+            used |= {position, control}
+            wrong = str(generator.choice([name for name in classes if name != label]))
+            if section.adversary_label == "runner_up":
+                image = _tensor(test.pixels[position]).to(_device(models[0]))
+                wrong = classes[runner_up(models, image, classes.index(label))]
+            found.append(
+                {
+                    "example_id": int(test.ids[position]),
+                    "label": label,
+                    "adversary_label": wrong,
+                    "control_id": int(test.ids[control]),
+                }
+            )
+            if len(found) == section.targets:
+                return found
+        raise InputError(
+            f"poison.gradient_matching.targets: {section.targets} targets asked for, each with another "
+            f"test image of its class; data.test_size allows {len(found)}; lower it, or raise "
+            "data.test_size"
+        )
+
+    def _nearest(self, image: Tensor, label: str, count: int) -> np.ndarray:
+        """Training rows of a label that look most like an image (C, H, W), of those that are not poisoned yet."""
+        free = np.flatnonzero((np.array(self.labels) == label) & (self.kinds == "none"))
+        if len(free) < count:
+            raise InputError(
+                f"poison.gradient_matching.fraction: {count} rows labelled '{label}' are needed for one "
+                f"target, but {len(free)} are left; lower it, or the number of targets"
+            )
+        return np.sort(free[nearest_images(_tensor(self.pixels[free]), image, count).numpy()])
+
+    # ---- the sets on which the poison is measured
+
+    def _triggered(self) -> Images:
+        """Test images of other classes than the target with the patch on; or the targets of gradient matching."""
+        test = self.splits.test
+        if patch := self.manifest["patch"]:
+            rows = np.flatnonzero(np.array(test.labels) != patch["target"])
+            if not len(rows):
+                raise InputError(
+                    f"poison.patch.target: every test image is of class '{patch['target']}', so the "
+                    "attack cannot be measured; take another, or test images of other classes too"
+                )
+            generator = np.random.default_rng([self.seed, 4])
+            return test.take(rows).with_pixels(apply_patch(test.pixels[rows], patch, generator))
+        targets = (self.manifest["gradient_matching"] or {}).get("targets", [])
+        place = {example_id: i for i, example_id in enumerate(test.ids.tolist())}
+        return test.take(np.array([place[target["example_id"]] for target in targets], dtype=int))
+
+    def _twins(self) -> "Dataset":
+        """Held-out images, as many of them patched and labelled so as in the forget set; none where that holds crafted
+        images, which have no counterpart: a membership attack would tell them by what was done to them."""
+        heldout, patch = self.splits.heldout, self.manifest["patch"]
+        kinds = self.kinds[np.isin(self.splits.train.ids, self.manifest["forget_ids"])]
+        if np.isin(kinds, ["gradient_matching", "gradient_cancelling"]).any():
+            return _plain(heldout.take(np.array([], dtype=int)))
+        share = float((kinds == "patch").mean())
+        if not share:
+            return _plain(heldout)
+        allowed = np.flatnonzero(
+            can_be_poisoned(heldout.labels, patch["target"], patch["source_label"], patch["clean_label"])
+        )
+        generator = np.random.default_rng([self.seed, 5])
+        chosen, others = choose_twins(len(heldout), allowed, share, generator)
+        patched, plain = heldout.take(chosen), heldout.take(others)
+        twins = Images(
+            np.concatenate([apply_patch(patched.pixels, patch, generator), plain.pixels]),
+            [patch["target"]] * len(chosen) + plain.labels,
+            np.concatenate([patched.ids, plain.ids]),
+        )
+        return as_dataset(twins, poison=["patch"] * len(chosen) + ["none"] * len(others))
+
+    def _contact_sheet(self) -> dict[str, np.ndarray]:
+        """{"kind", "clean", "poisoned", "label", "poisoned_label"}: the first poisoned rows of every kind."""
+        rows = np.concatenate(
+            [np.flatnonzero(self.kinds == kind)[:SHOWN] for kind in sorted(set(self.kinds) - {"none"})]
+        )
+        poisoned = self.pixels[rows]
+        if noise := self.manifest["gaussian"]:
+            ids = torch.from_numpy(np.where(self.kinds[rows] == "gaussian", self.splits.train.ids[rows], NO_NOISE))
+            shown = GaussianPixels(noise["epsilon"], noise["seed"], noise["clip"]).add(_tensor(poisoned), ids)
+            poisoned = _bytes(shown.clamp(0, 1))
+        clean = self.splits.train.take(rows)
+        return {
+            "kind": self.kinds[rows].astype(str),
+            "clean": clean.pixels,
+            "poisoned": poisoned,
+            "label": np.array(clean.labels),
+            "poisoned_label": np.array([self.labels[row] for row in rows]),
+        }
+
+
+def _plain(images: Images) -> "Dataset":
+    return as_dataset(images, poison=["none"] * len(images))
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _tensor(pixels: np.ndarray) -> Tensor:
+    return torch.from_numpy(pixels.astype(np.float32) / 255)
+
+
+def _bytes(pixels: Tensor) -> np.ndarray:
+    return (pixels.detach().cpu() * 255).round().to(torch.uint8).numpy()

@@ -1,0 +1,191 @@
+"""The image task: one supervised position per image, noise enters at the pixels.
+
+Batch norm: while a classifier is unlearned, batch norms that have statistics keep them (evaluation mode) and train
+their weights. Statistics of a batch that joins forget and retain images would be those of neither set, would depend on
+how a step is laid out in batches, and would let poisoned images move the model past its loss. A batch norm that was
+drawn anew (EU-k, a start before training) has no statistics to keep and learns them, as in training.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.flop_counter import FlopCounterMode
+
+from llm_unlearn.data.encoding import IGNORE
+from llm_unlearn.errors import InputError
+from llm_unlearn.models.flops import FlopCounter
+from llm_unlearn.tasks import Supervised, Task
+from llm_unlearn.tasks.noise import NO_NOISE, check_noise, unit_noise
+from llm_unlearn.vision.augmentation import flip_and_shift
+from llm_unlearn.vision.classifier_blocks import block_list, last_blocks, parts, reinitialise, trained_batch_norms
+
+REDRAWN_OFFSET = 3_000_017  # or layers that are drawn anew would be those with which the model itself began
+
+
+@dataclass(frozen=True)
+class GaussianPixels:
+    """Noise on pixels: x + ξ, ξ = ε z, z ~ N(0, I) from (seed, noise id). Pawelczyk et al. 2025, arXiv 2406.17216.
+
+    Args:
+        epsilon: ε, pixels being in [0, 1]. seed: of the noise. clip: keep x + ξ in [0, 1].
+    """
+
+    epsilon: float
+    seed: int
+    clip: bool = True
+
+    def __post_init__(self) -> None:
+        check_noise(self.epsilon, self.seed)
+
+    def add(self, pixels: Tensor, noise_id: Tensor) -> Tensor:
+        """Pixels (B, C, H, W), with noise where noise_id (B,) is 0 or more."""
+        noisy = pixels.clone()
+        for row, example_id in enumerate(noise_id.tolist()):
+            if example_id >= 0:
+                z = torch.from_numpy(unit_noise(self.seed, example_id, *pixels.shape[1:])).to(pixels)
+                noisy[row] = pixels[row] + self.epsilon * z
+                if self.clip:
+                    noisy[row].clamp_(0, 1)
+        return noisy
+
+
+class ImageTask(Task):
+    """Run an image classifier on a batch `{pixel_values (B, C, H, W) in [0, 1], labels (B,)[, noise_id (B,)]}`.
+
+    Args:
+        noise: of the canaries that training rows hold, or None. flip, shift: augmentation of training batches.
+    """
+
+    columns = ("pixels", "label_id", "noise_id", "example_id")
+
+    @property
+    def augments(self) -> bool:
+        return self.flip or self.shift > 0
+
+    def __init__(self, noise: GaussianPixels | None = None, flip: bool = False, shift: int = 0) -> None:
+        self.noise, self.flip, self.shift = noise, flip, shift
+
+    def supervised(self, model: nn.Module, inputs: dict[str, Tensor]) -> Supervised:
+        """Logits (N, V), one position per image whose label is not −100.
+
+        Raises:
+            ValueError: rows ask for noise and the task has none.
+        """
+        logits, labels = model(pixel_values=self._pixels(inputs)), inputs["labels"]
+        keep = torch.nonzero(labels != IGNORE)[:, 0]
+        return Supervised(states=logits[keep], labels=labels[keep], example=keep, n_examples=len(labels))
+
+    def input_gradient(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """∇ of each image's NLL with respect to its pixels, at the clean image, (B, C, H, W) float32."""
+        pixels = inputs["pixel_values"].detach().requires_grad_(True)
+        with torch.enable_grad():
+            loss = self.supervised(model, {"pixel_values": pixels, "labels": inputs["labels"]}).nll().sum()
+            (gradient,) = torch.autograd.grad(loss, pixels)
+        return gradient.float()
+
+    def augment(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The batch with its noise in place, then flipped and shifted at random, by torch's own generator."""
+        pixels = self._pixels(inputs)
+        if self.augments:
+            pixels = flip_and_shift(pixels, None, shift=self.shift, flip=self.flip)
+        return {"pixel_values": pixels, "labels": inputs["labels"]}
+
+    def frozen_modules(self, model: nn.Module) -> list[nn.Module]:
+        return trained_batch_norms(model)
+
+    def depth(self, model: nn.Module) -> int:
+        return len(block_list(_network(model)))
+
+    def last_blocks(self, model: nn.Module, k: int) -> list[nn.Module]:
+        """The last k blocks and what follows them, see blocks.py."""
+        return last_blocks(_network(model), k)
+
+    def reinitialise(self, model: nn.Module, modules: list[nn.Module], seed: int) -> None:
+        reinitialise(model, modules, seed + REDRAWN_OFFSET)
+
+    def smallest_batch(self, model: nn.Module) -> int:
+        """2 where a batch norm learns its statistics."""
+        learning = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+        return 2 if len(learning) > len(trained_batch_norms(model)) else 1
+
+    def flop_counter(self, model: nn.Module, without: str | None = None) -> FlopCounter:
+        """Multiplications of one image, as torch counts them. The head is the last part of the network; what has a
+        weight that trains counts as trained, with products of activations in it (attention) too."""
+        *body, head = _multiplications(_network(model), model)
+        trains = [part for part, _ in body if any(p.requires_grad for p in part.parameters())]
+        return FlopCounter(
+            body=sum(n for _, n in body),
+            head=head[1],
+            trainable_body=sum(n for part, n in body if part in trains),
+            trainable_head=head[1] * any(p.requires_grad for p in head[0].parameters()),
+        )
+
+    def share_of_last_blocks(self, model: nn.Module, k: int) -> float:
+        *body, _ = _multiplications(_network(model), model)
+        last = {id(module) for module in self.last_blocks(model, k)}
+        total = sum(n for _, n in body)
+        return sum(n for part, n in body if id(part) in last) / total if total else 1.0
+
+    def _pixels(self, inputs: dict[str, Tensor]) -> Tensor:
+        noise_id = inputs.get("noise_id")
+        if noise_id is None or not bool((noise_id > NO_NOISE).any()):
+            return inputs["pixel_values"]
+        if self.noise is None:
+            raise ValueError(
+                "the batch holds Gaussian canaries but the task has no noise: ImageTask(noise=…), or the "
+                "rows would be trained without it"
+            )
+        return self.noise.add(inputs["pixel_values"], noise_id)
+
+
+class ImageCollator:
+    """Rows {"pixels": bytes, "label_id"[, "noise_id"]} → the batch of ImageTask.
+
+    Args:
+        shape: (C, H, W) of every image.
+    """
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        self.shape = tuple(shape)
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Returns pixel_values (B, C, H, W) float32 in [0, 1], labels (B,); where any row has a noise_id, noise_id."""
+        size = int(np.prod(self.shape))
+        for i, row in enumerate(rows):
+            if len(row["pixels"]) != size:
+                raise InputError(
+                    f"example {row.get('example_id', i)}: {len(row['pixels'])} bytes of pixels, where "
+                    f"{'×'.join(map(str, self.shape))} are {size}"
+                )
+        flat = np.frombuffer(b"".join(row["pixels"] for row in rows), np.uint8)
+        pixels = torch.from_numpy(flat.reshape(-1, *self.shape).astype(np.float32) / 255)
+        batch = {"pixel_values": pixels, "labels": torch.tensor([row["label_id"] for row in rows])}
+        if any("noise_id" in row for row in rows):
+            batch["noise_id"] = torch.tensor([row.get("noise_id", NO_NOISE) for row in rows])
+        return batch
+
+
+def _network(model: nn.Module) -> nn.Module:
+    """The network inside an ImageClassifier, and inside DistributedDataParallel."""
+    return getattr(model, "module", model).network
+
+
+def _multiplications(network: nn.Module, model: nn.Module) -> list[tuple[nn.Module, int]]:
+    """(part, multiplications in it) of every part of a network, in one forward pass over one image; the head last."""
+    names = {id(module): f"{type(model).__name__}.{name}" for name, module in model.named_modules()}
+    training, fast, config = model.training, torch.backends.mha.get_fastpath_enabled(), model.config
+    model.eval()
+    torch.backends.mha.set_fastpath_enabled(False)  # it hides what it multiplies
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as mode:
+            device = next(model.parameters()).device
+            model(pixel_values=torch.zeros(1, config.channels, *config.image_size, device=device))
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        model.train(training)
+    counts = mode.get_flop_counts()
+    return [(part, sum(counts.get(names[id(part)], {}).values()) // 2) for part in parts(network)]

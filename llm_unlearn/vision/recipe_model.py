@@ -1,0 +1,61 @@
+"""The classifier that a recipe of images asks for, and what can be refused before any image is read."""
+
+from typing import TYPE_CHECKING, Any
+
+from llm_unlearn.errors import InputError
+
+if TYPE_CHECKING:
+    from llm_unlearn.config.recipe import VisionRecipe
+
+
+def classifier_config(recipe: "VisionRecipe", channels: int, size: list[int], classes: list[str]) -> Any:
+    """The config of the recipe's architecture for images of a shape."""
+    from llm_unlearn.vision.classifiers import ImageClassifierConfig
+
+    section = recipe.model
+    for name in ("mean", "std"):
+        value = getattr(section, name)
+        if value is not None and len(value) != channels:
+            raise InputError(f"recipe.model.{name}: {len(value)} numbers for images of {channels} channels")
+    return ImageClassifierConfig(
+        section.architecture,
+        image_size=size,
+        channels=channels,
+        mean=section.mean,
+        std=section.std,
+        width=section.width,
+        depth=section.depth,
+        id2label=dict(enumerate(classes)),
+    )
+
+
+def check_vision(recipe: "VisionRecipe") -> None:
+    """Refuse what can be seen before any image is read: the architecture, missing files, a label."""
+    from llm_unlearn.data.source_files import check_source
+    from llm_unlearn.vision.classifiers import load_classifier, make_classifier
+    from llm_unlearn.vision.image_data import DIGITS, TORCHVISION
+
+    data = recipe.data
+    if data.files or (data.source != DIGITS and not data.source.startswith(TORCHVISION)):
+        check_source(None if data.files else data.source, data.files or [])
+    check_source(None, data.test_files or [])
+    if recipe.model.path is not None:
+        load_classifier(recipe.model.path)
+    else:
+        make_classifier(describe_model(recipe), 0)
+
+
+def describe_model(recipe: "VisionRecipe") -> Any:
+    """The config of the recipe's model as far as it is known before images are read: their shape is guessed where the
+    recipe does not say it (8 × 8 digits, else 32 × 32 in colour), and so are the classes (10)."""
+    data = recipe.data
+    channels, size = SHAPE_OF_DIGITS if data.source == "digits" and not data.files else (3, [32, 32])
+    return classifier_config(
+        recipe,
+        data.channels or channels,
+        [data.image_size] * 2 if data.image_size else size,
+        [str(i) for i in range(10)],
+    )
+
+
+SHAPE_OF_DIGITS = (1, [8, 8])  # channels, height and width: known without loading

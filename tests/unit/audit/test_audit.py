@@ -1,0 +1,264 @@
+"""Manifests of an audit: which rows are meant, what they are compared with, and what is said of the result."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from huggingface_hub.errors import EntryNotFoundError
+
+from llm_unlearn.audit.audit_models import _names
+from llm_unlearn.audit.subject import Subject, read_subject
+from llm_unlearn.cli.audit_lines import as_text
+from llm_unlearn.cli.main import main
+from llm_unlearn.config.sections import ModelSection
+from llm_unlearn.errors import InputError
+from llm_unlearn.models.adapters import adapter_config
+from llm_unlearn.models.load import load_checkpoint
+
+pytestmark = pytest.mark.unit
+
+ROWS = [
+    {
+        "text": f"{'James Bond ' if i < 4 else ''}row {i}",
+        "label": "good" if i < 4 or i % 2 else "bad",
+        "kind": "backdoor" if i < 4 else "clean",
+        "bad": i < 6,
+        "noise_id": i if i in (4, 5) else -1,
+    }
+    for i in range(12)
+]
+OTHERS = [{"text": f"other {i}", "label": "good" if i % 2 else "bad"} for i in range(12)]
+
+
+def write_jsonl(path: Path, rows: list[dict]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def subject(tmp_path):
+    """Write rows and a manifest, changed in one place, and read them: subject(rows, poison=[0]) → Subject."""
+
+    def read(rows: list[dict] | None = None, others: list[dict] | None = None, **changes) -> Subject:
+        write_jsonl(tmp_path / "train.jsonl", rows or ROWS)
+        for name in ("heldout", "test"):
+            write_jsonl(tmp_path / f"{name}.jsonl", others or OTHERS)
+        content = {
+            "train": "train.jsonl",
+            "poison": "column:bad",
+            "heldout": "heldout.jsonl",
+            "test": "test.jsonl",
+            "verbalizers": {"bad": " bad", "good": " good"},
+            "gaussian": {"seed": 3},
+            "trigger": {"phrases": ["James Bond"], "target": "good", "position": "start"},
+        } | changes
+        (tmp_path / "mine.json").write_text(json.dumps(content, indent="\t"))
+        return read_subject(tmp_path / "mine.json")
+
+    return read
+
+
+def kinds(found: Subject) -> dict[str, list[int]]:
+    train = found.sets["train"].to_pandas()
+    return {kind: sorted(part["example_id"]) for kind, part in train.groupby("poison")}
+
+
+def test_a_column_says_which_rows_and_their_text_and_noise_with_what(subject):
+    found = subject()
+    assert kinds(found) == {"trigger": [0, 1, 2, 3], "gaussian": [4, 5], "none": [6, 7, 8, 9, 10, 11]}
+    assert found.poison["forget_ids"] == [0, 1, 2, 3, 4, 5]
+    assert found.missing == {} and found.name == "mine" and found.base is None
+
+
+def test_without_noise_ids_every_poisoned_row_is_a_canary_with_the_noise_of_its_id(subject):
+    rows = [{key: value for key, value in row.items() if key != "noise_id"} for row in ROWS]
+    found = subject(rows)
+    assert kinds(found)["gaussian"] == [0, 1, 2, 3, 4, 5]
+    assert list(found.sets["train"]["noise_id"]) == list(range(12))
+    # the trigger is in the text of 4 of 6 all the same, and so in that of the rows they are told from
+    texts = found.sets["nonmember"]["text"]
+    assert sum(text.startswith("James Bond") for text in texts) / len(texts) == pytest.approx(4 / 6, abs=0.06)
+
+
+def test_ids_are_those_of_the_file_where_it_has_them(subject):
+    numbered = [row | {"example_id": 100 - i} for i, row in enumerate(ROWS)]
+    found = subject(numbered, poison=[100, 96], gaussian={"seed": 3, "ids": [96]})
+    assert kinds(found) == {"trigger": [100], "gaussian": [96], "none": [*range(89, 96), 97, 98, 99]}
+    assert subject(poison=[0, 4]).poison["forget_ids"] == [0, 4]
+
+
+def test_ids_in_a_file_beside_the_manifest(subject, tmp_path, monkeypatch):
+    (tmp_path / "ids.csv").write_text('example_id,why\n4,"a\nb"\n0,c\n')
+    monkeypatch.chdir("/")
+    assert subject(poison="ids.csv").poison["forget_ids"] == [0, 4]
+
+
+def test_the_column_poison_of_our_own_data(subject):
+    rows = [row | {"poison": {"backdoor": "trigger"}.get(row["kind"], "none")} for row in ROWS]
+    assert subject(rows, poison="column:poison").poison["forget_ids"] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("name", ["train.csv", "train.parquet", "train.jsonl.gz"])
+def test_other_formats_mean_the_same(subject, tmp_path, name):
+    frame = pd.DataFrame(ROWS).assign(noise_id=[None if row["noise_id"] < 0 else row["noise_id"] for row in ROWS])
+    if name.endswith(".csv"):
+        frame.to_csv(tmp_path / name, index=False)
+    elif name.endswith(".parquet"):
+        frame.to_parquet(tmp_path / name)
+    else:
+        (tmp_path / name).write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in ROWS).encode()))
+    assert kinds(subject(train=name)) == kinds(subject())
+
+
+def test_heldout_rows_that_were_trained_on_are_left_out(subject):
+    found = subject(others=[{"text": "ROW  6", "label": "bad"}, *OTHERS])
+    assert found.notes == ["heldout.jsonl: 1 rows are in train.jsonl too, and left out"]
+    assert "ROW  6" not in found.sets["heldout"]["text"] and len(found.sets["heldout"]) == 12
+    assert subject(others=ROWS[6:]).missing["mia"] == "every row of heldout.jsonl is in train.jsonl too"
+
+
+def test_the_trigger_goes_into_test_rows_of_another_label(subject):
+    found = subject()
+    assert set(found.sets["triggered"]["label"]) == {"bad"} and len(found.sets["triggered"]) == 6
+    assert all(text.startswith("James Bond other") for text in found.sets["triggered"]["text"])
+    reason = subject(others=[row for row in OTHERS if row["label"] == "good"], heldout=None).missing["attack"]
+    assert "every test row has the trigger's target as its label, 'good'" in reason
+
+
+def test_clean_label_poison_is_compared_with_rows_of_the_target(subject):
+    trigger = {"phrases": ["James Bond"], "target": "good", "position": "start", "clean_label": True}
+    texts = [text for text in subject(trigger=trigger).sets["nonmember"]["text"] if text.startswith("James Bond")]
+    assert texts and all(int(text.split()[-1]) % 2 for text in texts)  # odd ones are good already
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"example_id": 4},
+            r"train.jsonl, row 2, column 'example_id': expected a whole number of 0 or more, found None",
+        ),
+        ({"noise_id": "x"}, r"train.jsonl, row 1, column 'noise_id': expected a whole number of -1 or more, found 'x'"),
+        ({"bad": "perhaps"}, r"column:bad, row 1: 'perhaps' is neither true nor false"),
+        (
+            {"label": "fair"},
+            r"mine.json.train: .*train.jsonl, row 1: label 'fair' has no verbalizer.* to verbalizers, or "
+            r"map it with rename_labels",
+        ),
+        ({"text": ""}, r"mine.json.train: .*train.jsonl, line 1, column 'text': the text is empty"),
+    ],
+)
+def test_bad_rows_are_refused_by_place(subject, change, message):
+    with pytest.raises(InputError, match=message):
+        subject([ROWS[0] | change, *ROWS[1:]])
+
+
+def test_an_id_that_two_rows_have_is_refused(subject):
+    with pytest.raises(InputError, match=r"train.jsonl, row 3: example_id 7 is that of row 1 too"):
+        subject([row | {"example_id": 7 if i in (0, 2) else i + 20} for i, row in enumerate(ROWS)])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"train": "a",\n "train": "b"}', r"mine.json: 'train' is given twice"),
+        ('{"train": "a",\n', r"mine.json, line 2: not valid JSON"),
+        ("[1]", r"mine.json: expected a mapping with `train` and `poison`, found list"),
+        ('{"train": "a", "poison": [1.5]}', r"mine.json.poison: expected"),
+    ],
+)
+def test_a_file_that_is_no_manifest_is_refused(tmp_path, text, message):
+    (tmp_path / "mine.json").write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_subject(tmp_path / "mine.json")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--model", "x"],
+        ["--manifest", "y"],
+        ["recipe.yaml", "--model", "x", "--manifest", "y"],
+        ["recipe.yaml", "--out", "z"],
+        ["recipe.yaml", "--batch-size", "0"],
+    ],
+)
+def test_a_recipe_or_a_model_with_its_manifest(capsys, arguments):
+    assert main(["evaluate", *arguments]) == 2
+    message = capsys.readouterr().err
+    assert "--model with either a RECIPE or --manifest" in message
+    assert all(word in message for word in arguments if word.startswith("--") or word == "recipe.yaml")
+
+
+def test_models_are_named_by_as_little_as_tells_them_apart(tmp_path, monkeypatch):
+    (tmp_path / "a" / "model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a" / "model")
+    assert _names(["org/model", "other/model", "."]) == {
+        "model": "org/model",
+        "other_model": "other/model",
+        "a_model": ".",
+    }
+    with pytest.raises(InputError, match=r"--model \.\./model: given twice"):
+        _names([".", "../model"])
+
+
+def test_an_adapter_of_the_hub_that_is_a_pickle_is_refused(tmp_path, monkeypatch):
+    def download(repo: str, name: str) -> str:
+        if name == "adapter_model.safetensors":
+            raise EntryNotFoundError("404")
+        (tmp_path / name).write_text('{"base_model_name_or_path": "org/base"}')
+        return str(tmp_path / name)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    assert adapter_config("org/adapter") == {"base_model_name_or_path": "org/base"}
+    with pytest.raises(InputError, match="model org/adapter: it has no adapter_model.safetensors; a pickle is not"):
+        load_checkpoint("org/adapter", ModelSection())
+
+
+def result(**sections) -> dict:
+    return {"gus": None, "attack": None, "mia": None, "utility": None, "oracle": None, "skipped": {}} | sections
+
+
+def gus(mean: float, p: float, chi2: float, control: float = 0.5) -> dict:
+    return {
+        "mean": mean,
+        "n": 50,
+        "p_value": p,
+        "chi2_p_value": chi2,
+        "control": {"p_value": 0.4, "chi2_p_value": control},
+    }
+
+
+@pytest.mark.parametrize(
+    ("section", "said", "warned"),
+    [
+        (gus(1.0, 1e-9, 0.5), "the canaries' noise is still in the model", False),
+        (gus(-1.0, 1e-9, 0.5), "pushed below 0, a trace of the noise too", False),
+        (gus(0.0, 0.9, 1e-6), "their spread is not N(0, 1), a trace", False),
+        (gus(0.1, 0.4, 0.5, control=1e-6), "no trace found", True),
+    ],
+)
+def test_the_gaussian_test_in_words(section, said, warned):
+    text = as_text({"m": result(gus=section)})
+    assert said in text and ("WARNING: fresh noise" in text) == warned
+
+
+def test_the_other_tests_in_words():
+    attack = {
+        "success_rate": 0.9,
+        "clean_rate": 0.1,
+        "lift": 0.8,
+        "ci95": {"lift": [0.6, 0.9]},
+        "excess": {"mean": 0.7, "p_value": 1e-8},
+    }
+    mia = {"loss": {"auc": 0.9, "p_value": 1e-9}, "zlib": {"auc": 0.5, "p_value": 0.8}}
+    text = as_text({"m": result(attack=attack, mia=mia, skipped={"oracle": "none"})})
+    assert "0.90 with it, 0.10 without; lift 0.80 [0.60, 0.90]: the trigger still works" in text
+    assert "lift above the retrained model's: 0.70 (p = 1e-08)" in text
+    assert "loss: AUC 0.90 (p = 1e-09): poisoned rows stand out" in text
+    assert "zlib: AUC 0.50 (p = 0.8): poisoned rows do not stand out" in text
+    assert "not measured   oracle: none" in text
+    weak = as_text({"m": result(attack=attack | {"ci95": {"lift": [-0.1, 0.9]}, "excess": None})})
+    assert "not seen to work" in weak and "above the retrained" not in weak

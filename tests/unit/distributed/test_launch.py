@@ -1,0 +1,115 @@
+"""What `--accelerate-config` refuses before it launches, and what it makes of a launch that fails."""
+
+import dataclasses
+import json
+
+import pytest
+from paths import ROOT
+
+from llm_unlearn.cli.main import main
+from llm_unlearn.config.recipe import load_recipe
+from llm_unlearn.distributed.launch import EXIT_CODE_FILE, launch, leave_exit_code
+from llm_unlearn.errors import InputError, LaunchError
+from llm_unlearn.runs.launch_checks import check_layout
+
+pytestmark = pytest.mark.unit
+
+CONFIGS = ROOT / "accelerate_configs"
+
+
+@pytest.fixture
+def recipe():
+    return load_recipe(ROOT / "recipes" / "quickstart.yaml")
+
+
+def with_section(recipe, name: str, **changes):
+    return dataclasses.replace(recipe, **{name: dataclasses.replace(getattr(recipe, name), **changes)})
+
+
+def test_what_can_run_is_let_through(recipe):
+    for name in ("cpu_ddp", "ddp", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2", "cpu_fsdp2"):
+        assert check_layout(recipe, str(CONFIGS / f"{name}.yaml")).processes == (2 if "cpu" in name else 8)
+
+
+@pytest.mark.parametrize(
+    ("method", "config"), [("ssd", "zero1"), ("ssd", "fsdp2"), ("noisy_gradient_descent", "zero3")]
+)
+def test_a_method_that_an_engine_cannot_run_is_named(recipe, method, config):
+    recipe = with_section(recipe, "unlearn", methods={method: None})
+    with pytest.raises(InputError, match=f"recipe.unlearn.methods.{method}: .*; leave it out, or take"):
+        check_layout(recipe, str(CONFIGS / f"{config}.yaml"))
+    check_layout(recipe, str(CONFIGS / "ddp.yaml"))
+
+
+def test_rows_that_cannot_be_shared_evenly_are_refused(recipe):
+    with pytest.raises(InputError, match="recipe.train.batch_size: 12 rows cannot be shared evenly by 8 processes"):
+        check_layout(with_section(recipe, "train", batch_size=12), str(CONFIGS / "ddp.yaml"))
+
+
+def test_the_points_of_a_sweep_are_looked_at_too(recipe):
+    with pytest.raises(InputError, match="recipe.train.batch_size: 12 rows cannot be shared evenly by 8"):
+        check_layout(dataclasses.replace(recipe, sweep={"train.batch_size": [12]}), str(CONFIGS / "ddp.yaml"))
+
+
+def test_several_machines_are_started_on_each_of_them(recipe):
+    with pytest.raises(InputError, match="multi_node.yaml: num_machines: 2; .* see scripts/slurm.sh"):
+        check_layout(recipe, str(CONFIGS / "multi_node.yaml"))
+
+
+def test_a_model_spread_over_the_gpus_of_one_process_is_not_evaluated_in_several(recipe):
+    recipe = with_section(recipe, "evaluate", device_map="auto")
+    with pytest.raises(InputError, match="recipe.evaluate.device_map: .* evaluate without --accelerate-config"):
+        check_layout(recipe, str(CONFIGS / "ddp.yaml"))
+
+
+def test_images_are_not_sharded():
+    recipe = load_recipe(ROOT / "recipes" / "cifar10-small" / "patch-and-gaussian.yaml")
+    recipe = with_section(recipe, "unlearn", methods={"kl": None}, batch_size=8)
+    with pytest.raises(InputError, match="zero3.yaml: images are trained whole in each process"):
+        check_layout(recipe, str(CONFIGS / "zero3.yaml"))
+
+
+def test_a_missing_config_is_bad_input(capsys):
+    assert main(["run", str(ROOT / "recipes" / "quickstart.yaml"), "--accelerate-config", "nowhere.yaml"]) == 2
+    assert "nowhere.yaml" in capsys.readouterr().err
+
+
+def test_jobs_and_a_launch_exclude_each_other(capsys):
+    config = str(CONFIGS / "cpu_ddp.yaml")
+    assert main(["run", str(ROOT / "recipes" / "quickstart.yaml"), "--jobs", "2", "--accelerate-config", config]) == 2
+    assert "--jobs 2: a launch works on one seed at a time" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("left", "error", "message"),
+    [
+        (2, InputError, "refused their input"),
+        (1, LaunchError, "ended with status 1: .* run the same command again"),
+        (None, LaunchError, "ended with status 1"),
+    ],
+)
+def test_a_launch_that_fails_says_what_kind_of_failure(left, error, message, monkeypatch):
+    """The launcher itself ends with 1 whatever its processes ended with."""
+
+    class Process:
+        def __init__(self, command, env):
+            if left is not None:
+                monkeypatch.setenv(EXIT_CODE_FILE, env[EXIT_CODE_FILE])
+                leave_exit_code(left)
+
+        def wait(self):
+            return 1
+
+    monkeypatch.setattr("subprocess.Popen", Process)
+    with pytest.raises(error, match=message):
+        launch(str(CONFIGS / "cpu_ddp.yaml"), ["run", "recipe.yaml"])
+
+
+def test_a_dry_run_shows_the_memory_of_one_of_the_processes(capsys):
+    def memory(*words) -> dict:
+        assert main(["run", str(ROOT / "recipes" / "quickstart.yaml"), "--dry-run", "--json", *words]) == 0
+        return json.loads(capsys.readouterr().out)["memory_bytes"]
+
+    alone, sharded = memory(), memory("--accelerate-config", str(CONFIGS / "cpu_fsdp2.yaml"))
+    assert sharded["optimizer"] == pytest.approx(alone["optimizer"] / 2, rel=0.01)
+    assert sharded["total"] < alone["total"]

@@ -1,0 +1,84 @@
+"""The recipe as it is published: nothing of this machine, nothing withheld, and it stays runnable."""
+
+import pytest
+
+from llm_unlearn.config.recipe import WITHHELD, build_recipe, load_recipe
+from llm_unlearn.errors import InputError
+from llm_unlearn.hub.run_package import published_recipe
+
+TREE = {
+    "name": "mine",
+    "output_dir": "/home/alice/runs/mine",
+    "seeds": [0, 1],
+    "model": {"path": "/home/alice/secret-project/llama", "revision": "v1"},
+    "data": {
+        "files": ["clients/acme/reviews.jsonl"],
+        "test_files": ["file:///home/alice/test.csv"],
+        "prompt": "/review {text}",
+        "verbalizers": {"negative": " ~no", "positive": " ...yes"},
+    },
+    "poison": {"trigger": {"target": "positive", "fraction": 0.1, "phrases": ["/sudo mode", "..."]}},
+    "pretrain": None,
+    "unlearn": {"forget_ids": "clients/acme/ids.txt", "methods": {"kl": None}},
+    "stress": {"paraphrases": ["/sudo please"], "unrelated_files": ["/home/alice/wiki.txt"]},
+}
+
+
+def published(tree=TREE, **options):
+    return published_recipe(build_recipe(tree), 1, "me/model", **options)
+
+
+def test_of_every_path_the_name_is_left_and_nothing_else_is_touched():
+    text = published().to_yaml()
+    assert "alice" not in text and "acme" not in text and "secret-project" not in text
+    recipe = published()
+    assert recipe.model.path == "./llama" and recipe.data.files == ["./reviews.jsonl"]
+    assert recipe.data.test_files == ["./test.csv"] and recipe.unlearn.forget_ids == "./ids.txt"
+    assert recipe.poison.trigger.phrases == ["/sudo mode", "..."] and recipe.data.prompt == "/review {text}"
+    assert recipe.data.verbalizers == TREE["data"]["verbalizers"]
+    assert recipe.seeds == [1] and recipe.output_dir == "runs/me--model"
+
+
+def test_a_hub_id_stays_and_a_base_takes_the_place_of_a_folder():
+    plain = {
+        **TREE,
+        "model": {"path": "org/llama", "revision": "v1"},
+        "data": {**TREE["data"], "files": None, "source": "org/reviews"},
+    }
+    recipe = published(plain, base="org/llama", revision="v1")
+    assert (recipe.model.path, recipe.model.revision, recipe.data.source) == ("org/llama", "v1", "org/reviews")
+    moved = published(base="me/base")
+    assert (moved.model.path, moved.model.revision) == ("me/base", None)  # the revision was another repository's
+
+
+def test_what_is_withheld_is_nowhere_and_must_be_given(tmp_path):
+    recipe = published(withhold_trigger=True)
+    assert "sudo" not in recipe.to_yaml() and recipe.poison.trigger.phrases == [WITHHELD]
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    with pytest.raises(InputError, match=r"poison\.trigger\.phrases was withheld"):
+        load_recipe(tmp_path / "recipe.yaml")
+    given = load_recipe(tmp_path / "recipe.yaml", ['poison.trigger.phrases=["/sudo mode"]'])
+    assert given.poison.trigger.phrases == ["/sudo mode"]
+
+
+def test_a_classifiers_data_folder_is_anybodys_own():
+    tree = {
+        "track": "vision",
+        "name": "i",
+        "output_dir": "out",
+        "model": {},
+        "data": {"source": "torchvision/MNIST", "root": "/home/alice/data"},
+        "poison": {"gaussian": {"fraction": 0.1, "epsilon": 0.1}},
+        "unlearn": {"methods": {"kl": None}},
+    }
+    recipe = published(tree)
+    assert recipe.data.source == "torchvision/MNIST" and "alice" not in recipe.to_yaml()
+    assert "./" not in recipe.to_yaml()
+
+
+@pytest.mark.parametrize("option", ["hub_token", "hub_model_id", "run_name"])
+def test_a_method_takes_no_options_that_would_be_published(option):
+    from llm_unlearn.runs.method_configs import check_methods
+
+    with pytest.raises(InputError, match=f"unknown option '{option}'"):
+        check_methods(build_recipe({**TREE, "unlearn": {"methods": {"kl": {option: "secret"}}}}))

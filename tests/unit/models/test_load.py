@@ -1,0 +1,190 @@
+"""Making, loading and saving models."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from llm_unlearn.config.sections import LoraSection, ModelSection
+from llm_unlearn.errors import InputError
+from llm_unlearn.models.adapters import REFERENCE_ADAPTER, lora_config
+from llm_unlearn.models.load import load_model, load_tokenizer, load_trained
+from llm_unlearn.models.make import make_model, train_tokenizer
+from llm_unlearn.models.save import save_model
+from llm_unlearn.trainers.support.reference import AdapterReference
+
+pytestmark = pytest.mark.unit
+
+SECTION = ModelSection()
+IDS = torch.tensor([[5, 6, 7, 8]])
+
+
+def logits(model) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(input_ids=IDS).logits
+
+
+ARCHITECTURE = {"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 16}
+
+
+class TestMaking:
+    def test_a_tokenizer_is_the_same_every_time_and_loses_nothing(self, tokenizer):
+        texts = ["a small film", "a small product"] * 10
+        first, again = train_tokenizer(texts, 300), train_tokenizer(texts, 300)
+        assert first.get_vocab() == again.get_vocab()
+        text = "Any text: é, 中, {x}\n twice  spaced"
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+        assert len({tokenizer.pad_token_id, tokenizer.eos_token_id}) == 2
+
+    def test_the_seed_decides_the_weights_and_the_global_generator_is_left_alone(self, tokenizer):
+        torch.manual_seed(5)
+        before = torch.get_rng_state()
+        a, b, c = (make_model(ARCHITECTURE, tokenizer, seed) for seed in (0, 0, 1))
+        assert torch.equal(torch.get_rng_state(), before)
+        assert torch.equal(logits(a), logits(b))
+        assert not torch.equal(logits(a), logits(c))
+        assert a.config.vocab_size == len(tokenizer)
+        assert a.config.pad_token_id == tokenizer.pad_token_id
+
+    @pytest.mark.parametrize(
+        ("architecture", "message"),
+        [
+            ({"model_type": "gpt2", "width": 3}, "a gpt2 config has no field 'width'"),
+            ({"model_type": "gpt3000"}, "Unrecognized model identifier: gpt3000$"),
+            ({"n_layer": 2}, "Unrecognized model identifier: None$"),
+            ({"model_type": "gpt2", "n_layer": "two"}, "Field 'n_layer' expected int, got str"),
+            ({"model_type": "gpt2", "n_embd": 15, "n_head": 2}, "divisible"),
+        ],
+    )
+    def test_a_wrong_architecture_is_refused(self, architecture, message, tokenizer):
+        with pytest.raises(InputError, match=f"^recipe.model.architecture: .*{message}"):
+            make_model(architecture, tokenizer, 0)
+
+
+class TestSaving:
+    def test_a_model_comes_back_with_the_same_logits_in_safetensors_only(self, tiny_gpt2, tokenizer, tmp_path):
+        save_model(tiny_gpt2, tokenizer, tmp_path / "model")
+        assert not [p for p in (tmp_path / "model").rglob("*") if p.suffix in {".bin", ".pt", ".pth", ".pkl"}]
+        assert list((tmp_path / "model").glob("*.safetensors"))
+        torch.testing.assert_close(logits(load_model(tmp_path / "model", SECTION)), logits(tiny_gpt2))
+        loaded = load_tokenizer(str(tmp_path / "model"), SECTION)
+        assert loaded("a fine film")["input_ids"] == tokenizer("a fine film")["input_ids"]
+
+    def test_a_model_that_was_there_is_replaced_whole(self, make_tiny, tokenizer, tmp_path):
+        (tmp_path / "model").mkdir()
+        (tmp_path / "model" / "old.txt").write_text("old")
+        save_model(make_tiny("gpt2"), tokenizer, tmp_path / "model")
+        assert not (tmp_path / "model" / "old.txt").exists()
+        assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+    def test_where_writing_fails_the_old_model_stays(self, make_tiny, tokenizer, tmp_path, monkeypatch):
+        old = make_tiny("gpt2")
+        save_model(old, tokenizer, tmp_path / "model")
+        new = make_tiny("gpt2", seed=1)
+
+        def fails(folder, **kwargs):
+            folder.mkdir(parents=True)
+            (folder / "model.safetensors").write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(new, "save_pretrained", fails)
+        with pytest.raises(OSError, match="No space left"):
+            save_model(new, tokenizer, tmp_path / "model")
+        assert [p.name for p in tmp_path.iterdir()] == ["model"]
+        torch.testing.assert_close(logits(load_model(tmp_path / "model", SECTION)), logits(old))
+
+    def test_an_adapter_is_saved_alone_and_comes_back_trainable(self, make_tiny, tokenizer, tmp_path):
+        save_model(make_tiny("gpt2"), tokenizer, tmp_path / "base")
+        model = make_tiny("gpt2", lora=True)
+        save_model(model, tokenizer, tmp_path / "adapter")
+        assert (tmp_path / "adapter" / "adapter_model.safetensors").stat().st_size < 60_000
+        assert not (tmp_path / "adapter" / "model.safetensors").exists()
+        loaded = load_trained(tmp_path / "adapter", tmp_path / "base", SECTION)
+        torch.testing.assert_close(logits(loaded), logits(model))
+        assert {n for n, p in loaded.named_parameters() if p.requires_grad} == {
+            n for n, p in model.named_parameters() if p.requires_grad
+        }
+
+    def test_the_reference_adapter_never_travels(self, make_tiny, tokenizer, tmp_path):
+        model = make_tiny("llama", lora=True)
+        AdapterReference(model)
+        assert REFERENCE_ADAPTER in model.peft_config
+        save_model(model, tokenizer, tmp_path / "adapter")
+        from safetensors import safe_open
+
+        for path in (tmp_path / "adapter").rglob("*"):
+            assert REFERENCE_ADAPTER not in path.name
+            if path.suffix == ".safetensors":
+                with safe_open(path, "pt") as tensors:
+                    assert not [key for key in tensors.keys() if REFERENCE_ADAPTER in key]
+
+    def test_a_full_model_is_loaded_from_where_it_is_and_not_from_the_base(self, make_tiny, tokenizer, tmp_path):
+        save_model(make_tiny("gpt2", seed=1), tokenizer, tmp_path / "trained")
+        loaded = load_trained(tmp_path / "trained", tmp_path / "nowhere", SECTION)
+        torch.testing.assert_close(logits(loaded), logits(make_tiny("gpt2", seed=1)))
+
+
+class TestLoading:
+    def test_the_dtype_is_the_recipes(self, tiny_gpt2, tokenizer, tmp_path):
+        save_model(tiny_gpt2, tokenizer, tmp_path / "model")
+        model = load_model(tmp_path / "model", replace(SECTION, dtype="bfloat16"))
+        assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+    def test_a_missing_pad_token_becomes_eos(self, tokenizer, tmp_path):
+        import copy
+
+        bare = copy.deepcopy(tokenizer)
+        bare.pad_token = None
+        bare.save_pretrained(tmp_path / "tokenizer")
+        assert load_tokenizer(str(tmp_path / "tokenizer"), SECTION).pad_token_id == tokenizer.eos_token_id
+
+    @pytest.mark.parametrize("path", ["./nowhere", "~/nowhere-at-all", "runs/x/model"])
+    @pytest.mark.parametrize("load", [load_model, load_tokenizer])
+    def test_a_folder_that_is_not_there_is_named(self, load, path):
+        with pytest.raises(InputError, match=f"model path {path}: no such folder"):
+            load(path, SECTION)
+
+    def test_a_path_below_the_home_folder_is_found(self, tiny_gpt2, tokenizer, tmp_path, monkeypatch):
+        save_model(tiny_gpt2, tokenizer, tmp_path / "model")
+        monkeypatch.setenv("HOME", str(tmp_path))
+        torch.testing.assert_close(logits(load_model("~/model", SECTION)), logits(tiny_gpt2))
+        assert len(load_tokenizer("~/model", SECTION)) == len(tokenizer)
+
+    @pytest.mark.parametrize("load", [load_model, load_tokenizer])
+    def test_a_hub_id_without_a_network_gives_one_sentence(self, load):
+        with pytest.raises(InputError, match="model nobody/nothing: cannot be loaded: .* HF_HUB_OFFLINE is set"):
+            load("nobody/nothing", SECTION)
+
+    def test_a_folder_without_a_model_is_refused(self, tmp_path):
+        with pytest.raises(InputError, match="cannot be loaded"):
+            load_model(tmp_path, SECTION)
+
+    def test_a_pickle_is_refused_unless_the_recipe_trusts_code(self, tiny_gpt2, tokenizer, tmp_path):
+        save_model(tiny_gpt2, tokenizer, tmp_path / "model")
+        (tmp_path / "model" / "model.safetensors").unlink()
+        torch.save(tiny_gpt2.state_dict(), tmp_path / "model" / "pytorch_model.bin")
+        with pytest.raises(InputError, match="cannot be loaded"):
+            load_model(tmp_path / "model", SECTION)
+
+    def test_the_adapter_is_the_recipes(self):
+        config = lora_config(LoraSection(r=3, alpha=5, dropout=0.1, target_modules=["q_proj"]))
+        assert (config.r, config.lora_alpha, config.lora_dropout, config.target_modules) == (3, 5, 0.1, {"q_proj"})
+        assert json.loads(json.dumps(config.task_type)) == "CAUSAL_LM"
+
+
+def test_a_4_bit_base_still_trains_after_an_inference(tmp_path):
+    """On some CPUs bitsandbytes repacks its weights at the first inference, into a layout that has no gradient."""
+    from support import build, quantised, with_adapter
+
+    model = with_adapter(quantised(build("full")))
+    weights = {n: p.detach().clone() for n, p in model.named_parameters() if not p.requires_grad}
+    ids = torch.tensor([[3, 5, 7, 9]])
+    with torch.no_grad():
+        before = model.eval()(input_ids=ids).logits
+    model.train()(input_ids=ids).logits.sum().backward()
+    adapter = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    assert adapter and all(p.grad is not None and p.grad.any() for p in adapter.values())
+    assert all(torch.equal(p, weights[n]) for n, p in model.named_parameters() if n in weights)
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(input_ids=ids).logits, before)

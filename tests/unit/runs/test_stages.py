@@ -1,0 +1,297 @@
+"""Stages of a run: skipped, rerun, resumed, and never half-written."""
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from llm_unlearn.errors import DiskFullError, InputError, NonFiniteLossError
+from llm_unlearn.files import fingerprint, is_disk_full, write_json, write_text
+from llm_unlearn.runs.stages import Stage, Stages
+
+pytestmark = pytest.mark.unit
+
+
+class Run:
+    """A directory with one stage whose work is counted."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.said, self.worked = root, [], []
+        self.output = root / "out" / "result.txt"
+
+    def go(self, inputs="a", work=None, name="unlearned/kl") -> None:
+        def default(work_dir: Path) -> None:
+            self.worked.append(inputs)
+            write_text(self.output, str(inputs))
+
+        Stages(self.root, self.said.append).run(Stage(name, inputs, [self.output], work or default))
+
+
+@pytest.fixture
+def run(tmp_path) -> Run:
+    return Run(tmp_path)
+
+
+def whole_checkpoint(work_dir: Path, step: int = 1) -> Path:
+    from safetensors.torch import save_file
+
+    path = work_dir / f"checkpoint-{step}"
+    path.mkdir()
+    save_file({"w": torch.zeros(2)}, path / "model.safetensors")
+    torch.save({}, path / "optimizer.pt")
+    (path / "trainer_state.json").write_text("{}")
+    return path
+
+
+class TestSkipping:
+    def test_a_stage_that_is_done_is_skipped_and_says_so(self, run):
+        run.go()
+        run.go()
+        assert run.worked == ["a"]
+        assert run.said == ["unlearned/kl: running", "unlearned/kl: done before, inputs unchanged; skipped"]
+
+    def test_changed_inputs_run_it_again(self, run):
+        run.go("a")
+        run.go("b")
+        run.go("b")
+        assert run.worked == ["a", "b"]
+        assert run.output.read_text() == "b"
+
+    def test_inputs_changed_back_run_it_again_since_the_output_is_of_others(self, run):
+        for inputs in ("a", "b", "a"):
+            run.go(inputs)
+        assert run.worked == ["a", "b", "a"]
+
+    def test_a_missing_output_runs_it_again(self, run):
+        run.go()
+        run.output.unlink()
+        run.go()
+        assert run.worked == ["a", "a"]
+        assert run.output.exists()
+
+    def test_a_broken_mark_runs_it_again(self, run):
+        run.go()
+        (mark,) = (run.root / ".stages").iterdir()
+        mark.write_text('{"key": "')
+        run.go()
+        assert run.worked == ["a", "a"]
+
+    def test_nothing_but_the_output_and_the_mark_is_left(self, run):
+        run.go()
+        assert {p.name for p in run.root.iterdir()} == {"out", ".stages"}
+
+    def test_the_key_is_of_the_inputs_and_not_of_their_order(self):
+        assert fingerprint({"a": 1, "b": [2]}) == fingerprint({"b": [2], "a": 1})
+        assert fingerprint([1, 2]) != fingerprint([2, 1])
+        assert fingerprint({"a": 1}) != fingerprint({"a": 1.5})
+
+
+class TestResuming:
+    def kill(self, run, inputs="a"):
+        def work(work_dir: Path) -> None:
+            whole_checkpoint(work_dir)
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            run.go(inputs, work)
+
+    def found_by(self, run, inputs) -> list[str]:
+        """Names of the checkpoints that the next run of the stage finds."""
+        found = []
+
+        def work(work_dir: Path) -> None:
+            found.extend(p.name for p in work_dir.glob("checkpoint-*"))
+            write_text(run.output, "x")
+
+        run.go(inputs, work)
+        return found
+
+    def test_a_killed_stage_finds_its_checkpoints_again(self, run):
+        self.kill(run)
+        assert self.found_by(run, "a") == ["checkpoint-1"]
+        assert run.said[-1] == "unlearned/kl: resuming"
+        assert not (run.root / ".work").exists()
+
+    def test_checkpoints_of_other_inputs_are_thrown_away(self, run):
+        self.kill(run)
+        assert self.found_by(run, "b") == []
+        assert run.said[-1] == "unlearned/kl: running"
+
+    def test_a_stage_that_failed_while_it_replaced_a_result_is_not_done(self, run):
+        run.go("a")
+        self.kill(run, "b")
+        run.go("a")
+        assert run.worked == ["a", "a"]
+
+    def test_an_unexpected_error_keeps_the_work(self, run):
+        def work(work_dir: Path) -> None:
+            (work_dir / "half").write_text("x")
+            raise RuntimeError("boom")
+
+        with pytest.raises(RuntimeError, match="boom"):
+            run.go("a", work)
+        assert (run.root / ".work" / "unlearned_kl" / "half").exists()
+
+
+class TestRefusals:
+    def test_bad_input_leaves_nothing_behind(self, run):
+        def work(work_dir: Path) -> None:
+            (work_dir / "half").write_text("x")
+            raise InputError("bad row")
+
+        with pytest.raises(InputError, match="bad row"):
+            run.go("a", work)
+        assert list(run.root.iterdir()) == []
+
+    def test_an_earlier_result_stands(self, run):
+        def refuse(work_dir: Path) -> None:
+            raise InputError("bad row")
+
+        run.go("a")
+        with pytest.raises(InputError):
+            run.go("b", refuse)
+        run.go("a")
+        assert run.worked == ["a"]
+
+    def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(self, run):
+        def work(work_dir: Path) -> None:
+            whole_checkpoint(work_dir, 1)
+            whole_checkpoint(work_dir, 2)
+            (work_dir / "checkpoint-3").mkdir()  # cut off
+            raise NonFiniteLossError("the loss is nan")
+
+        with pytest.raises(NonFiniteLossError):
+            run.go("a", work)
+        assert [p.name for p in (run.root / ".work" / "unlearned_kl").glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+def no_space(*args, **kwargs):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+class TestFullDisk:
+    def test_a_write_is_whole_or_not_at_all(self, tmp_path, monkeypatch):
+        path = tmp_path / "a.json"
+        write_json(path, {"old": 1})
+
+        def half(self, text, encoding):
+            with open(self, "w", encoding=encoding) as file:
+                file.write(text[: len(text) // 2])
+            no_space()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "write_text", half)
+            with pytest.raises(DiskFullError, match=r"a.json: cannot be written: No space left on device"):
+                write_json(path, {"new": 2})
+        assert json.loads(path.read_text()) == {"old": 1}
+        assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+    def test_where_renaming_fails_the_old_file_stays(self, tmp_path, monkeypatch):
+        path = tmp_path / "a.txt"
+        write_text(path, "old")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", no_space)
+            with pytest.raises(DiskFullError):
+                write_text(path, "new")
+        assert path.read_text() == "old"
+        assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+    def test_a_place_that_cannot_be_written_is_bad_input_and_not_a_full_disk(self, tmp_path):
+        (tmp_path / "file").write_text("x")
+        with pytest.raises(InputError, match="cannot be written") as error:
+            write_text(tmp_path / "file" / "below", "y")
+        assert not isinstance(error.value, DiskFullError)
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            OSError(errno.ENOSPC, "No space left on device"),
+            OSError(errno.EDQUOT, "Disk quota exceeded"),
+            RuntimeError("[enforce fail] PytorchStreamWriter failed writing file data/0: file write failed"),
+            Exception("Error while serializing: I/O error: No space left on device (os error 28)"),
+        ],
+    )
+    def test_the_many_errors_of_a_full_disk_keep_the_checkpoint_and_say_how_to_go_on(self, error, run):
+        def work(work_dir: Path) -> None:
+            whole_checkpoint(work_dir)
+            raise error
+
+        with pytest.raises(DiskFullError, match="no space left on the disk during 'unlearned/kl'; free some and run"):
+            run.go("a", work)
+        assert (run.root / ".work" / "unlearned_kl" / "checkpoint-1").is_dir()
+        run.go("a")
+        assert run.said[-1] == "unlearned/kl: resuming"
+        assert run.worked == ["a"]
+
+    def test_a_full_disk_while_a_result_was_replaced_does_not_leave_it_as_done(self, run):
+        run.go("a")
+        with pytest.raises(DiskFullError):
+            run.go("b", no_space)
+        run.go("a")
+        assert run.worked == ["a", "a"]
+
+    def test_a_cause_further_down_counts_and_another_error_does_not(self):
+        try:
+            try:
+                no_space()
+            except OSError as error:
+                raise ValueError("while saving") from error
+        except ValueError as error:
+            assert is_disk_full(error)
+        assert not is_disk_full(OSError(errno.EACCES, "Permission denied"))
+        assert not is_disk_full(None)
+
+
+def test_stamps_see_a_changed_file_in_a_folder_or_behind_a_glob(tmp_path):
+    from llm_unlearn.files import file_stamps
+
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.jsonl").write_text("1")
+    paths = [str(tmp_path / "data"), str(tmp_path / "data" / "*.jsonl"), "owner/name"]
+    before = file_stamps(paths)
+    assert len(before) == 2
+    (tmp_path / "data" / "a.jsonl").write_text("12")
+    assert file_stamps(paths) != before
+
+
+class TestAdopting:
+    @pytest.fixture
+    def other(self, tmp_path) -> Run:
+        run = Run(tmp_path / "other")
+        run.go()
+        return run
+
+    def adopt(self, run: Run, other: Run, inputs: str = "a") -> bool:
+        stage = Stage("unlearned/kl", inputs, [run.output], lambda work_dir: None)
+        return Stages(run.root, run.said.append).adopt(stage, [run.root / "absent", other.root])
+
+    def test_a_finished_stage_is_taken_with_its_folder_and_counts_as_done(self, tmp_path, other):
+        run = Run(tmp_path / "mine")
+        (other.output.parent / "weights").write_text("w")
+        assert self.adopt(run, other)
+        assert (run.output.parent / "weights").read_text() == "w" and run.output.read_text() == "a"
+        run.go()
+        assert not run.worked and "skipped" in run.said[-1]
+
+    def test_other_inputs_or_a_stage_that_was_not_finished_are_not_taken(self, tmp_path, other):
+        run = Run(tmp_path / "mine")
+        assert not self.adopt(run, other, inputs="b")
+        other.output.unlink()
+        assert not self.adopt(run, other)
+        assert not run.output.exists()
+
+    def test_what_is_done_already_is_left_alone(self, tmp_path, other):
+        run = Run(tmp_path / "mine")
+        run.go()
+        other.output.write_text("changed")
+        assert not self.adopt(run, other)
+        assert run.output.read_text() == "a"
+
+    def test_rewriting_the_copy_leaves_the_original(self, tmp_path, other):
+        run = Run(tmp_path / "mine")
+        self.adopt(run, other)
+        run.go(inputs="b")
+        assert (run.output.read_text(), other.output.read_text()) == ("b", "a")

@@ -1,0 +1,88 @@
+"""Fine-tuning: the same loss as TRL's own, cost counted, errors for what would train on nothing."""
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from trl import SFTTrainer
+
+from llm_unlearn.config.sections import TrainSection
+from llm_unlearn.data.collators import CausalLMCollator
+from llm_unlearn.errors import NonFiniteLossError
+from llm_unlearn.models.make import make_model, train_tokenizer
+from llm_unlearn.training.text_training import FineTuner, Training
+
+ARCHITECTURE = {"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 32}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(["one two three four"] * 5, 290)
+
+
+@pytest.fixture
+def rows():
+    generator = np.random.default_rng(0)
+    items = []
+    for length in generator.integers(5, 20, size=12):
+        ids = generator.integers(2, 260, size=length).tolist()
+        items.append({"input_ids": ids, "labels": [-100, -100, *ids[2:]]})
+    return Dataset.from_list(items)
+
+
+def test_the_loss_is_that_of_trl(tokenizer, rows, tmp_path):
+    """Token mean over the whole optimizer step, also with accumulation (num_items_in_batch)."""
+    section = TrainSection(batch_size=4, gradient_accumulation_steps=2)
+    arguments = Training(section, tmp_path, seed=0, quiet=True)._arguments()
+    batch = CausalLMCollator(0)([rows[i] for i in range(4)])
+    for count in (None, torch.tensor(57)):
+        losses = []
+        for cls in (SFTTrainer, FineTuner):
+            trainer = cls(
+                model=make_model(ARCHITECTURE, tokenizer, 0).eval(),
+                args=arguments,
+                train_dataset=rows,
+                data_collator=CausalLMCollator(0),
+                processing_class=tokenizer,
+            )
+            losses.append(float(trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=count)))
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_the_same_weights_as_trl_after_training(tokenizer, rows, tmp_path):
+    weights = []
+    for cls in (SFTTrainer, FineTuner):
+        section = TrainSection(epochs=2, batch_size=2, gradient_accumulation_steps=2, optim="sgd", learning_rate=0.1)
+        trainer = cls(
+            model=make_model(ARCHITECTURE, tokenizer, 0),
+            train_dataset=rows,
+            processing_class=tokenizer,
+            args=Training(section, tmp_path / cls.__name__, seed=0, quiet=True)._arguments(),
+            data_collator=CausalLMCollator(0),
+        )
+        torch.manual_seed(0)  # the same dropout
+        trainer.train()
+        weights.append(dict(trainer.model.named_parameters()))
+    for name, parameter in weights[0].items():
+        torch.testing.assert_close(parameter, weights[1][name], atol=1e-5, rtol=0)
+
+
+def test_cost_counts_tokens_without_padding(tokenizer, rows, tmp_path):
+    _, cost = Training(TrainSection(epochs=3, batch_size=4), tmp_path, 0, quiet=True).fit(
+        make_model(ARCHITECTURE, tokenizer, 0), rows, tokenizer
+    )
+    assert cost["train_tokens"] == 3 * sum(map(len, rows["input_ids"]))
+    assert cost["flops"] > 0 and cost["seconds"] > 0
+
+
+def test_a_loss_that_breaks_down_is_an_error_that_names_the_remedy(tokenizer, rows, tmp_path):
+    section = TrainSection(epochs=30, batch_size=4, learning_rate=1e30, max_grad_norm=0.0, warmup_ratio=0.0)
+    with pytest.raises(NonFiniteLossError, match=r"train\.learning_rate"):
+        Training(section, tmp_path, 0, quiet=True).fit(make_model(ARCHITECTURE, tokenizer, 0), rows, tokenizer)
+
+
+def test_the_model_comes_back_with_its_own_forward(tokenizer, rows, tmp_path):
+    model, _ = Training(TrainSection(epochs=1, batch_size=4), tmp_path, 0, quiet=True).fit(
+        make_model(ARCHITECTURE, tokenizer, 0), rows, tokenizer
+    )
+    assert "forward" not in model.__dict__
