@@ -34,7 +34,7 @@ CONTROL_SEED_OFFSET = 1_000_003  # fresh noise: a seed that no training used
 
 @dataclass(kw_only=True)
 class Evaluator(ABC):
-    """Measures models on the sets of one run. What an answer is, subclasses say: text_evaluator.py, vision/evaluation.py.
+    """Measures models on the sets of one run. Subclasses say what an answer is: text_evaluator.py, image_evaluator.py.
 
     Args:
         sets: the datasets of the poison stage. manifest: poison.json. batch_size: rows at a time.

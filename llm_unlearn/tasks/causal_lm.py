@@ -25,7 +25,7 @@ class CausalLMTask(Task):
     only where a label is.
 
     Args:
-        pack: lay rows of uneven length end to end instead of padding them (packing.py), where the model keeps them apart.
+        pack: lay rows of uneven length end to end (packing.py) where the model keeps them apart, instead of padding.
     """
 
     columns = ("input_ids", "labels", "noise_id", "example_id")  # of a tokenised dataset; the first tells it from text

@@ -1,4 +1,4 @@
-"""What fine-tuning shares, of texts (text_training.py) and images (vision/classifier_training.py): settings, loss, when to give up."""
+"""What fine-tuning of texts (text_training.py) and of images (vision/classifier_training.py) shares."""
 
 import math
 from pathlib import Path
