@@ -59,9 +59,9 @@ def _run(args: argparse.Namespace) -> int:
 
         config = getattr(args, "accelerate_config", None)
         if config:
-            from llm_unlearn.runs.launch_checks import check_layout
+            from llm_unlearn.runs.launch_checks import check_topology
 
-        plan = describe_plan(recipe, until, check_layout(recipe, config) if config else None)
+        plan = describe_plan(recipe, until, check_topology(recipe, config) if config else None)
         print(json.dumps(plan, indent=2) if args.json else plan["text"])
         return 0
     launches = getattr(args, "accelerate_config", None)
@@ -88,11 +88,11 @@ def _in_this_process(args: argparse.Namespace, recipe: "Recipe", until: str, say
 def _launched(args: argparse.Namespace, recipe: "Recipe", say: Callable[[str], None]) -> Path:
     """The same in the processes of an accelerate config; poison and report in this one, where bad input ends it."""
     from llm_unlearn.distributed.launch import launch
-    from llm_unlearn.runs.launch_checks import check_layout
+    from llm_unlearn.runs.launch_checks import check_topology
 
     if args.jobs:
         raise InputError(f"--jobs {args.jobs}: a launch works on one seed at a time; leave it out")
-    check_layout(recipe, args.accelerate_config)
+    check_topology(recipe, args.accelerate_config)
     _in_this_process(args, recipe, "poison", say)
     command = "audit" if args.command == "run" else args.command
     loud = [flag for flag, given in (("--quiet", args.quiet or args.json), ("--debug", args.debug)) if given]
