@@ -83,9 +83,9 @@ def _run_stages(args: argparse.Namespace) -> int:
 def _describe(args: argparse.Namespace, recipe: "Recipe", until: str, config: str | None) -> int:
     """Print what would run."""
     from llm_unlearn.cli.dry_run import describe_plan
-    from llm_unlearn.runs.launch_checks import check_layout
+    from llm_unlearn.runs.launch_checks import check_topology
 
-    plan = describe_plan(recipe, until, check_layout(recipe, config) if config else None)
+    plan = describe_plan(recipe, until, check_topology(recipe, config) if config else None)
     print(json.dumps(plan, indent=2) if args.json else plan["text"])
     return 0
 
@@ -100,11 +100,11 @@ def _launch(args: argparse.Namespace, recipe: "Recipe", until: str, config: str)
     """The same in the processes of an accelerate config; poison and report in this one, where bad input ends it."""
     from llm_unlearn.distributed.launch import launch
     from llm_unlearn.runs.environment import log_lines
-    from llm_unlearn.runs.launch_checks import check_layout
+    from llm_unlearn.runs.launch_checks import check_topology
 
     if args.jobs:
         raise InputError(f"--jobs {args.jobs}: a launch works on one seed at a time; leave it out")
-    check_layout(recipe, config)
+    check_topology(recipe, config)
     _run_here(args, recipe, "poison")
     command = "stress" if args.command == "run" else args.command
     loud = [flag for flag, given in (("--quiet", args.quiet or args.json), ("--debug", args.debug)) if given]
