@@ -49,7 +49,7 @@ def estimate_memory(recipe: Recipe, topology: Topology | None = None) -> dict[st
     return {**estimate.device, "total": estimate.total}
 
 
-def _sizes(recipe: Recipe) -> dict[str, int]:
+def _sizes(recipe: Recipe) -> dict[str, int | None]:
     data, train = recipe.data, recipe.train
     count, forget = recipe.poison_counts(), recipe.forget_count()
     # as the Trainer counts: the last batch of an epoch may be smaller
