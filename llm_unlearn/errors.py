@@ -1,6 +1,4 @@
-"""The ways in which llm_unlearn stops or warns on purpose, each with a message written for a person."""
-
-import warnings
+"""The ways in which llm_unlearn stops on purpose, each with a message written for a person."""
 
 
 class InputError(ValueError):
@@ -21,15 +19,3 @@ class Preempted(Exception):
 
 class LaunchError(Exception):
     """One of several launched processes failed or was killed; the same command resumes."""
-
-
-def warn_deprecated(old: str, new: str, removed_in: str) -> None:
-    """Warn the caller's caller that it uses a name that will go; see docs/releasing.md.
-
-    Args:
-        old: the deprecated name, as the user writes it.
-        new: what to write instead.
-        removed_in: the version without the old name, one minor version after the one that deprecates it.
-    """
-    # FutureWarning is shown by default; level 3 is the line that uses the old name.
-    warnings.warn(f"{old} is deprecated and goes in version {removed_in}; use {new}.", FutureWarning, stacklevel=3)
