@@ -8,7 +8,6 @@ The recipe's own values are the centre, which lies in the run directory as ever;
 directories in `sweep/<field>/<value>/`, at the largest budget. Budgets and seeds need no axis: they are lists already.
 """
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +40,7 @@ def points(recipe: Recipe) -> list[Point]:
         for value in values:
             if isinstance(value, (dict, list)) or value is None:
                 raise InputError(f"recipe.sweep.{axis}: each value is a number, a text or true/false, found {value!r}")
-            tree = dataclasses.asdict(recipe)
+            tree = recipe.model_dump()
             same = [_set(tree, name, value, axis) for name in fields]
             if all(same):
                 continue
