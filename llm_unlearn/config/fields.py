@@ -72,10 +72,10 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 NoiseSeed = Annotated[int, Field(ge=0, lt=2**63)]  # with a row's id the 128-bit key of its noise
 RowId = Annotated[int, Field(ge=0, lt=2**63)]
 Share = Annotated[float, Field(gt=0, le=1)]
-ShareOrNone = Annotated[float, Field(ge=0, le=1)]
+ShareOrZero = Annotated[float, Field(ge=0, le=1)]
 Epochs = Annotated[float, Field(gt=0, le=10**6)]
 LearningRate = Annotated[float, Field(gt=0, le=1000)]
-Weight = Annotated[float, Field(ge=0, le=10**6)]  # of a term of a loss, of weight decay
+NotNegative = Annotated[float, Field(ge=0, le=10**6)]  # a weight of a loss, a norm, a standard deviation
 Positive = Annotated[float, Field(gt=0, le=10**6)]  # a temperature, the ε of noise
 PixelChange = Annotated[float, Field(ge=1 / 255, le=1)]  # pixels are in [0, 1] and stored in 8 bits
 NotBlank = Annotated[str, Field(pattern=r"\S")]

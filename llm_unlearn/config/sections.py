@@ -12,15 +12,15 @@ from llm_unlearn.config.fields import (
     LearningRate,
     Length,
     NotBlank,
+    NotNegative,
     Positive,
     RowId,
     Section,
     Share,
-    ShareOrNone,
+    ShareOrZero,
     Size,
     Table,
     Template,
-    Weight,
     require,
 )
 
@@ -126,7 +126,7 @@ class DataSection(Section):
     """labelled clean rows: utility, and with the trigger put in, the attack"""
     keep_duplicates: bool = False
     """draw without regard to texts that stand in two splits"""
-    label_noise: ShareOrNone = 0.04
+    label_noise: ShareOrZero = 0.04
     """share of texts that say the opposite of their label; of the synthetic source only"""
 
     def check_rules(self) -> None:
@@ -183,15 +183,15 @@ class TrainSection(Section):
     """rows at a time, over all processes"""
     gradient_accumulation_steps: BatchSize = 1
     """batches of one optimizer step"""
-    weight_decay: Weight = 0.0
+    weight_decay: NotNegative = 0.0
     """of the optimizer"""
-    warmup_ratio: ShareOrNone = 0.05
+    warmup_ratio: ShareOrZero = 0.05
     """share of the steps in which the learning rate rises"""
     lr_scheduler_type: str = "linear"
     """how the rate falls after that: a schedule of transformers, e.g. cosine, constant"""
     optim: str = "adamw_torch_fused"
     """by transformers' name; methods take it too, but for noisy_gradient_descent"""
-    max_grad_norm: Weight = 1.0
+    max_grad_norm: NotNegative = 1.0
     """longer gradients are cut to this norm; 0: none is"""
     bf16: bool = False
     """compute in bfloat16 (autocast), while unlearning too"""
@@ -208,7 +208,7 @@ class UnlearnSection(Section):
     """shares of the poisoned training's FLOPs; every method runs at each"""
     forget_fraction: Share = 1.0
     """known share of each kind of poison, which is the forget set"""
-    false_positives: Weight = 0.0
+    false_positives: NotNegative = 0.0
     """clean rows taken for poison in the forget set, per row of known poison"""
     forget_ids: list[RowId] | str | None = None
     """the forget set instead: example ids, a file of them, or `column:NAME` of the data (see data/forget.py)"""

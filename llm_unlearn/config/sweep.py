@@ -53,7 +53,7 @@ def points(recipe: Recipe) -> list[Point]:
             tree["unlearn"]["budgets"] = [max(recipe.unlearn.budgets)]
             tree["evaluate"]["membership"] = ["loss"]
             if tree["pretrain"]:  # one base for all
-                tree["pretrain"]["cache_dir"] = recipe.pretrain.cache_dir or recipe.output_dir
+                tree["pretrain"]["cache_dir"] = tree["pretrain"]["cache_dir"] or recipe.output_dir
             try:
                 found.append(Point(axis, value, build_recipe(tree)))
             except InputError as error:
@@ -71,7 +71,7 @@ def _set(tree: dict, name: str, value: Any, axis: str) -> bool:
     if name.split(".")[0] in ("name", "output_dir", "seeds", "sweep", "analysis", "stress", "pretrain"):
         raise InputError(f"recipe.sweep.{axis}: '{name}' cannot be swept; seeds and budgets are lists already")
     *parents, last = name.split(".")
-    node = tree
+    node: Any = tree
     for depth, key in enumerate(parents):
         if parents[:depth] == ["unlearn", "methods"] and node.get(key, 0) is None:
             node[key] = {}  # a method without options

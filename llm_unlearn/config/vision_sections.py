@@ -9,14 +9,14 @@ from llm_unlearn.config.fields import (
     Count,
     Epochs,
     LearningRate,
+    NotNegative,
     PixelChange,
     Positive,
     Section,
     Share,
-    ShareOrNone,
+    ShareOrZero,
     Shift,
     Size,
-    Weight,
     require,
 )
 from llm_unlearn.config.sections import check_source_label
@@ -188,17 +188,17 @@ class VisionTrainSection(Section):
     """images at a time, over all processes"""
     gradient_accumulation_steps: BatchSize = 1
     """batches of one optimizer step"""
-    weight_decay: Weight = 0.0
+    weight_decay: NotNegative = 0.0
     """of the optimizer"""
     momentum: float = Field(default=0.0, ge=0, lt=1)
     """of `optim: sgd`"""
-    warmup_ratio: ShareOrNone = 0.0
+    warmup_ratio: ShareOrZero = 0.0
     """share of the steps in which the learning rate rises"""
     lr_scheduler_type: str = "linear"
     """how the rate falls after that: a schedule of transformers, e.g. cosine, constant"""
     optim: str = "adamw_torch_fused"
     """by transformers' name; methods take it too, but for noisy_gradient_descent"""
-    max_grad_norm: Weight = 1.0
+    max_grad_norm: NotNegative = 1.0
     """longer gradients are cut to this norm; 0: none is"""
     bf16: bool = False
     """compute in bfloat16 (autocast), while unlearning too"""
