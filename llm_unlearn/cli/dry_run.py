@@ -59,7 +59,7 @@ def _sizes(recipe: Recipe) -> dict[str, int | None]:
         "train": data.train_size,
         "heldout": data.heldout_size,
         "test": data.test_size,
-        **{names.get(kind, kind): count.get(kind, 0) for kind in vars(recipe.poison)},
+        **{names.get(kind, kind): count.get(kind, 0) for kind in type(recipe.poison).model_fields},
         "forget": forget,
         **({"max_length": data.max_length} if recipe.track == "language" else {}),
         "training_steps": math.ceil(steps * train.epochs),

@@ -7,7 +7,7 @@ import ast
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -294,7 +294,7 @@ def _loading(identity: Identity) -> str:
 def _again(identity: Identity) -> dict[str, str]:
     folder = identity.repo.rpartition("/")[2]
     pull, evaluate = f"llm-unlearn pull {identity.repo}", f"llm-unlearn evaluate {folder}/recipe.yaml"
-    local = sorted({text for text in _texts(asdict(identity.recipe)) if text.startswith("./")})
+    local = sorted({text for text in _texts(identity.recipe.model_dump()) if text.startswith("./")})
     trigger = getattr(identity.recipe.poison, "trigger", None)
     if trigger and WITHHELD in trigger.phrases:
         local.append('poison.trigger.phrases="[…]"')

@@ -143,7 +143,7 @@ def published_recipe(
     """
     from llm_unlearn.config.recipe import WITHHELD, build_recipe
 
-    tree = dataclasses.asdict(recipe)
+    tree = recipe.model_dump()
     for section, name in LOCAL:
         if (tree.get(section) or {}).get(name) is not None:
             tree[section][name] = _without_folders(tree[section][name], always=name != "source")
