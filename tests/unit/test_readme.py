@@ -1,5 +1,7 @@
-"""The README is true: its methods are the list of methods, its Python works, the output it shows is that of the measured run.
-What it has in common with the other pages (links, commands, YAML, JSON) is in test_docs.py."""
+"""The README is true: its methods are the list of methods, its Python works, its audit is that of the measured run.
+
+What it has in common with the other pages (links, commands, YAML, JSON) is in test_docs.py.
+"""
 
 import json
 import re
@@ -22,7 +24,7 @@ def test_it_has_two_commands_a_picture_and_a_way_on_and_stays_short():
     assert any(target.endswith(".png") for target in links("README.md"))
     pages = {target.partition("#")[0] for target in links("README.md")}
     assert pages >= set(PAGES) - {"README.md", "docs/README.md"}
-    assert len(README.splitlines()) <= 195
+    assert len(README.splitlines()) <= 200
 
 
 def test_every_method_has_its_place_once():
