@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,10 @@ from llm_unlearn.errors import InputError
 from llm_unlearn.files import write_json
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from llm_unlearn.audit.loader import Checkpoint, Loader
+    from llm_unlearn.metrics.results import Evaluation
 
 WHOLE = 10**9  # tokens: nothing is cut
 
@@ -37,18 +40,21 @@ class Options:
     device_map: str | None = None
 
 
-def audit(models: list[str], manifest: str, options: Options, say: Callable[[str], None] = print) -> dict[str, dict]:
+def audit(
+    models: list[str], manifest: str, options: Options, say: Callable[[str], None] = print
+) -> "dict[str, Evaluation]":
     """Evaluate checkpoints against a manifest.
 
     Args:
         models: folders or hub ids, full models or adapters. say: called with progress lines.
     Returns:
-        model → its evaluation, schema version 1, with "skipped": section → why it is null.
+        model → its evaluation, `skipped` saying of each section that is None why.
     Raises:
         InputError: naming the file, field or row.
     """
     from llm_unlearn.audit.loader import Loader, same_model
     from llm_unlearn.evaluation.summarize import summarize
+    from llm_unlearn.metrics.results import Identity
 
     if options.batch_size is not None and options.batch_size < 1:
         raise InputError(f"--batch-size {options.batch_size}: must be at least 1")
@@ -69,7 +75,7 @@ def audit(models: list[str], manifest: str, options: Options, say: Callable[[str
     if oracle:
         say(f"{oracle.where}: evaluating, as the oracle")
         oracle_model = loader.load(oracle)
-        oracle_signals = evaluator.signals(oracle_model)
+        oracle_signals = evaluator.signals(oracle_model, is_oracle=True)
     else:
         skipped.setdefault("oracle", "no --retrained model was given")
     results = {}
@@ -77,19 +83,14 @@ def audit(models: list[str], manifest: str, options: Options, say: Callable[[str
         say(f"{checkpoint.where}: evaluating")
         is_oracle = same_model(checkpoint.where, oracle_path)
         signals = oracle_signals if is_oracle else evaluator.signals(loader.load(checkpoint), oracle_model)
-        identity = {
-            "model": name,
-            "kind": "audited",
-            "method": None,
-            "budget": None,
-            "seed": subject.seed,
-            "recipe": subject.name,
-        }
+        identity = Identity(
+            model=name, kind="audited", method=None, budget=None, seed=subject.seed, recipe=subject.name
+        )
         result = summarize(signals, identity, None, None if is_oracle else oracle_signals)
         reasons = {**skipped, "oracle": "it is the retrained model itself"} if is_oracle else dict(skipped)
-        if result["gus"] is None:
+        if result.gus is None:
             reasons.setdefault("gus", "no canary has a gradient on this model")
-        results[name] = result | {"skipped": reasons}
+        results[name] = replace(result, skipped=reasons)
         if out:
             _write(out, name, results[name], signals)
     return results
@@ -189,11 +190,13 @@ def _check_prompts(subject: Subject, tokenizer: Any) -> None:
             )
 
 
-def _write(folder: Path, name: str, result: dict, signals: Any) -> None:
+def _write(folder: Path, name: str, result: "Evaluation", signals: "pd.DataFrame") -> None:
+    from llm_unlearn.evaluation.signals import write_signals
+
     partial_path = folder / f".{name}.{os.getpid()}.parquet.partial"
     try:
-        signals.to_parquet(partial_path)
+        write_signals(signals, partial_path)
         os.replace(partial_path, folder / f"{name}.parquet")
     finally:
         partial_path.unlink(missing_ok=True)
-    write_json(folder / f"{name}.json", result)
+    write_json(folder / f"{name}.json", result.to_json())

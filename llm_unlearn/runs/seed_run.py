@@ -299,9 +299,9 @@ class SeedRun(ABC):
         return self.evaluated("retrained")
 
     def _evaluate(self, name: str, method: str | None, budget: float | None, work_dir: Path) -> None:
-        import pandas as pd
-
+        from llm_unlearn.evaluation.signals import read_signals, write_signals
         from llm_unlearn.evaluation.summarize import summarize
+        from llm_unlearn.metrics.results import Cost, Identity
 
         where, is_oracle = f"unlearned/{name}" if method else name, name == "retrained"
         if name == "base":
@@ -309,22 +309,23 @@ class SeedRun(ABC):
             cost = {"train_tokens": 0, "flops": 0.0, "seconds": 0.0}
         else:
             model, cost = self._retrained if is_oracle else self.evaluated(where), self._cost(where)
-        signals = self.evaluator.signals(model, None if is_oracle else self._retrained)
+        signals = self.evaluator.signals(model, None if is_oracle else self._retrained, is_oracle)
         folder = self.folder / "evaluation"
-        oracle = None if is_oracle else pd.read_parquet(folder / "retrained.parquet")
-        cost["share_of_training"] = cost["flops"] / self._cost("poisoned")["flops"]
-        identity = {
-            "model": name,
-            "kind": "unlearned" if method else name,
-            "method": method,
-            "budget": budget,
-            "seed": self.seed,
-            "recipe": self.recipe.name,
-        }
-        summary = summarize(signals, identity, cost, oracle)  # before anything is written
+        oracle = None if is_oracle else read_signals(folder / "retrained.parquet")
+        share = cost["flops"] / self._cost("poisoned")["flops"]
+        identity = Identity(
+            model=name,
+            kind="unlearned" if method else name,
+            method=method,
+            budget=budget,
+            seed=self.seed,
+            recipe=self.recipe.name,
+        )
+        # before anything is written
+        result = summarize(signals, identity, Cost(**cost, share_of_training=share), oracle)
         if not self.processes.is_main:
             return
-        signals.to_parquet(work_dir / "signals.parquet")
+        write_signals(signals, work_dir / "signals.parquet")
         folder.mkdir(exist_ok=True)
         os.replace(work_dir / "signals.parquet", folder / f"{name}.parquet")
-        write_json(folder / f"{name}.json", summary)
+        write_json(folder / f"{name}.json", result.to_json())

@@ -53,7 +53,7 @@ class Meter:
         }
         if len(self.triggered):
             clean = answers.set_index("example_id").loc[self.triggered["example_id"]]["target_hit"].to_numpy(bool)
-            figures["attack"] = attack_success(self._hits(model, self.triggered), clean)
+            figures["attack"] = attack_success(self._hits(model, self.triggered), clean).to_json()
         return figures
 
     def gus(self, model: Any) -> dict[str, Any] | None:
@@ -70,7 +70,7 @@ class Meter:
             evaluator.task,
         )[:, 0]
         scores = scores[np.isfinite(scores)]
-        return gaussian_test(scores) if len(scores) else None
+        return gaussian_test(scores).to_json() if len(scores) else None
 
     @cached_property
     def _deleted(self) -> list[dict]:
@@ -87,7 +87,7 @@ class Meter:
         clean, found = self._hits(model, self.twins), []
         for variant in variants:
             rows, kept = self._written(variant)
-            attack = attack_success(self._hits(model, rows.select(kept)), clean[kept]) if kept else None
+            attack = attack_success(self._hits(model, rows.select(kept)), clean[kept]).to_json() if kept else None
             found.append({"kind": variant.kind, "name": variant.name, "attack": attack})
         return found
 

@@ -139,5 +139,5 @@ def test_the_summary_has_an_entry_for_each(make_tiny, tokenizer):
     result = summarize(signals, {"model": "m"}, None)["mia"]
     assert set(result) == {"loss"} | {name.removeprefix("mia_") for name in ATTACKS}
     inside, outside = (signals[signals["set"] == name]["mia_zlib"] for name in ("member", "nonmember"))
-    assert result["zlib"]["auc"] == np.mean([a > b for a in inside for b in outside])
-    assert isinstance(signals, pd.DataFrame) and result["loss"]["n_members"] == len(FORGET)
+    assert result["zlib"].auc == np.mean([a > b for a in inside for b in outside])
+    assert isinstance(signals, pd.DataFrame) and result["loss"].n_members == len(FORGET)
