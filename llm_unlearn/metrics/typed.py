@@ -1,13 +1,14 @@
 """Results as frozen dataclasses, whose JSON is their fields."""
 
-from dataclasses import MISSING, dataclass, fields, is_dataclass
-from functools import cache
+from dataclasses import MISSING, dataclass, fields
 from math import isfinite
 from types import NoneType
 from typing import Any, ClassVar, Self, get_args, get_origin, get_type_hints
 
 from llm_unlearn.errors import InputError
 from llm_unlearn.metrics.intervals import Interval
+
+_REMEDY = "run the stage that wrote it again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,21 +37,16 @@ class Result:
             InputError: naming the file and the field that is missing or of another kind.
         """
         if not isinstance(tree, dict):
-            raise InputError(f"{source}: section '{name}' is no mapping but {type(tree).__name__}; evaluate again")
-        values = {}
+            raise InputError(f"{source}: section '{name}' is no mapping but {type(tree).__name__}; {_REMEDY}")
+        values, kinds = {}, get_type_hints(cls)
         for field in fields(cls):
-            kind, path = _hints(cls)[field.name], f"{name}.{field.name}".lstrip(".")
+            kind, path = kinds[field.name], f"{name}.{field.name}".lstrip(".")
             if field.name in tree:
                 values[field.name] = _value(kind, tree[field.name], source, path, field.name in cls.unbounded)
             elif field.default is MISSING:
                 word = "field" if name or kind in (int, str) else "section"
-                raise InputError(f"{source}: {word} '{path}' is missing; evaluate again")
+                raise InputError(f"{source}: {word} '{path}' is missing; {_REMEDY}")
         return cls(**values)
-
-
-@cache
-def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
 
 
 def _to_json(value: Any) -> Any:
@@ -67,23 +63,25 @@ def _value(kind: Any, value: Any, source: str, name: str, unbounded: bool = Fals
         if value is None:
             return None
         (kind,) = (option for option in get_args(kind) if option is not NoneType)
-    if is_dataclass(kind):
-        return kind.from_json(value, source, name)  # type: ignore[attr-defined]  # every dataclass here is a Result
-    if get_origin(kind) is dict:
-        if not isinstance(value, dict):
-            raise InputError(f"{source}: section '{name}' is no mapping but {type(value).__name__}; evaluate again")
+    if isinstance(kind, type) and issubclass(kind, Result):
+        return kind.from_json(value, source, name)
+    if get_origin(kind) in (dict, list):
+        if not isinstance(value, get_origin(kind)):
+            raise InputError(f"{source}: section '{name}' is no {get_origin(kind).__name__} but {value!r}; {_REMEDY}")
+        if isinstance(value, list):
+            return [_value(get_args(kind)[0], entry, source, f"{name}.{i}") for i, entry in enumerate(value)]
         return {key: _value(get_args(kind)[1], entry, source, f"{name}.{key}") for key, entry in value.items()}
     if kind is Interval:
         if isinstance(value, list) and len(value) == 2 and all(_is_number(bound) for bound in value):
             return Interval(*value)
-        raise InputError(f"{source}: field '{name}' is no interval [low, high] but {value!r}; evaluate again")
+        raise InputError(f"{source}: field '{name}' is no interval [low, high] but {value!r}; {_REMEDY}")
     if kind is float:
         if _is_number(value, unbounded):
             return value
-        raise InputError(f"{source}: field '{name}' is no usable number but {value!r}; evaluate again")
+        raise InputError(f"{source}: field '{name}' is no usable number but {value!r}; {_REMEDY}")
     if not isinstance(value, kind) or isinstance(value, bool):
         expected = "whole number" if kind is int else "text"
-        raise InputError(f"{source}: field '{name}' is no {expected} but {value!r}; evaluate again")
+        raise InputError(f"{source}: field '{name}' is no {expected} but {value!r}; {_REMEDY}")
     return value
 
 
