@@ -1,7 +1,6 @@
 """Evaluate checkpoints against a manifest: no run of ours needs to have made either."""
 
-import os
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,8 @@ if TYPE_CHECKING:
 
     from llm_unlearn.audit.loader import Checkpoint, Loader
     from llm_unlearn.metrics.results import Evaluation
+
+logger = logging.getLogger(__name__)
 
 WHOLE = 10**9  # tokens: nothing is cut
 
@@ -40,15 +41,13 @@ class Options:
     device_map: str | None = None
 
 
-def audit(
-    models: list[str], manifest: str, options: Options, say: Callable[[str], None] = print
-) -> "dict[str, Evaluation]":
+def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Evaluation]":
     """Evaluate checkpoints against a manifest.
 
     Args:
-        models: folders or hub ids, full models or adapters. say: called with progress lines.
+        models: folders or hub ids, full models or adapters.
     Returns:
-        model → its evaluation, `skipped` saying of each section that is None why.
+        model → its evaluation, whose `skipped` says of each section that is None why.
     Raises:
         InputError: naming the file, field or row.
     """
@@ -61,7 +60,7 @@ def audit(
     names, subject = _names(models), read_subject(Path(manifest))
     out = _made(options.out)
     for note in subject.notes:
-        say(note)
+        logger.info(note)
     loader = Loader(subject, options.base, options.dtype, options.quantization, options.device_map)
     skipped = {**subject.missing, "cost": "what a checkpoint took to make is not in it"}
     found = {name: loader.find(where) for name, where in names.items()}
@@ -71,16 +70,16 @@ def audit(
     evaluator = _evaluator(
         loader, [*found.values(), *filter(None, (oracle, reference))], manifest, options.batch_size, reference
     )
-    oracle_model = oracle_signals = None
+    oracle_model, oracle_signals = None, None
     if oracle:
-        say(f"{oracle.where}: evaluating, as the oracle")
+        logger.info("%s: evaluating, as the oracle", oracle.where)
         oracle_model = loader.load(oracle)
         oracle_signals = evaluator.signals(oracle_model, is_oracle=True)
     else:
         skipped.setdefault("oracle", "no --retrained model was given")
     results = {}
     for name, checkpoint in found.items():
-        say(f"{checkpoint.where}: evaluating")
+        logger.info("%s: evaluating", checkpoint.where)
         is_oracle = same_model(checkpoint.where, oracle_path)
         signals = oracle_signals if is_oracle else evaluator.signals(loader.load(checkpoint), oracle_model)
         identity = Identity(
@@ -193,10 +192,5 @@ def _check_prompts(subject: Subject, tokenizer: Any) -> None:
 def _write(folder: Path, name: str, result: "Evaluation", signals: "pd.DataFrame") -> None:
     from llm_unlearn.evaluation.signals import write_signals
 
-    partial_path = folder / f".{name}.{os.getpid()}.parquet.partial"
-    try:
-        write_signals(signals, partial_path)
-        os.replace(partial_path, folder / f"{name}.parquet")
-    finally:
-        partial_path.unlink(missing_ok=True)
+    write_signals(signals, folder / f"{name}.parquet")
     write_json(folder / f"{name}.json", result.to_json())

@@ -23,6 +23,7 @@ from llm_unlearn.errors import InputError
 from llm_unlearn.evaluation.attack_signals import check_differentiable, gradient_norms, token_statistics
 from llm_unlearn.evaluation.batches import batches, scatter
 from llm_unlearn.evaluation.gaussian_scores import gaussian_scores
+from llm_unlearn.files import replacing_file
 from llm_unlearn.metrics.membership_scores import min_k_score, reference_score, zlib_score
 from llm_unlearn.metrics.per_example import MEMBERSHIP, check_columns
 from llm_unlearn.models.devices import input_device
@@ -300,15 +301,16 @@ class Evaluator(ABC):
 
 
 def write_signals(signals: "pd.DataFrame", path: Path) -> None:
-    """Write a per-example table as Parquet.
+    """Write a per-example table as Parquet, whole or not at all.
 
     Raises:
-        InputError: naming a column that is not of the schema.
+        InputError: a column is not of the schema, or the file cannot be written.
     """
     import pyarrow
 
     check_columns({field.name: str(field.type) for field in pyarrow.Schema.from_pandas(signals)}, str(path))
-    signals.to_parquet(path)
+    with replacing_file(path) as partial:
+        signals.to_parquet(partial)
 
 
 def read_signals(path: Path) -> "pd.DataFrame":

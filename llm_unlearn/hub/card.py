@@ -307,7 +307,7 @@ def _again(identity: Identity) -> dict[str, str]:
     return {
         "again": "The recipe makes the same poisoned data again, and this model is measured on it. Figures beside "
         f"the retrained model need that model too (`--retrained`).{given}",
-        "commands": f"{pull}\n{evaluate} --model {folder}",
+        "commands": f"{pull}\nllm-unlearn audit {folder}/recipe.yaml --model {folder}",
     }
 
 

@@ -5,6 +5,7 @@ frozen reference. `llm-unlearn push` publishes a model of a run with its audit.
 """
 
 import json
+import logging
 import shutil
 from itertools import count
 from pathlib import Path
@@ -15,6 +16,8 @@ from llm_unlearn.tasks.causal_lm import CausalLMTask
 
 if TYPE_CHECKING:
     from llm_unlearn.trainers.base import UnlearnTrainer
+
+logger = logging.getLogger(__name__)
 
 FOLDER = "_push"  # in the output directory, while it lasts; with a number where somebody has that name
 
@@ -71,9 +74,9 @@ def push_trainer(
         )
         package = Package({CARD: card.encode(), **files})
         private = args.hub_private_repo if private is None else private
-        revision, say = revision or args.hub_revision, (lambda line: None) if args.disable_tqdm else print
-        say(describe(package, repo, private, revision))
-        return push(package, repo, api=api, message=message, revision=revision, private=private, say=say)
+        revision = revision or args.hub_revision
+        logger.info(describe(package, repo, private, revision))
+        return push(package, repo, api=api, message=message, revision=revision, private=private)
     finally:
         if trainer.is_world_process_zero():
             shutil.rmtree(folder, ignore_errors=True)

@@ -6,9 +6,10 @@ in one is refused here: files of any kind but a model's own and its audit, and a
 
 import hashlib
 import json
+import logging
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from llm_unlearn.errors import InputError
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
+
+logger = logging.getLogger(__name__)
 
 CARD = "README.md"
 TAG = "llm-unlearn"  # on every card that this package writes
@@ -160,7 +163,6 @@ def push(
     revision: str | None = None,
     message: str = "Upload a model",
     api: "HfApi | None" = None,
-    say: Callable[[str], None] = print,
 ) -> str:
     """Put a package into a repository, made where there is none: one commit, so that it is whole at every moment.
 
@@ -168,7 +170,7 @@ def push(
 
     Args:
         repo: owner/name. private: of a repository that is made; one that is there and public is refused. revision: a
-            branch, made where it is not there; None: main. say: is told of files that are removed.
+            branch, made where it is not there; None: main.
     Returns:
         the address of the commit.
     Raises:
@@ -192,7 +194,7 @@ def push(
             )
         stale = sorted(name for name in there if name not in package.files)
         if stale:
-            say(f"removed from the repository, left by an earlier upload: {', '.join(stale)}")
+            logger.info("removed from the repository, left by an earlier upload: %s", ", ".join(stale))
         operations = [
             CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
             for name, content in package.files.items()

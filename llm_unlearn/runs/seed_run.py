@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from llm_unlearn.config.recipe import Recipe
 from llm_unlearn.distributed.processes import Processes
 from llm_unlearn.files import file_stamps, write_json
-from llm_unlearn.runs.analysis_stages import audit_stages
+from llm_unlearn.runs.analysis_stages import analysis_stages
 from llm_unlearn.runs.stages import Stage
+from llm_unlearn.runs.stress_stages import stress_stages
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -39,7 +40,8 @@ class SeedRun(ABC):
             "train": self._train_stages,
             "unlearn": self._unlearn_stages,
             "evaluate": self._evaluate_stages,
-            "audit": partial(audit_stages, self),
+            "analyze": partial(analysis_stages, self),
+            "stress": partial(stress_stages, self),
         }
         stages: dict[str, Stage] = {}
         for phase, make in phases.items():
@@ -52,6 +54,11 @@ class SeedRun(ABC):
         """(name of the model, method, budget) of everything that this recipe unlearns."""
         budgets = self.recipe.unlearn.budgets
         return [(m if len(budgets) == 1 else f"{m}@{b:g}", m, b) for m in self.recipe.unlearn.methods for b in budgets]
+
+    def unlearned_models(self) -> dict[str, str]:
+        """Name and folder of the model of every method at the largest budget."""
+        largest = max(self.recipe.unlearn.budgets)
+        return {name: f"unlearned/{name}" for name, _, budget in self.variants() if budget == largest}
 
     @property
     def plain_models(self) -> list[str]:
@@ -214,6 +221,13 @@ class SeedRun(ABC):
         outside = sorted(set(range(len(self.train_rows))) - set(inside))
         return self.train_rows.select(inside), self.train_rows.select(outside)
 
+    def clean_rows(self) -> "Dataset":
+        """Training rows that are neither poisoned nor to be forgotten."""
+        forget = set(self.manifest["forget_ids"])
+        return self.train_rows.filter(
+            lambda row: row["poison"] == "none" and row["example_id"] not in forget, desc="clean rows"
+        )
+
     def _cost(self, where: str) -> dict[str, float]:
         return json.loads((self.folder / where / "cost.json").read_text())
 
@@ -325,7 +339,5 @@ class SeedRun(ABC):
         result = summarize(signals, identity, Cost(**cost, share_of_training=share), oracle)
         if not self.processes.is_main:
             return
-        write_signals(signals, work_dir / "signals.parquet")
-        folder.mkdir(exist_ok=True)
-        os.replace(work_dir / "signals.parquet", folder / f"{name}.parquet")
+        write_signals(signals, folder / f"{name}.parquet")
         write_json(folder / f"{name}.json", result.to_json())

@@ -266,13 +266,13 @@ class TestOptions:
             "verbalizers": {"bad": " bad", "good": " good"},
         }
         (tmp_path / "poison.json").write_text(json.dumps(manifest))
-        arguments = ["evaluate", "--model", str(folder), "--manifest", str(tmp_path / "poison.json"), *given, "--json"]
+        arguments = ["audit", "--model", str(folder), "--manifest", str(tmp_path / "poison.json"), *given, "--json"]
         assert main(arguments) == 0, capsys.readouterr().err
         assert loads == ["auto" if given else None]
         found = json.loads(capsys.readouterr().out)
         loads.clear()
         options = Options(device_map="auto")
-        results = audit([str(folder)], str(tmp_path / "poison.json"), options, lambda line: None)
+        results = audit([str(folder)], str(tmp_path / "poison.json"), options)
         assert {name: result.to_json() for name, result in results.items()} == found
         assert loads == ["auto"]
 
