@@ -3,12 +3,13 @@
 Every test answers True (poison is seen), False (it is not) or None (not taken, or no usable figure). Four rules stand
 here, by who asks; they differ in level and in what they compare with:
 
-| rule | caller | Gaussian test | attack | accuracy lost |
-|---|---|---|---|---|
-| `report_evidence` | report, its pages and headline | p < 0.001, and χ² p < 0.001 as a trace | lift ≥ retrained's + 0.2 | p < 0.001 |
-| `card_evidence` | first line of a model card | 95 % interval of GUS excludes 0 | of the excess, above 0 | above 0 |
-| `audit_evidence` | `llm-unlearn audit` | as the report | 95 % interval of the lift above 0 | not taken |
-| `…_under_stress` | "does it come back?" | p < 0.001 and not so on the retrained model | lift ≥ 0.2 and ≥ retrained's + 0.2 | not taken |
+- `report_evidence` (the report, its pages and headline): Gaussian test p < 0.001, or as a trace χ² p < 0.001; lift at
+  least 0.2 above the retrained model's; accuracy lost with p < 0.001.
+- `card_evidence` (first line of a model card): the 95 % interval of GUS excludes 0; that of the attack's excess, or of
+  the accuracy lost, is above 0.
+- `audit_evidence` (`llm-unlearn audit`): the Gaussian tests as in the report; the 95 % interval of the lift is above 0.
+- `…_under_stress` ("does it come back?"): p < 0.001 where the retrained model's is not; lift at least 0.2, and at least
+  0.2 above the retrained model's.
 
 A test that sees nothing does not show that nothing is there: no caller may say more than its `Status`.
 """

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from llm_unlearn.errors import InputError
-from llm_unlearn.reporting.results import ONE_PERCENT, Results, SeedRun, read_json
+from llm_unlearn.reporting.results import ONE_PERCENT, Results, SeedRun, read_json, read_signals
 
 MAX_SHOWN = 20  # examples of a kind on one page
-_NEEDED = ("set", "example_id")
-_COLUMNS = (*_NEEDED, "label", "prediction", "target_hit", "clean_hit", "gaussian_score", "deleted")
+_COLUMNS = ("set", "example_id", "label", "prediction", "target_hit", "clean_hit", "gaussian_score", "deleted")
 _ANSWERS, _CANARIES = ("test", "triggered"), ("canary",)  # the sets that are read
 Rows = dict[str, dict[int, dict[str, Any]]]  # set → example_id → row
 
@@ -25,8 +24,10 @@ class Success:
     """A test input that gets the attacker's answer with the trigger, and not without it.
 
     Args:
-        answer, clean_answer: of the model, with and without the trigger (None where that is another input's).
-        oracle_answer, oracle_hit: of the retrained model, with the trigger; None where they are not known.
+        answer: of the model, with the trigger.
+        clean_answer: without the trigger; None where that is another input's.
+        oracle_answer: of the retrained model, with the trigger; None where it is not known.
+        oracle_hit: whether that is the attacker's; None where it is not known.
         text: with the trigger in, None where it is not known.
     """
 
@@ -154,7 +155,7 @@ class Examples:
 
     def _with_texts(self, shown: list, part: str) -> list:
         """The examples with the text that `data/<part>` has of them."""
-        texts = {}
+        texts: dict[tuple[int, int], str] = {}
         for run in self.results.runs:
             ids = {example.example_id for example in shown if example.seed == run.seed}
             found = read_texts(run.path / "data" / part, ids) if ids else {}
@@ -166,29 +167,19 @@ def read_rows(path: Path, sets: Iterable[str]) -> Rows | None:
     """The rows of some sets of a per-example file; None where there is no such file.
 
     Args:
-        path: `evaluation/<model>.parquet`. sets: of its column `set`.
+        path: `evaluation/<model>.parquet`.
+        sets: of its column `set`.
+
     Raises:
         InputError: naming the file, where it cannot be read.
     """
-    import pyarrow
-    import pyarrow.compute
-    import pyarrow.parquet
-
-    if not path.is_file():
+    table = read_signals(path, _COLUMNS)
+    if table is None:
         return None
-    try:
-        names = pyarrow.parquet.read_schema(path).names
-        missing = [name for name in _NEEDED if name not in names]
-        if missing:
-            raise InputError(f"{path}: column '{missing[0]}' is missing; evaluate {path.stem} again")
-        table = pyarrow.parquet.read_table(path, columns=[name for name in _COLUMNS if name in names])
-        wanted = pyarrow.compute.is_in(table["set"], value_set=pyarrow.array(sets))
-        rows = table.filter(wanted).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); evaluate {path.stem} again") from None
     found: Rows = {}
-    for row in rows:
-        found.setdefault(row["set"], {})[row["example_id"]] = row
+    for row in table.to_pylist():
+        if row["set"] in sets:
+            found.setdefault(row["set"], {})[row["example_id"]] = row
     return found
 
 
@@ -196,7 +187,9 @@ def read_texts(folder: Path, ids: Iterable[int]) -> dict[int, str]:
     """Texts of some rows of a dataset that `save_to_disk` wrote, by example_id; none where it is absent or of images.
 
     Args:
-        folder: holds state.json, which names the Arrow files. ids: the example_id of each row wanted.
+        folder: holds state.json, which names the Arrow files.
+        ids: the example_id of each row wanted.
+
     Raises:
         InputError: naming the folder, where it cannot be read.
     """
