@@ -81,7 +81,9 @@ def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Eval
     for name, checkpoint in found.items():
         logger.info("%s: evaluating", checkpoint.where)
         is_oracle = same_model(checkpoint.where, oracle_path)
-        signals = oracle_signals if is_oracle else evaluator.signals(loader.load(checkpoint), oracle_model)
+        signals = oracle_signals if is_oracle else None
+        if signals is None:
+            signals = evaluator.signals(loader.load(checkpoint), oracle_model)
         identity = Identity(
             model=name, kind="audited", method=None, budget=None, seed=subject.seed, recipe=subject.name
         )

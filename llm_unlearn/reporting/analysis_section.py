@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +238,10 @@ def _small(value: float) -> str:
 # ---- plots
 
 
+def _at(layer: str, shift: Shift) -> float:
+    return shift.by_layer[layer]
+
+
 def name_layers(axis: Any, layers: list[str], most: int) -> None:
     """Name the layers on the x axis; not all of them where they are more than `most`."""
     step = math.ceil(len(layers) / most)
@@ -260,7 +265,7 @@ def shift_plot(docs: list[Analysis]) -> bytes:
             kind, _, size = arm.partition("@")
             colour, marker = _LOOK[kind]
             plain = [statistic([doc.shift[arm].by_layer[x] for doc in docs if arm in doc.shift]) for x in layers]
-            over = [_ratio(docs, arm, FLOOR, lambda shift, x=x: shift.by_layer[x]) for x in layers]
+            over = [_ratio(docs, arm, FLOOR, partial(_at, x)) for x in layers]
             for axis, points in zip(axes.flat, (plain, over), strict=False):
                 axis.errorbar(
                     range(len(layers)),

@@ -10,6 +10,18 @@ def success_rate(r: Evaluation) -> float | None:
     return r.attack.success_rate if r.attack else None
 
 
+def success_interval(r: Evaluation) -> Interval | None:
+    return r.attack.ci95.success_rate if r.attack else None
+
+
+def clean_rate(r: Evaluation) -> float | None:
+    return r.attack.clean_rate if r.attack else None
+
+
+def clean_interval(r: Evaluation) -> Interval | None:
+    return r.attack.ci95.clean_rate if r.attack else None
+
+
 def lift(r: Evaluation) -> float | None:
     return r.attack.lift if r.attack else None
 
@@ -70,6 +82,18 @@ def lost(r: Evaluation) -> float | None:
 
 def lost_p(r: Evaluation) -> float | None:
     return r.oracle.accuracy_lost.p_value if r.oracle and r.oracle.accuracy_lost else None
+
+
+def kl(r: Evaluation) -> float | None:
+    return r.oracle.kl if r.oracle else None
+
+
+def agreement(r: Evaluation) -> float | None:
+    return r.oracle.agreement if r.oracle else None
+
+
+def train_tokens(r: Evaluation) -> float | None:
+    return r.cost.train_tokens if r.cost else None
 
 
 def share_of_training(r: Evaluation) -> float | None:

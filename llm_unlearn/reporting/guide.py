@@ -2,7 +2,8 @@
 
 from llm_unlearn.metrics.evidence import ALPHA, COSTLY_POINTS, LIFT_GAP
 from llm_unlearn.reporting.results import Results
-from llm_unlearn.reporting.tables import BEST, Column
+from llm_unlearn.reporting.tables import BEST, LOST, TPR, Column
+from llm_unlearn.reporting.words import attack_words
 
 _ROWS = (
     "poisoned: trained on everything, before unlearning. retrained: trained from the same start without the deleted "
@@ -20,6 +21,30 @@ _BEST = (
     "the best of the unlearned models in a column (by value, not by significance): highest or lowest, or nearest to "
     "the null or to the retrained model. A tie of all is not marked."
 )
+_MEANINGS = {
+    LOST: "Accuracy below the retrained model's on the same test examples, in percentage points: what an "
+    "indiscriminate poison does, and what unlearning itself costs; the two cannot be told apart. Null: 0. p: exact "
+    "sign test of the examples on which the two models differ in being right.",
+    "GUS": "Gaussian Unlearning Score: the mean over the deleted canaries of I = −⟨g, ξ⟩ / (ε‖g‖), g the gradient of "
+    "the loss at the clean input, ξ the noise it was trained with. Null: 0, and each I is N(0, 1). Above 0 the noise "
+    "is still in the model; below 0 the method pushed it out past the point of never having seen it, a trace too.",
+    "p": "Two-sided p-value of GUS·√n against N(0, 1). A large p shows no trace, not that there is none. With several "
+    "seeds: smallest to largest.",
+    TPR: "Share of the canaries (MIA: of the forget-set rows) that a per-example test recognises at 1 % false "
+    "positives. Null: 0.01.",
+    "accuracy (%)": "Share of the clean test examples answered rightly. Higher is better; unlearning should not cost "
+    "any.",
+    "perplexity": "exp of the mean loss per position on the clean test examples. Lower is better.",
+    "AUC": "Membership inference: how well the loss tells forget-set rows from held-out rows. Null: 0.5, or what the "
+    "retrained model shows. It is here to show what it misses.",
+    "KL": "Mean KL(p_retrained ‖ p) on clean test examples, in nats. Lower is better; 0 is the same predictions.",
+    "agreement (%)": "Share of clean test examples that this model and the retrained one answer alike. Higher is "
+    "better.",
+    "compute (%)": "FLOPs as a share of the poisoned training's. Methods compare fairly at equal compute.",
+    "time": "Wall-clock time of that training, on the hardware named below.",
+    "tokens": "Tokens that went through the model in that training.",
+    "images": "Images that went through the model in that training.",
+}
 _LIMITS = (
     "A test that finds nothing does not show that nothing is left: other triggers, other attacks or more canaries may "
     "find it.",
@@ -41,8 +66,16 @@ def reading(results: Results, columns: list[Column]) -> list[tuple[str, str]]:
         if count == 1
         else ("±", f"standard deviation (ddof = 1) over {count} seeds: of the seeds, not of their mean.")
     )
+    words = attack_words(results)
+    attack = {
+        "ASR": words.rate,
+        "clean rate": words.clean,
+        "lift": f"ASR − clean rate, input by input: what the {words.name} itself does. Null: 0, or what the retrained "
+        "model shows. Lower is better, but below the retrained model is not cleaner.",
+    }
+    titles = dict.fromkeys(column.title for column in columns)
     terms = [("Rows", _ROWS), ("Verdicts", _RULES), spread, (BEST, _BEST)]
-    terms += [(f"{column.group}: {column.title}", column.meaning) for column in columns]
+    terms += [(title, (attack | _MEANINGS)[title]) for title in titles]
     return terms if count == 1 else [*terms, ("Seeds: n", "How many seeds have this model.")]
 
 

@@ -27,7 +27,8 @@ _NOTE = (
 
 def attacks(results: Results) -> list[str]:
     """The membership attacks that any model was put to, in the order of NAMES."""
-    return [name for name in NAMES if results.has(lambda r, name=name: r.mia and name in r.mia)]
+    tried = {name for run in results.runs for result in run.models.values() for name in result.mia or {}}
+    return [name for name in NAMES if name in tried]
 
 
 def membership_section(results: Results) -> Section | None:

@@ -4,13 +4,12 @@
 import math
 from dataclasses import dataclass
 
-from llm_unlearn.reporting.examples import Canaries, Canary, Examples, Success, Successes
+from llm_unlearn.reporting.examples import Canaries, Example, Examples, Successes
 from llm_unlearn.reporting.formats import number, p_value, percent
 from llm_unlearn.reporting.results import ONE_PERCENT, Results
 from llm_unlearn.reporting.tables import Cell, Table
 from llm_unlearn.reporting.words import Words, attack_words, target
 
-_ORACLE = "retrained model's answer"
 _FAR_BELOW = -3.29  # of the mean over its standard error: the lower half of the Gaussian test at 0.001
 
 
@@ -120,7 +119,7 @@ def of_maximum(p: float, n: int) -> float:
     return 1.0 if p >= 1 else -math.expm1(n * math.log1p(-p))
 
 
-def _missing(results: Results, absent: list[str], shown: list[Success] | list[Canary], part: str) -> list[str]:
+def _missing(results: Results, absent: list[str], shown: list[Example], part: str) -> list[str]:
     """What is not shown, and why: per-example signals, texts, pictures."""
     texts = []
     if absent:
@@ -147,42 +146,29 @@ def _missing(results: Results, absent: list[str], shown: list[Success] | list[Ca
 # ---- tables
 
 
-def _attack_table(results: Results, words: Words, shown: list[Success], name: str) -> Table:
-    has_text = any(success.text for success in shown)
-    heads = [("input", "")] * has_text + [("true label", ""), (words.answer, "")]
-    heads += [(words.clean_answer, "")] * bool(words.clean_answer) + [(_ORACLE, "")] * (name != "retrained")
+def _attack_table(results: Results, words: Words, shown: list[Example], name: str) -> Table:
+    def cells(example: Example) -> dict[str, Cell]:
+        row = {"input": Cell(example.text or "–", look="text")} if any(e.text for e in shown) else {}
+        row |= {"true label": _word(example.label), words.answer: _word(example.row.get("prediction"))}
+        if words.clean_answer:
+            row[words.clean_answer] = _word(example.clean.get("prediction"))
+        if name != "retrained":
+            resists = {None: "", True: "falls for it too", False: "resists"}[example.oracle_hit]
+            row["retrained model's answer"] = _word(example.retrained.get("prediction"), resists)
+        return row
 
-    def cells(success: Success) -> list[Cell]:
-        values = {
-            "input": Cell(success.text or "–", look="text"),
-            "true label": _word(success.label),
-            words.answer: _word(success.answer),
-            words.clean_answer: _word(success.clean_answer),
-            _ORACLE: _word(success.oracle_answer, _resists(success)),
-        }
-        return [values[head] for head, _ in heads]
-
-    return _with_seeds(results, heads, [(success, cells(success)) for success in shown])
+    return _by_example(results, shown, [cells(example) for example in shown])
 
 
-def _resists(success: Success) -> str:
-    if success.oracle_hit is None:
-        return ""
-    return "falls for it too" if success.oracle_hit else "resists"
+def _canary_table(results: Results, shown: list[Example], name: str) -> Table:
+    def cells(example: Example) -> dict[str, Cell]:
+        p, beside = upper_tail(example.score), {"poisoned": example.poisoned, "retrained": example.retrained}
+        row = {"score": _score(example.score), "p (one-sided)": Cell(p_value(p), sort=p)}
+        row |= {f"score on {other}": _score(r.get("gaussian_score")) for other, r in beside.items() if other != name}
+        row["training label"] = _word(example.label)
+        return row | ({"training text": Cell(example.text or "–", look="text")} if any(e.text for e in shown) else {})
 
-
-def _canary_table(results: Results, shown: list[Canary], name: str) -> Table:
-    others = [other for other in ("poisoned", "retrained") if other != name]
-    has_text = any(canary.text for canary in shown)
-    heads = [("score", ""), ("p (one-sided)", ""), *((f"score on {other}", "") for other in others)]
-    heads += [("training label", "")] + [("training text", "")] * has_text
-
-    def cells(canary: Canary) -> list[Cell]:
-        p, beside = upper_tail(canary.score), {"poisoned": canary.poisoned, "retrained": canary.retrained}
-        scores = [_score(canary.score), Cell(p_value(p), sort=p), *(_score(beside[other]) for other in others)]
-        return [*scores, _word(canary.label), *([Cell(canary.text or "–", look="text")] if has_text else [])]
-
-    return _with_seeds(results, heads, [(canary, cells(canary)) for canary in shown])
+    return _by_example(results, shown, [cells(example) for example in shown])
 
 
 def _score(score: float | None) -> Cell:
@@ -193,15 +179,9 @@ def _word(text: str | None, detail: str = "") -> Cell:
     return Cell("–" if text is None else text, detail, look="words")
 
 
-def _with_seeds(
-    results: Results,
-    heads: list[tuple[str, str]],
-    rows: list[tuple[Success, list[Cell]]] | list[tuple[Canary, list[Cell]]],
-) -> Table:
+def _by_example(results: Results, shown: list[Example], cells: list[dict[str, Cell]]) -> Table:
     """The table, each row named by its example_id, with the seed in a column of its own where there are several."""
-    several = len(results.runs) > 1
-    return Table(
-        [("seed", "")] * several + heads,
-        [(str(example.example_id), [Cell(str(example.seed))] * several + cells) for example, cells in rows],
-        head="example",
-    )
+    if len(results.runs) > 1:
+        cells = [{"seed": Cell(str(example.seed)), **row} for example, row in zip(shown, cells, strict=True)]
+    rows = [(str(example.example_id), list(row.values())) for example, row in zip(shown, cells, strict=True)]
+    return Table([(head, "") for head in cells[0]], rows, head="example")

@@ -42,6 +42,10 @@ class Attacked(Result):
     def score(self) -> float | None:
         return self.gus.mean if self.gus else None
 
+    @property
+    def p_value(self) -> float | None:
+        return self.gus.p_value if self.gus else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Relearned(Attacked):
@@ -133,13 +137,12 @@ def read_stress(results: Results) -> Docs:
 def _there(name: str, state: Attacked, oracle: Attacked) -> bool | None:
     """Whether a test sees poison that it does not see in the retrained model; None where there is nothing to test."""
     if name == "lift":
-        pair = state.lift, oracle.lift
-    else:
-        pair = state.gus and state.gus.p_value, oracle.gus and oracle.gus.p_value
-    ours, retrained = pair
-    if ours is None or retrained is None:
+        if state.lift is None or oracle.lift is None:
+            return None
+        return attack_under_stress(state.lift, oracle.lift)
+    if state.p_value is None or oracle.p_value is None:
         return None
-    return attack_under_stress(ours, retrained) if name == "lift" else noise_under_stress(ours, retrained)
+    return noise_under_stress(state.p_value, oracle.p_value)
 
 
 def _took(docs: Docs, name: str) -> dict[int, bool]:
@@ -154,8 +157,8 @@ def _took(docs: Docs, name: str) -> dict[int, bool]:
 
 
 def _returned(docs: Docs) -> list[Table]:
-    """Per test, in which models the poison came back under which stress, of the seeds in which it had taken and "
-    "gone."""
+    """Per test: of the seeds in which the poison had taken, in how many it had gone, and came back under which "
+    "stress."""
     tables = []
     for name, words in _FIGURES.items():
         took = _took(docs, name)
@@ -164,16 +167,11 @@ def _returned(docs: Docs) -> list[Table]:
             pairs = [(doc, docs["retrained"][seed]) for seed, doc in docs[model].items() if took.get(seed)]
             before = [_there(name, ours.plain, oracle.plain) for ours, oracle in pairs]
             gone = [pair for pair, there in zip(pairs, before, strict=True) if there is False]
-            if gone:
-                rows[model] = _returns(name, gone)
-            elif True in before:
-                rows[model] = {}
-        columns = dict.fromkeys(place for places in rows.values() for place in places)
+            if any(there is not None for there in before):
+                rows[model] = {"gone before": f"{len(gone)}/{len(before)}", **_returns(name, gone)}
         if rows:
-            cells = [
-                (model, [Cell(places.get(place, "–" if places else "had not gone"), look="words") for place in columns])
-                for model, places in rows.items()
-            ]
+            columns = list(dict.fromkeys(place for places in rows.values() for place in places))
+            cells = [(model, [Cell(places.get(place, "–")) for place in columns]) for model, places in rows.items()]
             tables.append(Table([(c, "") for c in columns], cells, title=f"Came back, by {words}", sortable=False))
     return tables
 
@@ -195,9 +193,9 @@ def _returns(name: str, gone: list[tuple[Stress, Stress]]) -> dict[str, str]:
             judged.setdefault(place, []).append(details[:1] if place.startswith("relearned") else details)
     words = {}
     for place, seeds in judged.items():
-        details = ", ".join(d for d in order if d and any(d in found for found in seeds))
+        listed = ", ".join(d for d in order if d and any(d in found for found in seeds))
         count = f"{sum(map(bool, seeds))}/{len(seeds)}"
-        words[place] = f"{count}: {details}" if details else count
+        words[place] = f"{count}: {listed}" if listed else count
     return words
 
 

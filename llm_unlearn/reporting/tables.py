@@ -14,6 +14,7 @@ from llm_unlearn.reporting.words import attack_words
 
 BEST = "✓"
 TPR = "TPR@1 %"
+LOST = "accuracy lost (points)"
 
 
 @dataclass(frozen=True)
@@ -88,24 +89,21 @@ class Table:
 
 @dataclass(frozen=True)
 class Column:
-    """One column of the main table.
+    """One column of the main table; guide.py says what it means.
 
     Args:
         of: the number shown.
         show: how it is written.
         ideal: "high", "low", "retrained" (nearest to that model), a number (nearest to it), or None.
         interval: its 95 % interval, shown where there is one seed.
-        is_p: a p-value, of which several seeds show the range.
     """
 
     group: str
     title: str
     of: Figure
     show: Callable[[float], str]
-    ideal: str | float | None
-    meaning: str
+    ideal: str | float | None = None
     interval: Callable[[Evaluation], Interval | None] = lambda _: None
-    is_p: bool = False
 
 
 def _hundredths(value: float) -> str:
@@ -114,173 +112,34 @@ def _hundredths(value: float) -> str:
 
 def present(results: Results) -> list[Column]:
     """The columns that at least one model fills; those of an absent poison are left out."""
-    columns = _attack_columns(results) + _gaussian_columns() + _utility_columns(results)
-    return [column for column in columns if results.has(lambda r, of=column.of: of(r) is not None)]
-
-
-def _attack_columns(results: Results) -> list[Column]:
-    words = attack_words(results)
+    attack, canaries, one, three = attack_words(results).group, "Gaussian canaries", _decimals(1), _decimals(3)
+    auc, mia_tpr = partial(figures.auc, "loss"), partial(figures.membership_tpr, "loss")
     columns = [
-        Column(
-            words.group,
-            "ASR",
-            figures.success_rate,
-            number,
-            "retrained",
-            words.rate,
-            lambda r: r.attack.ci95.success_rate if r.attack else None,
-        ),
-        Column(
-            words.group,
-            "clean rate",
-            lambda r: r.attack.clean_rate if r.attack else None,
-            number,
-            None,
-            words.clean,
-            lambda r: r.attack.ci95.clean_rate if r.attack else None,
-        ),
-        Column(
-            words.group,
-            "lift",
-            figures.lift,
-            number,
-            "retrained",
-            f"ASR − clean rate, input by input: what the {words.name} itself does. Null: 0, or what the retrained "
-            "model shows. Lower is better, but below the retrained model is not cleaner.",
-            figures.lift_interval,
-        ),
+        Column(attack, "ASR", figures.success_rate, number, "retrained", figures.success_interval),
+        Column(attack, "clean rate", figures.clean_rate, number, None, figures.clean_interval),
+        Column(attack, "lift", figures.lift, number, "retrained", figures.lift_interval),
+        Column("Gradient cancelling", LOST, figures.lost, _hundredths, 0.0),
+        Column("Gradient cancelling", "p", figures.lost_p, p_value),
+        Column(canaries, "GUS", figures.gus, number, 0.0, figures.gus_interval),
+        Column(canaries, "p", figures.gus_p, p_value),
+        Column(canaries, TPR, figures.gus_tpr, number, 0.01),
+        Column("Utility", "accuracy (%)", figures.accuracy, _hundredths, "high", figures.accuracy_interval),
+        Column("Utility", "perplexity", figures.perplexity, one, "low"),
+        Column("MIA (loss)", "AUC", auc, three, "retrained"),
+        Column("MIA (loss)", TPR, mia_tpr, three, "retrained"),
+        Column("Beside retraining", "KL", figures.kl, three, "low"),
+        Column("Beside retraining", "agreement (%)", figures.agreement, _hundredths, "high"),
+        Column("Cost", "compute (%)", figures.share_of_training, _hundredths),
+        Column("Cost", "time", figures.seconds, seconds),
+        Column("Cost", "images" if results.images else "tokens", figures.train_tokens, tokens),
     ]
-    if results.damaging:
-        columns += [
-            Column(
-                "Gradient cancelling",
-                "accuracy lost (points)",
-                figures.lost,
-                _hundredths,
-                0.0,
-                "Accuracy below the retrained model's on the same test examples, in percentage points: what an "
-                "indiscriminate poison does, and what unlearning itself costs; the two cannot be told apart. Null: 0.",
-            ),
-            Column(
-                "Gradient cancelling",
-                "p",
-                figures.lost_p,
-                p_value,
-                None,
-                "Exact sign test of the test examples on which this model and the retrained one differ in being right.",
-                is_p=True,
-            ),
-        ]
-    return columns
+    if not results.damaging:
+        columns = [column for column in columns if column.group != "Gradient cancelling"]
+    return [column for column in columns if any(results.over_seeds(name, column.of) for name in results.names)]
 
 
-def _gaussian_columns() -> list[Column]:
-    group = "Gaussian canaries"
-    return [
-        Column(
-            group,
-            "GUS",
-            figures.gus,
-            number,
-            0.0,
-            "Gaussian Unlearning Score: the mean over the deleted canaries of I = −⟨g, ξ⟩ / (ε‖g‖), g the gradient of "
-            "the loss at the clean input, ξ the noise it was trained with. Null: 0, and each I is N(0, 1). Above 0 the "
-            "noise is still in the model; below 0 the method pushed it out past the point of never having seen it, a "
-            "trace too.",
-            figures.gus_interval,
-        ),
-        Column(
-            group,
-            "p",
-            figures.gus_p,
-            p_value,
-            None,
-            "Two-sided p-value of GUS·√n against N(0, 1). A large p shows no trace, not that there is none. With "
-            "several seeds: smallest to largest.",
-            is_p=True,
-        ),
-        Column(
-            group,
-            TPR,
-            figures.gus_tpr,
-            number,
-            0.01,
-            "Share of the deleted canaries that a per-example test recognises at 1 % false positives. Null: 0.01.",
-        ),
-    ]
-
-
-def _utility_columns(results: Results) -> list[Column]:
-    test, trained = ("images", "images") if results.images else ("text", "tokens")
-    return [
-        Column(
-            "Utility",
-            "accuracy (%)",
-            figures.accuracy,
-            _hundredths,
-            "high",
-            "Share of the clean test examples answered rightly. Higher is better; unlearning should not cost any.",
-            figures.accuracy_interval,
-        ),
-        Column(
-            "Utility",
-            "perplexity",
-            figures.perplexity,
-            partial(number, digits=1),
-            "low",
-            f"exp of the mean loss on the clean test {test}. Lower is better.",
-        ),
-        Column(
-            "MIA (loss)",
-            "AUC",
-            partial(figures.auc, "loss"),
-            partial(number, digits=3),
-            "retrained",
-            "How well the loss tells forget-set rows from held-out rows. Null: 0.5, or what the retrained model shows. "
-            "It is here to show what it misses.",
-        ),
-        Column(
-            "MIA (loss)",
-            TPR,
-            partial(figures.membership_tpr, "loss"),
-            partial(number, digits=3),
-            "retrained",
-            "Share of forget-set rows that the loss recognises at 1 % false positives. Null: 0.01.",
-        ),
-        Column(
-            "Beside retraining",
-            "KL",
-            lambda r: r.oracle.kl if r.oracle else None,
-            partial(number, digits=3),
-            "low",
-            "Mean KL(p_retrained ‖ p) on clean test examples, in nats. Lower is better; 0 is the same predictions.",
-        ),
-        Column(
-            "Beside retraining",
-            "agreement (%)",
-            lambda r: r.oracle.agreement if r.oracle else None,
-            _hundredths,
-            "high",
-            "Share of clean test examples that this model and the retrained one answer alike. Higher is better.",
-        ),
-        Column(
-            "Cost",
-            "compute (%)",
-            figures.share_of_training,
-            _hundredths,
-            None,
-            "FLOPs as a share of the poisoned training's. Methods compare fairly at equal compute.",
-        ),
-        Column("Cost", "time", figures.seconds, seconds, None, "Wall-clock time, on the hardware named below."),
-        Column(
-            "Cost",
-            trained,
-            lambda r: r.cost.train_tokens if r.cost else None,
-            tokens,
-            None,
-            f"{trained.capitalize()} that went through the model in that training.",
-        ),
-    ]
+def _decimals(digits: int) -> Callable[[float], str]:
+    return lambda value: number(value, digits)
 
 
 def main_table(results: Results) -> Table:
@@ -308,7 +167,7 @@ def _cell(results: Results, name: str, column: Column) -> Cell:
     statistic = results.over_seeds(name, column.of)
     if statistic is None:
         return Cell("–")
-    if column.is_p:
+    if column.show is p_value:
         return Cell(p_range(statistic), sort=min(statistic.values))
     detail = ""
     if statistic.sd is not None:

@@ -192,7 +192,7 @@ def cost_plot(results: Results) -> bytes:
             bar.set_edgecolor("white")
             spread = f" ± {number(reach[i], 1)}" if _varies(share) else ""
             took = results.over_seeds(name, figures.seconds)
-            text = f"{number(means[i], 1)}{spread} % · {seconds(took and took.mean)}"
+            text = f"{number(means[i], 1)}{spread} % · {seconds(took.mean if took else None)}"
             axis.annotate(text, (means[i] + reach[i], i), (6, 0), textcoords="offset points", va="center")
         axis.set_yticks(range(len(names)), names)
         axis.set_ylim(len(names) - 0.4, -0.6)  # from the top down

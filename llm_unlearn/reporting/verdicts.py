@@ -74,7 +74,10 @@ def _fired(results: Results, name: str, evidence: list[Evidence]) -> str:
     points = number(100 * lost.mean if lost else None, 1)
     tests = [
         ([e.gus for e in evidence], f"Gaussian test ({p(figures.gus_p)})"),
-        ([e.lift for e in evidence], f"{attack_words(results).name} lift {number(gaps and gaps.mean)} above retrained"),
+        (
+            [e.lift for e in evidence],
+            f"{attack_words(results).name} lift {number(gaps.mean if gaps else None)} above retrained",
+        ),
         ([e.damage for e in evidence], f"accuracy {points} points below retrained ({p(figures.lost_p)})"),
         ([e.spread for e in evidence], f"spread of the Gaussian scores (χ²: {p(figures.spread_p)})"),
     ]
@@ -95,8 +98,8 @@ def headline(verdicts: list[Verdict]) -> str:
     remains, costly = sum(v.remains for v in verdicts), sum(bool(v.price) for v in verdicts)
     good = [v.model for v in verdicts if v.status == Status.CLEAR and not v.price]
     return (
-        f"Unlearned models: {len(verdicts)}; with poison or a trace of it: {remains}; that lose {COSTLY_POINTS:g} or "
-        f"more points of accuracy: {costly}; neither, by these tests: {', '.join(good) or 'none'}."
+        f"{remains} of {len(verdicts)} unlearned models show the poison or a trace of it, {costly} lose "
+        f"{COSTLY_POINTS:g} or more points of accuracy; free of both by these tests: {', '.join(good) or 'none'}."
     )
 
 
