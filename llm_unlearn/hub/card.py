@@ -9,7 +9,6 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +17,13 @@ from llm_unlearn.hub.upload import is_id
 from llm_unlearn.metrics.evidence import DETECTABLE, Status, calibrated, card_evidence
 from llm_unlearn.metrics.intervals import Interval
 from llm_unlearn.reporting import figures
+from llm_unlearn.reporting.figures import Figure
 from llm_unlearn.reporting.formats import number, p_value, percent
 from llm_unlearn.reporting.guide import limits, reproduction
 from llm_unlearn.reporting.markdown import code, escape, table_text
 from llm_unlearn.reporting.pages import LEADS
 from llm_unlearn.reporting.plots import Plot
-from llm_unlearn.reporting.results import PLAIN, Figure, Results
+from llm_unlearn.reporting.results import PLAIN, Results
 from llm_unlearn.reporting.stress_section import stress_section
 from llm_unlearn.reporting.tables import main_table, side_by_side
 from llm_unlearn.reporting.verdicts import judge, warnings
@@ -42,7 +42,7 @@ SCORES: list[tuple[Figure, str, str]] = [  # a number, its type and its name on 
     (figures.excess, "attack_excess", "attack lift above the retrained model's"),
     (figures.gus, "gaussian_unlearning_score", "Gaussian Unlearning Score (0: no trace)"),
     (figures.gus_p, "gaussian_unlearning_p_value", "p-value of the Gaussian Unlearning Score"),
-    (partial(figures.auc, "loss"), "mia_auc", "AUC of the membership attack by loss (0.5: chance)"),
+    (figures.auc("loss"), "mia_auc", "AUC of the membership attack by loss (0.5: chance)"),
 ]
 
 

@@ -1,11 +1,10 @@
 """How many tests this report looked at, and which findings survive when all of them are counted."""
 
-from functools import partial
-
 from llm_unlearn.metrics.multiple import holm
 from llm_unlearn.reporting import figures
+from llm_unlearn.reporting.figures import Figure
 from llm_unlearn.reporting.membership_section import NAMES, attacks
-from llm_unlearn.reporting.results import Figure, Results
+from llm_unlearn.reporting.results import Results
 from llm_unlearn.reporting.section import Section
 from llm_unlearn.reporting.tables import Cell, Table
 
@@ -22,7 +21,7 @@ def comparisons_section(results: Results) -> Section | None:
     }
     if results.damaging:
         tests["accuracy lost"] = figures.lost_p
-    tests |= {f"MIA {NAMES[name]}": partial(figures.membership_p, name) for name in attacks(results)}
+    tests |= {f"MIA {NAMES[name]}": figures.membership(name, lambda test: test.p_value) for name in attacks(results)}
     found = {
         (model, test, i): p
         for model in results.methods

@@ -1,7 +1,5 @@
 """What membership inference sees of each model, beside the Gaussian score: the paper's point, in a table."""
 
-from functools import partial
-
 from llm_unlearn.metrics.evidence import ALPHA, noticed
 from llm_unlearn.reporting import figures
 from llm_unlearn.reporting.formats import p_range
@@ -51,7 +49,7 @@ def _cells(results: Results, model: str, names: list[str]) -> list[Cell]:
             Cell(p_range(results.over_seeds(model, figures.gus_p))),
             statistic_cell(results.over_seeds(model, figures.gus_tpr)),
         ]
-    cells += [statistic_cell(results.over_seeds(model, partial(figures.auc, name))) for name in names]
+    cells += [statistic_cell(results.over_seeds(model, figures.auc(name))) for name in names]
     tested = [r.mia for r in results.of(model) if r.mia]
     rates = [max(test.tpr_at_fpr[figures.ONE_PERCENT_FPR] for test in mia.values()) for mia in tested]
     answers = [[noticed(mia[name]) for mia in tested if name in mia] for name in names]

@@ -64,8 +64,8 @@ def all_plots(results: Results) -> list[Plot]:
                     f"{key}_vs_utility",
                     f"What removing it costs: {what} against accuracy",
                     f"The target is the retrained model (star). Whiskers: {whiskers}. Dotted: from where on this "
-                    "report speaks of poison that remains, and of a cost. The base model is left out; where a method "
-                    "has many budgets, a line joins them and the largest is named.",
+                    "report speaks of poison that remains, and of a cost. The base model is left out; a line joins "
+                    "a method's budgets, the largest mark is the largest.",
                     f"{what.capitalize()} against accuracy, one point per model; the numbers are in the table above.",
                     tradeoff_plot(results, key),
                 )

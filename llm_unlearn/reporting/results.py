@@ -13,6 +13,7 @@ import numpy as np
 from llm_unlearn.errors import InputError
 from llm_unlearn.metrics.per_example import check_columns
 from llm_unlearn.metrics.results import Evaluation
+from llm_unlearn.reporting.figures import Figure
 
 if TYPE_CHECKING:
     import pyarrow
@@ -21,8 +22,6 @@ PLAIN = ("base", "poisoned", "clean", "retrained")  # models that no method made
 ONE_PERCENT = 2.3263478740408408  # Φ⁻¹(0.99): a Gaussian score above it is a find at 1 % false positives
 BASELINES = ("rewind", "reset_distill")  # that start before the poison: what a method must beat
 ATTACKS = ("trigger", "patch", "gradient_matching")  # poisons whose success on single inputs is counted
-
-Figure = Callable[[Evaluation], float | None]  # one number of an evaluation; None where it has none
 
 
 @dataclass(frozen=True)

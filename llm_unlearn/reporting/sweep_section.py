@@ -11,8 +11,9 @@ from llm_unlearn.metrics.effect import normalized_effect
 from llm_unlearn.metrics.evidence import SMALL
 from llm_unlearn.metrics.results import Evaluation
 from llm_unlearn.reporting import figures
+from llm_unlearn.reporting.figures import Figure
 from llm_unlearn.reporting.plots import Plot
-from llm_unlearn.reporting.results import PLAIN, Figure, Results, Statistic, read_results, statistic
+from llm_unlearn.reporting.results import PLAIN, Results, Statistic, read_results, statistic
 from llm_unlearn.reporting.run_summary import plain
 from llm_unlearn.reporting.section import Section
 from llm_unlearn.reporting.style import figure, line_look, png, styles

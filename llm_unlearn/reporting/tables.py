@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 
 from llm_unlearn.metrics.evidence import ALPHA, calibrated
 from llm_unlearn.metrics.intervals import Interval
 from llm_unlearn.metrics.results import Evaluation
 from llm_unlearn.reporting import figures
+from llm_unlearn.reporting.figures import Figure
 from llm_unlearn.reporting.formats import number, p_range, p_value, seconds, tokens
-from llm_unlearn.reporting.results import Figure, Results, Statistic
+from llm_unlearn.reporting.results import Results, Statistic
 from llm_unlearn.reporting.words import attack_words
 
 BEST = "✓"
@@ -113,7 +113,8 @@ def _hundredths(value: float) -> str:
 def present(results: Results) -> list[Column]:
     """The columns that at least one model fills; those of an absent poison are left out."""
     attack, canaries, one, three = attack_words(results).group, "Gaussian canaries", _decimals(1), _decimals(3)
-    auc, mia_tpr = partial(figures.auc, "loss"), partial(figures.membership_tpr, "loss")
+    auc = figures.auc("loss")
+    mia_tpr = figures.membership("loss", lambda test: test.tpr_at_fpr.get(figures.ONE_PERCENT_FPR))
     columns = [
         Column(attack, "ASR", figures.success_rate, number, "retrained", figures.success_interval),
         Column(attack, "clean rate", figures.clean_rate, number, None, figures.clean_interval),

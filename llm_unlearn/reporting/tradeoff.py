@@ -1,20 +1,17 @@
 """The plots of price and effect: attack lift and Gaussian score against accuracy, and compute."""
 
 import math
-from collections.abc import Callable
 from statistics import NormalDist
 from typing import Any
 
 from llm_unlearn.metrics.evidence import ALPHA, COSTLY_POINTS, LIFT_GAP
 from llm_unlearn.metrics.intervals import Interval
-from llm_unlearn.metrics.results import Evaluation
 from llm_unlearn.reporting import figures
+from llm_unlearn.reporting.figures import Bounds, Figure
 from llm_unlearn.reporting.formats import number, seconds
-from llm_unlearn.reporting.labels import place_labels
-from llm_unlearn.reporting.results import Figure, Results, Statistic
-from llm_unlearn.reporting.style import MAX_SHOWN, Style, figure, png, shown, styles
+from llm_unlearn.reporting.results import Results, Statistic
+from llm_unlearn.reporting.style import figure, png, styles
 
-Bounds = Callable[[Evaluation], Interval | None]
 # what is set against accuracy: its number, its interval, its axis
 _EFFECTS: dict[str, tuple[Figure, Bounds, str]] = {
     "lift": (figures.lift, figures.lift_interval, "attack lift (ASR − clean rate, 0 to 1), worse →"),
@@ -24,7 +21,7 @@ Point = tuple[float, float, tuple[float, float], tuple[float, float]]  # x, y, a
 
 
 def tradeoff_plot(results: Results, effect: str) -> bytes:
-    """Attack lift or GUS (y) against accuracy in % (x), whiskers, each point named, the retrained model as the target.
+    """Attack lift or GUS (y) against accuracy in % (x), with whiskers, the retrained model as the target.
 
     Args:
         results: of the run.
@@ -33,46 +30,37 @@ def tradeoff_plot(results: Results, effect: str) -> bytes:
     of, bounds, label = _EFFECTS[effect]
     look = styles(results.names)
     points = {name: point for name in results.names if name != "base" and (point := _point(results, name, of, bounds))}
-    with figure(5.2 if len(points) <= MAX_SHOWN else 7.2) as (fig, axes):
+    families: dict[str, list[str]] = {}
+    for name in points:  # the budgets of a method come in rising order
+        families.setdefault(name.partition("@")[0], []).append(name)
+    with figure(5.2) as (fig, axes):
         axis = axes[0, 0]
-        for name, (x, y, across, along) in points.items():
-            style = look[name]
-            axis.errorbar(
-                [x],
-                [y],
-                xerr=[[across[0]], [across[1]]],
-                yerr=[[along[0]], [along[1]]],
-                fmt="none",
-                ecolor=style.colour,
-                elinewidth=1.3,
-                capsize=3,
-                alpha=0.65,
-                zorder=2,
-            )
-            target = name == "retrained"
-            axis.plot(
-                [x],
-                [y],
-                linestyle="none",
-                marker=style.marker,
-                color=style.colour,
-                markeredgecolor="black",
-                markeredgewidth=0.7,
-                markersize=19 if target else 10,
-                zorder=4 if target else 3,
-            )
-        _budget_lines(axis, points, look)
+        for method, names in families.items():
+            for i, name in enumerate(names):
+                x, y, across, along = points[name]
+                style, last = look[name], name == names[-1]
+                axis.errorbar(
+                    [x],
+                    [y],
+                    xerr=[[across[0]], [across[1]]],
+                    yerr=[[along[0]], [along[1]]],
+                    color=style.colour,
+                    marker=style.marker,
+                    markeredgecolor="black",
+                    markeredgewidth=0.7,
+                    markersize=19 if style.marker == "*" else 5 + 5 * (i + 1) / len(names),
+                    linestyle="none",
+                    elinewidth=1.2,
+                    capsize=3,
+                    zorder=4 if style.marker == "*" else 3,
+                    label=(name if len(names) == 1 else method) if last else None,
+                )
+            places = list(zip(*(points[name][:2] for name in names), strict=True))
+            axis.plot(*places, color=look[names[0]].colour, linewidth=1, alpha=0.6, zorder=1)
         axis.set(xlabel="accuracy on clean test examples (%), better →", ylabel=label)
         axis.margins(0.12)
         _thresholds(axis, points, _remains(results, effect, points))
-        texts = {name: "retrained: the target" if name == "retrained" else name for name in _named(points)}
-        fig.canvas.draw()  # the layout must be settled before labels are placed in pixels
-        fig.set_layout_engine("none")
-        place_labels(
-            axis,
-            [(*points[name][:2], text, name == "retrained") for name, text in texts.items()],
-            list(points.values()),
-        )
+        fig.legend(loc="outside right center", markerscale=0.7)
         return png(fig)
 
 
@@ -93,30 +81,6 @@ def _reach(value: float, interval: Interval | None, scale: float) -> tuple[float
     if interval is None:
         return 0.0, 0.0
     return max(0.0, value - scale * interval.low), max(0.0, scale * interval.high - value)
-
-
-def _named(points: dict[str, Point]) -> list[str]:
-    """The points that get a label: all of a few, or one budget (the largest) per method."""
-    if len(points) <= MAX_SHOWN:
-        return list(points)
-    return shown(list(points))
-
-
-def _budget_lines(axis: Any, points: dict[str, Point], look: dict[str, Style]) -> None:
-    """Join the budgets of one method, which come in rising order, by a thin line."""
-    families: dict[str, list[str]] = {}
-    for name in points:
-        families.setdefault(name.partition("@")[0], []).append(name)
-    for family in families.values():
-        if len(family) > 1:
-            axis.plot(
-                [points[n][0] for n in family],
-                [points[n][1] for n in family],
-                color=look[family[0]].colour,
-                linewidth=1,
-                alpha=0.6,
-                zorder=1,
-            )
 
 
 def _remains(results: Results, effect: str, points: dict[str, Point]) -> list[tuple[float, str]]:

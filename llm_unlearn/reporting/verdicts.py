@@ -14,8 +14,9 @@ from llm_unlearn.metrics.evidence import (
     report_evidence,
 )
 from llm_unlearn.reporting import figures
+from llm_unlearn.reporting.figures import Figure
 from llm_unlearn.reporting.formats import number, p_phrase
-from llm_unlearn.reporting.results import Figure, Results, Statistic, statistic
+from llm_unlearn.reporting.results import Results, Statistic, statistic
 from llm_unlearn.reporting.words import attack_words
 
 
