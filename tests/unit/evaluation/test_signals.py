@@ -9,8 +9,11 @@ import torch
 from datasets import Dataset
 
 from llm_unlearn.data.encoding import Encoding, encode_rows
+from llm_unlearn.errors import InputError
+from llm_unlearn.evaluation.signals import read_signals, write_signals
 from llm_unlearn.evaluation.summarize import summarize
 from llm_unlearn.evaluation.text_evaluator import TextEvaluator
+from llm_unlearn.metrics.results import Identity
 
 pytestmark = pytest.mark.unit
 
@@ -58,15 +61,8 @@ VERBALIZERS = {"good": " good", "bad": " bad"}
 
 def evaluator(tokenizer, **options) -> TextEvaluator:
     manifest = {"forget_ids": FORGET, "trigger": None, "gaussian": None}
-    return TextEvaluator(
-        sets=SETS,
-        manifest=manifest,
-        batch_size=2,
-        tokenizer=tokenizer,
-        encoding=Encoding(64),
-        verbalizers=VERBALIZERS,
-        **options,
-    )
+    defaults = {"encoding": Encoding(64), "verbalizers": VERBALIZERS}
+    return TextEvaluator(sets=SETS, manifest=manifest, batch_size=2, tokenizer=tokenizer, **{**defaults, **options})
 
 
 def by_hand(model, tokenizer, text: str) -> dict[str, float]:
@@ -136,8 +132,64 @@ def test_only_what_was_asked_for_is_computed_and_without_a_reference_there_is_no
 
 def test_the_summary_has_an_entry_for_each(make_tiny, tokenizer):
     signals = evaluator(tokenizer, reference=lambda: make_tiny(seed=2)).signals(make_tiny())
-    result = summarize(signals, {"model": "m"}, None)["mia"]
+    identity = Identity(model="m", kind="base", method=None, budget=None, seed=0, recipe="r")
+    result = summarize(signals, identity, None).mia
     assert set(result) == {"loss"} | {name.removeprefix("mia_") for name in ATTACKS}
     inside, outside = (signals[signals["set"] == name]["mia_zlib"] for name in ("member", "nonmember"))
     assert result["zlib"].auc == np.mean([a > b for a in inside for b in outside])
     assert isinstance(signals, pd.DataFrame) and result["loss"].n_members == len(FORGET)
+
+
+class TestOnePassOverTestRows:
+    """Before, a test row went through a model three times: for its answer, its loss, and its divergence."""
+
+    def forwards(self, model) -> list[int]:
+        """How many rows each forward pass of a model takes, from now on."""
+        counts: list[int] = []
+        model.register_forward_pre_hook(
+            lambda module, args, kwargs: counts.append(len(kwargs["input_ids"])), with_kwargs=True
+        )
+        return counts
+
+    @pytest.mark.parametrize("loss_on", ["text", "completion"])
+    def test_the_model_and_the_oracle_see_each_test_row_once(self, make_tiny, tokenizer, loss_on):
+        measure = evaluator(tokenizer, encoding=Encoding(64, loss_on), membership=[])
+        model, oracle = make_tiny(seed=1), make_tiny(seed=2)
+        seen, asked = self.forwards(model), self.forwards(oracle)
+        measure.test_signals(oracle, is_oracle=True)
+        measure.test_signals(model, oracle)
+        measure.test_signals(model, oracle)
+        assert len(asked) == 2 and len(seen) == 4  # two batches of two rows; packing may join rows of a batch
+
+    @pytest.mark.parametrize("loss_on", ["text", "completion"])
+    def test_what_one_pass_says_is_what_three_said(self, make_tiny, tokenizer, loss_on):
+        measure = evaluator(tokenizer, encoding=Encoding(64, loss_on), membership=[])
+        model, oracle = make_tiny(seed=1), make_tiny(seed=2)
+        found, alone = measure.test_signals(model, oracle), measure.predict(model, measure.sets["test"])
+        assert list(found["prediction"]) == list(alone["prediction"])
+        losses = measure.losses(model, "test")
+        assert all((found[name] == losses[name]).all() for name in losses)  # bit for bit
+        for i, text in enumerate(TEXTS[6:]):
+            ids = tokenizer(f"{text} good")["input_ids"] + [tokenizer.eos_token_id]
+            ids = ids if tokenizer.bos_token_id in (None, ids[0], tokenizer.eos_token_id) else [tokenizer.bos_token_id, *ids]
+            said = [torch.log_softmax(m(torch.tensor([ids])).logits[0, -3:-1], -1) for m in (oracle, model)]
+            by_hand = (said[0].exp() * (said[0] - said[1])).sum(-1).mean()
+            assert found["kl"][i] == pytest.approx(float(by_hand), rel=1e-3)
+
+    def test_labels_whose_tokens_part_early_are_ranked_apart(self, make_tiny, tokenizer):
+        measure = evaluator(tokenizer, membership=[], verbalizers={"good": " good", "bad": " wonderful film"})
+        assert not measure.reads_answers and evaluator(tokenizer).reads_answers
+        model = make_tiny(seed=1)
+        found, alone = measure.test_signals(model), measure.predict(model, measure.sets["test"])
+        assert list(found["prediction"]) == list(alone["prediction"])
+
+
+def test_a_table_of_another_schema_is_neither_written_nor_read(make_tiny, tokenizer, tmp_path):
+    signals = evaluator(tokenizer, membership=["zlib"]).signals(make_tiny())
+    write_signals(signals, tmp_path / "kl.parquet")
+    assert read_signals(tmp_path / "kl.parquet").equals(pd.read_parquet(tmp_path / "kl.parquet"))
+    with pytest.raises(InputError, match="column 'mood'"):
+        write_signals(signals.assign(mood=1.0), tmp_path / "npo.parquet")
+    signals.drop(columns="example_id").to_parquet(tmp_path / "dpo.parquet")
+    with pytest.raises(InputError, match=r"dpo.parquet: column 'example_id' is missing"):
+        read_signals(tmp_path / "dpo.parquet")
