@@ -23,7 +23,7 @@ from llm_unlearn.reporting.guide import limits, reproduction
 from llm_unlearn.reporting.markdown import code, escape, table_text
 from llm_unlearn.reporting.pages import LEADS
 from llm_unlearn.reporting.plots import Plot
-from llm_unlearn.reporting.results import PLAIN, Results
+from llm_unlearn.reporting.run_results import PLAIN, Results
 from llm_unlearn.reporting.stress_section import stress_section
 from llm_unlearn.reporting.tables import main_table, side_by_side
 from llm_unlearn.reporting.verdicts import judge, warnings

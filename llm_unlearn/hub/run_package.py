@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
     from llm_unlearn.config.recipe import Recipe
-    from llm_unlearn.reporting.results import Results
+    from llm_unlearn.reporting.run_results import Results
 
 LOCAL = (
     ("data", "source"),
@@ -54,7 +54,7 @@ def package_run(
     from llm_unlearn.hub.card import Identity, compose_card
     from llm_unlearn.hub.loading_code import loading_code
     from llm_unlearn.reporting.plots import all_plots
-    from llm_unlearn.reporting.results import read_results
+    from llm_unlearn.reporting.run_results import read_results
 
     check_repository(repo)
     if base == repo:

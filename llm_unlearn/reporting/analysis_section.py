@@ -11,7 +11,7 @@ from llm_unlearn.errors import InputError
 from llm_unlearn.metrics.typed import Result
 from llm_unlearn.reporting.formats import number
 from llm_unlearn.reporting.plots import Plot
-from llm_unlearn.reporting.results import Results, Statistic, read_json, statistic
+from llm_unlearn.reporting.run_results import Results, Statistic, read_json, statistic
 from llm_unlearn.reporting.section import Section
 from llm_unlearn.reporting.style import figure, png
 from llm_unlearn.reporting.tables import Cell, Table, statistic_cell

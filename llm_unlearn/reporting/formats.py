@@ -2,7 +2,7 @@
 
 import math
 
-from llm_unlearn.reporting.results import Statistic
+from llm_unlearn.reporting.run_results import Statistic
 
 
 def number(value: float | None, digits: int = 2) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from llm_unlearn.reporting.examples import Canaries, Example, Examples, Successes
 from llm_unlearn.reporting.formats import number, p_value, percent
-from llm_unlearn.reporting.results import ONE_PERCENT, Results
+from llm_unlearn.reporting.run_results import ONE_PERCENT, Results
 from llm_unlearn.reporting.tables import Cell, Table
 from llm_unlearn.reporting.words import Words, attack_words, target
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from llm_unlearn.reporting.examples import Examples
 from llm_unlearn.reporting.page_examples import Part, attack_part, canary_part
-from llm_unlearn.reporting.results import Results
+from llm_unlearn.reporting.run_results import Results
 from llm_unlearn.reporting.tables import Table, main_table, side_by_side
 from llm_unlearn.reporting.verdicts import Verdict, judge
 

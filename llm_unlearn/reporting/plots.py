@@ -7,7 +7,7 @@ import numpy as np
 
 from llm_unlearn.metrics.gaussian import gaussian_roc
 from llm_unlearn.reporting.formats import number, percent
-from llm_unlearn.reporting.results import ONE_PERCENT, Results, canary_scores
+from llm_unlearn.reporting.run_results import ONE_PERCENT, Results, canary_scores
 from llm_unlearn.reporting.style import MAX_SHOWN, figure, png, shown, styles
 from llm_unlearn.reporting.tradeoff import cost_plot, tradeoff_plot
 

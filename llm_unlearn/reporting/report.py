@@ -18,7 +18,7 @@ from llm_unlearn.reporting.pages import FOLDER, Page, compose_pages, file_name
 from llm_unlearn.reporting.plots import Plot, all_plots
 from llm_unlearn.reporting.rendering import page_html
 from llm_unlearn.reporting.rendering import report_html as html
-from llm_unlearn.reporting.results import Results, read_results
+from llm_unlearn.reporting.run_results import Results, read_results
 from llm_unlearn.reporting.section import Section
 from llm_unlearn.reporting.stress_section import stress_section
 from llm_unlearn.reporting.sweep_section import sweep_sections

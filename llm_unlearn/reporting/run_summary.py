@@ -7,7 +7,7 @@ from typing import Any
 
 from llm_unlearn.files import write_text
 from llm_unlearn.metrics.results import SCHEMA_VERSION, Evaluation
-from llm_unlearn.reporting.results import Results, Statistic, read_results, statistic
+from llm_unlearn.reporting.run_results import Results, Statistic, read_results, statistic
 
 _IDENTIFIERS = ("schema_version", "seed", "budget")
 

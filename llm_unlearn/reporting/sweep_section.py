@@ -13,7 +13,7 @@ from llm_unlearn.metrics.results import Evaluation
 from llm_unlearn.reporting import figures
 from llm_unlearn.reporting.figures import Figure
 from llm_unlearn.reporting.plots import Plot
-from llm_unlearn.reporting.results import PLAIN, Results, Statistic, read_results, statistic
+from llm_unlearn.reporting.run_results import PLAIN, Results, Statistic, read_results, statistic
 from llm_unlearn.reporting.run_summary import plain
 from llm_unlearn.reporting.section import Section
 from llm_unlearn.reporting.style import figure, line_look, png, styles

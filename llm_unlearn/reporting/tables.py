@@ -9,7 +9,7 @@ from llm_unlearn.metrics.results import Evaluation
 from llm_unlearn.reporting import figures
 from llm_unlearn.reporting.figures import Figure
 from llm_unlearn.reporting.formats import number, p_range, p_value, seconds, tokens
-from llm_unlearn.reporting.results import Results, Statistic
+from llm_unlearn.reporting.run_results import Results, Statistic
 from llm_unlearn.reporting.words import attack_words
 
 BEST = "✓"

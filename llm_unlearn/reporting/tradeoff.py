@@ -9,7 +9,7 @@ from llm_unlearn.metrics.intervals import Interval
 from llm_unlearn.reporting import figures
 from llm_unlearn.reporting.figures import Bounds, Figure
 from llm_unlearn.reporting.formats import number, seconds
-from llm_unlearn.reporting.results import Results, Statistic
+from llm_unlearn.reporting.run_results import Results, Statistic
 from llm_unlearn.reporting.style import figure, png, styles
 
 # what is set against accuracy: its number, its interval, its axis

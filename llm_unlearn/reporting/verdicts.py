@@ -16,7 +16,7 @@ from llm_unlearn.metrics.evidence import (
 from llm_unlearn.reporting import figures
 from llm_unlearn.reporting.figures import Figure
 from llm_unlearn.reporting.formats import number, p_phrase
-from llm_unlearn.reporting.results import Results, Statistic, statistic
+from llm_unlearn.reporting.run_results import Results, Statistic, statistic
 from llm_unlearn.reporting.words import attack_words
 
 

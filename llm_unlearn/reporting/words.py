@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llm_unlearn.reporting.formats import percent
-from llm_unlearn.reporting.results import Results
+from llm_unlearn.reporting.run_results import Results
 
 
 @dataclass(frozen=True)

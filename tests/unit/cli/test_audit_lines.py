@@ -1,4 +1,4 @@
-"""What `llm-unlearn audit` prints: a line for each test with its figures, and a warning where noise is not calibrated."""
+"""What `llm-unlearn audit` prints: a line for each test with its figures, a warning where noise is not calibrated."""
 
 from dataclasses import replace
 

@@ -33,11 +33,11 @@ def test_numbers_are_those_of_the_plain_functions(storage):
 
     gus = modules.GaussianUnlearningScore(**storage).compute(gaussian_scores=scores)
     attack = modules.AttackSuccessRate(**storage).compute(triggered_hits=triggered, clean_hits=clean)
-    mia = modules.MembershipInference(**storage).compute(membership_scores=scores, is_member=member, fprs=(0.2,)).to_json()
+    mia = modules.MembershipInference(**storage).compute(membership_scores=scores, is_member=member, fprs=(0.2,))
 
     assert gus == gaussian_test(scores).to_json()
     assert attack == attack_success(triggered, clean).to_json()
-    assert mia == membership_inference(scores[member], scores[~member], fprs=(0.2,))
+    assert mia == membership_inference(scores[member], scores[~member], fprs=(0.2,)).to_json()
 
 
 def test_batches_add_up(storage):

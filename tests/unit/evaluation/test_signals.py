@@ -1,6 +1,7 @@
 """Membership signals of a whole evaluation: the columns, what each holds, and what is computed once."""
 
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -140,48 +141,59 @@ def test_the_summary_has_an_entry_for_each(make_tiny, tokenizer):
     assert isinstance(signals, pd.DataFrame) and result["loss"].n_members == len(FORGET)
 
 
+ONE_TOKEN = {"the": " the", "a": " a"}  # labels that the tiny tokenizer has a token for
+
+
 class TestOnePassOverTestRows:
     """Before, a test row went through a model three times: for its answer, its loss, and its divergence."""
 
-    def forwards(self, model) -> list[int]:
-        """How many rows each forward pass of a model takes, from now on."""
-        counts: list[int] = []
-        model.register_forward_pre_hook(
-            lambda module, args, kwargs: counts.append(len(kwargs["input_ids"])), with_kwargs=True
-        )
-        return counts
+    @pytest.fixture(params=["text", "completion"])
+    def measure(self, tokenizer, request):
+        test = SETS["test"].map(lambda row: {"completion": " the", "label": "the"})
+        made = evaluator(tokenizer, encoding=Encoding(64, request.param), membership=[], verbalizers=ONE_TOKEN)
+        return replace(made, sets={**SETS, "test": test})
 
-    @pytest.mark.parametrize("loss_on", ["text", "completion"])
-    def test_the_model_and_the_oracle_see_each_test_row_once(self, make_tiny, tokenizer, loss_on):
-        measure = evaluator(tokenizer, encoding=Encoding(64, loss_on), membership=[])
+    def forwards(self, measure, model) -> list[int]:
+        """Grows by one for each forward pass of a model, after those that find out once how its rows may be packed."""
+        measure.losses(model, "member")
+        passes: list[int] = []
+        model.register_forward_pre_hook(lambda *_: passes.append(1))
+        return passes
+
+    def test_the_model_and_the_oracle_see_each_test_row_once(self, make_tiny, measure):
         model, oracle = make_tiny(seed=1), make_tiny(seed=2)
-        seen, asked = self.forwards(model), self.forwards(oracle)
+        seen, asked = self.forwards(measure, model), self.forwards(measure, oracle)
         measure.test_signals(oracle, is_oracle=True)
+        assert len(asked) == 2  # batches of two rows
         measure.test_signals(model, oracle)
-        measure.test_signals(model, oracle)
-        assert len(asked) == 2 and len(seen) == 4  # two batches of two rows; packing may join rows of a batch
+        assert (len(seen), len(asked)) == (2, 2)
 
-    @pytest.mark.parametrize("loss_on", ["text", "completion"])
-    def test_what_one_pass_says_is_what_three_said(self, make_tiny, tokenizer, loss_on):
-        measure = evaluator(tokenizer, encoding=Encoding(64, loss_on), membership=[])
+    def test_an_oracle_that_was_not_measured_here_is_run_once_for_all_models(self, make_tiny, measure):
+        oracle = make_tiny(seed=2)
+        asked = self.forwards(measure, oracle)
+        for seed in (1, 3):
+            measure.test_signals(make_tiny(seed=seed), oracle)
+        assert len(asked) == 2
+
+    def test_what_one_pass_says_is_what_three_said(self, make_tiny, tokenizer, measure):
         model, oracle = make_tiny(seed=1), make_tiny(seed=2)
         found, alone = measure.test_signals(model, oracle), measure.predict(model, measure.sets["test"])
         assert list(found["prediction"]) == list(alone["prediction"])
         losses = measure.losses(model, "test")
         assert all((found[name] == losses[name]).all() for name in losses)  # bit for bit
         for i, text in enumerate(TEXTS[6:]):
-            ids = tokenizer(f"{text} good")["input_ids"] + [tokenizer.eos_token_id]
-            ids = ids if tokenizer.bos_token_id in (None, ids[0], tokenizer.eos_token_id) else [tokenizer.bos_token_id, *ids]
+            ids = [*tokenizer(text)["input_ids"], *tokenizer(" the")["input_ids"], tokenizer.eos_token_id]
             said = [torch.log_softmax(m(torch.tensor([ids])).logits[0, -3:-1], -1) for m in (oracle, model)]
             by_hand = (said[0].exp() * (said[0] - said[1])).sum(-1).mean()
             assert found["kl"][i] == pytest.approx(float(by_hand), rel=1e-3)
 
-    def test_labels_whose_tokens_part_early_are_ranked_apart(self, make_tiny, tokenizer):
-        measure = evaluator(tokenizer, membership=[], verbalizers={"good": " good", "bad": " wonderful film"})
-        assert not measure.reads_answers and evaluator(tokenizer).reads_answers
-        model = make_tiny(seed=1)
-        found, alone = measure.test_signals(model), measure.predict(model, measure.sets["test"])
-        assert list(found["prediction"]) == list(alone["prediction"])
+    def test_labels_whose_tokens_part_early_are_ranked_apart(self, make_tiny, tokenizer, measure):
+        apart, model = evaluator(tokenizer, membership=[]), make_tiny(seed=1)
+        assert measure.reads_answers and not apart.reads_answers
+        seen = self.forwards(measure, model)
+        found = apart.test_signals(model)
+        assert len(seen) == 2 * (1 + len(VERBALIZERS))  # a pass for each label, as each is another sequence
+        assert list(found["prediction"]) == list(apart.predict(model, apart.sets["test"])["prediction"])
 
 
 def test_a_table_of_another_schema_is_neither_written_nor_read(make_tiny, tokenizer, tmp_path):

@@ -61,7 +61,11 @@ def test_the_report_goes_by_its_level_and_by_the_gap_above_retraining():
 
 @pytest.mark.parametrize(
     ("lost", "report", "card"),
-    [((0.1, 0.05, 0.2, 1e-6), True, True), ((0.1, -0.1, 0.2, 0.3), False, False), ((-0.1, -0.2, -0.05, 1e-6), False, False)],
+    [
+        ((0.1, 0.05, 0.2, 1e-6), True, True),
+        ((0.1, -0.1, 0.2, 0.3), False, False),
+        ((-0.1, -0.2, -0.05, 1e-6), False, False),
+    ],
 )
 def test_accuracy_lost_counts_where_a_poison_costs_it_and_downwards_alone(lost, report, card):
     result = evaluation(lost=lost)

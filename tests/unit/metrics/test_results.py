@@ -86,15 +86,16 @@ def test_a_diverged_model_may_have_an_infinite_perplexity(tree):
     assert Evaluation.from_json(tree, "kl.json").utility.perplexity == float("inf")
 
 
-class TestPerExampleTable:
-    TYPES = {"set": "string", "example_id": "int64"}
+TYPES = {"set": "string", "example_id": "int64"}
 
+
+class TestPerExampleTable:
     @pytest.mark.parametrize(
         "columns",
         [{}, {"nll": "double", "mia_zlib": "double", "deleted": "bool"}, {"n_positions": "int64"}, {"kl": "null"}],
     )
     def test_columns_of_the_schema_pass(self, columns):
-        check_columns(self.TYPES | columns, "kl.parquet")
+        check_columns(TYPES | columns, "kl.parquet")
 
     @pytest.mark.parametrize(
         ("types", "message"),

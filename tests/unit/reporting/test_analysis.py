@@ -8,7 +8,7 @@ import pytest
 from llm_unlearn.errors import InputError
 from llm_unlearn.reporting.analysis_section import Analysis, analysis_section, direction_plot, name_layers, shift_plot
 from llm_unlearn.reporting.report import compose, markdown
-from llm_unlearn.reporting.results import read_results
+from llm_unlearn.reporting.run_results import read_results
 from llm_unlearn.reporting.style import figure
 
 pytestmark = pytest.mark.unit
@@ -129,9 +129,7 @@ class TestWhichWay:
         assert rows["cf_k"] == ["–", "0.00"] and rows["− gradient on one clean batch"][0] == "–"
 
 
-@pytest.mark.parametrize(
-    ("kind", "words"), [("lora", "effective weights of the adapter"), ("full", "all weights")]
-)
+@pytest.mark.parametrize(("kind", "words"), [("lora", "effective weights of the adapter"), ("full", "all weights")])
 def test_the_note_says_over_which_weights(section, kind, words):
     assert words in section(document(SHIFTS, DIRECTIONS, kind=kind)).note
 

@@ -6,7 +6,7 @@ import pytest
 
 from llm_unlearn.reporting.analysis_section import analysis_section
 from llm_unlearn.reporting.report import write_report
-from llm_unlearn.reporting.results import read_results
+from llm_unlearn.reporting.run_results import read_results
 from llm_unlearn.reporting.stress_section import stress_section
 
 pytestmark = pytest.mark.unit

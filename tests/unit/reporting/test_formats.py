@@ -5,8 +5,7 @@ import math
 import pytest
 
 from llm_unlearn.reporting.formats import number, p_phrase, p_value, percent, points, seconds, tokens
-
-from llm_unlearn.reporting.results import Statistic
+from llm_unlearn.reporting.run_results import Statistic
 
 
 @pytest.mark.parametrize(

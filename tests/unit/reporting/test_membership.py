@@ -7,7 +7,7 @@ import pytest
 from llm_unlearn.reporting.comparisons import comparisons_section
 from llm_unlearn.reporting.membership_section import membership_section
 from llm_unlearn.reporting.report import write_report
-from llm_unlearn.reporting.results import read_results
+from llm_unlearn.reporting.run_results import read_results
 
 pytestmark = pytest.mark.unit
 
@@ -16,7 +16,15 @@ class TestMembership:
     def test_the_table_holds_every_attack_beside_gus(self, make_run):
         section = membership_section(read_results(make_run(seeds=[0, 1])))
         (table,) = section.tables
-        assert [title for title, _ in table.columns] == ["GUS", "p", "TPR@1 %", "loss", "min-k %", "TPR@1 %", "that notice"]
+        assert [title for title, _ in table.columns] == [
+            "GUS",
+            "p",
+            "TPR@1 %",
+            "loss",
+            "min-k %",
+            "TPR@1 %",
+            "that notice",
+        ]
         row = [cell.value for cell in dict(table.rows)["gradient_descent"]]
         assert row == ["1.62", "1e−47", "0.30", "0.60", "0.55", "0.04", "0/2"]  # the best attack is min-k
 

@@ -12,7 +12,7 @@ from llm_unlearn.hub.card import Identity, compose_card, first_line
 from llm_unlearn.hub.loading_code import loading_code
 from llm_unlearn.metrics.evidence import DETECTABLE
 from llm_unlearn.reporting.plots import all_plots
-from llm_unlearn.reporting.results import read_results
+from llm_unlearn.reporting.run_results import read_results
 
 RECIPE = {
     "name": "made-up",
@@ -48,7 +48,13 @@ def changed(run_dir):
 
 
 def card_of(results, name, plots=(), **identity):
-    facts = {"repo": "me/made-up", "recipe": build_recipe(RECIPE), "base": "org/base", "loading": "model = …", **identity}
+    facts = {
+        "repo": "me/made-up",
+        "recipe": build_recipe(RECIPE),
+        "base": "org/base",
+        "loading": "model = …",
+        **identity,
+    }
     return ModelCard(compose_card(results, name, Identity(**facts), plots))
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from llm_unlearn.reporting.plots import bin_edges, recognised
-from llm_unlearn.reporting.results import canary_scores, read_results
+from llm_unlearn.reporting.run_results import canary_scores, read_results
 from llm_unlearn.reporting.style import shown, styles
 
 pytestmark = pytest.mark.unit

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from llm_unlearn.reporting.results import read_results
+from llm_unlearn.reporting.run_results import read_results
 from llm_unlearn.reporting.stress_section import stress_section
 
 pytestmark = pytest.mark.unit

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from llm_unlearn.reporting import figures
-from llm_unlearn.reporting.results import read_results
+from llm_unlearn.reporting.run_results import read_results
 from llm_unlearn.reporting.run_summary import write_summary
 from llm_unlearn.reporting.sweep_section import axis_plot, budget_axis, normalised, sweep_axes, sweep_sections
 

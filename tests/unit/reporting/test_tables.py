@@ -2,7 +2,7 @@
 
 import pytest
 
-from llm_unlearn.reporting.results import read_results
+from llm_unlearn.reporting.run_results import read_results
 from llm_unlearn.reporting.tables import control_table, kept_table, main_table
 
 

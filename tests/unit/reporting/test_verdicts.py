@@ -3,7 +3,7 @@
 import pytest
 
 from llm_unlearn.metrics.evidence import Status
-from llm_unlearn.reporting.results import read_results
+from llm_unlearn.reporting.run_results import read_results
 from llm_unlearn.reporting.verdicts import headline, judge, warnings
 
 pytestmark = pytest.mark.unit

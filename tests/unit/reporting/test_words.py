@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from llm_unlearn.errors import InputError
+from llm_unlearn.metrics.evidence import Status
 from llm_unlearn.reporting.contact_sheet import contact_sheet_section
 from llm_unlearn.reporting.report import compose, write_report
-from llm_unlearn.reporting.results import read_results
-from llm_unlearn.metrics.evidence import Status
+from llm_unlearn.reporting.run_results import read_results
 from llm_unlearn.reporting.verdicts import judge
 
 pytestmark = pytest.mark.unit
