@@ -8,12 +8,12 @@ import ast
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_unlearn.config.recipe import WITHHELD
-from llm_unlearn.hub.upload import is_id
+from llm_unlearn.hub.package import is_id
 from llm_unlearn.metrics.evidence import DETECTABLE, Status, calibrated, card_evidence
 from llm_unlearn.metrics.intervals import Interval
 from llm_unlearn.reporting import figures
@@ -87,7 +87,7 @@ def compose_card(results: Results, name: str, identity: Identity, plots: list[Pl
     section = _stress(results, name)
     card = ModelCard.from_template(
         _metadata(results, name, identity, first),
-        template_path=str(Path(__file__).with_name("model_card.md.j2")),
+        template_path=str(Path(__file__).with_name("card.md.j2")),
         status=first.status,
         sentence=escape(first.sentence),
         title=identity.repo.rpartition("/")[2],
@@ -331,7 +331,7 @@ def _stress(results: Results, name: str) -> Any:
 
 def _again(results: Results, identity: Identity) -> dict[str, str]:
     folder = identity.repo.rpartition("/")[2]
-    local = sorted({text for text in _texts(asdict(identity.recipe)) if text.startswith("./")})
+    local = sorted({text for text in _texts(identity.recipe.model_dump()) if text.startswith("./")})
     trigger = getattr(identity.recipe.poison, "trigger", None)
     if trigger and WITHHELD in trigger.phrases:
         local.append('poison.trigger.phrases="[…]"')
