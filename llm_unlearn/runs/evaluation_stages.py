@@ -46,7 +46,12 @@ def _evaluate(run: "SeedRun", name: str, method: str | None, budget: float | Non
     signals = run.evaluator.signals(model, None if is_oracle else run.retrained, is_oracle)
     folder = run.folder / "evaluation"
     oracle = None if is_oracle else read_signals(folder / "retrained.parquet")
-    share = cost["flops"] / run.cost("poisoned")["flops"]
+    spent = Cost(
+        train_tokens=int(cost["train_tokens"]),
+        flops=cost["flops"],
+        seconds=cost["seconds"],
+        share_of_training=cost["flops"] / run.cost("poisoned")["flops"],
+    )
     identity = Identity(
         model=name,
         kind="unlearned" if method else name,
@@ -55,8 +60,7 @@ def _evaluate(run: "SeedRun", name: str, method: str | None, budget: float | Non
         seed=run.seed,
         recipe=run.recipe.name,
     )
-    # before anything is written
-    result = summarize(signals, identity, Cost(**cost, share_of_training=share), oracle)
+    result = summarize(signals, identity, spent, oracle)  # before anything is written
     if not run.processes.is_main:
         return
     write_signals(signals, folder / f"{name}.parquet")
