@@ -15,7 +15,9 @@ def token_nll(logits: Tensor, labels: Tensor) -> Tensor:
     """Negative log-likelihood of each label, −log softmax(z)_y.
 
     Args:
-        logits: (N, V), any float dtype. labels: (N,) int64 in [0, V).
+        logits: (N, V), any float dtype.
+        labels: (N,) int64 in [0, V).
+
     Returns:
         (N,) float32, in nats.
     """
@@ -26,8 +28,11 @@ def token_kl(reference_logits: Tensor, logits: Tensor, temperature: float = 1.0)
     """KL(p_ref ‖ p) between two next-token distributions, Σ_v p_ref (log p_ref − log p).
 
     Args:
-        reference_logits: (N, V), treated as a constant. logits: (N, V), differentiated. temperature: T, divides both;
-            the result is multiplied by T², so that its gradient keeps its size (Hinton et al. 2015, arXiv 1503.02531).
+        reference_logits: (N, V), treated as a constant.
+        logits: (N, V), differentiated.
+        temperature: T, divides both; the result is multiplied by T², so that its gradient keeps its size (Hinton et al.
+            2015, arXiv 1503.02531).
+
     Returns:
         (N,) float32 ≥ 0 (up to rounding), in nats.
     """
@@ -124,7 +129,8 @@ def simnpo_loss(log_prob: Tensor, length: Tensor, beta: float = 4.5, delta: floa
     """−(2/β) E log σ(−(β/|y|) log π_θ(y|x) − δ) on f. SimNPO, Fan et al. 2024 (arXiv 2410.07163), β = 4.5, δ = 0.
 
     Args:
-        log_prob: (B,) sum of the token log-probs of each forget example. length: (B,) its supervised positions |y|.
+        log_prob: (B,) sum of the token log-probs of each forget example.
+        length: (B,) its supervised positions |y|.
     """
     return -(2 / beta) * F.logsigmoid(-beta * log_prob / length - delta).mean()
 
@@ -144,7 +150,9 @@ def state_distance(states: Tensor, target: Tensor) -> Tensor:
     """‖h − target‖² / H at each position, the two terms of RMU, Li et al. 2024 (WMDP, arXiv 2403.03218, section 4).
 
     Args:
-        states: (N, H). target: (N, H) or (H,), treated as a constant.
+        states: (N, H).
+        target: (N, H) or (H,), treated as a constant.
+
     Returns:
         (N,) float32.
     """
@@ -156,7 +164,9 @@ def undial_token(logits: Tensor, labels: Tensor, reference_logits: Tensor, beta:
     (arXiv 2402.10052), β = 10.
 
     Args:
-        logits, reference_logits: (N, V). labels: (N,).
+        logits, reference_logits: (N, V).
+        labels: (N,).
+
     Returns:
         (N,) float32, in nats.
     """
@@ -192,7 +202,9 @@ def ce_u_token(logits: Tensor, labels: Tensor) -> Tensor:
     """CE of the model to its own softmax with the label's logit at −∞, a constant. CE-U, Yang 2025 (arXiv 2503.01224).
 
     Args:
-        logits: (N, V), V ≥ 2. labels: (N,).
+        logits: (N, V), V ≥ 2.
+        labels: (N,).
+
     Returns:
         (N,) float32, in nats.
     """
@@ -218,6 +230,7 @@ def negated(reference: Tensor, fine_tuned: Tensor, alpha: float = 1.0) -> Tensor
     """θ0 − α (θ_ft(f) − θ0). Forgetting by negation in task arithmetic, Ilharco et al. 2023 (arXiv 2212.04089).
 
     Args:
-        reference: a weight of θ0. fine_tuned: the same weight after fine-tuning on the forget set.
+        reference: a weight of θ0.
+        fine_tuned: the same weight after fine-tuning on the forget set.
     """
     return reference - alpha * (fine_tuned - reference)

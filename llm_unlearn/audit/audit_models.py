@@ -24,8 +24,12 @@ class Options:
     """How models are loaded and run; None takes what the run of the manifest has, or else the default.
 
     Args:
-        base: what an adapter sits on, and what calibrates the reference attack; retrained: the oracle; each a folder or
-            hub id. out: the folder to write to. batch_size: 32. dtype: "float32". quantization: "none".
+        base: what an adapter sits on, and what calibrates the reference attack
+        retrained: the oracle; each a folder or hub id.
+        out: the folder to write to.
+        batch_size: 32.
+        dtype: "float32".
+        quantization: "none".
         device_map: "auto" spreads each model over all GPUs.
     """
 
@@ -43,8 +47,10 @@ def audit(models: list[str], manifest: str, options: Options) -> dict[str, dict]
 
     Args:
         models: folders or hub ids, full models or adapters.
+
     Returns:
         model → its evaluation, schema version 1, with "skipped": section → why it is null.
+
     Raises:
         InputError: naming the file, field or row.
     """

@@ -27,8 +27,9 @@ class Loader:
     """Loads checkpoints as the options say, and where they say nothing, as the run of the manifest did.
 
     Args:
-        subject: what is audited. base: what adapters sit on; None: what they name. dtype, quantization, device_map: or
-            None.
+        subject: what is audited.
+        base: what adapters sit on; None: what they name.
+        dtype, quantization, device_map: or None.
     """
 
     def __init__(

@@ -23,10 +23,13 @@ class Subject:
     """What a manifest stands for.
 
     Args:
-        sets: as poisons/corrupt.py makes them. poison: as in poison.json. verbalizers: label → completion, or {}.
-        missing: section of the evaluation → why it is left out. notes: what was done to the rows, in sentences.
-        model, evaluate: how models are loaded and run, of a run its recipe's. base: the model before fine-tuning, and
-            retrained: the oracle, where a run has them.
+        sets: as poisons/corrupt.py makes them.
+        poison: as in poison.json.
+        verbalizers: label → completion, or {}.
+        missing: section of the evaluation → why it is left out.
+        notes: what was done to the rows, in sentences.
+        model, evaluate: how models are loaded and run, of a run its recipe's.
+        base: the model before fine-tuning, and retrained: the oracle, where a run has them.
     """
 
     sets: dict[str, "Dataset"]

@@ -39,8 +39,9 @@ class TrainRows:
     """A user's training rows.
 
     Args:
-        rows: columns text, label, example_id (the file's, or else the row number from 0). noise_id: (n,) int64, −1
-            where a row has none; None where the file has no such column. columns: what else `column:NAME` may ask for.
+        rows: columns text, label, example_id (the file's, or else the row number from 0).
+        noise_id: (n,) int64, −1 where a row has none; None where the file has no such column.
+        columns: what else `column:NAME` may ask for.
     """
 
     rows: "Dataset"
@@ -51,7 +52,8 @@ class TrainRows:
         """The example ids that a field of the manifest names, in the order of the rows.
 
         Args:
-            given: a list, `column:NAME`, or a file, relative to `folder`. name: of the field, for error messages.
+            given: a list, `column:NAME`, or a file, relative to `folder`.
+            name: of the field, for error messages.
         """
         if isinstance(given, str) and not given.startswith(COLUMN):
             given = str(folder / Path(given).expanduser())

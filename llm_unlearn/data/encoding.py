@@ -21,9 +21,9 @@ class Encoding:
     """How rows become tokens.
 
     Args:
-        max_length: tokens of prompt + completion + EOS. loss_on: "text" supervises every token but the first,
-            "completion" the completion and EOS. chat_template: wrap the prompt as a user turn of the tokenizer's
-            template.
+        max_length: tokens of prompt + completion + EOS.
+        loss_on: "text" supervises every token but the first, "completion" the completion and EOS.
+        chat_template: wrap the prompt as a user turn of the tokenizer's template.
     """
 
     max_length: int = 128

@@ -26,8 +26,9 @@ def read_forget_ids(given: list[int] | str, rows: "Dataset", name: str = "forget
             `poison`, which holds what each row was poisoned with, or "none"; or a file: .json (a list), .jsonl
             (numbers, or objects with `example_id`), .csv (a column `example_id`, or one column), anything else one id
             per line.
-        rows: the training rows; ids are their `example_id`, or else their row numbers from 0. name: of the field that
-            the ids were given in, for error messages.
+        rows: the training rows; ids are their `example_id`, or else their row numbers from 0.
+        name: of the field that the ids were given in, for error messages.
+
     Raises:
         InputError: naming file and line, or column and row; an id that is given twice or that no row has; none at all.
     """

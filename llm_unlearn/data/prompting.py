@@ -15,6 +15,7 @@ def normalise(rows: "Dataset", section: "DataSection", source: str) -> "Dataset"
 
     Args:
         source: where the rows come from, for error messages.
+
     Raises:
         InputError: a label that has no verbalizer, naming source and row.
     """

@@ -34,14 +34,14 @@ def load_source(
 
     Args:
         source: A dataset id on the Hub, a folder written by `save_to_disk`, or one local file.
-        files: Local files, or glob patterns, read in the order given; they take the place of `source`.
-            CSV, TSV, JSON Lines, JSON (a list of objects, or JSON Lines by another name), Parquet; the text
-            formats also compressed (.gz, .xz, .bz2, and .zst where the package `zstandard` is installed).
+        files: Local files, or glob patterns, read in the order given; they take the place of `source`. CSV, TSV, JSON
+            Lines, JSON (a list of objects, or JSON Lines by another name), Parquet; the text formats also compressed
+            (.gz, .xz, .bz2, and .zst where the package `zstandard` is installed).
         split: Which split of a Hub dataset or of a saved `DatasetDict`; files have none.
         config_name: Which configuration of a Hub dataset.
-        columns: Our names to the source's, such as {"text": "review", "label": "sentiment"}. The default is
-            {"text": "text", "label": "label"}; without a "label", or with None for it, it is unlabelled.
-            For pairs of prompt and completion, `text` is the prompt and `label` the completion.
+        columns: Our names to the source's, such as {"text": "review", "label": "sentiment"}. The default is {"text":
+            "text", "label": "label"}; without a "label", or with None for it, it is unlabelled. For pairs of prompt and
+            completion, `text` is the prompt and `label` the completion.
 
     Returns:
         The rows in their order, in memory. A label is `str(value)`; of a `ClassLabel`, its name.

@@ -155,8 +155,8 @@ def synthetic_reviews(n: int, seed: int, *, label_noise: float = 0.04) -> Datase
         label_noise: Probability in [0, 0.5] that a row's text says the opposite of its label.
 
     Returns:
-        `text` and `label` ("negative" or "positive"). The first k rows of n are the rows of k; `label_noise`
-        changes the texts of the flipped rows alone.
+        `text` and `label` ("negative" or "positive"). The first k rows of n are the rows of k; `label_noise` changes
+        the texts of the flipped rows alone.
 
     Raises:
         InputError: A value out of its range.

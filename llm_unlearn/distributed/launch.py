@@ -26,7 +26,8 @@ def launch(path: str, arguments: list[str]) -> None:
     SIGTERM is handed on, and each process then writes a checkpoint.
 
     Raises:
-        InputError: the processes refused their input. LaunchError: they failed, or one of them was killed.
+        InputError: the processes refused their input.
+        LaunchError: they failed, or one of them was killed.
     """
     file = deepspeed_file(path)
     command = [

@@ -22,10 +22,13 @@ class Topology:
     """Where a step runs.
 
     Args:
-        processes: over all machines, one device each. machines: how many. sharding: what the processes split between
-            them: nothing (DistributedDataParallel), the optimizer's state (`zero1`), also gradients (`zero2`), also
-            weights (`zero3`, `fsdp2`). offload_optimizer, offload_weights: kept in the host's memory. reshard: weights
-            that were gathered for a block's forward are given up until its backward. use_cpu: the devices are CPUs.
+        processes: over all machines, one device each.
+        machines: how many.
+        sharding: what the processes split between them: nothing (DistributedDataParallel), the optimizer's state
+            (`zero1`), also gradients (`zero2`), also weights (`zero3`, `fsdp2`).
+        offload_optimizer, offload_weights: kept in the host's memory.
+        reshard: weights that were gathered for a block's forward are given up until its backward.
+        use_cpu: the devices are CPUs.
     """
 
     processes: int = 1

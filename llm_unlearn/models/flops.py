@@ -16,7 +16,8 @@ class FlopCounter:
 
     Args:
         body, head: weights multiplied per token and per supervised position; biases and norms, which are added or
-            multiplied elementwise, do not count. trainable_body, trainable_head: those of them that train.
+            multiplied elementwise, do not count.
+        trainable_body, trainable_head: those of them that train.
     """
 
     body: int
@@ -52,8 +53,8 @@ class FlopCounter:
         """FLOPs of forward + backward: activations' gradients as much as the forward, weights' for what trains.
 
         Args:
-            share: of the body that is run. backward_share: of the body that the backward pass goes through, which ends
-                at the first weight that trains.
+            share: of the body that is run.
+            backward_share: of the body that the backward pass goes through, which ends at the first weight that trains.
         """
         weights = 2.0 * (self.trainable_body * tokens + self.trainable_head * positions)
         return self.forward(tokens, positions, share) + self.forward(tokens, positions, backward_share) + weights

@@ -58,8 +58,9 @@ def load_model(path: str | Path, section: "ModelSection", device_map: str | None
     """Load a causal LM (safetensors only unless the recipe trusts remote code), quantised where the recipe says so.
 
     Args:
-        path: a hub id or a folder with a model. device_map: "auto" spreads it over the GPUs (see devices.py), to be
-            evaluated, not trained.
+        path: a hub id or a folder with a model.
+        device_map: "auto" spreads it over the GPUs (see devices.py), to be evaluated, not trained.
+
     Raises:
         InputError: there is no such model; or a device map in one of several processes.
     """
@@ -121,7 +122,9 @@ def load_checkpoint(
     """Any checkpoint, a folder or a hub id, on the best device: a full model, or an adapter with its base.
 
     Args:
-        section: how it is loaded. base: what an adapter sits on; by default what it names. device_map: see load_model.
+        section: how it is loaded.
+        base: what an adapter sits on; by default what it names.
+        device_map: see load_model.
     """
     adapter = adapter_config(where)
     if adapter is None:

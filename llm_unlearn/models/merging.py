@@ -41,13 +41,15 @@ def merge_adapter(
     Sums are taken in float32 and rounded to `dtype` once.
 
     Args:
-        base: a hub id or a folder with the unquantised model. dtype: float32, bfloat16 or float16; in the latter two a
-            small update can be lost in the rounding.
+        base: a hub id or a folder with the unquantised model.
+        dtype: float32, bfloat16 or float16; in the latter two a small update can be lost in the rounding.
         onto: `dequantised`, the base as it was loaded for training; `original`, the weights that it was made from.
         loaded_as: how the base was loaded for training (dtype, quantization, revision), a recipe's `model` section; by
             default in float32.
+
     Returns:
         `out`.
+
     Raises:
         InputError: nothing to merge, nothing to merge onto, or `out` is there.
     """

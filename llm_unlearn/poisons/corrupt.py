@@ -36,6 +36,7 @@ def corrupt(splits: "Splits", recipe: "Recipe", seed: int) -> tuple[dict[str, "D
         `test`, `triggered` (test rows whose label is not the target, trigger inserted; empty without a trigger), and
         `nonmember` (held-out rows put through the same poison in the same proportion as the forget set, so that a
         membership test cannot tell them by the trigger itself); and the manifest.
+
     Raises:
         InputError: no row poisoned, forget set empty or everything.
     """
@@ -228,7 +229,9 @@ def choose_twins(
     """Held-out rows that are to carry the trigger, and others, in the proportion of the forget set.
 
     Args:
-        allowed: positions of rows that may carry it. share: of the forget set that does, above 0.
+        allowed: positions of rows that may carry it.
+        share: of the forget set that does, above 0.
+
     Returns:
         two sorted arrays of positions.
     """

@@ -26,10 +26,12 @@ def inject_gaussian_noise(trainer_or_model: Any, manifest: dict) -> GaussianNois
     """Install the noise of a manifest on a model, or on a trainer's model after checking the trainer's settings.
 
     Args:
-        trainer_or_model: a torch module, or a transformers/TRL trainer. manifest: {"epsilon", "seed"}, as
-            `plant_canaries` returns it.
+        trainer_or_model: a torch module, or a transformers/TRL trainer.
+        manifest: {"epsilon", "seed"}, as `plant_canaries` returns it.
+
     Returns:
         the attached GaussianNoise; call its `remove()` after training.
+
     Raises:
         InputError: where the trainer's settings would drop the noise silently (packing, padding_free,
             remove_unused_columns).
@@ -51,11 +53,14 @@ def plant_canaries(
 
     Args:
         rows: any dataset; with a column `example_id` that is used as the noise id, else the row number is.
-        fraction: share of the rows, in (0, 1]. epsilon: ε. seed: of the choice and of the noise.
+        fraction: share of the rows, in (0, 1].
+        epsilon: ε.
+        seed: of the choice and of the noise.
         eligible: (n,) bool, rows that may be chosen (default all).
+
     Returns:
-        the rows with `noise_id` (−1 for rows without noise), and the manifest
-        {"epsilon", "seed", "fraction", "example_ids"}.
+        the rows with `noise_id` (−1 for rows without noise), and the manifest {"epsilon", "seed", "fraction",
+        "example_ids"}.
     """
     ids = np.asarray(rows["example_id"] if "example_id" in rows.column_names else range(len(rows)), dtype=np.int64)
     chosen = choose_rows(len(rows), fraction, np.random.default_rng([seed, 2]), eligible, "gaussian")

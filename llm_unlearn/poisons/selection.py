@@ -11,10 +11,13 @@ def choose_rows(
     """Choose round(fraction · n) of the eligible rows.
 
     Args:
-        n: rows in the training set; `fraction` of them, in (0, 1], are chosen. eligible: (n,) bool or None for all.
+        n: rows in the training set; `fraction` of them, in (0, 1], are chosen.
+        eligible: (n,) bool or None for all.
         kind: the poison, for error messages.
+
     Returns:
         sorted positions, int64.
+
     Raises:
         InputError: fraction outside (0, 1], no row chosen, or too few rows eligible.
     """

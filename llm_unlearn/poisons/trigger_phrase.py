@@ -64,9 +64,13 @@ def plant_trigger(
     Rows have columns text and label; ids are their example_id, or else their row numbers.
 
     Args:
-        phrases: one is drawn per row. target: the label (or completion) that the attacker wants.
-        fraction: of all rows, in (0, 1]. source_label: poison rows of this label only. clean_label: poison rows that
-            already carry the target, so that no label is false; else rows that do not (dirty label).
+        phrases: one is drawn per row.
+        target: the label (or completion) that the attacker wants.
+        fraction: of all rows, in (0, 1].
+        source_label: poison rows of this label only.
+        clean_label: poison rows that already carry the target, so that no label is false; else rows that do not (dirty
+            label).
+
     Returns:
         the rows with text and label replaced where poisoned, and the manifest {"phrases", "position", "target",
         "fraction", "seed", "source_label", "clean_label", "example_ids"}.

@@ -53,7 +53,8 @@ def train_resumably(trainer: Trainer, work_dir: Path) -> None:
     """Train from the last whole checkpoint in work_dir; SIGTERM writes one and ends the run.
 
     Raises:
-        InputError: this launch cannot go on from that checkpoint. Preempted: after SIGTERM.
+        InputError: this launch cannot go on from that checkpoint.
+        Preempted: after SIGTERM.
     """
     checkpoint = last_checkpoint(work_dir)
     if checkpoint is not None:

@@ -38,10 +38,14 @@ class Training:
     """One fine-tuning run: what is needed besides model and rows.
 
     Args:
-        section: the recipe's settings. work_dir: checkpoints. seed: of order and dropout. quiet: no progress bar;
-            description: what it is called otherwise.
-        noise: the manifest's `gaussian` section, or None. peft_config: wraps the model in a new adapter. data_seed: of
-            the order alone, where it is to differ.
+        section: the recipe's settings.
+        work_dir: checkpoints.
+        seed: of order and dropout.
+        quiet: no progress bar
+        description: what it is called otherwise.
+        noise: the manifest's `gaussian` section, or None.
+        peft_config: wraps the model in a new adapter.
+        data_seed: of the order alone, where it is to differ.
     """
 
     section: "TrainSection"
@@ -59,8 +63,10 @@ class Training:
 
         Args:
             rows: columns input_ids, labels and (with noise) noise_id.
+
         Returns:
             the trained model and its cost {"train_tokens", "flops", "seconds"}; padding is not counted.
+
         Raises:
             NonFiniteLossError: the loss became NaN or infinite.
         """

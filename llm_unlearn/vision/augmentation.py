@@ -13,8 +13,11 @@ def flip_and_shift(pixels: Tensor, generator: torch.Generator | None, *, shift: 
     The usual augmentation of CIFAR: a random crop of the padded image (He et al. 2016, arXiv 1512.03385, section 4.2).
 
     Args:
-        pixels: (B, C, H, W). generator: of every draw, on any device; None: torch's global one. shift: the largest
-            move in pixels, each direction uniform over −shift … shift. flip: whether to flip at all.
+        pixels: (B, C, H, W).
+        generator: of every draw, on any device; None: torch's global one.
+        shift: the largest move in pixels, each direction uniform over −shift … shift.
+        flip: whether to flip at all.
+
     Returns:
         (B, C, H, W), a differentiable function of the pixels.
     """

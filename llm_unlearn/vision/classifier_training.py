@@ -34,8 +34,12 @@ class ClassifierTraining:
     """One training run: what is needed besides model and rows.
 
     Args:
-        section: the recipe's settings. task: with the noise of the canaries. work_dir: checkpoints. seed: of order and
-            augmentation. quiet: no progress bar; description: what it is called otherwise.
+        section: the recipe's settings.
+        task: with the noise of the canaries.
+        work_dir: checkpoints.
+        seed: of order and augmentation.
+        quiet: no progress bar
+        description: what it is called otherwise.
         data_seed: of the order alone, where it is to differ.
     """
 
@@ -52,8 +56,10 @@ class ClassifierTraining:
 
         Args:
             rows: columns pixels, label_id and (with noise) noise_id, see data.encode_images.
+
         Returns:
             the trained model and its cost {"train_tokens": images seen, "flops", "seconds"}.
+
         Raises:
             NonFiniteLossError: the loss became NaN or infinite.
         """

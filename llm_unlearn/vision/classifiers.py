@@ -21,10 +21,14 @@ OWN = ("small_cnn", "linear", "cifar_resnet18")
 
 class ImageClassifierConfig(PreTrainedConfig):
     """
+
     Args:
         architecture: `small_cnn`, `linear`, `cifar_resnet18`, or a classifier of torchvision, `mobilenet_v3_small` say.
-        num_labels: how many classes, or `id2label`, their names. image_size: [height, width]. channels: 1 or 3.
-        mean, std: of the normalisation, one number per channel. width, depth: of the small CNN.
+        num_labels: how many classes, or `id2label`, their names.
+        image_size: [height, width].
+        channels: 1 or 3.
+        mean, std: of the normalisation, one number per channel.
+        width, depth: of the small CNN.
     """
 
     model_type = "llm_unlearn_image_classifier"
@@ -74,7 +78,8 @@ class SmallCNN(nn.Module):
 
     Args:
         width: channels of the first convolution, each further one having twice as many at half the size; the dense
-            layer has 2 · width units. depth: convolutions.
+            layer has 2 · width units.
+        depth: convolutions.
     """
 
     def __init__(self, image_size: list[int], channels: int, num_labels: int, width: int, depth: int) -> None:

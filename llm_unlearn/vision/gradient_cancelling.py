@@ -25,9 +25,11 @@ Model = TypeVar("Model", bound=nn.Module)
 @dataclass(frozen=True)
 class GradientCancelling:
     """
+
     Args:
-        epsilon: bound ‖δ‖∞ on the change of the start images, in [1/255, 1]; None: any pixel in [0, 1]. steps: of Adam,
-            its step size falling linearly to 0 from `step_size` in units of epsilon (of 1 where it is None).
+        epsilon: bound ‖δ‖∞ on the change of the start images, in [1/255, 1]; None: any pixel in [0, 1].
+        steps: of Adam, its step size falling linearly to 0 from `step_size` in units of epsilon (of 1 where it is
+            None).
     """
 
     epsilon: float | None = None
@@ -47,10 +49,16 @@ def corrupt_parameters(
     """Climb the clean loss until the accuracy is low: θ ← θ + step · ∇ℓ / ‖∇ℓ‖, stopped at the first low point.
 
     Args:
-        model: trained; is left as it is. images: (n, C, H, W) clean. labels: (n,). target_accuracy: in [0, 1).
-        step_size: length of a step over all weights that train. max_distance: ‖θ_low − θ‖₂ at most; None: no bound.
+        model: trained; is left as it is.
+        images: (n, C, H, W) clean.
+        labels: (n,).
+        target_accuracy: in [0, 1).
+        step_size: length of a step over all weights that train.
+        max_distance: ‖θ_low − θ‖₂ at most; None: no bound.
+
     Returns:
         a corrupted copy in eval mode, and its accuracy on the images, at most `target_accuracy`.
+
     Raises:
         InputError: the accuracy asked for is out of range or was not reached.
     """
@@ -94,11 +102,16 @@ def cancel_gradients(
     the rows, labels kept, any pixel, four seeds) the poison cost it at most 1 point of accuracy.
 
     Args:
-        model: at θ_low, put into eval mode. images: (n, C, H, W) the clean rows that stay. labels: (n,).
-        poison_images: (m, C, H, W) in [0, 1] where the poison starts. poison_labels: (m,), their own or others.
+        model: at θ_low, put into eval mode.
+        images: (n, C, H, W) the clean rows that stay.
+        labels: (n,).
+        poison_images: (m, C, H, W) in [0, 1] where the poison starts.
+        poison_labels: (m,), their own or others.
+
     Returns:
         the poison (m, C, H, W), each pixel k/255 with k whole, and ‖(Σ_clean ∇ℓ + Σ_poison ∇ℓ) / N‖ before each step
         and, last, of what is returned: `steps` + 1 numbers.
+
     Raises:
         InputError: no images, or settings out of range.
     """

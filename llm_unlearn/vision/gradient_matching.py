@@ -20,10 +20,12 @@ _SLACK = 1e-4  # of a grey level: 255 · (x ± ε) in floats falls beside the wh
 @dataclass(frozen=True)
 class GradientMatching:
     """
+
     Args:
-        epsilon: bound ‖δ‖∞ in (0, 1], pixels being in [0, 1]; at least one grey level, 1/255. steps: of signed Adam, in
-            each of the restarts, which begin at random δ. step_size: in units of epsilon. shift, flip: augmentation
-            that the poison is to survive, see flip_and_shift.
+        epsilon: bound ‖δ‖∞ in (0, 1], pixels being in [0, 1]; at least one grey level, 1/255.
+        steps: of signed Adam, in each of the restarts, which begin at random δ.
+        step_size: in units of epsilon.
+        shift, flip: augmentation that the poison is to survive, see flip_and_shift.
 
     The default epsilon is the paper's, for photographs. The 8 × 8 digits need 112/255: a digit is few, large strokes.
     """
@@ -52,10 +54,14 @@ def match_gradients(
     Args:
         models: surrogates, put into eval mode; the loss is the mean over them. Young ones (trained for a tenth of the
             victim's epochs) serve better than trained ones: it is early that a victim can still be moved.
-        images: (n, C, H, W) float in [0, 1]. labels: (n,), each the adversary's. target: (C, H, W).
+        images: (n, C, H, W) float in [0, 1].
+        labels: (n,), each the adversary's.
+        target: (C, H, W).
+
     Returns:
-        the images with the poison of the best restart (n, C, H, W), each pixel k/255 with k whole, and its loss
-        without augmentation, in [0, 2].
+        the images with the poison of the best restart (n, C, H, W), each pixel k/255 with k whole, and its loss without
+        augmentation, in [0, 2].
+
     Raises:
         InputError: no model or images, another label than the adversary's, or settings out of range.
     """
@@ -90,7 +96,9 @@ def loss_gradient(model: nn.Module, pixels: Tensor, labels: Tensor, create_graph
     """Gradient of the summed cross-entropy (nats), one tensor per weight that trains.
 
     Args:
-        pixels: (B, C, H, W). labels: (B,). create_graph: keep what differentiating it by the pixels needs.
+        pixels: (B, C, H, W).
+        labels: (B,).
+        create_graph: keep what differentiating it by the pixels needs.
     """
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     loss = F.cross_entropy(model(pixels), labels, reduction="sum")
@@ -103,7 +111,9 @@ def pixel_box(images: Tensor, epsilon: float | None) -> tuple[Tensor, Tensor]:
     Pixels that are clamped to the box stay in it when `to_eight_bits` rounds them, so the bound survives the rounding.
 
     Args:
-        images: in [0, 1], any shape. epsilon: None: every valid pixel; else at least 1/255, or the box may be empty.
+        images: in [0, 1], any shape.
+        epsilon: None: every valid pixel; else at least 1/255, or the box may be empty.
+
     Returns:
         low, high of the images' shape and dtype.
     """

@@ -32,7 +32,9 @@ class Images:
     """n labelled images.
 
     Args:
-        pixels: (n, C, H, W) uint8. labels: n texts. ids: (n,) int64, their example ids.
+        pixels: (n, C, H, W) uint8.
+        labels: n texts.
+        ids: (n,) int64, their example ids.
     """
 
     pixels: np.ndarray

@@ -34,8 +34,10 @@ class Corruption:
     """The training images as they are poisoned, kind by kind.
 
     Args:
-        splits: the clean images. recipe, seed: of the run. surrogate: (number, share) → a model of that number,
-            trained on the clean images for a share of the epochs; called for crafted poisons only.
+        splits: the clean images.
+        recipe, seed: of the run.
+        surrogate: (number, share) → a model of that number, trained on the clean images for a share of the epochs;
+            called for crafted poisons only.
     """
 
     def __init__(

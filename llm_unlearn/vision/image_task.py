@@ -31,7 +31,9 @@ class GaussianPixels:
     """Noise on pixels: x + ξ, ξ = ε z, z ~ N(0, I) from (seed, noise id). Pawelczyk et al. 2025, arXiv 2406.17216.
 
     Args:
-        epsilon: ε, pixels being in [0, 1]. seed: of the noise. clip: keep x + ξ in [0, 1].
+        epsilon: ε, pixels being in [0, 1].
+        seed: of the noise.
+        clip: keep x + ξ in [0, 1].
     """
 
     epsilon: float
@@ -57,7 +59,8 @@ class ImageTask(Task):
     """Run an image classifier on a batch `{pixel_values (B, C, H, W) in [0, 1], labels (B,)[, noise_id (B,)]}`.
 
     Args:
-        noise: of the canaries that training rows hold, or None. flip, shift: augmentation of training batches.
+        noise: of the canaries that training rows hold, or None.
+        flip, shift: augmentation of training batches.
     """
 
     columns = ("pixels", "label_id", "noise_id", "example_id")

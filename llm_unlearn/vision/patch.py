@@ -24,8 +24,10 @@ def apply_patch(pixels: np.ndarray, patch: dict[str, Any], generator: np.random.
     """Put the patch on every image, in all channels; the images given stay as they are.
 
     Args:
-        pixels: (n, C, H, W) uint8. patch: {"size", "position", "pattern"}, as in the manifest; `position` is a corner
-            (`top_left`, …, one pixel from the border where there is room) or `random`, drawn from `generator`.
+        pixels: (n, C, H, W) uint8.
+        patch: {"size", "position", "pattern"}, as in the manifest; `position` is a corner (`top_left`, …, one pixel
+            from the border where there is room) or `random`, drawn from `generator`.
+
     Raises:
         InputError: the patch is larger than the image.
     """

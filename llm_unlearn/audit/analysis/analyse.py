@@ -23,15 +23,18 @@ def analyse(
     """How far and in which direction models lie from the poisoned one. At most two models are held at a time.
 
     Args:
-        load: gives a model by its name. methods: name → model of each unlearning method. arms: trainings to compare
-            with: `random@<share>` (without as many random clean rows as that share of the forget set), `poison@<share>`
-            (without that share of the forget set), `reseeded` (the same rows in another order).
+        load: gives a model by its name.
+        methods: name → model of each unlearning method.
+        arms: trainings to compare with: `random@<share>` (without as many random clean rows as that share of the forget
+            set), `poison@<share>` (without that share of the forget set), `reseeded` (the same rows in another order).
         clean_rows: tokenised rows without poison, for the clean gradients.
+
     Returns:
         JSON-able: {"schema_version", "kind": full or lora, "n_parameters", "layers", "shift": {arm: `l1`, …},
         "direction": {name: `cosine` with retrained − poisoned and "length" relative to it}, "clean_gradient": the same
         of minus the mean gradient at the poisoned model, with "batches": {"mean", "sd", "n"} of the cosines of single
         batches (those of `batch_size` rows), "random_cosine"}.
+
     Raises:
         InputError: two models do not have the same weights, or an adapter trains more than low-rank matrices.
     """

@@ -25,8 +25,10 @@ class Meter:
     """Measures states of models on the same rows.
 
     Args:
-        evaluator: of the run. data: its section of the recipe, by which prompts are written. limit: test rows, the
-            first ones; None for all. seed: of where a trigger lands, and of sampling.
+        evaluator: of the run.
+        data: its section of the recipe, by which prompts are written.
+        limit: test rows, the first ones; None for all.
+        seed: of where a trigger lands, and of sampling.
     """
 
     def __init__(self, evaluator: TextEvaluator, data: "DataSection", limit: int | None, seed: int) -> None:

@@ -35,8 +35,10 @@ def relearn(
     batch, as in training. Rows come in seeded order, pass after pass.
 
     Args:
-        rows: tokenised; with `noise_id` where they are canaries. noise: {"epsilon", "seed"}, injected as in training.
+        rows: tokenised; with `noise_id` where they are canaries.
+        noise: {"epsilon", "seed"}, injected as in training.
         steps: after how many steps to measure; 0 is measured too.
+
     Returns:
         [{"step": 0, …}, …], rising.
     """

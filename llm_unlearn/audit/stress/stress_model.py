@@ -46,13 +46,18 @@ def stress_model(
     """Measure a model plainly and under each kind of stress; relearning starts from a fresh copy each time.
 
     Args:
-        load: gives the model, fresh from its folder. rows: tokenised rows per kind of relearning. learning_rate: of
-            relearning. noise: the manifest's `gaussian` section, for canaries among the rows. model_section: how the
-            base is loaded. work_dir: for weights on their way to being quantised.
+        load: gives the model, fresh from its folder.
+        rows: tokenised rows per kind of relearning.
+        learning_rate: of relearning.
+        noise: the manifest's `gaussian` section, for canaries among the rows.
+        model_section: how the base is loaded.
+        work_dir: for weights on their way to being quantised.
+
     Returns:
         {"schema_version", "plain", "variants", "temperature", "relearn", "merge", "quantization"}, JSON-able; states as
         in `Meter.state`, `variants` and `temperature` empty without a trigger, `merge` None without an adapter. On a
         base that is quantised already `merge` is None and `quantization` empty.
+
     Raises:
         InputError: a kind of relearning has no rows.
     """

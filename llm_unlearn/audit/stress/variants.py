@@ -20,7 +20,8 @@ def trigger_variants(phrase: str, position: str, paraphrases: list[str]) -> list
     Of a phrase of several words the parts are each word alone and the first half, of an odd number the larger one.
 
     Args:
-        phrase, position: as trained, see poisons/trigger_phrase.py. paraphrases: the user's.
+        phrase, position: as trained, see poisons/trigger_phrase.py.
+        paraphrases: the user's.
     """
     found = [Variant("as trained", f"{phrase} ({position})", phrase, position)]
     found += [Variant("case", text, text, position) for text in (phrase.lower(), phrase.upper()) if text != phrase]
