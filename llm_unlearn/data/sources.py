@@ -1,4 +1,4 @@
-"""What a recipe's `data` section stands for: the labelled splits and the unlabelled text."""
+"""Load what a recipe's `data` section describes: the labelled splits and the unlabelled text."""
 
 from typing import TYPE_CHECKING
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from llm_unlearn.config.sections import DataSection
 
 SYNTHETIC = "synthetic"
-UNLABELLED_OFFSET = 500_000  # the unlabelled synthetic texts come from another seed than the labelled ones
+UNLABELLED_OFFSET = 500_000  # the unlabelled synthetic texts have another seed than the labelled ones
 
 
 def load_splits(section: "DataSection", seed: int) -> Splits:
-    """Load the labelled data and split it, seeded; see make_splits for what is reported and kept out."""
+    """Load the labelled data and split it by seed; `make_splits` says how duplicates are handled."""
     if section.source == SYNTHETIC and not section.files:
         n = section.train_size + section.heldout_size + section.test_size
         # 5 % more rows than needed, so that duplicates can be replaced
@@ -51,7 +51,7 @@ def load_splits(section: "DataSection", seed: int) -> Splits:
 
 
 def load_unlabelled(section: "DataSection", n: int, seed: int) -> "Dataset":
-    """The first n unlabelled texts, for pre-training a small base; one column, text."""
+    """The first n unlabelled texts for pre-training a small base, in one column, `text`."""
     if section.unlabelled_files or section.source != SYNTHETIC:
         source = None if section.unlabelled_files else section.source
         rows = load_source(
