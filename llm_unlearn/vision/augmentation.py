@@ -1,4 +1,4 @@
-"""Random flip and shift of images, differentiable in the pixels: for training, and to craft poison that survives it."""
+"""Random flip and shift of images, differentiable in the pixels: for training, and for poison that must survive it."""
 
 import torch
 from torch import Tensor
@@ -8,21 +8,15 @@ from llm_unlearn.errors import InputError
 
 
 def flip_and_shift(pixels: Tensor, generator: torch.Generator | None, *, shift: int, flip: bool) -> Tensor:
-    """Flip each image left to right with probability ½ and shift it by whole pixels, with zeros at the border.
+    """Flip each image left to right with probability ½ and move it by whole pixels, zeros where it leaves room.
 
     The usual augmentation of CIFAR: a random crop of the padded image (He et al. 2016, arXiv 1512.03385, section 4.2).
 
     Args:
-        pixels: (B, C, H, W).
-        generator: makes every draw, on any device; None: torch's global one.
-        shift: largest shift in pixels; each direction is uniform over −shift … shift.
-        flip: whether to flip at all.
-
+        pixels: (B, C, H, W). generator: of every draw, on any device; None: torch's global one. shift: the largest
+            move in pixels, each direction uniform over −shift … shift. flip: whether to flip at all.
     Returns:
-        (B, C, H, W), differentiable in the pixels.
-
-    Raises:
-        InputError: the shift is negative.
+        (B, C, H, W), a differentiable function of the pixels.
     """
     if shift < 0:
         raise InputError(f"augmentation.shift: must be 0 or more pixels, is {shift}")
@@ -41,6 +35,5 @@ def flip_and_shift(pixels: Tensor, generator: torch.Generator | None, *, shift: 
 
 
 def _draw(high: int, count: int, generator: torch.Generator | None) -> Tensor:
-    """(count,) whole numbers in [0, high)."""
     device = generator.device if generator is not None else "cpu"
     return torch.randint(high, (count,), generator=generator, device=device)
