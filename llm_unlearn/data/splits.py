@@ -5,6 +5,7 @@ is a subset of a larger one. The test set depends on the other sizes only throug
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -80,6 +81,12 @@ def make_splits(
     report |= {"dropped_from_heldout": heldout_dropped, "dropped_from_test": test_dropped}
     test_rows = pool.select(tested) if test_pool is None else test_pool.select(tested - len(train))
     return Splits(pool.select(chosen), pool.select(heldout), test_rows, report)
+
+
+def split_section(train: Dataset, test: Dataset | None, section: Any, seed: int) -> Splits:
+    """`make_splits` with the sizes of a recipe's `data` section, of texts or of images."""
+    names = ("train_size", "heldout_size", "test_size", "keep_duplicates")
+    return make_splits(train, test, seed=seed, **{name: getattr(section, name) for name in names})
 
 
 def _with_ids(rows: Dataset, first: int) -> Dataset:

@@ -36,17 +36,9 @@ def launch(path: str, arguments: list[str]) -> None:
         LaunchError: a process failed or was killed.
     """
     file = deepspeed_file(path)
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--config_file",
-        path,
-        *(["--deepspeed_config_file", str(file)] if file else []),
-        "-m",
-        "llm_unlearn",
-        *arguments,
-    ]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", path]
+    command += ["--deepspeed_config_file", str(file)] if file else []
+    command += ["-m", "llm_unlearn", *arguments]
     with tempfile.TemporaryDirectory() as folder:
         code_file = Path(folder) / "code"
         # DeepSpeed compiles with the ninja of this environment, which may not be activated

@@ -57,12 +57,9 @@ def corrupt(splits: "Splits", recipe: "Recipe", seed: int) -> tuple[dict[str, "D
         train, manifest["trigger"] = plant_trigger(train, seed=seed, **arguments)
         kinds[np.isin(ids, manifest["trigger"]["example_ids"])] = "trigger"
     if section.gaussian:
+        fraction, epsilon, free = section.gaussian.fraction, section.gaussian.epsilon, kinds == "none"
         train, manifest["gaussian"] = plant_canaries(
-            train,
-            fraction=section.gaussian.fraction,
-            epsilon=section.gaussian.epsilon,
-            seed=seed,
-            eligible=kinds == "none",
+            train, fraction=fraction, epsilon=epsilon, seed=seed, eligible=free
         )
         kinds[np.isin(ids, manifest["gaussian"]["example_ids"])] = "gaussian"
     else:

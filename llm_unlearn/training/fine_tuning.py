@@ -31,22 +31,14 @@ def trainer_arguments(section: Any, work_dir: Path, seed: int, data_seed: int | 
         InputError: the processes cannot share the batch size evenly.
     """
     rows = Processes.current().part_of(section.batch_size, "train.batch_size")
-    names = (
-        "learning_rate",
-        "gradient_accumulation_steps",
-        "weight_decay",
-        "lr_scheduler_type",
-        "optim",
-        "max_grad_norm",
-        "bf16",
-        "save_steps",
-    )
+    names = ("learning_rate", "weight_decay", "lr_scheduler_type", "optim", "max_grad_norm", "bf16", "save_steps")
     return {
         "output_dir": str(work_dir),
         "num_train_epochs": section.epochs,
         "seed": seed,
         "data_seed": data_seed,
         "per_device_train_batch_size": rows,
+        "gradient_accumulation_steps": section.gradient_accumulation_steps,
         "warmup_steps": section.warmup_ratio,
         "save_strategy": "steps",
         "save_total_limit": 1,

@@ -64,15 +64,9 @@ def base_inputs(recipe: Recipe) -> list[Any]:
     """Everything that the base of a recipe depends on, JSON-able."""
     data, settings = recipe.data, _section(recipe).model_dump()
     del settings["cache_dir"]
-    sources = [
-        data.source,
-        data.config_name,
-        data.unlabelled_split,
-        data.unlabelled_files,
-        data.text_column,
-        file_stamps(data.unlabelled_files or []),
-    ]
-    return [recipe.model.architecture, recipe.model.vocab_size, settings, sources]
+    sources = [data.source, data.config_name, data.unlabelled_split, data.unlabelled_files, data.text_column]
+    stamps = file_stamps(data.unlabelled_files or [])
+    return [recipe.model.architecture, recipe.model.vocab_size, settings, [*sources, stamps]]
 
 
 def _section(recipe: Recipe) -> PretrainSection:
@@ -83,10 +77,5 @@ def _section(recipe: Recipe) -> PretrainSection:
 
 def _settings(section: PretrainSection) -> TrainSection:
     """Pre-training as settings of a training."""
-    return TrainSection(
-        epochs=section.epochs,
-        learning_rate=section.learning_rate,
-        batch_size=section.batch_size,
-        lr_scheduler_type="cosine",
-        weight_decay=0.01,
-    )
+    shared = {name: getattr(section, name) for name in ("epochs", "learning_rate", "batch_size")}
+    return TrainSection(**shared, lr_scheduler_type="cosine", weight_decay=0.01)

@@ -96,12 +96,8 @@ class Training:
             noise.remove()
         tokens = sum(len(ids) for ids in rows["input_ids"])
         positions = sum(sum(label != IGNORE for label in labels[1:]) for labels in rows["labels"])
-        epochs = self.section.epochs
-        cost = {
-            "train_tokens": round(tokens * epochs),
-            "flops": counter.training(tokens, positions) * epochs,
-            "seconds": seconds,
-        }
+        flops = counter.training(tokens, positions) * self.section.epochs
+        cost = {"train_tokens": round(tokens * self.section.epochs), "flops": flops, "seconds": seconds}
         return trainer.accelerator.unwrap_model(trainer.model), cost
 
     def release(self) -> None:

@@ -6,6 +6,7 @@ the image. It is a transformers model, saved in safetensors by `save_pretrained`
 
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -96,22 +97,12 @@ class SmallCNN(nn.Module):
         super().__init__()
         sizes = [channels, *(width * 2**i for i in range(depth))]
         height, breadth = (-(-side // 2 ** (depth - 1)) for side in image_size)
-        self.blocks = nn.Sequential(
-            *(
-                Block(
-                    nn.Conv2d(sizes[i], sizes[i + 1], 3, 1 if i == 0 else 2, 1, bias=False),
-                    nn.BatchNorm2d(sizes[i + 1]),
-                    nn.ReLU(),
-                )
-                for i in range(depth)
-            ),
-            Block(
-                nn.Flatten(),
-                nn.Linear(sizes[-1] * height * breadth, 2 * width, bias=False),
-                nn.BatchNorm1d(2 * width),
-                nn.ReLU(),
-            ),
-        )
+        convolutions = [
+            Block(nn.Conv2d(a, b, 3, 1 if i == 0 else 2, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
+            for i, (a, b) in enumerate(pairwise(sizes))
+        ]
+        dense = nn.Linear(sizes[-1] * height * breadth, 2 * width, bias=False)
+        self.blocks = nn.Sequential(*convolutions, Block(nn.Flatten(), dense, nn.BatchNorm1d(2 * width), nn.ReLU()))
         self.head = nn.Linear(2 * width, num_labels)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import pyarrow
 from datasets import ClassLabel, Dataset, Features, Image, Value, load_dataset
 
 from llm_unlearn.data.source_files import load_arrow
-from llm_unlearn.data.splits import make_splits
+from llm_unlearn.data.splits import split_section
 from llm_unlearn.errors import InputError
 from llm_unlearn.vision.torchvision_guard import require_torchvision
 
@@ -70,31 +70,22 @@ def load_images(section: "VisionDataSection", seed: int) -> ImageSplits:
     Raises:
         InputError: the source cannot be read or split; the message names source, row or field.
     """
-    train, test = _source(section, section.train_split, section.files), None
+    sources = [_source(section, section.train_split, section.files)]
     if (
         section.source.startswith(TORCHVISION)
         or section.test_files
         or (section.source != DIGITS and not section.files and section.test_split and not _undivided(section))
     ):
-        test = _source(section, section.test_split, section.test_files)
-    shapes = {source[0].shape[1:] for source in (train, test) if source}
-    if len(shapes) > 1:
+        sources.append(_source(section, section.test_split, section.test_files))
+    if len(shapes := {pixels.shape[1:] for pixels, _ in sources}) > 1:
         raise InputError(
             f"data: training and test images differ in (channels, height, width): {sorted(shapes)}; set "
             "data.image_size and data.channels"
         )
-    splits = make_splits(
-        _described(*train),
-        None if test is None else _described(*test),
-        train_size=section.train_size,
-        heldout_size=section.heldout_size,
-        test_size=section.test_size,
-        seed=seed,
-        keep_duplicates=section.keep_duplicates,
-    )
-    pixels = train[0] if test is None else np.concatenate([train[0], test[0]])
-    labels = train[1] if test is None else [*train[1], *test[1]]
-    images = Images(pixels, labels, np.arange(len(labels)))
+    train, *test = (_described(*source) for source in sources)
+    splits = split_section(train, test[0] if test else None, section, seed)
+    labels = [label for _, source_labels in sources for label in source_labels]
+    images = Images(np.concatenate([pixels for pixels, _ in sources]), labels, np.arange(len(labels)))
     train_set, heldout, test_set = (
         images.take(np.asarray(rows["example_id"])) for rows in (splits.train, splits.heldout, splits.test)
     )

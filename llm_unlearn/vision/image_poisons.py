@@ -65,15 +65,8 @@ class Corruption:
         noise_id = np.where(self.kinds == "gaussian", train.ids, NO_NOISE)
         rows = as_dataset(poisoned, poison=self.kinds.tolist(), noise_id=noise_id.tolist())
         self.manifest |= forget_set(rows, train.ids, self.kinds, self.recipe.unlearn, self.seed)
-        sets = storable(
-            {
-                "train": rows,
-                "heldout": _plain(self.splits.heldout),
-                "test": _plain(self.splits.test),
-                "triggered": _plain(self._triggered()),
-                "nonmember": self._twins(),
-            }
-        )
+        clean = {"heldout": _plain(self.splits.heldout), "test": _plain(self.splits.test)}
+        sets = storable({"train": rows, **clean, "triggered": _plain(self._triggered()), "nonmember": self._twins()})
         self.manifest["data_sha256"] = data_hash(sets)
         return sets, self.manifest, self._contact_sheet()
 
@@ -107,15 +100,9 @@ class Corruption:
         for number, (target, share) in enumerate(zip(targets, shares, strict=True)):
             image = _tensor(self.splits.test.pixels[position[target["example_id"]]])
             rows = self._nearest(image, target["adversary_label"], len(share))
-            crafted, loss = match_gradients(
-                models,
-                _tensor(self.pixels[rows]).to(device),
-                self._numbers(rows).to(device),
-                image.to(device),
-                self.splits.classes.index(target["adversary_label"]),
-                settings,
-                self.seed * 1000 + number,
-            )
+            images, numbers = self._batch(rows, device)
+            wrong, seed = self.splits.classes.index(target["adversary_label"]), self.seed * 1000 + number
+            crafted, loss = match_gradients(models, images, numbers, image.to(device), wrong, settings, seed)
             self.pixels[rows] = _bytes(crafted)
             chosen += (ids := self._mark("gradient_matching", rows))
             target |= {"poison_ids": ids, "matching_loss": loss}
@@ -130,17 +117,10 @@ class Corruption:
                 self.labels[row] = str(generator.choice(wrong))
         clean = np.setdiff1d(np.arange(len(self.labels)), rows)
         model = self.surrogate(0, 1.0)
-        device = _device(model)
-        images, numbers = _tensor(self.pixels[clean]).to(device), self._numbers(clean).to(device)
+        images, numbers = self._batch(clean, _device(model))
         low, accuracy = corrupt_parameters(model, images, numbers, section.target_accuracy)
-        crafted, trace = cancel_gradients(
-            low,
-            images,
-            numbers,
-            _tensor(self.pixels[rows]).to(device),
-            self._numbers(rows).to(device),
-            GradientCancelling(section.epsilon, section.steps),
-        )
+        settings = GradientCancelling(section.epsilon, section.steps)
+        crafted, trace = cancel_gradients(low, images, numbers, *self._batch(rows, _device(model)), settings)
         self.pixels[rows] = _bytes(crafted)
         return {
             "example_ids": self._mark("gradient_cancelling", rows),
@@ -153,23 +133,19 @@ class Corruption:
 
     def _choose(self, section: Any, kind: str, stream: int, allowed: np.ndarray | None = None) -> np.ndarray:
         """A fraction of the rows, of those that are allowed and not poisoned yet."""
-        free = self.kinds == "none"
-        return choose_rows(
-            len(self.labels),
-            section.fraction,
-            np.random.default_rng([self.seed, stream]),
-            free if allowed is None else free & allowed,
-            kind,
-        )
+        eligible = (self.kinds == "none") & (True if allowed is None else allowed)
+        generator = np.random.default_rng([self.seed, stream])
+        return choose_rows(len(self.labels), section.fraction, generator, eligible, kind)
 
     def _mark(self, kind: str, rows: np.ndarray) -> list[int]:
         """Mark rows as poisoned; their ids."""
         self.kinds[rows] = kind
         return sorted(self.splits.train.ids[rows].tolist())
 
-    def _numbers(self, rows: np.ndarray) -> Tensor:
-        """(n,) class numbers of training rows."""
-        return torch.tensor([self.splits.classes.index(self.labels[row]) for row in rows])
+    def _batch(self, rows: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Pixels (n, C, H, W) and class numbers (n,) of training rows."""
+        numbers = torch.tensor([self.splits.classes.index(self.labels[row]) for row in rows])
+        return _tensor(self.pixels[rows]).to(device), numbers.to(device)
 
     def _check_class(self, label: str, field: str) -> None:
         """Raise InputError unless a label is one of the classes."""
@@ -192,13 +168,9 @@ class Corruption:
             if section.adversary_label == "runner_up":
                 image = _tensor(test.pixels[position]).to(_device(models[0]))
                 wrong = classes[runner_up(models, image, classes.index(label))]
+            example_id, control_id = int(test.ids[position]), int(test.ids[control])
             targets.append(
-                {
-                    "example_id": int(test.ids[position]),
-                    "label": label,
-                    "adversary_label": wrong,
-                    "control_id": int(test.ids[control]),
-                }
+                {"example_id": example_id, "label": label, "adversary_label": wrong, "control_id": control_id}
             )
             if len(targets) == section.targets:
                 return targets

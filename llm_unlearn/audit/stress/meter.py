@@ -63,15 +63,9 @@ class Meter:
         """The Gaussian test on the deleted canaries; None without any, or if no gradient is left."""
         if not self._deleted:
             return None
-        evaluator = self.evaluator
-        scores = gaussian_scores(
-            model,
-            self._deleted,
-            evaluator.collate,
-            [evaluator.manifest["gaussian"]["seed"]],
-            evaluator.batch_size,
-            evaluator.task,
-        )[:, 0]
+        evaluator, seeds = self.evaluator, [self.evaluator.manifest["gaussian"]["seed"]]
+        size, task = evaluator.batch_size, evaluator.task
+        scores = gaussian_scores(model, self._deleted, evaluator.collate, seeds, size, task)[:, 0]
         scores = scores[np.isfinite(scores)]
         return gaussian_test(scores) if len(scores) else None
 
@@ -128,28 +122,13 @@ class Meter:
     def _sampled(self, model: Any, rows: "Dataset", temperature: float) -> np.ndarray:
         """(n,) probability of the target, or whether a sample begins with it."""
         evaluator, prompts, target = self.evaluator, list(rows["prompt"]), str(self.target)
+        tokenizer, encoding, size = evaluator.tokenizer, evaluator.encoding, evaluator.batch_size
         if evaluator.verbalizers:
-            scores = label_log_probs(
-                model,
-                evaluator.tokenizer,
-                prompts,
-                evaluator.verbalizers,
-                evaluator.encoding,
-                evaluator.batch_size,
-                temperature,
-            )
+            scores = label_log_probs(model, tokenizer, prompts, evaluator.verbalizers, encoding, size, temperature)
             return np.exp(scores[:, list(evaluator.verbalizers).index(target)])
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            texts = generate(
-                model,
-                evaluator.tokenizer,
-                prompts,
-                evaluator.encoding,
-                evaluator.max_new_tokens,
-                evaluator.batch_size,
-                temperature,
-            )
+            texts = generate(model, tokenizer, prompts, encoding, evaluator.max_new_tokens, size, temperature)
         return np.array([text.strip().startswith(target.strip()) for text in texts])
 
     def _hits(self, model: Any, rows: "Dataset") -> np.ndarray:
