@@ -47,12 +47,14 @@ def audit(models: list[str], manifest: str, options: Options) -> dict[str, dict]
 
     Args:
         models: folders or hub ids, full models or adapters.
+        manifest: path of the manifest, a user's own or the poison.json of a run.
+        options: how the models are loaded and run.
 
     Returns:
         model → its evaluation, schema version 1, with "skipped": section → why it is null.
 
     Raises:
-        InputError: naming the file, field or row.
+        InputError: the input is wrong; the message names the option, file, field or row.
     """
     from llm_unlearn.audit.loader import Loader, same_model
     from llm_unlearn.evaluation.summarize import summarize

@@ -7,7 +7,7 @@ from llm_unlearn.errors import InputError
 
 
 def difference(first: Weights, second: Weights) -> Weights:
-    """first − second, weight by weight.
+    """The difference first − second, weight by weight.
 
     Raises:
         InputError: the two do not have the same weights, because architectures or adapted matrices differ.
