@@ -89,7 +89,7 @@ class ImageTask(Task):
         return gradient.float()
 
     def augment(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The batch with its noise added, then flipped and shifted at random by torch's global generator."""
+        """The batch with its noise in place, then flipped and shifted at random, by torch's own generator."""
         pixels = self._pixels(inputs)
         if self.augments:
             pixels = flip_and_shift(pixels, None, shift=self.shift, flip=self.flip)
