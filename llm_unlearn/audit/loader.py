@@ -41,17 +41,17 @@ class Loader:
         self.section: ModelSection = subject.model.changed(**{k: v for k, v in given.items() if v is not None})
         self.subject, self.base, self.device_map = subject, base, device_map or subject.evaluate.device_map
 
-    def find(self, where: str) -> Checkpoint:
+    def find(self, source: str) -> Checkpoint:
         """Look up a checkpoint; only its config is read.
 
         Raises:
             InputError: the checkpoint or its base does not exist, or takes fewer tokens than the manifest's max_length.
         """
-        adapter = adapter_config(where)
-        base = None if adapter is None else self._base_of(where, adapter)
-        with in_manifest(f"model {where}"):
-            check_model(self._section_for(base or where), self.subject.encoding.max_length)
-        return Checkpoint(where, base)
+        adapter = adapter_config(source)
+        base = None if adapter is None else self._base_of(source, adapter)
+        with in_manifest(f"model {source}"):
+            check_model(self._section_for(base or source), self.subject.encoding.max_length)
+        return Checkpoint(source, base)
 
     def load(self, checkpoint: Checkpoint) -> "PreTrainedModel":
         """The model on the best device, in evaluation mode."""
@@ -67,12 +67,12 @@ class Loader:
             "that has one (--base)"
         )
 
-    def _base_of(self, where: str, adapter: dict[str, Any]) -> str:
+    def _base_of(self, source: str, adapter: dict[str, Any]) -> str:
         """The base of an adapter: --base, or the one it names, or (if its folder was moved) its run's."""
         named = [self.base] if self.base else [adapter.get("base_model_name_or_path"), self.subject.base]
         candidates = list(dict.fromkeys(base for base in named if base))
         if not candidates:
-            raise InputError(f"model {where}: an adapter that does not name its base; give it (--base)")
+            raise InputError(f"model {source}: an adapter that does not name its base; give it (--base)")
         for base in candidates[:-1]:
             try:
                 read_config(self._section_for(base))
@@ -81,15 +81,15 @@ class Loader:
                 continue
         return candidates[-1]
 
-    def _section_for(self, where: str) -> ModelSection:
+    def _section_for(self, source: str) -> ModelSection:
         """The settings for one checkpoint: a revision belongs to the run's own base."""
-        revision = self.section.revision if where == self.section.path else None
-        return self.section.changed(path=where, revision=revision)
+        revision = self.section.revision if source == self.section.path else None
+        return self.section.changed(path=source, revision=revision)
 
 
-def _has_tokenizer(where: str) -> bool:
+def _has_tokenizer(source: str) -> bool:
     """Whether a folder holds a tokenizer; True for a hub id, which loading will check."""
-    folder = Path(where).expanduser()
+    folder = Path(source).expanduser()
     names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
     return not folder.is_dir() or any((folder / name).is_file() for name in names)
 
@@ -100,11 +100,11 @@ def same_model(a: str, b: str | None) -> bool:
 
 
 def check_same_tokens(
-    tokenizer: "PreTrainedTokenizerBase", other: "PreTrainedTokenizerBase", of: str, where: str
+    tokenizer: "PreTrainedTokenizerBase", other: "PreTrainedTokenizerBase", source: str, other_source: str
 ) -> None:
     """Raise InputError if two models have different vocabularies, since one tokenizer serves all of an audit."""
     if tokenizer.get_vocab() != other.get_vocab():
         raise InputError(
-            f"model {where}: its tokenizer is not that of {of}; models that are audited together, and "
+            f"model {other_source}: its tokenizer is not that of {source}; models that are audited together, and "
             "their --base and --retrained, must share one"
         )

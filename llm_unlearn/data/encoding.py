@@ -148,6 +148,6 @@ def check_verbalizers(tokenizer: "PreTrainedTokenizerBase", verbalizers: dict[st
             if label != other and other_tokens[: len(tokens)] == tokens:
                 raise InputError(
                     f"data.verbalizers: '{label}' ({verbalizers[label]!r}) is the beginning of '{other}' "
-                    f"({verbalizers[other]!r}) in tokens; choose completions of which none begins another"
+                    f"({verbalizers[other]!r}) in tokens; choose completions so that none begins another"
                 )
     return ids

@@ -29,7 +29,7 @@ def lora_config(section: "LoraSection") -> Any:
     )
 
 
-def adapter_config(where: str) -> dict[str, Any] | None:
+def adapter_config(source: str) -> dict[str, Any] | None:
     """The adapter_config.json of a folder or a hub repository, or None for a full model.
 
     Raises:
@@ -38,10 +38,10 @@ def adapter_config(where: str) -> dict[str, Any] | None:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    path = Path(where).expanduser() / "adapter_config.json"
+    path = Path(source).expanduser() / "adapter_config.json"
     if not path.parent.is_dir():
         try:
-            path = Path(hf_hub_download(where, "adapter_config.json"))
+            path = Path(hf_hub_download(source, "adapter_config.json"))
         except (EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
             return None  # loading it as a full model will say what is wrong
     if not path.is_file():
@@ -52,24 +52,24 @@ def adapter_config(where: str) -> dict[str, Any] | None:
         raise InputError(f"{path}: not valid JSON: {error}") from None
 
 
-def refuse_pickle(where: str) -> None:
+def refuse_pickle(source: str) -> None:
     """Raise InputError unless an adapter is in safetensors: peft would load a pickle without asking."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
-    name, folder = "adapter_model.safetensors", Path(where).expanduser()
+    name, folder = "adapter_model.safetensors", Path(source).expanduser()
     has_safetensors = (folder / name).is_file()
     if not folder.is_dir():
         with contextlib.suppress(EntryNotFoundError):
-            has_safetensors = bool(hf_hub_download(where, name))
+            has_safetensors = bool(hf_hub_download(source, name))
     if not has_safetensors:
-        raise InputError(f"model {where}: it has no {name}; a pickle is not loaded, save the adapter as safetensors")
+        raise InputError(f"model {source}: it has no {name}; a pickle is not loaded, save the adapter as safetensors")
 
 
 def with_adapter(model: "PreTrainedModel", folder: Any) -> Any:
     """A base with the adapter of a folder or hub id, trainable; the base stays on its devices.
 
-    peft would place an offloaded base anew by a device map of its own, and copy the weights that are on the disk. So
+    peft would place an offloaded base again by a device map of its own, and copy the weights that are on the disk. So
     the map is hidden from peft, and each adapter layer goes to the device that its base layer runs on.
     """
     from peft import PeftModel

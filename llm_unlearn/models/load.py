@@ -119,12 +119,12 @@ def load_trained(
 
 
 def load_checkpoint(
-    where: str, section: "ModelSection", base: str | None = None, device_map: str | None = None
+    source: str, section: "ModelSection", base: str | None = None, device_map: str | None = None
 ) -> "PreTrainedModel":
     """Load any checkpoint to the best device: a full model, or an adapter with its base.
 
     Args:
-        where: a folder or a hub id.
+        source: a folder or a hub id.
         section: how to load the model.
         base: the base of an adapter; by default the one that it names.
         device_map: see `load_model`.
@@ -132,14 +132,14 @@ def load_checkpoint(
     Raises:
         InputError: the checkpoint or its base cannot be loaded, or the adapter is a pickle.
     """
-    adapter = adapter_config(where)
+    adapter = adapter_config(source)
     if adapter is None:
-        return on_best_device(load_model(where, section, device_map)).eval()
+        return on_best_device(load_model(source, section, device_map)).eval()
     base = base or adapter.get("base_model_name_or_path")
     if not base:
-        raise InputError(f"model {where}: an adapter that does not name its base; give it (--base)")
-    refuse_pickle(where)
-    with explained(where) as path:
+        raise InputError(f"model {source}: an adapter that does not name its base; give it (--base)")
+    refuse_pickle(source)
+    with explained(source) as path:
         # trainable, as in a run: gradient norms are taken over the adapter's weights
         return on_best_device(with_adapter(load_model(base, section, device_map), path)).eval()
 

@@ -164,7 +164,7 @@ def build_network(config: ImageClassifierConfig) -> nn.Module:
     """The network of a config.
 
     Raises:
-        InputError: the architecture is unknown, needs torchvision and there is none, or takes other channels.
+        InputError: the architecture is unknown, needs a missing torchvision, or takes other channels.
     """
     n_classes = len(config.id2label or {})
     if config.architecture == "small_cnn":
