@@ -26,6 +26,9 @@ class TaskArithmeticConfig(UnlearnConfig):
 
     alpha: float = 1.0
 
+    def requires(self) -> Requirements:
+        return Requirements(("forget",))
+
 
 class TaskArithmeticTrainer(UnlearnTrainer):
     """θ0 − α (θ_ft(f) − θ0). Checkpoints hold θ_ft; the weights that train are held a second time, on the CPU.
@@ -34,7 +37,7 @@ class TaskArithmeticTrainer(UnlearnTrainer):
     """
 
     method = "task_arithmetic"
-    requires = Requirements(("forget",))
+    args: TaskArithmeticConfig
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)

@@ -18,8 +18,9 @@ from llm_unlearn.trainers.unlearn_config import Requirements, UnlearnConfig
 class RetainTermConfig(UnlearnConfig):
     """
     Args:
-        gamma: weight of the forget term. retain_loss: "none", "nll" (ℓ(r)) or "kl" (KL(p_θ0 ‖ p_θ) on r). alpha: its
-            weight.
+        gamma: weight of the forget term.
+        retain_loss: "none", "nll" (ℓ(r)) or "kl" (KL(p_θ0 ‖ p_θ) on r).
+        alpha: weight of the retain term.
     """
 
     gamma: float = 1.0
@@ -31,18 +32,15 @@ class RetainTermConfig(UnlearnConfig):
         if self.retain_loss not in ("none", "nll", "kl"):
             raise InputError(f"retain_loss: must be none, nll or kl, is {self.retain_loss!r}")
 
+    def requires(self) -> Requirements:
+        sets = ("forget",) if self.retain_loss == "none" else ("forget", "retain")
+        return Requirements(sets, reference_on=("retain",) if self.retain_loss == "kl" else ())
+
 
 class RetainTermTrainer(UnlearnTrainer):
-    """Minimise γ · `forget_loss` + α · retain term. A method gives `forget_loss` and what that needs in `requires`."""
+    """Minimise γ · `forget_loss` + α · retain term. A method gives `forget_loss`; its config adds what that needs."""
 
-    @classmethod
-    def requirements(cls, args: RetainTermConfig) -> Requirements:
-        needs, reference_on, log_probs_on = cls.requires
-        if args.retain_loss == "none":
-            needs = tuple(name for name in needs if name != "retain")
-        elif args.retain_loss == "kl":
-            reference_on = (*reference_on, "retain")
-        return Requirements(needs, reference_on, log_probs_on)
+    args: RetainTermConfig
 
     def forget_loss(self, forget: Supervised, reference: dict[str, Any], **others: Supervised) -> Tensor:
         """The method's term on the forget set, a scalar; arguments as in `unlearning_loss`."""
