@@ -27,8 +27,8 @@ def push_trainer(
     message: str,
     token: str | None,
     revision: str | None,
-    private: bool | None = None,
-    base: str | None = None,
+    private: bool | None,
+    base: str | None,
 ) -> str | None:
     """Publish a trainer's model as it is; all processes call it, the first one uploads.
 

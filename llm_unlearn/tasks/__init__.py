@@ -202,12 +202,10 @@ class Task(ABC):
     """What trainers and scores ask of a kind of model. What is not needed by all has a default here.
 
     `columns` of an encoded dataset are what a collator takes; the first tells an encoded dataset from a raw one.
-    `augments` says whether what a model is shown of a row changes from step to step, `noise` which noise of canaries
-    the task itself adds, if any.
+    `noise` is what the task itself adds to canaries, if anything.
     """
 
     columns: tuple[str, ...]
-    augments: bool = False
     noise: Any = None
 
     # ---- what a model says of a batch
@@ -246,6 +244,11 @@ class Task(ABC):
     def input_gradient(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         """∇ of each example's mean NLL with respect to where noise enters, at the clean input, (B, …) float32."""
         raise InputError(f"{type(self).__name__} has no place where noise enters, so its canaries cannot be scored")
+
+    @property
+    def augments(self) -> bool:
+        """Whether what a model is shown of a row changes from step to step."""
+        return False
 
     def augment(self, inputs: dict[str, Any], sets: Iterable[slice] = ()) -> dict[str, Any]:
         """What a model is shown of a batch while it trains, and its reference too: by default the batch itself.

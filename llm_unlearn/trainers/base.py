@@ -10,7 +10,6 @@ docs/how-a-step-runs.md follows a row to a changed weight.
 
 import copy
 import math
-import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -96,8 +95,7 @@ class UnlearnTrainer(Trainer):
         collate = kwargs.pop("data_collator", None) or default_collator(processing_class)
         counter = self.task.flop_counter(model, REFERENCE_ADAPTER)
         sizes = {name: self.task.sizes(rows) for name, rows in self.rows.items()}
-        passes = self.steps_of_passes()
-        self.plan = plan_steps(self.method, args, counter, sizes, passes, self.sets_of_step, self.flops)
+        self.plan = plan_steps(self.method, args, counter, sizes, self.steps_of_passes(), self.sets_of_step, self.flops)
         args.max_steps = len(self.plan.costs)
         super().__init__(
             model=model,
@@ -145,8 +143,7 @@ class UnlearnTrainer(Trainer):
 
     def steps_of_passes(self) -> int | None:
         """How many steps `num_train_epochs` stands for; None: until `sets_of_step` ends the run."""
-        rows = len(self.rows[self.requires.sets[0]])
-        return math.ceil(self.args.num_train_epochs * rows / self.examples_per_step)
+        return math.ceil(self.args.num_train_epochs * len(self.rows[self.requires.sets[0]]) / self.examples_per_step)
 
     def flops(self, counter: FlopCounter, name: str, tokens: int, positions: int) -> float:
         """FLOPs of one step on `tokens` of a set, `positions` of them supervised, the reference's pass included."""
@@ -157,26 +154,24 @@ class UnlearnTrainer(Trainer):
         """`function` of the model's (or the reference's) output on a batch, at supervised positions."""
         return self.task.compute(model, inputs, function)
 
-    def unlearning_loss(self, forget: Any, retain: Any, reference: dict[str, Any], **others: Any) -> Tensor:
-        """The method's loss, a scalar, from what the model says at supervised positions.
+    def unlearning_loss(self, forget: Any, retain: Any, reference: dict[str, Any]) -> Tensor:
+        """The method's loss, a scalar, from what the model says at supervised positions; further sets by their names.
 
         Args:
             forget: Supervised (or what `run_model` gives); None where the step does not have it.
             retain: as forget.
-            others: as forget, the sets beyond the two by their names.
             reference: by set, the reference's output at the same positions where the method needs it (`reference_on`),
                 or its sequence log-probs (B,) (`log_probs_on`).
         """
         raise TypeError(f"{type(self).__name__} has no unlearning_loss")
 
-    # ---- one step
+    # ---- one step, and all of them
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The loss of one flat batch: the reference on the sets that ask for it, one forward, one split, the loss."""
         for module in self.frozen:
             module.eval()  # the Trainer has just put all of the model in training mode
-        sets = inputs["sets"]
-        batch = self.task.augment(inputs, sets.values())
+        sets, batch = inputs["sets"], self.task.augment(inputs, inputs["sets"].values())
         reference = self.reference_outputs(model, batch, sets)
         loss = self.run_model(model, batch, lambda output: self.loss_of(output, sets, reference))
         self.loss_check.look(loss, self.state.global_step + 1)
@@ -198,8 +193,7 @@ class UnlearnTrainer(Trainer):
     def loss_of(self, output: Positions, sets: dict[str, slice], reference: dict[str, Any]) -> Tensor:
         """The loss from the model's output on the flat batch, split here into its sets; their NLL is recorded."""
         by_set = output.split(sets)
-        others = {name: positions for name, positions in by_set.items() if name not in ("forget", "retain")}
-        loss = self.unlearning_loss(by_set.get("forget"), by_set.get("retain"), reference, **others)
+        loss = self.unlearning_loss(reference=reference, **{"forget": None, "retain": None} | by_set)
         for name, positions in by_set.items():
             if isinstance(positions, Supervised):
                 self.record(f"{name}_loss", positions.mean(positions.observed_nll).mean())
@@ -223,11 +217,9 @@ class UnlearnTrainer(Trainer):
         """The error that ends a run whose numbers broke down, by default at the step that is under way."""
         return broken_down(self.method, what, step or self.state.global_step + 1, self.args.output_dir)
 
-    # ---- all steps
-
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train; refuses to end with weights that are not finite."""
-        if isinstance(resume_from_checkpoint, str | os.PathLike):
+        if not isinstance(resume_from_checkpoint, bool | None):
             check_resumable(resume_from_checkpoint, self.accelerator)
         model = self.accelerator.unwrap_model(self.model)
         with compiled_blocks(model, self.task) if self.args.compile_blocks else nullcontext():
@@ -295,13 +287,14 @@ class UnlearnTrainer(Trainer):
         """Write the model or its own adapter: never the reference adapter, never a pickle of the arguments."""
         if not self.args.should_save:
             return
-        output_dir, model = output_dir or self.args.output_dir, self.accelerator.unwrap_model(self.model)
+        output_dir, model = output_dir or str(self.args.output_dir), self.accelerator.unwrap_model(self.model)
         only = {"selected_adapters": [model.active_adapter]} if hasattr(model, "peft_config") else {}
         model.save_pretrained(output_dir, state_dict=state_dict, **only)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(output_dir)
 
-    def push_to_hub(self, commit_message="Upload a model", blocking=True, token=None, revision=None, **options):
-        """Publish the model as it is, with a card that says that it was not audited; see `llm_unlearn.push_trainer`,
-        whose `private` and `base` may be given."""
-        return llm_unlearn.push_trainer(self, commit_message, token, revision, **options)
+    def push_to_hub(  # type: ignore[override]  # it has an option more
+        self, commit_message="Upload a model", blocking=True, token=None, revision=None, private=None, base=None
+    ):
+        """Publish the model as it is, with a card that says that it was not audited; see `llm_unlearn.push_trainer`."""
+        return llm_unlearn.push_trainer(self, commit_message, token, revision, private, base)

@@ -80,7 +80,7 @@ class DPOTrainer(RetainTermTrainer):
             sets["retain"] = encode(args.encoding, "retain", given["retain"])
         return sets
 
-    def forget_loss(self, forget, reference, refusal):
+    def forget_loss(self, forget, reference, refusal):  # type: ignore[override]  # a set more
         return dpo_loss(
             refusal.log_prob() - reference["refusal"],
             forget.log_prob() - reference["forget"],

@@ -79,7 +79,8 @@ class SSDTrainer(UnlearnTrainer):
         dampened = count = 0
         with torch.no_grad():
             for name, weight in self.trained():
-                together = sum(sizes[part] / total * fisher[part][name] for part in self.requires.sets)
+                together = sizes["forget"] / total * fisher["forget"][name]
+                together = together + sizes["retain"] / total * fisher["retain"][name]
                 after = ssd_dampened(weight, fisher["forget"][name], together, self.args.alpha, self.args.lam)
                 dampened, count = dampened + int((after != weight).sum()), count + weight.numel()
                 weight.copy_(after)

@@ -1,6 +1,7 @@
 """Task arithmetic: fine-tune on forget, then go the other way from θ0. Ilharco et al. 2023, arXiv 2212.04089."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 from llm_unlearn.distributed.sharding import change
@@ -56,7 +57,9 @@ class TaskArithmeticTrainer(UnlearnTrainer):
         output = super().train(*args, **kwargs)
         for name, weight in self.model.named_parameters():
             if name in self.start:
-                start = self.start[name]
-                change(weight, lambda w, start=start: negated(start.to(w), w, self.args.alpha))
+                change(weight, partial(self._negate, self.start[name]))
         self.check_weights()
         return output
+
+    def _negate(self, start, tuned):
+        return negated(start.to(tuned), tuned, self.args.alpha)

@@ -38,7 +38,7 @@ def reference_log_probs(
         (n,) float32.
     """
     processes = Processes.current()
-    folder = Path(args.reference_cache_dir) if args.reference_cache_dir else Path(args.output_dir) / FOLDER
+    folder = Path(args.reference_cache_dir) if args.reference_cache_dir else Path(str(args.output_dir)) / FOLDER
     precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "plain"
     parts = [model_hash(model), rows_hash(rows), precision, *([repr(noise)] if noise else [])]
     path = folder / f"{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:32]}.safetensors"
@@ -74,7 +74,7 @@ def row_values(compute: Callable[[list[Any]], torch.Tensor], rows: Any, size: in
     return torch.cat([by_start[start] for start in sorted(by_start)])
 
 
-def model_hash(model: nn.Module) -> str:
+def model_hash(model: Any) -> str:
     """SHA-256 over what a model computes with: names, dtypes, shapes and values of its weights and buffers (of
     quantised ones their scales too), its config, the active adapter's, and the noise attached to it."""
     digest = hashlib.sha256()
@@ -88,7 +88,7 @@ def model_hash(model: nn.Module) -> str:
         ]
         for part in (tensor, *(scale for scale in scales if isinstance(scale, torch.Tensor))):
             digest.update(f"{name} {part.dtype} {tuple(part.shape)}".encode())
-            digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     adapter = getattr(model, "active_adapter", None) if hasattr(model, "peft_config") else None
     noise = attached_noise(model)
     settings = [

@@ -42,7 +42,7 @@ class RetainTermTrainer(UnlearnTrainer):
 
     args: RetainTermConfig
 
-    def forget_loss(self, forget: Supervised, reference: dict[str, Any], **others: Supervised) -> Tensor:
+    def forget_loss(self, forget: Supervised, reference: dict[str, Any]) -> Tensor:
         """The method's term on the forget set, a scalar; arguments as in `unlearning_loss`."""
         raise TypeError(f"{type(self).__name__} has no forget_loss")
 

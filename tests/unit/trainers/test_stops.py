@@ -16,9 +16,9 @@ def test_a_non_finite_loss_names_method_and_step_and_keeps_the_last_good_checkpo
     run = trainer("grad_diff", "full", tmp_path, max_steps=6, save_strategy="steps", save_steps=2)
     original, calls = run.unlearning_loss, []
 
-    def breaks_at_step_4(*args):
+    def breaks_at_step_4(**sets):
         calls.append(None)
-        return original(*args) * (float("nan") if len(calls) == 4 else 1.0)
+        return original(**sets) * (float("nan") if len(calls) == 4 else 1.0)
 
     run.unlearning_loss = breaks_at_step_4
     with pytest.raises(NonFiniteLossError, match="grad_diff: the loss is not finite at step 4"):
