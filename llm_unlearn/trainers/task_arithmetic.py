@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
+from llm_unlearn.config.fields import NotNegative
 from llm_unlearn.distributed.sharding import change
 from llm_unlearn.losses import gradient_descent_loss, negated
 from llm_unlearn.trainers.base import UnlearnTrainer
@@ -25,7 +26,7 @@ class TaskArithmeticConfig(UnlearnConfig):
         "load_best_model_at_end": "task_arithmetic unlearns after the last step; until then the model is θ_ft",
     }
 
-    alpha: float = 1.0
+    alpha: NotNegative = 1.0
 
     def requires(self) -> Requirements:
         return Requirements(("forget",))
