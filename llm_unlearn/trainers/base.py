@@ -11,7 +11,6 @@ docs/how-a-step-runs.md follows a row to a changed weight.
 import copy
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -106,8 +105,9 @@ class UnlearnTrainer(Trainer):
             eval_dataset=self.rows,
             **kwargs,
         )
-        self.model_accepts_loss_kwargs = False  # losses are means over a micro-batch, so the Trainer divides them
-        self.loss_is_scaled_for_ga = False
+        self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = (
+            False  # means of micro-batches: the Trainer divides
+        )
         self._hold_reference()
         self.components: dict[str, list[Tensor]] = {}
         self.loss_check = LossCheck(partial(self.non_finite, "loss"))
@@ -221,8 +221,7 @@ class UnlearnTrainer(Trainer):
         """Train; refuses to end with weights that are not finite."""
         if not isinstance(resume_from_checkpoint, bool | None):
             check_resumable(resume_from_checkpoint, self.accelerator)
-        model = self.accelerator.unwrap_model(self.model)
-        with compiled_blocks(model, self.task) if self.args.compile_blocks else nullcontext():
+        with compiled_blocks(self.accelerator.unwrap_model(self.model), self.task, self.args.compile_blocks):
             output = super().train(resume_from_checkpoint, *args, **kwargs)
         put_away(self.model)
         drop_memory()
@@ -233,6 +232,9 @@ class UnlearnTrainer(Trainer):
     def cost(self) -> dict[str, float]:
         """{"train_tokens", "flops"} spent so far, padding not counted."""
         return self.plan.spent(self.state.global_step)
+
+    def floating_point_ops(self, inputs):
+        return 0  # the plan counts them; the Trainer's own estimate counts padding and no reference
 
     def _get_train_sampler(self, train_dataset=None):
         return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)

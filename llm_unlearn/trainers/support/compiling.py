@@ -19,15 +19,19 @@ BACKEND = "inductor"
 
 
 @contextmanager
-def compiled_blocks(model: nn.Module, task: Task) -> Iterator[None]:
+def compiled_blocks(model: nn.Module, task: Task, wanted: bool) -> Iterator[None]:
     """While it lasts the model's blocks run compiled.
 
     Args:
         model: the one that trains, without an engine around it.
         task: how it is run.
+        wanted: False: nothing is done.
     Raises:
         InputError: it is no causal LM.
     """
+    if not wanted:
+        yield
+        return
     if not isinstance(task, CausalLMTask):
         raise InputError("compile_blocks: works on language models alone; leave it out")
     blocks = list(block_list(model))
