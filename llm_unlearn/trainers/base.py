@@ -84,8 +84,6 @@ class UnlearnTrainer(Trainer):
         self.task = self.task if task is None else task
         refuse_data_parallel(args)
         self.requires, self.examples_per_step = args.requires(), args.examples_per_step
-        if self.requires.log_probs_on and self.task.augments:
-            raise InputError(f"{self.method}: compares with what the reference said once; turn augmentation off")
         self.rows = self.prepare_sets({"forget": forget_dataset, "retain": retain_dataset}, processing_class, args)
         model = self.prepare_model(starting_model(model, peft_config, args), args)
         if args.per_device_train_batch_size < (least := self.task.smallest_batch(model)):
@@ -123,7 +121,7 @@ class UnlearnTrainer(Trainer):
             self.reference.prepare(self.accelerator, self.args.offload_reference)
         for name in self.requires.log_probs_on:
             compute = partial(self.values_of, self.rows[name], Supervised.log_prob)
-            log_probs = reference_log_probs(self.model, self.rows[name], self.args, compute, self.task.noise)
+            log_probs = reference_log_probs(self.model, self.rows[name], self.args, compute, self.task)
             self.rows[name] = self.rows[name].add_column(LOG_PROB, log_probs)
 
     # ---- what a method may say differently

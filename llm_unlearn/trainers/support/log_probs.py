@@ -13,7 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from llm_unlearn.distributed.processes import Processes
+from llm_unlearn.errors import InputError
 from llm_unlearn.files import replacing_file
+from llm_unlearn.tasks import Task
 from llm_unlearn.tasks.embedding_noise import attached_noise
 from llm_unlearn.trainers.unlearn_config import UnlearnConfig
 
@@ -21,7 +23,7 @@ FOLDER = "_reference_log_probs"  # a Trainer does not upload what begins with an
 
 
 def reference_log_probs(
-    model: nn.Module, rows: Any, args: UnlearnConfig, compute: Callable[[], torch.Tensor], noise: Any = None
+    model: nn.Module, rows: Any, args: UnlearnConfig, compute: Callable[[], torch.Tensor], task: Task
 ) -> np.ndarray:
     """log π_θ0(y|x) of every row of a set, from the model as it is now, in evaluation mode.
 
@@ -33,14 +35,18 @@ def reference_log_probs(
         rows: the set, tokenised.
         args: the run's settings.
         compute: gives the log-probs, (n,) float32 on the CPU.
-        noise: what the task itself adds to canaries, if anything; the file is for this noise.
+        task: how the model is run.
     Returns:
         (n,) float32.
+    Raises:
+        InputError: the task shows a row differently from step to step.
     """
+    if task.augments:
+        raise InputError("the method compares with what the reference said once; turn augmentation off")
     processes = Processes.current()
     folder = Path(args.reference_cache_dir) if args.reference_cache_dir else Path(str(args.output_dir)) / FOLDER
     precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "plain"
-    parts = [model_hash(model), rows_hash(rows), precision, *([repr(noise)] if noise else [])]
+    parts = [model_hash(model), rows_hash(rows), precision, *([repr(task.noise)] if task.noise else [])]
     path = folder / f"{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:32]}.safetensors"
     log_probs = _read(path, len(rows))
     if processes.any(log_probs is None):  # or some would compute, and wait for the others

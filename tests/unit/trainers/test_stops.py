@@ -32,15 +32,9 @@ def test_a_non_finite_loss_names_method_and_step_and_keeps_the_last_good_checkpo
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     run = trainer(
-        "gradient_ascent",
-        "full",
-        tmp_path,
-        max_steps=2,
-        learning_rate=1e38,
-        save_strategy="steps",
-        save_steps=1,
-        max_grad_norm=0.0,
+        "gradient_ascent", "full", tmp_path, max_steps=2, save_strategy="steps", save_steps=1, max_grad_norm=0.0
     )
+    run.args.learning_rate = 1e38  # more than a config takes
     with pytest.raises(NonFiniteLossError, match="gradient_ascent"):
         run.train()
     checkpoint = last_checkpoint(tmp_path)
