@@ -51,12 +51,21 @@ def example_sum(values: Tensor, example: Tensor, n_examples: int) -> Tensor:
     return values.new_zeros(n_examples, dtype=wide).index_add(0, example, values.to(wide)).to(values.dtype)
 
 
-def example_mean(values: Tensor, example: Tensor, n_examples: int) -> Tensor:
-    """Mean of values (N,) over the positions of each example (N,) → (n_examples,).
+def example_mean(values: Tensor, example: Tensor, n_examples: int, weight: Tensor | None = None) -> Tensor:
+    """Σ w v / Σ w over the positions of each example.
 
-    An example without a position would be 0/0; collators refuse it before it gets here.
+    An example without a position of weight above 0 would be 0/0; collators refuse one without a position.
+
+    Args:
+        values: (N,) v.
+        example: (N,), which example a position belongs to.
+        n_examples: how many there are.
+        weight: (N,) w; None: 1 each.
+    Returns:
+        (n_examples,), in the dtype of the values.
     """
-    return example_sum(values, example, n_examples) / example_sum(torch.ones_like(values), example, n_examples)
+    weight = torch.ones_like(values) if weight is None else weight.to(values.dtype)
+    return example_sum(weight * values, example, n_examples) / example_sum(weight, example, n_examples)
 
 
 def gradient_descent_loss(retain_nll: Tensor) -> Tensor:

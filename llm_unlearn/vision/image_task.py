@@ -6,6 +6,7 @@ would let poisoned images change the model outside its loss. A reinitialised bat
 has no statistics yet and learns them, as in training.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,12 +89,13 @@ class ImageTask(Task):
             (gradient,) = torch.autograd.grad(loss, pixels)
         return gradient.float()
 
-    def augment(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    def augment(self, inputs: dict[str, Any], sets: Iterable[slice] = ()) -> dict[str, Any]:
         """The batch with its noise in place, then flipped and shifted at random, by torch's own generator."""
         pixels = self._pixels(inputs)
         if self.augments:
-            pixels = flip_and_shift(pixels, None, shift=self.shift, flip=self.flip)
-        return {"pixel_values": pixels, "labels": inputs["labels"]}
+            sizes = [rows.stop - rows.start for rows in sets]
+            pixels = flip_and_shift(pixels, None, shift=self.shift, flip=self.flip, sizes=sizes)
+        return {key: value for key, value in inputs.items() if key != "noise_id"} | {"pixel_values": pixels}
 
     def frozen_modules(self, model: nn.Module) -> list[nn.Module]:
         """Batch norms with learnt statistics."""
