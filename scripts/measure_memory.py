@@ -12,7 +12,6 @@ memory at once (MALLOC_MMAP_THRESHOLD_); by default it keeps some, which `--defa
 
 import argparse
 import ctypes
-import dataclasses
 import gc
 import json
 import os
@@ -222,7 +221,7 @@ def measure(case: str) -> int:
 
     Processes.start()
     on_gpu, step, recipe = torch.cuda.is_available(), CASES[case][0], recipe_of(case)
-    tree = dataclasses.asdict(recipe)
+    tree = recipe.model_dump()
     small = {
         "n_layer": 1,
         "num_hidden_layers": 1,
@@ -260,7 +259,7 @@ def measure_apart(case: str, default_malloc: bool = False, accelerate_config: st
     """
     import torch
 
-    from llm_unlearn.distributed.topology import read_layout
+    from llm_unlearn.distributed.topology import read_topology
     from llm_unlearn.doctor.memory.estimate import estimate_steps
 
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -276,8 +275,8 @@ def measure_apart(case: str, default_malloc: bool = False, accelerate_config: st
     if result.returncode:
         raise RuntimeError(f"{case}: {result.stderr[-2000:]}")
     measured = next(int(line.split()[1]) for line in result.stdout.splitlines() if line.startswith("MEASURED "))
-    layout, on_gpu = read_layout(accelerate_config), torch.cuda.is_available()
-    estimate = estimate_steps(recipe_of(case), layout, on_gpu, only=CASES[case][0])[0]
+    topology, on_gpu = read_topology(accelerate_config), torch.cuda.is_available()
+    estimate = estimate_steps(recipe_of(case), topology, on_gpu, only=CASES[case][0])[0]
     return {"case": case, "measured": measured, "estimated": estimate.total, "parts": estimate.device}
 
 

@@ -7,16 +7,16 @@ import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_unlearn.config.recipe import Recipe
 from llm_unlearn.distributed.processes import Processes
-from llm_unlearn.files import file_stamps, write_json
-from llm_unlearn.runs.analysis_stages import audit_stages
+from llm_unlearn.files import file_stamps, replacing_file, write_json
+from llm_unlearn.runs.analysis_stages import analysis_stages
 from llm_unlearn.runs.stages import Stage
+from llm_unlearn.runs.stress_stages import stress_stages
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -39,7 +39,8 @@ class SeedRun(ABC):
             "train": self._train_stages,
             "unlearn": self._unlearn_stages,
             "evaluate": self._evaluate_stages,
-            "audit": partial(audit_stages, self),
+            "analyze": partial(analysis_stages, self),
+            "stress": partial(stress_stages, self),
         }
         stages: dict[str, Stage] = {}
         for phase, make in phases.items():
@@ -52,6 +53,11 @@ class SeedRun(ABC):
         """(name of the model, method, budget) of everything that this recipe unlearns."""
         budgets = self.recipe.unlearn.budgets
         return [(m if len(budgets) == 1 else f"{m}@{b:g}", m, b) for m in self.recipe.unlearn.methods for b in budgets]
+
+    def unlearned_models(self) -> dict[str, str]:
+        """Name and folder of the model of every method at the largest budget."""
+        largest = max(self.recipe.unlearn.budgets)
+        return {name: f"unlearned/{name}" for name, _, budget in self.variants() if budget == largest}
 
     @property
     def plain_models(self) -> list[str]:
@@ -73,8 +79,8 @@ class SeedRun(ABC):
         """What the corrupted training set depends on; not the forget set, which is chosen in it."""
         data = self.recipe.data
         return [
-            asdict(data),
-            asdict(self.recipe.poison),
+            data.model_dump(),
+            self.recipe.poison.model_dump(),
             self.seed,
             file_stamps([data.source, *(data.files or []), *(data.test_files or [])]),
         ]
@@ -84,8 +90,8 @@ class SeedRun(ABC):
         section = self.recipe.model
         inputs = [
             rows,
-            asdict(section),
-            asdict(self.recipe.train),
+            section.model_dump(),
+            self.recipe.train.model_dump(),
             self.seed,
             self.base,
             file_stamps([section.path] if section.path else []),
@@ -103,7 +109,7 @@ class SeedRun(ABC):
         from llm_unlearn.runs.method_configs import settings
 
         apart = ("methods", "budgets", "report_to")  # who listens changes no model
-        common = {k: v for k, v in asdict(self.recipe.unlearn).items() if k not in apart}
+        common = {k: v for k, v in self.recipe.unlearn.model_dump().items() if k not in apart}
         return [
             Stage(
                 f"unlearned/{name}",
@@ -134,7 +140,7 @@ class SeedRun(ABC):
                 before["poisoned"].key,
                 made_by.key if made_by else None,
                 name,
-                asdict(self.recipe.evaluate),
+                self.recipe.evaluate.model_dump(),
             ]
             outputs = [self.folder / "evaluation" / f"{name}{suffix}" for suffix in (".json", ".parquet")]
             stages.append(
@@ -213,6 +219,13 @@ class SeedRun(ABC):
         inside = [i for i, example_id in enumerate(self.train_rows["example_id"]) if example_id in forget]
         outside = sorted(set(range(len(self.train_rows))) - set(inside))
         return self.train_rows.select(inside), self.train_rows.select(outside)
+
+    def clean_rows(self) -> "Dataset":
+        """Training rows that are neither poisoned nor to be forgotten."""
+        forget = set(self.manifest["forget_ids"])
+        return self.train_rows.filter(
+            lambda row: row["poison"] == "none" and row["example_id"] not in forget, desc="clean rows"
+        )
 
     def _cost(self, where: str) -> dict[str, float]:
         return json.loads((self.folder / where / "cost.json").read_text())
@@ -324,7 +337,6 @@ class SeedRun(ABC):
         summary = summarize(signals, identity, cost, oracle)  # before anything is written
         if not self.processes.is_main:
             return
-        signals.to_parquet(work_dir / "signals.parquet")
-        folder.mkdir(exist_ok=True)
-        os.replace(work_dir / "signals.parquet", folder / f"{name}.parquet")
+        with replacing_file(folder / f"{name}.parquet") as partial:
+            signals.to_parquet(partial)
         write_json(folder / f"{name}.json", summary)
