@@ -122,7 +122,7 @@ def search(path: str, overrides: list[str], seed: int, points: dict[str, list[di
     recipe = recipe.changed(unlearn=recipe.unlearn.changed(methods={}))
     run(recipe, until="evaluate", quiet=True)  # base, poisoned, retrained
     seed_run = next(seed_runs(recipe))
-    stages = Stages(seed_run.folder, lambda line: None)
+    stages = Stages(seed_run.folder)
     for name in ("poisoned", "retrained"):
         record(out, {"method": name, "seed": seed}, figures(seed_run.folder / "evaluation" / f"{name}.json"))
     for method, options in ((m, o) for m, listed in points.items() for o in listed):
