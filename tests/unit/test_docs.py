@@ -23,7 +23,7 @@ from llm_unlearn.config.recipe import TRACKS, build_recipe, load_recipe
 from llm_unlearn.config.strict import build, parse_yaml
 from llm_unlearn.config.sweep import points
 from llm_unlearn.distributed.topology import read_topology
-from llm_unlearn.reporting import verdicts
+from llm_unlearn.metrics import evidence
 from llm_unlearn.trainers import METHODS
 from llm_unlearn.trainers.unlearn_config import UnlearnConfig
 
@@ -149,11 +149,11 @@ def test_the_sections_that_are_shown_ask_for_what_they_say():
 def test_the_thresholds_in_words_are_those_of_the_verdict():
     rules = PAGES["docs/concepts.md"].partition("## The verdict")[2].partition("\n## ")[0]
     for words in (
-        f"p < {verdicts.ALPHA:g}",
-        f"at least {verdicts.LIFT_GAP:g} above",
-        verdicts.REMAINS,
-        verdicts.TRACE,
-        f"{verdicts.COSTLY_POINTS:g} or more points of accuracy",
+        f"p < {evidence.ALPHA:g}",
+        f"at least {evidence.LIFT_GAP:g} above",
+        evidence.Status.REMAINS,
+        evidence.Status.TRACE,
+        f"{evidence.COSTLY_POINTS:g} or more points of accuracy",
     ):
         assert words in rules, words
 
