@@ -69,7 +69,11 @@ class ImageTask(Task):
 
     def __init__(self, noise: GaussianPixels | None = None, flip: bool = False, shift: int = 0) -> None:
         self.noise, self.flip, self.shift = noise, flip, shift
-        self.augments = flip or shift > 0
+
+    @property
+    def augments(self) -> bool:
+        """Whether training images are flipped or shifted."""
+        return self.flip or self.shift > 0
 
     def supervised(self, model: nn.Module, inputs: dict[str, Tensor]) -> Supervised:
         """Logits (N, V), one position for each image whose label is not −100.
