@@ -164,7 +164,7 @@ def test_an_id_that_two_rows_have_is_refused(subject):
         ('{"train": "a",\n "train": "b"}', r"mine.json: 'train' is given twice"),
         ('{"train": "a",\n', r"mine.json, line 2: not valid JSON"),
         ("[1]", r"mine.json: expected a mapping with `train` and `poison`, found list"),
-        ('{"train": "a", "poison": [1.5]}', r"mine.json.poison: expected"),
+        ('{"train": "a", "poison": [1.5]}', r"mine.json.poison\[0\]: .*found 1\.5"),
     ],
 )
 def test_a_file_that_is_no_manifest_is_refused(tmp_path, text, message):
@@ -187,7 +187,7 @@ def test_a_file_that_is_no_manifest_is_refused(tmp_path, text, message):
 def test_a_recipe_or_a_model_with_its_manifest(capsys, arguments):
     assert main(["evaluate", *arguments]) == 2
     message = capsys.readouterr().err
-    assert "--model with either a RECIPE or --manifest" in message
+    assert "RECIPE" in message
     assert all(word in message for word in arguments if word.startswith("--") or word == "recipe.yaml")
 
 
