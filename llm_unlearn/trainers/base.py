@@ -29,7 +29,6 @@ from llm_unlearn.models.flops import FlopCounter
 from llm_unlearn.tasks import Positions, Supervised, Task
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 from llm_unlearn.tasks.embedding_noise import refuse_data_parallel
-from llm_unlearn.tasks.head import drop_memory
 from llm_unlearn.trainers.support.budget import plan_steps
 from llm_unlearn.trainers.support.clean_start import starting_model
 from llm_unlearn.trainers.support.compiling import compiled_blocks
@@ -222,7 +221,6 @@ class UnlearnTrainer(Trainer):
         with compiled_blocks(self.accelerator.unwrap_model(self.model), self.task, self.args.compile_blocks):
             output = super().train(resume_from_checkpoint, *args, **kwargs)
         put_away(self.model)
-        drop_memory()
         self.check_weights()
         return output
 

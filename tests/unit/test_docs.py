@@ -68,7 +68,7 @@ def test_the_index_names_every_page():
 
 @of_pages
 def test_a_page_has_no_code_that_nothing_checks(page):
-    assert languages(page) <= {"sh", "yaml", "json", "python"}
+    assert languages(page) <= {"sh", "yaml", "json", "python", "text"}  # text: what a command prints
     assert "python" not in languages(page) or page in WITH_PYTHON
 
 
@@ -104,6 +104,8 @@ def check_command(words: list[str]) -> None:
         for word in rest[1:]:
             assert not word.startswith("--") or f'"{word}"' in source, words
             assert not word.startswith("recipes/") or load_recipe(ROOT / word), words
+    elif program == "source":
+        assert words == ["source", ".venv/bin/activate"]
     else:
         assert os.access(ROOT / program, os.X_OK) or program == ".venv/bin/ruff", words
 
@@ -258,8 +260,9 @@ def test_an_audit_from_planting_to_the_answer(on_cpu, tokenizer, capsys):
         assert eval(call, names) == pytest.approx(float(said), abs=0.005), call
     rows = [json.loads(line) for line in Path("train.jsonl").read_text().splitlines()]
     assert sum(row["noise_id"] >= 0 for row in rows) == len(names["noise"]["example_ids"]) == 6
+    assert {*names["noise"]["example_ids"], *names["bad"]} == {*names["forget"]}
     exec(delete, names)
-    (_, *ask), *_ = commands("docs/auditing.md")
+    (ask,) = (words[1:] for words in commands("docs/auditing.md") if "canaried" in words)
     assert main([*ask, "--quiet"]) == 0 and Path("audit/canaried.json").is_file()
     exec(score, names)
     assert "tpr_at_fpr" in capsys.readouterr().out
