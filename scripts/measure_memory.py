@@ -255,6 +255,9 @@ def measure_apart(case: str, default_malloc: bool = False, accelerate_config: st
     config, of which the first is told."""
     import torch
 
+    from llm_unlearn.runs.environment import calm_libraries
+
+    calm_libraries(quiet=True)
     from llm_unlearn.distributed.topology import read_topology
     from llm_unlearn.doctor.memory.estimate import estimate_steps
 

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -55,15 +55,14 @@ class Ledger(TorchDispatchMode):
             total += size
         return total
 
-    def watch_gradients(self, model: nn.Module) -> None:
-        """Count the gradient of each weight that trains as such, from the moment when it is complete."""
+    def watch_gradients(self, weights: Iterable[Tensor]) -> None:
+        """Count the gradient of each weight as such, from the moment when it is complete."""
 
         def count(parameter: Tensor) -> None:
             self.own([parameter.grad], "gradients")
 
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.register_post_accumulate_grad_hook(count)
+        for weight in weights:
+            weight.register_post_accumulate_grad_hook(count)
 
     def _enter(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -86,13 +85,6 @@ class Ledger(TorchDispatchMode):
         if self._now > self._most:
             self._most = self._now
             self.peak = {name: round(count * self.shares.get(name, 1.0)) for name, count in self.held.items()}
-
-
-def without_data() -> Any:
-    """A context in which tensors and models that are made have shapes and no contents, and take no memory."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    return FakeTensorMode()
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:
