@@ -12,7 +12,6 @@ what was resident then; on a GPU `torch.cuda.max_memory_allocated`. glibc is tol
 
 import argparse
 import ctypes
-import dataclasses
 import gc
 import json
 import os
@@ -222,7 +221,7 @@ def measure(case: str) -> int:
 
     Processes.start()
     on_gpu, step, recipe = torch.cuda.is_available(), CASES[case][0], recipe_of(case)
-    tree = dataclasses.asdict(recipe)
+    tree = recipe.model_dump()
     small = {
         "n_layer": 1,
         "num_hidden_layers": 1,

@@ -19,7 +19,6 @@ import itertools
 import json
 import math
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,10 +115,10 @@ def search(path: str, overrides: list[str], seed: int, points: dict[str, list[di
         sys.exit(f"seed {seed} is reported by {path}: tune on another")
     calm_libraries(quiet=True)
     if not any(o.startswith("output_dir=") for o in overrides):
-        recipe = replace(recipe, output_dir=f"runs/tune-{recipe.name}")
+        recipe = recipe.changed(output_dir=f"runs/tune-{recipe.name}")
     root = Path(recipe.output_dir)
-    recipe = replace(recipe, seeds=[seed], output_dir=str(root / f"tune-{seed}"))
-    recipe = replace(recipe, unlearn=replace(recipe.unlearn, methods={}))
+    recipe = recipe.changed(seeds=[seed], output_dir=str(root / f"tune-{seed}"))
+    recipe = recipe.changed(unlearn=recipe.unlearn.changed(methods={}))
     run(recipe, until="evaluate", quiet=True)  # base, poisoned, retrained
     seed_run = next(seed_runs(recipe))
     stages = Stages(seed_run.folder, lambda line: None)
@@ -132,7 +131,7 @@ def search(path: str, overrides: list[str], seed: int, points: dict[str, list[di
         settings = {k: v for k, v in options.items() if k != "ratio"}
         if "ratio" in options:
             settings["learning_rate"] = options["ratio"] * recipe.train.learning_rate
-        seed_run.recipe = replace(recipe, unlearn=replace(recipe.unlearn, methods={method: settings}))
+        seed_run.recipe = recipe.changed(unlearn=recipe.unlearn.changed(methods={method: settings}))
         try:
             for stage in seed_run.stages("evaluate"):
                 if stage.name in (f"unlearned/{method}", f"evaluation/{method}"):

@@ -1,6 +1,6 @@
 """Find and load the checkpoints of an audit: full models and adapters, folders and hub ids."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,7 @@ class Loader:
         self, subject: Subject, base: str | None, dtype: str | None, quantization: str | None, device_map: str | None
     ) -> None:
         given = {"dtype": dtype, "quantization": quantization}
-        self.section: ModelSection = replace(subject.model, **{k: v for k, v in given.items() if v is not None})
+        self.section: ModelSection = subject.model.changed(**{k: v for k, v in given.items() if v is not None})
         self.subject, self.base, self.device_map = subject, base, device_map or subject.evaluate.device_map
 
     def find(self, where: str) -> Checkpoint:
@@ -80,7 +80,7 @@ class Loader:
 
     def _section_for(self, where: str) -> ModelSection:
         revision = self.section.revision if where == self.section.path else None
-        return replace(self.section, path=where, revision=revision)
+        return self.section.changed(path=where, revision=revision)
 
 
 def _has_tokenizer(where: str) -> bool:

@@ -2,67 +2,113 @@
 
 import json
 from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from llm_unlearn.config.sections import DataSection
+from pydantic import Field
+
+from llm_unlearn.config.fields import (
+    Completion,
+    Length,
+    NoiseSeed,
+    NotBlank,
+    Positive,
+    RowId,
+    Section,
+    Table,
+    Template,
+    require,
+)
+from llm_unlearn.config.sections import DataSection, check_labels, check_source_label
 from llm_unlearn.config.strict import read_yaml
 from llm_unlearn.errors import InputError
 
 
-@dataclass(frozen=True)
-class ManifestTrigger:
+class ManifestTrigger(Section):
     """The trigger phrase and the label (or completion) that it asks for; where test rows get it.
 
-    `source_label`, `clean_label`: which rows were poisoned, as in a recipe; held-out rows get the trigger alike.
+    `source_label` and `clean_label` say which rows were poisoned, as in a recipe; held-out rows get the trigger alike.
     """
 
-    phrases: list[str]
+    phrases: list[NotBlank] = Field(min_length=1)
+    """the phrases, as they stand in the training rows"""
     target: str
+    """the label (or completion) that the attacker wants"""
     position: Literal["start", "end", "random"] = "random"
+    """where in a test row the trigger is put; random: any word boundary"""
     source_label: str | None = None
+    """rows of this label only were poisoned; null: of any label but the target"""
     clean_label: bool = False
+    """true: rows that already carried the target were poisoned"""
+
+    def check_rules(self) -> None:
+        check_source_label(self)
 
 
-@dataclass(frozen=True)
-class ManifestGaussian:
-    """Canaries: the seed of their noise, and which rows they are (null: all rows of `poison` that have noise).
+class ManifestGaussian(Section):
+    """Canaries: the seed of their noise, and which rows they are.
 
-    `ids` as in `poison`. The noise of a row is that of its column `noise_id` (−1: none), or else of its example id.
+    The noise of a row is that of its column `noise_id` (−1: none), or else of its example id.
     """
 
-    seed: int
-    epsilon: float | None = None  # not needed: scores do not depend on it
-    ids: list[int] | str | None = None
+    seed: NoiseSeed
+    """of the noise, as it was planted"""
+    epsilon: Positive | None = None
+    """not needed: scores do not depend on it"""
+    ids: Annotated[list[RowId], Field(min_length=1)] | str | None = None
+    """which rows, as in `poison`; null: all rows of `poison` that have noise"""
 
 
-@dataclass(frozen=True)
-class Manifest:
+class Manifest(Section):
     """What a user says of their own poisoned data. Paths are relative to the manifest.
 
-    `train` holds the rows as they were trained on; `poison` says which of them are to be forgotten: ids (the column
-    `example_id`, or else row numbers from 0), a file of them, or `column:NAME` (see data/forget.py). `heldout` rows
-    were never trained on (membership inference); `test` rows are labelled and clean (utility, attack). What a part is
-    missing for is left out, with the reason. Without `verbalizers` the label column is the completion.
+    What an evaluation needs and the manifest lacks is left out of the evaluation, with the reason.
     """
 
     train: str
-    poison: list[int] | str
+    """file of the rows as they were trained on"""
+    poison: list[RowId] | str
+    """the rows to be forgotten: ids (the column `example_id`, or else row numbers from 0), a file of them, or
+    `column:NAME` (see data/forget.py)"""
     heldout: str | None = None
+    """file of rows that were never trained on, for membership inference"""
     test: str | None = None
+    """file of labelled clean rows, for utility and attack"""
     text_column: str = "text"
+    """where the text is"""
     label_column: str = "label"
-    prompt: str = "{text}"
-    rename_labels: dict[str, str] = field(default_factory=dict)
-    verbalizers: dict[str, str] | None = None
+    """where the label is; without `verbalizers` the completion"""
+    prompt: Template = "{text}"
+    """template; {text} stands for the row's text"""
+    rename_labels: Table[str] = Field(default={})
+    """label in the files → the one used"""
+    verbalizers: Table[Completion] | None = None
+    """label → completion, of a classification; null: the label column is the completion"""
     chat_template: bool = False
-    max_length: int = 512
-    max_new_tokens: int = 32  # of an answer, where there are no verbalizers
+    """the prompt is the user's turn in the tokenizer's chat template"""
+    max_length: Length = 512
+    """tokens of prompt, completion and EOS; a prompt that is too long loses its beginning"""
+    max_new_tokens: Length = 32
+    """tokens of an answer, where there are no verbalizers"""
     loss_on: Literal["text", "completion"] = "text"
+    """text: all tokens but the first; completion: it and EOS"""
     trigger: ManifestTrigger | None = None
+    """null: no trigger phrase"""
     gaussian: ManifestGaussian | None = None
-    seed: int = 0  # of where the trigger lands in test rows
+    """null: no Gaussian canaries"""
+    seed: NoiseSeed = 0
+    """of where the trigger lands in test rows"""
+
+    def check_rules(self) -> None:
+        known = self.verbalizers or {}
+        require(len(known) != 1, "verbalizers", "classification needs at least two labels")
+        require(
+            known or self.max_new_tokens < self.max_length,
+            "max_new_tokens",
+            f"must be below max_length ({self.max_length}): prompts need room too",
+        )
+        if known and self.trigger:
+            check_labels(self.trigger, known, "trigger")
 
     @property
     def data(self) -> DataSection:
@@ -109,45 +155,3 @@ def _read_json(path: Path) -> Any:
         raise InputError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}, column {error.colno})") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
-
-
-def check_manifest(manifest: Manifest, where: str) -> None:
-    """What a manifest must keep beyond names and types. Raises InputError naming the field and the remedy."""
-
-    def require(condition: Any, name: str, message: str) -> None:
-        if not condition:
-            raise InputError(f"{where}.{name}: {message}")
-
-    verbalizers, trigger, gaussian = manifest.verbalizers, manifest.trigger, manifest.gaussian
-    require("{text}" in manifest.prompt, "prompt", "the template must contain {text}")
-    if verbalizers:
-        require(len(verbalizers) >= 2, "verbalizers", "classification needs at least two labels")
-        require(all(verbalizers.values()), "verbalizers", "a completion must not be empty")
-    require(manifest.max_length >= 1, "max_length", "must be at least 1")
-    require(
-        verbalizers or 1 <= manifest.max_new_tokens < manifest.max_length,
-        "max_new_tokens",
-        f"must be at least 1, and below max_length ({manifest.max_length}): prompts need room too",
-    )
-    require(manifest.seed >= 0, "seed", "must be 0 or more")
-    if gaussian:
-        require(gaussian.seed >= 0, "gaussian.seed", "must be 0 or more")
-        require(gaussian.ids != [], "gaussian.ids", "is empty; null takes all rows of `poison` that have noise")
-    if trigger:
-        require(
-            trigger.phrases and all(phrase.strip() for phrase in trigger.phrases),
-            "trigger.phrases",
-            "give at least one phrase that is not blank",
-        )
-        for key in ("target", "source_label"):
-            label = getattr(trigger, key)
-            require(
-                not verbalizers or label is None or label in verbalizers,
-                f"trigger.{key}",
-                f"'{label}' has no verbalizer; known labels: {', '.join(verbalizers or {})}",
-            )
-        require(
-            not (trigger.clean_label and trigger.source_label),
-            "trigger.source_label",
-            "clean_label takes rows of the target; leave source_label out",
-        )

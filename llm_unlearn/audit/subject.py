@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llm_unlearn.audit.manifest import Manifest, check_manifest, read_tree
+from llm_unlearn.audit.manifest import Manifest, read_tree
 from llm_unlearn.audit.user_files import NO_NOISE, TrainRows, in_manifest, no_rows, read_other, read_train
 from llm_unlearn.config.sections import EvaluateSection, ModelSection
-from llm_unlearn.config.strict import build
+from llm_unlearn.config.validation import validated
 from llm_unlearn.errors import InputError
 
 if TYPE_CHECKING:
@@ -52,9 +52,7 @@ def read_subject(path: Path) -> Subject:
     tree = read_tree(path)
     if "manifest_sha256" in tree:
         return _of_run(path)
-    manifest = build(Manifest, tree, str(path))
-    check_manifest(manifest, str(path))
-    return _of_user(path, manifest)
+    return _of_user(path, validated(Manifest, tree, str(path)))
 
 
 # ---- a run of ours

@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text.capitalize() + ".")
         command.add_argument(
-            "recipe", metavar="RECIPE", help="a recipe file (YAML)", **({"nargs": "?"} if name == "evaluate" else {})
+            "recipe", metavar="RECIPE", help="a recipe file (YAML)", nargs="?" if name == "evaluate" else None
         )
         command.add_argument(
             "overrides",

@@ -44,9 +44,10 @@ def _manifest_of(args: argparse.Namespace) -> str:
     """The manifest of a recipe, whose poison stage is run where it was not."""
     from llm_unlearn.config.recipe import load_recipe
     from llm_unlearn.runs.pipeline import run
+    from llm_unlearn.runs.tracks import track_of
 
     recipe = load_recipe(args.recipe, args.overrides)
-    if recipe.track != "language" or len(recipe.seeds) > 1 or recipe.sweep:
+    if not track_of(recipe).checkpoints or len(recipe.seeds) > 1 or recipe.sweep:
         raise InputError(
             f"{args.recipe}: --model takes a recipe of a language model with one seed and no sweep; give "
             "seeds=[N] sweep={}"

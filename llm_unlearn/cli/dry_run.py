@@ -49,7 +49,7 @@ def estimate_memory(recipe: Recipe, topology: Topology | None = None) -> dict[st
     return {**estimate.device, "total": estimate.total}
 
 
-def _sizes(recipe: Recipe) -> dict[str, int]:
+def _sizes(recipe: Recipe) -> dict[str, int | None]:
     data, train = recipe.data, recipe.train
     count, forget = recipe.poison_counts(), recipe.forget_count()
     # as the Trainer counts: the last batch of an epoch may be smaller
@@ -59,7 +59,7 @@ def _sizes(recipe: Recipe) -> dict[str, int]:
         "train": data.train_size,
         "heldout": data.heldout_size,
         "test": data.test_size,
-        **{names.get(kind, kind): count.get(kind, 0) for kind in vars(recipe.poison)},
+        **{names.get(kind, kind): count.get(kind, 0) for kind in type(recipe.poison).model_fields},
         "forget": forget,
         **({"max_length": data.max_length} if recipe.track == "language" else {}),
         "training_steps": math.ceil(steps * train.epochs),

@@ -3,12 +3,12 @@
 recipe = load_recipe("recipes/quickstart.yaml", ["train.epochs=2", "seeds=[0, 1]"])
 """
 
-import dataclasses
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from llm_unlearn.config.recipe_checks import check_recipe
+from pydantic import Field, TypeAdapter
+
+from llm_unlearn.config.fields import Section, Seed, Table, require
 from llm_unlearn.config.sections import (
     AnalysisSection,
     DataSection,
@@ -19,8 +19,10 @@ from llm_unlearn.config.sections import (
     StressSection,
     TrainSection,
     UnlearnSection,
+    check_labels,
 )
-from llm_unlearn.config.strict import build, dump_yaml, read_yaml, set_override
+from llm_unlearn.config.strict import dump_yaml, read_yaml, set_override
+from llm_unlearn.config.validation import validated
 from llm_unlearn.config.vision_sections import (
     VisionDataSection,
     VisionEvaluateSection,
@@ -30,31 +32,35 @@ from llm_unlearn.config.vision_sections import (
 )
 from llm_unlearn.errors import InputError
 
+POSITIONS = ("n_positions", "max_position_embeddings")  # how configs of transformers call the longest input
 
-@dataclass(frozen=True)
-class Recipe:
+
+class Recipe(Section):
     """One experiment. Written back, resolved, to `recipe.yaml` in the run directory."""
 
-    name: str  # of the experiment; an output directory takes runs of one name only
-    output_dir: str  # the run directory
+    name: str
+    """of the experiment; an output directory takes runs of one name only"""
+    output_dir: str
+    """the run directory"""
     model: ModelSection
     data: DataSection
     poison: PoisonSection
-    seeds: list[int] = field(default_factory=lambda: [0])  # each is a run of its own: other rows, poison and order
+    seeds: list[Seed] = Field(default=[0], min_length=1)
+    """each is a run of its own: other rows, poison and order"""
     pretrain: PretrainSection | None = None
-    train: TrainSection = field(default_factory=TrainSection)
-    unlearn: UnlearnSection = field(default_factory=UnlearnSection)
-    evaluate: EvaluateSection = field(default_factory=EvaluateSection)
+    train: TrainSection = Field(default_factory=TrainSection)
+    unlearn: UnlearnSection = Field(default_factory=UnlearnSection)
+    evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
     analysis: AnalysisSection | None = None
     stress: StressSection | None = None
-    # a field, or several joined by `, ` which share their values → the values it takes, one axis at a time (sweep.py)
-    sweep: dict[str, list[Any]] = field(default_factory=dict)
-    track: Literal["language"] = "language"  # language or vision
+    sweep: Table[Annotated[list[Any], Field(min_length=1)]] = Field(default={})
+    """a field, or several joined by `, ` that share their values → the values it takes; one axis at a time"""
+    track: Literal["language"] = "language"
+    """language or vision"""
 
     def poison_counts(self) -> dict[str, int]:
         """Rows that each kind of poison of the recipe takes, e.g. {"trigger": 75, "gaussian": 75}."""
-        sections = vars(self.poison).items()
-        return {kind: round(s.fraction * self.data.train_size) for kind, s in sections if s is not None}
+        return {kind: round(s.fraction * self.data.train_size) for kind, s in self.poison if s is not None}
 
     def forget_count(self) -> int | None:
         """Rows of the forget set: the known fraction of each kind of poison, and clean rows taken for it. None where
@@ -72,26 +78,107 @@ class Recipe:
         return self.unlearn.forget_fraction < 1 or self.unlearn.forget_ids is not None
 
     def to_yaml(self) -> str:
-        return dump_yaml(dataclasses.asdict(self))
+        return dump_yaml(self.model_dump())
+
+    def check_rules(self) -> None:
+        self._check_sets()
+        self._check_base()
+        if self.poison.trigger and self.data.task == "classification":
+            check_labels(self.poison.trigger, self.data.verbalizers, "poison.trigger")
+        require(
+            self.data.task == "classification" or self.evaluate.max_new_tokens < self.data.max_length,
+            "evaluate.max_new_tokens",
+            f"must be below data.max_length ({self.data.max_length}): prompts need room too",
+        )
+        if self.stress and "unrelated" in self.stress.relearn_on and self.data.files:
+            require(
+                self.data.unlabelled_files or self.stress.unrelated_files,
+                "stress.unrelated_files",
+                "the recipe's data has no unlabelled text; give files of it, or take 'unrelated' out of "
+                "stress.relearn_on",
+            )
+
+    def _check_sets(self) -> None:
+        """Poisoned rows, forget set and retain set must each have a row."""
+        train_size, counts = self.data.train_size, self.poison_counts()
+        require(len(set(self.seeds)) == len(self.seeds), "seeds", "give each seed once")
+        require(counts, "poison", f"give at least one of {', '.join(type(self.poison).model_fields)}")
+        for kind, count in counts.items():
+            require(
+                count,
+                f"poison.{kind}.fraction",
+                f"{getattr(self.poison, kind).fraction} of {train_size} rows (data.train_size) rounds to no example; "
+                f"use at least {1 / train_size:.2g}",
+            )
+        forgotten = self.forget_count()
+        require(
+            forgotten != 0,
+            "unlearn.forget_fraction",
+            f"{self.unlearn.forget_fraction} of the poison ({sum(counts.values())} rows) rounds to an empty forget "
+            "set; raise it",
+        )
+        require(
+            forgotten is None or forgotten < train_size,
+            "poison",
+            "the forget set would be the whole training set and nothing retained; lower poison.*.fraction or "
+            "unlearn.false_positives",
+        )
+
+    def _check_base(self) -> None:
+        model, pretrain = self.model, self.pretrain
+        require(
+            model.quantization == "none" or model.lora,
+            "model.lora",
+            "a quantised base can only be trained through adapters; add `lora: {}`",
+        )
+        if model.path is not None:
+            return
+        require(model.architecture, "model.path", "give a hub id or folder, or an `architecture` to build")
+        require(pretrain, "pretrain", "a base made from `model.architecture` needs this section")
+        given = ((model.architecture or {}).get(name) for name in POSITIONS)
+        most = min((number for number in given if isinstance(number, int)), default=None)
+        require(
+            most is None or pretrain is None or pretrain.max_length <= most,
+            "pretrain.max_length",
+            f"is above the positions of model.architecture ({most}); lower it",
+        )
 
 
-@dataclass(frozen=True)
 class VisionRecipe(Recipe):
     """One experiment of the image track."""
 
-    model: VisionModelSection
-    data: VisionDataSection
-    poison: VisionPoisonSection
+    # the same names hold other sections: whoever takes any recipe asks for its track first
+    model: VisionModelSection  # type: ignore[assignment]
+    data: VisionDataSection  # type: ignore[assignment]
+    poison: VisionPoisonSection  # type: ignore[assignment]
     pretrain: None = None
-    train: VisionTrainSection = field(default_factory=VisionTrainSection)
-    evaluate: VisionEvaluateSection = field(default_factory=VisionEvaluateSection)
+    train: VisionTrainSection = Field(default_factory=VisionTrainSection)  # type: ignore[assignment]
+    evaluate: VisionEvaluateSection = Field(default_factory=VisionEvaluateSection)  # type: ignore[assignment]
     analysis: None = None
     stress: None = None
-    track: Literal["vision"] = "vision"  # language or vision
+    track: Literal["vision"]  # type: ignore[assignment]
+    """language or vision"""
+
+    def check_rules(self) -> None:
+        self._check_sets()
+        require(
+            not (self.poison.patch and self.poison.gradient_matching),
+            "poison",
+            "`patch` and `gradient_matching` are measured by the same figure, how often the attacker gets his answer; "
+            "run one recipe for each",
+        )
+        if matching := self.poison.gradient_matching:
+            count = self.poison_counts()["gradient_matching"]
+            require(
+                count >= matching.targets,
+                "poison.gradient_matching.fraction",
+                f"{count} rows for {matching.targets} targets; use at least "
+                f"{matching.targets / self.data.train_size:.2g}",
+            )
 
 
 WITHHELD = "[withheld]"  # in the place of a trigger's phrase in a published recipe
-TRACKS = {"language": Recipe, "vision": VisionRecipe}
+RECIPES: TypeAdapter[Recipe] = TypeAdapter(Annotated[Recipe | VisionRecipe, Field(discriminator="track")])
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
@@ -117,11 +204,6 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     return recipe
 
 
-def build_recipe(tree: dict) -> Recipe:
+def build_recipe(tree: dict[str, Any]) -> Recipe:
     """A checked recipe from a mapping of its sections. Raises InputError naming the field."""
-    track = tree.get("track", "language")
-    if track not in TRACKS:
-        raise InputError(f"recipe.track: must be one of {', '.join(TRACKS)}, is {track!r}")
-    recipe = build(TRACKS[track], tree, "recipe")
-    check_recipe(recipe)
-    return recipe
+    return validated(RECIPES, {"track": "language", **tree}, "recipe")

@@ -8,7 +8,6 @@ The recipe's own values are the centre, which lies in the run directory as ever;
 directories in `sweep/<field>/<value>/`, at the largest budget. Budgets and seeds need no axis: they are lists already.
 """
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +40,7 @@ def points(recipe: Recipe) -> list[Point]:
         for value in values:
             if isinstance(value, (dict, list)) or value is None:
                 raise InputError(f"recipe.sweep.{axis}: each value is a number, a text or true/false, found {value!r}")
-            tree = dataclasses.asdict(recipe)
+            tree = recipe.model_dump()
             same = [_set(tree, name, value, axis) for name in fields]
             if all(same):
                 continue
@@ -54,7 +53,7 @@ def points(recipe: Recipe) -> list[Point]:
             tree["unlearn"]["budgets"] = [max(recipe.unlearn.budgets)]
             tree["evaluate"]["membership"] = ["loss"]
             if tree["pretrain"]:  # one base for all
-                tree["pretrain"]["cache_dir"] = recipe.pretrain.cache_dir or recipe.output_dir
+                tree["pretrain"]["cache_dir"] = tree["pretrain"]["cache_dir"] or recipe.output_dir
             try:
                 found.append(Point(axis, value, build_recipe(tree)))
             except InputError as error:
@@ -72,7 +71,7 @@ def _set(tree: dict, name: str, value: Any, axis: str) -> bool:
     if name.split(".")[0] in ("name", "output_dir", "seeds", "sweep", "analysis", "stress", "pretrain"):
         raise InputError(f"recipe.sweep.{axis}: '{name}' cannot be swept; seeds and budgets are lists already")
     *parents, last = name.split(".")
-    node = tree
+    node: Any = tree
     for depth, key in enumerate(parents):
         if parents[:depth] == ["unlearn", "methods"] and node.get(key, 0) is None:
             node[key] = {}  # a method without options

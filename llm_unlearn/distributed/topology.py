@@ -37,6 +37,11 @@ class Topology:
     use_cpu: bool = False
 
     @property
+    def engine(self) -> str | None:
+        """What shards the model, as methods name what they refuse: deepspeed, fsdp, or None."""
+        return "deepspeed" if self.is_deepspeed else "fsdp" if self.sharding == "fsdp2" else None
+
+    @property
     def is_deepspeed(self) -> bool:
         return self.sharding.startswith("zero")
 

@@ -180,8 +180,8 @@ def changes(recipe: Recipe, topology: Topology, most: Estimate, gpus: int | None
             "model.quantization=4bit" + ("" if recipe.model.lora else " model.lora={}"),
             _section("model", quantization="4bit", **adapter),
         )
-    if recipe.data.max_length > 64:
-        half = recipe.data.max_length // 2
+    half = recipe.data.max_length // 2
+    if half >= 32 and (recipe.data.task == "classification" or half > recipe.evaluate.max_new_tokens):
         yield f"data.max_length={half} (and data.max_words to suit)", _section("data", max_length=half)
 
 
@@ -219,8 +219,8 @@ def _section(name: str, **values: Any) -> Callable[[Subject], Subject]:
     def apply(subject: Subject) -> Subject:
         recipe, topology = subject
         kept = {key: value for key, value in values.items() if key != "lora" or recipe.model.lora is None}
-        section = dataclasses.replace(getattr(recipe, name), **kept)
-        return dataclasses.replace(recipe, **{name: section}), topology
+        section = getattr(recipe, name).changed(**kept)
+        return recipe.changed(**{name: section}), topology
 
     return apply
 
@@ -229,7 +229,7 @@ def _option(method: str, **values: Any) -> Callable[[Subject], Subject]:
     def apply(subject: Subject) -> Subject:
         recipe, topology = subject
         methods = {**recipe.unlearn.methods, method: {**(recipe.unlearn.methods[method] or {}), **values}}
-        return dataclasses.replace(recipe, unlearn=dataclasses.replace(recipe.unlearn, methods=methods)), topology
+        return recipe.changed(unlearn=recipe.unlearn.changed(methods=methods)), topology
 
     return apply
 

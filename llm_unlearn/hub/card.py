@@ -7,13 +7,13 @@ import ast
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_unlearn.config.recipe import WITHHELD
 from llm_unlearn.hub.loading_code import loading_code
-from llm_unlearn.hub.upload import is_id
+from llm_unlearn.hub.package import is_id
 from llm_unlearn.reporting.formats import number, percent, seconds
 from llm_unlearn.reporting.guide import limits, reproduction
 from llm_unlearn.reporting.lead import paragraphs
@@ -82,7 +82,7 @@ def compose_card(results: Results, name: str, identity: Identity, plots: list[Pl
     shown = [plot for key in SHOWN for plot in plots if plot.name == key]
     card = ModelCard.from_template(
         card_data(results, name, identity, first),
-        template_path=str(Path(__file__).with_name("model_card.md.j2")),
+        template_path=str(Path(__file__).with_name("card.md.j2")),
         verdict=Residue(first.status, escape(first.sentence), first.remains),
         title=identity.repo.rpartition("/")[2],
         what=_what(results, name, identity),
@@ -294,7 +294,7 @@ def _loading(identity: Identity) -> str:
 def _again(identity: Identity) -> dict[str, str]:
     folder = identity.repo.rpartition("/")[2]
     pull, evaluate = f"llm-unlearn pull {identity.repo}", f"llm-unlearn evaluate {folder}/recipe.yaml"
-    local = sorted({text for text in _texts(asdict(identity.recipe)) if text.startswith("./")})
+    local = sorted({text for text in _texts(identity.recipe.model_dump()) if text.startswith("./")})
     trigger = getattr(identity.recipe.poison, "trigger", None)
     if trigger and WITHHELD in trigger.phrases:
         local.append('poison.trigger.phrases="[…]"')

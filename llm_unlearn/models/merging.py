@@ -7,7 +7,6 @@ beside the weights W that they were made from. W_q + BA is the model that was tr
 quantised layers round as they compute: of 8 bits, their inputs); W + BA is another model, which was not.
 """
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -56,12 +55,12 @@ def merge_adapter(
     _check_base(str(base), section)
     if out.exists():
         raise InputError(f"{out}: exists already; give another folder (--out), or move it away")
-    plain = replace(section, quantization="none", gradient_checkpointing=False)
+    plain = section.changed(quantization="none", gradient_checkpointing=False)
     if onto == "original":
-        plain = replace(plain, dtype=dtype)
+        plain = plain.changed(dtype=dtype)
     model = load_model(base, plain)
     if onto == "dequantised" and section.quantization != "none":
-        _take_dequantised(model, load_model(base, replace(section, gradient_checkpointing=False)))
+        _take_dequantised(model, load_model(base, section.changed(gradient_checkpointing=False)))
     model = _merged(model, adapter, getattr(torch, dtype))
     tokenizer = load_tokenizer(str(adapter if (adapter / "tokenizer_config.json").is_file() else base), section)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +91,7 @@ def _check_base(base: str, section: ModelSection) -> None:
     """Refuse a base whose full weights are nowhere."""
     from llm_unlearn.models.load import read_config
 
-    config = read_config(replace(section, path=base, revision=section.revision if base == section.path else None))
+    config = read_config(section.changed(path=base, revision=section.revision if base == section.path else None))
     if getattr(config, "quantization_config", None) is not None:
         raise InputError(f"model {base}: is stored quantised; give the model that it was made from")
 

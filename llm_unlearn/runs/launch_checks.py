@@ -3,6 +3,7 @@
 from llm_unlearn.config.recipe import Recipe
 from llm_unlearn.distributed.topology import Topology, read_topology
 from llm_unlearn.errors import InputError
+from llm_unlearn.runs.tracks import track_of
 
 
 def check_topology(recipe: Recipe, path: str) -> Topology:
@@ -21,17 +22,10 @@ def check_topology(recipe: Recipe, path: str) -> Topology:
             f"{path}: num_machines: {topology.machines}; a launch over several machines is started on each "
             "of them: see scripts/slurm.sh"
         )
-    if recipe.track == "language" and recipe.evaluate.device_map is not None:
-        raise InputError(
-            f"recipe.evaluate.device_map: spreads a model over the GPUs of one process, and {path} starts "
-            f"{topology.processes}; evaluate without --accelerate-config"
-        )
-    engine = "deepspeed" if topology.is_deepspeed else "fsdp" if topology.sharding == "fsdp2" else None
-    if engine and recipe.track == "vision":
-        raise InputError(f"{path}: images are trained whole in each process; take accelerate_configs/ddp.yaml")
+    track_of(recipe).check_topology(recipe, topology, path)
     for part in (recipe, *(point.recipe for point in points(recipe))):
         for method in part.unlearn.methods:
-            if reason := METHODS[method][0].refuses.get(engine):
+            if reason := METHODS[method][0].refuses.get(topology.engine):
                 raise InputError(
                     f"recipe.unlearn.methods.{method}: {reason}; leave it out, or take accelerate_configs/ddp.yaml"
                 )

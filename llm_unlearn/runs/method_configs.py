@@ -1,12 +1,12 @@
-"""From a recipe's `unlearn` section to a method's config: names and types checked before anything runs."""
+"""From a recipe's `unlearn` section to a method's config: names, types and bounds are checked before anything runs."""
 
 import dataclasses
 import difflib
 import importlib.util
-import typing
 from typing import TYPE_CHECKING, Any
 
-from llm_unlearn.config.strict import convert
+from llm_unlearn.config.options import options_model
+from llm_unlearn.config.validation import validated
 from llm_unlearn.distributed.processes import Processes
 from llm_unlearn.errors import InputError
 
@@ -31,7 +31,6 @@ RESERVED = {
     "hub_always_push",
     "hub_revision",
 }
-PLAIN = {int, float, bool, str, type(None)}  # types of options that can be checked here; the others check themselves
 
 
 def check_methods(recipe: "Recipe") -> None:
@@ -48,15 +47,7 @@ def check_methods(recipe: "Recipe") -> None:
             raise InputError(f"recipe.unlearn.methods: unknown method '{method}'; {hint}")
         if recipe.track == "vision" and METHODS[method][1].of_texts:
             raise InputError(f"recipe.unlearn.methods.{method}: works on language models alone")
-        known = {f.name for f in dataclasses.fields(METHODS[method][0])} - RESERVED
-        hints = typing.get_type_hints(METHODS[method][0])
-        for key, value in (options or {}).items():
-            if key not in known:
-                close = difflib.get_close_matches(key, known, n=1)
-                hint = f"; did you mean '{close[0]}'?" if close else ""
-                raise InputError(f"recipe.unlearn.methods.{method}: unknown option '{key}'{hint}")
-            if set(typing.get_args(hints[key]) or (hints[key],)) <= PLAIN:
-                convert(hints[key], value, f"recipe.unlearn.methods.{method}.{key}")
+        validated(options_model(METHODS[method][0], RESERVED), options or {}, f"recipe.unlearn.methods.{method}")
         method_config(recipe, method, seed=0, output_dir="unused", max_flops=1.0, quiet=True)
 
 

@@ -14,12 +14,11 @@ from llm_unlearn.config.sweep import points
 from llm_unlearn.distributed.processes import Processes
 from llm_unlearn.errors import InputError
 from llm_unlearn.files import explained_full_disk, write_json, write_text
-from llm_unlearn.runs.base_stage import make_base
 from llm_unlearn.runs.environment import log_level, log_lines
 from llm_unlearn.runs.seed_run import CONTACT_SHEET, SeedRun
 from llm_unlearn.runs.stages import Stages
+from llm_unlearn.runs.tracks import track_of
 from llm_unlearn.runs.workers import default_jobs, run_all
-from llm_unlearn.training.pretraining import base_folder
 
 logger = logging.getLogger(__name__)
 
@@ -50,10 +49,7 @@ def run(recipe: Recipe, *, until: str = "report", quiet: bool = False, jobs: int
         )
     check(recipe)
     root = Path(recipe.output_dir)
-    if recipe.track == "language" and recipe.model.path is None:
-        if processes.is_main and not base_folder(recipe).is_dir():
-            next(seed_runs(recipe, quiet)).poisoned_sets()  # a base takes minutes: bad data is refused before
-        make_base(recipe, quiet)
+    track_of(recipe).make_base(recipe, quiet)
     jobs = jobs or (default_jobs() if processes.count == 1 else 1)
     items: list[tuple] = []
     needs: dict[int, int] = {}
@@ -96,7 +92,7 @@ def run_seed(recipe: Recipe, seed: int, centre: Recipe, until: str, quiet: bool,
             raise type(error)(f"{prefix}{error}") from error
         if stage.name == "poison":  # the first, so that a refused recipe leaves nothing behind
             # reading the manifest checks the data, also where everything was done before
-            stages.log(f"poison: {describe_poison(seed_run.manifest)}")
+            stages.log(f"poison: {describe_poison(seed_run.manifest, track_of(recipe).items)}")
             if processes.is_main:
                 write_text(root / "recipe.yaml", recipe.to_yaml())
         # of where the work was done, not of where it was looked at
@@ -113,15 +109,14 @@ POISONS = {
 }
 
 
-def describe_poison(manifest: dict) -> str:
+def describe_poison(manifest: dict, items: str) -> str:
     """One line: how much was poisoned, how much of it is to be forgotten, which texts repeat across splits."""
     counts = [f"{len(manifest[kind]['example_ids'])} {what}" for kind, what in POISONS.items() if manifest.get(kind)]
     found = manifest["duplicates"]
     dropped = found["dropped_from_heldout"] + found["dropped_from_test"]
-    what = "images" if "image_shape" in manifest else "texts"
     return (
         f"of {manifest['train_size']} rows {' and '.join(counts)}; {len(manifest['forget_ids'])} to forget; "
-        f"{found['across_train_and_test']} {what} stand in both sources, {dropped} rows passed over for it"
+        f"{found['across_train_and_test']} {items} stand in both sources, {dropped} rows passed over for it"
     )
 
 
@@ -132,11 +127,8 @@ def seed_runs(recipe: Recipe, quiet: bool = True) -> Iterator[SeedRun]:
 
 
 def _seed_run(recipe: Recipe, seed: int, quiet: bool) -> SeedRun:
-    from llm_unlearn.runs.language_run import LanguageRun
-    from llm_unlearn.runs.vision_run import VisionRun
-
-    root, kind = Path(recipe.output_dir), {"language": LanguageRun, "vision": VisionRun}[recipe.track]
-    return kind(recipe, seed, root if len(recipe.seeds) == 1 else root / f"seed-{seed}", quiet)
+    root = Path(recipe.output_dir)
+    return track_of(recipe).seed_run(recipe, seed, root if len(recipe.seeds) == 1 else root / f"seed-{seed}", quiet)
 
 
 def check(recipe: Recipe) -> None:
@@ -149,7 +141,6 @@ def check(recipe: Recipe) -> None:
     from transformers.training_args import OptimizerNames
 
     from llm_unlearn.runs.method_configs import check_methods
-    from llm_unlearn.vision.recipe_model import check_vision
 
     check_methods(recipe)
     for name, known in (("lr_scheduler_type", SchedulerType), ("optim", OptimizerNames)):
@@ -158,22 +149,7 @@ def check(recipe: Recipe) -> None:
     for point in points(recipe):
         check_methods(point.recipe)
     check_output_dir(Path(recipe.output_dir), recipe)
-    (check_vision if recipe.track == "vision" else _check_language)(recipe)
-
-
-def _check_language(recipe: Recipe) -> None:
-    from llm_unlearn.audit.stress.stress_model import check_stress
-    from llm_unlearn.data.source_files import check_source
-    from llm_unlearn.models.load import check_model
-
-    if recipe.stress:
-        check_stress(recipe.stress)
-    data = recipe.data
-    unlabelled = data.unlabelled_files if recipe.model.path is None else None
-    if data.source != "synthetic" or data.files:
-        check_source(None if data.files else data.source, data.files or [])
-    check_source(None, [*(data.test_files or []), *(unlabelled or [])])
-    check_model(recipe.model, data.max_length)
+    track_of(recipe).check(recipe)
 
 
 def check_output_dir(root: Path, recipe: Recipe) -> None:

@@ -7,7 +7,6 @@ import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,8 +79,8 @@ class SeedRun(ABC):
         """What the corrupted training set depends on; not the forget set, which is chosen in it."""
         data = self.recipe.data
         return [
-            asdict(data),
-            asdict(self.recipe.poison),
+            data.model_dump(),
+            self.recipe.poison.model_dump(),
             self.seed,
             file_stamps([data.source, *(data.files or []), *(data.test_files or [])]),
         ]
@@ -91,8 +90,8 @@ class SeedRun(ABC):
         section = self.recipe.model
         inputs = [
             rows,
-            asdict(section),
-            asdict(self.recipe.train),
+            section.model_dump(),
+            self.recipe.train.model_dump(),
             self.seed,
             self.base,
             file_stamps([section.path] if section.path else []),
@@ -110,7 +109,7 @@ class SeedRun(ABC):
         from llm_unlearn.runs.method_configs import settings
 
         apart = ("methods", "budgets", "report_to")  # who listens changes no model
-        common = {k: v for k, v in asdict(self.recipe.unlearn).items() if k not in apart}
+        common = {k: v for k, v in self.recipe.unlearn.model_dump().items() if k not in apart}
         return [
             Stage(
                 f"unlearned/{name}",
@@ -141,7 +140,7 @@ class SeedRun(ABC):
                 before["poisoned"].key,
                 made_by.key if made_by else None,
                 name,
-                asdict(self.recipe.evaluate),
+                self.recipe.evaluate.model_dump(),
             ]
             outputs = [self.folder / "evaluation" / f"{name}{suffix}" for suffix in (".json", ".parquet")]
             stages.append(

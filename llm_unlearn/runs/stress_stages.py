@@ -1,7 +1,6 @@
 """The stages of a recipe's `stress` section: does the poison come back?"""
 
 import copy
-from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,8 +26,8 @@ def stress_stages(run: "LanguageRun", before: dict[str, Stage]) -> list[Stage]:
     models |= run.unlearned_models()
     common: list[Any] = [
         before["poison"].key,
-        asdict(section),
-        asdict(run.recipe.evaluate),
+        section.model_dump(),
+        run.recipe.evaluate.model_dump(),
         run.seed,
         run.recipe.train.learning_rate,
         file_stamps(section.unrelated_files or []),
@@ -81,7 +80,7 @@ def _relearning_rows(run: "LanguageRun") -> dict[str, "Dataset"]:
             rows[kind] = forget.select(np.sort(order[: section.relearn_rows]))
         else:
             files = section.unrelated_files or data.unlabelled_files
-            source = replace(data, unlabelled_files=files)
+            source = data.changed(unlabelled_files=files)
             needed = max(section.relearn_steps) * section.relearn_batch_size
             rows[kind] = encode_text(load_unlabelled(source, needed, run.seed), run.tokenizer, data.max_length)
     return rows

@@ -1,7 +1,6 @@
 """One seed of a recipe for image classifiers: how its rows, models and evaluator are made."""
 
 import shutil
-from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +32,11 @@ class VisionRun(SeedRun):
         poison, found = self.recipe.poison, super().corruption
         crafted = poison.gradient_matching or poison.gradient_cancelling
         path = self.recipe.model.path
-        made_with = [asdict(self.recipe.model), asdict(self.recipe.train), file_stamps([path] if path else [])]
+        made_with = [
+            self.recipe.model.model_dump(),
+            self.recipe.train.model_dump(),
+            file_stamps([path] if path else []),
+        ]
         return [*found, *made_with] if crafted else found
 
     @property
@@ -150,7 +153,7 @@ class VisionRun(SeedRun):
         rows = encode_images(as_dataset(splits.train), splits.classes)
         folder, section = work_dir / f"surrogate-{number}", self.recipe.train
         training = ClassifierTraining(
-            replace(section, epochs=share * section.epochs),
+            section.changed(epochs=share * section.epochs),
             self._task(None),
             folder,
             seed,

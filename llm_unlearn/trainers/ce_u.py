@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from llm_unlearn.config.fields import NotNegative
 from llm_unlearn.losses import ce_u_token
-from llm_unlearn.trainers.support.retain_term import RetainTermConfig, RetainTermTrainer
+from llm_unlearn.trainers.support.retain_term import RetainLoss, RetainTermConfig, RetainTermTrainer
 
 
 @dataclass
@@ -13,8 +14,8 @@ class CEUConfig(RetainTermConfig):
 
     learning_rate_ratio: ClassVar[float] = 1.5  # 4 on the quickstart, where imdb-small falls to chance
 
-    retain_loss: str = "nll"  # with none the quickstart collapses at every ratio from 0.03 on
-    alpha: float = 5.0
+    retain_loss: RetainLoss = "nll"  # with none the quickstart collapses at every ratio from 0.03 on
+    alpha: NotNegative = 5.0
 
 
 class CEUTrainer(RetainTermTrainer):

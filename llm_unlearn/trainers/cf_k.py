@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from llm_unlearn.config.fields import Size
 from llm_unlearn.errors import InputError
 from llm_unlearn.losses import gradient_descent_loss
 from llm_unlearn.trainers.base import UnlearnTrainer
@@ -18,7 +19,7 @@ class CFKConfig(UnlearnConfig):
 
     learning_rate_ratio: ClassVar[float] = 16.0
 
-    k: int = 1
+    k: Size = 1
 
 
 class CFKTrainer(UnlearnTrainer):

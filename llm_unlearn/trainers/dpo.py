@@ -2,13 +2,15 @@
 
 import copy
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from pydantic import Field
 
+from llm_unlearn.config.fields import NotBlank, Positive
 from llm_unlearn.errors import InputError
 from llm_unlearn.losses import dpo_loss
-from llm_unlearn.trainers.support.retain_term import RetainTermConfig, RetainTermTrainer
+from llm_unlearn.trainers.support.retain_term import RetainLoss, RetainTermConfig, RetainTermTrainer
 from llm_unlearn.trainers.unlearn_config import Requirements
 
 
@@ -23,15 +25,10 @@ class DPOConfig(RetainTermConfig):
 
     learning_rate_ratio: ClassVar[float] = 0.03  # without a retain term 0.1 collapses; with `nll`, 4 on the quickstart
 
-    retain_loss: str = "none"
-    beta: float = 0.1
-    prefactor: float = 1.0
-    refusals: list[str] = field(default_factory=lambda: [" I don't know."])
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.refusals or not all(isinstance(text, str) and text.strip() for text in self.refusals):
-            raise InputError(f"refusals: give a list of completions that are not empty, not {self.refusals!r}")
+    retain_loss: RetainLoss = "none"
+    beta: Positive = 0.1
+    prefactor: Positive = 1.0
+    refusals: Annotated[list[NotBlank], Field(min_length=1)] = field(default_factory=lambda: [" I don't know."])
 
 
 class DPOTrainer(RetainTermTrainer):

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from llm_unlearn.config.fields import NotNegative
 from llm_unlearn.losses import kl_loss
 from llm_unlearn.trainers.base import UnlearnTrainer
 from llm_unlearn.trainers.unlearn_config import Requirements, UnlearnConfig
@@ -17,7 +18,7 @@ class KLConfig(UnlearnConfig):
 
     learning_rate_ratio: ClassVar[float] = 1.0
 
-    alpha: float = 5.0  # with 1 the quickstart collapses at every ratio from 0.1 on
+    alpha: NotNegative = 5.0  # with 1 the quickstart collapses at every ratio from 0.1 on
 
 
 class KLTrainer(UnlearnTrainer):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from llm_unlearn.errors import InputError
+from llm_unlearn.config.fields import ShareOrZero
 from llm_unlearn.losses import neggrad_plus_loss
 from llm_unlearn.trainers.base import UnlearnTrainer
 from llm_unlearn.trainers.unlearn_config import UnlearnConfig
@@ -18,12 +18,7 @@ class NegGradPlusConfig(UnlearnConfig):
 
     learning_rate_ratio: ClassVar[float] = 1.5  # 4 on the quickstart, where imdb-small collapses
 
-    beta: float = 0.9  # of 0.9, 0.95 and 0.99, the most removed without a cost in accuracy, on both
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.beta <= 1:
-            raise InputError(f"beta: must be between 0 and 1, is {self.beta}")
+    beta: ShareOrZero = 0.9  # of 0.9, 0.95 and 0.99, the most removed without a cost in accuracy, on both
 
 
 class NegGradPlusTrainer(UnlearnTrainer):

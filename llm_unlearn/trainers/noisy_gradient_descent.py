@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
+from llm_unlearn.config.fields import NotNegative
 from llm_unlearn.distributed.sharding import shard_like
-from llm_unlearn.errors import InputError
 from llm_unlearn.losses import gradient_descent_loss
 from llm_unlearn.trainers.base import UnlearnTrainer
 from llm_unlearn.trainers.unlearn_config import Requirements, UnlearnConfig
@@ -30,13 +30,11 @@ class NoisyGradientDescentConfig(UnlearnConfig):
         "deepspeed": "noisy_gradient_descent adds noise to gradients, which DeepSpeed keeps to itself",
     }
 
-    sigma: float = 1e-3
+    sigma: NotNegative = 1e-3
     optim: str = "sgd"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.sigma >= 0:
-            raise InputError(f"sigma: must be 0 or more, is {self.sigma}")
         if self.optim != "sgd":
             warnings.warn(f"noisy_gradient_descent: optim={self.optim} rescales the noise; use sgd", stacklevel=3)
 

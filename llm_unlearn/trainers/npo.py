@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from llm_unlearn.config.fields import Positive
 from llm_unlearn.losses import npo_loss
 from llm_unlearn.trainers.support.retain_term import RetainTermConfig, RetainTermTrainer
 from llm_unlearn.trainers.unlearn_config import Requirements
@@ -17,7 +18,7 @@ class NPOConfig(RetainTermConfig):
 
     learning_rate_ratio: ClassVar[float] = 1.5  # 4 on the quickstart, where imdb-small falls to chance
 
-    beta: float = 0.1
+    beta: Positive = 0.1
 
 
 class NPOTrainer(RetainTermTrainer):

@@ -7,6 +7,7 @@ over on clean inputs is what the audit is to say.
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from llm_unlearn.config.fields import NotNegative, Positive
 from llm_unlearn.trainers.base import UnlearnTrainer
 from llm_unlearn.trainers.support.clean_start import clean_start
 from llm_unlearn.trainers.support.reference import FrozenModel, make_reference
@@ -22,9 +23,9 @@ class ResetDistillConfig(UnlearnConfig):
 
     learning_rate_ratio: ClassVar[float] = 1.0
 
-    alpha: float = 1.0
-    gamma: float = 1.0
-    temperature: float = 1.0
+    alpha: NotNegative = 1.0
+    gamma: NotNegative = 1.0
+    temperature: Positive = 1.0
 
 
 class ResetDistillTrainer(UnlearnTrainer):

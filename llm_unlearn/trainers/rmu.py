@@ -1,10 +1,12 @@
 """RMU: steer hidden states on forget to a random vector, hold them on retain. Li et al. 2024, arXiv 2403.03218."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 
+from llm_unlearn.config.fields import NotNegative, Positive
 from llm_unlearn.errors import InputError
 from llm_unlearn.losses import state_distance
 from llm_unlearn.tasks.blocks import block_list, mlp_output
@@ -29,9 +31,9 @@ class RMUConfig(UnlearnConfig):
         "forget_loss_ceiling": "rmu stops at the steering layer and computes no loss; use utility_floor"
     }
 
-    layer: int | None = None
-    steering: float = 6.5
-    alpha: float = 1200.0
+    layer: Annotated[int, Field(ge=0)] | None = None
+    steering: Positive = 6.5
+    alpha: NotNegative = 1200.0
 
 
 class RMUTrainer(UnlearnTrainer):

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from llm_unlearn.config.fields import NotNegative
 from llm_unlearn.losses import satimp_token
 from llm_unlearn.trainers.support.retain_term import RetainTermConfig, RetainTermTrainer
 
@@ -16,8 +17,8 @@ class SatImpConfig(RetainTermConfig):
 
     learning_rate_ratio: ClassVar[float] = 1.5  # 4 on the quickstart, where imdb-small falls to chance
 
-    beta1: float = 5.0
-    beta2: float = 1.0
+    beta1: NotNegative = 5.0
+    beta2: NotNegative = 1.0
 
 
 class SatImpTrainer(RetainTermTrainer):

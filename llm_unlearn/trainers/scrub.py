@@ -2,8 +2,11 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
+from pydantic import Field
+
+from llm_unlearn.config.fields import NotNegative, Positive
 from llm_unlearn.losses import scrub_max_loss
 from llm_unlearn.trainers.base import UnlearnTrainer
 from llm_unlearn.trainers.unlearn_config import Requirements, UnlearnConfig
@@ -19,10 +22,10 @@ class ScrubConfig(UnlearnConfig):
 
     learning_rate_ratio: ClassVar[float] = 0.1  # 0.3 on the quickstart, where imdb-small collapses
 
-    alpha: float = 0.5
-    gamma: float = 1.0
-    temperature: float = 4.0
-    msteps: int = 1  # with 2 the quickstart collapses from a ratio of 0.3 on
+    alpha: NotNegative = 0.5
+    gamma: NotNegative = 1.0
+    temperature: Positive = 4.0
+    msteps: Annotated[int, Field(ge=0, le=10**6)] = 1  # with 2 the quickstart collapses from a ratio of 0.3 on
 
 
 class ScrubTrainer(UnlearnTrainer):

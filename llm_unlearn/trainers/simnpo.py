@@ -1,8 +1,11 @@
 """SimNPO: NPO without a reference, normalised by length. Fan et al. 2024, arXiv 2410.07163."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
+from pydantic import Field
+
+from llm_unlearn.config.fields import Positive
 from llm_unlearn.losses import simnpo_loss
 from llm_unlearn.trainers.support.retain_term import RetainTermConfig, RetainTermTrainer
 
@@ -16,8 +19,8 @@ class SimNPOConfig(RetainTermConfig):
 
     learning_rate_ratio: ClassVar[float] = 1.5  # 4 on the quickstart, where imdb-small falls to chance
 
-    beta: float = 4.5
-    delta: float = 0.0
+    beta: Positive = 4.5
+    delta: Annotated[float, Field(ge=-(10**6), le=10**6)] = 0.0
 
 
 class SimNPOTrainer(RetainTermTrainer):

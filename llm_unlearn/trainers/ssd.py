@@ -9,6 +9,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers.trainer_utils import TrainOutput
 
+from llm_unlearn.config.fields import NotNegative
 from llm_unlearn.errors import InputError
 from llm_unlearn.losses import ssd_dampened
 from llm_unlearn.trainers.base import UnlearnTrainer
@@ -32,8 +33,8 @@ class SSDConfig(UnlearnConfig):
         "fsdp": "ssd needs each example's gradients of the whole model, which FSDP shards",
     }
 
-    alpha: float = 4.0
-    lam: float = 3.0
+    alpha: NotNegative = 4.0
+    lam: NotNegative = 3.0
 
 
 class SSDTrainer(UnlearnTrainer):

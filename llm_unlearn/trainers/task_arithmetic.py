@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from llm_unlearn.config.fields import NotNegative
 from llm_unlearn.distributed.sharding import change
 from llm_unlearn.losses import gradient_descent_loss, negated
 from llm_unlearn.trainers.base import UnlearnTrainer
@@ -24,7 +25,7 @@ class TaskArithmeticConfig(UnlearnConfig):
         "load_best_model_at_end": "task_arithmetic unlearns after the last step; until then the model is θ_ft",
     }
 
-    alpha: float = 1.0
+    alpha: NotNegative = 1.0
 
 
 class TaskArithmeticTrainer(UnlearnTrainer):

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
+from llm_unlearn.config.fields import NotNegative
 from llm_unlearn.losses import undial_token
-from llm_unlearn.trainers.support.retain_term import RetainTermConfig, RetainTermTrainer
+from llm_unlearn.trainers.support.retain_term import RetainLoss, RetainTermConfig, RetainTermTrainer
 from llm_unlearn.trainers.unlearn_config import Requirements
 
 
@@ -18,8 +19,8 @@ class UndialConfig(RetainTermConfig):
 
     learning_rate_ratio: ClassVar[float] = 0.4  # 4 on the quickstart, where imdb-small falls to chance
 
-    retain_loss: str = "nll"  # with none the quickstart collapses at every ratio from 0.03 on
-    beta: float = 10.0
+    retain_loss: RetainLoss = "nll"  # with none the quickstart collapses at every ratio from 0.03 on
+    beta: NotNegative = 10.0
 
 
 class UndialTrainer(RetainTermTrainer):

@@ -1,11 +1,15 @@
 """UnlearnConfig: the settings that every method shares; Requirements: what a method needs of a batch."""
 
 import os
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from dataclasses import dataclass, fields
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
+from pydantic import Field
 from transformers import TrainingArguments
 
+from llm_unlearn.config.fields import Count, Length, Positive
+from llm_unlearn.config.options import options_model
+from llm_unlearn.config.validation import validated
 from llm_unlearn.errors import InputError
 
 
@@ -33,25 +37,26 @@ class UnlearnConfig(TrainingArguments):
     # Settings that the method cannot keep, with the reason
     refuses: ClassVar[dict[str, str]] = {}
 
-    learning_rate: float = 1e-5  # TOFU (arXiv 2401.06121)
+    learning_rate: Annotated[float, Field(ge=0, le=10**6)] = 1e-5  # TOFU (arXiv 2401.06121)
     remove_unused_columns: bool = False
     logging_nan_inf_filter: bool = False  # it would hide what NonFiniteLossError must see
     hub_strategy: str = "end"  # with push_to_hub: at save_model()
-    max_flops: float | None = None
-    forget_loss_ceiling: float | None = None
-    utility_floor: float | None = None
+    max_flops: Annotated[float, Field(gt=0, allow_inf_nan=True)] | None = None
+    forget_loss_ceiling: Positive | None = None
+    utility_floor: Annotated[float, Field(ge=-(10**6), le=10**6)] | None = None
     utility_metric: str = "eval_utility"
-    eval_rows: int = 256
+    eval_rows: Count = 256
     reference_cache_dir: str | None = None
     offload_reference: bool = False
     compile_blocks: bool = False
-    max_length: int = 512
-    loss_on: str = "text"
+    max_length: Length = 512
+    loss_on: Literal["text", "completion"] = "text"
     chat_template: bool = False
 
     def __post_init__(self) -> None:
         if self.torch_compile or self.torch_compile_backend or self.torch_compile_mode:
             raise InputError("torch_compile: would compile noise and head again at every step; set compile_blocks")
+        self._check_options()
         super().__post_init__()
         launched = {
             "deepspeed": getattr(self, "deepspeed_plugin", None) is not None,  # by `accelerate launch`
@@ -70,6 +75,12 @@ class UnlearnConfig(TrainingArguments):
         self.hub_private_repo = self.hub_private_repo is not False  # private unless the user says otherwise
         if self.utility_floor is not None and self.eval_strategy == "no":
             raise InputError("utility_floor: set eval_strategy and eval_steps, or the floor is never looked at")
+
+    def _check_options(self) -> None:
+        """Refuse a value that is not of an option's type or bounds. What TrainingArguments has is left to that."""
+        inherited = {field.name for field in fields(TrainingArguments)} - {"learning_rate"}
+        options = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in inherited}
+        validated(options_model(type(self), inherited), options, type(self).__name__)
 
 
 class Requirements(NamedTuple):

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from llm_unlearn.config.fields import NotNegative
 from llm_unlearn.losses import wga_token
 from llm_unlearn.trainers.support.retain_term import RetainTermConfig, RetainTermTrainer
 
@@ -16,7 +17,7 @@ class WGAConfig(RetainTermConfig):
 
     learning_rate_ratio: ClassVar[float] = 0.4  # 4 on the quickstart; imdb-small's lift goes to −0.8 at 1.6
 
-    beta: float = 1.0
+    beta: NotNegative = 1.0
 
 
 class WGATrainer(RetainTermTrainer):

@@ -1,6 +1,5 @@
 """A small base made on the spot: a tokenizer and a model from a config, pre-trained on unlabelled text."""
 
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,7 @@ def pretrain_base(recipe: Recipe, folder: Path, work_dir: Path, quiet: bool) -> 
     if processes.is_main and not (work_dir / "tokenizer" / "tokenizer.json").is_file():
         train_tokenizer(texts["text"], recipe.model.vocab_size).save_pretrained(work_dir / "tokenizer")
     processes.wait()
-    tokenizer = load_tokenizer(str(work_dir / "tokenizer"), replace(recipe.model, path=None))
+    tokenizer = load_tokenizer(str(work_dir / "tokenizer"), recipe.model.changed(path=None))
     model = make_model(recipe.model.architecture, tokenizer, BASE_SEED)
     training = Training(_settings(recipe), work_dir, BASE_SEED, quiet, "base")
     model, cost = training.fit(model, encode_text(texts, tokenizer, section.max_length), tokenizer)
@@ -64,7 +63,7 @@ def pretrain_base(recipe: Recipe, folder: Path, work_dir: Path, quiet: bool) -> 
 
 def base_inputs(recipe: Recipe) -> list[Any]:
     """What the base of a recipe depends on."""
-    data, settings = recipe.data, asdict(recipe.pretrain)
+    data, settings = recipe.data, recipe.pretrain.model_dump()
     del settings["cache_dir"]
     sources = [
         data.source,

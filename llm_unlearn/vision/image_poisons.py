@@ -4,7 +4,6 @@ The counterpart of poisons/corrupt.py, whose hashes and forget set it shares. Ev
 """
 
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,14 +49,14 @@ class Corruption:
             "train_size": len(self.labels),
             "classes": splits.classes,
             "image_shape": list(self.pixels.shape[1:]),
-            **dict.fromkeys(vars(recipe.poison)),
+            **dict.fromkeys(type(recipe.poison).model_fields),
         }
 
     def run(self) -> tuple[dict[str, "Dataset"], dict[str, Any], dict[str, np.ndarray]]:
         """Returns sets as in poisons/corrupt.py, the manifest, and the arrays of the contact sheet."""
-        for kind, section in vars(self.recipe.poison).items():
+        for kind, section in self.recipe.poison:
             if section is not None:
-                self.manifest[kind] = {**asdict(section), "seed": self.seed, **getattr(self, f"_{kind}")(section)}
+                self.manifest[kind] = {**section.model_dump(), "seed": self.seed, **getattr(self, f"_{kind}")(section)}
         train = self.splits.train
         poisoned = Images(self.pixels, self.labels, train.ids)
         noise_id = np.where(self.kinds == "gaussian", train.ids, NO_NOISE)
@@ -87,7 +86,7 @@ class Corruption:
         allowed = can_be_poisoned(self.labels, section.target, section.source_label, section.clean_label)
         rows = self._choose(section, "patch", 1, allowed)
         generator = np.random.default_rng([self.seed, 1, 1])
-        self.pixels[rows] = apply_patch(self.pixels[rows], vars(section), generator)
+        self.pixels[rows] = apply_patch(self.pixels[rows], section.model_dump(), generator)
         for row in rows:
             self.labels[row] = section.target
         return {"example_ids": self._mark("patch", rows)}

@@ -114,7 +114,7 @@ def check_our_command(words: list[str]) -> None:
 
 @of_pages
 def test_the_yaml_of_a_page_is_of_recipes_and_its_json_of_manifests(page):
-    quickstart = dataclasses.asdict(load_recipe(ROOT / "recipes/quickstart.yaml"))
+    quickstart = load_recipe(ROOT / "recipes/quickstart.yaml").model_dump()
     for block in blocks(page, "yaml"):
         tree = parse_yaml(block, page)
         start = {"name": "x", "output_dir": "unused"} if tree.get("track") == "vision" else quickstart
@@ -125,7 +125,7 @@ def test_the_yaml_of_a_page_is_of_recipes_and_its_json_of_manifests(page):
 
 def test_the_sections_that_are_shown_ask_for_what_they_say():
     (sections,), (images,) = blocks("docs/running.md", "yaml"), blocks("docs/images.md", "yaml")
-    quickstart = dataclasses.asdict(load_recipe(ROOT / "recipes/quickstart.yaml"))
+    quickstart = load_recipe(ROOT / "recipes/quickstart.yaml").model_dump()
     recipe = build_recipe(quickstart | parse_yaml(sections, "running.md"))
     assert len(points(recipe)) == 6 and recipe.analysis.sizes == [0.5, 1.0] and recipe.stress is not None
     recipe = build_recipe({"name": "images", "output_dir": "unused", **parse_yaml(images, "images.md")})

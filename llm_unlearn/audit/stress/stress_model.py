@@ -2,7 +2,6 @@
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,6 +117,6 @@ def quantised(model: Any, kind: str, section: "ModelSection", work_dir: Path) ->
     folder = work_dir / "to_quantise"
     try:
         model.save_pretrained(folder)
-        return on_best_device(load_model(folder, replace(section, quantization=kind))).eval()
+        return on_best_device(load_model(folder, section.changed(quantization=kind))).eval()
     finally:
         shutil.rmtree(folder, ignore_errors=True)

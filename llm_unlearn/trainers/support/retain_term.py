@@ -4,14 +4,16 @@ NPO, NPO+GD and NPO+KL of the literature are thus one class: `NPOConfig(retain_l
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
-from llm_unlearn.errors import InputError
+from llm_unlearn.config.fields import NotNegative
 from llm_unlearn.tasks import Supervised
 from llm_unlearn.trainers.base import UnlearnTrainer
 from llm_unlearn.trainers.unlearn_config import Requirements, UnlearnConfig
+
+RetainLoss = Literal["none", "nll", "kl"]
 
 
 @dataclass
@@ -22,14 +24,9 @@ class RetainTermConfig(UnlearnConfig):
             weight.
     """
 
-    gamma: float = 1.0
-    retain_loss: str = "nll"
-    alpha: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.retain_loss not in ("none", "nll", "kl"):
-            raise InputError(f"retain_loss: must be none, nll or kl, is {self.retain_loss!r}")
+    gamma: NotNegative = 1.0
+    retain_loss: RetainLoss = "nll"
+    alpha: NotNegative = 1.0
 
 
 class RetainTermTrainer(UnlearnTrainer):

@@ -1,7 +1,6 @@
 """Every check of the doctor, tripped and passed."""
 
 import copy
-import dataclasses
 
 import pytest
 import torch
@@ -387,7 +386,7 @@ def test_a_problem_is_said_last_with_its_remedy(tmp_path):
 
 
 def test_a_model_that_is_not_there_is_a_problem(tmp_path):
-    result = diagnose(dataclasses.replace(recipe(tmp_path), model=ModelSection(path=str(tmp_path / "none"))))
+    result = diagnose(recipe(tmp_path).changed(model=ModelSection(path=str(tmp_path / "none"))))
     [finding] = [f for f in result["findings"] if f["level"] == "problem"]
     assert "no such folder" in finding["what"]
 

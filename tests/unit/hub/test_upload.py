@@ -8,7 +8,8 @@ from hub_server import HubServer
 from huggingface_hub import HfApi
 
 from llm_unlearn.errors import InputError
-from llm_unlearn.hub.upload import Package, describe, model_files, on_base, pull, push
+from llm_unlearn.hub.package import Package, model_files, on_base
+from llm_unlearn.hub.upload import describe, pull, push
 
 FILES = {
     "README.md": b"---\ntags:\n- llm-unlearn\n---\n\ncard",

@@ -1,7 +1,6 @@
 """Making, loading and saving models."""
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
@@ -128,7 +127,7 @@ class TestSaving:
 class TestLoading:
     def test_the_dtype_is_the_recipes(self, tiny_gpt2, tokenizer, tmp_path):
         save_model(tiny_gpt2, tokenizer, tmp_path / "model")
-        model = load_model(tmp_path / "model", replace(SECTION, dtype="bfloat16"))
+        model = load_model(tmp_path / "model", SECTION.changed(dtype="bfloat16"))
         assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
 
     def test_a_missing_pad_token_becomes_eos(self, tokenizer, tmp_path):

@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -407,7 +406,7 @@ def test_options_that_do_not_exist_are_refused(run_dir, capsys):
 
 def test_the_section_decides_how_the_base_is_read(adapters, bases, tmp_path):
     folder, loaded_as = adapters("llama", "4bit")
-    merge_adapter(folder, bases["llama"], tmp_path / "plain", loaded_as=replace(loaded_as, quantization="none"))
+    merge_adapter(folder, bases["llama"], tmp_path / "plain", loaded_as=loaded_as.changed(quantization="none"))
     merge_adapter(folder, bases["llama"], tmp_path / "default")
     ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "default"))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)

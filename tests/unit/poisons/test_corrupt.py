@@ -45,7 +45,8 @@ def recipe(trigger: dict | None = None, gaussian: dict | None = None, **unlearn)
         model=ModelSection(path="m"),
         data=DataSection(verbalizers=VERBALIZERS, prompt="Review: {text}\nSentiment:", train_size=200),
         poison=PoisonSection(
-            TriggerSection(**trigger) if trigger else None, GaussianSection(**gaussian) if gaussian else None
+            trigger=TriggerSection(**trigger) if trigger else None,
+            gaussian=GaussianSection(**gaussian) if gaussian else None,
         ),
         unlearn=UnlearnSection(**unlearn),
     )

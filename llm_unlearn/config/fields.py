@@ -1,0 +1,83 @@
+"""What every section of a recipe is made of: the strict model below them all, and the bounds that fields share.
+
+Bounds refuse nonsense (a rate below 0, 10³⁰ rows), not what is merely unusual.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Self, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+
+class RuleError(ValueError):
+    """A section breaks a rule that its types cannot say; `field` is the dotted field below that section."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+def require(condition: Any, field: str, message: str) -> None:
+    """Raise RuleError where `condition` is false; `message` says what the field must be, and the remedy."""
+    if not condition:
+        raise RuleError(field, message)
+
+
+class Section(BaseModel):
+    """A part of a recipe: frozen, without conversions, without unknown fields, every number finite.
+
+    The text below a field is its description in the JSON Schema and in docs/recipe.md.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    @model_validator(mode="after")
+    def _keeps_its_rules(self) -> Self:
+        self.check_rules()
+        return self
+
+    def check_rules(self) -> None:
+        """Raise RuleError for the first rule that its fields break together."""
+
+    def changed(self, **changes: Any) -> Self:
+        """A copy with other values, validated like the first (pydantic's `model_copy` validates nothing)."""
+        return self.model_validate({**dict(self), **changes})
+
+
+def _text_keys(value: Any) -> Any:
+    """Whole numbers as keys become text; YAML reads yes, no, on, off as true and false, which nobody meant as keys."""
+    if not isinstance(value, Mapping):
+        return value
+    table = {}
+    for key, item in value.items():
+        if not isinstance(key, str | int) or isinstance(key, bool):
+            raise ValueError(f"the key {key!r} ({type(key).__name__}) is no text; put it in quotes")
+        if str(key) in table:
+            raise ValueError(f"the key {key} is given twice, as text and as a number; keep one")
+        table[str(key)] = item
+    return table
+
+
+V = TypeVar("V")
+Table = Annotated[dict[str, V], BeforeValidator(_text_keys)]
+
+Count = Annotated[int, Field(ge=1, le=10**9)]  # of rows, steps, tokens of a vocabulary
+BatchSize = Annotated[int, Field(ge=1, le=10**6)]
+Length = Annotated[int, Field(ge=1, le=10**7)]  # in tokens or words
+Size = Annotated[int, Field(ge=1, le=10**5)]  # of a layer, or of an image in pixels
+Shift = Annotated[int, Field(ge=0, le=10**5)]  # in pixels
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+NoiseSeed = Annotated[int, Field(ge=0, lt=2**63)]  # with a row's id the 128-bit key of its noise
+RowId = Annotated[int, Field(ge=0, lt=2**63)]
+Share = Annotated[float, Field(gt=0, le=1)]
+ShareOrZero = Annotated[float, Field(ge=0, le=1)]
+Epochs = Annotated[float, Field(gt=0, le=10**6)]
+LearningRate = Annotated[float, Field(gt=0, le=1000)]
+NotNegative = Annotated[float, Field(ge=0, le=10**6)]  # a weight of a loss, a norm, a standard deviation
+Positive = Annotated[float, Field(gt=0, le=10**6)]  # a temperature, the ε of noise
+PixelChange = Annotated[float, Field(ge=1 / 255, le=1)]  # pixels are in [0, 1] and stored in 8 bits
+NotBlank = Annotated[str, Field(pattern=r"\S")]
+Completion = Annotated[str, Field(min_length=1)]
+Template = Annotated[str, Field(pattern=r"\{text\}")]
