@@ -7,7 +7,8 @@ from llm_unlearn.config.recipe import Recipe
 from llm_unlearn.distributed.topology import Topology, read_topology
 from llm_unlearn.doctor.finding import LEVELS, Finding, problem_of
 from llm_unlearn.doctor.machine_findings import check_devices, check_disk, check_versions, devices
-from llm_unlearn.doctor.memory.estimate import PARTS, TRAINING, Estimate, as_dict
+from llm_unlearn.doctor.memory.estimate import PARTS, TRAINING, Estimate
+from llm_unlearn.doctor.memory.subject import is_of_images
 from llm_unlearn.doctor.memory_findings import CONTEXT, Suggestion, capacity, check_memory
 from llm_unlearn.errors import InputError
 
@@ -39,7 +40,7 @@ def diagnose(recipe: Recipe | None = None, accelerate_config: str | None = None)
         "versions": versions,
         "devices": found,
         "topology": dataclasses.asdict(topology),
-        "memory": [as_dict(estimate) for estimate in estimates],
+        "memory": [estimate.as_dict() for estimate in estimates],
         "capacity": capacity(found, topology),
         "suggestions": [dataclasses.asdict(suggestion) for suggestion in suggestions],
     }
@@ -60,7 +61,7 @@ def _of_recipe(
         # the model's config, too, is read there: what follows would say the same again
         return [problem_of("recipe", error)], [], []
     findings = [Finding("recipe", "ok", f"'{recipe.name}' passes every check that a run makes before its first stage")]
-    if recipe.track == "language":
+    if not is_of_images(recipe):
         from llm_unlearn.doctor.adapter_findings import check_adapter
         from llm_unlearn.doctor.token_findings import check_tokens
 
@@ -86,7 +87,7 @@ def written(recipe: Recipe, training: Estimate) -> int:
         len(part.seeds) * (2 + part.has_clean_oracle + len(part.unlearn.methods) * len(part.unlearn.budgets))
         for part in (recipe, *(point.recipe for point in points(recipe)))
     )
-    made = saved if recipe.track == "language" and recipe.model.path is None else 0
+    made = saved if not is_of_images(recipe) and recipe.model.path is None else 0
     return saved * models + made + 3 * saved
 
 

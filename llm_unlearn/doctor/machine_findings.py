@@ -9,7 +9,8 @@ from typing import Any
 
 from llm_unlearn.config.recipe import Recipe
 from llm_unlearn.distributed.topology import Topology
-from llm_unlearn.doctor.finding import Finding, size_text
+from llm_unlearn.doctor.finding import Finding, Level, size_text
+from llm_unlearn.doctor.memory.subject import is_of_images
 
 PACKAGE = "llm_unlearn"
 EXTRA_OF = {"bitsandbytes": "quantization", "deepspeed": "deepspeed", "torchvision": "vision", "scikit-learn": "vision"}
@@ -25,7 +26,7 @@ def needed_extras(recipe: Recipe | None, topology: Topology) -> dict[str, str]:
     needs = {"deepspeed": f"the accelerate config ({topology.sharding})"} if topology.is_deepspeed else {}
     if recipe is None:
         return needs
-    if recipe.track == "vision":
+    if is_of_images(recipe):
         if recipe.data.source == "digits" and not recipe.data.files:
             needs["scikit-learn"] = "data.source: digits"
         if recipe.data.source.startswith("torchvision/"):
@@ -66,28 +67,14 @@ def check_versions(
         if not fits and (not optional or name in needs or version is not None):
             findings.append(_misfit(name, version, str(requirement.specifier), optional, needs.get(name)))
         elif version is None:
-            findings.append(
-                Finding(
-                    "versions",
-                    "note",
-                    f"{name} is not installed; it is optional"
-                    + (", and this recipe does not need it" if recipe else ""),
-                    f"pip install 'llm_unlearn[{EXTRA_OF.get(name, 'all')}]' where you want it"
-                    if name in EXTRA_OF
-                    else None,
-                )
-            )
-    findings.insert(
-        0,
-        Finding(
-            "versions",
-            "ok",
-            f"Python {platform.python_version()}, {count} packages within the "
-            f"ranges of pyproject.toml; torch {found.get('torch')}, transformers "
-            f"{found.get('transformers')}",
-        ),
+            unused = ", and this recipe does not need it" if recipe else ""
+            install = f"pip install 'llm_unlearn[{EXTRA_OF[name]}]' if you want it" if name in EXTRA_OF else None
+            findings.append(Finding("versions", "note", f"{name} is not installed; it is optional{unused}", install))
+    what = (
+        f"Python {platform.python_version()}, {count} packages within the ranges of pyproject.toml; "
+        f"torch {found.get('torch')}, transformers {found.get('transformers')}"
     )
-    return found, findings
+    return found, [Finding("versions", "ok", what), *findings]
 
 
 def _misfit(name: str, version: str | None, wanted: str, optional: bool, need: str | None) -> Finding:
@@ -95,7 +82,7 @@ def _misfit(name: str, version: str | None, wanted: str, optional: bool, need: s
     what = f"{name} is not installed" if version is None else f"{name} {version} is not within {wanted}"
     if need:
         what += f", and this recipe needs it ({need})"
-    level = "warning" if optional and not need else "problem"
+    level: Level = "warning" if optional and not need else "problem"
     return Finding("versions", level, what, f"pip install '{extra if version is None else name + wanted}'")
 
 
@@ -143,27 +130,15 @@ def check_devices(found: dict[str, Any], recipe: Recipe | None, topology: Topolo
     findings = [Finding("devices", "ok", what)]
     per_machine = topology.processes // topology.machines
     if not topology.use_cpu and topology.processes > 1 and len(gpus) < per_machine:
-        findings.append(
-            Finding(
-                "devices",
-                "warning",
-                f"the accelerate config starts {per_machine} processes on a "
-                f"machine, with a GPU each, and this one has {len(gpus)}",
-                "run it on a machine that has them, or set num_processes",
-            )
-        )
+        what = f"the accelerate config starts {per_machine} processes on a machine, one GPU each; here are {len(gpus)}"
+        remedy = "run it on a machine that has them, or set num_processes"
+        findings.append(Finding("devices", "warning", what, remedy))
     if recipe is not None and recipe.train.bf16 and gpus and not topology.use_cpu:
         import torch
 
         if not torch.cuda.is_bf16_supported(including_emulation=False):
-            findings.append(
-                Finding(
-                    "devices",
-                    "problem",
-                    f"train.bf16: {gpus[0]['name']} does not compute in bfloat16",
-                    "train.bf16=false",
-                )
-            )
+            what = f"train.bf16: {gpus[0]['name']} does not compute in bfloat16"
+            findings.append(Finding("devices", "problem", what, "train.bf16=false"))
     return findings
 
 
@@ -171,15 +146,10 @@ def check_disk(free: int | None, needed: int, output_dir: str) -> Finding | None
     """Whether what a run writes fits."""
     if free is None:
         return None
-    what = f"the run writes about {size_text(needed)} of models and checkpoints to {output_dir}"
-    if needed > free:
-        return Finding(
-            "disk",
-            "problem",
-            f"{what}, where {size_text(free)} are free",
-            "set output_dir to a larger disk, or take fewer seeds, methods or budgets",
-        )
-    return Finding("disk", "ok", f"{what}; {size_text(free)} are free")
+    what = f"the run writes about {size_text(needed)} to {output_dir}, where {size_text(free)} are free"
+    if needed <= free:
+        return Finding("disk", "ok", what)
+    return Finding("disk", "problem", what, "set output_dir to a larger disk, or take fewer seeds, methods or budgets")
 
 
 def _existing(path: str) -> Path:

@@ -1,6 +1,5 @@
 """What is trained on: special tokens, chat template, supervised tokens, and the same prompts in training and audit."""
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +83,7 @@ def rows_of(recipe: Recipe) -> list[dict[str, Any]] | None:
     if not is_local(recipe):
         return None
     few = {"train_size": min(recipe.data.train_size, ROWS), "heldout_size": 1, "test_size": 1}
-    splits = load_splits(dataclasses.replace(recipe.data, **few), recipe.seeds[0])
+    splits = load_splits(recipe.data.changed(**few), recipe.seeds[0])
     return list(render(splits.train, recipe.data))
 
 

@@ -13,7 +13,7 @@ from llm_unlearn.errors import InputError
 from llm_unlearn.tasks.blocks import block_list
 
 if TYPE_CHECKING:
-    from llm_unlearn.config.sections import ModelSection
+    from llm_unlearn.config.sections import LoraSection, ModelSection
 
 
 @contextmanager
@@ -27,7 +27,7 @@ def without_data() -> Iterator[None]:
     from transformers.integrations import moe
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    mode.__deepcopy__ = lambda memo: mode  # copies of tensors are in the same mode
+    vars(mode)["__deepcopy__"] = lambda memo: mode  # copies of tensors are in the same mode
     with (
         mode,
         mock.patch.object(nn.Module, "to", lambda module, *_, **__: module),
@@ -52,7 +52,7 @@ def text_model(section: "ModelSection", blocks: int | None = None, dtype: torch.
     if section.quantization != "none":
         _quantise(model, section.quantization, getattr(torch, section.dtype))
     if section.lora:
-        model = _with_adapter(model, section)
+        model = _with_adapter(model, section.lora)
     cast(model, dtype)
     if section.gradient_checkpointing:
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
@@ -78,7 +78,7 @@ def bare_model(section: "ModelSection") -> Any:
         raise InputError(f"recipe.model: {' '.join(reason.split())}") from None
 
 
-def _with_adapter(model: nn.Module, section: "ModelSection") -> nn.Module:
+def _with_adapter(model: nn.Module, section: "LoraSection") -> nn.Module:
     from peft import get_peft_model
 
     from llm_unlearn.models.adapters import lora_config
@@ -86,7 +86,7 @@ def _with_adapter(model: nn.Module, section: "ModelSection") -> nn.Module:
     try:
         with warnings.catch_warnings():  # of how peft stores Conv1D; the run says it
             warnings.simplefilter("ignore", UserWarning)
-            return get_peft_model(model, lora_config(section.lora))
+            return get_peft_model(model, lora_config(section))
     except ValueError as error:  # no such module, one of a kind that takes no adapter, or no choice of peft's own
         raise InputError(f"recipe.model.lora.target_modules: {' '.join(str(error).split())}") from None
 
@@ -125,7 +125,7 @@ class PackedLinear(nn.Linear):
         n = in_features * out_features
         size = n // 2 + n * 127 // 8000 if bits == "4bit" else n + 4 * out_features
         self.weight = nn.Parameter(torch.empty(size, dtype=torch.uint8), requires_grad=False)
-        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach(), requires_grad=False))
 
     def forward(self, input: Tensor) -> Tensor:
         y = _Dequantised.apply(input.to(self.dtype), self)

@@ -117,6 +117,7 @@ class _Estimator:
     ) -> Estimate:
         topology, trained, whole = self.topology, traced.trained, traced.whole
         share = topology.share("optimizer")
+        passing: float
         if step == "ssd":  # two Fisher diagonals in float32 in the place of an optimizer
             state, passing = 8 * numbers(trained), 12 * max(count for count, _, _ in trained)
         elif topology.is_deepspeed:

@@ -59,7 +59,7 @@ class Ledger(TorchDispatchMode):
         """Count the gradient of each weight as such, from the moment when it is complete."""
 
         def count(parameter: Tensor) -> None:
-            self.own([parameter.grad], "gradients")
+            self.own([gradient for gradient in [parameter.grad] if gradient is not None], "gradients")
 
         for weight in weights:
             weight.register_post_accumulate_grad_hook(count)

@@ -84,11 +84,15 @@ def trace(subject: Subject, setting: Setting, method: str | None = None, config:
     few, more = (_run(subject, setting, method, config, blocks) for blocks in SHALLOW)
     steps = (subject.depth - SHALLOW[1]) / (SHALLOW[1] - SHALLOW[0])
 
-    def extended(a: dict, b: dict) -> dict:
+    def extended(a: dict[Any, int], b: dict[Any, int]) -> dict[Any, int]:
         return {key: round(b[key] + steps * (b[key] - a.get(key, 0))) for key in b}
 
-    pairs = ((few.peak, more.peak), (few.whole, more.whole), (few.trained, more.trained))
-    return Traced(*(extended(a, b) for a, b in pairs), more.by_formula)
+    return Traced(
+        extended(few.peak, more.peak),
+        extended(few.whole, more.whole),
+        extended(few.trained, more.trained),
+        more.by_formula,
+    )
 
 
 def _run(subject: Subject, setting: Setting, method: str | None, config: Any, blocks: int | None = None) -> Traced:
@@ -182,18 +186,19 @@ def _unlearning(
         fp16=False,
         report_to="none",
     )
+    cls: Any = METHODS[method][1]
     given = dict.fromkeys(("forget", "retain"), subject.row())
     if method == "dpo":  # its loss on forget rows and refusals is on completions, whatever loss_on
         longest = max(len(text.encode()) for text in config.refusals) + 1
         given |= {"forget": subject.row(subject.completion), "refusal": subject.row(longest)}
     others = {f"{name}_dataset": Dataset.from_list([row] * setting.rows) for name, row in given.items()}
-    if METHODS[method][1].starts_clean and not subject.adapter:
+    if cls.starts_clean and not subject.adapter:
         others["start_model"] = subject.model(blocks, setting.dtype)
     model = subject.model(blocks, setting.dtype)
-    trainer = _without_reference(METHODS[method][1])(
+    trainer = _without_reference(cls)(
         model=model, args=args, task=subject.task, data_collator=subject.collate, **others
     )
-    _, trainer.reference_on, log_probs_on = METHODS[method][1].requirements(args)
+    _, trainer.reference_on, log_probs_on = cls.requirements(args)
     sharded = setting.shares["reference"] < 1
     if trainer.reference_on and trainer.reference is None:
         trainer.reference = make_reference(trainer.model, torch.bfloat16 if setting.autocast and not sharded else None)

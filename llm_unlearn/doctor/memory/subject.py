@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from llm_unlearn.config.recipe import Recipe, VisionRecipe
@@ -32,9 +33,14 @@ class Subject:
     adapter: bool = False
 
 
+def is_of_images(recipe: Recipe) -> bool:
+    """Whether a recipe is about images; texts otherwise. The doctor asks it nowhere else."""
+    return isinstance(recipe, VisionRecipe)
+
+
 def subject_of(recipe: Recipe) -> Subject:
-    """The one place here that asks which kind of data a recipe is about."""
-    return _of_images(recipe) if isinstance(recipe, VisionRecipe) else _of_texts(recipe)
+    """What the recipe's steps train."""
+    return _of_images(recipe) if is_of_images(recipe) else _of_texts(recipe)
 
 
 def _of_texts(recipe: Recipe) -> Subject:
@@ -60,7 +66,7 @@ def _of_texts(recipe: Recipe) -> Subject:
     )
 
 
-def _of_images(recipe: VisionRecipe) -> Subject:
+def _of_images(recipe: Any) -> Subject:
     from llm_unlearn.doctor.memory.dataless import cast
     from llm_unlearn.vision.classifiers import ImageClassifier
     from llm_unlearn.vision.image_task import ImageCollator, ImageTask
@@ -102,7 +108,7 @@ def _tokenizer(recipe: Recipe) -> Any:
     from llm_unlearn.training.pretraining import base_folder
 
     base = recipe.model.path or base_folder(recipe)
-    if recipe.model.path is None and not base.is_dir():
+    if recipe.model.path is None and not Path(base).is_dir():
         return None
     try:
         return load_tokenizer(str(base), recipe.model)
