@@ -1,8 +1,10 @@
 """Versions against what the package declares, and devices: GPUs, cores, memory, disk."""
 
+import contextlib
 import os
 import platform
 import shutil
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -100,19 +102,13 @@ def devices(output_dir: str | None) -> dict[str, Any]:
     """{"gpus": [{"name", "bytes"}], "cpu_cores", "ram_bytes", "ram_available_bytes", "disk_free_bytes"}."""
     import torch
 
-    gpus = []
-    for index in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(index)
-        gpus.append({"name": properties.name, "bytes": properties.total_memory})
-    ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = _container_limit()
-    ram = ram if limit is None else min(ram, limit)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cards = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+    ram = min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), _container_limit())
     return {
-        "gpus": gpus,
-        "cpu_cores": cores,
+        "gpus": [{"name": card.name, "bytes": card.total_memory} for card in cards],
+        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "ram_bytes": ram,
-        "ram_available_bytes": min(ram, _available() or ram),
+        "ram_available_bytes": min(ram, _available()),
         "disk_free_bytes": None if output_dir is None else shutil.disk_usage(_existing(output_dir)).free,
     }
 
@@ -160,19 +156,18 @@ def _existing(path: str) -> Path:
     return folder
 
 
-def _container_limit() -> int | None:
-    """Bytes that a container may use, where it has a limit of its own."""
+def _container_limit() -> int:
+    """Bytes that a container may use; no limit where it has none of its own."""
     for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
+        with contextlib.suppress(OSError, ValueError):  # absent, or "max"
             return int(Path(name).read_text())
-        except (OSError, ValueError):  # absent, or "max"
-            continue
-    return None
+    return sys.maxsize
 
 
-def _available() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+def _available() -> int:
+    """Bytes of memory that are free or can be freed; no limit where the system does not say."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return sys.maxsize

@@ -1,5 +1,6 @@
 """Models without data: the recipe's architecture, adapter and quantisation on tensors that have shapes alone."""
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +31,8 @@ def without_data() -> Iterator[None]:
     vars(mode)["__deepcopy__"] = lambda memo: mode  # copies of tensors are in the same mode
     with (
         mode,
+        # it prints the stack of what a forward tries in vain
+        mock.patch.object(logging.getLogger("torch._subclasses.fake_tensor"), "disabled", True),
         mock.patch.object(nn.Module, "to", lambda module, *_, **__: module),
         mock.patch.object(moe, "_can_use_grouped_mm", lambda *_: False, create=True),
     ):

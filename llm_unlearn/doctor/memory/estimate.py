@@ -87,34 +87,30 @@ class _Estimator:
 
         from llm_unlearn.doctor.memory.step import Setting, trace
 
-        section: Any = self.recipe.train if name == TRAINING else self.recipe.unlearn
-        options = {} if name == TRAINING else self.recipe.unlearn.methods[name] or {}
-        config, accumulation, bf16 = None, section.gradient_accumulation_steps, self.recipe.train.bf16
-        if name != TRAINING:
+        training = name == TRAINING
+        section: Any = self.recipe.train if training else self.recipe.unlearn
+        config, optim, accumulation = None, section.optim if training else "", section.gradient_accumulation_steps
+        if not training:
             from llm_unlearn.runs.method_configs import method_config
 
             config = method_config(self.recipe, name, seed=0, output_dir="unused", max_flops=1.0, quiet=True)
-            accumulation, bf16 = config.gradient_accumulation_steps, config.bf16
-        rows = options.get("per_device_train_batch_size")
+            optim, accumulation = getattr(config.optim, "value", config.optim), config.gradient_accumulation_steps
+        rows = (self.recipe.unlearn.methods.get(name) or {}).get("per_device_train_batch_size")
         if rows is None:
-            field = "train" if name == TRAINING else "unlearn"
-            rows = self.topology.rows_per_device(section.batch_size, f"recipe.{field}.batch_size")
+            field = f"recipe.{'train' if training else 'unlearn'}.batch_size"
+            rows = self.topology.rows_per_device(section.batch_size, field)
+        bf16 = self.recipe.train.bf16 if config is None else config.bf16
         engine = bf16 and self.topology.is_deepspeed  # DeepSpeed casts the weights, and there is no autocast
         setting = Setting(rows, accumulation > 1, bf16 and not engine, torch.bfloat16 if engine else None, self.shares)
-        if config is None:
-            traced = trace(self.subject, setting)
-            return self._estimate(name, traced, section.optim, getattr(section, "momentum", 0) > 0)
         try:
-            traced = trace(self.subject, setting, name, config)
+            traced = trace(self.subject, setting, None if training else name, config)
         except InputError as error:  # what the method itself refuses, such as more blocks than there are
-            raise InputError(f"recipe.unlearn.methods.{name}: {error}") from None
+            raise error if training else InputError(f"recipe.unlearn.methods.{name}: {error}") from None
         # an adapter's reference is part of the model that trains, and stays with it
-        away = config.offload_reference and not self.subject.adapter
-        return self._estimate(name, traced, getattr(config.optim, "value", config.optim), away=away)
+        away = config is not None and config.offload_reference and not self.subject.adapter
+        return self._estimate(name, traced, optim, training and getattr(section, "momentum", 0) > 0, away)
 
-    def _estimate(
-        self, step: str, traced: "Traced", optim: str, momentum: bool = False, away: bool = False
-    ) -> Estimate:
+    def _estimate(self, step: str, traced: "Traced", optim: str, momentum: bool, away: bool) -> Estimate:
         topology, trained, whole = self.topology, traced.trained, traced.whole
         share = topology.share("optimizer")
         passing: float

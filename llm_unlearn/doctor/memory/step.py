@@ -5,7 +5,6 @@ values is left out: the check that the loss is finite, and log-probs of the refe
 """
 
 import dataclasses
-import logging
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
@@ -87,37 +86,31 @@ def trace(subject: Subject, setting: Setting, method: str | None = None, config:
     def extended(a: dict[Any, int], b: dict[Any, int]) -> dict[Any, int]:
         return {key: round(b[key] + steps * (b[key] - a.get(key, 0))) for key in b}
 
-    return Traced(
-        extended(few.peak, more.peak),
-        extended(few.whole, more.whole),
-        extended(few.trained, more.trained),
-        more.by_formula,
-    )
+    whole, trained = extended(few.whole, more.whole), extended(few.trained, more.trained)
+    return Traced(extended(few.peak, more.peak), whole, trained, more.by_formula)
 
 
 def _run(subject: Subject, setting: Setting, method: str | None, config: Any, blocks: int | None = None) -> Traced:
-    noise = logging.getLogger("torch._subclasses.fake_tensor")
-    before, noise.disabled = noise.disabled, True  # it prints the stack of what is tried here
-    try:
-        with without_data(), tempfile.TemporaryDirectory() as folder:
-            if method is None or method == "ssd":
-                trainer, batches = _training(subject, setting, folder, blocks, one_row=method == "ssd")
-            else:
-                trainer, batches = _unlearning(subject, setting, folder, blocks, method, config)
-            whole, trained = _facts(trainer, subject)
-            try:
-                return Traced(_peak(trainer, batches, setting, subject.vocabulary), whole, trained)
-            except InputError:
-                raise
-            except UNTRACEABLE:
-                held = {name: round(whole[name] * setting.shares[name]) for name in ("weights", "reference")}
-                rows = setting.rows * (len(batches[0]) if method else 1)
-                size = 2 if setting.autocast else next(trainer.model.parameters()).element_size()
-                layers = subject.depth if blocks is None else blocks
-                held["activations"] = activations(rows * subject.hidden * size, layers, subject.checkpointing)
-                return Traced(held, whole, trained, by_formula=True)
-    finally:
-        noise.disabled = before
+    with without_data(), tempfile.TemporaryDirectory() as folder:
+        if method is None or method == "ssd":  # ssd takes each row's gradient alone, in evaluation mode
+            model, rows = subject.model(blocks, setting.dtype), setting.rows if method is None else 1
+            args = TrainingArguments(folder, use_cpu=True, bf16=setting.autocast, report_to="none")
+            trainer: Any = _Training(model if method is None else model.eval(), args)
+            trainer.task, batches = subject.task, [subject.collate([subject.row()] * rows)]
+        else:
+            trainer, batches = _unlearning(subject, setting, folder, blocks, method, config)
+        whole, trained = _facts(trainer, subject)
+        try:
+            return Traced(_peak(trainer, batches, setting, subject.vocabulary), whole, trained)
+        except InputError:
+            raise
+        except UNTRACEABLE:
+            held = {name: round(whole[name] * setting.shares[name]) for name in ("weights", "reference")}
+            rows = setting.rows * (len(batches[0]) if method else 1)
+            size = 2 if setting.autocast else next(trainer.model.parameters()).element_size()
+            layers = subject.depth if blocks is None else blocks
+            held["activations"] = activations(rows * subject.hidden * size, layers, subject.checkpointing)
+            return Traced(held, whole, trained, by_formula=True)
 
 
 def _peak(trainer: Any, batches: list[dict], setting: Setting, vocabulary: int) -> dict[str, int]:
@@ -155,37 +148,13 @@ class _Training(MeanNLL, Trainer):
     """A Trainer of the mean NLL, as those of texts and of images are."""
 
 
-def _training(
-    subject: Subject, setting: Setting, folder: str, blocks: int | None, one_row: bool
-) -> tuple[Any, list[dict]]:
-    """A trainer and its batch.
-
-    Args:
-        one_row: of ssd, which takes each row's gradient alone, in evaluation mode.
-    """
-    model = subject.model(blocks, setting.dtype)
-    args = TrainingArguments(folder, use_cpu=True, bf16=setting.autocast, report_to="none")
-    trainer = _Training(model.eval() if one_row else model, args)
-    trainer.task = subject.task
-    return trainer, [subject.collate([subject.row()] * (1 if one_row else setting.rows))]
-
-
 def _unlearning(
     subject: Subject, setting: Setting, folder: str, blocks: int | None, method: str, config: Any
 ) -> tuple[Any, list[dict]]:
     """A method's trainer, and a batch of each kind of step that it takes."""
-    args = dataclasses.replace(
-        config,
-        output_dir=folder,
-        per_device_train_batch_size=setting.rows,
-        gradient_accumulation_steps=1,
-        max_flops=None,
-        max_steps=STEPS,
-        use_cpu=True,
-        bf16=setting.autocast,
-        fp16=False,
-        report_to="none",
-    )
+    steps = {"per_device_train_batch_size": setting.rows, "gradient_accumulation_steps": 1, "max_steps": STEPS}
+    here = {"output_dir": folder, "use_cpu": True, "bf16": setting.autocast, "fp16": False, "report_to": "none"}
+    args = dataclasses.replace(config, max_flops=None, **steps, **here)
     cls: Any = METHODS[method][1]
     given = dict.fromkeys(("forget", "retain"), subject.row())
     if method == "dpo":  # its loss on forget rows and refusals is on completions, whatever loss_on

@@ -84,7 +84,8 @@ def test_the_ledger_counts_by_hand():
     with without_data():
         model, x = nn.Linear(3, 5), torch.zeros(4, 3)
         with Ledger({}, vocabulary=7) as ledger:
-            assert ledger.own(model.parameters(), "weights") == 80
+            ledger.own(model.parameters(), "weights")
+            assert ledger.held["weights"] == 80
             ledger.watch_gradients(model.parameters())
             ledger.start()
             y = model(x)
