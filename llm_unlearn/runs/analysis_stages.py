@@ -20,7 +20,7 @@ def analysis_stages(run: "LanguageRun", before: dict[str, Stage]) -> list[Stage]
     """Trainings to compare with, then the comparison; none without the recipe's `analysis` section."""
     if run.recipe.analysis is None:
         return []
-    arms = {}
+    arms: dict[str, tuple[str, float]] = {}
     for size in run.recipe.analysis.sizes:
         arms |= {f"{kind}@{size:g}": (kind, size) for kind in ("random", "poison") if (kind, size) != ("poison", 1)}
     arms["reseeded"] = ("reseeded", 0.0)

@@ -15,9 +15,10 @@ from llm_unlearn.distributed.processes import Processes
 from llm_unlearn.errors import InputError
 from llm_unlearn.files import explained_full_disk, write_json, write_text
 from llm_unlearn.runs.environment import log_level, log_lines
-from llm_unlearn.runs.seed_run import CONTACT_SHEET, SeedRun
+from llm_unlearn.runs.seed_run import SeedRun
 from llm_unlearn.runs.stages import Stages
 from llm_unlearn.runs.tracks import track_of
+from llm_unlearn.runs.training_stages import CONTACT_SHEET
 from llm_unlearn.runs.workers import default_jobs, run_all
 
 logger = logging.getLogger(__name__)

@@ -14,6 +14,7 @@ from llm_unlearn.runs.stages import Stage
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from llm_unlearn.config.sections import StressSection
     from llm_unlearn.runs.language_run import LanguageRun
 
 
@@ -35,27 +36,27 @@ def stress_stages(run: "LanguageRun", before: dict[str, Stage]) -> list[Stage]:
     return [
         Stage(
             f"stress/{name}",
-            [*common, before[where].key],
+            [*common, before[folder].key],
             [run.folder / "stress" / f"{name}.json"],
-            partial(_stress, run, name, where),
+            partial(_stress, run, section, name, folder),
         )
-        for name, where in models.items()
+        for name, folder in models.items()
     ]
 
 
-def _stress(run: "LanguageRun", name: str, where: str, work_dir: Path) -> None:
+def _stress(run: "LanguageRun", section: "StressSection", name: str, folder: str, work_dir: Path) -> None:
+    """Stress the model in `folder` and write what was measured."""
     from llm_unlearn.audit.stress.meter import Meter
     from llm_unlearn.audit.stress.stress_model import stress_model
 
-    section = run.recipe.stress
     evaluator = copy.copy(run.evaluator)
     evaluator.processes = ALONE  # of several processes, the main one does this
     meter = Meter(evaluator, run.recipe.data, section.limit, run.seed)
     result = stress_model(
-        partial(run.model, where),
+        partial(run.model, folder),
         meter,
         section,
-        _relearning_rows(run),
+        _relearning_rows(run, section),
         learning_rate=section.relearn_learning_rate or run.recipe.train.learning_rate,
         noise=run.manifest["gaussian"],
         model_section=run.recipe.model,
@@ -64,13 +65,12 @@ def _stress(run: "LanguageRun", name: str, where: str, work_dir: Path) -> None:
     write_json(run.folder / "stress" / f"{name}.json", result)
 
 
-def _relearning_rows(run: "LanguageRun") -> dict[str, "Dataset"]:
+def _relearning_rows(run: "LanguageRun", section: "StressSection") -> dict[str, "Dataset"]:
     """Tokenised rows per kind: clean training rows, unrelated text, and a few rows of the forget set."""
     from llm_unlearn.data.encoding import encode_text
     from llm_unlearn.data.sources import load_unlabelled
 
-    section, data = run.recipe.stress, run.recipe.data
-    rows = {}
+    data, rows = run.recipe.data, dict[str, "Dataset"]()
     for kind in section.relearn_on:
         if kind == "clean":
             rows[kind] = run.clean_rows()

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llm_unlearn.config.recipe import Recipe
+from llm_unlearn.config.recipe import Recipe, VisionRecipe
 from llm_unlearn.distributed.processes import Processes
 from llm_unlearn.distributed.topology import Topology
 from llm_unlearn.errors import InputError
@@ -98,6 +98,7 @@ class VisionTrack(Track):
     def check(self, recipe: Recipe) -> None:
         from llm_unlearn.vision.recipe_model import check_vision
 
+        assert isinstance(recipe, VisionRecipe)
         check_vision(recipe)
 
     def base_of_run(self, recipe: Recipe, root: Path) -> str | None:

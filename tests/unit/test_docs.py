@@ -38,6 +38,15 @@ reference = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(reference)
 
 
+def test_the_walk_from_batch_to_loss_names_what_is_in_its_files():
+    rows = re.findall(r"^\| (\d) \| `(\S+)` \| (.*) \|$", PAGES["docs/how-a-step-runs.md"], flags=re.M)
+    assert [int(number) for number, *_ in rows] == list(range(1, len(rows) + 1)) and 3 <= len(rows) <= 7
+    for _, file, text in rows:
+        names = {part for name in re.findall(r"`([\w.]+)`", text) for part in name.split(".")}
+        defined = set(re.findall(r"^ *(?:def|class) (\w+)", (ROOT / file).read_text(encoding="utf-8"), flags=re.M))
+        assert names and names <= defined, (file, names - defined)
+
+
 # ---- every page
 
 

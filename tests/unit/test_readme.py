@@ -31,8 +31,8 @@ def test_the_table_of_methods_is_the_list_of_methods():
     for name, file, needs, reference, refused in rows:
         config, cls = METHODS[name]
         assert file.endswith(f"{cls.__module__.rpartition('.')[2]}.py") and (ROOT / file).is_file()
-        required = cls.requirements(config(output_dir="unused", use_cpu=True))
-        assert tuple(needs.split(", ")) == required.needs
+        required = config(output_dir="unused", use_cpu=True).requires()
+        assert tuple(needs.split(", ")) == required.sets
         log_probs = "log-probs of " * bool(required.log_probs_on) + ", ".join(required.log_probs_on)
         assert reference == (", ".join(required.reference_on) or log_probs or "none")
         assert refused == (", ".join(config.refuses) or "–")

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 
 from llm_unlearn.doctor.memory.dataless import without_data
 from llm_unlearn.doctor.memory.ledger import Ledger, bytes_of
@@ -23,8 +23,8 @@ from llm_unlearn.errors import InputError
 from llm_unlearn.models.adapters import REFERENCE_ADAPTER
 from llm_unlearn.tasks.blocks import block_list
 from llm_unlearn.trainers import METHODS
-from llm_unlearn.trainers.support.pairing import LOG_PROB
 from llm_unlearn.trainers.support.reference import make_reference
+from llm_unlearn.trainers.support.sets import LOG_PROB
 from llm_unlearn.training.fine_tuning import MeanNLL
 
 # Blocks of the two models that stand for a deeper one: what is held grows by the same amount with every block
@@ -95,7 +95,7 @@ def _run(subject: Subject, setting: Setting, method: str | None, config: Any, bl
         if method is None or method == "ssd":  # ssd takes each row's gradient alone, in evaluation mode
             model, rows = subject.model(blocks, setting.dtype), setting.rows if method is None else 1
             args = TrainingArguments(folder, use_cpu=True, bf16=setting.autocast, report_to="none")
-            trainer: Any = _Training(model if method is None else model.eval(), args)
+            trainer: Any = MeanNLL(model if method is None else model.eval(), args)
             trainer.task, batches = subject.task, [subject.collate([subject.row()] * rows)]
         else:
             trainer, batches = _unlearning(subject, setting, folder, blocks, method, config)
@@ -106,7 +106,7 @@ def _run(subject: Subject, setting: Setting, method: str | None, config: Any, bl
             raise
         except UNTRACEABLE:
             held = {name: round(whole[name] * setting.shares[name]) for name in ("weights", "reference")}
-            rows = setting.rows * (len(batches[0]) if method else 1)
+            rows = setting.rows * len(batches[0].get("sets", ["train"]))
             size = 2 if setting.autocast else next(trainer.model.parameters()).element_size()
             layers = subject.depth if blocks is None else blocks
             held["activations"] = activations(rows * subject.hidden * size, layers, subject.checkpointing)
@@ -144,10 +144,6 @@ def activations(given: int, layers: int, checkpointing: bool) -> int:
     return given * (17 + layers if checkpointing else 17 * layers)
 
 
-class _Training(MeanNLL, Trainer):
-    """A Trainer of the mean NLL, as those of texts and of images are."""
-
-
 def _unlearning(
     subject: Subject, setting: Setting, folder: str, blocks: int | None, method: str, config: Any
 ) -> tuple[Any, list[dict]]:
@@ -164,30 +160,28 @@ def _unlearning(
     if cls.starts_clean and not subject.adapter:
         others["start_model"] = subject.model(blocks, setting.dtype)
     model = subject.model(blocks, setting.dtype)
-    trainer = _without_reference(cls)(
+    trainer = _dataless(cls, setting)(
         model=model, args=args, task=subject.task, data_collator=subject.collate, **others
     )
-    _, trainer.reference_on, log_probs_on = cls.requirements(args)
-    sharded = setting.shares["reference"] < 1
-    if trainer.reference_on and trainer.reference is None:
-        trainer.reference = make_reference(trainer.model, torch.bfloat16 if setting.autocast and not sharded else None)
-    if trainer.reference is not None:
-        trainer.reference.placed = sharded or args.offload_reference
-    for name in log_probs_on:
-        trainer.rows[name] = trainer.rows[name].add_column(LOG_PROB, np.zeros(setting.rows, np.float32))
-    trainer.loss_check.look = lambda loss: None
+    trainer.loss_check.look = lambda *_: None
     items = [trainer.train_dataset[step * setting.rows] for step in range(len(trainer.plan.schedule))]
     kinds = {tuple(item): item for item in items}
     return trainer, [trainer.data_collator([item] * setting.rows) for item in kinds.values()]
 
 
-def _without_reference(cls: Any) -> Any:
-    """A method's trainer that asks for no reference while it is made: that is made here, as the topology has it."""
+def _dataless(cls: Any, setting: Setting) -> Any:
+    """A method's trainer that holds its reference as the topology has it, and no log-probs, which have values."""
 
     class Dataless(cls):
-        @classmethod
-        def requirements(cls, args: Any) -> Any:
-            return super().requirements(args)._replace(reference_on=(), log_probs_on=())
+        def _hold_reference(self) -> None:
+            sharded = setting.shares["reference"] < 1
+            if self.requires.reference_on and self.reference is None:
+                lower = torch.bfloat16 if setting.autocast and not sharded else None
+                self.reference = make_reference(self.model, lower)
+            if self.reference is not None:
+                self.reference.placed = sharded or self.args.offload_reference
+            for name in self.requires.log_probs_on:
+                self.rows[name] = self.rows[name].add_column(LOG_PROB, np.zeros(setting.rows, np.float32))
 
     return Dataless
 
