@@ -108,7 +108,7 @@ def as_text(result: dict[str, Any]) -> str:
         lines += _suggestion_lines(result["suggestions"])
     counts = {level: sum(finding["level"] == level for finding in findings) for level in LEVELS}
     said = [f"{count} {level}{'s' if count != 1 else ''}" for level, count in counts.items() if level != "ok" and count]
-    return "\n".join([*lines, "", ", ".join(reversed(said)) or "nothing to remark"])
+    return "\n".join([*lines, "", ", ".join(reversed(said)) or "no problems found"])
 
 
 def _memory_lines(result: dict[str, Any]) -> list[str]:
@@ -119,26 +119,23 @@ def _memory_lines(result: dict[str, Any]) -> list[str]:
     columns = [*parts, "total", *host]
     width = max(len(step["step"]) for step in steps) + 2
     lines = [
-        "estimated memory of a step on one device at the moment when most is held, in MiB (rows of the longest",
-        "length; gradients come as activations go, so few may be there; a GPU's own "
-        f"{CONTEXT / MIB:.0f} MiB come on top):",
+        "Estimated memory of a step on one device at its peak, in MiB, for rows of the longest length. Activations are",
+        f"freed as gradients are made, so few gradients may be held then. A GPU takes {CONTEXT / MIB:.0f} MiB more.",
         "  " + f"{'step':{width}}" + "".join(f"{column:>13}" for column in columns),
     ]
     for step in steps:
         name = "training" if step["step"] == TRAINING else step["step"]
-        how = "  by formula: this architecture cannot be traced" if step["by_formula"] else ""
+        how = "  activations by formula: this architecture cannot be traced" if step["by_formula"] else ""
         lines.append("  " + f"{name:{width}}" + "".join(f"{step[column] / MIB:>13,.0f}" for column in columns) + how)
     return [*lines, ""]
 
 
 def _suggestion_lines(suggestions: list[dict[str, Any]]) -> list[str]:
-    lines = ["", f"what the largest step ({suggestions[0]['step']}) would take with one change:"]
+    lines = ["", f"The largest step ({suggestions[0]['step']}) with one change:"]
     for number, suggestion in enumerate(suggestions):
         if suggestion["together"] and not suggestions[number - 1]["together"]:
-            lines.append("and with one after the other added:")
-        host = f", and {suggestion['host'] / MIB:,.0f} MiB of the host's" if suggestion["host"] else ""
-        lines.append(
-            f"  {suggestion['total'] / MIB:>10,.0f} MiB{host}  {suggestion['change']}"
-            + (" (fits)" if suggestion["fits"] else "")
-        )
+            lines.append("With these changes one on top of the other:")
+        host = f" + {suggestion['host'] / MIB:,.0f} MiB of the host's memory" if suggestion["host"] else ""
+        fits = " (fits)" if suggestion["fits"] else ""
+        lines.append(f"  {suggestion['total'] / MIB:>10,.0f} MiB{host}  {suggestion['change']}{fits}")
     return lines

@@ -55,10 +55,10 @@ def check_memory(
     limit = capacity(found, topology) if limit is None else limit
     estimates = estimate_steps(recipe, topology, on_gpu)
     most = largest(estimates)
-    what = f"the largest step ({_named(most.step)}) takes {size_text(most.total)} on a device"
+    what = f"the largest step ({_named(most.step)}) needs {size_text(most.total)} on a device"
     suggestions: list[Suggestion] = []
     if limit is None:
-        findings = [Finding("memory", "note", f"{what}; no GPU is here to compare it with")]
+        findings = [Finding("memory", "note", f"{what}; this machine has no GPU to compare it with")]
     elif most.total <= (tight := round((TIGHT_GPU if on_gpu else TIGHT_CPU) * limit)):
         findings = [Finding("memory", "ok", f"{what}, where {size_text(limit)} are free")]
     else:
@@ -194,14 +194,14 @@ def _field(change: str) -> str:
 
 def _advice(suggestions: list[Suggestion]) -> str:
     if not suggestions:
-        return "take a larger device: nothing that is known here makes it smaller"
+        return "take a larger device: no change that the doctor knows makes the step smaller"
     if enough := [s for s in suggestions if s.fits and not s.together]:
-        return f"{enough[0].change} is enough ({size_text(enough[0].total)}); all that helps is listed below"
+        return f"{enough[0].change} is enough ({size_text(enough[0].total)}); the changes that help are listed below"
     joint = [s for s in suggestions if s.together]
     if joint and joint[-1].fits:
         all_of_them = " ".join(s.change for s in joint)
-        return f"no single change is enough; together {all_of_them} are ({size_text(joint[-1].total)})"
-    return "take a larger device, or more of them: all changes below together are not enough"
+        return f"no single change is enough, but {all_of_them} together are ({size_text(joint[-1].total)})"
+    return "take a larger device, or more of them: the changes below are not enough, even together"
 
 
 def _named(step: str) -> str:

@@ -31,11 +31,13 @@ def without_data() -> Iterator[None]:
     vars(mode)["__deepcopy__"] = lambda memo: mode  # copies of tensors are in the same mode
     with (
         mode,
+        warnings.catch_warnings(),  # torch's of copies without data, peft's of how it stores Conv1D (the run says it)
         # it prints the stack of what a forward tries in vain
         mock.patch.object(logging.getLogger("torch._subclasses.fake_tensor"), "disabled", True),
         mock.patch.object(nn.Module, "to", lambda module, *_, **__: module),
         mock.patch.object(moe, "_can_use_grouped_mm", lambda *_: False, create=True),
     ):
+        warnings.simplefilter("ignore", UserWarning)
         yield
 
 
@@ -87,9 +89,7 @@ def _with_adapter(model: nn.Module, section: "LoraSection") -> nn.Module:
     from llm_unlearn.models.adapters import lora_config
 
     try:
-        with warnings.catch_warnings():  # of how peft stores Conv1D; the run says it
-            warnings.simplefilter("ignore", UserWarning)
-            return get_peft_model(model, lora_config(section))
+        return get_peft_model(model, lora_config(section))
     except ValueError as error:  # no such module, one of a kind that takes no adapter, or no choice of peft's own
         raise InputError(f"recipe.model.lora.target_modules: {' '.join(str(error).split())}") from None
 

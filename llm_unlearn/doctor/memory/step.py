@@ -173,6 +173,8 @@ def _dataless(cls: Any, setting: Setting) -> Any:
     """A method's trainer that holds its reference as the topology has it, and no log-probs, which have values."""
 
     class Dataless(cls):
+        reference: Any
+
         def _hold_reference(self) -> None:
             sharded = setting.shares["reference"] < 1
             if self.requires.reference_on and self.reference is None:
