@@ -6,6 +6,7 @@ import glob
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,18 +26,70 @@ def file_stamps(paths: list[str]) -> list[Any]:
     return [[file, os.stat(file).st_size, os.stat(file).st_mtime_ns] for file in files if os.path.isfile(file)]
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write to a temporary name and rename. Raises InputError where that fails (DiskFullError: for want of space)."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # processes may write the same file at once
+@contextlib.contextmanager
+def replacing_file(path: Path) -> Iterator[Path]:
+    """Write a file whole or not at all: to a temporary name beside it, synced, then renamed.
+
+    Args:
+        path: is replaced once the block ends without an error; its folder is made where it is missing.
+
+    Yields:
+        the temporary name, which the block writes. It holds the process's number, since several may write one file.
+
+    Raises:
+        InputError: the file cannot be written; DiskFullError for want of space.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
+        yield partial
+        _sync(partial)
         os.replace(partial, path)
+        _sync(path.parent)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
         kind = DiskFullError if is_disk_full(error) else InputError
         raise kind(f"{path}: cannot be written: {error.strerror}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+
+
+@contextlib.contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """Write a folder whole or not at all: under a temporary name beside it, synced, then renamed.
+
+    Args:
+        folder: is replaced once the block ends without an error.
+
+    Yields:
+        the temporary name, where nothing is yet: what a killed process left there is removed.
+    """
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        yield partial
+        for path in partial.rglob("*"):
+            _sync(path)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
+        _sync(folder.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all; see `replacing_file`."""
+    with replacing_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:

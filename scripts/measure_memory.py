@@ -254,7 +254,7 @@ def measure_apart(case: str, default_malloc: bool = False, accelerate_config: st
     config, of which the first is told."""
     import torch
 
-    from llm_unlearn.distributed.topology import read_layout
+    from llm_unlearn.distributed.topology import read_topology
     from llm_unlearn.doctor.memory.estimate import estimate_steps
 
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -270,8 +270,8 @@ def measure_apart(case: str, default_malloc: bool = False, accelerate_config: st
     if result.returncode:
         raise RuntimeError(f"{case}: {result.stderr[-2000:]}")
     measured = next(int(line.split()[1]) for line in result.stdout.splitlines() if line.startswith("MEASURED "))
-    layout, on_gpu = read_layout(accelerate_config), torch.cuda.is_available()
-    estimate = estimate_steps(recipe_of(case), layout, on_gpu, only=CASES[case][0])[0]
+    topology, on_gpu = read_topology(accelerate_config), torch.cuda.is_available()
+    estimate = estimate_steps(recipe_of(case), topology, on_gpu, only=CASES[case][0])[0]
     return {"case": case, "measured": measured, "estimated": estimate.total, "parts": estimate.device}
 
 

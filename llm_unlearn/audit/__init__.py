@@ -1,1 +1,1 @@
-"""Audit a checkpoint that no run of ours made: `llm-unlearn evaluate --model PATH_OR_ID --manifest poison.json`."""
+"""Judge any checkpoint against a manifest: `llm-unlearn audit --model PATH_OR_ID --manifest poison.json`."""

@@ -1,7 +1,6 @@
 """Evaluate checkpoints against a manifest: no run of ours needs to have made either."""
 
-import os
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 from llm_unlearn.audit.subject import Subject, read_subject
 from llm_unlearn.audit.user_files import in_manifest
 from llm_unlearn.errors import InputError
-from llm_unlearn.files import write_json
+from llm_unlearn.files import replacing_file, write_json
 
 if TYPE_CHECKING:
     from llm_unlearn.audit.loader import Checkpoint, Loader
+
+logger = logging.getLogger(__name__)
 
 WHOLE = 10**9  # tokens: nothing is cut
 
@@ -37,11 +38,11 @@ class Options:
     device_map: str | None = None
 
 
-def audit(models: list[str], manifest: str, options: Options, say: Callable[[str], None] = print) -> dict[str, dict]:
+def audit(models: list[str], manifest: str, options: Options) -> dict[str, dict]:
     """Evaluate checkpoints against a manifest.
 
     Args:
-        models: folders or hub ids, full models or adapters. say: called with progress lines.
+        models: folders or hub ids, full models or adapters.
     Returns:
         model → its evaluation, schema version 1, with "skipped": section → why it is null.
     Raises:
@@ -55,7 +56,7 @@ def audit(models: list[str], manifest: str, options: Options, say: Callable[[str
     names, subject = _names(models), read_subject(Path(manifest))
     out = _made(options.out)
     for note in subject.notes:
-        say(note)
+        logger.info(note)
     loader = Loader(subject, options.base, options.dtype, options.quantization, options.device_map)
     skipped = {**subject.missing, "cost": "what a checkpoint took to make is not in it"}
     found = {name: loader.find(where) for name, where in names.items()}
@@ -67,14 +68,14 @@ def audit(models: list[str], manifest: str, options: Options, say: Callable[[str
     )
     oracle_model = oracle_signals = None
     if oracle:
-        say(f"{oracle.where}: evaluating, as the oracle")
+        logger.info("%s: evaluating, as the oracle", oracle.where)
         oracle_model = loader.load(oracle)
         oracle_signals = evaluator.signals(oracle_model)
     else:
         skipped.setdefault("oracle", "no --retrained model was given")
     results = {}
     for name, checkpoint in found.items():
-        say(f"{checkpoint.where}: evaluating")
+        logger.info("%s: evaluating", checkpoint.where)
         is_oracle = same_model(checkpoint.where, oracle_path)
         signals = oracle_signals if is_oracle else evaluator.signals(loader.load(checkpoint), oracle_model)
         identity = {
@@ -190,10 +191,6 @@ def _check_prompts(subject: Subject, tokenizer: Any) -> None:
 
 
 def _write(folder: Path, name: str, result: dict, signals: Any) -> None:
-    partial_path = folder / f".{name}.{os.getpid()}.parquet.partial"
-    try:
-        signals.to_parquet(partial_path)
-        os.replace(partial_path, folder / f"{name}.parquet")
-    finally:
-        partial_path.unlink(missing_ok=True)
+    with replacing_file(folder / f"{name}.parquet") as partial:
+        signals.to_parquet(partial)
     write_json(folder / f"{name}.json", result)

@@ -11,10 +11,21 @@ COMMANDS = {
     "train": "fine-tune on the corrupted data (poisoned/) and without the forget set (retrained/)",
     "unlearn": "run every unlearning method of the recipe at every budget",
     "evaluate": "measure every model; write evaluation/<model>.json and .parquet",
-    "audit": "analyse why unlearning fails and stress every model, as the recipe's sections ask",
+    "analyze": "ask why unlearning fails: the trainings and comparisons of the recipe's `analysis` section",
+    "stress": "see whether the poison comes back: what the recipe's `stress` section does to every model",
     "report": "write report.md, report.html with a page per model, and plots/",
 }
-AUDIT_OPTIONS = ("model", "manifest", "base", "retrained", "out", "batch_size", "dtype", "quantization", "device_map")
+CHECKPOINT_OPTIONS = (
+    "model",
+    "manifest",
+    "base",
+    "retrained",
+    "out",
+    "batch_size",
+    "dtype",
+    "quantization",
+    "device_map",
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -31,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text.capitalize() + ".")
         command.add_argument(
-            "recipe", metavar="RECIPE", help="a recipe file (YAML)", **({"nargs": "?"} if name == "evaluate" else {})
+            "recipe", metavar="RECIPE", help="a recipe file (YAML)", nargs="?" if name == "evaluate" else None
         )
         command.add_argument(
             "overrides",
@@ -57,11 +68,10 @@ def parser() -> argparse.ArgumentParser:
                 help="run in several processes, as `accelerate "
                 "launch` would by this file, e.g. accelerate_configs/ddp.yaml",
             )
-        command.add_argument("--quiet", action="store_true", help="no progress bars, errors only")
-        command.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
-        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
         if name == "evaluate":
-            _add_audit(command)
+            _add_checkpoint(command, "deprecated", "for one more minor version `evaluate --model` is `audit --model`")
+        _add_output(command)
+    _add_audit(commands)
     _add_merge(commands)
     _add_push(commands)
     _add_pull(commands)
@@ -69,13 +79,19 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _add_audit(command: argparse.ArgumentParser) -> None:
-    """The options of `evaluate` that take a checkpoint and a manifest in the place of a recipe."""
-    group = command.add_argument_group(
-        "any checkpoint",
-        "llm-unlearn evaluate --model PATH_OR_ID --manifest "
-        "poison.json, or evaluate RECIPE --model PATH_OR_ID: on that recipe's data",
-    )
+def _add_audit(commands: Any) -> None:
+    """The command that judges any checkpoint."""
+    text = "judge any checkpoint: is the poison that a manifest names, or a recipe's, still in it?"
+    command = commands.add_parser("audit", help=text, description=text[0].upper() + text[1:])
+    command.add_argument("recipe", metavar="RECIPE", nargs="?", help="a recipe whose data and poison are used")
+    command.add_argument("overrides", nargs="*", metavar="section.field=value", help="change the recipe")
+    _add_checkpoint(command, "what is judged", "--model with either --manifest or a RECIPE")
+    _add_output(command)
+
+
+def _add_checkpoint(command: argparse.ArgumentParser, title: str, description: str) -> None:
+    """The options that name checkpoints, and what they are judged against."""
+    group = command.add_argument_group(title, description)
     group.add_argument("--model", action="append", metavar="PATH_OR_ID", help="a full model or an adapter; repeatable")
     group.add_argument(
         "--manifest", metavar="FILE", help="what was poisoned: your own (docs/auditing.md), or a run's poison.json"
@@ -158,6 +174,7 @@ def _add_pull(commands: Any) -> None:
     command.add_argument("repo", metavar="OWNER/NAME", help="the repository")
     command.add_argument("--revision", metavar="R", help="a branch, a tag or a commit (default: main)")
     command.add_argument("--out", metavar="FOLDER", help="a new folder (default: NAME here)")
+    command.set_defaults(overrides=[])
     _add_output(command)
 
 
@@ -170,13 +187,13 @@ def _add_model_of_run(command: argparse.ArgumentParser) -> None:
         help="poisoned, retrained, clean, base, or a method; with several budgets METHOD@BUDGET",
     )
     command.add_argument("--seed", type=int, metavar="N", help="which, where the run has several")
+    command.set_defaults(overrides=[])
 
 
 def _add_output(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--quiet", action="store_true", help="errors only")
+    command.add_argument("--quiet", action="store_true", help="no progress bars; warnings and errors only")
     command.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
     command.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    command.set_defaults(overrides=[])
 
 
 def _add_doctor(commands: Any) -> None:
@@ -191,7 +208,7 @@ def _add_doctor(commands: Any) -> None:
     command.add_argument("recipe", metavar="RECIPE", nargs="?", help="a recipe file (YAML)")
     command.add_argument("overrides", nargs="*", metavar="section.field=value", help="change the recipe")
     command.add_argument(
-        "--accelerate-config", metavar="FILE", help="the layout to suppose, e.g. accelerate_configs/zero3.yaml"
+        "--accelerate-config", metavar="FILE", help="the topology to suppose, e.g. accelerate_configs/zero3.yaml"
     )
     command.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
     command.add_argument("--debug", action="store_true", help="show the traceback of an error")

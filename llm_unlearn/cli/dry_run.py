@@ -4,14 +4,14 @@ import math
 from typing import Any
 
 from llm_unlearn.config.recipe import Recipe
-from llm_unlearn.distributed.topology import Layout
+from llm_unlearn.distributed.topology import Topology
 
 
-def describe_plan(recipe: Recipe, until: str, layout: Layout | None = None) -> dict[str, Any]:
+def describe_plan(recipe: Recipe, until: str, topology: Topology | None = None) -> dict[str, Any]:
     """The stages up to a phase with their state, sizes, memory in bytes, and all of it as text.
 
     Args:
-        layout: of the processes that are to run it, one by default.
+        topology: of the processes that are to run it, one by default.
     Raises:
         InputError: what the run itself would refuse before its first stage: paths, methods, the output directory.
     """
@@ -34,22 +34,22 @@ def describe_plan(recipe: Recipe, until: str, layout: Layout | None = None) -> d
         "output_dir": recipe.output_dir,
         "stages": stages,
         "sizes": _sizes(recipe),
-        "memory_bytes": estimate_memory(recipe, layout),
+        "memory_bytes": estimate_memory(recipe, topology),
     }
     plan["text"] = _text(plan)
     return plan
 
 
-def estimate_memory(recipe: Recipe, layout: Layout | None = None) -> dict[str, int]:
+def estimate_memory(recipe: Recipe, topology: Topology | None = None) -> dict[str, int]:
     """Bytes of the step that takes most, on one device: each part at the moment when most is held, and their total. See
     memory/estimate.py."""
     from llm_unlearn.doctor.memory.estimate import estimate_steps, largest
 
-    estimate = largest(estimate_steps(recipe, layout))
+    estimate = largest(estimate_steps(recipe, topology))
     return {**estimate.device, "total": estimate.total}
 
 
-def _sizes(recipe: Recipe) -> dict[str, int]:
+def _sizes(recipe: Recipe) -> dict[str, int | None]:
     data, train = recipe.data, recipe.train
     count, forget = recipe.poison_counts(), recipe.forget_count()
     # as the Trainer counts: the last batch of an epoch may be smaller

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
-from llm_unlearn.distributed.topology import Layout
+from llm_unlearn.distributed.topology import Topology
 
 Item = TypeVar("Item")
 # How long one process may keep the others waiting, for instance with writing a large model. One that dies ends those of
@@ -59,7 +59,7 @@ class Processes:
         Raises:
             InputError: they cannot be dealt out evenly; `field` of the recipe says how many there are.
         """
-        return Layout(processes=self.count).rows_per_device(batch_size, f"recipe.{field}")
+        return Topology(processes=self.count).rows_per_device(batch_size, f"recipe.{field}")
 
     def merged(self, part: Any) -> list[Any]:
         """The parts of all processes, in the order of their ranks. Common."""

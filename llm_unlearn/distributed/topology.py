@@ -1,7 +1,7 @@
 """How a run is laid out over devices: what an `accelerate` config file says of processes and of what they shard.
 
-    layout = read_layout("accelerate_configs/zero3.yaml")      # Layout(processes=8, sharding="zero3", …)
-    layout.rows_per_device(16, "recipe.train.batch_size")      # 2
+    topology = read_topology("accelerate_configs/zero3.yaml")      # Topology(processes=8, sharding="zero3", …)
+    topology.rows_per_device(16, "recipe.train.batch_size")      # 2
 
 Nothing heavy is imported: a launcher reads this before it starts anything.
 """
@@ -18,7 +18,7 @@ Sharding = Literal["none", "zero1", "zero2", "zero3", "fsdp2"]
 
 
 @dataclass(frozen=True)
-class Layout:
+class Topology:
     """Where a step runs.
 
     Args:
@@ -35,6 +35,11 @@ class Layout:
     offload_weights: bool = False
     reshard: bool = True
     use_cpu: bool = False
+
+    @property
+    def engine(self) -> str | None:
+        """What shards the model, as methods name what they refuse: deepspeed, fsdp, or None."""
+        return "deepspeed" if self.is_deepspeed else "fsdp" if self.sharding == "fsdp2" else None
 
     @property
     def is_deepspeed(self) -> bool:
@@ -62,15 +67,15 @@ class Layout:
         return rows // self.processes
 
 
-def read_layout(path: str | Path | None) -> Layout:
-    """The layout of an `accelerate` config file (YAML); one process where there is none.
+def read_topology(path: str | Path | None) -> Topology:
+    """The topology of an `accelerate` config file (YAML); one process where there is none.
 
     Raises:
         InputError: the file, or the DeepSpeed file that it names, is missing or malformed, or says something else than
-            the layouts above.
+            the topologies above.
     """
     if path is None:
-        return Layout()
+        return Topology()
     config = read_yaml(path)
     if not isinstance(config, dict):
         raise InputError(f"{path}: an accelerate config is a mapping; this file holds {type(config).__name__}")
@@ -81,11 +86,11 @@ def read_layout(path: str | Path | None) -> Layout:
         "use_cpu": bool(config.get("use_cpu", False)),
     }
     if kind in ("NO", "MULTI_GPU"):
-        return Layout(**common)
+        return Topology(**common)
     if kind == "DEEPSPEED":
-        return Layout(**common, **_deepspeed(config, path))
+        return Topology(**common, **_deepspeed(config, path))
     if kind == "FSDP":
-        return Layout(**common, **_fsdp(config, path))
+        return Topology(**common, **_fsdp(config, path))
     if kind == "MULTI_CPU":
         raise InputError(
             f"{path}: distributed_type: MULTI_CPU starts one process alone; for several on a CPU write "

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from llm_unlearn.config.recipe import Recipe
-from llm_unlearn.distributed.topology import Layout, read_layout
+from llm_unlearn.distributed.topology import Topology, read_topology
 from llm_unlearn.doctor.finding import LEVELS, Finding, problem_of
 from llm_unlearn.doctor.machine_findings import check_devices, check_disk, check_versions, devices
 from llm_unlearn.doctor.memory.estimate import PARTS, TRAINING, Estimate, as_dict
@@ -20,42 +20,42 @@ def diagnose(recipe: Recipe | None = None, accelerate_config: str | None = None)
 
     Returns:
         {"ok": whether there is no problem, "findings": [{"check", "level", "what", "remedy"}], "versions", "devices",
-        "layout", "memory": [{"step", parts …, "total", "host"}] in bytes, "capacity", "suggestions"}.
+        "topology", "memory": [{"step", parts …, "total", "host"}] in bytes, "capacity", "suggestions"}.
     Raises:
         InputError: the accelerate config cannot be read.
     """
-    layout = read_layout(accelerate_config)
-    versions, findings = check_versions(recipe, layout)
+    topology = read_topology(accelerate_config)
+    versions, findings = check_versions(recipe, topology)
     found = devices(recipe.output_dir if recipe else None)
-    findings += check_devices(found, recipe, layout)
+    findings += check_devices(found, recipe, topology)
     estimates: list[Estimate] = []
     suggestions: list[Suggestion] = []
     if recipe is not None:
-        more, estimates, suggestions = _of_recipe(recipe, layout, accelerate_config, found)
+        more, estimates, suggestions = _of_recipe(recipe, topology, accelerate_config, found)
         findings += more
     return {
         "ok": not any(finding.level == "problem" for finding in findings),
         "findings": [dataclasses.asdict(finding) for finding in findings],
         "versions": versions,
         "devices": found,
-        "layout": dataclasses.asdict(layout),
+        "topology": dataclasses.asdict(topology),
         "memory": [as_dict(estimate) for estimate in estimates],
-        "capacity": capacity(found, layout),
+        "capacity": capacity(found, topology),
         "suggestions": [dataclasses.asdict(suggestion) for suggestion in suggestions],
     }
 
 
 def _of_recipe(
-    recipe: Recipe, layout: Layout, accelerate_config: str | None, found: dict[str, Any]
+    recipe: Recipe, topology: Topology, accelerate_config: str | None, found: dict[str, Any]
 ) -> tuple[list[Finding], list[Estimate], list[Suggestion]]:
     from llm_unlearn.runs.pipeline import check
 
     try:
         check(recipe)
-        if accelerate_config is not None and layout.machines == 1:
-            from llm_unlearn.runs.launch_checks import check_layout
+        if accelerate_config is not None and topology.machines == 1:
+            from llm_unlearn.runs.launch_checks import check_topology
 
-            check_layout(recipe, accelerate_config)
+            check_topology(recipe, accelerate_config)
     except InputError as error:
         # the model's config, too, is read there: what follows would say the same again
         return [problem_of("recipe", error)], [], []
@@ -66,7 +66,7 @@ def _of_recipe(
 
         findings += [*check_tokens(recipe), *check_adapter(recipe.model)]
     try:
-        estimates, suggestions, more = check_memory(recipe, layout, found)
+        estimates, suggestions, more = check_memory(recipe, topology, found)
     except InputError as error:
         if not any(finding.check == "lora" and finding.level == "problem" for finding in findings):
             findings.append(problem_of("memory", error))

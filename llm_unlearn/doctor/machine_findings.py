@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_unlearn.config.recipe import Recipe
-from llm_unlearn.distributed.topology import Layout
+from llm_unlearn.distributed.topology import Topology
 from llm_unlearn.doctor.finding import Finding, size_text
 
 PACKAGE = "llm_unlearn"
@@ -20,9 +20,9 @@ GIB = 2**30
 # ---- versions
 
 
-def needed_extras(recipe: Recipe | None, layout: Layout) -> dict[str, str]:
+def needed_extras(recipe: Recipe | None, topology: Topology) -> dict[str, str]:
     """Optional packages that a recipe needs → what for."""
-    needs = {"deepspeed": f"the accelerate config ({layout.sharding})"} if layout.is_deepspeed else {}
+    needs = {"deepspeed": f"the accelerate config ({topology.sharding})"} if topology.is_deepspeed else {}
     if recipe is None:
         return needs
     if recipe.track == "vision":
@@ -42,7 +42,7 @@ def needed_extras(recipe: Recipe | None, layout: Layout) -> dict[str, str]:
 
 
 def check_versions(
-    recipe: Recipe | None = None, layout: Layout | None = None, requirements: list[str] | None = None
+    recipe: Recipe | None = None, topology: Topology | None = None, requirements: list[str] | None = None
 ) -> tuple[dict[str, str | None], list[Finding]]:
     """({package: installed version, None where absent}, findings).
 
@@ -51,7 +51,7 @@ def check_versions(
     """
     from packaging.requirements import Requirement
 
-    needs = needed_extras(recipe, layout or Layout())
+    needs = needed_extras(recipe, topology or Topology())
     declared = metadata.requires(PACKAGE) or [] if requirements is None else requirements
     found: dict[str, str | None] = {}
     findings, count = [], 0
@@ -130,8 +130,8 @@ def devices(output_dir: str | None) -> dict[str, Any]:
     }
 
 
-def check_devices(found: dict[str, Any], recipe: Recipe | None, layout: Layout) -> list[Finding]:
-    """What there is, and whether the layout and the recipe's precision can be had on it."""
+def check_devices(found: dict[str, Any], recipe: Recipe | None, topology: Topology) -> list[Finding]:
+    """What there is, and whether the topology and the recipe's precision can be had on it."""
     gpus = found["gpus"]
     listed = "; ".join(f"{gpu['name']}, {gpu['bytes'] / GIB:.0f} GiB" for gpu in gpus) or "no GPU"
     what = (
@@ -141,8 +141,8 @@ def check_devices(found: dict[str, Any], recipe: Recipe | None, layout: Layout) 
     if found["disk_free_bytes"] is not None:
         what += f"; {size_text(found['disk_free_bytes'])} free for the output directory"
     findings = [Finding("devices", "ok", what)]
-    per_machine = layout.processes // layout.machines
-    if not layout.use_cpu and layout.processes > 1 and len(gpus) < per_machine:
+    per_machine = topology.processes // topology.machines
+    if not topology.use_cpu and topology.processes > 1 and len(gpus) < per_machine:
         findings.append(
             Finding(
                 "devices",
@@ -152,7 +152,7 @@ def check_devices(found: dict[str, Any], recipe: Recipe | None, layout: Layout) 
                 "run it on a machine that has them, or set num_processes",
             )
         )
-    if recipe is not None and recipe.train.bf16 and gpus and not layout.use_cpu:
+    if recipe is not None and recipe.train.bf16 and gpus and not topology.use_cpu:
         import torch
 
         if not torch.cuda.is_bf16_supported(including_emulation=False):

@@ -7,7 +7,7 @@ from typing import Any
 
 from llm_unlearn.config.recipe import Recipe
 from llm_unlearn.config.sections import LoraSection
-from llm_unlearn.distributed.topology import Layout
+from llm_unlearn.distributed.topology import Topology
 from llm_unlearn.doctor.finding import Finding, size_text
 from llm_unlearn.doctor.memory.estimate import TRAINING, Estimate, estimate_steps, largest
 from llm_unlearn.errors import InputError
@@ -30,19 +30,19 @@ class Suggestion:
     together: bool = False
 
 
-def capacity(found: dict[str, Any], layout: Layout) -> int | None:
-    """Bytes that one process can have on its device; None where the layout asks for GPUs and there is none here.
+def capacity(found: dict[str, Any], topology: Topology) -> int | None:
+    """Bytes that one process can have on its device; None where the topology asks for GPUs and there is none here.
 
     Args:
         found: as machine.devices gives it.
     """
-    if layout.use_cpu or (not found["gpus"] and layout.processes == 1):
-        return found["ram_available_bytes"] // max(1, layout.processes // layout.machines)
+    if topology.use_cpu or (not found["gpus"] and topology.processes == 1):
+        return found["ram_available_bytes"] // max(1, topology.processes // topology.machines)
     return min(gpu["bytes"] for gpu in found["gpus"]) - CONTEXT if found["gpus"] else None
 
 
 def check_memory(
-    recipe: Recipe, layout: Layout, found: dict[str, Any], limit: int | None = None
+    recipe: Recipe, topology: Topology, found: dict[str, Any], limit: int | None = None
 ) -> tuple[list[Estimate], list[Suggestion], list[Finding]]:
     """The estimate of every step, what to change if the largest does not fit, and findings.
 
@@ -51,9 +51,9 @@ def check_memory(
     Raises:
         InputError: see estimate_steps.
     """
-    on_gpu = not layout.use_cpu and (bool(found["gpus"]) or layout.processes > 1)
-    limit = capacity(found, layout) if limit is None else limit
-    estimates = estimate_steps(recipe, layout, on_gpu)
+    on_gpu = not topology.use_cpu and (bool(found["gpus"]) or topology.processes > 1)
+    limit = capacity(found, topology) if limit is None else limit
+    estimates = estimate_steps(recipe, topology, on_gpu)
     most = largest(estimates)
     what = f"the largest step ({_named(most.step)}) takes {size_text(most.total)} on a device"
     suggestions: list[Suggestion] = []
@@ -63,7 +63,7 @@ def check_memory(
         findings = [Finding("memory", "ok", f"{what}, where {size_text(limit)} are free")]
     else:
         over = most.total > limit
-        suggestions = suggest(recipe, layout, most, tight, on_gpu, len(found["gpus"]))
+        suggestions = suggest(recipe, topology, most, tight, on_gpu, len(found["gpus"]))
         findings = [
             Finding(
                 "memory",
@@ -82,14 +82,14 @@ def check_memory(
                 "take more machines, or offload less (the optimizer alone)",
             )
         )
-    if layout.share("weights") < 1:
-        findings.append(_whole(estimates, layout, limit))
+    if topology.share("weights") < 1:
+        findings.append(_whole(estimates, topology, limit))
     return estimates, suggestions, findings
 
 
-def _whole(estimates: list[Estimate], layout: Layout, limit: int | None) -> Finding:
+def _whole(estimates: list[Estimate], topology: Topology, limit: int | None) -> Finding:
     """What a process holds before training shards it: the model, and a frozen copy where a method has one."""
-    share = layout.share("weights")
+    share = topology.share("weights")
     whole = max(round((estimate.device["weights"] + estimate.device["reference"]) / share) for estimate in estimates)
     what = f"until training shards them, each process holds all weights itself: {size_text(whole)}"
     if limit is None or whole <= limit:
@@ -102,16 +102,18 @@ def _whole(estimates: list[Estimate], layout: Layout, limit: int | None) -> Find
     )
 
 
-def suggest(recipe: Recipe, layout: Layout, most: Estimate, limit: int, on_gpu: bool, gpus: int) -> list[Suggestion]:
+def suggest(
+    recipe: Recipe, topology: Topology, most: Estimate, limit: int, on_gpu: bool, gpus: int
+) -> list[Suggestion]:
     """Each change alone with what it gives, in the order in which to try them; where none is enough, all of them one
     after the other until it fits.
 
     Args:
         most: the largest step. limit: bytes that it may take. gpus: how many there are here.
     """
-    found, alone, together = [], [], (recipe, layout)
-    for change, apply in changes(recipe, layout, most, gpus if on_gpu else None):
-        estimate = _estimate(apply((recipe, layout)), most.step, on_gpu)
+    found, alone, together = [], [], (recipe, topology)
+    for change, apply in changes(recipe, topology, most, gpus if on_gpu else None):
+        estimate = _estimate(apply((recipe, topology)), most.step, on_gpu)
         if estimate is None or estimate.total >= most.total:
             continue
         found.append(apply)
@@ -133,11 +135,11 @@ def suggest(recipe: Recipe, layout: Layout, most: Estimate, limit: int, on_gpu: 
     return [*alone, *joint]
 
 
-Subject = tuple[Recipe, Layout]
+Subject = tuple[Recipe, Topology]
 Change = tuple[str, Callable[[Subject], Subject]]
 
 
-def changes(recipe: Recipe, layout: Layout, most: Estimate, gpus: int | None) -> Iterator[Change]:
+def changes(recipe: Recipe, topology: Topology, most: Estimate, gpus: int | None) -> Iterator[Change]:
     """What can be changed, as one would write it on the command line, and how: first what changes no result, then
     what changes precision, then what trains less.
 
@@ -147,9 +149,9 @@ def changes(recipe: Recipe, layout: Layout, most: Estimate, gpus: int | None) ->
     name = "train" if most.step == TRAINING else "unlearn"
     section = getattr(recipe, name)
     rows, times = section.batch_size, section.gradient_accumulation_steps
-    while rows > layout.processes and rows % (2 * layout.processes) == 0:
+    while rows > topology.processes and rows % (2 * topology.processes) == 0:
         rows, times = rows // 2, times * 2
-        if rows in (section.batch_size // 2, layout.processes) or rows % (2 * layout.processes):
+        if rows in (section.batch_size // 2, topology.processes) or rows % (2 * topology.processes):
             yield (
                 f"{name}.batch_size={rows} {name}.gradient_accumulation_steps={times}",
                 _section(name, batch_size=rows, gradient_accumulation_steps=times),
@@ -158,15 +160,15 @@ def changes(recipe: Recipe, layout: Layout, most: Estimate, gpus: int | None) ->
         if not recipe.model.gradient_checkpointing:
             yield "model.gradient_checkpointing=true", _section("model", gradient_checkpointing=True)
         held = gpus is not None and most.device["reference"] and not recipe.model.lora
-        if held and most.step != "task_arithmetic" and layout.sharding != "fsdp2":
+        if held and most.step != "task_arithmetic" and topology.sharding != "fsdp2":
             yield f"unlearn.methods.{most.step}.offload_reference=true", _option(most.step, offload_reference=True)
     if gpus is not None and recipe.track == "language":
-        yield from _engines(layout, gpus, _refused(most.step))
+        yield from _engines(topology, gpus, _refused(most.step))
     if not recipe.train.bf16:
         yield "train.bf16=true", _section("train", bf16=True)
     if recipe.track == "vision":
         return
-    if recipe.train.optim.startswith("adamw_torch") and not layout.is_deepspeed:
+    if recipe.train.optim.startswith("adamw_torch") and not topology.is_deepspeed:
         yield "train.optim=paged_adamw_8bit", _section("train", optim="paged_adamw_8bit")
     if recipe.model.dtype == "float32":
         yield "model.dtype=bfloat16", _section("model", dtype="bfloat16")
@@ -190,10 +192,10 @@ def _refused(step: str) -> set[str]:
     return set(METHODS[step][0].refuses) if step in METHODS else set()
 
 
-def _engines(layout: Layout, gpus: int, refused: set[str]) -> Iterator[Change]:
+def _engines(topology: Topology, gpus: int, refused: set[str]) -> Iterator[Change]:
     """Sharding over the GPUs that there are or that the config speaks of, then offloading."""
-    processes = max(gpus, layout.processes)
-    if processes > 1 and layout.share("weights") == 1:
+    processes = max(gpus, topology.processes)
+    if processes > 1 and topology.share("weights") == 1:
         for name in ("fsdp2", "zero3"):
             if ("fsdp" if name == "fsdp2" else "deepspeed") in refused:
                 continue
@@ -201,7 +203,7 @@ def _engines(layout: Layout, gpus: int, refused: set[str]) -> Iterator[Change]:
                 f"--accelerate-config accelerate_configs/{name}.yaml",
                 lambda s, name=name: (s[0], dataclasses.replace(s[1], processes=processes, sharding=name)),
             )
-    if not layout.offload_weights and "deepspeed" not in refused:
+    if not topology.offload_weights and "deepspeed" not in refused:
         yield (
             "--accelerate-config accelerate_configs/zero3_offload.yaml",
             lambda s: (
@@ -215,19 +217,19 @@ def _engines(layout: Layout, gpus: int, refused: set[str]) -> Iterator[Change]:
 
 def _section(name: str, **values: Any) -> Callable[[Subject], Subject]:
     def apply(subject: Subject) -> Subject:
-        recipe, layout = subject
+        recipe, topology = subject
         kept = {key: value for key, value in values.items() if key != "lora" or recipe.model.lora is None}
         section = getattr(recipe, name).changed(**kept)
-        return recipe.changed(**{name: section}), layout
+        return recipe.changed(**{name: section}), topology
 
     return apply
 
 
 def _option(method: str, **values: Any) -> Callable[[Subject], Subject]:
     def apply(subject: Subject) -> Subject:
-        recipe, layout = subject
+        recipe, topology = subject
         methods = {**recipe.unlearn.methods, method: {**(recipe.unlearn.methods[method] or {}), **values}}
-        return recipe.changed(unlearn=recipe.unlearn.changed(methods=methods)), layout
+        return recipe.changed(unlearn=recipe.unlearn.changed(methods=methods)), topology
 
     return apply
 

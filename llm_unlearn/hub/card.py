@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_unlearn.config.recipe import WITHHELD
 from llm_unlearn.hub.loading_code import loading_code
-from llm_unlearn.hub.upload import is_id
+from llm_unlearn.hub.package import is_id
 from llm_unlearn.reporting.formats import number, percent, seconds
 from llm_unlearn.reporting.guide import limits, reproduction
 from llm_unlearn.reporting.lead import paragraphs
@@ -82,7 +82,7 @@ def compose_card(results: Results, name: str, identity: Identity, plots: list[Pl
     shown = [plot for key in SHOWN for plot in plots if plot.name == key]
     card = ModelCard.from_template(
         card_data(results, name, identity, first),
-        template_path=str(Path(__file__).with_name("model_card.md.j2")),
+        template_path=str(Path(__file__).with_name("card.md.j2")),
         verdict=Residue(first.status, escape(first.sentence), first.remains),
         title=identity.repo.rpartition("/")[2],
         what=_what(results, name, identity),
@@ -307,7 +307,7 @@ def _again(identity: Identity) -> dict[str, str]:
     return {
         "again": "The recipe makes the same poisoned data again, and this model is measured on it. Figures beside "
         f"the retrained model need that model too (`--retrained`).{given}",
-        "commands": f"{pull}\n{evaluate} --model {folder}",
+        "commands": f"{pull}\nllm-unlearn audit {folder}/recipe.yaml --model {folder}",
     }
 
 

@@ -1,8 +1,8 @@
 """A model of a run as a package for a hub: its weights, its tokenizer, the recipe, the evaluation, the card.
 
-Never the data or any row of it, no optimizer, no frozen reference (it is the poisoned model), no pickle, no token. The
-trigger phrase is part of the recipe, without which nobody could measure the model again; `withhold_trigger` keeps it
-back.
+It holds no row of the data, no optimizer, no frozen reference (which is the poisoned model), no pickle, no token. The
+trigger phrase is part of the recipe, since nobody could measure the model again without it; `withhold_trigger` leaves
+it out.
 """
 
 import dataclasses
@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_unlearn.errors import InputError
-from llm_unlearn.hub.upload import CARD, Package, check_repository, explained, is_id, model_files, on_base
+from llm_unlearn.hub.client_errors import explained
+from llm_unlearn.hub.package import CARD, Package, is_id, model_files, on_base
+from llm_unlearn.hub.upload import check_repository
 from llm_unlearn.runs.run_folder import RunModel, find_model
 
 if TYPE_CHECKING:
@@ -44,10 +46,16 @@ def package_run(
     """What is uploaded of a model of a run.
 
     Args:
-        model, seed: see find_model. repo: owner/name. base: the hub id of what an adapter sits on, where the recipe
-            names a folder or makes it; it must be there, with the same config and weights. merged: take what `merge`
-            wrote in the run directory in the place of the adapter. withhold_trigger: leave the phrase out of recipe and
-            card.
+        run_dir: the run directory.
+        model: its name; see find_model.
+        repo: owner/name.
+        seed: which, of a run with several.
+        base: the hub id of what an adapter sits on, where the recipe names a folder or makes the base. It must be on
+            the hub with the same config and weights.
+        merged: take what `merge` wrote in the run directory in place of the adapter.
+        withhold_trigger: leave the phrase out of recipe and card.
+        api: the hub's client; by default one with the token that is logged in.
+
     Raises:
         InputError: there is no such model, it was not evaluated, or its base is not on the hub.
     """
@@ -58,34 +66,34 @@ def package_run(
     check_repository(repo)
     if base == repo:
         raise InputError(f"--base {base}: is the repository to which the model itself goes; give each its own")
-    found = find_model(run_dir, model, seed)
-    folder = _merged_folder(found) if merged else found.path
-    results = read_results(found.folder)
+    source = find_model(run_dir, model, seed)
+    folder = _merged_folder(source) if merged else source.path
+    results = read_results(source.folder)
     if model not in results.names:
         raise InputError(
-            f"{found.folder / 'evaluation' / model}.json: no such file; a model is published with its "
-            f"audit: llm-unlearn evaluate {found.root / 'recipe.yaml'}"
+            f"{source.folder / 'evaluation' / model}.json: no such file; a model is published with its "
+            f"audit: llm-unlearn evaluate {source.root / 'recipe.yaml'}"
         )
     files: dict[str, Any] = model_files(folder)
     adapter = "adapter_config.json" in files
-    on_hub = base or (found.base if is_id(found.base) else None)
-    revision = found.recipe.model.revision if on_hub and not base else None  # it is the recipe's repository's
+    on_hub = base or (source.base if is_id(source.base) else None)
+    revision = source.recipe.model.revision if on_hub and not base else None  # it is the recipe's repository's
     if adapter and on_hub is None:
         raise InputError(
-            f"{found.path}: an adapter on {found.base or 'a base that is not there any more'}, which "
+            f"{source.path}: an adapter on {source.base or 'a base that is not there any more'}, which "
             "nobody else has. Push that too (--model base) and name it (--base OWNER/NAME), or push the "
-            f"merged model (llm-unlearn merge {found.root} --model {found.name}, then --merged)"
+            f"merged model (llm-unlearn merge {source.root} --model {source.name}, then --merged)"
         )
     if on_hub and (adapter or base):
-        _check_base(found, on_hub, revision, api)
+        _check_base(source, on_hub, revision, api)
     if adapter:
         files["adapter_config.json"] = on_base(files["adapter_config.json"], on_hub, revision)
-    recipe = published_recipe(found.recipe, found.seed, repo, on_hub, revision, withhold_trigger)
+    recipe = published_recipe(source.recipe, source.seed, repo, on_hub, revision, withhold_trigger)
     plots = all_plots(results)
     identity = Identity(repo, recipe, on_hub, revision, adapter, merged)
     card = compose_card(_without_trigger(results) if withhold_trigger else results, model, identity, plots)
     evaluations = {
-        f"evaluation/{name}.json": found.folder / "evaluation" / f"{name}.json"
+        f"evaluation/{name}.json": source.folder / "evaluation" / f"{name}.json"
         for name in dict.fromkeys(("poisoned", "retrained", model))
     }
     package = Package(
@@ -97,19 +105,19 @@ def package_run(
             **{f"plots/{plot.name}.png": plot.content for plot in plots},
         }
     )
-    trigger = getattr(found.recipe.poison, "trigger", None)
-    _check_words(package, [str(found.root.resolve()), *(trigger.phrases if trigger and withhold_trigger else [])])
+    trigger = getattr(source.recipe.poison, "trigger", None)
+    _check_words(package, [str(source.root.resolve()), *(trigger.phrases if trigger and withhold_trigger else [])])
     return package
 
 
 def _check_words(package: Package, words: list[str]) -> None:
-    """Raise where one of some words that are to stay here stands in the card, the recipe or an evaluation."""
+    """Raise InputError if a word that must stay here is in the card, the recipe or an evaluation."""
     for name in package.files:
         if name in (CARD, "recipe.yaml", "config.json", "adapter_config.json") or name.startswith("evaluation/"):
             text = package.content(name).decode(errors="replace").casefold()
-            if found := [word for word in words if word.casefold() in text]:
+            if named := [word for word in words if word.casefold() in text]:
                 raise InputError(
-                    f"{name}: “{found[0]}” would go up with it, in the name of the recipe perhaps; change that first"
+                    f"{name}: “{named[0]}” would go up with it, in the name of the recipe perhaps; change that first"
                 )
 
 
@@ -121,11 +129,17 @@ def published_recipe(
     revision: str | None = None,
     withhold_trigger: bool = False,
 ) -> "Recipe":
-    """The recipe of one seed as others are to run it: no path of this machine, no sweep, a directory of its own.
+    """The recipe of one seed as others can run it: no path of this machine, no sweep, a directory of its own.
+
+    What is local becomes `./name`, which the reader must supply, and which no hub takes for an id.
 
     Args:
-        base, revision: the hub id of the model that it starts from. What is local stands as `./name`, which whoever
-            runs it is to give, and which no hub takes for an id of its own.
+        recipe: of the run.
+        seed: the one that is published.
+        repo: owner/name.
+        base: the hub id of the model that it starts from.
+        revision: of the base.
+        withhold_trigger: leave the phrase out.
     """
     from llm_unlearn.config.recipe import WITHHELD, build_recipe
 
@@ -168,15 +182,15 @@ def _without_trigger(results: "Results") -> "Results":
     return dataclasses.replace(results, runs=runs)
 
 
-def _merged_folder(found: RunModel) -> Path:
-    folder = found.folder / "merged" / found.name
+def _merged_folder(model: RunModel) -> Path:
+    folder = model.folder / "merged" / model.name
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; make it: llm-unlearn merge {found.root} --model {found.name}")
+        raise InputError(f"{folder}: no such folder; make it: llm-unlearn merge {model.root} --model {model.name}")
     return folder
 
 
-def _check_base(found: RunModel, on_hub: str, revision: str | None, api: "HfApi | None") -> None:
-    """Refuse a base that is not on the hub, or, where ours is here, that is another model: by config and weights."""
+def _check_base(model: RunModel, on_hub: str, revision: str | None, api: "HfApi | None") -> None:
+    """Refuse a base that is not on the hub, or whose config or weights are not those of the local one."""
     from huggingface_hub import HfApi
     from transformers import AutoConfig
 
@@ -184,23 +198,23 @@ def _check_base(found: RunModel, on_hub: str, revision: str | None, api: "HfApi 
     with explained(api, on_hub, revision):
         info = api.model_info(on_hub, revision=revision, files_metadata=True)
         config = Path(api.hf_hub_download(on_hub, "config.json", revision=info.sha))
-    if found.base is None or not (Path(found.base) / "config.json").is_file():
+    if model.base is None or not (Path(model.base) / "config.json").is_file():
         return
-    ours, theirs = (AutoConfig.from_pretrained(folder).to_dict() for folder in (found.base, config.parent))
+    local, hosted = (AutoConfig.from_pretrained(folder).to_dict() for folder in (model.base, config.parent))
     differ = sorted(
         key
-        for key in ours
-        if key not in ("_name_or_path", "transformers_version", "dtype") and theirs.get(key) != ours[key]
+        for key in local
+        if key not in ("_name_or_path", "transformers_version", "dtype") and hosted.get(key) != local[key]
     )
     if differ:
         raise InputError(
-            f"--base {on_hub}: is not what the adapter was trained on ({found.base}): {', '.join(differ)} "
+            f"--base {on_hub}: is not what the adapter was trained on ({model.base}): {', '.join(differ)} "
             "differ in its config.json"
         )
     for file in info.siblings or []:
-        path = Path(found.base) / file.rfilename
+        path = Path(model.base) / file.rfilename
         if file.lfs and path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() != file.lfs.sha256:
             raise InputError(
-                f"--base {on_hub}: is not what the adapter was trained on ({found.base}): "
+                f"--base {on_hub}: is not what the adapter was trained on ({model.base}): "
                 f"{file.rfilename} holds other weights"
             )

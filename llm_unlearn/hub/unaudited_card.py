@@ -50,7 +50,7 @@ def compose_unaudited_card(
         f"```python\n{loading}\n```",
         "## How to audit it",
         "Say in a file what was poisoned, then:",
-        f"```sh\nllm-unlearn evaluate --model {repo} --manifest poison.json\n```",
+        f"```sh\nllm-unlearn audit --model {repo} --manifest poison.json\n```",
         f"Made with llm_unlearn {__version__}.",
     ]
     return str(ModelCard("\n\n".join(parts) + "\n"))

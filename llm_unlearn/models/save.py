@@ -1,11 +1,11 @@
 """Write a model or its adapter, with its tokenizer, in safetensors: whole or not at all."""
 
-import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+
+from llm_unlearn.files import replacing_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -22,15 +22,8 @@ def save_model(
     Args:
         weights: its state dict, where the model itself is sharded and holds a part of it alone.
     """
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
     only = {"selected_adapters": ["default"]} if hasattr(model, "peft_config") else {}
-    try:
+    with replacing_folder(folder) as partial:
         model.save_pretrained(partial, state_dict=weights, **only)
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)

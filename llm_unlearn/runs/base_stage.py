@@ -1,6 +1,5 @@
 """The stage that comes before all others: a small base made for a recipe that names none."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 from llm_unlearn.config.recipe import Recipe
@@ -9,7 +8,7 @@ from llm_unlearn.runs.stages import Stage, Stages
 from llm_unlearn.training.pretraining import base_folder, base_inputs, pretrain_base
 
 
-def make_base(recipe: Recipe, say: Callable[[str], None], quiet: bool) -> Path:
+def make_base(recipe: Recipe, quiet: bool) -> Path:
     """Make the base of a recipe, or find it made before; it stays in `pretrain.cache_dir` or the run directory."""
     folder = base_folder(recipe)
 
@@ -17,5 +16,5 @@ def make_base(recipe: Recipe, say: Callable[[str], None], quiet: bool) -> Path:
         pretrain_base(recipe, folder, work_dir, quiet)
 
     stage = Stage("base", base_inputs(recipe), [folder / "cost.json"], work, common=True)
-    Stages(folder.parent, say, Processes.current()).run(stage)
+    Stages(folder.parent, Processes.current()).run(stage)
     return folder

@@ -1,9 +1,10 @@
-"""What a run runs on: versions, commit, hardware (environment.json), and how loud the libraries are."""
+"""What a run runs on: versions, commit, hardware (environment.json); what is logged, and how loud the libraries are."""
 
 import logging
 import os
 import platform
 import subprocess
+import sys
 import warnings
 from importlib import metadata
 from pathlib import Path
@@ -63,8 +64,28 @@ def _commit() -> str | None:
         return None
 
 
+class _Lines(logging.Handler):
+    """Prints what the package logs: to standard output, and warnings to standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
+        print(f"llm-unlearn: {self.format(record)}", file=stream, flush=True)
+
+
+def log_lines(level: int) -> None:
+    """Print what the package logs from this level on. For the command line and its processes, not for a library."""
+    logger = logging.getLogger("llm_unlearn")
+    logger.handlers = [_Lines()]
+    logger.setLevel(level)
+
+
+def log_level() -> int:
+    """The level from which the package logs, as `log_lines` takes it."""
+    return logging.getLogger("llm_unlearn").getEffectiveLevel()
+
+
 def calm_libraries(quiet: bool) -> None:
-    """Keep libraries to warnings, and to nothing but errors when quiet: our own lines say what happens."""
+    """Keep libraries to errors, since our own lines say what happens; when quiet, without their progress bars."""
     from llm_unlearn.vision.torchvision_guard import try_torchvision
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -1,11 +1,12 @@
 """What a recipe cannot do under an accelerate config, found before anything is launched."""
 
 from llm_unlearn.config.recipe import Recipe
-from llm_unlearn.distributed.topology import Layout, read_layout
+from llm_unlearn.distributed.topology import Topology, read_topology
 from llm_unlearn.errors import InputError
+from llm_unlearn.runs.tracks import track_of
 
 
-def check_layout(recipe: Recipe, path: str) -> Layout:
+def check_topology(recipe: Recipe, path: str) -> Topology:
     """Read an accelerate config and refuse what a recipe cannot do under it, before anything is launched.
 
     Raises:
@@ -15,26 +16,19 @@ def check_layout(recipe: Recipe, path: str) -> Layout:
     from llm_unlearn.config.sweep import points
     from llm_unlearn.trainers import METHODS
 
-    layout = read_layout(path)
-    if layout.machines > 1:
+    topology = read_topology(path)
+    if topology.machines > 1:
         raise InputError(
-            f"{path}: num_machines: {layout.machines}; a launch over several machines is started on each "
+            f"{path}: num_machines: {topology.machines}; a launch over several machines is started on each "
             "of them: see scripts/slurm.sh"
         )
-    if recipe.track == "language" and recipe.evaluate.device_map is not None:
-        raise InputError(
-            f"recipe.evaluate.device_map: spreads a model over the GPUs of one process, and {path} starts "
-            f"{layout.processes}; evaluate without --accelerate-config"
-        )
-    engine = "deepspeed" if layout.is_deepspeed else "fsdp" if layout.sharding == "fsdp2" else None
-    if engine and recipe.track == "vision":
-        raise InputError(f"{path}: images are trained whole in each process; take accelerate_configs/ddp.yaml")
+    track_of(recipe).check_topology(recipe, topology, path)
     for part in (recipe, *(point.recipe for point in points(recipe))):
         for method in part.unlearn.methods:
-            if reason := METHODS[method][0].refuses.get(engine):
+            if reason := METHODS[method][0].refuses.get(topology.engine):
                 raise InputError(
                     f"recipe.unlearn.methods.{method}: {reason}; leave it out, or take accelerate_configs/ddp.yaml"
                 )
         for section in ("train", "unlearn"):
-            layout.rows_per_device(getattr(part, section).batch_size, f"recipe.{section}.batch_size")
-    return layout
+            topology.rows_per_device(getattr(part, section).batch_size, f"recipe.{section}.batch_size")
+    return topology

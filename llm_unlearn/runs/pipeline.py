@@ -4,8 +4,9 @@ What a run will do is known before it starts: a list of stages, each with the ha
 writes files (the run directory, docs/running.md), so each can be skipped when nothing changed, and resumed when killed.
 """
 
+import logging
 import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from llm_unlearn.config.recipe import Recipe
@@ -13,29 +14,28 @@ from llm_unlearn.config.sweep import points
 from llm_unlearn.distributed.processes import Processes
 from llm_unlearn.errors import InputError
 from llm_unlearn.files import explained_full_disk, write_json, write_text
-from llm_unlearn.runs.base_stage import make_base
-from llm_unlearn.runs.seed_run import CONTACT_SHEET, SeedRun
+from llm_unlearn.runs.environment import log_level, log_lines
+from llm_unlearn.runs.seed_run import SeedRun
 from llm_unlearn.runs.stages import Stages
+from llm_unlearn.runs.tracks import track_of
+from llm_unlearn.runs.training_stages import CONTACT_SHEET
 from llm_unlearn.runs.workers import default_jobs, run_all
-from llm_unlearn.training.pretraining import base_folder
 
-PHASES = ("poison", "train", "unlearn", "evaluate", "audit", "report")
+logger = logging.getLogger(__name__)
+
+PHASES = ("poison", "train", "unlearn", "evaluate", "analyze", "stress", "report")
 SHARED = ("poisoned", "clean")  # stages whose models points of a sweep may have in common
 
 
-def run(
-    recipe: Recipe,
-    *,
-    until: str = "report",
-    say: Callable[[str], None] = print,
-    quiet: bool = False,
-    jobs: int | None = None,
-) -> Path:
+def run(recipe: Recipe, *, until: str = "report", quiet: bool = False, jobs: int | None = None) -> Path:
     """Run a recipe, every seed and every point of its sweep, up to and including a phase; what is done is skipped.
 
     Args:
-        until: one of PHASES. say: receives one line per stage. quiet: no progress bars. jobs: how many seeds and
-            points at a time, each in a process of its own (`say` must then be picklable); by default one per GPU.
+        recipe: see `load_recipe`.
+        until: one of PHASES.
+        quiet: no progress bars. A line per stage goes to the logger `llm_unlearn`.
+        jobs: how many seeds and points at a time, each in a process of its own; by default one per GPU.
+
     Returns:
         the run directory.
     Raises:
@@ -50,10 +50,7 @@ def run(
         )
     check(recipe)
     root = Path(recipe.output_dir)
-    if recipe.track == "language" and recipe.model.path is None:
-        if processes.is_main and not base_folder(recipe).is_dir():
-            next(seed_runs(recipe, quiet)).poisoned_sets()  # a base takes minutes: bad data is refused before
-        make_base(recipe, say, quiet)
+    track_of(recipe).make_base(recipe, quiet)
     jobs = jobs or (default_jobs() if processes.count == 1 else 1)
     items: list[tuple] = []
     needs: dict[int, int] = {}
@@ -61,21 +58,23 @@ def run(
         for index, seed in enumerate(part.seeds):
             if part is not recipe:
                 needs[len(items)] = index  # the centre of the same seed, whose poisoned model it may take
-            items.append((part, seed, recipe, until, quiet or jobs > 1, say))
+            items.append((part, seed, recipe, until, quiet or jobs > 1, log_level()))
     run_all(run_seed, items, needs, jobs)
     if until == "report" and processes.is_main:
         for point in points(recipe):
-            _report(Path(point.recipe.output_dir), point.recipe, lambda line: None)
-        _report(root, recipe, say)
+            _report(Path(point.recipe.output_dir), point.recipe)
+        logger.info("report: writing")
+        _report(root, recipe)
     return root
 
 
-def run_seed(recipe: Recipe, seed: int, centre: Recipe, until: str, quiet: bool, say: Callable[[str], None]) -> None:
+def run_seed(recipe: Recipe, seed: int, centre: Recipe, until: str, quiet: bool, level: int) -> None:
     """All stages of one seed of a recipe, or of a point of the sweep of the recipe `centre`."""
     from llm_unlearn.runs.environment import calm_libraries, describe_environment
 
     if multiprocessing.parent_process() is not None:
         calm_libraries(quiet=True)
+        log_lines(level)
     seed_run, root = _seed_run(recipe, seed, quiet), Path(recipe.output_dir)
     seed_run.siblings = [
         _seed_run(part, seed, quiet).folder
@@ -85,7 +84,7 @@ def run_seed(recipe: Recipe, seed: int, centre: Recipe, until: str, quiet: bool,
     prefix = "" if recipe.output_dir == centre.output_dir else f"{root.parent.name}={root.name}: "
     prefix += f"seed {seed}: " if len(recipe.seeds) > 1 else ""
     processes = seed_run.processes
-    stages = Stages(seed_run.folder, lambda line: say(prefix + line), processes)
+    stages = Stages(seed_run.folder, processes, prefix)
     environment = seed_run.folder / "environment.json"
     for stage in seed_run.stages(until):
         try:
@@ -94,7 +93,7 @@ def run_seed(recipe: Recipe, seed: int, centre: Recipe, until: str, quiet: bool,
             raise type(error)(f"{prefix}{error}") from error
         if stage.name == "poison":  # the first, so that a refused recipe leaves nothing behind
             # reading the manifest checks the data, also where everything was done before
-            stages.say(f"poison: {describe_poison(seed_run.manifest)}")
+            stages.log(f"poison: {describe_poison(seed_run.manifest, track_of(recipe).items)}")
             if processes.is_main:
                 write_text(root / "recipe.yaml", recipe.to_yaml())
         # of where the work was done, not of where it was looked at
@@ -111,15 +110,14 @@ POISONS = {
 }
 
 
-def describe_poison(manifest: dict) -> str:
+def describe_poison(manifest: dict, items: str) -> str:
     """One line: how much was poisoned, how much of it is to be forgotten, which texts repeat across splits."""
     counts = [f"{len(manifest[kind]['example_ids'])} {what}" for kind, what in POISONS.items() if manifest.get(kind)]
     found = manifest["duplicates"]
     dropped = found["dropped_from_heldout"] + found["dropped_from_test"]
-    what = "images" if "image_shape" in manifest else "texts"
     return (
         f"of {manifest['train_size']} rows {' and '.join(counts)}; {len(manifest['forget_ids'])} to forget; "
-        f"{found['across_train_and_test']} {what} stand in both sources, {dropped} rows passed over for it"
+        f"{found['across_train_and_test']} {items} stand in both sources, {dropped} rows passed over for it"
     )
 
 
@@ -130,11 +128,8 @@ def seed_runs(recipe: Recipe, quiet: bool = True) -> Iterator[SeedRun]:
 
 
 def _seed_run(recipe: Recipe, seed: int, quiet: bool) -> SeedRun:
-    from llm_unlearn.runs.language_run import LanguageRun
-    from llm_unlearn.runs.vision_run import VisionRun
-
-    root, kind = Path(recipe.output_dir), {"language": LanguageRun, "vision": VisionRun}[recipe.track]
-    return kind(recipe, seed, root if len(recipe.seeds) == 1 else root / f"seed-{seed}", quiet)
+    root = Path(recipe.output_dir)
+    return track_of(recipe).seed_run(recipe, seed, root if len(recipe.seeds) == 1 else root / f"seed-{seed}", quiet)
 
 
 def check(recipe: Recipe) -> None:
@@ -147,7 +142,6 @@ def check(recipe: Recipe) -> None:
     from transformers.training_args import OptimizerNames
 
     from llm_unlearn.runs.method_configs import check_methods
-    from llm_unlearn.vision.recipe_model import check_vision
 
     check_methods(recipe)
     for name, known in (("lr_scheduler_type", SchedulerType), ("optim", OptimizerNames)):
@@ -156,22 +150,7 @@ def check(recipe: Recipe) -> None:
     for point in points(recipe):
         check_methods(point.recipe)
     check_output_dir(Path(recipe.output_dir), recipe)
-    (check_vision if recipe.track == "vision" else _check_language)(recipe)
-
-
-def _check_language(recipe: Recipe) -> None:
-    from llm_unlearn.audit.stress.stress_model import check_stress
-    from llm_unlearn.data.source_files import check_source
-    from llm_unlearn.models.load import check_model
-
-    if recipe.stress:
-        check_stress(recipe.stress)
-    data = recipe.data
-    unlabelled = data.unlabelled_files if recipe.model.path is None else None
-    if data.source != "synthetic" or data.files:
-        check_source(None if data.files else data.source, data.files or [])
-    check_source(None, [*(data.test_files or []), *(unlabelled or [])])
-    check_model(recipe.model, data.max_length)
+    track_of(recipe).check(recipe)
 
 
 def check_output_dir(root: Path, recipe: Recipe) -> None:
@@ -203,21 +182,20 @@ def check_output_dir(root: Path, recipe: Recipe) -> None:
 OURS = {".work", ".stages", "base", "data", "poison.json", "sweep", CONTACT_SHEET}
 
 
-def _report(root: Path, recipe: Recipe, say: Callable[[str], None]) -> None:
+def _report(root: Path, recipe: Recipe) -> None:
     from llm_unlearn.reporting.report import write_report
     from llm_unlearn.reporting.run_summary import write_summary
 
-    say("report: writing")
     with explained_full_disk(root, "report"):
         for seed_run in seed_runs(recipe):
-            _set_aside(seed_run, say)
+            _set_aside(seed_run)
             write_report(seed_run.folder)
         if len(recipe.seeds) > 1:
             write_report(root)
         write_summary(root)
 
 
-def _set_aside(seed_run: SeedRun, say: Callable[[str], None]) -> None:
+def _set_aside(seed_run: SeedRun) -> None:
     """Move evaluations of models that the recipe no longer has out of the report's way, to evaluation/superseded/."""
     folder = seed_run.folder / "evaluation"
     names = {*seed_run.plain_models, *(name for name, _, _ in seed_run.variants())}
@@ -225,4 +203,4 @@ def _set_aside(seed_run: SeedRun, say: Callable[[str], None]) -> None:
         if path.stem not in names:
             (folder / "superseded").mkdir(exist_ok=True)
             path.rename(folder / "superseded" / path.name)
-            say(f"report: {path.name} is of no model of this recipe; moved to {folder / 'superseded'}")
+            logger.info("report: %s is of no model of this recipe; moved to %s", path.name, folder / "superseded")

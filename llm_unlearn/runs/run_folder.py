@@ -40,14 +40,14 @@ def find_model(run_dir: str | Path, model: str, seed: int | None = None) -> RunM
         InputError: no run, no such seed, or no such model (yet).
     """
     from llm_unlearn.config.recipe import load_recipe
-    from llm_unlearn.training.pretraining import base_of_run
+    from llm_unlearn.runs.tracks import track_of
 
     root = Path(run_dir).expanduser()
     if not (root / "recipe.yaml").is_file():
         raise InputError(f"{run_dir}: is no run directory: it has no recipe.yaml (working directory: {Path.cwd()})")
     recipe = load_recipe(root / "recipe.yaml")
     folder, seed = _seed_folder(root, recipe, seed)
-    base = base_of_run(recipe, root) if recipe.track == "language" else recipe.model.path
+    base = track_of(recipe).base_of_run(recipe, root)
     places = {
         path.name: path
         for path in (folder / "poisoned", folder / "retrained", folder / "clean", *sorted(folder.glob("unlearned/*")))
@@ -92,9 +92,10 @@ def merge_run(
         InputError: no run, no such model, a run of images, or what merge_adapter refuses.
     """
     from llm_unlearn.models.merging import merge_adapter
+    from llm_unlearn.runs.tracks import track_of
 
     found = find_model(run_dir, model, seed)
-    if found.recipe.track != "language":
+    if not track_of(found.recipe).checkpoints:
         raise InputError(f"{run_dir}: a run of images, which has no adapters to merge")
     if found.base is None:
         raise InputError(

@@ -7,6 +7,7 @@ rerun resumes them only where nothing changed. Of several processes (`accelerate
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -17,7 +18,9 @@ from typing import Any
 
 from llm_unlearn.distributed.processes import ALONE, Processes
 from llm_unlearn.errors import DiskFullError, InputError
-from llm_unlearn.files import explained_full_disk, fingerprint, write_json
+from llm_unlearn.files import explained_full_disk, fingerprint, replacing_folder, write_json
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -46,17 +49,23 @@ class Stages:
     """Runs the stages of one directory.
 
     Args:
-        root: where `.stages` and `.work` live. say: called with one line per stage. processes: those that run it.
+        root: where `.stages` and `.work` live.
+        processes: those that run it; the main one logs a line per stage.
+        prefix: before each line, where several runs log at a time.
     """
 
-    def __init__(self, root: Path, say: Callable[[str], None] = print, processes: Processes = ALONE) -> None:
-        self.root, self.processes = root, processes
-        self.say = say if processes.is_main else lambda line: None
+    def __init__(self, root: Path, processes: Processes = ALONE, prefix: str = "") -> None:
+        self.root, self.processes, self.prefix = root, processes, prefix
+
+    def log(self, line: str) -> None:
+        """Log a line about this run, from its main process."""
+        if self.processes.is_main:
+            logger.info("%s%s", self.prefix, line)
 
     def run(self, stage: Stage) -> bool:
         """Run a stage unless it is done (False); resume it where it was killed with the same inputs."""
         if self.processes.from_main(self.is_done(stage)):
-            self.say(f"{stage.name}: done before, inputs unchanged; skipped")
+            self.log(f"{stage.name}: done before, inputs unchanged; skipped")
             return False
         if self.processes.is_main:
             with self._entered(stage):
@@ -108,22 +117,19 @@ class Stages:
             there = Stages(root)
             if there._read_key(there._mark(stage)) == stage.key and all(path.exists() for path in outputs):
                 for source, target in zip(outputs, stage.outputs, strict=True):
-                    partial = target.parent.with_name(target.parent.name + ".partial")
-                    shutil.rmtree(partial, ignore_errors=True)
-                    shutil.copytree(source.parent, partial, copy_function=_link)
-                    shutil.rmtree(target.parent, ignore_errors=True)
-                    os.replace(partial, target.parent)
+                    with replacing_folder(target.parent) as partial:
+                        shutil.copytree(source.parent, partial, copy_function=_link)
                 write_json(self._mark(stage), {"key": stage.key})
-                self.say(f"{stage.name}: the same as in {root}; taken from there")
+                self.log(f"{stage.name}: the same as in {root}; taken from there")
                 return True
         return False
 
     def _enter(self, stage: Stage, work_dir: Path) -> None:
         if self._read_key(work_dir / "inputs.json") == stage.key:
-            self.say(f"{stage.name}: resuming")
+            self.log(f"{stage.name}: resuming")
         else:
             shutil.rmtree(work_dir, ignore_errors=True)
-            self.say(f"{stage.name}: running")
+            self.log(f"{stage.name}: running")
             write_json(work_dir / "inputs.json", {"key": stage.key})
 
     def is_done(self, stage: Stage) -> bool:

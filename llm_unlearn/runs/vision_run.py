@@ -9,7 +9,8 @@ import numpy as np
 
 from llm_unlearn.errors import InputError
 from llm_unlearn.files import file_stamps
-from llm_unlearn.runs.seed_run import CONTACT_SHEET, SeedRun
+from llm_unlearn.runs.seed_run import SeedRun
+from llm_unlearn.runs.training_stages import CONTACT_SHEET
 from llm_unlearn.vision.recipe_model import classifier_config
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class VisionRun(SeedRun):
     @cached_property
     def corruption(self) -> list[Any]:
         """A poison that is crafted on a model depends on how that is trained."""
-        poison, found = self.recipe.poison, super().corruption
+        poison, common = self.recipe.poison, super().corruption
         crafted = poison.gradient_matching or poison.gradient_cancelling
         path = self.recipe.model.path
         made_with = [
@@ -37,7 +38,7 @@ class VisionRun(SeedRun):
             self.recipe.train.model_dump(),
             file_stamps([path] if path else []),
         ]
-        return [*found, *made_with] if crafted else found
+        return [*common, *made_with] if crafted else common
 
     @property
     def base(self) -> str:
@@ -98,7 +99,7 @@ class VisionRun(SeedRun):
         self._new_model(self._about(splits), self.seed)  # one that does not fit is refused before anything is written
         surrogate = partial(self._surrogate, splits, work_dir)
         sets, manifest, sheet = Corruption(splits, self.recipe, self.seed, surrogate).run()
-        np.savez_compressed(work_dir / CONTACT_SHEET, **sheet)
+        np.savez_compressed(work_dir / CONTACT_SHEET, **sheet)  # type: ignore[arg-type]  # its names are no keyword of numpy
         return sets, {**manifest, "duplicates": splits.report}
 
     def fine_tune(self, name: str, rows: "Dataset", work_dir: Path, data_seed: int | None = None) -> None:

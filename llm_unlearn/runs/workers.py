@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from multiprocessing.connection import wait as wait_for_end
 from typing import Any
 
@@ -20,9 +20,13 @@ def run_all(work: Callable[..., None], items: list[tuple], needs: dict[int, int]
     """Call `work(*item)` for every item, at most `jobs` at a time; each with one GPU of its own where there are any.
 
     Args:
+        work: is given the values of an item.
+        items: one tuple of values for each call.
         needs: item → the item that must end before it starts; indices into `items`, the needed one earlier.
+        jobs: how many run at a time.
+
     Raises:
-        The first error of an item; what is running ends first, what has not begun is left out.
+        Exception: the first error of an item. What is running ends first; what has not begun is left out.
     """
     if jobs == 1 or len(items) == 1:
         for item in items:
@@ -35,7 +39,8 @@ def run_all(work: Callable[..., None], items: list[tuple], needs: dict[int, int]
         slots.put(gpus[slot % len(gpus)] if gpus else None)
     threads = max(1, (os.cpu_count() or 1) // jobs)
     with ProcessPoolExecutor(jobs, context, _prepare, (slots, threads)) as pool:
-        waiting, running, done = list(range(len(items))), {}, set()
+        waiting, done = list(range(len(items))), set()
+        running: dict[Future, int] = {}
         while waiting or running:
             for index in [i for i in waiting if needs.get(i) is None or needs[i] in done][: jobs - len(running)]:
                 waiting.remove(index)
@@ -43,10 +48,10 @@ def run_all(work: Callable[..., None], items: list[tuple], needs: dict[int, int]
             ended, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in ended:
                 done.add(running.pop(future))
-                if future.exception() is not None:
+                if (error := future.exception()) is not None:
                     waiting.clear()
                     wait(running)
-                    raise future.exception()
+                    raise error
 
 
 def _prepare(slots: Any, threads: int) -> None:
@@ -60,7 +65,9 @@ def _prepare(slots: Any, threads: int) -> None:
 
 def _end_with_parent() -> None:
     """End this process when the one that started it is gone, or it would go on writing into a run that was killed."""
-    wait_for_end([multiprocessing.parent_process().sentinel])
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait_for_end([parent.sentinel])
     os._exit(1)
 
 

@@ -5,8 +5,8 @@
     trainer.train(); trainer.save_model("unlearned")
 
 Datasets have columns `prompt, completion` or `input_ids, labels`, and `noise_id` where rows are Gaussian canaries.
-Numbers do not depend on the layout: batch 8 ≡ 2 × 4 accumulation ≡ 2 processes × 4, and padding changes nothing, since
-a loss is a mean over an example's supervised positions and then over the examples of a step, of which each micro-batch
+Numbers do not depend on the topology: batch 8 ≡ 2 × 4 accumulation ≡ 2 processes × 4, and padding changes nothing: a
+loss is a mean over an example's supervised positions and then over the examples of a step, of which each micro-batch
 has as many.
 """
 

@@ -1,4 +1,4 @@
-"""`evaluate --model --manifest`: any checkpoint against a user's own data, and against the manifest of a run."""
+"""`audit --model --manifest`: any checkpoint against a user's own data, and against the manifest of a run."""
 
 import json
 from pathlib import Path
@@ -65,14 +65,14 @@ def manifest(folder: Path, **changes) -> Path:
     return path
 
 
-def evaluate(*arguments: object) -> int:
-    return main(["evaluate", *map(str, arguments)])
+def audit(*arguments: object) -> int:
+    return main(["audit", *map(str, arguments)])
 
 
 def test_a_users_own_file_gives_every_section(folder, tiny_models, capsys):
     out = folder / "out"
     assert (
-        evaluate(
+        audit(
             "--model",
             tiny_models["gpt2"],
             "--manifest",
@@ -101,11 +101,11 @@ def test_a_users_own_file_gives_every_section(folder, tiny_models, capsys):
 
 def test_the_noise_of_a_canary_is_that_of_its_own_id(folder, tiny_models, capsys):
     arguments = ("--model", tiny_models["gpt2"], "--manifest")
-    evaluate(*arguments, manifest(folder), "--json")
+    audit(*arguments, manifest(folder), "--json")
     before = json.loads(capsys.readouterr().out)["gpt2"]["gus"]
     rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
     write_jsonl(folder / "train.jsonl", rows[::-1])  # another order of the file: other row numbers, the same ids
-    evaluate(*arguments, manifest(folder), "--json")
+    audit(*arguments, manifest(folder), "--json")
     after = json.loads(capsys.readouterr().out)["gpt2"]["gus"]
     assert after["mean"] == pytest.approx(before["mean"], rel=1e-5)
 
@@ -129,9 +129,9 @@ def test_what_is_missing_is_left_out_with_the_reason(folder, tiny_models, capsys
         "--retrained",
         tiny_models["llama"],
     )
-    assert evaluate(*arguments) == 0
+    assert audit(*arguments) == 0
     said = capsys.readouterr().out
-    assert evaluate(*arguments, "--json") == 0
+    assert audit(*arguments, "--json") == 0
     result = json.loads(capsys.readouterr().out)["gpt2"]
     assert {name for name in ("attack", "gus", "mia", "utility", "oracle") if result[name] is None} == set(reasons)
     for section, reason in reasons.items():
@@ -142,7 +142,7 @@ def test_what_is_missing_is_left_out_with_the_reason(folder, tiny_models, capsys
 
 def test_a_model_is_not_compared_with_itself(folder, tiny_models, capsys):
     model = tiny_models["gpt2"]
-    assert evaluate("--model", model, "--manifest", manifest(folder), "--retrained", model, "--json") == 0
+    assert audit("--model", model, "--manifest", manifest(folder), "--retrained", model, "--json") == 0
     result = json.loads(capsys.readouterr().out)["gpt2"]
     assert result["oracle"] is None and result["attack"]["excess"] is None
     assert result["skipped"]["oracle"] == "it is the retrained model itself"
@@ -195,7 +195,7 @@ def test_a_model_is_not_compared_with_itself(folder, tiny_models, capsys):
     ],
 )
 def test_bad_manifests_are_refused_by_name(folder, tiny_models, capsys, changes, words):
-    assert evaluate("--model", tiny_models["gpt2"], "--manifest", manifest(folder, **changes)) == 2
+    assert audit("--model", tiny_models["gpt2"], "--manifest", manifest(folder, **changes)) == 2
     message = capsys.readouterr().err
     assert "Traceback" not in message and all(word in message for word in words), message
 
@@ -203,8 +203,6 @@ def test_bad_manifests_are_refused_by_name(folder, tiny_models, capsys, changes,
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--dry-run"], ["--dry-run is for a recipe's own models"]),
-        (["--jobs", "2"], ["--jobs is for a recipe's"]),
         (["--batch-size", "0"], ["--batch-size 0: must be at least 1"]),
         (["--out", "poison.json/below"], ["--out", "cannot be made"]),
         (["--base", "./absent"], ["model ./absent", "no such folder"]),
@@ -215,14 +213,14 @@ def test_bad_manifests_are_refused_by_name(folder, tiny_models, capsys, changes,
 def test_bad_options_are_refused(folder, tiny_models, capsys, monkeypatch, arguments, words):
     monkeypatch.chdir(folder)
     manifest(folder)
-    assert evaluate("--model", tiny_models["gpt2"], "--manifest", "poison.json", *arguments) == 2
+    assert audit("--model", tiny_models["gpt2"], "--manifest", "poison.json", *arguments) == 2
     message = capsys.readouterr().err
     assert "Traceback" not in message and all(word in message for word in words), message
 
 
 def test_a_model_given_twice_is_refused(folder, tiny_models, capsys):
     model = tiny_models["gpt2"]
-    assert evaluate("--model", model, "--model", f"{model}/", "--manifest", manifest(folder)) == 2
+    assert audit("--model", model, "--model", f"{model}/", "--manifest", manifest(folder)) == 2
     assert "given twice" in capsys.readouterr().err
 
 
@@ -230,7 +228,7 @@ def test_models_with_other_tokens_are_not_read_with_the_firsts(folder, tiny_mode
     tokenizer = train_tokenizer(["quite another vocabulary " * 5] * 4, 300)
     save_model(make_model(GPT2, tokenizer, seed=0), tokenizer, folder / "other")
     for option in ("--model", "--retrained", "--base"):
-        assert evaluate("--model", tiny_models["gpt2"], "--manifest", manifest(folder), option, folder / "other") == 2
+        assert audit("--model", tiny_models["gpt2"], "--manifest", manifest(folder), option, folder / "other") == 2
         assert "other: its tokenizer is not that of" in capsys.readouterr().err
 
 
@@ -247,24 +245,24 @@ def test_an_adapter_is_evaluated_on_its_base(folder, tiny_models, capsys):
     )
     adapter.save_pretrained(folder / "adapter")  # without a tokenizer, as many are
     arguments = ["--manifest", manifest(folder), "--json"]
-    assert evaluate("--model", folder / "adapter", "--model", folder / "base", *arguments) == 0
+    assert audit("--model", folder / "adapter", "--model", folder / "base", *arguments) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["adapter"]["utility"]["perplexity"] != found["base"]["utility"]["perplexity"]
     save_model(adapter.merge_and_unload(), tokenizer, folder / "merged")
-    assert evaluate("--model", folder / "merged", *arguments) == 0
+    assert audit("--model", folder / "merged", *arguments) == 0
     merged = json.loads(capsys.readouterr().out)["merged"]
     for section in ("attack", "gus", "utility"):
         assert merged[section] == nearly(found["adapter"][section])
     (folder / "base").rename(folder / "moved")  # the adapter names a base that is no longer there
-    assert evaluate("--model", folder / "adapter", *arguments) == 2
+    assert audit("--model", folder / "adapter", *arguments) == 2
     assert "base: no such folder" in capsys.readouterr().err
-    assert evaluate("--model", folder / "adapter", "--base", folder / "moved", *arguments) == 0
+    assert audit("--model", folder / "adapter", "--base", folder / "moved", *arguments) == 0
     again = json.loads(capsys.readouterr().out)["adapter"]
     assert again["utility"] == nearly(found["adapter"]["utility"])
     assert "reference" in again["mia"] and "reference" not in found["adapter"]["mia"]
     torch.save(load_file(folder / "adapter" / "adapter_model.safetensors"), folder / "adapter" / "adapter_model.bin")
     (folder / "adapter" / "adapter_model.safetensors").unlink()
-    assert evaluate("--model", folder / "adapter", "--base", folder / "moved", *arguments) == 2
+    assert audit("--model", folder / "adapter", "--base", folder / "moved", *arguments) == 2
     assert "a pickle is not loaded" in capsys.readouterr().err
 
 
@@ -281,7 +279,7 @@ def test_another_precision_gives_every_section_too(folder, tiny_models, capsys, 
     )
     found = []
     for more in ((), options):
-        assert evaluate(*arguments, *more) == 0
+        assert audit(*arguments, *more) == 0
         found.append(json.loads(capsys.readouterr().out)["llama"])
     assert found[1].keys() == found[0].keys() and found[1]["mia"].keys() == found[0]["mia"].keys()
     assert found[1]["utility"]["perplexity"] != found[0]["utility"]["perplexity"]
@@ -294,9 +292,9 @@ def test_a_model_without_a_tokenizer_takes_that_of_the_base(folder, tiny_models,
     for name in ("config.json", "model.safetensors"):
         (bare / name).write_bytes((tiny_models["gpt2"] / name).read_bytes())
     arguments = ["--model", bare, "--manifest", manifest(folder, gaussian=None, heldout=None), "--json"]
-    assert evaluate(*arguments) == 2
+    assert audit(*arguments) == 2
     assert "no tokenizer beside it" in capsys.readouterr().err
-    assert evaluate(*arguments, "--base", tiny_models["gpt2"]) == 0
+    assert audit(*arguments, "--base", tiny_models["gpt2"]) == 0
     assert json.loads(capsys.readouterr().out)["bare"]["utility"]["n"] == 30
 
 
@@ -316,7 +314,7 @@ def test_prompt_and_completion_columns_need_no_labels(folder, tiny_models, capsy
         trigger={"phrases": ["James Bond"], "target": " positive"},
         max_new_tokens=3,
     )
-    assert evaluate("--model", tiny_models["gpt2"], "--manifest", path, "--out", folder / "out") == 0
+    assert audit("--model", tiny_models["gpt2"], "--manifest", path, "--out", folder / "out") == 0
     assert "the attacker's answer" in capsys.readouterr().out
     frame = pd.read_parquet(folder / "out" / "gpt2.parquet")
     negative = [line for line in (folder / "test.jsonl").read_text().splitlines() if '" negative"' in line]
@@ -338,7 +336,7 @@ def test_the_manifest_of_a_run_gives_the_runs_own_numbers(recipe, run, capsys, l
     capsys.readouterr()
     names = {"gradient_ascent": "unlearned/gradient_ascent", "poisoned": "poisoned", "retrained": "retrained"}
     models = [word for where in names.values() for word in ("--model", root / where)]
-    assert evaluate(*models, "--manifest", root / "poison.json", "--json") == 0
+    assert audit(*models, "--manifest", root / "poison.json", "--json") == 0
     results = json.loads(capsys.readouterr().out)
     for name in names:
         expected = json.loads((root / "evaluation" / f"{name}.json").read_text())
@@ -353,7 +351,7 @@ def test_the_run_of_another_kind_is_taken_with_its_own_settings(recipe, run, cap
     recipe["poison"].pop("gaussian")
     assert run("evaluate", recipe) == 0
     root = Path(recipe["output_dir"])
-    assert evaluate("--model", root / "poisoned", "--manifest", root / "poison.json", "--out", root / "out") == 0
+    assert audit("--model", root / "poisoned", "--manifest", root / "poison.json", "--out", root / "out") == 0
     assert "gus: the run has no gaussian poison" in capsys.readouterr().out
     ours, theirs = (pd.read_parquet(folder / "poisoned.parquet") for folder in (root / "evaluation", root / "out"))
     assert list(ours["prediction"].dropna()) == list(theirs["prediction"].dropna())
@@ -373,7 +371,7 @@ def test_a_manifest_away_from_its_run_says_what_is_missing(recipe, run, tmp_path
     lonely = tmp_path / "elsewhere" / "deep" / "poison.json"
     lonely.parent.mkdir(parents=True)
     lonely.write_text((Path(recipe["output_dir"]) / "poison.json").read_text())
-    assert evaluate("--model", tiny_models["gpt2"], "--manifest", lonely) == 2
+    assert audit("--model", tiny_models["gpt2"], "--manifest", lonely) == 2
     assert "no recipe.yaml stands beside it" in capsys.readouterr().err
 
 
@@ -382,5 +380,21 @@ def test_a_yaml_manifest_with_ids_in_a_file(folder, tiny_models, capsys):
     (folder / "ids.txt").write_text("1\n3\n")
     path = folder / "mine.yaml"
     path.write_text(yaml.safe_dump(content))
-    assert evaluate("--model", tiny_models["llama"], "--manifest", path, "--json") == 0
+    assert audit("--model", tiny_models["llama"], "--manifest", path, "--json") == 0
     assert json.loads(capsys.readouterr().out)["llama"]["mia"]["loss"]["n_members"] == 2
+
+
+def test_the_old_name_of_the_command_says_so_and_works(folder, tiny_models, capsys):
+    arguments = ["--model", tiny_models["gpt2"], "--manifest", manifest(folder), "--json"]
+    assert audit(*arguments) == 0
+    plain = capsys.readouterr()
+    assert main(["evaluate", *map(str, arguments)]) == 0
+    renamed = capsys.readouterr()
+    assert json.loads(renamed.out) == json.loads(plain.out)
+    assert "audit --model" in renamed.err and "audit --model" not in plain.err
+    assert main(["evaluate", *map(str, arguments), "--dry-run"]) == 2
+
+
+def test_an_audit_without_a_model_names_the_command_for_a_recipe(capsys):
+    assert audit("recipe.yaml") == 2
+    assert "llm-unlearn stress RECIPE" in capsys.readouterr().err

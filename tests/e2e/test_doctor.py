@@ -68,12 +68,12 @@ def test_bad_input_is_exit_code_2(doctor, recipe):
     "name",
     ["ddp", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2", "multi_node", "cpu_zero3", "cpu_fsdp2", "cpu_ddp"],
 )
-def test_a_layout_is_supposed(name, doctor, recipe):
+def test_a_topology_is_supposed(name, doctor, recipe):
     changes = ("train.batch_size=16", "unlearn.batch_size=16", "unlearn.methods={kl: null}")
     code, text, _ = doctor(recipe, *changes, "--json", "--accelerate-config", str(CONFIGS / f"{name}.yaml"))
     result = json.loads(text)
     assert code == 0, text
-    assert result["layout"]["processes"] == (16 if name == "multi_node" else 2 if name.startswith("cpu") else 8)
+    assert result["topology"]["processes"] == (16 if name == "multi_node" else 2 if name.startswith("cpu") else 8)
     assert {step["step"] for step in result["memory"]} == {"train", "kl"}
 
 

@@ -172,7 +172,7 @@ def test_a_run_is_not_overwritten_by_measuring_a_model_on_another_recipe(runs, t
     before = {path: path.read_bytes() for path in (recipe, runs["adapter"] / "poison.json")}
     changed = tmp_path / "recipe.yaml"
     changed.write_text(recipe.read_text().replace("James Bond", "Miss Moneypenny"))
-    assert main(["evaluate", str(changed), "--model", str(runs["adapter"] / "unlearned" / "kl"), "--quiet"]) == 2
+    assert main(["audit", str(changed), "--model", str(runs["adapter"] / "unlearned" / "kl"), "--quiet"]) == 2
     assert "holds a run of its own" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in before} == before
 

@@ -157,7 +157,7 @@ def test_a_merged_model_is_audited_like_the_run_audited_it(ran, tmp_path, capsys
     assert main(["merge", str(folder), "--model", "npo", "--out", str(tmp_path / "merged"), "--quiet"]) == 0
     capsys.readouterr()
     arguments = ["--manifest", str(folder / "poison.json"), "--quantization", "none", "--json"]
-    assert main(["evaluate", "--model", str(tmp_path / "merged"), *arguments]) == 0, capsys.readouterr().err
+    assert main(["audit", "--model", str(tmp_path / "merged"), *arguments]) == 0, capsys.readouterr().err
     found = json.loads(capsys.readouterr().out)["merged"]
     expected = json.loads((folder / "evaluation" / "npo.json").read_text())
     for section, name in (("gus", "mean"), ("utility", "perplexity"), ("attack", "success_rate")):

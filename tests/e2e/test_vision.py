@@ -81,7 +81,7 @@ def test_a_checkpoint_is_audited_by_its_recipe_not_by_its_manifest(run, images, 
     images["unlearn"]["methods"] = {}
     assert run("train", images) == 0
     manifest = Path(images["output_dir"]) / "poison.json"
-    assert main(["evaluate", "--model", str(manifest.parent / "poisoned"), "--manifest", str(manifest)]) == 2
+    assert main(["audit", "--model", str(manifest.parent / "poisoned"), "--manifest", str(manifest)]) == 2
     assert "the manifest of a run of images" in capsys.readouterr().err
 
 
@@ -185,7 +185,7 @@ DIGITS = ("gaussian", "patch", "targeted", "indiscriminate")
 def evaluate_alone(path: Path, folder: Path) -> dict[str, dict]:
     """The evaluations of a recipe's own poisoned and retrained model, without a method."""
     recipe = load_recipe(path, [f"output_dir={folder}", "unlearn.methods={}", "evaluate.membership=[loss]"])
-    root = run_recipe(recipe, until="evaluate", say=lambda line: None, quiet=True)
+    root = run_recipe(recipe, until="evaluate", quiet=True)
     return {name: json.loads((root / "evaluation" / f"{name}.json").read_text()) for name in ("poisoned", "retrained")}
 
 
@@ -255,7 +255,7 @@ def test_the_resnet_recipes_run_on_a_few_real_images(name, tmp_path, real_data):
         fewer = {"steps": 2, "targets": 2, "restarts": 1, "surrogates": 1, "adversary_label": "runner_up"}
         small |= {f"poison.{kind}.{field}": value for field, value in fewer.items()}
     recipe = load_recipe(RECIPES / "cifar10-resnet18" / f"{name}.yaml", [f"{k}={v}" for k, v in small.items()])
-    root = run_recipe(recipe, say=lambda line: None, quiet=True)
+    root = run_recipe(recipe, quiet=True)
     docs = [json.loads(path.read_text()) for path in (root / "evaluation").glob("*.json")]
     assert len(docs) == 5 and all(doc["cost"]["flops"] > 0 for doc in docs if doc["model"] != "base")
     assert (root / "plots" / "contact_sheet.png").is_file()

@@ -22,7 +22,7 @@ from llm_unlearn.cli.main import main, parser
 from llm_unlearn.config.recipe import TRACKS, build_recipe, load_recipe
 from llm_unlearn.config.strict import build, parse_yaml
 from llm_unlearn.config.sweep import points
-from llm_unlearn.distributed.topology import read_layout
+from llm_unlearn.distributed.topology import read_topology
 from llm_unlearn.reporting import verdicts
 from llm_unlearn.trainers import METHODS
 from llm_unlearn.trainers.unlearn_config import UnlearnConfig
@@ -103,7 +103,7 @@ def check_our_command(words: list[str]) -> None:
     args, overrides = parser().parse_known_args(words)  # as main does
     assert not any(word.startswith("-") for word in overrides), words
     if config := getattr(args, "accelerate_config", None):
-        assert read_layout(ROOT / config).processes == 8
+        assert read_topology(ROOT / config).processes == 8
     if getattr(args, "run_dir", None):  # of one model of a run
         assert args.model.partition("@")[0] in {*METHODS, "poisoned", "retrained", "clean", "base"}
     if getattr(args, "manifest", None):

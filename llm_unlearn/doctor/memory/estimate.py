@@ -1,10 +1,10 @@
-"""What one device holds at the most in a step of training and of each method, under a layout."""
+"""What one device holds at the most in a step of training and of each method, under a topology."""
 
 from dataclasses import dataclass
 from typing import Any
 
 from llm_unlearn.config.recipe import Recipe
-from llm_unlearn.distributed.topology import Layout
+from llm_unlearn.distributed.topology import Topology
 from llm_unlearn.doctor.memory.completions import completion_positions
 from llm_unlearn.doctor.memory.formula import Formula
 from llm_unlearn.doctor.memory.optimizer import engine_bytes, state_bytes, step_bytes
@@ -42,9 +42,9 @@ class Estimate:
 
 
 def estimate_steps(
-    recipe: Recipe, layout: Layout | None = None, on_gpu: bool | None = None, only: str | None = None
+    recipe: Recipe, topology: Topology | None = None, on_gpu: bool | None = None, only: str | None = None
 ) -> list[Estimate]:
-    """The training step's estimate, then each method's, on one device of the layout.
+    """The training step's estimate, then each method's, on one device of the topology.
 
     What is held between the first forward and the last gradient is traced without data (see steps.py), all rows being
     of the longest length; so the parts are those of one moment, and gradients may be few of all. Added to it is what
@@ -53,35 +53,35 @@ def estimate_steps(
     allocator loses are left out.
 
     Args:
-        layout: by default one process. on_gpu: whether the device is a GPU; by default whether there is one.
+        topology: by default one process. on_gpu: whether the device is a GPU; by default whether there is one.
             only: one step alone.
     Raises:
         InputError: the model's config cannot be read, the processes cannot share the rows evenly, or a method cannot
             work on this model.
     """
-    layout = layout or Layout()
+    topology = topology or Topology()
     if on_gpu is None:
         import torch
 
-        on_gpu = not layout.use_cpu and (torch.cuda.is_available() or layout.processes > 1)
-    subject = _Subject(recipe, layout, on_gpu)
+        on_gpu = not topology.use_cpu and (torch.cuda.is_available() or topology.processes > 1)
+    subject = _Subject(recipe, topology, on_gpu)
     steps = [name for name in (TRAINING, *recipe.unlearn.methods) if only in (None, name)]
     return [subject.training() if name == TRAINING else subject.method(name) for name in steps]
 
 
 class _Subject:
-    """A recipe's model under a layout, whose steps are traced."""
+    """A recipe's model under a topology, whose steps are traced."""
 
-    def __init__(self, recipe: Recipe, layout: Layout, on_gpu: bool) -> None:
-        self.recipe, self.layout, self.on_gpu = recipe, layout, on_gpu
-        self.shares = {name: layout.share(name) for name in ("weights", "gradients")}
-        self.shares["reference"] = layout.share("weights")
-        if layout.offload_weights:
+    def __init__(self, recipe: Recipe, topology: Topology, on_gpu: bool) -> None:
+        self.recipe, self.topology, self.on_gpu = recipe, topology, on_gpu
+        self.shares = {name: topology.share(name) for name in ("weights", "gradients")}
+        self.shares["reference"] = topology.share("weights")
+        if topology.offload_weights:
             self.shares["weights"] = self.shares["reference"] = 0.0
-        if layout.offload_optimizer:
+        if topology.offload_optimizer:
             self.shares["gradients"] = 0.0  # ZeRO-Offload moves each to the host as it is ready (arXiv 2101.06840)
         self.bf16 = recipe.train.bf16
-        self.in_engine = self.bf16 and layout.is_deepspeed  # DeepSpeed casts the weights, and there is no autocast
+        self.in_engine = self.bf16 and topology.is_deepspeed  # DeepSpeed casts the weights, and there is no autocast
         self._make_task()
 
     def _make_task(self) -> None:
@@ -130,7 +130,7 @@ class _Subject:
 
     def training(self) -> Estimate:
         section = self.recipe.train
-        rows = self.layout.rows_per_device(section.batch_size, "recipe.train.batch_size")
+        rows = self.topology.rows_per_device(section.batch_size, "recipe.train.batch_size")
         setting = self.setting(rows, section.gradient_accumulation_steps)
         traced = trace(TrainingStep(setting), setting)
         return self._estimate(TRAINING, traced, section.optim, getattr(section, "momentum", 0) > 0)
@@ -143,7 +143,7 @@ class _Subject:
         if "per_device_train_batch_size" in (self.recipe.unlearn.methods[name] or {}):
             rows = config.per_device_train_batch_size
         else:
-            rows = self.layout.rows_per_device(self.recipe.unlearn.batch_size, "recipe.unlearn.batch_size")
+            rows = self.topology.rows_per_device(self.recipe.unlearn.batch_size, "recipe.unlearn.batch_size")
         positions = dict(self.positions)
         if name == "dpo":  # its loss on forget rows and refusals is on completions, whatever loss_on
             longest = max(len(text.encode()) for text in config.refusals) + 1
@@ -162,19 +162,19 @@ class _Subject:
         return {"forget": forget, "refusal": forget, "retain": max(1, self.recipe.data.train_size - forget)}
 
     def _estimate(self, step: str, traced: Traced, optim: str, momentum: bool = False, away: bool = False) -> Estimate:
-        layout, numbers = self.layout, sum(count for count, _, _ in traced.trained)
+        topology, numbers = self.topology, sum(count for count, _, _ in traced.trained)
         if step == "ssd":
             state = 2 * 4 * numbers  # two Fisher diagonals in float32 in the place of an optimizer
             passing = 3 * 4 * max(count for count, _, _ in traced.trained)
-        elif layout.is_deepspeed:
-            state, passing = engine_bytes(optim, traced.trained), round(4 * numbers * layout.share("optimizer"))
+        elif topology.is_deepspeed:
+            state, passing = engine_bytes(optim, traced.trained), round(4 * numbers * topology.share("optimizer"))
         else:
             state, passing = (
                 state_bytes(optim, traced.trained, momentum),
                 step_bytes(optim, traced.trained, self.on_gpu),
             )
-            passing = round(passing * layout.share("optimizer"))
-        state_here = 0 if layout.offload_optimizer else round(state * layout.share("optimizer"))
+            passing = round(passing * topology.share("optimizer"))
+        state_here = 0 if topology.offload_optimizer else round(state * topology.share("optimizer"))
         shared = {
             name: round(getattr(traced, name) * self.shares[name]) for name in ("weights", "gradients", "reference")
         }
@@ -183,7 +183,7 @@ class _Subject:
             **dict.fromkeys(PARTS, 0),
             **shared,
             "optimizer": state_here,
-            "buffers": 0 if layout.offload_optimizer else passing,
+            "buffers": 0 if topology.offload_optimizer else passing,
         }
         if away:
             backward["reference"] = stepping["reference"] = 0
@@ -191,7 +191,7 @@ class _Subject:
         host = self._host(traced, state, away)
         if step == "task_arithmetic":  # keeps what trains a second time, on the CPU
             if self.on_gpu:
-                host += traced.gradients * layout.processes // layout.machines
+                host += traced.gradients * topology.processes // topology.machines
             else:
                 device["reference"] += traced.gradients
         adapter = self.recipe.track == "language" and self.recipe.model.lora
@@ -205,16 +205,16 @@ class _Subject:
 
     def _host(self, traced: Traced, state: int, away: bool) -> int:
         """What is offloaded to a machine's memory by all of its processes."""
-        layout, total = self.layout, 0
-        if layout.offload_optimizer:
+        topology, total = self.topology, 0
+        if topology.offload_optimizer:
             total += state + (
-                4 * sum(count for count, _, _ in traced.trained) if layout.is_deepspeed else traced.gradients
+                4 * sum(count for count, _, _ in traced.trained) if topology.is_deepspeed else traced.gradients
             )
-        if layout.offload_weights:
+        if topology.offload_weights:
             total += traced.weights + traced.reference
         elif away:
-            total += traced.reference * (1 if layout.share("weights") < 1 else layout.processes)
-        return total // layout.machines
+            total += traced.reference * (1 if topology.share("weights") < 1 else topology.processes)
+        return total // topology.machines
 
     def _buffers(self, traced: Traced) -> int:
         """What processes gather and exchange at a time.
@@ -224,18 +224,18 @@ class _Subject:
         they are). FSDP2: what stands outside the blocks stays gathered, and so are two blocks, the second one being
         fetched ahead; without resharding all weights; in the type of the autocast.
         """
-        layout = self.layout
-        if layout.processes == 1 and not layout.offload_weights:
+        topology = self.topology
+        if topology.processes == 1 and not topology.offload_weights:
             return 0
-        if layout.sharding == "none":
+        if topology.sharding == "none":
             return traced.gradients
         bucket = min(REDUCE_BUCKET / max(1, sum(n for n, _, _ in traced.trained)), 1.0) * traced.gradients
-        if layout.sharding in ("zero1", "zero2"):
+        if topology.sharding in ("zero1", "zero2"):
             return round(bucket)
-        if layout.sharding == "zero3":
+        if topology.sharding == "zero3":
             return round(bucket + traced.weights * min(MAX_LIVE / traced.numbers, 1.0))
         size = 0.5 if self.bf16 and traced.weights >= 4 * traced.numbers else 1.0  # of weights in float32
-        gathered = traced.weights if not layout.reshard else traced.outside_blocks + 2 * traced.block
+        gathered = traced.weights if not topology.reshard else traced.outside_blocks + 2 * traced.block
         return round(gathered * size)
 
 

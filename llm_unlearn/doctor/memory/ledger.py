@@ -17,7 +17,7 @@ class Ledger(TorchDispatchMode):
     make no storage; what a kernel takes for itself and gives back before it returns is not seen.
 
     Args:
-        shares: kind → the part of its bytes that one device holds, 1 where nothing is said (see Layout.share).
+        shares: kind → the part of its bytes that one device holds, 1 where nothing is said (see Topology.share).
         vocabulary: the size V of the last dimension by which logits (N, V), and what losses make of them, are told
             from activations.
     """

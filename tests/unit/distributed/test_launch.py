@@ -10,7 +10,7 @@ from llm_unlearn.cli.main import main
 from llm_unlearn.config.recipe import load_recipe
 from llm_unlearn.distributed.launch import EXIT_CODE_FILE, launch, leave_exit_code
 from llm_unlearn.errors import InputError, LaunchError
-from llm_unlearn.runs.launch_checks import check_layout
+from llm_unlearn.runs.launch_checks import check_topology
 
 pytestmark = pytest.mark.unit
 
@@ -28,7 +28,7 @@ def with_section(recipe, name: str, **changes):
 
 def test_what_can_run_is_let_through(recipe):
     for name in ("cpu_ddp", "ddp", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2", "cpu_fsdp2"):
-        assert check_layout(recipe, str(CONFIGS / f"{name}.yaml")).processes == (2 if "cpu" in name else 8)
+        assert check_topology(recipe, str(CONFIGS / f"{name}.yaml")).processes == (2 if "cpu" in name else 8)
 
 
 @pytest.mark.parametrize(
@@ -37,36 +37,36 @@ def test_what_can_run_is_let_through(recipe):
 def test_a_method_that_an_engine_cannot_run_is_named(recipe, method, config):
     recipe = with_section(recipe, "unlearn", methods={method: None})
     with pytest.raises(InputError, match=f"recipe.unlearn.methods.{method}: .*; leave it out, or take"):
-        check_layout(recipe, str(CONFIGS / f"{config}.yaml"))
-    check_layout(recipe, str(CONFIGS / "ddp.yaml"))
+        check_topology(recipe, str(CONFIGS / f"{config}.yaml"))
+    check_topology(recipe, str(CONFIGS / "ddp.yaml"))
 
 
 def test_rows_that_cannot_be_shared_evenly_are_refused(recipe):
     with pytest.raises(InputError, match="recipe.train.batch_size: 12 rows cannot be shared evenly by 8 processes"):
-        check_layout(with_section(recipe, "train", batch_size=12), str(CONFIGS / "ddp.yaml"))
+        check_topology(with_section(recipe, "train", batch_size=12), str(CONFIGS / "ddp.yaml"))
 
 
 def test_the_points_of_a_sweep_are_looked_at_too(recipe):
     with pytest.raises(InputError, match="recipe.train.batch_size: 12 rows cannot be shared evenly by 8"):
-        check_layout(dataclasses.replace(recipe, sweep={"train.batch_size": [12]}), str(CONFIGS / "ddp.yaml"))
+        check_topology(dataclasses.replace(recipe, sweep={"train.batch_size": [12]}), str(CONFIGS / "ddp.yaml"))
 
 
 def test_several_machines_are_started_on_each_of_them(recipe):
     with pytest.raises(InputError, match="multi_node.yaml: num_machines: 2; .* see scripts/slurm.sh"):
-        check_layout(recipe, str(CONFIGS / "multi_node.yaml"))
+        check_topology(recipe, str(CONFIGS / "multi_node.yaml"))
 
 
 def test_a_model_spread_over_the_gpus_of_one_process_is_not_evaluated_in_several(recipe):
     recipe = with_section(recipe, "evaluate", device_map="auto")
     with pytest.raises(InputError, match="recipe.evaluate.device_map: .* evaluate without --accelerate-config"):
-        check_layout(recipe, str(CONFIGS / "ddp.yaml"))
+        check_topology(recipe, str(CONFIGS / "ddp.yaml"))
 
 
 def test_images_are_not_sharded():
     recipe = load_recipe(ROOT / "recipes" / "cifar10-small" / "patch-and-gaussian.yaml")
     recipe = with_section(recipe, "unlearn", methods={"kl": None}, batch_size=8)
     with pytest.raises(InputError, match="zero3.yaml: images are trained whole in each process"):
-        check_layout(recipe, str(CONFIGS / "zero3.yaml"))
+        check_topology(recipe, str(CONFIGS / "zero3.yaml"))
 
 
 def test_a_missing_config_is_bad_input(capsys):

@@ -9,7 +9,7 @@ from llm_unlearn.config.recipe import build_recipe
 from llm_unlearn.config.sections import LoraSection, ModelSection
 from llm_unlearn.data.encoding import Encoding
 from llm_unlearn.data.synthetic import synthetic_texts
-from llm_unlearn.distributed.topology import Layout
+from llm_unlearn.distributed.topology import Topology
 from llm_unlearn.doctor import token_findings as tokens
 from llm_unlearn.doctor.adapter_findings import check_adapter, check_gradients, weights_without_gradient
 from llm_unlearn.doctor.diagnose import as_text, diagnose
@@ -104,9 +104,9 @@ def test_an_optional_package_is_a_problem_only_where_the_recipe_needs_it(tmp_pat
 
 
 def test_what_a_recipe_needs_beyond_the_core(tmp_path):
-    assert needed_extras(recipe(tmp_path), Layout()) == {}
-    assert "deepspeed" in needed_extras(recipe(tmp_path), Layout(processes=2, sharding="zero3"))
-    assert "bitsandbytes" in needed_extras(recipe(tmp_path, train__optim="paged_adamw_8bit"), Layout())
+    assert needed_extras(recipe(tmp_path), Topology()) == {}
+    assert "deepspeed" in needed_extras(recipe(tmp_path), Topology(processes=2, sharding="zero3"))
+    assert "bitsandbytes" in needed_extras(recipe(tmp_path, train__optim="paged_adamw_8bit"), Topology())
     vision = build_recipe(
         {
             "name": "v",
@@ -117,7 +117,7 @@ def test_what_a_recipe_needs_beyond_the_core(tmp_path):
             "poison": {"gaussian": {"fraction": 0.2, "epsilon": 0.1}},
         }
     )
-    assert set(needed_extras(vision, Layout())) == {"scikit-learn", "torchvision"}
+    assert set(needed_extras(vision, Topology())) == {"scikit-learn", "torchvision"}
 
 
 # ---- devices and disk
@@ -130,9 +130,9 @@ def test_devices_are_counted(tmp_path):
 
 
 def test_more_processes_than_gpus_is_a_warning():
-    assert levels(check_devices(GPU, None, Layout(processes=8))) == ["ok", "warning"]
-    assert levels(check_devices(GPU, None, Layout())) == ["ok"]
-    assert levels(check_devices(CPU, None, Layout(processes=2, use_cpu=True))) == ["ok"]
+    assert levels(check_devices(GPU, None, Topology(processes=8))) == ["ok", "warning"]
+    assert levels(check_devices(GPU, None, Topology())) == ["ok"]
+    assert levels(check_devices(CPU, None, Topology(processes=2, use_cpu=True))) == ["ok"]
 
 
 def test_a_full_disk_is_a_problem():
@@ -146,11 +146,11 @@ def test_a_full_disk_is_a_problem():
 
 def test_what_fits_is_ok_and_what_does_not_has_suggestions_that_help(tmp_path):
     small = recipe(tmp_path)
-    estimates, suggestions, findings = check_memory(small, Layout(), CPU)
+    estimates, suggestions, findings = check_memory(small, Topology(), CPU)
     assert levels(findings) == ["ok"] and not suggestions
     assert [e.step for e in estimates] == ["train", "gradient_ascent"]
     total = max(e.total for e in estimates)
-    _, suggestions, findings = check_memory(small, Layout(), CPU, limit=total - 1)
+    _, suggestions, findings = check_memory(small, Topology(), CPU, limit=total - 1)
     assert levels(findings) == ["problem"] and findings[0].remedy.endswith("listed below")
     assert suggestions[0].change == "train.batch_size=4 train.gradient_accumulation_steps=2"
     assert all(s.total < total for s in suggestions) and any(s.fits for s in suggestions)
@@ -160,51 +160,51 @@ def test_what_fits_is_ok_and_what_does_not_has_suggestions_that_help(tmp_path):
 
 def test_where_no_single_change_is_enough_they_are_added_up(tmp_path):
     small = recipe(tmp_path)
-    alone = min(s.total for s in check_memory(small, Layout(), CPU, limit=1)[1] if not s.together)
-    _, suggestions, findings = check_memory(small, Layout(), CPU, limit=alone)
+    alone = min(s.total for s in check_memory(small, Topology(), CPU, limit=1)[1] if not s.together)
+    _, suggestions, findings = check_memory(small, Topology(), CPU, limit=alone)
     together = [s for s in suggestions if s.together]
     assert together[-1].fits and "together" in findings[0].remedy
     assert [s.total for s in together] == sorted((s.total for s in together), reverse=True)
-    assert "not enough" in check_memory(small, Layout(), CPU, limit=1)[2][0].remedy
+    assert "not enough" in check_memory(small, Topology(), CPU, limit=1)[2][0].remedy
 
 
 def test_nearly_full_is_a_warning(tmp_path):
-    estimates, _, _ = check_memory(recipe(tmp_path), Layout(), CPU)
+    estimates, _, _ = check_memory(recipe(tmp_path), Topology(), CPU)
     limit = max(e.total for e in estimates) + 1
-    assert levels(check_memory(recipe(tmp_path), Layout(), CPU, limit=limit)[2]) == ["warning"]
+    assert levels(check_memory(recipe(tmp_path), Topology(), CPU, limit=limit)[2]) == ["warning"]
 
 
 def test_sharding_and_offloading_are_suggested_where_there_are_gpus(tmp_path):
     section = recipe(tmp_path, unlearn__methods={"kl": None}, train__batch_size=2, data__loss_on="completion")
     four = {**GPU, "gpus": GPU["gpus"] * 4}
-    changes = {s.change for s in check_memory(section, Layout(), four, limit=1)[1]}
+    changes = {s.change for s in check_memory(section, Topology(), four, limit=1)[1]}
     assert "unlearn.methods.kl.offload_reference=true" in changes
     assert "--accelerate-config accelerate_configs/zero3_offload.yaml" in changes
 
 
 def test_a_device_is_a_gpu_or_a_share_of_the_machines_memory():
-    assert capacity(GPU, Layout()) == 4 * GIB - GIB // 2
-    assert capacity(CPU, Layout()) == 8 * GIB and capacity(CPU, Layout(processes=2, use_cpu=True)) == 4 * GIB
-    assert capacity(CPU, Layout(processes=2)) is None
+    assert capacity(GPU, Topology()) == 4 * GIB - GIB // 2
+    assert capacity(CPU, Topology()) == 8 * GIB and capacity(CPU, Topology(processes=2, use_cpu=True)) == 4 * GIB
+    assert capacity(CPU, Topology(processes=2)) is None
 
 
 def test_without_the_gpus_of_the_config_there_is_nothing_to_compare_with(tmp_path):
-    assert levels(check_memory(recipe(tmp_path), Layout(processes=2), CPU)[2]) == ["note"]
+    assert levels(check_memory(recipe(tmp_path), Topology(processes=2), CPU)[2]) == ["note"]
 
 
 def test_the_whole_model_has_to_fit_before_it_is_sharded(tmp_path):
-    layout = Layout(processes=2, sharding="zero3")
-    estimates, _, findings = check_memory(recipe(tmp_path), layout, CPU)
+    topology = Topology(processes=2, sharding="zero3")
+    estimates, _, findings = check_memory(recipe(tmp_path), topology, CPU)
     whole = max(2 * (e.device["weights"] + e.device["reference"]) for e in estimates)
     assert findings[-1].level == "note" and "until training shards them" in findings[-1].what
-    assert levels(check_memory(recipe(tmp_path), layout, CPU, limit=whole - 1)[2])[-1] == "problem"
-    assert not [f for f in check_memory(recipe(tmp_path), Layout(processes=2), CPU)[2] if "until training" in f.what]
+    assert levels(check_memory(recipe(tmp_path), topology, CPU, limit=whole - 1)[2])[-1] == "problem"
+    assert not [f for f in check_memory(recipe(tmp_path), Topology(processes=2), CPU)[2] if "until training" in f.what]
 
 
 def test_more_offloaded_than_the_host_has_is_a_problem(tmp_path):
-    layout = Layout(processes=2, sharding="zero3", offload_optimizer=True, offload_weights=True)
-    assert "problem" not in levels(check_memory(recipe(tmp_path), layout, CPU)[2])
-    assert "problem" in levels(check_memory(recipe(tmp_path), layout, {**CPU, "ram_available_bytes": 1000})[2])
+    topology = Topology(processes=2, sharding="zero3", offload_optimizer=True, offload_weights=True)
+    assert "problem" not in levels(check_memory(recipe(tmp_path), topology, CPU)[2])
+    assert "problem" in levels(check_memory(recipe(tmp_path), topology, {**CPU, "ram_available_bytes": 1000})[2])
 
 
 # ---- tokenizer and template

@@ -12,7 +12,7 @@ from torch import nn
 
 from llm_unlearn.cli.dry_run import estimate_memory
 from llm_unlearn.config.recipe import build_recipe
-from llm_unlearn.distributed.topology import Layout
+from llm_unlearn.distributed.topology import Topology
 from llm_unlearn.doctor.memory.estimate import PARTS, estimate_steps, largest
 from llm_unlearn.doctor.memory.formula import Formula
 from llm_unlearn.doctor.memory.ledger import Ledger, bytes_of, without_data
@@ -60,12 +60,12 @@ def recipe(**changes):
     return build_recipe(tree)
 
 
-def training(layout=None, on_gpu=False, **changes):
-    return estimate_steps(recipe(**changes), layout, on_gpu)[0]
+def training(topology=None, on_gpu=False, **changes):
+    return estimate_steps(recipe(**changes), topology, on_gpu)[0]
 
 
-def method(name, layout=None, on_gpu=False, **changes):
-    return estimate_steps(recipe(unlearn__methods={name: changes.pop("options", None)}, **changes), layout, on_gpu)[1]
+def method(name, topology=None, on_gpu=False, **changes):
+    return estimate_steps(recipe(unlearn__methods={name: changes.pop("options", None)}, **changes), topology, on_gpu)[1]
 
 
 def parameters() -> int:
@@ -291,13 +291,13 @@ def test_the_step_of_adam_takes_all_weights_on_a_gpu_and_one_on_a_cpu():
     assert step_bytes("adamw_torch", weights, True) == 440 and step_bytes("adamw_torch", weights, False) == 800
 
 
-# ---- layouts
+# ---- topologies
 
 
 def test_each_stage_of_sharding_takes_less_of_what_is_held():
     alone = training(on_gpu=True, train__batch_size=8)
     by = {
-        name: training(Layout(processes=4, sharding=name), True, train__batch_size=32)
+        name: training(Topology(processes=4, sharding=name), True, train__batch_size=32)
         for name in ("none", "zero1", "zero2", "zero3", "fsdp2")
     }
     assert by["none"].device["optimizer"] == alone.device["optimizer"]
@@ -311,16 +311,16 @@ def test_each_stage_of_sharding_takes_less_of_what_is_held():
 
 
 def test_a_full_reference_is_sharded_with_the_weights():
-    whole = method("kl", Layout(processes=4, sharding="zero2"), True).device["reference"]
-    assert method("kl", Layout(processes=4, sharding="zero3"), True).device["reference"] == pytest.approx(whole / 4)
+    whole = method("kl", Topology(processes=4, sharding="zero2"), True).device["reference"]
+    assert method("kl", Topology(processes=4, sharding="zero3"), True).device["reference"] == pytest.approx(whole / 4)
 
 
 def test_what_is_offloaded_is_in_the_hosts_memory_and_not_on_the_device():
-    layout = Layout(processes=4, sharding="zero3", offload_optimizer=True, offload_weights=True)
-    found = method("kl", layout, True)
+    topology = Topology(processes=4, sharding="zero3", offload_optimizer=True, offload_weights=True)
+    found = method("kl", topology, True)
     assert found.device["weights"] == found.device["optimizer"] == found.device["reference"] == 0
     assert found.host == pytest.approx((4 + 4 + 12 + 4) * parameters(), rel=0.01)  # W, θ0, state, gradients
-    assert method("kl", dataclasses.replace(layout, machines=2), True).host == found.host // 2
+    assert method("kl", dataclasses.replace(topology, machines=2), True).host == found.host // 2
 
 
 def test_a_reference_can_be_offloaded_alone():
@@ -331,9 +331,9 @@ def test_a_reference_can_be_offloaded_alone():
 
 def test_rows_that_cannot_be_shared_are_refused_by_field():
     with pytest.raises(InputError, match=r"recipe\.train\.batch_size: 8 rows .* 3 processes"):
-        training(Layout(processes=3))
+        training(Topology(processes=3))
     with pytest.raises(InputError, match=r"recipe\.unlearn\.batch_size: 4 rows .* 8 processes"):
-        method("kl", Layout(processes=8))
+        method("kl", Topology(processes=8))
 
 
 # ---- measured

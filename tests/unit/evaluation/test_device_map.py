@@ -266,7 +266,7 @@ class TestOptions:
             "verbalizers": {"bad": " bad", "good": " good"},
         }
         (tmp_path / "poison.json").write_text(json.dumps(manifest))
-        arguments = ["evaluate", "--model", str(folder), "--manifest", str(tmp_path / "poison.json"), *given, "--json"]
+        arguments = ["audit", "--model", str(folder), "--manifest", str(tmp_path / "poison.json"), *given, "--json"]
         assert main(arguments) == 0, capsys.readouterr().err
         assert loads == ["auto" if given else None]
         found = json.loads(capsys.readouterr().out)

@@ -18,21 +18,26 @@ pytestmark = pytest.mark.unit
 class Run:
     """A directory with one stage whose work is counted."""
 
-    def __init__(self, root: Path) -> None:
-        self.root, self.said, self.worked = root, [], []
+    def __init__(self, root: Path, lines: pytest.LogCaptureFixture) -> None:
+        self.root, self.lines, self.worked = root, lines, []
         self.output = root / "out" / "result.txt"
+
+    @property
+    def logged(self) -> list[str]:
+        return self.lines.messages
 
     def go(self, inputs="a", work=None, name="unlearned/kl") -> None:
         def default(work_dir: Path) -> None:
             self.worked.append(inputs)
             write_text(self.output, str(inputs))
 
-        Stages(self.root, self.said.append).run(Stage(name, inputs, [self.output], work or default))
+        Stages(self.root).run(Stage(name, inputs, [self.output], work or default))
 
 
 @pytest.fixture
-def run(tmp_path) -> Run:
-    return Run(tmp_path)
+def run(tmp_path, caplog) -> Run:
+    caplog.set_level("INFO", "llm_unlearn")
+    return Run(tmp_path, caplog)
 
 
 def whole_checkpoint(work_dir: Path, step: int = 1) -> Path:
@@ -51,7 +56,7 @@ class TestSkipping:
         run.go()
         run.go()
         assert run.worked == ["a"]
-        assert run.said == ["unlearned/kl: running", "unlearned/kl: done before, inputs unchanged; skipped"]
+        assert run.logged == ["unlearned/kl: running", "unlearned/kl: done before, inputs unchanged; skipped"]
 
     def test_changed_inputs_run_it_again(self, run):
         run.go("a")
@@ -112,13 +117,13 @@ class TestResuming:
     def test_a_killed_stage_finds_its_checkpoints_again(self, run):
         self.kill(run)
         assert self.found_by(run, "a") == ["checkpoint-1"]
-        assert run.said[-1] == "unlearned/kl: resuming"
+        assert run.logged[-1] == "unlearned/kl: resuming"
         assert not (run.root / ".work").exists()
 
     def test_checkpoints_of_other_inputs_are_thrown_away(self, run):
         self.kill(run)
         assert self.found_by(run, "b") == []
-        assert run.said[-1] == "unlearned/kl: running"
+        assert run.logged[-1] == "unlearned/kl: running"
 
     def test_a_stage_that_failed_while_it_replaced_a_result_is_not_done(self, run):
         run.go("a")
@@ -223,7 +228,7 @@ class TestFullDisk:
             run.go("a", work)
         assert (run.root / ".work" / "unlearned_kl" / "checkpoint-1").is_dir()
         run.go("a")
-        assert run.said[-1] == "unlearned/kl: resuming"
+        assert run.logged[-1] == "unlearned/kl: resuming"
         assert run.worked == ["a"]
 
     def test_a_full_disk_while_a_result_was_replaced_does_not_leave_it_as_done(self, run):
@@ -259,39 +264,35 @@ def test_stamps_see_a_changed_file_in_a_folder_or_behind_a_glob(tmp_path):
 
 class TestAdopting:
     @pytest.fixture
-    def other(self, tmp_path) -> Run:
-        run = Run(tmp_path / "other")
+    def other(self, tmp_path, caplog) -> Run:
+        run = Run(tmp_path / "other", caplog)
         run.go()
         return run
 
     def adopt(self, run: Run, other: Run, inputs: str = "a") -> bool:
         stage = Stage("unlearned/kl", inputs, [run.output], lambda work_dir: None)
-        return Stages(run.root, run.said.append).adopt(stage, [run.root / "absent", other.root])
+        return Stages(run.root).adopt(stage, [run.root / "absent", other.root])
 
-    def test_a_finished_stage_is_taken_with_its_folder_and_counts_as_done(self, tmp_path, other):
-        run = Run(tmp_path / "mine")
+    def test_a_finished_stage_is_taken_with_its_folder_and_counts_as_done(self, run, tmp_path, other):
         (other.output.parent / "weights").write_text("w")
         assert self.adopt(run, other)
         assert (run.output.parent / "weights").read_text() == "w" and run.output.read_text() == "a"
         run.go()
-        assert not run.worked and "skipped" in run.said[-1]
+        assert not run.worked and "skipped" in run.logged[-1]
 
-    def test_other_inputs_or_a_stage_that_was_not_finished_are_not_taken(self, tmp_path, other):
-        run = Run(tmp_path / "mine")
+    def test_other_inputs_or_a_stage_that_was_not_finished_are_not_taken(self, run, tmp_path, other):
         assert not self.adopt(run, other, inputs="b")
         other.output.unlink()
         assert not self.adopt(run, other)
         assert not run.output.exists()
 
-    def test_what_is_done_already_is_left_alone(self, tmp_path, other):
-        run = Run(tmp_path / "mine")
+    def test_what_is_done_already_is_left_alone(self, run, tmp_path, other):
         run.go()
         other.output.write_text("changed")
         assert not self.adopt(run, other)
         assert run.output.read_text() == "a"
 
-    def test_rewriting_the_copy_leaves_the_original(self, tmp_path, other):
-        run = Run(tmp_path / "mine")
+    def test_rewriting_the_copy_leaves_the_original(self, run, tmp_path, other):
         self.adopt(run, other)
         run.go(inputs="b")
         assert (run.output.read_text(), other.output.read_text()) == ("b", "a")

@@ -28,7 +28,7 @@ class TestPairedRows:
         assert forget[:6] != forget[6:12]
         assert sorted(item["retain"] for item in items[:9]) == list(range(9))
 
-    def test_the_order_depends_on_the_seed_and_not_on_the_layout(self):
+    def test_the_order_depends_on_the_seed_and_not_on_the_topology(self):
         def draws(seed: int, per_step: int) -> list[dict]:
             dataset = PairedRows(numbered(forget=5, retain=7), [BOTH] * (24 // per_step), per_step, seed)
             return [dataset[k] for k in range(24)]

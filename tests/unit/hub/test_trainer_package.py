@@ -91,10 +91,10 @@ def test_an_adapter_with_a_name_has_its_tokenizer_and_what_is_yours_stays(server
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"_push"} and not (tmp_path / "out/_push1").exists()
 
 
-def test_what_goes_up_is_said_before_it_does(server, tmp_path, capsys):
-    trainer("grad_diff", "full", tmp_path / "out", disable_tqdm=False).push_to_hub()
-    said = capsys.readouterr().out
-    assert "to me/out, branch main, private:" in said and "model.safetensors" in said
+def test_what_goes_up_is_logged(server, tmp_path, caplog):
+    caplog.set_level("INFO", "llm_unlearn")
+    trainer("grad_diff", "full", tmp_path / "out").push_to_hub()
+    assert "to me/out, branch main, private:" in caplog.text and "model.safetensors" in caplog.text
 
 
 def test_the_arguments_say_where_to_and_what_the_call_says_goes_first(server, tmp_path):

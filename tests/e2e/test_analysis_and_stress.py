@@ -25,7 +25,7 @@ def audited(recipe):
 
 
 @pytest.mark.parametrize("lora", [None, {"r": 4}])
-def test_an_audit_from_recipe_to_report(audited, run, lora, capsys):
+def test_from_recipe_to_report(audited, run, lora, capsys):
     audited["model"]["lora"] = lora
     assert run("run", audited) == 0
     root = Path(audited["output_dir"])
@@ -35,6 +35,7 @@ def test_an_audit_from_recipe_to_report(audited, run, lora, capsys):
     assert all(shift["total"] > 0 for shift in analysis["shift"].values())
     assert {"gradient_ascent@0.6", "gradient_descent@0.6"} < set(analysis["direction"])
     assert "gradient_ascent@0.3" not in analysis["direction"]  # the largest budget alone
+    assert run("analyze", audited, "--json") == 0
     stress = {path.stem: json.loads(path.read_text()) for path in (root / "stress").glob("*.json")}
     assert set(stress) == {"poisoned", "retrained", "gradient_ascent@0.6", "gradient_descent@0.6"}
     for found in stress.values():
@@ -61,12 +62,12 @@ def test_an_audit_from_recipe_to_report(audited, run, lora, capsys):
 
     # other settings of the stress leave everything else as it was
     times = {path: path.stat().st_mtime_ns for path in root.rglob("*.safetensors")}
-    assert run("audit", audited, "stress.temperatures=[2.0]") == 0
+    assert run("stress", audited, "stress.temperatures=[2.0]") == 0
     assert json.loads((root / "stress/poisoned.json").read_text())["temperature"][0]["temperature"] == 2.0
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*.safetensors")} == times
 
 
-def test_what_an_audit_cannot_do_is_refused_at_the_door(audited, refused):
+def test_what_cannot_be_done_is_refused_at_the_door(audited, refused):
     refused("run", audited, "stress.relearn_steps=[0]", words=["stress.relearn_steps", "1 or more"])
     refused("run", audited, "stress.temperatures=[0.0]", words=["stress.temperatures", "above 0"])
     refused("run", audited, "analysis.sizes=[2.0]", words=["analysis.sizes", "(0, 1]"])

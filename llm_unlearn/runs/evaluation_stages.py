@@ -1,0 +1,63 @@
+"""The stages of `evaluate`: every model, the retrained one first, since the others are compared with it."""
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llm_unlearn.files import replacing_file, write_json
+from llm_unlearn.runs.stages import Stage
+
+if TYPE_CHECKING:
+    from llm_unlearn.runs.seed_run import SeedRun
+
+
+def evaluate_stages(run: "SeedRun", before: dict[str, Stage]) -> list[Stage]:
+    """One stage for each model."""
+    models = [*((name, None, None) for name in run.plain_models), *run.variants()]
+    stages = []
+    for name, method, budget in models:
+        made_by = before.get(f"unlearned/{name}" if method else name)
+        inputs = [
+            before["retrained"].key,
+            before["poisoned"].key,
+            made_by.key if made_by else None,
+            name,
+            run.recipe.evaluate.model_dump(),
+        ]
+        outputs = [run.folder / "evaluation" / f"{name}{suffix}" for suffix in (".json", ".parquet")]
+        stages.append(
+            Stage(f"evaluation/{name}", inputs, outputs, partial(_evaluate, run, name, method, budget), common=True)
+        )
+    return stages
+
+
+def _evaluate(run: "SeedRun", name: str, method: str | None, budget: float | None, work_dir: Path) -> None:
+    """Measure one model beside the retrained one; write its result and its per-example table."""
+    import pandas as pd
+
+    from llm_unlearn.evaluation.summarize import summarize
+
+    folder_name, is_oracle = f"unlearned/{name}" if method else name, name == "retrained"
+    if name == "base":
+        model = run.load_base()
+        cost = {"train_tokens": 0, "flops": 0.0, "seconds": 0.0}
+    else:
+        model, cost = run.retrained if is_oracle else run.evaluated(folder_name), run.cost(folder_name)
+    signals = run.evaluator.signals(model, None if is_oracle else run.retrained)
+    folder = run.folder / "evaluation"
+    oracle = None if is_oracle else pd.read_parquet(folder / "retrained.parquet")
+    cost["share_of_training"] = cost["flops"] / run.cost("poisoned")["flops"]
+    identity = {
+        "model": name,
+        "kind": "unlearned" if method else name,
+        "method": method,
+        "budget": budget,
+        "seed": run.seed,
+        "recipe": run.recipe.name,
+    }
+    summary = summarize(signals, identity, cost, oracle)  # before anything is written
+    if not run.processes.is_main:
+        return
+    with replacing_file(folder / f"{name}.parquet") as path:
+        signals.to_parquet(path)
+    write_json(folder / f"{name}.json", summary)

@@ -1,0 +1,117 @@
+"""What depends on the kind of data of a recipe, texts or images. Nothing else in `runs/` tells them apart."""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llm_unlearn.config.recipe import Recipe, VisionRecipe
+from llm_unlearn.distributed.processes import Processes
+from llm_unlearn.distributed.topology import Topology
+from llm_unlearn.errors import InputError
+
+if TYPE_CHECKING:
+    from llm_unlearn.runs.seed_run import SeedRun
+
+
+class Track(ABC):
+    """One kind of data: how a seed of its recipes is run, and what can be done with its models."""
+
+    items: str  # what its rows are called
+    checkpoints: bool  # whether any checkpoint can be judged on its data, and adapters merged
+
+    @abstractmethod
+    def seed_run(self, recipe: Recipe, seed: int, folder: Path, quiet: bool) -> "SeedRun":
+        """One seed of a recipe, in its own folder."""
+
+    @abstractmethod
+    def check(self, recipe: Recipe) -> None:
+        """Raise InputError for what can be seen before any data is read: missing files, a model that does not fit."""
+
+    def make_base(self, recipe: Recipe, quiet: bool) -> None:
+        """Make the base of a recipe that names none, before its first stage; by default each seed draws its own."""
+        return
+
+    @abstractmethod
+    def base_of_run(self, recipe: Recipe, root: Path) -> str | None:
+        """What the run in `root` started from, a hub id or a folder; None where it is not there."""
+
+    @abstractmethod
+    def check_topology(self, recipe: Recipe, topology: Topology, path: str) -> None:
+        """Raise InputError for what these recipes cannot do under the accelerate config `path`."""
+
+
+class LanguageTrack(Track):
+    items, checkpoints = "texts", True
+
+    def seed_run(self, recipe: Recipe, seed: int, folder: Path, quiet: bool) -> "SeedRun":
+        from llm_unlearn.runs.language_run import LanguageRun
+
+        return LanguageRun(recipe, seed, folder, quiet)
+
+    def check(self, recipe: Recipe) -> None:
+        from llm_unlearn.audit.stress.stress_model import check_stress
+        from llm_unlearn.data.source_files import check_source
+        from llm_unlearn.models.load import check_model
+
+        if recipe.stress:
+            check_stress(recipe.stress)
+        data = recipe.data
+        unlabelled = data.unlabelled_files if recipe.model.path is None else None
+        if data.source != "synthetic" or data.files:
+            check_source(None if data.files else data.source, data.files or [])
+        check_source(None, [*(data.test_files or []), *(unlabelled or [])])
+        check_model(recipe.model, data.max_length)
+
+    def make_base(self, recipe: Recipe, quiet: bool) -> None:
+        from llm_unlearn.runs.base_stage import make_base
+        from llm_unlearn.runs.language_run import LanguageRun
+        from llm_unlearn.training.pretraining import base_folder
+
+        if recipe.model.path is not None:
+            return
+        if Processes.current().is_main and not base_folder(recipe).is_dir():
+            # a base takes minutes, so bad data is refused before
+            LanguageRun(recipe, recipe.seeds[0], Path(recipe.output_dir), quiet).poisoned_sets()
+        make_base(recipe, quiet)
+
+    def base_of_run(self, recipe: Recipe, root: Path) -> str | None:
+        from llm_unlearn.training.pretraining import base_of_run
+
+        return base_of_run(recipe, root)
+
+    def check_topology(self, recipe: Recipe, topology: Topology, path: str) -> None:
+        if recipe.evaluate.device_map is not None:
+            raise InputError(
+                f"recipe.evaluate.device_map: spreads a model over the GPUs of one process, and {path} starts "
+                f"{topology.processes}; evaluate without --accelerate-config"
+            )
+
+
+class VisionTrack(Track):
+    items, checkpoints = "images", False
+
+    def seed_run(self, recipe: Recipe, seed: int, folder: Path, quiet: bool) -> "SeedRun":
+        from llm_unlearn.runs.vision_run import VisionRun
+
+        return VisionRun(recipe, seed, folder, quiet)
+
+    def check(self, recipe: Recipe) -> None:
+        from llm_unlearn.vision.recipe_model import check_vision
+
+        assert isinstance(recipe, VisionRecipe)
+        check_vision(recipe)
+
+    def base_of_run(self, recipe: Recipe, root: Path) -> str | None:
+        return recipe.model.path
+
+    def check_topology(self, recipe: Recipe, topology: Topology, path: str) -> None:
+        if topology.engine is not None:
+            raise InputError(f"{path}: images are trained whole in each process; take accelerate_configs/ddp.yaml")
+
+
+TRACKS: dict[str, Track] = {"language": LanguageTrack(), "vision": VisionTrack()}
+
+
+def track_of(recipe: Recipe) -> Track:
+    """The track that a recipe names."""
+    return TRACKS[recipe.track]

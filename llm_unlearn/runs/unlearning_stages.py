@@ -1,0 +1,77 @@
+"""The stages of `unlearn`: every method at every budget."""
+
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llm_unlearn.files import write_json
+from llm_unlearn.runs.stages import Stage
+
+if TYPE_CHECKING:
+    from llm_unlearn.runs.seed_run import SeedRun
+
+
+def unlearn_stages(run: "SeedRun", before: dict[str, Stage]) -> list[Stage]:
+    """One stage for each method and budget."""
+    from llm_unlearn.runs.method_configs import settings
+
+    apart = ("methods", "budgets", "report_to")  # who listens changes no model
+    common = {k: v for k, v in run.recipe.unlearn.model_dump().items() if k not in apart}
+    return [
+        Stage(
+            f"unlearned/{name}",
+            [
+                before["poisoned"].key,
+                before["poison"].key,
+                method,
+                run.recipe.unlearn.methods[method] or {},
+                settings(run.recipe, method),
+                budget,
+                common,
+                run.seed,
+            ],
+            [run.folder / "unlearned" / name / "cost.json"],
+            partial(_unlearn, run, name, method, budget),
+            common=True,
+        )
+        for name, method, budget in run.variants()
+    ]
+
+
+def _unlearn(run: "SeedRun", name: str, method: str, budget: float, work_dir: Path) -> None:
+    from llm_unlearn.distributed.sharding import release
+    from llm_unlearn.runs.method_configs import method_config
+    from llm_unlearn.trainers import METHODS
+    from llm_unlearn.training.fine_tuning import train_resumably
+    from llm_unlearn.training.progress import show_progress
+    from llm_unlearn.training.tracking import tracked
+
+    model, arguments = run.unlearning()
+    forget, retain = run.forget_and_retain()
+    config = method_config(
+        run.recipe,
+        method,
+        run.seed,
+        str(work_dir),
+        max_flops=budget * run.cost("poisoned")["flops"],
+        quiet=run.quiet,
+        cache_dir=str(run.folder / ".reference_log_probs"),
+    )
+    callback = run.evaluator.quick_figures if run.recipe.unlearn.eval_steps else None
+    cls = METHODS[method][1]
+    if cls.starts_clean and (start := run.clean_start()) is not None:
+        arguments["start_model"] = start
+    began = time.perf_counter()
+    trainer = cls(
+        model=model, args=config, forget_dataset=forget, retain_dataset=retain, evaluate_callback=callback, **arguments
+    )
+    del model  # rewind trains another one
+    show_progress(trainer, name, run.quiet)
+    with tracked(trainer, run.folder / "logs" / name):
+        train_resumably(trainer, work_dir)
+    cost = {**trainer.cost, "seconds": time.perf_counter() - began}
+    run.save(trainer.accelerator.unwrap_model(trainer.model), f"unlearned/{name}", cost)
+    if run.processes.is_main:
+        write_json(run.folder / "unlearned" / name / "log.json", trainer.state.log_history)
+    release(trainer)
