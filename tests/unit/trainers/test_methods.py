@@ -167,7 +167,7 @@ class TestRetainTerm:
         assert run.state.log_history[0]["loss"] == pytest.approx(expected, abs=1e-4)
 
     def test_another_name_is_refused(self, tmp_path):
-        with pytest.raises(InputError, match="retain_loss: must be none, nll or kl, is 'KL'"):
+        with pytest.raises(InputError, match="retain_loss: .*none, nll, kl"):
             METHODS["wga"][0](output_dir=str(tmp_path), retain_loss="KL", use_cpu=True)
 
     def test_undial_with_kl_asks_the_reference_on_both_halves(self, tmp_path):
@@ -228,7 +228,7 @@ class TestDPO:
     def test_what_gives_no_refusals_is_refused(self, tmp_path):
         config, cls = METHODS["dpo"]
         options = {"output_dir": str(tmp_path), "use_cpu": True, "report_to": "none"}
-        with pytest.raises(InputError, match="refusals: give a list"):
+        with pytest.raises(InputError, match="refusals"):
             config(**options, refusals=[])
         with pytest.raises(InputError, match="columns prompt and completion"):
             cls(
@@ -386,5 +386,5 @@ def test_there_are_such_settings():
 
 
 def test_a_weight_out_of_range_is_refused(tmp_path):
-    with pytest.raises(InputError, match="beta: must be between 0 and 1, is 1.5"):
+    with pytest.raises(InputError, match=r"beta: .*\[0, 1\], found 1.5"):
         METHODS["neggrad_plus"][0](output_dir=str(tmp_path), use_cpu=True, beta=1.5)

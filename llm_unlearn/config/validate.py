@@ -25,6 +25,7 @@ TYPES = {
     "array": "a list",
 }
 LONGEST = 200  # characters of a value that are shown
+MOST_NAMES = 40  # that are listed
 
 
 def validated(model: type[M] | TypeAdapter[M], tree: Any, where: str) -> M:
@@ -54,7 +55,8 @@ def sentence(error: ValidationError, schema: Schema, where: str) -> str:
     if kind in UNKNOWN:
         known = list(choices(node, schema)[0]["properties"])
         close = difflib.get_close_matches(str(steps[-1]), known, n=1)
-        hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
+        names = ", ".join(known) if len(known) <= MOST_NAMES else "see docs/recipe.md"
+        hint = f"did you mean '{close[0]}'?" if close else f"known: {names}"
         return f"{path}: unknown key '{value if kind == 'invalid_key' else steps[-1]}'; {hint}"
     if kind == "missing":
         return f"{path}: missing; it has no default"
@@ -83,7 +85,7 @@ def _follow(schema: Schema, steps: tuple[int | str, ...], path: str) -> tuple[Sc
             elif "items" in node:
                 node, path = node["items"], f"{path}[{step}]"
             else:
-                node, path = node["additionalProperties"], f"{path}.{step}"
+                node, path = node.get("additionalProperties", {}), f"{path}.{step}"
             node = resolved(node, schema)
     return node, path
 
@@ -102,7 +104,7 @@ def words(node: Schema, schema: Schema) -> str:
     """What a node of a JSON Schema accepts, in plain words: `a number in (0, 1]`, `one of text, completion`."""
     if "anyOf" in node:
         each = [words(alternative, schema) for alternative in node["anyOf"]]
-        return (", or " if any("," in text for text in each) else " or ").join(each)
+        return (", or " if any("," in text or " to " in text for text in each) else " or ").join(each)
     node = resolved(node, schema)
     if "x-words" in node:
         return node["x-words"]
@@ -112,7 +114,7 @@ def words(node: Schema, schema: Schema) -> str:
         values = node.get("enum", [node.get("const")])
         return f"one of {', '.join(map(str, values))}" if len(values) > 1 else str(values[0])
     if node.get("type") == "object":
-        return _with_content("a mapping", " of names to ", node["additionalProperties"], schema)
+        return _with_content("a mapping", " of names to ", node.get("additionalProperties", {}), schema)
     if node.get("type") == "array":
         least, most = node.get("minItems", 0), node.get("maxItems")
         size = f" of {least} to {most}" if most else " of at least one" * bool(least)
@@ -139,6 +141,8 @@ def _number(value: float | None, otherwise: str) -> str:
     """A bound as a person writes it: 10⁹, 2³¹, 0.5."""
     if value is None:
         return otherwise
+    if value < 0:
+        return f"−{_number(-value, otherwise)}"
     for base in (10, 2):
         power = next((n for n in range(5 if base == 10 else 16, 64) if value == base**n), None)
         if power is not None:
