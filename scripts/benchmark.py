@@ -1,15 +1,15 @@
-"""What an unlearning step costs beside plain fine-tuning, beside TRL, and beside the step that other toolkits take.
+"""Compare an unlearning step with plain fine-tuning, with TRL, and with the step that other toolkits take.
 
     python scripts/benchmark.py                                       # every group, on a small GPT-2 and a small Llama
     python scripts/benchmark.py --only kl naive --shape llama --json benchmark.json     # some; adds to the file
     python scripts/benchmark.py --device cuda --bf16 --shape llama-1b --peak-tflops 989
     python scripts/benchmark.py --show benchmark.json                 # the tables of a file; measures nothing
 
-Times: the contenders of a group are built in one process, warmed up, and take turns, a round of steps each, another one
-first each time. A ratio is between two rounds of one turn, per token; its median and quartiles over turns are reported.
-Fine-tuning is the `gradient_descent` trainer on as many rows as the method takes of both sets together.
-Peaks: each contender in a process of its own (scripts/benchmark_memory.py); MB are 10⁶ bytes.
-Model-FLOPs utilisation counts matrix products (llm_unlearn/models/flops.py), not attention's T² nor recomputation.
+Times: one process builds and warms up all contenders of a group. They then take turns, a round of steps each, and a
+different one goes first each time. A ratio compares two rounds of the same turn, per token; the report gives its
+median and quartiles over turns. Fine-tuning is the `gradient_descent` trainer on as many rows as the method takes.
+Peaks: each contender runs in a process of its own (scripts/benchmark_memory.py); 1 MB is 10⁶ bytes.
+Model-FLOPs utilisation counts matrix products (llm_unlearn/models/flops.py), neither attention's T² nor recomputation.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-# measure → how a bar of two contenders reads; a value must not be above the limit, or for a speed-up not below it
+# measure → the name of a bar on two contenders; the limit is the largest value allowed, for a speed-up the smallest
 MEASURES = {
     "time": "{0} / {1}: time per token",
     "speedup": "{1} / {0}: time per token",
@@ -32,7 +32,7 @@ MEASURES = {
     "beyond": "{0} / {1}: memory beyond weights, gradients and optimizer",
     "copies": "{0} − {1}: peak memory, in copies of the weights (bf16 under --bf16)",
 }
-SHAPES = ["gpt2", "llama", "gpt2-medium", "llama-1b"]  # of benchmark_steps.py, whose import takes seconds
+SHAPES = ["gpt2", "llama", "gpt2-medium", "llama-1b"]  # as in benchmark_steps.py, which takes seconds to import
 MET = {True: "met", False: "**not met**", None: "not measured"}
 LEGEND = """Median [quartiles] over rounds; tokens without padding. fine_tuning: plain NLL on as many rows as methods
 take of both sets; sft: TRL's SFTTrainer on the same rows; naive_…: two forwards, logits of the whole vocabulary at
@@ -41,7 +41,7 @@ every position, a deep copy as reference. beyond: peak less weights, gradients a
 
 @dataclass(frozen=True)
 class Bar:
-    """`contender` against `against` by a measure of MEASURES, and the limit that it must keep."""
+    """A limit on `contender` compared with `against`, by a measure of MEASURES."""
 
     contender: str
     against: str
@@ -51,10 +51,14 @@ class Bar:
 
 @dataclass(frozen=True)
 class Group:
-    """Contenders that are measured together, the first the one that others are compared with in the table.
+    """Contenders that are measured together; the table compares all with the first.
 
     Args:
-        adapter, rows, sets: see benchmark_steps.Setting.
+        contenders: names in benchmark_steps.CONTENDERS.
+        bars: the limits.
+        adapter: as in benchmark_steps.Setting, like the rest.
+        rows: "text", "completion", "lengths" or "canaries".
+        sets: how many sets of rows fine-tuning takes.
     """
 
     contenders: tuple[str, ...]
@@ -132,11 +136,12 @@ def ratios(one: dict[str, Any], other: dict[str, Any]) -> list[float]:
 
 
 def judge(bar: Bar, contenders: dict[str, dict[str, Any]], copy_bytes: int) -> dict[str, Any]:
-    """{"bar", "measure", "limit", "value", "q1", "q3", "met"}, None where it was not measured.
+    """{"bar", "measure", "limit", "value", "q1", "q3", "met"}; the last four are None if it was not measured.
 
     Args:
+        bar: the limit.
         contenders: name → {"seconds" of each round, "tokens" of a round, "peak" and "beyond" in bytes or None}.
-        copy_bytes: of one copy of the weights, in bfloat16 under bf16.
+        copy_bytes: size of one copy of the weights, in bfloat16 under bf16.
     """
     one, other = contenders[bar.contender], contenders[bar.against]
     value = q1 = q3 = None
@@ -162,11 +167,12 @@ def judge(bar: Bar, contenders: dict[str, dict[str, Any]], copy_bytes: int) -> d
 
 
 def take_turns(contenders: dict[str, Any], repeats: int, on_gpu: bool) -> dict[str, list[float]]:
-    """Seconds of each round of each contender, after one (on a GPU two) that does not count."""
+    """Seconds of each round of each contender, after one round (on a GPU two) that does not count."""
     import torch
 
     synchronize = torch.cuda.synchronize if on_gpu else lambda: None
-    names, seconds = list(contenders), {name: [] for name in contenders}
+    names = list(contenders)
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(1 + on_gpu):
         for contender in contenders.values():
             contender()
@@ -181,12 +187,12 @@ def take_turns(contenders: dict[str, Any], repeats: int, on_gpu: bool) -> dict[s
 
 
 def measure(name: str, setting: Any, repeats: int, memory: bool, peak_tflops: float | None) -> dict[str, Any]:
-    """The result of one group on one shape, as it stands in the JSON."""
+    """The result of one group on one shape, as the JSON holds it."""
     from benchmark_memory import level, peak_apart
     from benchmark_steps import CONTENDERS
 
     group, on_gpu, peaks = GROUPS[name], setting.device == "cuda", {}
-    level(on_gpu)  # gives back what the group before held
+    level(on_gpu)  # frees what the previous group held
     for contender in group.contenders if memory else ():
         print(f"{name}, {setting.shape}: peak memory of {contender}", file=sys.stderr, flush=True)
         peaks[contender] = peak_apart(contender, setting)
@@ -223,7 +229,7 @@ def measure(name: str, setting: Any, repeats: int, memory: bool, peak_tflops: fl
 
 
 def machine(on_gpu: bool) -> dict[str, Any]:
-    """What was measured on, and with which versions."""
+    """The device and the libraries' versions."""
     import torch
 
     from llm_unlearn.runs.environment import describe_environment
@@ -234,7 +240,7 @@ def machine(on_gpu: bool) -> dict[str, Any]:
 
 
 def figures_of(row: dict[str, Any], baseline: dict[str, Any], peak_tflops: float | None) -> dict[str, Any]:
-    """What the table says of a contender: ms per step, tokens/s, ratio per token to the baseline, utilisation."""
+    """A contender's figures for the table: ms per step, tokens/s, ratio per token to the baseline, utilisation."""
     second = spread(row["seconds"])
     return {
         "ms_per_step": {key: 1e3 * value / row["steps"] for key, value in second.items()},
@@ -272,7 +278,7 @@ def report(results: list[dict[str, Any]]) -> str:
 
 
 def group_table(result: dict[str, Any]) -> str:
-    """One group: its contenders, the first the one that others are compared with."""
+    """The table of one group."""
     about = ", ".join(
         [
             result["shape"] + " (tiny)" * result["tiny"],
@@ -302,7 +308,7 @@ def group_table(result: dict[str, Any]) -> str:
 
 
 def markdown(head: list[str], lines: list[list[str]], align: str) -> str:
-    """A table whose columns are as wide in the text as on the page."""
+    """A Markdown table with aligned columns."""
     widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
     columns = list(zip(widths, align, strict=True))
     rule = ["-" * (w - 1) + (":" if side == "r" else "-") for w, side in columns]
@@ -324,7 +330,7 @@ def quartiles(figures: dict[str, Any], form: str) -> str:
 
 
 def merge(path: Path, key: str, result: dict[str, Any]) -> None:
-    """Put a result in the file under its key, in the place of an older one; the file is never half written."""
+    """Write a result to the file under its key; it replaces an older one, and the file is never half written."""
     results = json.loads(path.read_text()) if path.exists() else {}
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(results | {key: result}, indent=1) + "\n")
@@ -332,7 +338,7 @@ def merge(path: Path, key: str, result: dict[str, Any]) -> None:
 
 
 def key_of(name: str, setting: Any) -> str:
-    """group/shape/device, with what else tells results apart."""
+    """A result's key: group/shape/device, then bf16 and tiny if they apply."""
     return "/".join([name, setting.shape, setting.device, *["bf16"] * setting.bf16, *["tiny"] * setting.tiny])
 
 

@@ -1,12 +1,13 @@
-"""How the cost of unlearning grows with the model, the length of a text, the forget set and the number of processes.
+"""Measure how the cost of unlearning grows with the model, the text length, the forget set and the processes.
 
     python scripts/benchmark_growth.py --json scripts/benchmarks/growth.json --plot scripts/benchmarks/growth.png
     python scripts/benchmark_growth.py --only length --methods kl
     python scripts/benchmark_growth.py --show scripts/benchmarks/growth.json --plot growth.png   # measures nothing
 
-Each point is a short run of a trainer in processes of its own: seconds of its steps (median, after the first), of what
-comes before them (encoding, the reference's log-probabilities), and the peak memory of the first process, as in
-benchmark_memory.py. A Llama shape, hidden 256, 4 layers, vocabulary 32,000, batch 8 + 8; on CPUs a thread per process.
+Each point is a short run of a trainer in processes of its own. It gives the seconds of a step (median, without the
+first), the seconds before the first step (encoding, the reference's log-probabilities), and the peak memory of the
+first process, as in benchmark_memory.py. The model is a Llama with hidden size 256, 4 layers and a vocabulary of
+32,000; the batch is 8 + 8 rows; on CPUs each process has one thread.
 """
 
 import argparse
@@ -163,7 +164,7 @@ def rows_of(point: Point, vocabulary: int, seed: int) -> Any:
 
 
 def measure_here(point: Point) -> dict[str, Any]:
-    """`take`, with the peak of this process beyond what libraries take."""
+    """`take`, and the peak of this process beyond the libraries' memory."""
     from benchmark_memory import level
     from measure_memory import resident
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -176,10 +177,10 @@ def measure_here(point: Point) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         small = dataclasses.replace(point, hidden=16, layers=1, tokens=8, rows=None, tiny=True)
         take(small, f"{folder}/warm")
-        unset_hf_deepspeed_config()  # or the next model would be partitioned as it is made
+        unset_hf_deepspeed_config()  # or DeepSpeed would partition the next model while it is made
         gc.collect()
         before = level(on_gpu=False)
-        Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
         found = take(point, f"{folder}/run")
         return {**found, "peak": resident("VmHWM") - before}
 
@@ -188,7 +189,7 @@ def measure_here(point: Point) -> dict[str, Any]:
 
 
 def measure(point: Point) -> dict[str, Any]:
-    """A point's fields and figures; seconds, bytes."""
+    """A point's fields and figures, in seconds and bytes."""
     from benchmark_memory import ALLOCATOR
 
     root = Path(__file__).parents[1]
@@ -220,7 +221,7 @@ def measure(point: Point) -> dict[str, Any]:
 
 
 def series(results: list[dict[str, Any]], axis: str) -> dict[str, list[dict[str, Any]]]:
-    """The results of an axis by method (and engine), in the order of what grows."""
+    """The results of an axis by method (and engine), sorted by the quantity that grows."""
     found: dict[str, list[dict[str, Any]]] = {}
     for result in results:
         if result["axis"] == axis:
@@ -232,7 +233,7 @@ def series(results: list[dict[str, Any]], axis: str) -> dict[str, list[dict[str,
 
 
 def table(results: list[dict[str, Any]], axis: str) -> str:
-    """Markdown: a row per point, in the order in which they were measured."""
+    """Markdown: a row per point, in the order of measurement."""
     key, label = X_OF[axis]
     lines = [
         [
@@ -251,7 +252,7 @@ def table(results: list[dict[str, Any]], axis: str) -> str:
 
 
 def curves(results: list[dict[str, Any]], axis: str) -> dict[str, list[dict[str, Any]]]:
-    """`series`, of which the lines of an engine begin at one process without it."""
+    """As `series`; the line of an engine starts at one process without the engine."""
     lines = series(results, axis)
     alone = {name: line for name, line in lines.items() if line[0]["engine"] is None}
     engines = {name: alone.get(name.split(",")[0], []) + line for name, line in lines.items() if name not in alone}
@@ -259,7 +260,7 @@ def curves(results: list[dict[str, Any]], axis: str) -> dict[str, list[dict[str,
 
 
 def draw(results: list[dict[str, Any]], path: Path) -> None:
-    """Time above, memory below, a column for each axis; all from 0: a line through the corner is proportion."""
+    """Plot time above memory, a column per axis; all start at 0, so a line through the corner means proportion."""
     from matplotlib.figure import Figure
 
     grown = [axis for axis in AXES if any(result["axis"] == axis for result in results)]
@@ -284,7 +285,7 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
 
 
 def save(results: list[dict[str, Any]], path: Path) -> None:
-    """All points so far, with the machine; the file is never half written."""
+    """Write all points so far and the machine; the file is never half written."""
     from benchmark import machine
 
     partial = path.with_name(path.name + ".partial")

@@ -1,8 +1,8 @@
-"""Peak memory of one contender of scripts/benchmark.py, in a process of its own, since a peak cannot be taken back.
+"""Peak memory of one contender of scripts/benchmark.py, in a process of its own, since a peak cannot be reset.
 
-On a CPU it is the largest resident set (VmHWM, as in scripts/measure_memory.py) less what was resident once libraries
-were loaded and warm; on a GPU `torch.cuda.max_memory_allocated`. The peak is that of two rounds of steps, without what
-building the contender took.
+On a CPU the peak is the largest resident set (VmHWM, as in scripts/measure_memory.py) minus the resident set after the
+libraries were loaded and warmed up; on a GPU it is `torch.cuda.max_memory_allocated`. It covers two rounds of steps,
+not the construction of the contender.
 """
 
 import ctypes
@@ -22,11 +22,11 @@ from measure_memory import resident
 from llm_unlearn.models.adapters import REFERENCE_ADAPTER
 
 ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-ROUNDS = 2  # the optimizer's state exists from the first on
+ROUNDS = 2  # the first creates the optimizer's state
 
 
 def peak_apart(contender: str, setting: Setting) -> dict[str, int]:
-    """{"peak", "beyond"}, bytes: of two rounds; less weights, gradients and optimizer."""
+    """{"peak", "beyond"} in bytes; beyond is the peak minus weights, gradients and optimizer state."""
     command = [sys.executable, "-W", "ignore", __file__, contender, json.dumps(dataclasses.asdict(setting))]
     environment = {**os.environ, **ALLOCATOR, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -36,7 +36,7 @@ def peak_apart(contender: str, setting: Setting) -> dict[str, int]:
 
 
 def peak(contender: str, setting: Setting) -> dict[str, int]:
-    """What `peak_apart` gives, in this process."""
+    """As `peak_apart`, in this process."""
     on_gpu = setting.device == "cuda"
     with tempfile.TemporaryDirectory() as folder:
         warm = CONTENDERS[contender](dataclasses.replace(setting, tiny=True), f"{folder}/warm")
@@ -48,7 +48,7 @@ def peak(contender: str, setting: Setting) -> dict[str, int]:
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
         else:
-            Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+            Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
         for _ in range(ROUNDS):
             steps()
         most = torch.cuda.max_memory_allocated() if on_gpu else resident("VmHWM")
@@ -56,7 +56,7 @@ def peak(contender: str, setting: Setting) -> dict[str, int]:
 
 
 def level(on_gpu: bool) -> int:
-    """Bytes held now, once what is free was given back."""
+    """Bytes held now, after unused memory was returned."""
     gc.collect()
     if on_gpu:
         torch.cuda.empty_cache()
@@ -66,7 +66,7 @@ def level(on_gpu: bool) -> int:
 
 
 def held(steps: Steps | Scores) -> int:
-    """Bytes of weights and, where they train, of gradients and the optimizer's state; a reference does not count."""
+    """Bytes of the weights, the gradients of those that train, and the optimizer state; a reference does not count."""
     weights = [p for name, p in steps.model.named_parameters() if REFERENCE_ADAPTER not in name.split(".")]
     gradients = [p for p in weights if p.requires_grad and isinstance(steps, Steps)]
     states = steps.optimizer.state.values() if steps.optimizer is not None else []

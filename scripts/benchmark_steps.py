@@ -1,7 +1,7 @@
-"""The contenders of scripts/benchmark.py: steps of this toolkit, of TRL, and as other toolkits take them.
+"""The contenders of scripts/benchmark.py: steps of this toolkit, of TRL, and naive ones as in other toolkits.
 
 A contender is built from a `Setting`, then called once per round. A call takes one training step (forward, backward,
-AdamW, zero_grad) on each of its batches, which are made beforehand.
+AdamW, zero_grad) on each of the contender's batches, which exist before the clock starts.
 """
 
 import llm_unlearn.vision  # noqa: F401  before transformers, see vision/torchvision_guard.py
@@ -80,14 +80,17 @@ LORA_TARGETS = {
 
 @dataclass(frozen=True)
 class Setting:
-    """What the contenders of one group are all measured on.
+    """The model, rows and device that all contenders of a group share.
 
     Args:
-        shape: of SHAPES. adapter: "full" or "lora". device: "cpu" or "cuda". bf16: autocast; a Llama's weights are then
-            bfloat16 and a GPT-2's float32, as in the recipes. tiny: a toy model and short rows, for tests.
+        shape: a key of SHAPES.
+        adapter: "full" or "lora".
         rows: "text" (256 tokens, loss on all), "completion" (256 tokens and a label, loss on the label), "lengths" (32
             to 512 tokens, log-normal, loss on all), "canaries" (as "text").
-        sets: how many sets of a batch's rows plain fine-tuning takes: 2 where methods take forget and retain rows.
+        sets: how many sets of rows plain fine-tuning takes: 2 if the methods take forget and retain rows.
+        device: "cpu" or "cuda".
+        bf16: autocast; a Llama's weights are then bfloat16 and a GPT-2's float32, as in the recipes.
+        tiny: a toy model and short rows, for tests.
     """
 
     shape: str = "gpt2"
@@ -107,6 +110,12 @@ class Setting:
     def batches(self) -> int:
         """Batches of a round."""
         return {"lengths": 3, "canaries": 2}.get(self.rows, 1)
+
+    @property
+    def layers(self) -> int:
+        """Blocks of the model."""
+        fields, _ = self.architecture
+        return fields["n_layer"] if fields["model_type"] == "gpt2" else fields["num_hidden_layers"]
 
     @property
     def architecture(self) -> tuple[dict[str, Any], int]:
@@ -136,7 +145,7 @@ def sizes_of(rows: Dataset) -> tuple[int, int]:
     return int(tokens.sum()), int(positions.sum())
 
 
-def model_of(setting: Setting, dtype: torch.dtype | None = None) -> nn.Module:
+def model_of(setting: Setting, dtype: torch.dtype | None = None) -> Any:  # a PreTrainedModel or PeftModel
     """A model with random weights, the same for every contender; under LoRA (r = 16) in an adapter."""
     fields, vocabulary = setting.architecture
     if dtype is None:
@@ -160,7 +169,7 @@ def model_of(setting: Setting, dtype: torch.dtype | None = None) -> nn.Module:
 
 
 def arguments(config: type, setting: Setting, folder: str, **options: Any) -> Any:
-    """A config of a Trainer that measures steps: no reports, no files, a learning rate at which nothing breaks down."""
+    """A Trainer's config for measuring steps: no reports, no files, a learning rate at which no model breaks down."""
     return config(
         output_dir=folder,
         learning_rate=1e-6,
@@ -178,7 +187,11 @@ class Steps:
     """Training steps of a trainer, one on each batch per call.
 
     Args:
-        tokens, flops: of a round; padding is not counted. update: whether the optimizer steps.
+        trainer: of this toolkit, TRL or transformers.
+        batches: the batches of a round.
+        tokens: tokens of a round without padding.
+        flops: FLOPs of a round without padding.
+        update: whether the optimizer steps.
     """
 
     def __init__(self, trainer: Trainer, batches: list[Any], tokens: int, flops: float, update: bool = True) -> None:
@@ -197,7 +210,7 @@ class Steps:
 
 
 class Scores:
-    """`gaussian_scores` of canaries per call. Args as of Steps."""
+    """`gaussian_scores` of canaries, once per call; arguments as in `Steps`."""
 
     optimizer = None
 
@@ -214,14 +227,14 @@ class Scores:
 
 
 def method_steps(setting: Setting, folder: str, method: str, update: bool = True, padded: bool = False) -> Steps:
-    """Steps of a method's trainer; `gradient_descent` is plain fine-tuning. padded: no packing of uneven rows."""
+    """Steps of a method's trainer; `gradient_descent` is plain fine-tuning, `padded` turns packing off."""
     config, trainer_class = METHODS[method]
     model = model_of(setting)
     size = setting.batch * (setting.sets if method == "gradient_descent" else 1)
     count = size * setting.batches
-    options = {"layer": round(model.config.num_hidden_layers / 3)} if method == "rmu" else {}
+    options = {"layer": round(setting.layers / 3)} if method == "rmu" else {}
     steps = 2 if method == "scrub" else setting.batches  # a min and a max step
-    others = {"task": CausalLMTask(pack=False)} if padded else {}
+    others: dict[str, Any] = {"task": CausalLMTask(pack=False)} if padded else {}
     if method == "dpo":
         others["refusal_dataset"] = rows_of(setting, count, seed=3)
     trainer = trainer_class(
@@ -237,7 +250,7 @@ def method_steps(setting: Setting, folder: str, method: str, update: bool = True
 
 
 def sft_steps(setting: Setting, folder: str) -> Steps:
-    """Steps of TRL's SFTTrainer, with its own loss, on the rows of plain fine-tuning."""
+    """Steps of TRL's SFTTrainer with its own loss, on the rows of plain fine-tuning."""
     from trl import SFTConfig, SFTTrainer
 
     size, model = setting.batch * setting.sets, model_of(setting)
@@ -261,14 +274,13 @@ def sft_steps(setting: Setting, folder: str) -> Steps:
 
 
 def scores(setting: Setting, folder: str, times: int = 1) -> Scores:
-    """`gaussian_scores` on `times` as many canaries as fine-tuning has rows. The model computes in bfloat16 under bf16,
-    as fine-tuning does."""
+    """`gaussian_scores` on `times` as many canaries as fine-tuning has rows; bfloat16 under bf16, as in fine-tuning."""
     model = model_of(setting, torch.bfloat16 if setting.bf16 else torch.float32)
     rows, counter = rows_of(setting, times * setting.batch * setting.batches, seed=2), FlopCounter.of(model)
     return Scores(model, list(rows), setting.batch, 2 * counter.forward(*sizes_of(rows)))
 
 
-# ---- as other toolkits take the step
+# ---- the step of other toolkits
 
 
 def whole_logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -277,7 +289,7 @@ def whole_logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 
 
 def naive_nll(model: nn.Module, batch: dict[str, Tensor], mean: bool = True) -> Tensor:
-    """(B,) mean (or sum) of −log p over each row's labels."""
+    """(B,) each row's mean (or sum) of −log p over its labels."""
     logits, targets = whole_logits(model, batch)[:, :-1].float(), batch["labels"][:, 1:]
     values = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none")
     sums = values.view_as(targets).sum(-1)
@@ -296,7 +308,7 @@ def naive_kl(model: nn.Module, reference: nn.Module, forget: dict, retain: dict,
 
 
 def naive_npo(model: nn.Module, reference: nn.Module, forget: dict, retain: dict, args: Any) -> Tensor:
-    """−(2/β) E log σ(−β log π_θ/π_θ0) on f + α ℓ(r), the reference run in every step."""
+    """−(2/β) E log σ(−β log π_θ/π_θ0) on f + α ℓ(r); the reference runs in every step."""
     with torch.no_grad():
         reference_nll = naive_nll(reference, forget, mean=False)
     log_ratio = reference_nll - naive_nll(model, forget, mean=False)
@@ -304,7 +316,7 @@ def naive_npo(model: nn.Module, reference: nn.Module, forget: dict, retain: dict
 
 
 class NaiveTrainer(Trainer):
-    """A loss on logits at every position, forget and retain rows apart, a deep copy of the model as the reference."""
+    """Logits at every position, forget and retain rows in separate forwards, a deep copy of the model as reference."""
 
     def __init__(self, model: nn.Module, args: Any, loss: Callable[..., Tensor]) -> None:
         super().__init__(model=model, args=args)
@@ -341,7 +353,7 @@ def naive_steps(setting: Setting, folder: str, method: str, loss: Callable[..., 
     return Steps(trainer, [batch], sum(tokens for tokens, _ in sizes.values()), flops)
 
 
-# name → (setting, folder for files) → what a round calls
+# name → (setting, folder for files) → a contender, which a round calls
 CONTENDERS: dict[str, Callable[[Setting, str], Steps | Scores]] = {
     **{
         method: partial(method_steps, method=method)

@@ -1,13 +1,13 @@
-"""Measure what a training or unlearning step really takes, beside what `llm-unlearn doctor` estimates.
+"""Measure the memory of a training or unlearning step and compare it with the estimate of `llm-unlearn doctor`.
 
     python scripts/measure_memory.py                     # every case, each in a process of its own
     python scripts/measure_memory.py llama-kl gpt2-lora  # some of them
     python scripts/measure_memory.py --json              # for a machine
-    python scripts/measure_memory.py gpt2-kl --accelerate-config accelerate_configs/cpu_zero2.yaml   # of one process
+    python scripts/measure_memory.py gpt2-kl --accelerate-config accelerate_configs/cpu_zero2.yaml   # first process
 
-On a CPU the figure is the largest resident set of the process (VmHWM, reset once libraries are loaded and warm) less
-what was resident then; on a GPU `torch.cuda.max_memory_allocated`. glibc is told to give freed memory back at once
-(MALLOC_MMAP_THRESHOLD_); by default it keeps some, which `--default-malloc` shows.
+On a CPU the figure is the largest resident set of the process (VmHWM, reset after the libraries were loaded and warmed
+up) minus the resident set at that time; on a GPU it is `torch.cuda.max_memory_allocated`. glibc is told to return freed
+memory at once (MALLOC_MMAP_THRESHOLD_); by default it keeps some, which `--default-malloc` shows.
 """
 
 import argparse
@@ -86,7 +86,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 
 
 def recipe_of(case: str) -> Any:
-    """The recipe that a case stands for."""
+    """The recipe of a case."""
     from llm_unlearn.config.recipe import build_recipe
 
     step, architecture, changes = CASES[case]
@@ -113,7 +113,7 @@ def recipe_of(case: str) -> Any:
 
 
 def rows_of(recipe: Any, count: int) -> Any:
-    """Rows of random tokens: three of four of the longest length, one shorter, so that there is padding."""
+    """Rows of random tokens: three in four have the maximal length and one is shorter, so that there is padding."""
     import numpy as np
     from datasets import Dataset
 
@@ -129,7 +129,7 @@ def rows_of(recipe: Any, count: int) -> Any:
 
 
 def model_of(recipe: Any) -> Any:
-    """The recipe's base with random weights, loaded or made as a run has it."""
+    """The recipe's base model with random weights, made or loaded as in a run."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -148,7 +148,7 @@ def model_of(recipe: Any) -> Any:
 
 
 def take_steps(recipe: Any, step: str, folder: str) -> None:
-    """A few steps, as the stages of a run take them."""
+    """Take a few steps as the stages of a run do."""
     from llm_unlearn.data.collators import CausalLMCollator
     from llm_unlearn.models.adapters import lora_config
     from llm_unlearn.runs.method_configs import method_config
@@ -207,7 +207,7 @@ def resident(name: str) -> int:
 
 
 def measure(case: str) -> int:
-    """Bytes that a case's step takes; in a fresh process, since a peak cannot be taken back."""
+    """Bytes that a case's step takes; run it in a fresh process, since a peak cannot be reset."""
     import warnings
 
     import torch
@@ -243,15 +243,20 @@ def measure(case: str) -> int:
         else:
             ctypes.CDLL("libc.so.6").malloc_trim(0)
             before = resident("VmRSS")
-            Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+            Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
         take_steps(recipe, step, f"{folder}/run")
         most = torch.cuda.max_memory_allocated() if on_gpu else resident("VmHWM")
     return most - before
 
 
 def measure_apart(case: str, default_malloc: bool = False, accelerate_config: str | None = None) -> dict[str, Any]:
-    """{"case", "measured", "estimated", "parts"}, bytes; measured in a process of its own, or in those of an accelerate
-    config, of which the first is told."""
+    """{"case", "measured", "estimated", "parts"}, bytes.
+
+    Args:
+        case: a key of CASES, measured in a process of its own.
+        default_malloc: leave glibc's allocator as it is.
+        accelerate_config: launch the processes of this file and measure the first.
+    """
     import torch
 
     from llm_unlearn.distributed.topology import read_topology
@@ -276,7 +281,7 @@ def measure_apart(case: str, default_malloc: bool = False, accelerate_config: st
 
 
 def error_of(result: dict[str, Any]) -> float:
-    """How far the estimate is from what was measured, as a share of that; above 0 where it says too much."""
+    """Relative error of the estimate; above 0 if the estimate is too high."""
     return result["estimated"] / result["measured"] - 1
 
 

@@ -1,17 +1,17 @@
-"""Search a method's learning rate and own hyper-parameters at a recipe's budget, on seeds that are not reported.
+"""Search each method's learning rate and hyper-parameters at a recipe's budget, on seeds that are not reported.
 
     python scripts/tune.py recipes/quickstart.yaml --seeds 0 1 --out recipes/tuning/quickstart.json
     python scripts/tune.py recipes/imdb-small/full.yaml --seeds 0 --around recipes/tuning/quickstart.json \
         --out recipes/tuning/imdb-small.json
 
-For each seed it makes the poisoned and the retrained model (in `runs/tune-<name>`, or `output_dir=…`), then unlearns
-and evaluates every point of GRIDS below. Results are added to the JSON after each point; a point that stands there is
-not run again, so a killed search goes on where it was. `--choose` prints what the results say and runs nothing.
+For each seed, the script trains the poisoned and the retrained model (in `runs/tune-<name>`, or `output_dir=…`), then
+unlearns and evaluates every point of GRIDS. It writes the JSON after each point and skips points that are already in
+it, so a killed search resumes. `--choose` prints the choice from the results and runs nothing.
 
-The rule, the same for every method: of the points whose accuracy (mean over seeds) is within 10 points of the poisoned
-model's and whose perplexity is at most twice its, the one with the least poison left, by the mean of
-|lift − lift_retrained| / |lift_poisoned − lift_retrained| and |GUS| / |GUS_poisoned|. Where no point qualifies, the one
-of the lowest perplexity, marked as such.
+The rule is the same for every method. A point qualifies if its accuracy (mean over seeds) is within 10 points of the
+poisoned model's and its perplexity is at most twice the poisoned model's. Of those, the rule takes the point with the
+least poison left: the lowest mean of |lift − lift_retrained| / |lift_poisoned − lift_retrained| and
+|GUS| / |GUS_poisoned|. If no point qualifies, it takes the point with the lowest perplexity and marks it `collapses`.
 """
 
 import argparse
@@ -31,10 +31,11 @@ def grid(ratios: list[float], **options: list[Any]) -> list[dict[str, Any]]:
     return [dict(zip(names, values, strict=True)) for values in itertools.product(ratios, *options.values())]
 
 
-UP, DOWN = [0.03, 0.1, 0.3], [0.5, 1.0, 2.0, 4.0]  # of methods that climb the forget loss; that learn on retain alone
-HIGH = [2.0, 4.0]  # where fine-tuning on retain itself removes poison
+UP = [0.03, 0.1, 0.3]  # for methods that climb the forget loss
+DOWN = [0.5, 1.0, 2.0, 4.0]  # for methods that train on retain only
+HIGH = [2.0, 4.0]  # where fine-tuning on retain removes poison by itself
 RETAIN = ["none", "nll"]
-# A second line of a method was added after its first one: where the best stood at the grid's edge, or nothing moved.
+# A method's second line was added later: the best point lay on the grid's edge, or no point changed anything.
 GRIDS: dict[str, list[dict[str, Any]]] = {
     "gradient_descent": grid([*DOWN, 8.0, 16.0]),
     "noisy_gradient_descent": grid([30.0, 100.0, 300.0], sigma=[3e-4, 1e-3, 3e-3])
@@ -75,14 +76,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe")
     parser.add_argument("overrides", nargs="*", metavar="section.field=value")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="must not be the recipe's own")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="not the recipe's own")
     parser.add_argument("--methods", nargs="+", default=list(GRIDS), choices=list(GRIDS), metavar="METHOD")
-    parser.add_argument("--points", metavar="JSON", help="{method: [point, …]} in the place of GRIDS")
+    parser.add_argument("--points", metavar="JSON", help="{method: [point, …]} instead of GRIDS")
     parser.add_argument(
         "--around",
         metavar="JSON",
-        help="results of another recipe: its choices, at 1, 0.4 and 0.1 "
-        "times their learning-rate ratio, in the place of GRIDS",
+        help="results of another recipe: its choices, at 1, 0.4 and 0.1 times their learning-rate ratio, "
+        "instead of GRIDS",
     )
     parser.add_argument("--defaults", action="store_true", help="every method with its defaults, {} in the results")
     parser.add_argument("--out", required=True, metavar="JSON")
@@ -103,7 +104,7 @@ def main() -> int:
 
 
 def search(path: str, overrides: list[str], seed: int, points: dict[str, list[dict]], out: Path) -> None:
-    """Run every point for one seed and add its figures to the results."""
+    """Run every point for one seed and add its figures to the results in `out`."""
     from llm_unlearn.config.recipe import load_recipe
     from llm_unlearn.errors import DiskFullError, InputError
     from llm_unlearn.runs.environment import calm_libraries
@@ -121,7 +122,7 @@ def search(path: str, overrides: list[str], seed: int, points: dict[str, list[di
     recipe = recipe.changed(unlearn=recipe.unlearn.changed(methods={}))
     run(recipe, until="evaluate", quiet=True)  # base, poisoned, retrained
     seed_run = next(seed_runs(recipe))
-    stages = Stages(seed_run.folder, lambda line: None)
+    stages = Stages(seed_run.folder)
     for name in ("poisoned", "retrained"):
         record(out, {"method": name, "seed": seed}, figures(seed_run.folder / "evaluation" / f"{name}.json"))
     for method, options in ((m, o) for m, listed in points.items() for o in listed):
@@ -154,8 +155,8 @@ def around(results: list[dict]) -> dict[str, list[dict]]:
     }
 
 
-def figures(path: Path) -> dict[str, float]:
-    """What the choice looks at, from an evaluation."""
+def figures(path: Path) -> dict[str, Any]:
+    """The figures of an evaluation that `choose` compares."""
     doc = json.loads(path.read_text())
     attack = doc["attack"] or {}
     return {
@@ -180,7 +181,7 @@ def find(results: list[dict], key: dict) -> dict | None:
 
 
 def record(out: Path, key: dict, values: dict) -> None:
-    """Add one result, one line of the file each; a result with the same key is replaced."""
+    """Add one result, a line of the file; it replaces a result with the same key."""
     results = [r for r in read(out) if r is not find([r], key)]
     results.append({**key, **values})
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -190,7 +191,7 @@ def record(out: Path, key: dict, values: dict) -> None:
 
 
 def choose(results: list[dict]) -> dict[str, dict]:
-    """Per method the point that the rule in this file's docstring picks, with its mean figures."""
+    """{method: the point that the rule in the module's docstring picks, with its mean figures}."""
     models = {(r["method"], r["seed"]): r for r in results if "options" not in r}
     chosen = {}
     for method in dict.fromkeys(r["method"] for r in results if r.get("options")):

@@ -1,28 +1,29 @@
-"""The LM head and a loss on its logits, a chunk of positions at a time: logits (N, V) are never there twice.
+"""The LM head and a loss on its logits, a chunk of positions at a time: the logits (N, V) never exist as a whole.
 
-A loss gives one value per position, so ∂value_i/∂logits_i is known in the forward pass, while a chunk's logits are at
-hand: D (n, V). What a backward pass needs of it is D·W, of the size of the hidden states, and where the head trains D
-itself, kept as long as it is below `KEPT_BYTES` and else computed again. With w the gradient that comes to the values,
+A loss has one value per position, so ∂value_i/∂logits_i is known in the forward pass, while the chunk's logits are at
+hand: D (n, V). The backward pass needs D W, which has the size of the hidden states, and, if the head trains, D itself.
+D is kept up to `KEPT_BYTES` and computed again beyond. With w the gradient that arrives at the values,
 
     ∂/∂hidden = w ⊙ (D W),   ∂/∂W = Dᵀ (w ⊙ hidden)
 
-exactly, whatever the loss makes of the values afterwards. Where it is a weighted sum of them, w is known but for a
-factor, and ∂/∂W, too, is summed up in the forward pass: no D is kept. Compare Hsu et al. 2024 (Liger kernels, arXiv
-2410.10989) and Wijmans et al. 2024 (arXiv 2411.09009), whose fused losses are the mean NLL alone.
+exactly, whatever is computed from the values afterwards. For a weighted sum of the values, w is known up to a factor:
+∂/∂W is then summed in the forward pass as well, and no D is kept. Compare Hsu et al. 2024 (Liger kernels, arXiv
+2410.10989) and Wijmans et al. 2024 (arXiv 2411.09009), whose fused losses are the mean NLL only.
+scripts/benchmarks/README.md compares this with chunks under `torch.utils.checkpoint`.
 """
 
-from collections.abc import Iterator
-from functools import cached_property, partial
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from llm_unlearn.tasks.kernels import Kernel, Values
 
-CHUNK_NUMBERS = {"cpu": 2**22, "cuda": 2**24}  # logits of a chunk; fewer make the matrix products slow
-PART_NUMBERS = 2**18  # of which a loss looks at so many at a time on a CPU, whose cache they fit
-KEPT_BYTES = 2**30  # of D, where the head trains; what is above costs another forward of the head
+CHUNK_NUMBERS = {"cpu": 2**22, "cuda": 2**24}  # logits in a chunk; fewer make the matrix products slow
+PART_NUMBERS = 2**18  # logits that a kernel sees at a time on a CPU: they fit its cache
+KEPT_BYTES = 2**30  # of D, if the head trains; the rest costs another forward pass of the head
 
 Reference = tuple[Tensor, nn.Linear | None]  # states and head, or logits and None
 
@@ -30,15 +31,20 @@ Reference = tuple[Tensor, nn.Linear | None]  # states and head, or logits and No
 def head_values(
     kernel: Kernel, states: Tensor, head: nn.Linear | None, labels: Tensor, reference: Reference | None = None
 ) -> tuple[Tensor, Tensor]:
-    """A kernel's value at every position, and the label's NLL there, which gets no gradient; both (N,) float32.
+    """A kernel's value at every position.
 
     Args:
-        states: (N, H) what the head is given; without a head the logits themselves, (N, V). labels: (N,).
+        kernel: the loss at single positions.
+        states: (N, H), the head's input; without a head the logits themselves, (N, V).
+        head: the output head.
+        labels: (N,).
         reference: states and head of a reference at the same positions, constants.
+
+    Returns:
+        The values and each label's NLL, both (N,) float32; the NLL has no gradient.
     """
-    tensors = (states, *(() if head is None else (head.weight, head.bias)))
-    differentiate = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    return _HeadValues.apply(kernel, labels, reference, differentiate, *(*tensors, None, None)[:3])
+    weight, bias = (None, None) if head is None else (head.weight, head.bias)
+    return _HeadValues.apply(kernel, labels, reference, torch.is_grad_enabled(), states, weight, bias)
 
 
 def head_sum(
@@ -49,214 +55,203 @@ def head_sum(
     weights: Tensor,
     reference: Reference | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Σ_i weights_i value_i, a scalar, and each label's NLL as from `head_values`, at a lower cost where the head
-    trains: what is kept for it has the head's size or the logits', whichever is less.
+    """Σ_i weights_i value_i, for less memory than `head_values` if the head trains.
+
+    What is kept for the head's gradient has the size of the head or of the logits, whichever is less.
 
     Args:
-        weights: (N,) float32, constants. The others: as in `head_values`.
+        kernel: as in `head_values`, like all others but the weights.
+        states: (N, H) or (N, V).
+        head: the output head.
+        labels: (N,).
+        weights: (N,) float32, constants.
+        reference: states and head of a reference.
+
+    Returns:
+        The sum, a scalar, and each label's NLL, (N,) float32, which has no gradient.
     """
-    trains = head is not None and torch.is_grad_enabled() and any(p.requires_grad for p in head.parameters())
-    if trains and len(states) * _dtype_of(states).itemsize > states.shape[1] * torch.float32.itemsize:
-        return _HeadSum.apply(kernel, labels, reference, weights, states, head.weight, head.bias)
+    if head is not None and torch.is_grad_enabled() and any(p.requires_grad for p in head.parameters()):
+        if len(states) * _precision(states).itemsize > states.shape[1] * torch.float32.itemsize:
+            return _HeadSum.apply(kernel, labels, reference, weights, states, head.weight, head.bias)
     values, nll = head_values(kernel, states, head, labels, reference)
     return (weights * values).sum(), nll
 
 
-def _dtype_of(states: Tensor) -> torch.dtype:
-    """The precision that a head computes in."""
+def _precision(states: Tensor) -> torch.dtype:
+    """The type that a head computes in."""
     device = states.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
-    return torch.float32 if dtype == torch.float16 else dtype  # or small parts of D would be lost before w reaches them
+    return torch.float32 if dtype == torch.float16 else dtype  # float16 loses small entries of D before w scales them
 
 
-class _Linear(NamedTuple):
-    """Hidden states (N, H) with the weight (V, H) and bias of a head, in the precision that it computes in; or, with
-    neither, logits."""
-
-    states: Tensor
-    weight: Tensor | None
-    bias: Tensor | None
-
-    @classmethod
-    def of(
-        cls, states: Tensor, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype | None = None
-    ) -> "_Linear":
-        if weight is None:
-            return cls(states, None, None)
-        dtype = _dtype_of(states) if dtype is None else dtype
-        return cls(*(t if t is None else t.detach().to(dtype) for t in (states, weight, bias)))
-
-    @classmethod
-    def of_reference(cls, reference: Reference | None, dtype: torch.dtype | None = None) -> "_Linear | None":
-        if reference is None:
-            return None
-        states, head = reference
-        return cls.of(states, *((None, None) if head is None else (head.weight, head.bias)), dtype)
-
-    def logits(self, part: slice, out: Tensor) -> Tensor:
-        """(n, V) float32, to be overwritten; in the first rows of `out` (≥ n, V), whose memory need not be fetched."""
-        states, out = self.states[part], out[: part.stop - part.start]
-        if self.weight is None:
-            return out.copy_(states)
-        product = torch.mm if self.bias is None else partial(torch.addmm, self.bias)
-        if states.dtype == torch.float32:
-            return product(states, self.weight.t(), out=out)
-        return out.copy_(product(states, self.weight.t()))
-
-
-_unused: list[Tensor] = []
-
-
-def _memory(rows: int, vocabulary: int, like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """(rows, vocabulary), not initialised; on a CPU where an earlier step had it, if that fits.
-
-    A system hands out fresh memory a page at a time, which for D took a tenth of a step; a GPU's allocator has its own
-    store. What autograd has saved is told apart by its version: going backward through it after that is an error.
-    """
-    size = rows * vocabulary
-    if type(like) is Tensor and like.device.type == "cpu":  # no fake tensor
-        for i, flat in enumerate(_unused):
-            if flat.dtype == dtype and size <= flat.numel() <= 2 * size:
-                return _unused.pop(i)[:size].view(rows, vocabulary)
-    return torch.empty(rows, vocabulary, dtype=dtype, device=like.device)
-
-
-def _give_back(memory: Tensor) -> None:
-    """Leave what `_memory` gave to the next that asks; beyond `KEPT_BYTES` the oldest is dropped."""
-    if type(memory) is not Tensor or memory.device.type != "cpu" or not memory.numel():
-        return
-    if all(flat.data_ptr() != memory.data_ptr() for flat in _unused):  # else it was given back before
-        _unused.append((memory if memory._base is None else memory._base).flatten())
-        while sum(flat.nbytes for flat in _unused) > KEPT_BYTES:
-            _unused.pop(0)
-
-
-def drop_memory() -> None:
-    """Give the memory of earlier steps back to the system, as a trainer does at the end of its training."""
-    _unused.clear()
-
-
-class _Chunks:
-    """A kernel on positions start to stop, a chunk at a time, whose logits lie in memory that is used again.
+class _Logits:
+    """The logits of a head, a chunk of positions at a time, in memory that the next chunk overwrites.
 
     Args:
-        model: what gives the logits. other: what gives the reference's.
+        states: (N, H), or logits (N, V) without a weight.
+        weight: (V, H).
+        bias: (V,).
+        dtype: the type of the products; by default that of the autocast or of the states.
     """
 
-    def __init__(self, kernel: Kernel, labels: Tensor, model: _Linear, other: _Linear | None) -> None:
-        self.kernel, self.labels, self.model, self.other = kernel, labels, model, other
-        self.vocabulary = model.states.shape[1] if model.weight is None else len(model.weight)
-        self.size = max(1, CHUNK_NUMBERS.get(labels.device.type, max(CHUNK_NUMBERS.values())) // self.vocabulary)
+    def __init__(
+        self, states: Tensor, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype | None = None
+    ) -> None:
+        if weight is not None:
+            dtype = dtype or _precision(states)
+            states, weight = states.detach().to(dtype), weight.detach().to(dtype)
+            bias = None if bias is None else bias.detach().to(dtype)
+        self.states, self.weight, self.bias = states, weight, bias
+        self.vocabulary = states.shape[1] if weight is None else len(weight)
+        numbers = CHUNK_NUMBERS.get(states.device.type, max(CHUNK_NUMBERS.values()))
+        self.chunk = max(1, numbers // self.vocabulary)  # positions
 
-    def parts(self, start: int, stop: int) -> Iterator[slice]:
-        return (slice(i, min(i + self.size, stop)) for i in range(start, stop, self.size))
+    @classmethod
+    def of_reference(cls, reference: Reference, dtype: torch.dtype | None = None) -> "_Logits":
+        states, head = reference
+        return cls(states, None, None) if head is None else cls(states, head.weight, head.bias, dtype)
 
     @cached_property
     def _room(self) -> Tensor:
-        return self._empty()
+        rows = min(self.chunk, len(self.states))
+        return torch.empty(rows, self.vocabulary, dtype=torch.float32, device=self.states.device)
 
-    @cached_property
-    def _room_of_other(self) -> Tensor:
-        return self._empty()
-
-    def _empty(self) -> Tensor:
-        return _memory(min(self.size, len(self.labels)), self.vocabulary, self.model.states)
-
-    def done(self) -> None:
-        """No more chunks are asked for."""
-        for name in ("_room", "_room_of_other"):
-            if name in vars(self):
-                _give_back(vars(self).pop(name))
-
-    def values(self, part: slice, differentiate: bool = True, out: Tensor | None = None) -> Values:
-        """The kernel's values on one chunk, and their gradient in the place of the logits; on a CPU found in parts.
+    def __call__(self, rows: slice, out: Tensor | None = None) -> Tensor:
+        """(n, V) float32, which the caller may overwrite.
 
         Args:
-            out: (n, V) float32, where to put them if they are to stay when the next chunk is looked at.
+            rows: the positions of one chunk.
+            out: (n, V) float32, memory for logits that must outlive the next chunk.
         """
-        logits = self.model.logits(part, out=self._room if out is None else out)
-        others = None if self.other is None else self.other.logits(part, out=self._room_of_other)
-        labels, n = self.labels[part], len(logits)
-        size = n if logits.device.type != "cpu" else max(1, PART_NUMBERS // self.vocabulary)
-        found = []
-        for rows in (slice(i, i + size) for i in range(0, n, size)):
-            z, z0 = logits[rows], None if others is None else others[rows]
-            values = self.kernel(z, labels[rows], z0, differentiate)
-            if values.gradient is not None and values.gradient is not z:
-                z.copy_(values.gradient)
-            found.append(values)
-        values, nll = (torch.cat([getattr(each, name) for each in found]) for name in ("values", "nll"))
-        return Values(values, logits if differentiate else None, nll)
+        states = self.states[rows]
+        out = self._room[: len(states)] if out is None else out
+        if self.weight is None:
+            return out.copy_(states)
+        into = out if states.dtype == torch.float32 else None
+        if self.bias is None:
+            logits = torch.mm(states, self.weight.t(), out=into)
+        else:
+            logits = torch.addmm(self.bias, states, self.weight.t(), out=into)
+        return logits if into is not None else out.copy_(logits)
+
+
+class _Chunks:
+    """A kernel on all positions, a chunk at a time.
+
+    Args:
+        kernel: the loss at single positions.
+        labels: (N,).
+        model: what gives the logits.
+        reference: what gives the reference's logits.
+    """
+
+    def __init__(self, kernel: Kernel, labels: Tensor, model: _Logits, reference: _Logits | None) -> None:
+        self.kernel, self.labels, self.model, self.reference = kernel, labels, model, reference
+
+    def slices(self, start: int = 0) -> Iterator[slice]:
+        """The positions of each chunk, from `start` on."""
+        n = len(self.labels)
+        return (slice(i, min(i + self.model.chunk, n)) for i in range(start, n, self.model.chunk))
+
+    def values(self, rows: slice, differentiate: bool = True, out: Tensor | None = None) -> Values:
+        """The kernel's values on one chunk; their gradient takes the place of the logits.
+
+        Args:
+            rows: the positions of the chunk.
+            differentiate: whether the gradient is wanted.
+            out: as in `_Logits`.
+        """
+        logits = self.model(rows, out)
+        reference = None if self.reference is None else self.reference(rows)
+        labels, n = self.labels[rows], len(logits)
+        size = n if logits.device.type != "cpu" else max(1, PART_NUMBERS // self.model.vocabulary)
+        results = []
+        for part in (slice(i, i + size) for i in range(0, n, size)):
+            z, z0 = logits[part], None if reference is None else reference[part]
+            result = self.kernel(z, labels[part], z0, differentiate)
+            if differentiate and result.gradient is not z:
+                z.copy_(result.gradient)
+            results.append(result)
+        values, nll = torch.cat([r.values for r in results]), torch.cat([r.nll for r in results])
+        return Values(values, logits if differentiate else logits[:0], nll)
+
+    def forward(
+        self, use: Callable[[slice, Tensor], None] | None, kept: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The values (N,) and the NLL (N,) of all positions, and D W (N, H).
+
+        Args:
+            use: is called with each chunk's positions and D (n, V); None if no gradient is wanted.
+            kept: (≤ N, V) float32, where D of the first positions is to stay.
+        """
+        model, n = self.model, len(self.labels)
+        values, nll = (torch.empty(n, dtype=torch.float32, device=self.labels.device) for _ in range(2))
+        to_states = torch.empty_like(model.states if use else model.states[:0])
+        for rows in self.slices():
+            out = None if kept is None or rows.stop > len(kept) else kept[rows]
+            result = self.values(rows, use is not None, out)
+            values[rows], nll[rows] = result.values, result.nll
+            if use:
+                gradient = result.gradient.to(to_states.dtype)
+                to_states[rows] = gradient if model.weight is None else gradient @ model.weight
+                use(rows, gradient)
+        return values, nll, to_states
 
 
 class _HeadValues(torch.autograd.Function):
-    """See the top of this file."""
+    """A kernel's values; D is kept or computed again."""
 
     @staticmethod
-    def forward(ctx, kernel, labels, reference, differentiate, states, weight, bias):
-        model = _Linear.of(states, weight, bias)
-        other = _Linear.of_reference(reference)
-        chunks, n = _Chunks(kernel, labels, model, other), len(states)
-        trains = differentiate and any(t is not None and t.requires_grad for t in (weight, bias))
-        size = KEPT_BYTES // (chunks.vocabulary * model.states.element_size()) if trains else 0
-        size = n if trains and size >= n else size - size % chunks.size  # a chunk is kept whole or not
-        kept = _memory(size, chunks.vocabulary, model.states, model.states.dtype)
-        in_place = kept.dtype == torch.float32  # else what is kept is rounded
-        to_states = torch.empty_like(model.states if differentiate else model.states[:0])
-        values, nll = states.new_empty(n, dtype=torch.float32), states.new_empty(n, dtype=torch.float32)
+    def forward(ctx, kernel, labels, reference, enabled, states, weight, bias):
+        trains = enabled and any(ctx.needs_input_grad[5:])
+        model, n = _Logits(states, weight, bias), len(states)
+        other = None if reference is None else _Logits.of_reference(reference)
+        dtype = model.states.dtype
+        size = KEPT_BYTES // (model.vocabulary * dtype.itemsize) if trains else 0
+        size = n if trains and size >= n else size - size % model.chunk  # all of a chunk is kept, or nothing
+        kept = torch.empty(size, model.vocabulary, dtype=dtype, device=states.device)
+        in_place = dtype == torch.float32  # otherwise D is rounded before it is kept
+
+        def keep(rows: slice, gradient: Tensor) -> None:
+            if rows.stop <= size and not in_place:
+                kept[rows] = gradient
+
+        use = keep if enabled and any(ctx.needs_input_grad) else None
         with torch.autocast(states.device.type, enabled=False):
-            for part in chunks.parts(0, n):
-                stays = part.stop <= size
-                found = chunks.values(part, differentiate, out=kept[part] if stays and in_place else None)
-                values[part], nll[part] = found.values, found.nll
-                if differentiate:
-                    gradient = found.gradient.to(to_states.dtype)
-                    if stays and not in_place:
-                        kept[part] = gradient
-                    to_states[part] = gradient if weight is None else gradient @ model.weight
-        if differentiate:  # a step, after which comes another
-            chunks.done()
-        ctx.kernel, ctx.dtype, ctx.reference = kernel, states.dtype, reference if size < n else None
+            values, nll, to_states = _Chunks(kernel, labels, model, other).forward(use, kept if in_place else None)
+        ctx.kernel, ctx.dtype = kernel, states.dtype
+        ctx.reference = reference if size < n else None
         ctx.reference_dtype = None if other is None else other.states.dtype
-        ctx.save_for_backward(
-            labels, to_states, kept, model.states if trains else None, *((weight, bias) if trains else (None, None))
-        )
+        ctx.save_for_backward(labels, to_states, kept, *((model.states, weight, bias) if trains else [None] * 3))
         ctx.mark_non_differentiable(nll)
         return values, nll
 
     @staticmethod
-    def backward(ctx, into, _):
-        to_weight, to_bias = _to_head(ctx, into) if ctx.needs_input_grad[5] or ctx.needs_input_grad[6] else (None, None)
-        to_states = ctx.saved_tensors[1]
-        gradient = (into[:, None] * to_states).to(ctx.dtype) if ctx.needs_input_grad[4] else None
-        _give_back(ctx.saved_tensors[2])
-        return None, None, None, None, gradient, to_weight, to_bias
+    def backward(ctx, w, _):
+        of_weight, of_bias = _head_gradients(ctx, w) if any(ctx.needs_input_grad[5:]) else (None, None)
+        of_states = (w[:, None] * ctx.saved_tensors[1]).to(ctx.dtype) if ctx.needs_input_grad[4] else None
+        return None, None, None, None, of_states, of_weight, of_bias
 
 
-def _to_head(ctx: Any, into: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients of the head's weight and bias; None for one that does not train."""
+def _head_gradients(ctx: Any, w: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """∂/∂weight and ∂/∂bias from what `_HeadValues` saved, with w (N,) the gradient of the values."""
     labels, _, kept, states, weight, bias = ctx.saved_tensors
-    with torch.autocast(into.device.type, enabled=False):
-        scaled = (into[:, None] * states).to(states.dtype)  # (N, H)
-        to_weight = kept.t() @ scaled[: len(kept)]
-        to_bias = None if bias is None else kept.t() @ into[: len(kept)].to(kept.dtype)
+    with torch.autocast(w.device.type, enabled=False):
+        scaled = (w[:, None] * states).to(states.dtype)  # (N, H)
+        of_weight = kept.t() @ scaled[: len(kept)]
+        of_bias = None if bias is None else kept.t() @ w[: len(kept)].to(kept.dtype)
         if len(kept) < len(states):
-            chunks = _Chunks(
-                ctx.kernel,
-                labels,
-                _Linear.of(states, weight, bias),
-                _Linear.of_reference(ctx.reference, ctx.reference_dtype),
-            )
-            to_weight, to_bias = to_weight.float(), None if bias is None else to_bias.float()
-            for part in chunks.parts(len(kept), len(states)):
-                d = chunks.values(part).gradient.to(states.dtype)
-                to_weight += d.t() @ scaled[part]
-                if bias is not None:
-                    to_bias += d.t() @ into[part].to(d.dtype)
-            chunks.done()
+            of_weight, of_bias = of_weight.float(), None if of_bias is None else of_bias.float()
+            other = None if ctx.reference is None else _Logits.of_reference(ctx.reference, ctx.reference_dtype)
+            chunks = _Chunks(ctx.kernel, labels, _Logits(states, weight, bias), other)
+            for rows in chunks.slices(start=len(kept)):
+                gradient = chunks.values(rows).gradient.to(states.dtype)
+                of_weight += gradient.t() @ scaled[rows]
+                if of_bias is not None:
+                    of_bias += gradient.t() @ w[rows].to(gradient.dtype)
     return (
-        to_weight.to(weight.dtype) if weight.requires_grad else None,
-        to_bias.to(bias.dtype) if bias is not None and bias.requires_grad else None,
+        of_weight.to(weight.dtype) if ctx.needs_input_grad[5] else None,
+        of_bias.to(bias.dtype) if of_bias is not None and ctx.needs_input_grad[6] else None,
     )
 
 
@@ -265,36 +260,33 @@ class _HeadSum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, kernel, labels, reference, weights, states, weight, bias):
-        model, n = _Linear.of(states, weight, bias), len(states)
-        chunks = _Chunks(kernel, labels, model, _Linear.of_reference(reference))
-        to_states, scaled = torch.empty_like(model.states), (weights[:, None] * model.states).to(model.states.dtype)
-        to_weight, to_bias = (t if t is None else torch.zeros_like(t, dtype=torch.float32) for t in (weight, bias))
-        values, nll = states.new_empty(n, dtype=torch.float32), states.new_empty(n, dtype=torch.float32)
+        model, other = _Logits(states, weight, bias), None if reference is None else _Logits.of_reference(reference)
+        scaled = (weights[:, None] * model.states).to(model.states.dtype)
+        of_weight = torch.zeros_like(weight, dtype=torch.float32)
+        of_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
+
+        def add(rows: slice, gradient: Tensor) -> None:
+            if gradient.dtype == torch.float32:
+                of_weight.addmm_(gradient.t(), scaled[rows])
+            else:
+                of_weight.add_(gradient.t() @ scaled[rows])
+            if of_bias is not None:
+                of_bias.add_(gradient.t() @ weights[rows].to(gradient.dtype))
+
         with torch.autocast(states.device.type, enabled=False):
-            for part in chunks.parts(0, n):
-                found = chunks.values(part)
-                values[part], nll[part] = found.values, found.nll
-                gradient = found.gradient.to(to_states.dtype)
-                to_states[part] = gradient @ model.weight
-                if gradient.dtype == torch.float32:
-                    to_weight.addmm_(gradient.t(), scaled[part])
-                else:
-                    to_weight += gradient.t() @ scaled[part]
-                if bias is not None:
-                    to_bias += gradient.t() @ weights[part].to(gradient.dtype)
-        chunks.done()
-        ctx.dtypes, ctx.of_head = (states.dtype, weight.dtype), (to_weight, to_bias)
+            values, nll, to_states = _Chunks(kernel, labels, model, other).forward(add)
+        ctx.dtypes, ctx.of_head = (states.dtype, weight.dtype), (of_weight, of_bias)
         ctx.save_for_backward(weights, to_states)
         ctx.mark_non_differentiable(nll)
         return (weights * values).sum(), nll
 
     @staticmethod
-    def backward(ctx, into, _):
+    def backward(ctx, w, _):
         if ctx.of_head is None:
             raise RuntimeError("a backward pass went through this sum before; compute it again")
-        (weights, to_states), (of_states, of_weight) = ctx.saved_tensors, ctx.dtypes
-        scaled = [t if t is None else t.mul_(into).to(of_weight) for t in ctx.of_head]
-        ctx.of_head = None  # scaled in place: it is as large as the head
-        gradients = ((into * weights)[:, None] * to_states).to(of_states), *scaled
+        (weights, to_states), (states_dtype, weight_dtype) = ctx.saved_tensors, ctx.dtypes
+        of_head = [t if t is None else t.mul_(w).to(weight_dtype) for t in ctx.of_head]
+        ctx.of_head = None  # scaled in place, since it is as large as the head
+        gradients = ((w * weights)[:, None] * to_states).to(states_dtype), *of_head
         wanted = zip(ctx.needs_input_grad[4:], gradients, strict=True)
         return None, None, None, None, *(gradient if needed else None for needed, gradient in wanted)

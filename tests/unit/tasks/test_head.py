@@ -1,5 +1,5 @@
-"""The head and a loss, a chunk of positions at a time: the same values and gradients as from logits that are there as
-a whole, whatever is kept and whatever trains."""
+"""The head and a loss, a chunk of positions at a time: values and gradients equal those of whole logits, whatever is
+kept and whatever trains."""
 
 from functools import partial
 
@@ -14,17 +14,25 @@ from llm_unlearn.tasks.kernels import kl_kernel, nll_kernel
 pytestmark = pytest.mark.unit
 
 N, H, V = 33, 8, 50
-# values of a Supervised `s` and its reference `r` → (a chunk at a time, from whole logits z, z0 and labels y)
+
+
+def values_of(kernel, model: Supervised, reference: Supervised):
+    """(N,) values of a kernel, a chunk at a time."""
+    values, _ = head.head_values(kernel, model.states, model.head, model.labels, (reference.states, reference.head))
+    return values
+
+
+# name → (values of a Supervised `s` and its reference `r`, the same from whole logits z, z0 and labels y)
 VALUES = {
     "nll": (lambda s, r: s.token_nll, lambda z, z0, y: token_nll(z, y)),
-    "kl": (lambda s, r: s._values(kl_kernel(), r), lambda z, z0, y: token_kl(z0, z)),
-    "kl at 4": (lambda s, r: s._values(kl_kernel(4.0), r), lambda z, z0, y: token_kl(z0, z, 4.0)),
+    "kl": (lambda s, r: values_of(kl_kernel(), s, r), lambda z, z0, y: token_kl(z0, z)),
+    "kl at 4": (lambda s, r: values_of(kl_kernel(4.0), s, r), lambda z, z0, y: token_kl(z0, z, 4.0)),
     "distillation": (
-        lambda s, r: s._values(kl_kernel(1.0, 0.7, 0.3), r),
+        lambda s, r: values_of(kl_kernel(1.0, 0.7, 0.3), s, r),
         lambda z, z0, y: 0.7 * token_kl(z0, z) + 0.3 * token_nll(z, y),
     ),
     "distillation at 2": (
-        lambda s, r: s._values(kl_kernel(2.0, 0.7, 0.3), r),
+        lambda s, r: values_of(kl_kernel(2.0, 0.7, 0.3), s, r),
         lambda z, z0, y: 0.7 * token_kl(z0, z, 2.0) + 0.3 * token_nll(z, y),
     ),
     "ce_u": (lambda s, r: s.token_values(ce_u_token), lambda z, z0, y: ce_u_token(z, y)),
@@ -43,7 +51,7 @@ every_value = pytest.mark.parametrize("name", VALUES)
     ids=["kept", "computed again", "partly kept", "one chunk"],
 )
 def chunks(request, monkeypatch):
-    """Positions of a chunk, of a part of it, bytes that may be kept."""
+    """Positions of a chunk, of a part of it, and bytes that may be kept."""
     positions, part, kept = request.param
     monkeypatch.setattr(head, "CHUNK_NUMBERS", {"cpu": positions * V})
     monkeypatch.setattr(head, "PART_NUMBERS", part * V)
@@ -136,6 +144,21 @@ def test_in_bfloat16_it_is_as_near_to_float32_as_whole_logits_are(name, autocast
     for found, dense, right in zip(grads(True, True), grads(False, True), grads(False, False), strict=True):
         size = right.abs().max()
         assert (found - right).abs().max() < 1.5 * (dense - right).abs().max() + 0.01 * size
+
+
+def test_a_divergence_needs_a_reference():
+    model, _ = parts()
+    with pytest.raises(ValueError, match="reference"):
+        head.head_values(kl_kernel(), model.states, model.head, model.labels)
+
+
+def test_values_come_with_the_nll_which_has_no_gradient():
+    model, reference = parts()
+    values, nll = head.head_values(
+        kl_kernel(), model.states, model.head, model.labels, (reference.states, reference.head)
+    )
+    torch.testing.assert_close(nll, token_nll(model.logits, model.labels), rtol=1e-6, atol=1e-6)
+    assert values.requires_grad and not nll.requires_grad
 
 
 def test_the_divergence_from_itself_is_exactly_zero():
@@ -256,55 +279,3 @@ def test_a_sum_in_bfloat16_is_as_near_to_float32_as_whole_logits_are(name, autoc
 
     for found, dense, right in zip(grads(True, True), grads(False, True), grads(False, False), strict=True):
         assert (found - right).abs().max() < 1.5 * (dense - right).abs().max() + 0.01 * right.abs().max()
-
-
-class TestMemory:
-    """D of one step lies where an earlier one's did."""
-
-    @pytest.fixture(autouse=True)
-    def empty(self):
-        head.drop_memory()
-        yield
-        head.drop_memory()
-
-    def test_a_second_step_gets_the_memory_of_the_first_and_the_same_numbers(self, monkeypatch):
-        monkeypatch.setattr(head, "KEPT_BYTES", 2**30)
-        steps = []
-        for _ in range(2):
-            model, _ = parts()
-            values = model.token_nll
-            at = values.grad_fn.saved_tensors[2].data_ptr()
-            gradients = torch.autograd.grad(loss(values), [model.states, *model.head.parameters()])
-            steps.append((at, gradients))
-        assert steps[0][0] == steps[1][0]
-        assert all(torch.equal(a, b) for a, b in zip(steps[0][1], steps[1][1], strict=True))
-
-    def test_two_steps_at_a_time_do_not_share(self, monkeypatch):
-        monkeypatch.setattr(head, "KEPT_BYTES", 2**30)
-        model, other = parts()
-        first, second = model.token_nll, other.token_nll
-        expected = torch.autograd.grad(token_nll(model.logits, model.labels).sum(), model.head.weight)
-        second.sum().backward()
-        torch.testing.assert_close(torch.autograd.grad(first.sum(), model.head.weight), expected)
-
-    def test_what_was_given_away_is_not_gone_through_again(self, monkeypatch):
-        monkeypatch.setattr(head, "KEPT_BYTES", 2**30)
-        model, other = parts()
-        value = model.token_nll.sum()
-        value.backward(retain_graph=True)
-        value.backward(retain_graph=True)  # nobody else had it in between
-        assert len(head._unused) == len({flat.data_ptr() for flat in head._unused})
-        torch.testing.assert_close(
-            model.head.weight.grad / 2, torch.autograd.grad(model.whole().token_nll.sum(), model.head.weight)[0]
-        )
-        assert other.token_nll.requires_grad
-        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-            value.backward()
-
-    def test_no_more_is_held_than_may_be_kept_and_after_training_nothing(self, monkeypatch):
-        monkeypatch.setattr(head, "KEPT_BYTES", 4 * 50 * 40)
-        for n in (40, 15, 30):
-            head._give_back(torch.empty(n, V))
-        assert [flat.numel() // V for flat in head._unused] == [30]
-        head.drop_memory()
-        assert not head._unused
