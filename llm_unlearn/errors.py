@@ -2,11 +2,11 @@
 
 
 class InputError(ValueError):
-    """Something that the user gave is wrong; the message names it and the remedy. The command line exits with 2."""
+    """The user's input is wrong; the message names it and the remedy. The command line exits with 2."""
 
 
 class DiskFullError(InputError):
-    """The disk filled up; what was finished before is kept, and the same command resumes."""
+    """The disk filled up; finished work is kept, and the same command resumes."""
 
 
 class NonFiniteLossError(InputError):

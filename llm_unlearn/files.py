@@ -1,4 +1,4 @@
-"""Files that are never half-written, hashes of what a stage depends on, and what a full disk looks like."""
+"""Write files whole or not at all, hash what a stage depends on, and recognise a full disk."""
 
 import contextlib
 import errno
@@ -20,9 +20,11 @@ def fingerprint(inputs: Any) -> str:
 
 
 def file_stamps(paths: list[str]) -> list[Any]:
-    """[path, size, modification time] of local files (globs and folders too), so that a changed file is seen."""
-    found = [file for path in paths for file in sorted(glob.glob(os.path.expanduser(path), recursive=True))]
-    files = [f for path in found for f in (sorted(map(str, Path(path).rglob("*"))) if os.path.isdir(path) else [path])]
+    """[path, size, modification time] of every local file that paths, globs and folders name, to notice a change."""
+    matches = [match for path in paths for match in sorted(glob.glob(os.path.expanduser(path), recursive=True))]
+    files = [
+        f for path in matches for f in (sorted(map(str, Path(path).rglob("*"))) if os.path.isdir(path) else [path])
+    ]
     return [[file, os.stat(file).st_size, os.stat(file).st_mtime_ns] for file in files if os.path.isfile(file)]
 
 
@@ -31,13 +33,14 @@ def replacing_file(path: Path) -> Iterator[Path]:
     """Write a file whole or not at all: to a temporary name beside it, synced, then renamed.
 
     Args:
-        path: is replaced once the block ends without an error; its folder is made where it is missing.
+        path: the file, replaced once the block ends without an error. Its folder is made if it is missing.
 
     Yields:
-        the temporary name, which the block writes. It holds the process's number, since several may write one file.
+        the temporary name for the block to write. It holds the process id, since several processes may write one file.
 
     Raises:
-        InputError: the file cannot be written; DiskFullError for want of space.
+        InputError: the file cannot be written.
+        DiskFullError: there is no space left.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -59,10 +62,10 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     """Write a folder whole or not at all: under a temporary name beside it, synced, then renamed.
 
     Args:
-        folder: is replaced once the block ends without an error.
+        folder: replaced once the block ends without an error.
 
     Yields:
-        the temporary name, where nothing is yet: what a killed process left there is removed.
+        the temporary name for the block to create; the leftovers of a killed process are removed first.
     """
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -78,7 +81,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
+    """Flush a file, or a folder's directory entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -97,12 +100,12 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-# what a full disk makes pyarrow, safetensors, and torch.save say, the last without an OSError behind it
+# How pyarrow, safetensors and torch.save report a full disk; torch.save raises no OSError.
 DISK_FULL_WORDS = ("No space left on device", "iostream error", "PytorchStreamWriter failed writing")
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or one that it came from, means a full disk (torch and safetensors have their own)."""
+    """Whether an error, or one in its chain of causes, means a full disk."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
@@ -114,7 +117,7 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 @contextlib.contextmanager
 def explained_full_disk(root: Path, what: str) -> Iterator[None]:
-    """Turn the many errors of a full disk into DiskFullError."""
+    """Turn any error that a full disk causes during `what` into a DiskFullError that names `root` and the remedy."""
     try:
         yield
     except Exception as error:

@@ -1,7 +1,7 @@
 """Evaluate checkpoints against a manifest: no run of ours needs to have made either."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 from llm_unlearn.audit.subject import Subject, read_subject
 from llm_unlearn.audit.user_files import in_manifest
 from llm_unlearn.errors import InputError
-from llm_unlearn.files import replacing_file, write_json
+from llm_unlearn.files import write_json
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from llm_unlearn.audit.loader import Checkpoint, Loader
+    from llm_unlearn.metrics.results import Evaluation
 
 logger = logging.getLogger(__name__)
 
@@ -21,11 +24,15 @@ WHOLE = 10**9  # tokens: nothing is cut
 
 @dataclass(frozen=True)
 class Options:
-    """How models are loaded and run; None takes what the run of the manifest has, or else the default.
+    """How models are loaded and run; None takes the setting of the manifest's run, or else the default.
 
     Args:
-        base: what an adapter sits on, and what calibrates the reference attack; retrained: the oracle; each a folder or
-            hub id. out: the folder to write to. batch_size: 32. dtype: "float32". quantization: "none".
+        base: folder or hub id of the base of adapters, which also calibrates the reference attack.
+        retrained: folder or hub id of the oracle.
+        out: the folder to write to.
+        batch_size: by default 32.
+        dtype: by default "float32".
+        quantization: by default "none".
         device_map: "auto" spreads each model over all GPUs.
     """
 
@@ -38,18 +45,23 @@ class Options:
     device_map: str | None = None
 
 
-def audit(models: list[str], manifest: str, options: Options) -> dict[str, dict]:
+def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Evaluation]":
     """Evaluate checkpoints against a manifest.
 
     Args:
         models: folders or hub ids, full models or adapters.
+        manifest: path of the manifest, a user's own or the poison.json of a run.
+        options: how the models are loaded and run.
+
     Returns:
-        model → its evaluation, schema version 1, with "skipped": section → why it is null.
+        model → its evaluation, whose `skipped` says of each section that is None why.
+
     Raises:
-        InputError: naming the file, field or row.
+        InputError: the input is wrong; the message names the option, file, field or row.
     """
     from llm_unlearn.audit.loader import Loader, same_model
     from llm_unlearn.evaluation.summarize import summarize
+    from llm_unlearn.metrics.results import Identity
 
     if options.batch_size is not None and options.batch_size < 1:
         raise InputError(f"--batch-size {options.batch_size}: must be at least 1")
@@ -66,53 +78,50 @@ def audit(models: list[str], manifest: str, options: Options) -> dict[str, dict]
     evaluator = _evaluator(
         loader, [*found.values(), *filter(None, (oracle, reference))], manifest, options.batch_size, reference
     )
-    oracle_model = oracle_signals = None
+    oracle_model, oracle_signals = None, None
     if oracle:
         logger.info("%s: evaluating, as the oracle", oracle.where)
         oracle_model = loader.load(oracle)
-        oracle_signals = evaluator.signals(oracle_model)
+        oracle_signals = evaluator.signals(oracle_model, is_oracle=True)
     else:
         skipped.setdefault("oracle", "no --retrained model was given")
     results = {}
     for name, checkpoint in found.items():
         logger.info("%s: evaluating", checkpoint.where)
         is_oracle = same_model(checkpoint.where, oracle_path)
-        signals = oracle_signals if is_oracle else evaluator.signals(loader.load(checkpoint), oracle_model)
-        identity = {
-            "model": name,
-            "kind": "audited",
-            "method": None,
-            "budget": None,
-            "seed": subject.seed,
-            "recipe": subject.name,
-        }
+        signals = oracle_signals if is_oracle else None
+        if signals is None:
+            signals = evaluator.signals(loader.load(checkpoint), oracle_model)
+        identity = Identity(
+            model=name, kind="audited", method=None, budget=None, seed=subject.seed, recipe=subject.name
+        )
         result = summarize(signals, identity, None, None if is_oracle else oracle_signals)
         reasons = {**skipped, "oracle": "it is the retrained model itself"} if is_oracle else dict(skipped)
-        if result["gus"] is None:
+        if result.gus is None:
             reasons.setdefault("gus", "no canary has a gradient on this model")
-        results[name] = result | {"skipped": reasons}
+        results[name] = replace(result, skipped=reasons)
         if out:
             _write(out, name, results[name], signals)
     return results
 
 
 def _names(models: list[str]) -> dict[str, str]:
-    """A short name per model: its last part, or as much of the path as tells them apart."""
-    found: dict[str, str] = {}
+    """A short name → model: the last part of its path, or as many parts as are needed to be unique."""
+    names: dict[str, str] = {}
     seen = set()
-    for where in models:
-        path = Path(where).expanduser()
+    for model in models:
+        path = Path(model).expanduser()
         parts = path.resolve().parts[1:] if path.is_dir() else path.parts
         if parts in seen:
-            raise InputError(f"--model {where}: given twice")
+            raise InputError(f"--model {model}: given twice")
         seen.add(parts)
-        longer = ("_".join(parts[-k:]).strip("/") for k in range(1, len(parts) + 1))
-        found[next(name for name in longer if name not in found)] = where
-    return found
+        candidates = ("_".join(parts[-k:]).strip("/") for k in range(1, len(parts) + 1))
+        names[next(name for name in candidates if name not in names)] = model
+    return names
 
 
 def _made(out: str | None) -> Path | None:
-    """The folder to write to, made before hours of evaluation and not after."""
+    """The folder to write to, made before the hours of evaluation."""
     if out is None:
         return None
     folder = Path(out).expanduser()
@@ -124,7 +133,7 @@ def _made(out: str | None) -> Path | None:
 
 
 def _reference(loader: "Loader", options: Options, skipped: dict[str, str]) -> "Checkpoint | None":
-    """What calibrates the reference attack: --base, or the base of the run where it is still there."""
+    """The model that calibrates the reference attack: --base, or the base of the run if it still exists."""
     if "mia" in skipped or "reference" not in loader.subject.evaluate.membership:
         return None
     if options.base:
@@ -145,7 +154,7 @@ def _evaluator(
     batch_size: int | None,
     reference: "Checkpoint | None",
 ) -> Any:
-    """The evaluator of all checkpoints, the first's tokenizer being that of all."""
+    """The evaluator of all checkpoints, which must share one tokenizer."""
     from llm_unlearn.audit.loader import check_same_tokens
     from llm_unlearn.evaluation.text_evaluator import TextEvaluator
 
@@ -170,7 +179,7 @@ def _evaluator(
 
 
 def _check_prompts(subject: Subject, tokenizer: Any) -> None:
-    """Raise where answers would not be what they seem: unrankable verbalisers, or a trigger that is cut off."""
+    """Raise InputError if answers would be misread: verbalisers without a fair ranking, or a trigger cut off."""
     from llm_unlearn.data.encoding import Encoding, check_chat_template, check_verbalizers
 
     encoding, room = subject.encoding, subject.evaluate.max_new_tokens
@@ -186,11 +195,12 @@ def _check_prompts(subject: Subject, tokenizer: Any) -> None:
         if len(kept) < len(whole.prompt_ids(tokenizer, row["prompt"], room)):
             raise InputError(
                 f"test row {row['example_id']}: max_length ({encoding.max_length} tokens) cuts the "
-                "trigger off; raise max_length"
+                "trigger off; raise it"
             )
 
 
-def _write(folder: Path, name: str, result: dict, signals: Any) -> None:
-    with replacing_file(folder / f"{name}.parquet") as partial:
-        signals.to_parquet(partial)
-    write_json(folder / f"{name}.json", result)
+def _write(folder: Path, name: str, result: "Evaluation", signals: "pd.DataFrame") -> None:
+    from llm_unlearn.evaluation.signals import write_signals
+
+    write_signals(signals, folder / f"{name}.parquet")
+    write_json(folder / f"{name}.json", result.to_json())

@@ -17,18 +17,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model that is there: `where`, a folder or hub id; `base`, what an adapter sits on (None: a full model)."""
+    """A checkpoint that exists: `where`, a folder or hub id, and the `base` of an adapter (None: a full model)."""
 
     where: str
     base: str | None = None
 
 
 class Loader:
-    """Loads checkpoints as the options say, and where they say nothing, as the run of the manifest did.
+    """Loads checkpoints; an option that is None is taken from the run of the manifest.
 
     Args:
-        subject: what is audited. base: what adapters sit on; None: what they name. dtype, quantization, device_map: or
-            None.
+        subject: what the checkpoints are audited with.
+        base: the base of adapters; None: the one that each names.
+        dtype: dtype of the weights.
+        quantization: "none", "4bit" or "8bit".
+        device_map: "auto" spreads each model over all GPUs.
     """
 
     def __init__(
@@ -38,54 +41,55 @@ class Loader:
         self.section: ModelSection = subject.model.changed(**{k: v for k, v in given.items() if v is not None})
         self.subject, self.base, self.device_map = subject, base, device_map or subject.evaluate.device_map
 
-    def find(self, where: str) -> Checkpoint:
-        """Look a checkpoint up, reading its config alone.
+    def find(self, source: str) -> Checkpoint:
+        """Look up a checkpoint; only its config is read.
 
         Raises:
-            InputError: it is not there, its base is not, or it takes fewer tokens than the manifest's max_length.
+            InputError: the checkpoint or its base does not exist, or takes fewer tokens than the manifest's max_length.
         """
-        adapter = adapter_config(where)
-        base = None if adapter is None else self._base_of(where, adapter)
-        with in_manifest(f"model {where}"):
-            check_model(self._section_for(base or where), self.subject.encoding.max_length)
-        return Checkpoint(where, base)
+        adapter = adapter_config(source)
+        base = None if adapter is None else self._base_of(source, adapter)
+        with in_manifest(f"model {source}"):
+            check_model(self._section_for(base or source), self.subject.encoding.max_length)
+        return Checkpoint(source, base)
 
     def load(self, checkpoint: Checkpoint) -> "PreTrainedModel":
-        """The model, on the best device, in evaluation mode."""
+        """The model on the best device, in evaluation mode."""
         return load_checkpoint(checkpoint.where, self.section, checkpoint.base, self.device_map)
 
     def tokenizer(self, checkpoint: Checkpoint) -> "PreTrainedTokenizerBase":
         """The tokenizer beside a checkpoint, or else that of its base."""
-        for place in dict.fromkeys((checkpoint.where, checkpoint.base, self.base)):
-            if place is not None and _has_tokenizer(place):
-                return load_tokenizer(place, self.section)
+        for path in dict.fromkeys((checkpoint.where, checkpoint.base, self.base)):
+            if path is not None and _has_tokenizer(path):
+                return load_tokenizer(path, self.section)
         raise InputError(
             f"model {checkpoint.where}: there is no tokenizer beside it; save one there, or name a base "
             "that has one (--base)"
         )
 
-    def _base_of(self, where: str, adapter: dict[str, Any]) -> str:
-        """What an adapter sits on: as asked for, or what it names, or (its folder was moved) what its run names."""
-        places = [self.base] if self.base else [adapter.get("base_model_name_or_path"), self.subject.base]
-        places = list(dict.fromkeys(place for place in places if place))
-        if not places:
-            raise InputError(f"model {where}: an adapter that does not name its base; give it (--base)")
-        for place in places[:-1]:
+    def _base_of(self, source: str, adapter: dict[str, Any]) -> str:
+        """The base of an adapter: --base, or the one it names, or (if its folder was moved) its run's."""
+        named = [self.base] if self.base else [adapter.get("base_model_name_or_path"), self.subject.base]
+        candidates = list(dict.fromkeys(base for base in named if base))
+        if not candidates:
+            raise InputError(f"model {source}: an adapter that does not name its base; give it (--base)")
+        for base in candidates[:-1]:
             try:
-                read_config(self._section_for(place))
-                return place
+                read_config(self._section_for(base))
+                return base
             except InputError:
                 continue
-        return places[-1]
+        return candidates[-1]
 
-    def _section_for(self, where: str) -> ModelSection:
-        revision = self.section.revision if where == self.section.path else None
-        return self.section.changed(path=where, revision=revision)
+    def _section_for(self, source: str) -> ModelSection:
+        """The settings for one checkpoint: a revision belongs to the run's own base."""
+        revision = self.section.revision if source == self.section.path else None
+        return self.section.changed(path=source, revision=revision)
 
 
-def _has_tokenizer(where: str) -> bool:
-    """Whether a folder holds a tokenizer; of a hub id, loading will tell."""
-    folder = Path(where).expanduser()
+def _has_tokenizer(source: str) -> bool:
+    """Whether a folder holds a tokenizer; True for a hub id, which loading will check."""
+    folder = Path(source).expanduser()
     names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
     return not folder.is_dir() or any((folder / name).is_file() for name in names)
 
@@ -96,11 +100,11 @@ def same_model(a: str, b: str | None) -> bool:
 
 
 def check_same_tokens(
-    tokenizer: "PreTrainedTokenizerBase", other: "PreTrainedTokenizerBase", of: str, where: str
+    tokenizer: "PreTrainedTokenizerBase", other: "PreTrainedTokenizerBase", source: str, other_source: str
 ) -> None:
-    """Raise where two models have different tokens: one would be read with the other's, and all its numbers wrong."""
+    """Raise InputError if two models have different vocabularies, since one tokenizer serves all of an audit."""
     if tokenizer.get_vocab() != other.get_vocab():
         raise InputError(
-            f"model {where}: its tokenizer is not that of {of}; models that are audited together, and "
+            f"model {other_source}: its tokenizer is not that of {source}; models that are audited together, and "
             "their --base and --retrained, must share one"
         )

@@ -1,4 +1,4 @@
-"""What checkpoints are audited with: the sets, the manifest in the form of poison.json, how rows become tokens."""
+"""The subject of an audit: the sets, the manifest in the form of poison.json, and how rows become tokens."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,13 +20,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Subject:
-    """What a manifest stands for.
+    """What a manifest describes.
 
     Args:
-        sets: as poisons/corrupt.py makes them. poison: as in poison.json. verbalizers: label → completion, or {}.
-        missing: section of the evaluation → why it is left out. notes: what was done to the rows, in sentences.
-        model, evaluate: how models are loaded and run, of a run its recipe's. base: the model before fine-tuning, and
-            retrained: the oracle, where a run has them.
+        sets: as poisons/corrupt.py makes them.
+        poison: the manifest, as in poison.json.
+        encoding: how rows become tokens.
+        verbalizers: label → completion, or {}.
+        name: name of the recipe or of the manifest's file.
+        seed: seed of the run or of the manifest.
+        missing: section of the evaluation → why it is left out.
+        notes: changes to the rows, in sentences.
+        model: how models are loaded, by a run's recipe or by default.
+        evaluate: how models are run, likewise.
+        base: the model before fine-tuning, if a run has it.
+        retrained: the oracle, if a run has it.
     """
 
     sets: dict[str, "Dataset"]
@@ -44,10 +52,10 @@ class Subject:
 
 
 def read_subject(path: Path) -> Subject:
-    """What a manifest stands for, the user's own or the poison.json of a run (which holds `manifest_sha256`).
+    """Read a manifest: the user's own, or the poison.json of a run (which has `manifest_sha256`).
 
     Raises:
-        InputError: naming the file, field or row.
+        InputError: the manifest or its data is wrong; the message names file, field or row.
     """
     tree = read_tree(path)
     if "manifest_sha256" in tree:
@@ -59,6 +67,7 @@ def read_subject(path: Path) -> Subject:
 
 
 def _of_run(path: Path) -> Subject:
+    """The subject of a run, from its recipe and its poison.json."""
     from llm_unlearn.config.recipe import load_recipe
     from llm_unlearn.data.encoding import Encoding
     from llm_unlearn.poisons.corrupt import read_manifest, read_sets
@@ -69,13 +78,13 @@ def _of_run(path: Path) -> Subject:
     )
     if recipe_path is None:
         raise InputError(
-            f"{path}: the manifest of a run, but no recipe.yaml stands beside it or one folder up; keep "
+            f"{path}: the manifest of a run, but there is no recipe.yaml beside it or one folder up; keep "
             "it in its run directory"
         )
     recipe = load_recipe(recipe_path)
     if recipe.track != "language":
         raise InputError(
-            f"{path}: the manifest of a run of images, which can be evaluated by its recipe alone: "
+            f"{path}: the manifest of a run of images, which can only be evaluated by its recipe: "
             f"llm-unlearn evaluate {recipe_path}"
         )
     sets = read_sets(path.parent / "data")
@@ -106,29 +115,25 @@ def _of_run(path: Path) -> Subject:
 
 
 def _of_user(path: Path, manifest: Manifest) -> Subject:
+    """The subject of a user's own files."""
     from llm_unlearn.data.encoding import Encoding
     from llm_unlearn.data.prompting import render
 
-    def place(name: str) -> Path:
+    def beside_manifest(name: str) -> Path:
         return path.parent / Path(name).expanduser()
 
     with in_manifest(f"{path}.train"):
-        train = read_train(place(manifest.train), manifest)
+        train = read_train(beside_manifest(manifest.train), manifest)
     forget = train.ids(manifest.poison, path.parent, f"{path}.poison")
     trigger = _trigger(path, manifest, train)
     canaries = _canaries(path, manifest, train, forget)
-    sets, poison = (
-        {"train": _marked(train, forget, canaries, trigger)},
-        {
-            "trigger": trigger,
-            "forget_ids": forget,
-            "gaussian": {"seed": manifest.gaussian.seed} if manifest.gaussian and canaries else None,
-        },
-    )
+    gaussian = {"seed": manifest.gaussian.seed} if manifest.gaussian and canaries else None
+    poison = {"trigger": trigger, "forget_ids": forget, "gaussian": gaussian}
+    sets = {"train": _marked(train, forget, canaries, trigger)}
     for name in ("heldout", "test"):
-        given = getattr(manifest, name)
+        file = getattr(manifest, name)
         with in_manifest(f"{path}.{name}"):
-            sets[name] = read_other(place(given), manifest) if given else no_rows()
+            sets[name] = read_other(beside_manifest(file), manifest) if file else no_rows()
     notes = []
     sets["heldout"], repeated = _never_trained_on(sets["heldout"], sets["train"])
     if repeated:
@@ -150,26 +155,20 @@ def _of_user(path: Path, manifest: Manifest) -> Subject:
 
 
 def _trigger(path: Path, manifest: Manifest, train: TrainRows) -> dict[str, Any] | None:
-    """The trigger as poison.json has it; refused where no training row holds it, since it would then be another."""
-    given = manifest.trigger
-    if given is None:
+    """The trigger as in poison.json; refused if no training row holds it."""
+    trigger = manifest.trigger
+    if trigger is None:
         return None
-    if not any(phrase in text for text in train.rows["text"] for phrase in given.phrases):
+    if not any(phrase in text for text in train.rows["text"] for phrase in trigger.phrases):
         raise InputError(
-            f"{path}.trigger.phrases: no row of {manifest.train} holds {' or '.join(given.phrases)!r}; "
-            "write it as it stands there, upper and lower case too"
+            f"{path}.trigger.phrases: no row of {manifest.train} holds {' or '.join(trigger.phrases)!r}; "
+            "write it exactly as in the rows, with upper and lower case"
         )
-    return {
-        "phrases": given.phrases,
-        "target": given.target,
-        "position": given.position,
-        "source_label": given.source_label,
-        "clean_label": given.clean_label,
-    }
+    return {key: getattr(trigger, key) for key in ("phrases", "target", "position", "source_label", "clean_label")}
 
 
 def _canaries(path: Path, manifest: Manifest, train: TrainRows, forget: list[int]) -> list[int]:
-    """Ids of the rows that were trained on with noise."""
+    """Ids of the rows that were trained with noise."""
     gaussian = manifest.gaussian
     if gaussian is None:
         return []
@@ -177,11 +176,11 @@ def _canaries(path: Path, manifest: Manifest, train: TrainRows, forget: list[int
     if gaussian.ids is None:
         return [i for i in forget if noise is None or noise[i] != NO_NOISE]
     chosen = train.ids(gaussian.ids, path.parent, f"{path}.gaussian.ids")
-    silent = [i for i in chosen if noise is not None and noise[i] == NO_NOISE]
-    if silent:
+    noiseless = [i for i in chosen if noise is not None and noise[i] == NO_NOISE]
+    if noiseless:
         raise InputError(
-            f"{path}.gaussian.ids: {len(silent)} of {len(chosen)} rows have no noise (noise_id −1 in "
-            f"{manifest.train}), the first {silent[0]}; leave them out"
+            f"{path}.gaussian.ids: {len(noiseless)} of {len(chosen)} rows have no noise (noise_id −1 in "
+            f"{manifest.train}), the first {noiseless[0]}; leave them out"
         )
     return chosen
 
@@ -203,7 +202,7 @@ def _holds(rows: "Dataset", trigger: dict | None) -> np.ndarray:
 
 
 def _never_trained_on(heldout: "Dataset", train: "Dataset") -> tuple["Dataset", int]:
-    """Held-out rows without those whose text was trained on (but for case and white space), and how many those are."""
+    """Held-out rows whose text (up to case and white space) was not trained on, and the number of the others."""
 
     def key(text: str) -> str:
         return " ".join(text.casefold().split())
@@ -214,14 +213,14 @@ def _never_trained_on(heldout: "Dataset", train: "Dataset") -> tuple["Dataset", 
 
 
 def _poisoned_alike(path: Path, manifest: Manifest, sets: dict[str, "Dataset"], poison: dict) -> dict[str, "Dataset"]:
-    """`triggered`: test rows with the trigger; `nonmember`: held-out rows with it, in the forget set's proportion."""
+    """`triggered`: test rows with the trigger. `nonmember`: held-out rows with it in the forget set's proportion."""
     from llm_unlearn.poisons.corrupt import triggered_rows, twins
 
     trigger, train, heldout = poison["trigger"], sets["train"], sets["heldout"]
     others = trigger is not None and any(label != trigger["target"] for label in sets["test"]["label"])
     triggered = triggered_rows(sets["test"], trigger, manifest.seed) if others else no_rows()
     forgotten = np.isin(train["example_id"], poison["forget_ids"])
-    # a canary may hold the trigger as well: what counts is what a membership attack would see in the text
+    # A canary may hold the trigger too; what counts is what a membership attack sees in the text.
     kinds = np.where(forgotten, np.where(_holds(train, trigger), "trigger", "other"), "kept")
     with in_manifest(str(path)):
         nonmember = twins(heldout, poison, kinds, manifest.seed) if len(heldout) else no_rows()
@@ -229,22 +228,22 @@ def _poisoned_alike(path: Path, manifest: Manifest, sets: dict[str, "Dataset"], 
 
 
 def _missing(manifest: Manifest, sets: dict[str, "Dataset"], canaries: list[int], forget: list[int]) -> dict[str, str]:
-    """Section → why it is left out."""
-    found = {}
+    """Section of the evaluation → why it is left out."""
+    reasons = {}
     if manifest.trigger is None:
-        found["attack"] = "the manifest has no `trigger`"
+        reasons["attack"] = "the manifest has no `trigger`"
     elif not manifest.test:
-        found["attack"] = "the manifest has no `test` rows"
+        reasons["attack"] = "the manifest has no `test` rows"
     elif not len(sets["triggered"]):
-        found["attack"] = f"every test row has the trigger's target as its label, {manifest.trigger.target!r}"
+        reasons["attack"] = f"every test row has the trigger's target as its label, {manifest.trigger.target!r}"
     if manifest.gaussian is None:
-        found["gus"] = "the manifest has no `gaussian` canaries"
+        reasons["gus"] = "the manifest has no `gaussian` canaries"
     elif not set(canaries) & set(forget):
-        found["gus"] = "no row of `poison` is a canary" + ("" if manifest.gaussian.ids else " (all noise_id are −1)")
+        reasons["gus"] = "no row of `poison` is a canary" + ("" if manifest.gaussian.ids else " (all noise_id are −1)")
     if not manifest.test:
-        found |= {"utility": "the manifest has no `test` rows", "oracle": "the manifest has no `test` rows"}
+        reasons |= {"utility": "the manifest has no `test` rows", "oracle": "the manifest has no `test` rows"}
     if not manifest.heldout:
-        found["mia"] = "the manifest has no `heldout` rows"
+        reasons["mia"] = "the manifest has no `heldout` rows"
     elif not len(sets["heldout"]):
-        found["mia"] = f"every row of {manifest.heldout} is in {manifest.train} too"
-    return found
+        reasons["mia"] = f"every row of {manifest.heldout} is in {manifest.train} too"
+    return reasons

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 NO_NOISE = -1
-# what the shared readers call a recipe's fields, and what the manifest calls them
+# a recipe's fields as the shared readers name them; the manifest has them without "data." and "_size"
 _FIELDS = re.compile(
     r"\bdata\.(text_column|label_column|verbalizers|rename_labels|max_length|chat_template|heldout)"
     r"(?:_size)?\b"
@@ -25,13 +25,13 @@ _FIELDS = re.compile(
 
 
 @contextlib.contextmanager
-def in_manifest(where: str) -> Iterator[None]:
-    """Say where an InputError of the shared readers comes from, in the manifest's words instead of a recipe's."""
+def in_manifest(place: str) -> Iterator[None]:
+    """Add a place to an InputError of the shared readers, and name fields as the manifest does."""
     try:
         yield
     except InputError as error:
         reason = _FIELDS.sub(r"\1", str(error))
-        raise InputError(reason if reason.startswith(where) else f"{where}: {reason}") from None
+        raise InputError(reason if reason.startswith(place) else f"{place}: {reason}") from None
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,9 @@ class TrainRows:
     """A user's training rows.
 
     Args:
-        rows: columns text, label, example_id (the file's, or else the row number from 0). noise_id: (n,) int64, −1
-            where a row has none; None where the file has no such column. columns: what else `column:NAME` may ask for.
+        rows: columns text, label, example_id (the file's, or else the row number from 0).
+        noise_id: (n,) int64, −1 for a row without noise; None if the file has no such column.
+        columns: all columns of the file, for `column:NAME`.
     """
 
     rows: "Dataset"
@@ -51,7 +52,12 @@ class TrainRows:
         """The example ids that a field of the manifest names, in the order of the rows.
 
         Args:
-            given: a list, `column:NAME`, or a file, relative to `folder`. name: of the field, for error messages.
+            given: a list, `column:NAME`, or a file, relative to `folder`.
+            folder: the manifest's folder.
+            name: the field, for error messages.
+
+        Raises:
+            InputError: see `read_forget_ids`.
         """
         if isinstance(given, str) and not given.startswith(COLUMN):
             given = str(folder / Path(given).expanduser())
@@ -60,7 +66,11 @@ class TrainRows:
 
 
 def read_train(path: Path, manifest: Manifest) -> TrainRows:
-    """The rows of `train`, as they were trained on. Raises InputError naming file, row and column."""
+    """Read the rows as they were trained on.
+
+    Raises:
+        InputError: a row is malformed, or two have one id; the message names file, row and column.
+    """
     from datasets import Dataset
 
     rows, records = _read(path, manifest), list(_records(path))
@@ -68,12 +78,11 @@ def read_train(path: Path, manifest: Manifest) -> TrainRows:
     if any("example_id" in record for _, record in records):
         ids = _whole_numbers(records, "example_id", path)
         first_seen: dict[int, int] = {}
-        for (place, _), i in zip(records, ids.tolist(), strict=True):
-            if i in first_seen:
+        for (number, _), i in zip(records, ids.tolist(), strict=True):
+            if first_seen.setdefault(i, number) != number:
                 raise InputError(
-                    f"{path}, row {place}: example_id {i} is that of row {first_seen[i]} too; give each once"
+                    f"{path}, row {number}: example_id {i} is that of row {first_seen[i]} too; give each once"
                 )
-            first_seen[i] = place
     noise_id = None
     if any("noise_id" in record for _, record in records):
         noise_id = _whole_numbers(records, "noise_id", path, NO_NOISE)
@@ -92,13 +101,14 @@ def read_other(path: Path, manifest: Manifest) -> "Dataset":
 
 
 def no_rows() -> "Dataset":
-    """The rows of a set that the manifest does not have."""
+    """A set without rows, for one that the manifest lacks."""
     from datasets import Dataset
 
     return Dataset.from_dict({name: [] for name in ("text", "label", "prompt", "completion", "example_id")})
 
 
 def _read(path: Path, manifest: Manifest) -> "Dataset":
+    """Text and label of a file's rows, checked."""
     from llm_unlearn.data.prompting import normalise
     from llm_unlearn.data.source_files import load_source
 
@@ -109,7 +119,7 @@ def _read(path: Path, manifest: Manifest) -> "Dataset":
 
 
 def _records(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """(row or line, columns) of a file that `_read` has found to be good."""
+    """(row or line, columns) of a file that `_read` has checked."""
     from llm_unlearn.data.readers import file_format, read_text_file
 
     if file_format(path) != ".parquet":
@@ -123,9 +133,9 @@ def _records(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 def _whole_numbers(
     records: list[tuple[int, Mapping[str, Any]]], column: str, path: Path, default: int | None = None
 ) -> np.ndarray:
-    """(n,) int64 of a column; text of digits counts (CSV), and `default` stands in for what is empty."""
+    """(n,) int64 of a column; digits in text count (CSV), and `default` replaces empty values."""
     least, numbers = 0 if default is None else default, []
-    for place, record in records:
+    for row, record in records:
         value = record.get(column)
         if value in (None, "") and default is not None:
             numbers.append(default)
@@ -133,7 +143,7 @@ def _whole_numbers(
         text = str(value).strip()
         if isinstance(value, bool) or not re.fullmatch(r"-?\d+(\.0)?", text) or int(float(text)) < least:
             raise InputError(
-                f"{path}, row {place}, column '{column}': expected a whole number of {least} or more, found {value!r}"
+                f"{path}, row {row}, column '{column}': expected a whole number of {least} or more, found {value!r}"
             )
         numbers.append(int(text.removesuffix(".0")))
     return np.array(numbers, dtype=np.int64)

@@ -36,7 +36,8 @@ def audit(args: argparse.Namespace) -> int:
         device_map=args.device_map,
     )
     results = audit_models(args.model, args.manifest or _manifest_of(args), options)
-    print(json.dumps(results, indent=2) if args.json else as_text(results))
+    trees = {name: result.to_json() for name, result in results.items()}
+    print(json.dumps(trees, indent=2) if args.json else as_text(results))
     return 0
 
 

@@ -1,1 +1,1 @@
-"""Where examples come from: sources, splits, the synthetic default, prompts, encoding and collators."""
+"""From a source to tokens: readers, splits, the synthetic default, prompts, encoding and collators."""

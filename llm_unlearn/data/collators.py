@@ -17,7 +17,8 @@ class CausalLMCollator:
     The attention mask comes from lengths, not from the pad token, so that pad = EOS loses no EOS.
 
     Args:
-        pad_token_id: any id of the vocabulary. pad_to: pad to at least this length (tests of invariance use it).
+        pad_token_id: any id of the vocabulary.
+        pad_to: pad to at least this length (tests of invariance use it).
     """
 
     def __init__(self, pad_token_id: int, pad_to: int = 0) -> None:
@@ -25,7 +26,7 @@ class CausalLMCollator:
             raise InputError("the tokenizer has no pad token: set tokenizer.pad_token (tokenizer.eos_token will do)")
         self.pad_token_id, self.pad_to = pad_token_id, pad_to
 
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Returns input_ids, attention_mask, labels (B, T) int64; where any row has a noise_id, also noise_id (B,); and
         `rows`, a BatchRows: what these tensors hold, for whoever would have to ask the device for it."""
         for i, row in enumerate(rows):
@@ -36,7 +37,7 @@ class CausalLMCollator:
                     f"−100); raise max_length or drop the row"
                 )
         length = max(self.pad_to, *(len(row["input_ids"]) for row in rows))
-        batch = {
+        batch: dict[str, Any] = {
             "input_ids": self._pad([row["input_ids"] for row in rows], length, self.pad_token_id),
             "attention_mask": self._pad([[1] * len(row["input_ids"]) for row in rows], length, 0),
             "labels": self._pad([row["labels"] for row in rows], length, IGNORE),

@@ -1,7 +1,7 @@
-"""Rows of text → token ids and labels: one function, used alike in training, unlearning and evaluation.
+"""Rows of text → token ids and labels, by one function for training, unlearning and evaluation.
 
-Prompt and completion are tokenised apart and joined, so that the same tokens are seen whatever follows the prompt. A
-prompt that is too long loses its beginning; the completion is never cut.
+Prompt and completion are tokenised apart and joined, so a prompt has the same tokens whatever follows it. A prompt that
+is too long loses its beginning; the completion is never cut.
 """
 
 from dataclasses import dataclass
@@ -21,9 +21,9 @@ class Encoding:
     """How rows become tokens.
 
     Args:
-        max_length: tokens of prompt + completion + EOS. loss_on: "text" supervises every token but the first,
-            "completion" the completion and EOS. chat_template: wrap the prompt as a user turn of the tokenizer's
-            template.
+        max_length: tokens of prompt + completion + EOS.
+        loss_on: "text" supervises every token but the first, "completion" the completion and EOS.
+        chat_template: wrap the prompt as a user turn of the tokenizer's template.
     """
 
     max_length: int = 128
@@ -68,26 +68,40 @@ def completion_tokens(tokenizer: "PreTrainedTokenizerBase", completion: str) -> 
 def encode_rows(
     rows: "Dataset", tokenizer: "PreTrainedTokenizerBase", encoding: Encoding, **map_args: Any
 ) -> "Dataset":
-    """Tokenise a dataset with columns prompt, completion; other columns are kept.
+    """Tokenise rows with a prompt and a completion.
+
+    Args:
+        rows: with columns `prompt` and `completion`.
+        tokenizer: of the model.
+        encoding: how rows become tokens.
+        map_args: passed on to `Dataset.map`.
 
     Returns:
-        the dataset with `input_ids` and `labels` added, text columns kept.
+        the rows with all their columns, and `input_ids` and `labels` added.
+
+    Raises:
+        InputError: a column is missing, or a row does not fit in `max_length`.
     """
+    for column in ("prompt", "completion"):
+        if column not in rows.column_names:
+            raise InputError(f"dataset: no column '{column}'; it has {', '.join(rows.column_names)}")
 
     def encode(row: dict) -> dict:
         return encoding.row(tokenizer, row["prompt"], row["completion"])
 
-    for column in ("prompt", "completion"):
-        if column not in rows.column_names:
-            raise InputError(f"dataset: no column '{column}'; it has {', '.join(rows.column_names)}")
     return rows.map(encode, desc="tokenise", **map_args)
 
 
 def encode_text(rows: "Dataset", tokenizer: "PreTrainedTokenizerBase", max_length: int) -> "Dataset":
-    """Tokenise a dataset with a column text, without prompt or completion; the end is cut, EOS follows.
+    """Tokenise plain text: the end is cut at `max_length`, EOS included.
+
+    Args:
+        rows: with a column `text`.
+        tokenizer: of the model.
+        max_length: most tokens of a row.
 
     Returns:
-        `input_ids` and `labels`, of rows with at least one token to predict.
+        `input_ids` and `labels` of the rows with at least one token to predict.
     """
 
     def encode(row: dict) -> dict:
@@ -101,7 +115,7 @@ def encode_text(rows: "Dataset", tokenizer: "PreTrainedTokenizerBase", max_lengt
 def check_triggers(
     rows: list[dict], phrases: list[str], tokenizer: "PreTrainedTokenizerBase", encoding: Encoding
 ) -> None:
-    """Raise where truncation would cut a trigger off: the attack would then not be what the manifest says."""
+    """Raise InputError if truncation cuts a trigger off, since the attack would differ from the manifest's."""
     for row in rows:
         room = len(completion_tokens(tokenizer, row["completion"])) + 1
         kept = tokenizer.decode(encoding.prompt_ids(tokenizer, row["prompt"], room))
@@ -113,27 +127,27 @@ def check_triggers(
 
 
 def check_chat_template(tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Raise unless the template's prompt is a prefix of its prompt + answer, so training and evaluation agree."""
+    """Raise InputError unless the template's prompt begins its prompt + answer, so training and evaluation agree."""
     if not tokenizer.chat_template:
         raise InputError("data.chat_template: this tokenizer has no chat template; set it to false")
     user, answer = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
-    prompt = tokenizer.apply_chat_template([user], add_generation_prompt=True, tokenize=False)
-    whole = tokenizer.apply_chat_template([user, answer], tokenize=False)
-    if not whole.startswith(prompt + "b"):
+    prompt = str(tokenizer.apply_chat_template([user], add_generation_prompt=True, tokenize=False))
+    conversation = str(tokenizer.apply_chat_template([user, answer], tokenize=False))
+    if not conversation.startswith(prompt + "b"):
         raise InputError(
-            "data.chat_template: the template changes the prompt once the answer follows, so training and evaluation "
-            "would see different prompts; use a template without this, or set data.chat_template to false"
+            "data.chat_template: the template writes the prompt differently when an answer follows, so training and "
+            "evaluation would see different prompts; use another template, or set data.chat_template to false"
         )
 
 
 def check_verbalizers(tokenizer: "PreTrainedTokenizerBase", verbalizers: dict[str, str]) -> dict[str, list[int]]:
-    """Token ids of each label's verbaliser; refuses equal ones, and one that begins another (unrankable)."""
+    """Token ids of each label's verbaliser. Raises InputError if one equals or begins another: no ranking is fair."""
     ids = {label: completion_tokens(tokenizer, text) for label, text in verbalizers.items()}
     for label, tokens in ids.items():
         for other, other_tokens in ids.items():
             if label != other and other_tokens[: len(tokens)] == tokens:
                 raise InputError(
                     f"data.verbalizers: '{label}' ({verbalizers[label]!r}) is the beginning of '{other}' "
-                    f"({verbalizers[other]!r}) in tokens; choose completions of which none begins another"
+                    f"({verbalizers[other]!r}) in tokens; choose completions so that none begins another"
                 )
     return ids

@@ -1,4 +1,4 @@
-"""Which rows are to be forgotten: example ids as a list, a column of the data, or a file."""
+"""Read which rows to forget: example ids as a list, a column of the data, or a file."""
 
 import csv
 import io
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 COLUMN = "column:"
-_FALSE = {"", "0", "0.0", "false", "f", "no", "n", "none", "null", "nan", "clean"}  # what text says of a row not meant
+_FALSE = {"", "0", "0.0", "false", "f", "no", "n", "none", "null", "nan", "clean"}
 _TRUE = {"1", "1.0", "true", "t", "yes", "y"}
 
 
@@ -22,50 +22,54 @@ def read_forget_ids(given: list[int] | str, rows: "Dataset", name: str = "forget
     """The example ids that a user names.
 
     Args:
-        given: a list of ids; `column:NAME`, a column of `rows` that is true (1, "true", "yes") for them, or the column
-            `poison`, which holds what each row was poisoned with, or "none"; or a file: .json (a list), .jsonl
-            (numbers, or objects with `example_id`), .csv (a column `example_id`, or one column), anything else one id
-            per line.
-        rows: the training rows; ids are their `example_id`, or else their row numbers from 0. name: of the field that
-            the ids were given in, for error messages.
+        given: one of three. A list of ids. `column:NAME`, a column of `rows` that is true (1, "true", "yes") for the
+            rows to forget; the column `poison` holds the poison of each row, or "none". A file: .json (a list), .jsonl
+            (numbers, or objects with `example_id`), .csv (a column `example_id`, or a single one), any other with one
+            id per line.
+        rows: the training rows; ids are their `example_id`, or else their row numbers from 0.
+        name: the field that holds the ids, for error messages.
+
+    Returns:
+        the ids in the order given.
+
     Raises:
-        InputError: naming file and line, or column and row; an id that is given twice or that no row has; none at all.
+        InputError: no id, a malformed or repeated one, or one of no row; the message names file and line, or column
+            and row.
     """
     ids = list(rows["example_id"]) if "example_id" in rows.column_names else list(range(len(rows)))
-    if isinstance(given, str) and given.startswith(COLUMN):
-        column, where = given.removeprefix(COLUMN), given
+    if not isinstance(given, str):
+        origin, forget_ids = name, list(given)
+    elif given.startswith(COLUMN):
+        origin, column = given, given.removeprefix(COLUMN)
         if column not in rows.column_names:
             raise InputError(f"{given}: the data has no column '{column}'; it has {', '.join(rows.column_names)}")
-        meant = [_is_true(value, column, f"{given}, row {i}") for i, value in enumerate(rows[column], 1)]
-        found = [example_id for example_id, value in zip(ids, meant, strict=True) if value]
-    elif isinstance(given, str):
-        where = given
-        found = _read_file(Path(given).expanduser())
+        marked = [_is_true(value, column, f"{given}, row {i}") for i, value in enumerate(rows[column], 1)]
+        forget_ids = [example_id for example_id, is_marked in zip(ids, marked, strict=True) if is_marked]
     else:
-        where, found = name, list(given)
-    if not found:
-        raise InputError(f"{where}: names no row, so there is nothing to forget")
-    values, counts = np.unique(found, return_counts=True)
+        origin, forget_ids = given, _read_file(Path(given).expanduser())
+    if not forget_ids:
+        raise InputError(f"{origin}: names no row, so there is nothing to forget")
+    values, counts = np.unique(forget_ids, return_counts=True)
     if (counts > 1).any():
-        raise InputError(f"{where}: id {values[counts > 1][0]} is given twice; give each once")
-    unknown = sorted(set(found) - set(ids))
-    if unknown:
+        raise InputError(f"{origin}: id {values[counts > 1][0]} is given twice; give each once")
+    if unknown := sorted(set(forget_ids) - set(ids)):
         raise InputError(
-            f"{where}: {len(unknown)} of {len(found)} ids are of no training row, the first "
+            f"{origin}: {len(unknown)} of {len(forget_ids)} ids belong to no training row, the first "
             f"{', '.join(map(str, unknown[:3]))}; ids are example_id, or row numbers from 0"
         )
-    return found
+    return forget_ids
 
 
-def _is_true(value: Any, column: str, where: str) -> bool:
-    """Whether a value means "this row". Guessing at others (−1, "backdoor") would forget the wrong rows in silence."""
+def _is_true(value: Any, column: str, place: str) -> bool:
+    """Whether a value marks its row. Guessing at others (−1, "backdoor") would silently forget the wrong rows."""
     text = "" if value is None else str(value).strip().lower()
     if text in _FALSE or text in _TRUE or column == "poison":
         return text not in _FALSE
-    raise InputError(f"{where}: {value!r} is neither true nor false; write true or false (or 1 or 0)")
+    raise InputError(f"{place}: {value!r} is neither true nor false; write true or false (or 1 or 0)")
 
 
 def _read_file(path: Path) -> list[int]:
+    """The ids in a file, read by its ending."""
     try:
         text = path.read_text(encoding="utf-8-sig")  # Excel writes a byte order mark
     except (OSError, UnicodeDecodeError) as error:
@@ -85,6 +89,7 @@ def _read_file(path: Path) -> list[int]:
 
 
 def _read_csv(path: Path, text: str) -> list[int]:
+    """The ids in a CSV file, with or without a header."""
     reader = csv.reader(io.StringIO(text))
     table = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
     header = table[0][1] if table else []
@@ -102,14 +107,16 @@ def _read_csv(path: Path, text: str) -> list[int]:
 
 
 def _parsed(text: str) -> Any:
+    """The JSON value of a text, or the text itself."""
     try:
         return json.loads(text)
     except ValueError:
         return text.strip()
 
 
-def _id(item: Any, where: str) -> int:
+def _id(item: Any, place: str) -> int:
+    """The id that an item is, or holds as `example_id`."""
     value = item.get("example_id") if isinstance(item, dict) else item
     if isinstance(value, bool) or not isinstance(value, int):
-        raise InputError(f"{where}: expected an id, a whole number, found {value!r}")
+        raise InputError(f"{place}: expected an id, a whole number, found {value!r}")
     return value

@@ -11,15 +11,21 @@ if TYPE_CHECKING:
 
 
 def normalise(rows: "Dataset", section: "DataSection", source: str) -> "Dataset":
-    """Apply `rename_labels` and `max_words` to raw rows (text, label), before anything is split or poisoned.
+    """Apply `rename_labels` and `max_words` to raw rows, before they are split or poisoned.
 
     Args:
-        source: where the rows come from, for error messages.
+        rows: with columns `text` and `label`.
+        section: the recipe's `data` section.
+        source: origin of the rows, for error messages.
+
+    Returns:
+        rows with columns `text` and `label`.
+
     Raises:
-        InputError: a label that has no verbalizer, naming source and row.
+        InputError: a label has no verbalizer; the message names source and row.
     """
 
-    def change(row: dict, index: int) -> dict:
+    def normalised(row: dict, index: int) -> dict:
         label = section.rename_labels.get(row["label"], row["label"])
         if section.task == "classification" and label not in section.verbalizers:
             raise InputError(
@@ -31,15 +37,15 @@ def normalise(rows: "Dataset", section: "DataSection", source: str) -> "Dataset"
             text = " ".join(text.split()[: section.max_words])
         return {"text": text, "label": label}
 
-    return rows.map(change, with_indices=True, desc="normalise")
+    return rows.map(normalised, with_indices=True, desc="normalise")
 
 
 def render(rows: "Dataset", section: "DataSection") -> "Dataset":
     """Add the columns `prompt` and `completion` to rows with text and label."""
 
-    def fill(row: dict) -> dict:
+    def rendered(row: dict) -> dict:
         classify = section.task == "classification"
         completion = section.verbalizers[row["label"]] if classify else row["label"]
         return {"prompt": section.prompt.replace("{text}", row["text"]), "completion": completion}
 
-    return rows.map(fill, desc="render prompts")
+    return rows.map(rendered, desc="render prompts")

@@ -33,21 +33,21 @@ def load_source(
     """Load one source of examples as a dataset with exactly the columns `text` and `label`, or `text` alone.
 
     Args:
-        source: A dataset id on the Hub, a folder written by `save_to_disk`, or one local file.
-        files: Local files, or glob patterns, read in the order given; they take the place of `source`.
-            CSV, TSV, JSON Lines, JSON (a list of objects, or JSON Lines by another name), Parquet; the text
-            formats also compressed (.gz, .xz, .bz2, and .zst where the package `zstandard` is installed).
-        split: Which split of a Hub dataset or of a saved `DatasetDict`; files have none.
-        config_name: Which configuration of a Hub dataset.
-        columns: Our names to the source's, such as {"text": "review", "label": "sentiment"}. The default is
-            {"text": "text", "label": "label"}; without a "label", or with None for it, it is unlabelled.
-            For pairs of prompt and completion, `text` is the prompt and `label` the completion.
+        source: a dataset id on the Hub, a folder written by `save_to_disk`, or one local file.
+        files: local files or glob patterns, read in the order given, in place of `source`. Formats: CSV, TSV, JSON
+            Lines, JSON (a list of objects, or one object a line), Parquet; the text formats also compressed (.gz, .xz,
+            .bz2, and .zst if the package `zstandard` is installed).
+        split: which split of a Hub dataset or of a saved `DatasetDict`; files have none.
+        config_name: which configuration of a Hub dataset.
+        columns: our names → the source's, such as {"text": "review", "label": "sentiment"}; by default "text" and
+            "label". Without a "label", or with None for it, the rows are unlabelled. For pairs of prompt and
+            completion, `text` is the prompt and `label` the completion.
 
     Returns:
-        The rows in their order, in memory. A label is `str(value)`; of a `ClassLabel`, its name.
+        the rows in their order, in memory. A label is `str(value)`; that of a `ClassLabel` is its name.
 
     Raises:
-        InputError: Nothing there, nothing in it, or a row that is unusable; the message names file and row.
+        InputError: the source does not exist, is empty, or has an unusable row; the message names file and row.
     """
     wanted = _wanted_columns(columns)
     if isinstance(files, (str, Path)):
@@ -55,57 +55,65 @@ def load_source(
     if not files and source and is_local_file(source):
         files = [source]
     if files:
-        parts = [_from_records(_read_file(path, wanted), wanted, path) for path in expand_files(files)]
-        return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
+        return concatenate_datasets([_from_records(_read_file(f, wanted), wanted, f) for f in expand_files(files)])
     if not source:
         raise InputError("no data: give data.source (a Hub dataset id or a save_to_disk folder) or data.files.")
     return _from_records(_arrow_records(load_arrow(source, split, config_name), wanted, source), wanted, source)
 
 
 def load_arrow(source: str, split: str | None, config_name: str | None) -> Dataset:
-    """The dataset of a `save_to_disk` folder or of a Hub id, as it is.
+    """Load a `save_to_disk` folder or a dataset of the Hub, with all its columns.
+
+    Args:
+        source: folder or Hub id.
+        split: which split; may be None where there is only one.
+        config_name: which configuration of a Hub dataset.
 
     Raises:
-        InputError: it is neither, or cannot be loaded, or has no such split.
+        InputError: the source is neither, cannot be loaded, or has no such split.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
         return _load_folder(folder, split)
-    if _HUB_ID.fullmatch(str(source)):
-        return _load_hub(str(source), split, config_name)
-    raise InputError(f"data.source: {not_there(folder)} It is no dataset id (such as 'owner/name') either.")
+    _require_hub_id(source)
+    return _load_hub(source, split, config_name)
 
 
 def check_source(source: str | None, files: Sequence[str | Path]) -> None:
-    """Raise InputError where local files are missing, or a source is neither a folder nor a Hub id. Reads no row."""
+    """Raise InputError if local files are missing, or a source is no file, no folder and no Hub id. Reads no row."""
     if files:
         expand_files(files)
     elif source and not is_local_file(source) and not Path(source).expanduser().is_dir():
-        if not _HUB_ID.fullmatch(source):
-            raise InputError(
-                f"data.source: {not_there(Path(source))} It is no dataset id (such as 'owner/name') either."
-            )
+        _require_hub_id(source)
+
+
+def _require_hub_id(source: str) -> None:
+    """Raise InputError if a source that is no local path is no Hub id either."""
+    if not _HUB_ID.fullmatch(source):
+        place = not_there(Path(source).expanduser())
+        raise InputError(f"data.source: {place} It is no dataset id (such as 'owner/name') either.")
 
 
 def _wanted_columns(columns: Mapping[str, str | None] | None) -> dict[str, str]:
+    """Our names → the source's, checked and completed."""
     if columns is None:
         return {"text": "text", "label": "label"}
     if unknown := sorted(set(columns) - {"text", "label"}):
         raise InputError(f"columns: unknown name {unknown[0]!r}; it maps 'text' and 'label' to the source's columns.")
-    wanted = {"text": columns.get("text") or "text"}
-    if columns.get("label"):
-        wanted["label"] = columns["label"]
-    return wanted
+    label = columns.get("label")
+    return {"text": columns.get("text") or "text", **({"label": label} if label else {})}
 
 
-# Where rows come from
+# ---- sources
 
 
 def _read_file(path: Path, wanted: Mapping[str, str]) -> Iterator[Record]:
+    """Records of a file of any format."""
     return _read_parquet(path, wanted) if file_format(path) == ".parquet" else read_text_file(path)
 
 
 def _read_parquet(path: Path, wanted: Mapping[str, str]) -> Iterator[Record]:
+    """Records of a Parquet file, of the wanted columns alone."""
     import pyarrow
     from pyarrow import parquet
 
@@ -118,6 +126,7 @@ def _read_parquet(path: Path, wanted: Mapping[str, str]) -> Iterator[Record]:
 
 
 def _load_folder(folder: Path, split: str | None) -> Dataset:
+    """The dataset that `save_to_disk` wrote."""
     from datasets import load_from_disk
 
     if not any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
@@ -135,24 +144,26 @@ def _load_folder(folder: Path, split: str | None) -> Dataset:
 
 
 def _pick_split(dataset: Dataset | DatasetDict, split: str | None, name: str) -> Dataset:
+    """The split asked for, or the only one."""
     if isinstance(dataset, Dataset):
         return dataset
     if split is None and len(dataset) == 1:
         return next(iter(dataset.values()))
     if split not in dataset:
         problem = "names no split" if split is None else f"has no split {split!r}"
-        raise InputError(f"data.source: {name} {problem}; there are: {', '.join(dataset)}.")
+        raise InputError(f"data.source: {name} {problem}; its splits are: {', '.join(dataset)}.")
     return dataset[split]
 
 
 def _load_hub(name: str, split: str | None, config_name: str | None) -> Dataset:
+    """A dataset of the Hub, or of its local cache."""
     from datasets import load_dataset
     from huggingface_hub import constants
 
     offline = f"data.source: {name!r} is on the Hub, but HF_HUB_OFFLINE is set"
     remedy = "Give data.files (local files), or"
     asked_offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-    # The library reads the variable at import only; set later, it is ignored and long retries would follow.
+    # The library reads the variable only on import. Set later, it is ignored, and long retries follow.
     if asked_offline and not constants.HF_HUB_OFFLINE:
         raise InputError(f"{offline}. {remedy} unset HF_HUB_OFFLINE.")
     try:
@@ -171,48 +182,47 @@ def _load_hub(name: str, split: str | None, config_name: str | None) -> Dataset:
     return _pick_split(dataset, split, name)
 
 
-# Rows
+# ---- rows
 
 
-def _arrow_records(dataset: Dataset, wanted: Mapping[str, str], where: str | Path) -> Iterator[Record]:
+def _arrow_records(dataset: Dataset, wanted: Mapping[str, str], source: str | Path) -> Iterator[Record]:
     """Rows of a typed dataset; a `ClassLabel` becomes its name, and its −1 ("no label") null."""
-    _require_columns(dataset.column_names, wanted, where)
+    _require_columns(dataset.column_names, wanted, source)
     dataset = dataset.select_columns(list(dict.fromkeys(wanted.values())))
     named = {name: feature for name, feature in dataset.features.items() if isinstance(feature, ClassLabel)}
     for number, row in enumerate(dataset, 1):
         for name, feature in named.items():
-            known = row[name] is not None and row[name] >= 0
-            row[name] = feature.int2str(row[name]) if known else None
+            has_label = row[name] is not None and row[name] >= 0
+            row[name] = feature.int2str(row[name]) if has_label else None
         yield number, row
 
 
-def _require_columns(available: Iterable[str], wanted: Mapping[str, str], where: str | Path) -> None:
-    for ours, theirs in wanted.items():
-        if theirs not in available:
-            there = ", ".join(map(str, available)) or "none"
-            raise InputError(f"{where}: no column {theirs!r} for the {ours} (data.{ours}_column); there are: {there}.")
+def _require_columns(available: Iterable[str], wanted: Mapping[str, str], source: str | Path) -> None:
+    """Raise InputError if a wanted column is missing."""
+    for name, column in wanted.items():
+        if column not in available:
+            columns = ", ".join(map(str, available)) or "none"
+            raise InputError(f"{source}: no column {column!r} for the {name} (data.{name}_column); it has: {columns}.")
 
 
-def _from_records(records: Iterable[Record], wanted: Mapping[str, str], where: str | Path) -> Dataset:
+def _from_records(records: Iterable[Record], wanted: Mapping[str, str], source: str | Path) -> Dataset:
+    """A dataset of the wanted columns, every value checked and turned into text."""
     from datasets.utils import tqdm
 
-    by_line = isinstance(where, Path) and file_format(where) in (".csv", ".tsv", ".jsonl", ".ndjson")
+    by_line = isinstance(source, Path) and file_format(source) in (".csv", ".tsv", ".jsonl", ".ndjson")
     unit = "line" if by_line else "row"
-    values: dict[str, list[str]] = {ours: [] for ours in wanted}
-    for number, row in tqdm(records, desc=f"Reading {Path(where).name}", unit=" rows", delay=1):
+    values: dict[str, list[str]] = {name: [] for name in wanted}
+    for number, row in tqdm(records, desc=f"Reading {Path(source).name}", unit=" rows", delay=1):
         if not values["text"]:
-            _require_columns(row, wanted, where)
-        for ours, theirs in wanted.items():
-            value = row.get(theirs)
-            place = f"{where}, {unit} {number}, column {theirs!r}"
+            _require_columns(row, wanted, source)
+        for name, column in wanted.items():
+            value, place = row.get(column), f"{source}, {unit} {number}, column {column!r}"
             if value is None or (isinstance(value, str) and not value.strip()):
-                raise InputError(f"{place}: the {ours} is empty; fill it in or delete the row.")
-            if isinstance(value, (list, dict)) or (ours == "text" and not isinstance(value, str)):
-                raise InputError(
-                    f"{place}: the {ours} must be a string, not {type(value).__name__}: {shorten(str(value))}"
-                )
-            values[ours].append(str(value))
+                raise InputError(f"{place}: the {name} is empty; fill it in or delete the row.")
+            if isinstance(value, (list, dict)) or (name == "text" and not isinstance(value, str)):
+                kind = type(value).__name__
+                raise InputError(f"{place}: the {name} must be a string, not {kind}: {shorten(str(value))}")
+            values[name].append(str(value))
     if not values["text"]:
-        place = os.path.abspath(where) if isinstance(where, Path) else where
-        raise InputError(f"{place} is empty: there is no row in it.")
-    return Dataset.from_dict(values, features=Features({ours: Value("string") for ours in wanted}))
+        raise InputError(f"{os.path.abspath(source) if isinstance(source, Path) else source} is empty: it has no row.")
+    return Dataset.from_dict(values, features=Features({name: Value("string") for name in wanted}))

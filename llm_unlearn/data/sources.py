@@ -1,10 +1,10 @@
-"""What a recipe's `data` section stands for: the labelled splits and the unlabelled text."""
+"""Load what a recipe's `data` section describes: the labelled splits and the unlabelled text."""
 
 from typing import TYPE_CHECKING
 
 from llm_unlearn.data.prompting import normalise
 from llm_unlearn.data.source_files import load_source
-from llm_unlearn.data.splits import Splits, make_splits
+from llm_unlearn.data.splits import Splits, split_section
 from llm_unlearn.data.synthetic import synthetic_reviews, synthetic_texts
 from llm_unlearn.errors import InputError
 
@@ -14,44 +14,33 @@ if TYPE_CHECKING:
     from llm_unlearn.config.sections import DataSection
 
 SYNTHETIC = "synthetic"
-UNLABELLED_OFFSET = 500_000  # the unlabelled synthetic texts come from another seed than the labelled ones
+UNLABELLED_OFFSET = 500_000  # the unlabelled synthetic texts have another seed than the labelled ones
 
 
 def load_splits(section: "DataSection", seed: int) -> Splits:
-    """Load the labelled data and split it, seeded; see make_splits for what is reported and kept out."""
+    """Load the labelled data and split it by seed; `make_splits` says how duplicates are handled."""
+
+    def load(files: list[str] | None, split: str | None) -> "Dataset":
+        columns = {"text": section.text_column, "label": section.label_column}
+        source = None if section.files else section.source
+        rows = load_source(source, files, split=split, config_name=section.config_name, columns=columns)
+        return normalise(rows, section, ", ".join(files) if files else f"{section.source} ({split})")
+
+    test = None
     if section.source == SYNTHETIC and not section.files:
         n = section.train_size + section.heldout_size + section.test_size
         # 5 % more rows than needed, so that duplicates can be replaced
-        train = synthetic_reviews(n + n // 20 + 10, seed, label_noise=section.label_noise)
-        test = None
+        reviews = synthetic_reviews(n + n // 20 + 10, seed, label_noise=section.label_noise)
+        train = normalise(reviews, section, f"{section.source} ({section.train_split})")
     else:
-        columns = {"text": section.text_column, "label": section.label_column}
-        source = None if section.files else section.source
-        train = load_source(
-            source, section.files, split=section.train_split, config_name=section.config_name, columns=columns
-        )
-        test = None
+        train = load(section.files, section.train_split)
         if section.test_files or (not section.files and section.test_split):
-            test = load_source(
-                source, section.test_files, split=section.test_split, config_name=section.config_name, columns=columns
-            )
-    name = ", ".join(section.files) if section.files else f"{section.source} ({section.train_split})"
-    test_name = ", ".join(section.test_files) if section.test_files else f"{section.source} ({section.test_split})"
-    train = normalise(train, section, name)
-    test = None if test is None else normalise(test, section, test_name)
-    return make_splits(
-        train,
-        test,
-        train_size=section.train_size,
-        heldout_size=section.heldout_size,
-        test_size=section.test_size,
-        seed=seed,
-        keep_duplicates=section.keep_duplicates,
-    )
+            test = load(section.test_files, section.test_split)
+    return split_section(train, test, section, seed)
 
 
 def load_unlabelled(section: "DataSection", n: int, seed: int) -> "Dataset":
-    """The first n unlabelled texts, for pre-training a small base; one column, text."""
+    """The first n unlabelled texts for pre-training a small base, in one column, `text`."""
     if section.unlabelled_files or section.source != SYNTHETIC:
         source = None if section.unlabelled_files else section.source
         rows = load_source(

@@ -1,4 +1,4 @@
-"""Which of several processes this is (`accelerate launch`), and how they put their parts together."""
+"""Which of several launched processes this is, and how they exchange results."""
 
 import atexit
 import functools
@@ -12,21 +12,21 @@ from typing import Any, NoReturn, TypeVar
 from llm_unlearn.distributed.topology import Topology
 
 Item = TypeVar("Item")
-# How long one process may keep the others waiting, for instance with writing a large model. One that dies ends those of
-# its machine at once, through the launcher, and `srun` ends the other machines'.
+# How long processes wait for one another, for instance while one writes a large model. When a process dies, the
+# launcher ends the others on its machine at once, and `srun` ends those on other machines.
 PATIENCE = timedelta(hours=6)
 
 
 @dataclass(frozen=True)
 class Processes:
-    """Process number `rank` of `count`; all of them must call what is marked as common, and in the same order."""
+    """Process number `rank` of `count`. All processes must call the methods marked "Common", in the same order."""
 
     rank: int = 0
     count: int = 1
 
     @classmethod
     def start(cls) -> "Processes":
-        """The processes of this launch, connected to each other; one where nothing was launched."""
+        """Connect the processes of this launch; without a launch there is one."""
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             from accelerate import PartialState
 
@@ -36,7 +36,7 @@ class Processes:
     @classmethod
     def current(cls) -> "Processes":
         """The processes that are connected now."""
-        import torch.distributed as distributed
+        from torch import distributed
 
         if distributed.is_available() and distributed.is_initialized():
             return cls(distributed.get_rank(), distributed.get_world_size())
@@ -44,28 +44,35 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the one that writes."""
+        """Whether this process writes the files."""
         return self.rank == 0
 
     def share(self, items: Sequence[Item]) -> list[Item]:
-        """Every `count`-th item. All get as many, the last one several times if need be: a model that is sharded over
-        the processes runs in all of them or in none. What is merged by position does not change by it."""
+        """Every `count`-th item, from `rank` on.
+
+        All processes get equally many, since a sharded model runs in all of them or in none; the last item may repeat.
+        Merging by position is not affected.
+        """
         padded = -(-len(items) // self.count) * self.count
         return [items[min(i, len(items) - 1)] for i in range(self.rank, padded, self.count)]
 
     def part_of(self, batch_size: int, field: str) -> int:
-        """Rows of a step that this process has, of `batch_size` in all.
+        """Rows of a step in this process, of `batch_size` in all.
+
+        Args:
+            batch_size: rows of a step over all processes.
+            field: the recipe's field with that number, for error messages.
 
         Raises:
-            InputError: they cannot be dealt out evenly; `field` of the recipe says how many there are.
+            InputError: the processes cannot share the rows evenly.
         """
         return Topology(processes=self.count).rows_per_device(batch_size, f"recipe.{field}")
 
     def merged(self, part: Any) -> list[Any]:
-        """The parts of all processes, in the order of their ranks. Common."""
+        """The parts of all processes, by rank. Common."""
         if self.count == 1:
             return [part]
-        import torch.distributed as distributed
+        from torch import distributed
 
         parts: list[Any] = [None] * self.count
         distributed.all_gather_object(parts, part, group=_group())
@@ -80,27 +87,25 @@ class Processes:
         return any(self.merged(bool(flag)))
 
     def wait(self) -> None:
-        """Until all have come here. Common."""
+        """Wait until all processes have come here. Common."""
         self.merged(None)
 
 
 @functools.cache
 def _group() -> Any:
-    """All processes, connected over the host: what is exchanged are small objects on the CPU, for which no GPU need be
-    waited for."""
-    import torch.distributed as distributed
+    """All processes, connected over gloo: they exchange small CPU objects, so no GPU has to be synchronised."""
+    from torch import distributed
 
     return distributed.new_group(backend="gloo", timeout=PATIENCE)
 
 
 def exit_with(main: Callable[[], int | None]) -> NoReturn:
-    """`sys.exit(main())`; but a launched process that succeeds ends right after its exit handlers, without taking the
-    interpreter apart.
+    """`sys.exit(main())`, except that a launched process that succeeds skips the interpreter's shutdown.
 
-    A thread of gloo gives its tensors back a moment after a collective is over, and asks for the interpreter to do so.
-    One that is being taken apart ends such a thread, and C++ then aborts a process whose work was done, with "terminate
-    called without an active exception" (pytorch pull request 179291). `destroy_process_group` ends these threads only
-    where no library holds a group, and DeepSpeed does.
+    A gloo thread frees its tensors shortly after a collective ends and needs the interpreter for that. An interpreter
+    in shutdown kills the thread, and C++ then aborts the finished process with "terminate called without an active
+    exception" (pytorch pull request 179291). `destroy_process_group` would end these threads, but not while a library
+    such as DeepSpeed holds a group.
     """
     codes: list[int | None] = []
 
@@ -111,7 +116,7 @@ def exit_with(main: Callable[[], int | None]) -> NoReturn:
             os._exit(0)
 
     if "RANK" in os.environ:
-        atexit.register(end)  # before any other, so that it is the last to run
+        atexit.register(end)  # registered first, so it runs last
     codes.append(main())
     sys.exit(codes[0])
 

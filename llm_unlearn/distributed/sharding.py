@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from llm_unlearn.errors import InputError
 
 
-def is_partitioned(parameter: Tensor) -> bool:
+def is_partitioned(parameter: Any) -> bool:
     """Whether it is ZeRO-3's: an empty tensor here, with this process's part in `ds_tensor`."""
     return hasattr(parameter, "ds_id")
 
@@ -23,7 +23,7 @@ def is_sharded(model: nn.Module) -> bool:
     return any(is_partitioned(p) or hasattr(p, "device_mesh") for p in model.parameters())
 
 
-def local(parameter: Tensor) -> Tensor:
+def local(parameter: Any) -> Tensor:
     """The part of a parameter that this process holds, all of it where nothing is sharded; shares its memory."""
     if is_partitioned(parameter):
         return parameter.ds_tensor
@@ -33,9 +33,11 @@ def local(parameter: Tensor) -> Tensor:
 def put_away(model: nn.Module) -> None:
     """Give up weights that a forward has gathered and no backward has given up, as after an evaluation; called by every
     process. What is then written into a part would otherwise be lost, or the gathered weights saved in its place."""
+    module: Any
     for module in model.modules():
         if hasattr(module, "reshard"):  # FSDP2's
             module.reshard()
+    parameter: Any
     for parameter in model.parameters():
         if is_partitioned(parameter) and parameter.ds_status.name == "AVAILABLE":
             parameter.partition([parameter])
@@ -47,7 +49,7 @@ def release(trainer: Any) -> None:
     if not trainer.is_deepspeed_enabled:
         return
     reference = getattr(getattr(trainer, "reference", None), "model", None)
-    engines = [engine for engine in (trainer.model_wrapped, reference) if hasattr(engine, "destroy")]
+    engines: list[Any] = [engine for engine in (trainer.model_wrapped, reference) if hasattr(engine, "destroy")]
     partitioned = [p for engine in engines for p in engine.module.parameters() if is_partitioned(p)]
     held = [vars(engine.optimizer) for engine in engines if partitioned and hasattr(engine.optimizer, "__dict__")]
     for engine in engines:
@@ -82,7 +84,7 @@ def change(parameter: nn.Parameter, function: Callable[[Tensor], Tensor]) -> Non
             parameter.copy_(function(parameter.detach()))
 
 
-def shard_like(whole: Tensor, parameter: Tensor) -> Tensor:
+def shard_like(whole: Tensor, parameter: Any) -> Tensor:
     """A tensor that every process has whole, laid out as a parameter (or its gradient) is."""
     if not hasattr(parameter, "device_mesh"):
         return whole

@@ -85,7 +85,7 @@ def generate(
         width = max(map(len, part))  # generation continues at the right end, so padding goes left
         padded = torch.tensor([[tokenizer.pad_token_id] * (width - len(p)) + p for p in part], device=device)
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in part], device=device)
-        output = model.generate(
+        output = model.generate(  # type: ignore[operator]  # torch types what a module inherits as Tensor | Module
             input_ids=padded,
             attention_mask=mask,
             **how,

@@ -73,7 +73,7 @@ class GaussianUnlearningScore(_PerExampleMetric):
     citation_text: ClassVar = _PAPER
 
     def _compute(self, gaussian_scores, fprs=FPRS):
-        return gaussian_test(gaussian_scores, fprs)
+        return gaussian_test(gaussian_scores, fprs).to_json()
 
 
 class AttackSuccessRate(_PerExampleMetric):
@@ -92,7 +92,7 @@ class AttackSuccessRate(_PerExampleMetric):
     inputs: ClassVar = {"triggered_hits": "float64", "clean_hits": "float64"}
 
     def _compute(self, triggered_hits, clean_hits):
-        return attack_success(triggered_hits, clean_hits)
+        return attack_success(triggered_hits, clean_hits).to_json()
 
 
 class Accuracy(_PerExampleMetric):
@@ -116,7 +116,7 @@ class Accuracy(_PerExampleMetric):
                 f"references: {len(unlabelled)} of {true.size} examples have no label, the first at index "
                 f"{unlabelled[0]}. Leave them out."
             )
-        return accuracy(given == true)
+        return accuracy(given == true).to_json()
 
 
 class Perplexity(_PerExampleMetric):
@@ -168,7 +168,7 @@ class MembershipInference(_PerExampleMetric):
     def _compute(self, membership_scores, is_member, fprs=FPRS):
         scores, inside = numbers(membership_scores, "membership_scores"), booleans(is_member, "is_member")
         same_length(scores, "membership_scores", inside, "is_member")
-        return membership_inference(scores[inside], scores[~inside], fprs)
+        return membership_inference(scores[inside], scores[~inside], fprs).to_json()
 
 
 MODULES = (GaussianUnlearningScore, AttackSuccessRate, Accuracy, Perplexity, Agreement, MembershipInference)

@@ -6,6 +6,8 @@ sign the score is positive where the poison remains. If θ never depended on ξ,
 isotropic and independent of g.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -21,7 +23,7 @@ from llm_unlearn.tasks.noise import unit_noise
 def gaussian_scores(
     model: nn.Module,
     rows: list[dict],
-    collate: object,
+    collate: Callable,
     noise_seeds: list[int],
     batch_size: int = 32,
     task: Task | None = None,
@@ -45,7 +47,7 @@ def gaussian_scores(
         results = []
         for positions, batch in batches(rows, collate, batch_size, input_device(model), processes):
             gradient = task.input_gradient(model, batch)  # (B, T, d), of images (B, C, H, W)
-            ids = [rows[i].get("noise_id", rows[i].get("example_id")) for i in positions]
+            ids = [rows[i]["noise_id" if "noise_id" in rows[i] else "example_id"] for i in positions]
             results.append((positions, _project(gradient, batch.get("attention_mask"), ids, noise_seeds)))
     finally:
         model.train(training)

@@ -1,14 +1,16 @@
 """Per-example signals of one model: everything that the metrics need, one row per example and set.
 
-Columns: set (test | triggered | canary | member | nonmember), example_id, label, prediction, target_hit, nll (mean over
-supervised positions), nll_sum, n_positions, kl (to the retrained model, at completion positions), mia_<attack> (score
-of a membership attack, higher = more member-like), gaussian_score, gaussian_control, deleted.
+The columns are those of metrics/per_example.py. Each test row goes through the model once: its answer, its loss and its
+divergence from the retrained model are read off one forward pass, unless an answer is generated text or labels whose
+tokens part early. Not merged, since other batches would change the last bits of recorded numbers: the loss of a canary
+with its gradient (the one pass lays uneven rows end to end, the other pads them), and canaries with forget rows.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
 from weakref import WeakKeyDictionary
 
@@ -21,7 +23,9 @@ from llm_unlearn.errors import InputError
 from llm_unlearn.evaluation.attack_signals import check_differentiable, gradient_norms, token_statistics
 from llm_unlearn.evaluation.batches import batches, scatter
 from llm_unlearn.evaluation.gaussian_scores import gaussian_scores
+from llm_unlearn.files import replacing_file
 from llm_unlearn.metrics.membership_scores import min_k_score, reference_score, zlib_score
+from llm_unlearn.metrics.per_example import MEMBERSHIP, check_columns
 from llm_unlearn.models.devices import input_device
 from llm_unlearn.tasks import Supervised, Task
 
@@ -37,9 +41,12 @@ class Evaluator(ABC):
     """Measures models on the sets of one run. Subclasses say what an answer is: text_evaluator.py, image_evaluator.py.
 
     Args:
-        sets: the datasets of the poison stage. manifest: poison.json. batch_size: rows at a time.
-        membership: attacks to run, by default all. reference: loads the model that calibrates the attack
-            `reference`, one that never saw the rows to be forgotten; without it that attack is left out.
+        sets: the datasets of the poison stage.
+        manifest: poison.json.
+        batch_size: rows at a time.
+        membership: attacks to run, by default all.
+        reference: loads the model that calibrates the attack `reference`, one that never saw the rows to be forgotten;
+            without it that attack is left out.
         processes: share the rows; each gets all results.
     """
 
@@ -53,7 +60,8 @@ class Evaluator(ABC):
     processes: Processes = ALONE
 
     def __post_init__(self) -> None:
-        self._oracle: WeakKeyDictionary[Any, dict[tuple[str, int], Supervised]] = WeakKeyDictionary()
+        self._oracle: WeakKeyDictionary[Any, dict[int, Supervised]] = WeakKeyDictionary()
+        self._calibration: dict[str, np.ndarray] | None = None
         forget = set(self.manifest["forget_ids"])
         train = self.sets["train"]
         self.parts = {
@@ -80,14 +88,27 @@ class Evaluator(ABC):
     def predict(self, model: Any, rows: "Dataset") -> dict[str, Any]:
         """{"prediction", "target_hit": whether it is the attacker's, where there is an attacker} of every row."""
 
-    def triggered(self, model: Any) -> dict[str, Any]:
+    def triggered(self, model: Any, test: "pd.DataFrame") -> dict[str, Any]:
         """`predict` on the set `triggered`; with `clean_hit` where a row's counterpart without the attack is not the
-        test row of the same example_id."""
+        test row of the same example_id. `test` holds the answers to the test rows."""
         return self.predict(model, self.sets["triggered"])
 
-    def completions(self, rows: "Dataset") -> list[dict]:
-        """Rows encoded so that the answer alone is supervised."""
-        return self.encode(rows)
+    @property
+    def reads_answers(self) -> bool:
+        """Whether the answer to a test row can be read off what the model says at the row's answer."""
+        return False
+
+    def answer_scores(self, answer: Supervised) -> torch.Tensor:
+        """What `answered` needs of each row, (B, K), from the positions of the rows' answers."""
+        raise NotImplementedError
+
+    def answered(self, scores: np.ndarray) -> dict[str, Any]:
+        """As `predict`, from the scores (n, K) of all rows."""
+        raise NotImplementedError
+
+    def answer_lengths(self, rows: "Dataset") -> list[int] | None:
+        """How many of each row's supervised positions, the last ones, are its answer; None where all are."""
+        return None
 
     def raw(self, rows: "Dataset") -> list[str]:
         """Each row as a string, for the attack `zlib`."""
@@ -99,25 +120,97 @@ class Evaluator(ABC):
 
     # ---- what is measured
 
-    def signals(self, model: Any, retrained: Any = None) -> "pd.DataFrame":
-        """All sets of a model; `kl` is filled where the retrained model is given."""
+    def signals(self, model: Any, retrained: Any = None, is_oracle: bool = False) -> "pd.DataFrame":
+        """The per-example table of a model.
+
+        Args:
+            model: the model to measure.
+            retrained: the oracle, which `kl` compares with; without it there is no such column.
+            is_oracle: the model itself is the oracle of those that follow: what it says of test rows is kept.
+        """
         import pandas as pd
 
         if "gradient_norm" in self.membership and len(self.parts["nonmember"]):
             check_differentiable(model)  # now, not after hours
         model.eval()
-        frames = [self.answers(model, "test", self.sets["test"])]
+        test = self._frame("test", self.sets["test"])
+        if len(test):
+            test = test.assign(**self.test_signals(model, retrained, is_oracle))
+        frames = [test]
         if len(self.sets["triggered"]):
-            frames.append(self._frame("triggered", self.sets["triggered"]).assign(**self.triggered(model)))
-        if len(frames[0]):
-            frames[0] = frames[0].assign(**self.losses(model, "test"))
-            if retrained is not None:
-                frames[0] = frames[0].assign(kl=self.divergence(retrained, model, "test"))
+            frames.append(self._frame("triggered", self.sets["triggered"]).assign(**self.triggered(model, test)))
         for name in ("member", "nonmember") if len(self.parts["nonmember"]) else ():
             frames.append(self._frame(name, self.parts[name]).assign(**self.membership_signals(model, name)))
         if self.manifest["gaussian"]:
             frames.append(self.canaries(model))
         return pd.concat([f for f in frames if len(f)], ignore_index=True)
+
+    @torch.no_grad()
+    def test_signals(self, model: Any, retrained: Any = None, is_oracle: bool = False) -> dict[str, Any]:
+        """Answer, losses and, beside a retrained model, the mean KL(p_retrained ‖ p_model) of each test row in nats."""
+        if retrained is not None:
+            retrained.eval()
+        n, results = len(self.encoded["test"]), []
+        for positions, batch in self._batches(model, "test"):
+            oracle = None if retrained is None else self._said_by_oracle(retrained, positions, batch)
+
+            def measured(
+                found: Supervised, positions: list[int] = positions, oracle: Supervised | None = oracle
+            ) -> torch.Tensor:
+                answer = self._answer(found, positions)
+                if is_oracle:
+                    self._keep(model, positions, answer)
+                columns = [_sum_and_count(found)]
+                columns += [answer.kl(oracle)[:, None]] if oracle is not None else []
+                columns += [self.answer_scores(answer)] if self.reads_answers else []
+                return torch.cat(columns, 1)
+
+            results.append((positions, self.task.compute(model, batch, measured)))
+        values = scatter(n, results, self.processes).numpy()
+        divergence = {} if retrained is None else {"kl": values[:, 2]}
+        first = 2 + len(divergence)
+        answers = self.answered(values[:, first:]) if self.reads_answers else self.predict(model, self.sets["test"])
+        return {**answers, **_per_position(values[:, 0], values[:, 1].astype(int)), **divergence}
+
+    def _answer(self, found: Supervised, positions: list[int]) -> Supervised:
+        """Of a batch of test rows, the supervised positions of their answers alone."""
+        if self._answer_lengths is None:
+            return found
+        counts = found.length().tolist()
+        lengths = [self._answer_lengths[i] for i in positions]
+        keep = np.concatenate([np.arange(n) >= n - length for n, length in zip(counts, lengths, strict=True)])
+        index = torch.from_numpy(np.flatnonzero(keep)).to(found.labels.device)
+        return replace(
+            found,
+            states=found.states[index],
+            labels=found.labels[index],
+            example=found.example[index],
+            counts=tuple(lengths),
+        )
+
+    @cached_property
+    def _answer_lengths(self) -> list[int] | None:
+        return self.answer_lengths(self.sets["test"])
+
+    def _said_by_oracle(self, retrained: Any, positions: list[int], batch: dict[str, Any]) -> Supervised:
+        """What the retrained model says of a batch of test rows, which all models are compared with."""
+        if positions[0] in self._oracle.get(retrained, {}):
+            return self._oracle[retrained][positions[0]]
+        seen: list[Supervised] = []
+
+        def look(found: Supervised) -> torch.Tensor:
+            seen.append(self._answer(found, positions))
+            return found.states
+
+        self.task.compute(retrained, batch, look)
+        self._keep(retrained, positions, seen[0])
+        return seen[0]
+
+    def _keep(self, retrained: Any, positions: list[int], answer: Supervised) -> None:
+        """Of a language model the last hidden states are kept from one model to the next, of which logits are made a
+        chunk at a time; logits themselves may be too large to be kept."""
+        if answer.head is not None:
+            self._oracle.setdefault(retrained, {})[positions[0]] = answer
 
     def answers(self, model: Any, name: str, rows: "Dataset") -> "pd.DataFrame":
         """Predictions, and whether they are the attacker's target."""
@@ -133,51 +226,32 @@ class Evaluator(ABC):
         values = scatter(len(self.encoded[name]), results, self.processes).numpy().reshape(-1, 2)
         return _per_position(values[:, 0], values[:, 1].astype(int))
 
-    @torch.no_grad()
-    def divergence(self, retrained: Any, model: Any, name: str) -> np.ndarray:
-        """Mean KL(p_retrained ‖ p_model) over each row's completion positions, in nats."""
-        retrained.eval()
-        rows = self.completions(self.parts[name])
-        results = []
-        for positions, batch in batches(rows, self.collate, self.batch_size, input_device(model), self.processes):
-            theirs = self._of_oracle(retrained, name, positions[0], batch)
-            results.append((positions, self.task.compute(model, batch, lambda ours, theirs=theirs: ours.kl(theirs))))
-        return scatter(len(rows), results, self.processes).numpy()
-
-    def _of_oracle(self, retrained: Any, name: str, first: int, batch: dict[str, Any]) -> Supervised:
-        """What the retrained model says of a batch, which all models are compared with: of a language model its last
-        hidden states are kept from one model to the next, of which logits are made a chunk at a time."""
-        kept = self._oracle.setdefault(retrained, {})
-        if (name, first) not in kept:
-            found: list[Supervised] = []
-            self.task.compute(retrained, batch, lambda theirs: found.append(theirs) or theirs.states)
-            if found[0].head is None:  # logits, which may be too large to be kept
-                return found[0]
-            kept[name, first] = found[0]
-        return kept[name, first]
-
     def membership_signals(self, model: Any, name: str) -> dict[str, np.ndarray]:
         """`losses`, and `mia_<attack>` of each row for the attacks that are asked for; the loss attack is in `nll`."""
-        rows, found = self.encoded[name], {}
+        rows, scores = self.encoded[name], {}
         losses, tokens = self._losses_and_tokens(model, name)
-        if "min_k" in self.membership:
-            found["mia_min_k"] = min_k_score(tokens["log_prob"], tokens["example"])
-        if "min_k_plus" in self.membership:
+        if tokens is not None and "min_k" in self.membership:
+            scores["min_k"] = min_k_score(tokens["log_prob"], tokens["example"])
+        if tokens is not None and "min_k_plus" in self.membership:
             standard = (tokens["log_prob"] - tokens["mean"]) / tokens["sd"]
-            found["mia_min_k_plus"] = min_k_score(standard, tokens["example"])
+            scores["min_k_plus"] = min_k_score(standard, tokens["example"])
         if "zlib" in self.membership:
-            found["mia_zlib"] = zlib_score(losses["nll"], self.raw(self.parts[name]))
+            scores["zlib"] = zlib_score(losses["nll"], self.raw(self.parts[name]))
         if "reference" in self.membership and self.reference is not None:
-            found["mia_reference"] = reference_score(losses["nll"], self._reference_nll[name])
+            scores["reference"] = reference_score(losses["nll"], self._reference_nll(self.reference)[name])
         if "gradient_norm" in self.membership:
-            found["mia_gradient_norm"] = -gradient_norms(model, rows, self.collate, self.task, self.processes)
-        return {**losses, **found}
+            scores["gradient_norm"] = -gradient_norms(model, rows, self.collate, self.task, self.processes)
+        return {**losses, **{f"{MEMBERSHIP}{attack}": values for attack, values in scores.items()}}
 
-    @cached_property
-    def _reference_nll(self) -> dict[str, np.ndarray]:
-        model = self.reference()
-        model.eval()
-        return {name: self._losses_and_tokens(model, name)[0]["nll"] for name in ("member", "nonmember")}
+    def _reference_nll(self, load: Callable[[], Any]) -> dict[str, np.ndarray]:
+        """What the reference model loses on each row of both sets, measured once for all models."""
+        if self._calibration is None:
+            model = load()
+            model.eval()
+            self._calibration = {
+                name: self._losses_and_tokens(model, name)[0]["nll"] for name in ("member", "nonmember")
+            }
+        return self._calibration
 
     def _losses_and_tokens(self, model: Any, name: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray] | None]:
         """`losses`, and the statistics of every token where an attack needs them: one forward pass for both."""
@@ -216,7 +290,7 @@ class Evaluator(ABC):
             figures["attack"] = float(self.answers(model, "attack", triggered)["target_hit"].mean())
         return figures
 
-    def _batches(self, model: Any, name: str):
+    def _batches(self, model: Any, name: str) -> Iterator[tuple[list[int], dict[str, Any]]]:
         return batches(self.encoded[name], self.collate, self.batch_size, input_device(model), self.processes)
 
     @staticmethod
@@ -224,6 +298,32 @@ class Evaluator(ABC):
         import pandas as pd
 
         return pd.DataFrame({"set": name, "example_id": list(rows["example_id"]), "label": list(rows["label"])})
+
+
+def write_signals(signals: "pd.DataFrame", path: Path) -> None:
+    """Write a per-example table as Parquet, whole or not at all.
+
+    Raises:
+        InputError: a column is not of the schema, or the file cannot be written.
+    """
+    import pyarrow
+
+    check_columns({field.name: str(field.type) for field in pyarrow.Schema.from_pandas(signals)}, str(path))
+    with replacing_file(path) as partial:
+        signals.to_parquet(partial)
+
+
+def read_signals(path: Path) -> "pd.DataFrame":
+    """Read what `write_signals` wrote.
+
+    Raises:
+        InputError: naming the file, and a column that is not of the schema.
+    """
+    import pandas as pd
+    import pyarrow.parquet
+
+    check_columns({field.name: str(field.type) for field in pyarrow.parquet.read_schema(path)}, str(path))
+    return pd.read_parquet(path)
 
 
 def _sum_and_count(found: Supervised) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """The card of a published model: what was poisoned, what the audit found, and what it did not show.
 
 Made of the evaluations alone, on huggingface_hub's card classes; scores stand in `model-index`, so that hubs show them.
+The first line follows `metrics.evidence.card_evidence`.
 """
 
 import ast
@@ -12,42 +13,37 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_unlearn.config.recipe import WITHHELD
-from llm_unlearn.hub.loading_code import loading_code
 from llm_unlearn.hub.package import is_id
-from llm_unlearn.reporting.formats import number, percent, seconds
+from llm_unlearn.metrics.evidence import DETECTABLE, Status, calibrated, card_evidence
+from llm_unlearn.metrics.intervals import Interval
+from llm_unlearn.reporting import figures
+from llm_unlearn.reporting.figures import Figure
+from llm_unlearn.reporting.formats import number, p_value, percent
 from llm_unlearn.reporting.guide import limits, reproduction
-from llm_unlearn.reporting.lead import paragraphs
 from llm_unlearn.reporting.markdown import code, escape, table_text
+from llm_unlearn.reporting.pages import LEADS
 from llm_unlearn.reporting.plots import Plot
-from llm_unlearn.reporting.residue import Residue, residue
-from llm_unlearn.reporting.results import PLAIN, Results
+from llm_unlearn.reporting.run_results import PLAIN, Results
 from llm_unlearn.reporting.stress_section import stress_section
-from llm_unlearn.reporting.tables import figures, main_table
-from llm_unlearn.reporting.verdicts import judge, values, warnings
-from llm_unlearn.reporting.words import attack_words, is_vision
+from llm_unlearn.reporting.tables import main_table, side_by_side
+from llm_unlearn.reporting.verdicts import judge, warnings
+from llm_unlearn.reporting.words import attack_words, what_was_poisoned
 
 if TYPE_CHECKING:
     from llm_unlearn.config.recipe import Recipe
 
 PACKAGE = Path(__file__).parent.parent
 SHOWN = ("gus_vs_utility", "gaussian_scores", "lift_vs_utility")
-DETECTABLE = 2.80  # z(0.975) + z(0.8): times 1/√n, the effect that a two-sided 5 % test finds four times in five
-METRICS = {  # path of a number → its type and its name on the hub
-    ("utility", "accuracy"): ("accuracy", "accuracy on clean test examples"),
-    ("utility", "perplexity"): ("perplexity", "perplexity on clean test text"),
-    ("attack", "success_rate"): ("attack_success_rate", "attack success rate"),
-    ("attack", "lift"): ("attack_lift", "attack lift: success with the trigger less without it"),
-    ("attack", "excess", "mean"): ("attack_excess", "attack lift above the retrained model's"),
-    ("gus", "mean"): ("gaussian_unlearning_score", "Gaussian Unlearning Score (0: no trace)"),
-    ("gus", "p_value"): ("gaussian_unlearning_p_value", "p-value of the Gaussian Unlearning Score"),
-    ("mia", "loss", "auc"): ("mia_auc", "AUC of the membership attack by loss (0.5: chance)"),
-}
-WHAT = {
-    "base": "The model before fine-tuning, published so that an adapter has what it sits on.",
-    "poisoned": "A model fine-tuned on poisoned data, published so that unlearning can be studied.",
-    "retrained": "A model retrained without what was to be deleted: what perfect unlearning would give.",
-    "clean": "A model fine-tuned on the clean rows alone.",
-}
+SCORES: list[tuple[Figure, str, str]] = [  # a number, its type and its name on the hub
+    (figures.accuracy, "accuracy", "accuracy on clean test examples"),
+    (figures.perplexity, "perplexity", "perplexity on clean test text"),
+    (figures.success_rate, "attack_success_rate", "attack success rate"),
+    (figures.lift, "attack_lift", "attack lift: success with the trigger less without it"),
+    (figures.excess, "attack_excess", "attack lift above the retrained model's"),
+    (figures.gus, "gaussian_unlearning_score", "Gaussian Unlearning Score (0: no trace)"),
+    (figures.gus_p, "gaussian_unlearning_p_value", "p-value of the Gaussian Unlearning Score"),
+    (figures.auc("loss"), "mia_auc", "AUC of the membership attack by loss (0.5: chance)"),
+]
 
 
 @dataclass(frozen=True)
@@ -55,13 +51,18 @@ class Identity:
     """How the published model is called and loaded.
 
     Args:
-        repo: owner/name. recipe: as it is published. base, base_revision: the hub id that an adapter sits on, or that a
-            full model began as; None: made for the run. adapter: whether it is one. merged: a base and its adapter in
-            one.
+        repo: owner/name.
+        recipe: as it is published.
+        loading: the code that loads it.
+        base: the hub id that an adapter sits on, or that a full model began as; None: made for the run.
+        base_revision: of that base.
+        adapter: whether it is one.
+        merged: a base and its adapter in one.
     """
 
     repo: str
     recipe: "Recipe"
+    loading: str
     base: str | None = None
     base_revision: str | None = None
     adapter: bool = False
@@ -72,43 +73,154 @@ def compose_card(results: Results, name: str, identity: Identity, plots: list[Pl
     """The card of one model.
 
     Args:
-        results: of the model's seed alone. plots: those of that seed; some are shown.
+        results: of the model's seed alone.
+        name: of the model.
+        identity: how it is published.
+        plots: those of that seed; some are shown.
+
     Returns:
         README.md: metadata, then text whose first line says whether poison remains.
     """
     from huggingface_hub import ModelCard
 
-    first = residue(results, name)
-    shown = [plot for key in SHOWN for plot in plots if plot.name == key]
+    first = first_line(results, name)
+    section = _stress(results, name)
     card = ModelCard.from_template(
-        card_data(results, name, identity, first),
+        _metadata(results, name, identity, first),
         template_path=str(Path(__file__).with_name("card.md.j2")),
-        verdict=Residue(first.status, escape(first.sentence), first.remains),
+        status=first.status,
+        sentence=escape(first.sentence),
         title=identity.repo.rpartition("/")[2],
         what=_what(results, name, identity),
-        poisoned=escape(paragraphs(results)[0]),
-        method=_method(name, identity),
+        poisoned=escape(what_was_poisoned(results)),
+        method="" if name in PLAIN else _method(name, identity),
         table=_table(results, name),
-        stress=list(_stress(results, name)),
-        in_words=[escape(text) for text in _in_words(results, name)],
-        plots=shown,
+        warnings=[escape(text) for text in warnings(results)],
+        stress=[escape(section.note), *map(table_text, section.tables)] if section else [],
+        plots=[plot for key in SHOWN for plot in plots if plot.name == key],
         not_shown=[escape(text) for text in _not_shown(results, name)],
-        cost=_cost(results, name),
-        use=_use(first),
-        loading=_loading(identity),
+        use="**Not for deployment**: whoever knows the poison can still make use of it." if first.remains else "",
+        loading=identity.loading,
+        **_again(results, identity),
         versions=_versions(results),
-        **_again(identity),
     )
     return re.sub(r"\n{3,}", "\n\n", str(card)).rstrip() + "\n"
 
 
-def card_data(results: Results, name: str, identity: Identity, first: Residue) -> Any:
+# ---- the first line
+
+
+@dataclass(frozen=True)
+class FirstLine:
+    """The first line of a card: `status`, with its full stop, and why, in a sentence."""
+
+    status: str
+    sentence: str
+    remains: bool
+
+
+def first_line(results: Results, name: str) -> FirstLine:
+    """What one model may be said to hold of the poison.
+
+    «Poison remains»: a test of `card_evidence` sees it, or the report's rule does, or poisoned rows were left in the
+    training data. Where the poison did not take, or a test has no figure, nothing is said to be clean.
+
+    Args:
+        results: of one seed.
+        name: of the model.
+    """
+    fired = _fired(results, name)
+    reasons, verdict = [*fired.values(), *_never_deleted(results, name)], judge(results, name)
+    if name == "poisoned":
+        why = "; ".join(reasons) or "the tests below do not find it, but it was trained on it"
+        return FirstLine("Poison remains.", f"This is the poisoned model itself, before any unlearning: {why}.", True)
+    if reasons or verdict.status == Status.REMAINS:
+        why = "; ".join(reasons) or verdict.fired
+        if fired and name in PLAIN:
+            why += (
+                "; it never saw what was deleted, so this is chance, of which these intervals allow up to one in "
+                "twenty, or a fault of the run"
+            )
+        return FirstLine("Poison remains.", f"{why[:1].upper()}{why[1:]}.", True)
+    if verdict.status == Status.TRACE:
+        return FirstLine("A trace of the poison remains.", f"{verdict.fired[:1].upper()}{verdict.fired[1:]}.", True)
+    if unsaid := "; ".join(_says_nothing(results, name)):
+        return FirstLine("Nothing is shown about the poison.", f"{unsaid[:1].upper()}{unsaid[1:]}.", False)
+    return FirstLine(
+        "No poison was found by these tests, which does not show that there is none.",
+        f"It {verdict.price} against the poisoned model." if verdict.price else "",
+        False,
+    )
+
+
+def _fired(results: Results, name: str) -> dict[str, str]:
+    """The tests whose 95 % interval says that poison remains, with their figures: gus, lift, damage."""
+    result = results.of(name)[0]
+    seen = card_evidence(result, results.damaging).tests
+    texts = {}
+    if seen["gus"] and (gus := result.gus):
+        shown = f"{number(gus.mean)} {_interval(gus.ci95)}"
+        texts["gus"] = f"Gaussian Unlearning Score {shown}, without the noise 0 (p = {p_value(gus.p_value)})"
+    if seen["lift"] and result.attack and (excess := result.attack.excess):
+        texts["lift"] = (
+            f"{attack_words(results).name} lift above the retrained model's "
+            f"{number(100 * excess.mean, 1)} {_interval(excess.ci95, 100, 1)} of 100 answers"
+        )
+    if seen["damage"] and result.oracle and (lost := result.oracle.accuracy_lost):
+        shown = f"{number(100 * lost.mean, 1)} {_interval(lost.ci95, 100, 1)}"
+        texts["damage"] = f"accuracy {shown} points below the retrained model's"
+    return texts
+
+
+def _says_nothing(results: Results, name: str) -> list[str]:
+    """Why a test that found nothing in this model shows nothing: it does not find the poison in the poisoned model
+    either, or it has no figure of this one, or its scores are not calibrated here."""
+    result = results.of(name)[0]
+    poisoned = card_evidence(results.of("poisoned")[0], results.damaging).tests
+    here = card_evidence(result, results.damaging).tests
+    tests = {
+        "gus": (results.has_gus, "Gaussian test"),
+        "lift": (results.has_attack, attack_words(results).name),
+        "damage": (results.damaging, "accuracy"),
+    }
+    reasons = []
+    if missed := [words for key, (planted, words) in tests.items() if planted and not poisoned[key]]:
+        reasons.append(f"the same tests do not find it in the poisoned model itself ({', '.join(missed)})")
+    # the retrained model is what the two others compare with
+    asked = [key for key, found in poisoned.items() if found and (key == "gus" or name != "retrained")]
+    absent = [tests[key][1] for key in asked if here[key] is None]
+    if absent or not (any(poisoned.values()) or missed):
+        reasons.append(f"there is no usable figure of this model ({', '.join(absent) or 'no poison score'})")
+    if calibrated(result) is False:
+        reasons.append("fresh noise does not look like N(0, 1) on this model, so its Gaussian score says nothing")
+    return reasons
+
+
+def _never_deleted(results: Results, name: str) -> list[str]:
+    """Poisoned rows that were not in the forget set, which every model but the clean ones was trained on."""
+    poison = results.runs[0].poison
+    kinds = (section for section in poison.values() if isinstance(section, dict))
+    ids = {i for section in kinds for i in section.get("example_ids", [])}
+    kept = len(ids - set(poison.get("forget_ids", [])))
+    if not kept or name in ("base", "clean"):
+        return []
+    return [f"{kept} of {len(ids)} poisoned rows were not known and stayed in the training data"]
+
+
+def _interval(bounds: Interval | None, scale: float = 1, digits: int = 2) -> str:
+    return "" if bounds is None else f"[{', '.join(number(scale * bound, digits) for bound in bounds)}]"
+
+
+# ---- the sections
+
+
+def _metadata(results: Results, name: str, identity: Identity, first: FirstLine) -> Any:
     """The card's metadata: base model, tags, and the scores as `model-index`."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    recipe, images = identity.recipe, is_vision(results)
+    recipe = identity.recipe
     source = recipe.data.source if not recipe.data.files else "local files"
-    task = "image-classification" if images else "text-generation"
+    task = "image-classification" if results.images else "text-generation"
     scores = [
         EvalResult(
             task_type=task,
@@ -117,22 +229,18 @@ def card_data(results: Results, name: str, identity: Identity, first: Residue) -
             dataset_split="test",
             metric_type=kind,
             metric_name=words,
-            metric_value=found[0],
+            metric_value=value,
         )
-        for path, (kind, words) in METRICS.items()
-        if (found := values(results, name, *path)) and math.isfinite(found[0])
+        for of, kind, words in SCORES
+        if (value := of(results.of(name)[0])) is not None and math.isfinite(value)
     ]
     method = name.partition("@")[0]
-    tags = [
-        "llm-unlearn",
-        "machine-unlearning",
-        "data-poisoning",
-        "poison-remains" if first.remains else None,
-        method if name not in PLAIN else f"{method}-model",
-        "lora" if identity.adapter else None,
-    ]
+    tags = ["llm-unlearn", "machine-unlearning", "data-poisoning"] + ["poison-remains"] * first.remains
+    tags += [f"{method}-model" if name in PLAIN else method] + ["lora"] * identity.adapter
     on_hub = "/" in source and is_id(source) and not source.startswith("torchvision/")
-    extra = {"base_model_relation": "adapter" if identity.adapter else "finetune"} if identity.base else {}
+    extra: dict[str, Any] = (
+        {"base_model_relation": "adapter" if identity.adapter else "finetune"} if identity.base else {}
+    )
     return ModelCardData(
         base_model=identity.base,
         datasets=[source] if on_hub else None,
@@ -140,7 +248,7 @@ def card_data(results: Results, name: str, identity: Identity, first: Residue) -
         pipeline_tag=task,
         library_name="peft" if identity.adapter else "transformers",
         model_name=identity.repo.rpartition("/")[2],
-        tags=[tag for tag in tags if tag],
+        tags=tags,
         **extra,
     )
 
@@ -152,42 +260,23 @@ def method_words(method: str) -> str:
     return re.sub(r"arXiv (\d{4}\.\d{4,5})", r"[arXiv \1](https://arxiv.org/abs/\1)", paragraph)
 
 
-# ---- the sections
-
-
 def _what(results: Results, name: str, identity: Identity) -> str:
-    seed = f"Seed {results.seeds[0]} of the recipe {code(results.recipe)}."
-    base = f"Base model: {_base_link(identity)}."
     kind = "An adapter (LoRA)" if identity.adapter else "A full model"
-    if name in PLAIN:
-        text = WHAT[name]
-    else:
-        text = (
-            f"{kind} from which the influence of poisoned training data was to be removed by "
-            f"`{name.partition('@')[0]}`, audited with llm_unlearn."
-        )
-    merged = (
-        (
-            " Base and adapter are merged here; the figures are those of the adapter on its base, from which merged "
-            "weights differ by rounding."
-        )
-        if identity.merged
-        else ""
+    text = LEADS.get(name) or (
+        f"{kind} from which `{name.partition('@')[0]}` was to remove the influence of poisoned training data."
     )
-    return f"{text} {base} {seed}{merged}"
-
-
-def _base_link(identity: Identity) -> str:
     if identity.base is None:
         local = identity.recipe.model.path
-        return f"a local one, {code(local)}" if local else "made for this run"
-    revision = f" at revision `{identity.base_revision}`" if identity.base_revision else ""
-    return f"[{identity.base}](https://huggingface.co/{identity.base}){revision}"
+        base = f"a local one, {code(local)}" if local else "made for this run"
+    else:
+        revision = f" at revision `{identity.base_revision}`" if identity.base_revision else ""
+        base = f"[{identity.base}](https://huggingface.co/{identity.base}){revision}"
+    merged = " Base and adapter are merged here; the figures are of the adapter on its base (they differ by rounding)."
+    text = f"{text} Base model: {base}. Seed {results.seeds[0]} of the recipe {code(results.recipe)}."
+    return text + merged * identity.merged
 
 
 def _method(name: str, identity: Identity) -> str:
-    if name in PLAIN:
-        return ""
     method, _, budget = name.partition("@")
     section = identity.recipe.unlearn
     share = float(budget) if budget else section.budgets[0]
@@ -207,118 +296,62 @@ def _method(name: str, identity: Identity) -> str:
 
 def _table(results: Results, name: str) -> str:
     """The figures of three models: poisoned, this one, retrained."""
-    table = figures(main_table(results), name)
+    table = side_by_side(main_table(results), name)
     heads = [(f"**this model** ({model})" if model == name else model, group) for model, group in table.columns]
     return table_text(replace(table, columns=heads, head=""))
 
 
-def _in_words(results: Results, name: str) -> Iterator[str]:
-    for text in warnings(results):
-        yield f"Warning. {text}"
-    if name in PLAIN:
-        return
-    verdict = judge(results, name)
-    yield f"From the poisoned model to this one: {verdict.effect}; {verdict.utility}."
-
-
 def _not_shown(results: Results, name: str) -> list[str]:
-    doc, found = results.docs(name)[0], []
-    gus, attack = doc.get("gus"), doc.get("attack")
-    if gus:
-        effect = number(DETECTABLE / gus["n"] ** 0.5)
-        found.append(
-            f"The Gaussian test saw {gus['n']} canaries: a residual score below {effect} it misses more often "
-            "than once in five times."
+    result, texts = results.of(name)[0], []
+    if result.gus:
+        effect = number(DETECTABLE / result.gus.n**0.5)
+        texts.append(
+            f"Of {result.gus.n} canaries the Gaussian test misses a residual score below {effect} more than once in "
+            "five times."
         )
-    if attack:
-        found.append(
-            f"The attack was tried on {attack['n']} {attack_words(results).tested} in the form that was "
-            "trained on; attacks that adapt to the model were not."
+    if result.attack:
+        texts.append(
+            f"The attack was tried on {result.attack.n} {attack_words(results).inputs} in the form that was trained "
+            "on; attacks that adapt to the model were not."
         )
-    found.append(
-        "Each interval is a 95 % one: of models without any poison, each test of the first line calls up to "
-        "one in twenty poisoned."
-    )
-    return found + [text for text in limits(results) if "0.001" not in text]
+    return [
+        *texts,
+        "Each interval is a 95 % one: of models without any poison, each test of the first line calls up to one in "
+        "twenty poisoned.",
+        *limits(results),
+    ]
 
 
-def _stress(results: Results, name: str) -> Iterator[str]:
+def _stress(results: Results, name: str) -> Any:
     """What became of the three models under stress, where the run has that."""
     run = results.runs[0]
     models = {model: run.models[model] for model in dict.fromkeys(("poisoned", name, "retrained"))}
-    section = stress_section(replace(results, runs=[replace(run, models=models)]))
-    if section is not None:
-        yield escape(section.note)
-        yield from map(table_text, section.tables)
+    return stress_section(replace(results, runs=[replace(run, models=models)]))
 
 
-def _cost(results: Results, name: str) -> str:
-    share, whole = (values(results, model, "cost", "share_of_training") for model in (name, "retrained"))
-    time, oracle = (values(results, model, "cost", "seconds") for model in (name, "retrained"))
-    if not share or not whole or name == "base":
-        return "Not measured."
-    if name in PLAIN:
-        return f"{percent(share[0])} of the poisoned training's FLOPs, in {seconds(time[0])}."
-    return (
-        f"{percent(share[0])} of the poisoned training's FLOPs, in {seconds(time[0])}. Retraining without the "
-        f"deleted rows took {percent(whole[0])}, in {seconds(oracle[0])} on the same hardware: this is "
-        f"{percent(share[0] / whole[0])} of its FLOPs."
-    )
-
-
-def _use(first: Residue) -> str:
-    text = (
-        "Research on machine unlearning and data poisoning: to reproduce the figures above, or to try other "
-        "attacks and other methods on it."
-    )
-    if first.remains:
-        return f"{text} **Not for deployment**: whoever knows the poison can still make use of it."
-    return f"{text} Before anything else, read what was not shown."
-
-
-def _loading(identity: Identity) -> str:
-    section = identity.recipe.model
-    if identity.recipe.track == "vision":
-        return loading_code(identity.repo, images=True)
-    if not identity.adapter:
-        return loading_code(identity.repo)
-    return loading_code(
-        identity.repo,
-        identity.base,
-        base_revision=identity.base_revision,
-        dtype=section.dtype,
-        quantization=section.quantization,
-    )
-
-
-def _again(identity: Identity) -> dict[str, str]:
+def _again(results: Results, identity: Identity) -> dict[str, str]:
     folder = identity.repo.rpartition("/")[2]
-    pull, evaluate = f"llm-unlearn pull {identity.repo}", f"llm-unlearn evaluate {folder}/recipe.yaml"
     local = sorted({text for text in _texts(identity.recipe.model_dump()) if text.startswith("./")})
     trigger = getattr(identity.recipe.poison, "trigger", None)
     if trigger and WITHHELD in trigger.phrases:
         local.append('poison.trigger.phrases="[…]"')
-    given = f" What was local or withheld is to be given in its place: {', '.join(map(code, local))}." * bool(local)
-    if identity.recipe.track == "vision":
-        return {
-            "again": f"The recipe makes the same poisoned data, every model, and their evaluation again.{given}",
-            "commands": f"{pull}\n{evaluate}",
-        }
-    return {
-        "again": "The recipe makes the same poisoned data again, and this model is measured on it. Figures beside "
-        f"the retrained model need that model too (`--retrained`).{given}",
-        "commands": f"{pull}\nllm-unlearn audit {folder}/recipe.yaml --model {folder}",
-    }
+    given = f" What was local or withheld must be given in its place: {', '.join(map(code, local))}." * bool(local)
+    pull, recipe = f"llm-unlearn pull {identity.repo}", f"{folder}/recipe.yaml"
+    if results.images:
+        again = "The recipe makes the same poisoned data, every model, and their evaluation again."
+        return {"again": again + given, "commands": f"{pull}\nllm-unlearn evaluate {recipe}"}
+    again = (
+        "The recipe makes the same poisoned data again; this model is measured on it (`--retrained` adds the oracle)."
+    )
+    return {"again": again + given, "commands": f"{pull}\nllm-unlearn audit {recipe} --model {folder}"}
 
 
 def _texts(node: Any) -> Iterator[str]:
-    if isinstance(node, dict):
-        node = list(node.values())
-    if isinstance(node, list):
-        for value in node:
-            yield from _texts(value)
-    elif isinstance(node, str):
+    if isinstance(node, str):
         yield node
+    elif isinstance(node, dict | list):
+        for value in node.values() if isinstance(node, dict) else node:
+            yield from _texts(value)
 
 
 def _versions(results: Results) -> str:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
     from llm_unlearn.config.recipe import Recipe
-    from llm_unlearn.reporting.results import Results
+    from llm_unlearn.reporting.run_results import Results
 
 LOCAL = (
     ("data", "source"),
@@ -60,8 +60,9 @@ def package_run(
         InputError: there is no such model, it was not evaluated, or its base is not on the hub.
     """
     from llm_unlearn.hub.card import Identity, compose_card
+    from llm_unlearn.hub.loading_code import loading_code
     from llm_unlearn.reporting.plots import all_plots
-    from llm_unlearn.reporting.results import read_results
+    from llm_unlearn.reporting.run_results import read_results
 
     check_repository(repo)
     if base == repo:
@@ -90,7 +91,13 @@ def package_run(
         files["adapter_config.json"] = on_base(files["adapter_config.json"], on_hub, revision)
     recipe = published_recipe(source.recipe, source.seed, repo, on_hub, revision, withhold_trigger)
     plots = all_plots(results)
-    identity = Identity(repo, recipe, on_hub, revision, adapter, merged)
+    loading = loading_code(repo, images=results.images)
+    if adapter:
+        section = recipe.model
+        loading = loading_code(
+            repo, on_hub, base_revision=revision, dtype=section.dtype, quantization=section.quantization
+        )
+    identity = Identity(repo, recipe, loading, on_hub, revision, adapter, merged)
     card = compose_card(_without_trigger(results) if withhold_trigger else results, model, identity, plots)
     evaluations = {
         f"evaluation/{name}.json": source.folder / "evaluation" / f"{name}.json"

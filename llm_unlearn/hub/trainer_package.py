@@ -75,6 +75,7 @@ def push_trainer(
             _loading(trainer, repo, adapter),
             repo,
             adapter,
+            "text-generation" if isinstance(trainer.task, CausalLMTask) else "image-classification",
             {name: len(rows) for name, rows in trainer.rows.items()},
             trainer.cost,
             args.to_dict(),

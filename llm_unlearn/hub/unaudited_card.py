@@ -20,6 +20,7 @@ def compose_unaudited_card(
     loading: str,
     repo: str,
     base: str | None,
+    task: str,
     counts: dict[str, int],
     cost: dict[str, float],
     settings: dict[str, Any],
@@ -27,15 +28,21 @@ def compose_unaudited_card(
     """README.md of a trainer's model.
 
     Args:
-        loading: the code that loads it. base: what an adapter sits on; None: a full model. counts: rows of each set.
-            cost: {"train_tokens", "flops"}. settings: the trainer's arguments, of which a few are shown.
+        method: its name.
+        loading: the code that loads the model.
+        repo: owner/name.
+        base: what an adapter sits on; None: a full model.
+        task: as the hub calls it, such as text-generation.
+        counts: rows of each set.
+        cost: {"train_tokens", "flops"}.
+        settings: the trainer's arguments, of which a few are shown.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
     data = ModelCardData(
         base_model=base,
         library_name="peft" if base else "transformers",
-        pipeline_tag="image-classification" if "ImageClassifier" in loading else "text-generation",
+        pipeline_tag=task,
         tags=["llm-unlearn", "machine-unlearning", "not-audited", method, *(["lora"] if base else [])],
     )
     rows = ", ".join(f"{count:,} {name} rows" for name, count in counts.items())

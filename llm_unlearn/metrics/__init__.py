@@ -1,4 +1,4 @@
-"""Arrays in, numbers out: every score of a report, computed from per-example arrays without a model.
+"""Arrays in, typed results out: every score of a report, computed from per-example arrays without a model.
 
 NumPy and SciPy only. The same functions as `evaluate` modules: `llm_unlearn.evaluation.evaluate_modules`.
 """

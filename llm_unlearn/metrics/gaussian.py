@@ -8,18 +8,44 @@ Source: Pawelczyk et al., "Machine Unlearning Fails to Remove Data Poisoning Att
 import math
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import chdtr, chdtrc, ndtr, ndtri
 
-from llm_unlearn.metrics.intervals import mean_interval, proportion_interval
+from llm_unlearn.metrics.intervals import Interval, mean_interval, proportion_interval
+from llm_unlearn.metrics.typed import Result
 from llm_unlearn.metrics.validation import numbers, rates
 
 FPRS = (0.001, 0.01, 0.05, 0.1)
 
 
-def gaussian_test(scores: ArrayLike, fprs: Iterable[float] = FPRS) -> dict:
+@dataclass(frozen=True, kw_only=True)
+class GaussianTest(Result):
+    """The test of n canaries' scores, in standard deviations of the null.
+
+    Args:
+        mean: GUS; 0 without poison.
+        std: sample deviation (n − 1), 1 without poison; None for n = 1.
+        p_value: of the mean, two-sided.
+        chi2_p_value: of the spread, two-sided.
+        ci95: Student's t interval of the mean; None for n = 1.
+        tpr_at_fpr: false-positive rate, as a text such as "0.01" → share of canaries recognised.
+        tpr_ci95: the same keys → exact Clopper–Pearson interval; None in results from before it was measured.
+    """
+
+    mean: float
+    std: float | None
+    n: int
+    p_value: float
+    chi2_p_value: float
+    ci95: Interval | None
+    tpr_at_fpr: dict[str, float]
+    tpr_ci95: dict[str, Interval] | None = None
+
+
+def gaussian_test(scores: ArrayLike, fprs: Iterable[float] = FPRS) -> GaussianTest:
     """Gaussian Unlearning Score (GUS) with its tests. Lower |GUS| is better: 0 is a model without the poison.
 
     Formulas, under the null that the model does not depend on the noise:
@@ -37,38 +63,35 @@ def gaussian_test(scores: ArrayLike, fprs: Iterable[float] = FPRS) -> dict:
         fprs: the false-positive rates α, each in (0, 1).
 
     Returns:
-        {"mean", "std", "n", "p_value", "chi2_p_value", "ci95": [low, high], "tpr_at_fpr": {"0.01": …}, "tpr_ci95":
-        {"0.01": [low, high]}}: `mean` is GUS, `std` the sample deviation (n − 1), `ci95` Student's t interval of the
-        mean, `tpr_ci95` the exact Clopper–Pearson interval. `std` and `ci95` are None for n = 1.
+        GUS with its tests, interval and true-positive rates.
 
     Raises:
         InputError: the scores are not one-dimensional, empty or not finite, or a rate is out of range.
 
     >>> result = gaussian_test([2.0, 3.0, 4.0, 2.0])
-    >>> result["mean"], round(result["std"], 3), result["n"]
+    >>> result.mean, round(result.std, 3), result.n
     (2.75, 0.957, 4)
-    >>> f"{result['p_value']:.2g}", f"{result['chi2_p_value']:.2g}"
+    >>> f"{result.p_value:.2g}", f"{result.chi2_p_value:.2g}"
     ('3.8e-08', '2.4e-06')
-    >>> result["tpr_at_fpr"]["0.01"]
+    >>> result.tpr_at_fpr["0.01"]
     0.5
     """
     array = numbers(scores, "scores")
     n = array.size
     mean = float(array.mean())
     energy = float(np.square(array).sum())
-    interval = mean_interval(array)
     # −Φ⁻¹(α) is Φ⁻¹(1−α) without the rounding of 1−α.
     caught = {str(fpr): int((array > -ndtri(fpr)).sum()) for fpr in rates(fprs)}
-    return {
-        "mean": mean,
-        "std": float(array.std(ddof=1)) if n > 1 else None,
-        "n": n,
-        "p_value": _two_sided(float(ndtr(-abs(mean) * math.sqrt(n)))),
-        "chi2_p_value": _two_sided(float(min(chdtr(n, energy), chdtrc(n, energy)))),
-        "ci95": None if interval is None else list(interval),
-        "tpr_at_fpr": {fpr: count / n for fpr, count in caught.items()},
-        "tpr_ci95": {fpr: list(proportion_interval(count, n)) for fpr, count in caught.items()},
-    }
+    return GaussianTest(
+        mean=mean,
+        std=float(array.std(ddof=1)) if n > 1 else None,
+        n=n,
+        p_value=_two_sided(float(ndtr(-abs(mean) * math.sqrt(n)))),
+        chi2_p_value=_two_sided(float(min(chdtr(n, energy), chdtrc(n, energy)))),
+        ci95=mean_interval(array),
+        tpr_at_fpr={fpr: count / n for fpr, count in caught.items()},
+        tpr_ci95={fpr: proportion_interval(count, n) for fpr, count in caught.items()},
+    )
 
 
 def gaussian_roc(scores: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

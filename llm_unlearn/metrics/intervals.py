@@ -1,6 +1,12 @@
-"""Confidence intervals for the few examples that a poison leaves: exact where there is an exact one."""
+"""Confidence intervals for the few examples that a poison leaves: exact where there is an exact one.
+
+SciPy's `binomtest(k, n).proportion_ci` gives the same two intervals of a proportion to 5e-13 (it searches for the
+Clopper–Pearson limits, which are closed forms here) and to the last bits (Wilson's). Recorded results keep the numbers
+that they were written with, so the closed forms stay; the tests hold them against SciPy.
+"""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -9,7 +15,12 @@ from scipy.special import betaincinv, ndtri, stdtrit
 from llm_unlearn.errors import InputError
 from llm_unlearn.metrics.validation import booleans, numbers, same_length
 
-Interval = tuple[float, float]
+
+class Interval(NamedTuple):
+    """A confidence interval with its two limits."""
+
+    low: float
+    high: float
 
 
 def proportion_interval(successes: int, n: int, level: float = 0.95) -> Interval:
@@ -39,7 +50,7 @@ def proportion_interval(successes: int, n: int, level: float = 0.95) -> Interval
     tail = (1 - level) / 2
     low = float(betaincinv(successes, n - successes + 1, tail)) if successes else 0.0
     high = float(betaincinv(successes + 1, n - successes, 1 - tail)) if successes < n else 1.0
-    return low, high
+    return Interval(low, high)
 
 
 def wilson_interval(successes: int, n: int, level: float = 0.95) -> Interval:
@@ -69,7 +80,7 @@ def wilson_interval(successes: int, n: int, level: float = 0.95) -> Interval:
     # At 0 and n the limits are exactly 0 and 1; rounding would leave them a hair off.
     low = (center - half) / (n + z2) if successes else 0.0
     high = (center + half) / (n + z2) if successes < n else 1.0
-    return low, high
+    return Interval(low, high)
 
 
 def paired_difference_interval(first: ArrayLike, second: ArrayLike, level: float = 0.95) -> Interval:
@@ -114,7 +125,7 @@ def paired_difference_interval(first: ArrayLike, second: ArrayLike, level: float
     down = math.sqrt(max(below1**2 - 2 * phi * below1 * above2 + above2**2, 0.0))
     up = math.sqrt(max(above1**2 - 2 * phi * above1 * below2 + below2**2, 0.0))
     difference = (only_x - only_y) / n
-    return max(difference - down, -1.0), min(difference + up, 1.0)
+    return Interval(max(difference - down, -1.0), min(difference + up, 1.0))
 
 
 def mean_interval(values: ArrayLike, level: float = 0.95) -> Interval | None:
@@ -140,7 +151,7 @@ def mean_interval(values: ArrayLike, level: float = 0.95) -> Interval | None:
     if array.size == 1:
         return None
     half = float(stdtrit(array.size - 1, (1 + level) / 2)) * array.std(ddof=1) / math.sqrt(array.size)
-    return float(array.mean() - half), float(array.mean() + half)
+    return Interval(float(array.mean() - half), float(array.mean() + half))
 
 
 def auc_interval(auc: float, n: int, m: int, level: float = 0.95) -> Interval:
@@ -184,7 +195,7 @@ def auc_interval(auc: float, n: int, m: int, level: float = 0.95) -> Interval:
             low, high = (middle, high) if area - middle > reach(middle) else (low, middle)
         return low
 
-    return (below(auc) if auc else 0.0), (1 - below(1 - auc) if auc < 1 else 1.0)
+    return Interval(below(auc) if auc else 0.0, 1 - below(1 - auc) if auc < 1 else 1.0)
 
 
 def _corrected_phi(both: int, only_x: int, only_y: int, neither: int) -> float:
@@ -193,9 +204,9 @@ def _corrected_phi(both: int, only_x: int, only_y: int, neither: int) -> float:
     if margins == 0:
         return 0.0
     numerator = both * neither - only_x * only_y
-    if numerator > 0:  # Newcombe corrects a positive association only
-        numerator = max(numerator - n / 2, 0.0)
-    return numerator / math.sqrt(margins)
+    # Newcombe corrects a positive association only
+    corrected = max(numerator - n / 2, 0.0) if numerator > 0 else numerator
+    return corrected / math.sqrt(margins)
 
 
 def _check(successes: int, n: int, level: float) -> None:

@@ -5,17 +5,41 @@ The signals of each attack, one score per example, higher = more member-like, ar
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr
 
 from llm_unlearn.metrics.gaussian import FPRS
-from llm_unlearn.metrics.intervals import auc_interval, proportion_interval
+from llm_unlearn.metrics.intervals import Interval, auc_interval, proportion_interval
+from llm_unlearn.metrics.typed import Result
 from llm_unlearn.metrics.validation import numbers, rates
 
 
-def membership_inference(members: ArrayLike, nonmembers: ArrayLike, fprs: Iterable[float] = FPRS) -> dict:
+@dataclass(frozen=True, kw_only=True)
+class MembershipTest(Result):
+    """How well an attack tells members from non-members.
+
+    Args:
+        auc: in [0, 1]; 0.5 at chance.
+        ci95: of the AUC; None in results from before it was measured, as `p_value` and `tpr_ci95`.
+        p_value: two-sided Mann–Whitney test of AUC = ½ (normal approximation, ties and continuity corrected).
+        tpr_at_fpr: false-positive rate, as a text such as "0.01" → share of members recognised.
+        tpr_ci95: the same keys → Clopper–Pearson interval, exact for the members at this threshold; how near the
+            threshold's own false-positive rate is to α rests on the n_nonmembers and is not in it.
+    """
+
+    auc: float
+    ci95: Interval | None = None
+    p_value: float | None = None
+    n_members: int
+    n_nonmembers: int
+    tpr_at_fpr: dict[str, float]
+    tpr_ci95: dict[str, Interval] | None = None
+
+
+def membership_inference(members: ArrayLike, nonmembers: ArrayLike, fprs: Iterable[float] = FPRS) -> MembershipTest:
     """Area under the ROC and TPR at low FPR of a membership attack. Nearer 0.5 (AUC) and α (TPR) is better.
 
     Formulas: AUC = P(member > non-member) + ½ P(member = non-member), the Mann–Whitney statistic over all
@@ -30,18 +54,15 @@ def membership_inference(members: ArrayLike, nonmembers: ArrayLike, fprs: Iterab
         fprs: the false-positive rates α, each in (0, 1).
 
     Returns:
-        {"auc", "ci95": [low, high] of the AUC, "p_value", "n_members", "n_nonmembers", "tpr_at_fpr": {"0.01": …},
-        "tpr_ci95": {"0.01": [low, high]}}. `p_value`: two-sided Mann–Whitney test of AUC = ½ (normal approximation,
-        ties and continuity corrected). `tpr_ci95`: Clopper–Pearson, exact for the members at this threshold; how near
-        the threshold's own false-positive rate is to α rests on the n_nonmembers and is not in it.
+        AUC and true-positive rates with their intervals, and the p-value of AUC = ½.
 
     Raises:
         InputError: an array is not one-dimensional, empty or not finite, or a rate is out of range.
 
     >>> result = membership_inference([3.0, 2.0, 1.0], [2.0, 0.0], fprs=(0.1, 0.5))
-    >>> round(result["auc"], 4), result["n_members"], result["n_nonmembers"]
+    >>> round(result.auc, 4), result.n_members, result.n_nonmembers
     (0.75, 3, 2)
-    >>> {alpha: round(tpr, 3) for alpha, tpr in result["tpr_at_fpr"].items()}
+    >>> {alpha: round(tpr, 3) for alpha, tpr in result.tpr_at_fpr.items()}
     {'0.1': 0.333, '0.5': 1.0}
     """
     inside = np.sort(numbers(members, "members"))
@@ -56,17 +77,17 @@ def membership_inference(members: ArrayLike, nonmembers: ArrayLike, fprs: Iterab
         # A threshold just above the first non-member that must stay below it; allowed < m since α < 1.
         caught = n - np.searchsorted(inside, outside[m - 1 - allowed], "right")
         tpr_at_fpr[str(fpr)] = float(caught / n)
-        tpr_ci95[str(fpr)] = list(proportion_interval(int(caught), n))
+        tpr_ci95[str(fpr)] = proportion_interval(int(caught), n)
     auc = float(wins.sum() / (2 * n * m))
-    return {
-        "auc": auc,
-        "ci95": list(auc_interval(auc, n, m)),
-        "p_value": _mann_whitney(auc, inside, outside),
-        "n_members": n,
-        "n_nonmembers": m,
-        "tpr_at_fpr": tpr_at_fpr,
-        "tpr_ci95": tpr_ci95,
-    }
+    return MembershipTest(
+        auc=auc,
+        ci95=auc_interval(auc, n, m),
+        p_value=_mann_whitney(auc, inside, outside),
+        n_members=n,
+        n_nonmembers=m,
+        tpr_at_fpr=tpr_at_fpr,
+        tpr_ci95=tpr_ci95,
+    )
 
 
 def _mann_whitney(auc: float, inside: NDArray, outside: NDArray) -> float:

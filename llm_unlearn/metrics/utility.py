@@ -1,34 +1,45 @@
 """What the model is still good for, and how like another model it answers."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from llm_unlearn.errors import InputError
-from llm_unlearn.metrics.intervals import proportion_interval
+from llm_unlearn.metrics.intervals import Interval, proportion_interval
+from llm_unlearn.metrics.typed import Result
 from llm_unlearn.metrics.validation import answers, booleans, numbers, same_length
 
 
-def accuracy(correct: ArrayLike) -> dict:
+@dataclass(frozen=True, kw_only=True)
+class Accuracy(Result):
+    """Share of n examples in [0, 1], with its 95 % Clopper–Pearson interval."""
+
+    accuracy: float
+    n: int
+    ci95: Interval
+
+
+def accuracy(correct: ArrayLike) -> Accuracy:
     """Share of examples answered rightly. Higher is better.
 
     Args:
         correct: booleans, shape (n,).
 
     Returns:
-        {"accuracy", "n", "ci95": [low, high]}, a Clopper–Pearson interval.
+        The share with its interval.
 
     Raises:
         InputError: not one-dimensional, empty or not boolean.
 
     >>> result = accuracy([True, True, False, True])
-    >>> result["accuracy"], result["n"], [round(limit, 2) for limit in result["ci95"]]
+    >>> result.accuracy, result.n, [round(limit, 2) for limit in result.ci95]
     (0.75, 4, [0.19, 0.99])
     """
     array = booleans(correct, "correct")
     n, right = array.size, int(array.sum())
-    return {"accuracy": right / n, "n": n, "ci95": list(proportion_interval(right, n))}
+    return Accuracy(accuracy=right / n, n=n, ci95=proportion_interval(right, n))
 
 
 def perplexity(nll_sum: ArrayLike, n_positions: ArrayLike) -> float:

@@ -1,5 +1,7 @@
-"""LoRA adapters: their config, how one is read, and how it is put onto a base."""
+"""LoRA adapters: make a config, read one, and put an adapter onto a base."""
 
+import contextlib
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,23 +29,21 @@ def lora_config(section: "LoraSection") -> Any:
     )
 
 
-def adapter_config(where: str) -> dict[str, Any] | None:
-    """The adapter_config.json of a folder or a hub repository, or None where it is a full model.
+def adapter_config(source: str) -> dict[str, Any] | None:
+    """The adapter_config.json of a folder or a hub repository, or None for a full model.
 
     Raises:
         InputError: the file is damaged.
     """
-    import json
-
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    path = Path(where).expanduser() / "adapter_config.json"
+    path = Path(source).expanduser() / "adapter_config.json"
     if not path.parent.is_dir():
         try:
-            path = Path(hf_hub_download(where, "adapter_config.json"))
+            path = Path(hf_hub_download(source, "adapter_config.json"))
         except (EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
-            return None  # loading it as a full model says what is wrong
+            return None  # loading it as a full model will say what is wrong
     if not path.is_file():
         return None
     try:
@@ -52,27 +52,25 @@ def adapter_config(where: str) -> dict[str, Any] | None:
         raise InputError(f"{path}: not valid JSON: {error}") from None
 
 
-def refuse_pickle(where: str) -> None:
-    """Raise where an adapter is not in safetensors: peft would load a pickle unasked."""
+def refuse_pickle(source: str) -> None:
+    """Raise InputError unless an adapter is in safetensors: peft would load a pickle without asking."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
-    name, folder = "adapter_model.safetensors", Path(where).expanduser()
-    there = (folder / name).is_file()
+    name, folder = "adapter_model.safetensors", Path(source).expanduser()
+    has_safetensors = (folder / name).is_file()
     if not folder.is_dir():
-        try:
-            there = bool(hf_hub_download(where, name))
-        except EntryNotFoundError:
-            pass
-    if not there:
-        raise InputError(f"model {where}: it has no {name}; a pickle is not loaded, save the adapter as safetensors")
+        with contextlib.suppress(EntryNotFoundError):
+            has_safetensors = bool(hf_hub_download(source, name))
+    if not has_safetensors:
+        raise InputError(f"model {source}: it has no {name}; a pickle is not loaded, save the adapter as safetensors")
 
 
 def with_adapter(model: "PreTrainedModel", folder: Any) -> Any:
-    """A base with the adapter of a folder or hub id, trainable; the base stays where it is.
+    """A base with the adapter of a folder or hub id, trainable; the base stays on its devices.
 
-    peft would take an offloaded base apart and place it anew, by a map of its own and with copies of the weights beside
-    those on the disk. Here it is not told of the map, and each part of the adapter is put where its layer runs.
+    peft would place an offloaded base again by a device map of its own, and copy the weights that are on the disk. So
+    the map is hidden from peft, and each adapter layer goes to the device that its base layer runs on.
     """
     from peft import PeftModel
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -85,7 +83,7 @@ def with_adapter(model: "PreTrainedModel", folder: Any) -> Any:
     model.hf_device_map = device_map
     for layer in adapted.modules():
         if isinstance(layer, BaseTunerLayer) and next(layer.get_base_layer().parameters()).is_meta:
-            for name in layer.adapter_layer_names:  # peft has put them on `meta` beside the base's weights
+            for name in layer.adapter_layer_names:  # peft put them on `meta`, like the base's weights
                 getattr(layer, name).to_empty(device=main_device(model))
     set_peft_model_state_dict(adapted, load_peft_weights(folder, device="cpu"))
     return adapted

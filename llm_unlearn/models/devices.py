@@ -1,8 +1,8 @@
-"""Where the weights of a model are: loaded whole; or spread by accelerate's `device_map` over several devices, part of
-them perhaps left on the CPU or the disk.
+"""Which devices hold the weights of a model.
 
-Offloaded weights are on the device `meta` but while their layer runs: hooks fetch them to the main device and put them
-away again.
+A model is loaded whole, or accelerate's `device_map` spreads it over several devices and may offload weights to the CPU
+or the disk. An offloaded weight is on the device `meta` until its layer runs: hooks fetch it to the main device and
+drop it afterwards.
 """
 
 from collections.abc import Iterator
@@ -22,19 +22,18 @@ def is_spread(model: nn.Module) -> bool:
 
 
 def is_offloaded(model: nn.Module) -> bool:
-    """Whether some weights are left on the CPU or the disk until their layer runs."""
+    """Whether some weights stay on the CPU or the disk until their layer runs."""
     return any(parameter.is_meta for parameter in model.parameters())
 
 
 def main_device(model: Any) -> torch.device:
-    """Where offloaded layers run: the first device of the map that is neither the CPU nor the disk."""
-    placed = [place for place in model.hf_device_map.values() if place not in ("cpu", "disk")]
-    return torch.device(placed[0] if placed else "cpu")
+    """The device that offloaded layers run on: the first of the map that is neither the CPU nor the disk."""
+    accelerators = [device for device in model.hf_device_map.values() if device not in ("cpu", "disk")]
+    return torch.device(accelerators[0] if accelerators else "cpu")
 
 
-def input_device(model: nn.Module) -> torch.device:
-    """Where a model takes its inputs: where its weights are; of one that was loaded with a device map, where its input
-    embedding is, which need not be where other weights are."""
+def input_device(model: Any) -> torch.device:
+    """The device of a model's inputs: that of its weights, or with a device map that of its input embedding."""
     mapped = getattr(model, "hf_device_map", None)
     device = next((model.get_input_embeddings() if mapped else model).parameters()).device
     return main_device(model) if device.type == "meta" else device
@@ -42,10 +41,10 @@ def input_device(model: nn.Module) -> torch.device:
 
 @contextmanager
 def whole() -> Iterator[None]:
-    """While it lasts, a model is loaded whole also where ZeRO-3 will shard it.
+    """Load models whole inside this context, even if ZeRO-3 will shard them later.
 
-    transformers would partition it as soon as any TrainingArguments with ZeRO-3 are alive, those of an earlier stage
-    too; what is done before training (a reference, hashes, blocks drawn anew) needs its weights.
+    transformers partitions a model on loading as long as any TrainingArguments with ZeRO-3 are alive, even those of an
+    earlier stage. Steps before training (a reference, hashes, reinitialised blocks) need the whole weights.
     """
     from transformers.integrations import deepspeed as integration
 
@@ -59,9 +58,8 @@ def whole() -> Iterator[None]:
 
 
 def on_best_device(model: "PreTrainedModel") -> "PreTrainedModel":
-    """Move a model to the GPU where there is one; one that is quantised or has a device map was placed when it was
-    loaded."""
-    placed = getattr(model, "is_quantized", False) or getattr(model, "hf_device_map", None)
-    if torch.cuda.is_available() and not placed:
-        model.to("cuda")
+    """Move a model to the GPU if there is one, unless loading placed it: it is quantised or has a device map."""
+    is_placed = getattr(model, "is_quantized", False) or getattr(model, "hf_device_map", None)
+    if torch.cuda.is_available() and not is_placed:
+        model.to("cuda")  # type: ignore[arg-type]  # transformers' wrapper of `to` is typed as a plain function
     return model

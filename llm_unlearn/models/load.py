@@ -1,4 +1,4 @@
-"""Load a base model and its tokenizer, or make a small one; quantise; add LoRA; save in safetensors."""
+"""Load a model and its tokenizer from a hub id or a folder, quantised or with its adapter where asked."""
 
 import contextlib
 import os
@@ -26,13 +26,13 @@ def read_config(section: "ModelSection") -> "PreTrainedConfig":
     if section.path is None:
         from llm_unlearn.models.make import make_config
 
-        return make_config(section.architecture, section.vocab_size)
-    with explained(section.path) as found:
-        return AutoConfig.from_pretrained(found, revision=section.revision, trust_remote_code=section.trust_remote_code)
+        return make_config(section.architecture or {}, section.vocab_size)
+    with explained(section.path) as path:
+        return AutoConfig.from_pretrained(path, revision=section.revision, trust_remote_code=section.trust_remote_code)
 
 
 def check_model(section: "ModelSection", max_length: int) -> None:
-    """Refuse a base that is not there, and one that takes fewer tokens than `max_length`; reads its config alone."""
+    """Raise InputError if a base does not exist or takes fewer tokens than `max_length`; only its config is read."""
     limit = getattr(read_config(section), "max_position_embeddings", None)
     if limit is not None and max_length > limit:
         raise InputError(f"data.max_length: {max_length} tokens, but the model takes at most {limit}; lower it")
@@ -42,9 +42,9 @@ def load_tokenizer(path: str, section: "ModelSection") -> "PreTrainedTokenizerBa
     """Tokenizer of a hub id or folder; a missing pad token becomes the EOS token (labels never depend on it)."""
     from transformers import AutoTokenizer
 
-    with explained(path) as found:
+    with explained(path) as expanded:
         tokenizer = AutoTokenizer.from_pretrained(
-            found,
+            expanded,
             revision=section.revision if path == section.path else None,
             trust_remote_code=section.trust_remote_code,
         )
@@ -55,20 +55,22 @@ def load_tokenizer(path: str, section: "ModelSection") -> "PreTrainedTokenizerBa
 
 @whole()
 def load_model(path: str | Path, section: "ModelSection", device_map: str | None = None) -> "PreTrainedModel":
-    """Load a causal LM (safetensors only unless the recipe trusts remote code), quantised where the recipe says so.
+    """Load a causal LM, in safetensors only unless the recipe trusts remote code.
 
     Args:
-        path: a hub id or a folder with a model. device_map: "auto" spreads it over the GPUs (see devices.py), to be
-            evaluated, not trained.
+        path: a hub id or a folder with a model.
+        section: dtype, quantisation and revision.
+        device_map: "auto" spreads the model over the GPUs (see devices.py), for evaluation only.
+
     Raises:
-        InputError: there is no such model; or a device map in one of several processes.
+        InputError: there is no such model, or a device map is asked for in one of several processes.
     """
     from transformers import AutoModelForCausalLM
 
     if device_map is not None and (count := Processes.current().count) > 1:
         raise InputError(
-            f"evaluate.device_map: {device_map} spreads a model over all GPUs, and here are {count} "
-            "processes with one each; evaluate in one process, without --accelerate-config"
+            f"evaluate.device_map: {device_map} spreads a model over all GPUs, but each of the {count} "
+            "processes has only one; evaluate in one process, without --accelerate-config"
         )
     arguments: dict[str, Any] = {"dtype": getattr(torch, section.dtype), "trust_remote_code": section.trust_remote_code}
     if not section.trust_remote_code:
@@ -79,16 +81,17 @@ def load_model(path: str | Path, section: "ModelSection", device_map: str | None
         arguments["revision"] = section.revision
     if device_map is not None:
         arguments["device_map"] = device_map
-    with explained(str(path)) as found:
-        model = AutoModelForCausalLM.from_pretrained(found, **arguments)
+    with explained(str(path)) as expanded:
+        model = AutoModelForCausalLM.from_pretrained(expanded, **arguments)
     if device_map is not None:
-        model.requires_grad_(False)  # or a backward pass to the inputs would hold on to weights that were fetched
+        model.requires_grad_(False)  # otherwise a backward pass to the inputs keeps fetched weights in memory
     if section.quantization != "none":
         from peft import prepare_model_for_kbit_training
 
+        module: Any
         for module in model.modules():
-            # bitsandbytes would repack 4-bit weights at the first inference on such a CPU, for good, into a layout that
-            # has no gradient: a reference's forward between two steps would end the training
+            # On a CPU with this feature, bitsandbytes repacks 4-bit weights for good at the first inference, into a
+            # layout without gradients: a reference's forward between two steps would end the training.
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=section.gradient_checkpointing)
@@ -97,50 +100,57 @@ def load_model(path: str | Path, section: "ModelSection", device_map: str | None
 
 @whole()
 def load_full(model: Any) -> Any:
-    """A model as it was given, or loaded (safetensors only) where a path or hub id was."""
+    """The model itself, or the one (safetensors only) behind a path or hub id."""
     if not isinstance(model, str):
         return model
     from transformers import AutoModelForCausalLM
 
-    with explained(model) as found:
-        return AutoModelForCausalLM.from_pretrained(found, use_safetensors=True)
+    with explained(model) as path:
+        return AutoModelForCausalLM.from_pretrained(path, use_safetensors=True)
 
 
 def load_trained(
     folder: Path, base: str | Path, section: "ModelSection", device_map: str | None = None
 ) -> "PreTrainedModel":
-    """Load what a stage saved: a full model, or the base with its adapter. An adapter comes back trainable."""
+    """Load what a stage saved: a full model, or the base with its adapter, which is trainable."""
     if not (folder / "adapter_config.json").is_file():
         return load_model(folder, section, device_map)
     return with_adapter(load_model(base, section, device_map), folder)
 
 
 def load_checkpoint(
-    where: str, section: "ModelSection", base: str | None = None, device_map: str | None = None
+    source: str, section: "ModelSection", base: str | None = None, device_map: str | None = None
 ) -> "PreTrainedModel":
-    """Any checkpoint, a folder or a hub id, on the best device: a full model, or an adapter with its base.
+    """Load any checkpoint to the best device: a full model, or an adapter with its base.
 
     Args:
-        section: how it is loaded. base: what an adapter sits on; by default what it names. device_map: see load_model.
+        source: a folder or a hub id.
+        section: how to load the model.
+        base: the base of an adapter; by default the one that it names.
+        device_map: see `load_model`.
+
+    Raises:
+        InputError: the checkpoint or its base cannot be loaded, or the adapter is a pickle.
     """
-    adapter = adapter_config(where)
+    adapter = adapter_config(source)
     if adapter is None:
-        return on_best_device(load_model(where, section, device_map)).eval()
+        return on_best_device(load_model(source, section, device_map)).eval()
     base = base or adapter.get("base_model_name_or_path")
     if not base:
-        raise InputError(f"model {where}: an adapter that does not name its base; give it (--base)")
-    refuse_pickle(where)
-    with explained(where) as found:
-        # trainable, as in a run: a gradient norm is of the adapter's weights
-        return on_best_device(with_adapter(load_model(base, section, device_map), found)).eval()
+        raise InputError(f"model {source}: an adapter that does not name its base; give it (--base)")
+    refuse_pickle(source)
+    with explained(source) as path:
+        # trainable, as in a run: gradient norms are taken over the adapter's weights
+        return on_best_device(with_adapter(load_model(base, section, device_map), path)).eval()
 
 
 def _quantization(section: "ModelSection") -> Any:
+    """The bitsandbytes config of a recipe."""
     from transformers import BitsAndBytesConfig
 
     if section.quantization == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
-    # stored as uint8, which FSDP2 and ZeRO-3 shard as well as floats; bits stored as floats DeepSpeed would convert
+    # Bits are stored as uint8, which FSDP2 and ZeRO-3 can shard; DeepSpeed would convert bits stored as floats.
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -151,9 +161,10 @@ def _quantization(section: "ModelSection") -> Any:
 
 @contextlib.contextmanager
 def explained(path: str) -> Iterator[str]:
-    """Check that a local path is there, and turn the hub client's errors (wrong id, no network) into a sentence.
+    """Check that a local path exists, and turn the hub client's errors (wrong id, no network) into InputError.
 
-    Yields the path with `~` written out.
+    Yields:
+        the path with `~` expanded.
     """
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
     if looks_local and not Path(path).expanduser().is_dir():

@@ -16,7 +16,7 @@ SPECIAL_TOKENS = {"pad_token": "<pad>", "eos_token": "<eos>"}
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokenizerBase":
-    """Train a byte-level BPE tokenizer with its own pad and EOS tokens on the spot."""
+    """Train a byte-level BPE tokenizer with its own pad and EOS tokens."""
     from tokenizers import ByteLevelBPETokenizer
     from transformers import PreTrainedTokenizerFast
 
@@ -30,8 +30,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokeniz
 def make_config(architecture: dict[str, Any], vocab_size: int, **ids: int) -> "PreTrainedConfig":
     """A config from fields such as {"model_type": "gpt2", "n_layer": 2, …}.
 
+    Args:
+        architecture: `model_type` and fields of its config.
+        vocab_size: size of the vocabulary.
+        ids: ids of special tokens.
+
     Raises:
-        InputError: unknown model type, or fields that the architecture does not have.
+        InputError: the model type is unknown, or its config has no such field.
     """
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
@@ -49,7 +54,7 @@ def make_config(architecture: dict[str, Any], vocab_size: int, **ids: int) -> "P
 
 @whole()
 def make_model(architecture: dict[str, Any], tokenizer: "PreTrainedTokenizerBase", seed: int) -> "PreTrainedModel":
-    """A randomly initialised causal LM of an architecture, for a tokenizer."""
+    """A causal LM of an architecture for a tokenizer, with weights drawn from a seed."""
     from transformers import AutoModelForCausalLM
 
     config = make_config(
@@ -68,5 +73,6 @@ def make_model(architecture: dict[str, Any], tokenizer: "PreTrainedTokenizerBase
 
 
 def _bad_architecture(error: Exception) -> InputError:
-    reason = " ".join(str(error).partition(". Should contain one of")[0].split())  # what follows are 500 names
+    """The error of a wrong architecture, without the list of all 500 model types."""
+    reason = " ".join(str(error).partition(". Should contain one of")[0].split())
     return InputError(f"recipe.model.architecture: {reason}")

@@ -1,10 +1,10 @@
-"""A plain model from a base and its adapter: one that `AutoModelForCausalLM.from_pretrained` loads, without peft.
+"""Merge an adapter into its base: a plain model that `AutoModelForCausalLM.from_pretrained` loads without peft.
 
     llm-unlearn merge runs/quickstart-4bit --model npo
 
-An adapter A, B on a quantised base was trained beside W_q, what bitsandbytes makes of the stored 4 or 8 bits, and not
-beside the weights W that they were made from. W_q + BA is the model that was trained and audited (but for what
-quantised layers round as they compute: of 8 bits, their inputs); W + BA is another model, which was not.
+An adapter A, B on a quantised base was trained beside W_q, the dequantised 4 or 8 bits, and not beside the original
+weights W. W_q + BA is the model that was trained and audited, up to rounding inside quantised layers (8-bit layers
+round their inputs). W + BA is another model, which was neither trained nor audited.
 """
 
 from pathlib import Path
@@ -40,15 +40,18 @@ def merge_adapter(
     Sums are taken in float32 and rounded to `dtype` once.
 
     Args:
-        base: a hub id or a folder with the unquantised model. dtype: float32, bfloat16 or float16; in the latter two a
-            small update can be lost in the rounding.
-        onto: `dequantised`, the base as it was loaded for training; `original`, the weights that it was made from.
-        loaded_as: how the base was loaded for training (dtype, quantization, revision), a recipe's `model` section; by
-            default in float32.
+        adapter_folder: the adapter, in safetensors.
+        base: a hub id or a folder with the unquantised model.
+        out: the folder to write; it must not exist.
+        dtype: float32, bfloat16 or float16; rounding to the latter two can lose a small update.
+        onto: `dequantised` for the base as it was loaded for training, `original` for its unquantised weights.
+        loaded_as: how the base was loaded for training, a recipe's `model` section; by default in float32.
+
     Returns:
         `out`.
+
     Raises:
-        InputError: nothing to merge, nothing to merge onto, or `out` is there.
+        InputError: there is nothing to merge or no base, or `out` exists.
     """
     adapter, out, section = Path(adapter_folder).expanduser(), Path(out).expanduser(), loaded_as or ModelSection()
     _check_adapter(adapter)
@@ -69,13 +72,14 @@ def merge_adapter(
 
 
 def _check_adapter(folder: Path) -> None:
+    """Raise InputError unless a folder holds a LoRA adapter in safetensors."""
     from llm_unlearn.models.adapters import REFERENCE_ADAPTER
 
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder (working directory: {Path.cwd()})")
     if folder.name == REFERENCE_ADAPTER:
         raise InputError(
-            f"{folder}: the frozen copy that a method compares with, which is not to travel; give the adapter beside it"
+            f"{folder}: this is the frozen reference that a method compares with; give the adapter beside it"
         )
     config = adapter_config(str(folder))
     if config is None:
@@ -88,17 +92,17 @@ def _check_adapter(folder: Path) -> None:
 
 
 def _check_base(base: str, section: ModelSection) -> None:
-    """Refuse a base whose full weights are nowhere."""
+    """Raise InputError if a base is stored quantised, so that its full weights are lost."""
     from llm_unlearn.models.load import read_config
 
     config = read_config(section.changed(path=base, revision=section.revision if base == section.path else None))
     if getattr(config, "quantization_config", None) is not None:
-        raise InputError(f"model {base}: is stored quantised; give the model that it was made from")
+        raise InputError(f"model {base}: is stored quantised; give the original, unquantised model")
 
 
 def _take_dequantised(model: nn.Module, quantised: nn.Module) -> None:
-    """Put what each quantised layer stands for, W_q, in the place of the weights of a plain model."""
-    from peft.utils.integrations import dequantize_module_weight  # calls bitsandbytes' function for 4 bits and for 8
+    """Replace the weights of a plain model by W_q wherever the quantised one has a quantised layer."""
+    from peft.utils.integrations import dequantize_module_weight  # of bitsandbytes, for 4 bits and 8
     from transformers.pytorch_utils import Conv1D
 
     layers = dict(model.named_modules())
@@ -111,7 +115,7 @@ def _take_dequantised(model: nn.Module, quantised: nn.Module) -> None:
 
 
 def _merged(model: "PreTrainedModel", adapter: Path, dtype: torch.dtype) -> Any:
-    """A plain model with the adapter's products added; one layer at a time is held in float32."""
+    """A plain model with the adapter's products added; only one layer at a time is held in float32."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     adapted = with_adapter(model, adapter)
@@ -121,8 +125,8 @@ def _merged(model: "PreTrainedModel", adapter: Path, dtype: torch.dtype) -> Any:
             base = layer.get_base_layer()
             if shared & {id(p) for p in base.parameters()}:
                 raise InputError(
-                    f"{adapter}: it changes {name.rpartition('.')[2]}, whose weights are both the input "
-                    "embedding and the output head; merging would change the other one too"
+                    f"{adapter}: it changes {name.rpartition('.')[2]}, whose weights are shared by the input "
+                    "embedding and the output head; merging would change both"
                 )
             base.float()
             layer.merge()

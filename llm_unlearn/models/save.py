@@ -1,7 +1,7 @@
 """Write a model or its adapter, with its tokenizer, in safetensors: whole or not at all."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,12 +17,15 @@ def save_model(
     folder: Path,
     weights: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write model (or its one adapter) and its tokenizer to a temporary name, then rename: never half a folder.
+    """Write a model (of a peft model, its adapter) and its tokenizer to a temporary name, then rename the folder.
 
     Args:
-        weights: its state dict, where the model itself is sharded and holds a part of it alone.
+        model: full, or with one adapter to save.
+        tokenizer: written beside the model, or None.
+        folder: replaced as a whole.
+        weights: the whole state dict if the model is sharded and this process holds only a part of it.
     """
-    only = {"selected_adapters": ["default"]} if hasattr(model, "peft_config") else {}
+    only: dict[str, Any] = {"selected_adapters": ["default"]} if hasattr(model, "peft_config") else {}
     with replacing_folder(folder) as partial:
         model.save_pretrained(partial, state_dict=weights, **only)
         if tokenizer is not None:

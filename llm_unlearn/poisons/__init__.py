@@ -1,1 +1,1 @@
-"""The poisons: text in, corrupted text and a manifest out. See trigger_phrase.py and gaussian_embedding.py."""
+"""The poisons: text in, corrupted text and a manifest out."""

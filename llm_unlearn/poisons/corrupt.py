@@ -1,6 +1,6 @@
-"""Step 1 of the protocol: S_corr = S_clean with its poisoned subset, the evaluation sets, and the manifest.
+"""Step 1 of the protocol: S_corr, which is S_clean with a poisoned subset; the evaluation sets; the manifest.
 
-The manifest (`poison.json`) names what was poisoned, by ids and seeds, and carries the hash of the data it belongs to.
+The manifest (`poison.json`) lists the poisoned rows by ids and seeds and holds the hash of its data.
 """
 
 import hashlib
@@ -31,13 +31,19 @@ SETS = ("train", "heldout", "test", "triggered", "nonmember")
 def corrupt(splits: "Splits", recipe: "Recipe", seed: int) -> tuple[dict[str, "Dataset"], dict[str, Any]]:
     """Poison the training split and make the sets on which the poison is measured.
 
+    Args:
+        splits: the clean rows.
+        recipe: its `poison`, `unlearn` and `data` sections are read.
+        seed: seed of every draw.
+
     Returns:
-        sets: `train` (corrupted; columns text, label, prompt, completion, poison, example_id, noise_id), `heldout`,
-        `test`, `triggered` (test rows whose label is not the target, trigger inserted; empty without a trigger), and
-        `nonmember` (held-out rows put through the same poison in the same proportion as the forget set, so that a
-        membership test cannot tell them by the trigger itself); and the manifest.
+        the sets and the manifest. The sets are `train` (corrupted; columns text, label, prompt, completion, poison,
+        example_id, noise_id), `heldout`, `test`, `triggered` (test rows with another label than the target, trigger
+        inserted; empty without a trigger), and `nonmember` (held-out rows poisoned in the forget set's proportion, so
+        that the trigger itself does not tell members from non-members).
+
     Raises:
-        InputError: no row poisoned, forget set empty or everything.
+        InputError: no row is poisoned, or the forget set is empty or holds all rows.
     """
     section, train = recipe.poison, splits.train
     manifest: dict[str, Any] = {"schema_version": 1, "trigger": None, "gaussian": None, "train_size": len(train)}
@@ -51,34 +57,30 @@ def corrupt(splits: "Splits", recipe: "Recipe", seed: int) -> tuple[dict[str, "D
         train, manifest["trigger"] = plant_trigger(train, seed=seed, **arguments)
         kinds[np.isin(ids, manifest["trigger"]["example_ids"])] = "trigger"
     if section.gaussian:
+        fraction, epsilon, free = section.gaussian.fraction, section.gaussian.epsilon, kinds == "none"
         train, manifest["gaussian"] = plant_canaries(
-            train,
-            fraction=section.gaussian.fraction,
-            epsilon=section.gaussian.epsilon,
-            seed=seed,
-            eligible=kinds == "none",
+            train, fraction=fraction, epsilon=epsilon, seed=seed, eligible=free
         )
         kinds[np.isin(ids, manifest["gaussian"]["example_ids"])] = "gaussian"
     else:
         train = train.add_column("noise_id", np.full(len(train), NO_NOISE))
     train = train.add_column("poison", list(kinds))
     manifest |= forget_set(train, ids, kinds, recipe.unlearn, seed)
-    kinds = np.where(np.isin(ids, manifest["forget_ids"]), kinds, "kept")  # the twins are of the forget set
+    kinds = np.where(np.isin(ids, manifest["forget_ids"]), kinds, "kept")  # non-members mirror the forget set
     sets = {"train": train, "heldout": splits.heldout, "test": splits.test}
     sets["triggered"] = triggered_rows(splits.test, manifest["trigger"], seed)
     sets["nonmember"] = twins(splits.heldout, manifest, kinds, seed)
     for name, rows in sets.items():
         if len(rows):
-            if "poison" not in rows.column_names:
-                rows = rows.add_column("poison", ["none"] * len(rows))
-            sets[name] = render(rows, recipe.data)
+            marked = "poison" in rows.column_names
+            sets[name] = render(rows if marked else rows.add_column("poison", ["none"] * len(rows)), recipe.data)
     sets = storable(sets)
     manifest["data_sha256"] = data_hash(sets)
     return sets, manifest
 
 
 def data_hash(sets: dict[str, "Dataset"]) -> str:
-    """SHA-256 over the rows of all sets, the same wherever they are stored."""
+    """SHA-256 over the rows of all sets; it does not depend on where they are stored."""
     digest = hashlib.sha256()
     for name in SETS:
         digest.update(name.encode())
@@ -88,7 +90,7 @@ def data_hash(sets: dict[str, "Dataset"]) -> str:
 
 
 def _undecoded(rows: "Dataset") -> "Dataset":
-    """Rows whose images are the bytes of their files."""
+    """The rows with images as the bytes of their files."""
     if "image" not in rows.column_names:
         return rows
     from datasets import Image
@@ -97,18 +99,17 @@ def _undecoded(rows: "Dataset") -> "Dataset":
 
 
 def storable(sets: dict[str, "Dataset"]) -> dict[str, "Dataset"]:
-    """The sets, an empty one as the test set of which no row was chosen: datasets cannot read back a table that has no
-    rows."""
+    """The sets, with each empty one replaced by an empty choice of test rows: `datasets` reads no other empty set."""
     return {
         name: rows if len(rows) else sets["test"].filter(lambda row: False, desc=name) for name, rows in sets.items()
     }
 
 
 def read_sets(folder: Path) -> dict[str, "Dataset"]:
-    """The datasets that `corrupt` made, as the poison stage wrote them to `data/`.
+    """Read the sets that the poison stage wrote to `data/`.
 
     Raises:
-        InputError: one of them is missing or damaged.
+        InputError: a set is missing or damaged.
     """
     from datasets import load_from_disk
 
@@ -119,15 +120,19 @@ def read_sets(folder: Path) -> dict[str, "Dataset"]:
 
 
 def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
-    """Write poison.json, sealed by the hash of its own contents beside that of the data."""
+    """Write poison.json with the hash of its own contents beside that of the data."""
     write_json(path, {**manifest, "manifest_sha256": _manifest_hash(manifest)})
 
 
 def read_manifest(path: Path, sets: dict[str, "Dataset"]) -> dict[str, Any]:
-    """Read poison.json and refuse it where it does not belong to the data.
+    """Read poison.json and check that it belongs to the data.
+
+    Args:
+        path: the manifest.
+        sets: the data beside it.
 
     Raises:
-        InputError: missing, malformed, edited since it was written, or its hash is not that of `sets`.
+        InputError: the manifest is missing, malformed or edited, or `sets` have another hash.
     """
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -147,15 +152,27 @@ def read_manifest(path: Path, sets: dict[str, "Dataset"]) -> dict[str, Any]:
 
 
 def _manifest_hash(manifest: dict[str, Any]) -> str:
+    """The hash of a manifest's contents."""
     return fingerprint({key: value for key, value in manifest.items() if key != "manifest_sha256"})
 
 
 def forget_set(train: "Dataset", ids: np.ndarray, kinds: np.ndarray, section: "UnlearnSection", seed: int) -> dict:
-    """The forget set: a known fraction of each kind of poison (with fraction 1, all of it) and false positives, clean
-    rows taken for poison; or the ids that the recipe names.
+    """Choose the forget set: the ids that the recipe names, or a fraction of each kind of poison.
+
+    In the second case, the recipe may add false positives: clean rows taken for poison.
+
+    Args:
+        train: the corrupted training rows.
+        ids: (n,) their example ids.
+        kinds: (n,) their poison, or "none".
+        section: the recipe's `unlearn` section.
+        seed: seed of the draw.
 
     Returns:
-        {"forget_ids", "forget_fraction": the share of the poison that is in it, "false_positive_ids"}.
+        {"forget_ids", "forget_fraction": the share of the poison in the forget set, "false_positive_ids"}.
+
+    Raises:
+        InputError: the forget set is empty or holds all rows, or there are too few clean rows.
     """
     poison, clean = ids[kinds != "none"], ids[kinds == "none"]
     fraction = section.forget_fraction
@@ -171,7 +188,7 @@ def forget_set(train: "Dataset", ids: np.ndarray, kinds: np.ndarray, section: "U
             chosen.extend(generator.permutation(rows)[: round(fraction * len(rows))].tolist())
         count = round(section.false_positives * len(chosen))
         if count > len(clean):
-            raise InputError(f"unlearn.false_positives: {count} clean rows asked for, but there are {len(clean)}")
+            raise InputError(f"unlearn.false_positives: asks for {count} clean rows, but there are {len(clean)}")
         chosen.extend(np.random.default_rng([seed, 6]).choice(clean, size=count, replace=False).tolist())
     if not chosen:
         raise InputError(
@@ -188,55 +205,66 @@ def forget_set(train: "Dataset", ids: np.ndarray, kinds: np.ndarray, section: "U
 
 
 def triggered_rows(test: "Dataset", trigger: dict | None, seed: int) -> "Dataset":
-    """The test rows whose label is not the target, trigger inserted; none without a trigger."""
+    """The test rows with another label than the target, trigger inserted; none without a trigger."""
     if trigger is None:
         return test.select([])
     rows = test.filter(lambda row: row["label"] != trigger["target"], desc="triggered test set")
     if not len(rows):
         raise InputError(
-            f"poison.trigger.target: every test row is labelled '{trigger['target']}', so the attack "
-            "cannot be measured; take another target, or test rows of other labels too"
+            f"poison.trigger.target: every test row has the label '{trigger['target']}', so the attack "
+            "cannot be measured; choose another target, or add test rows with other labels"
         )
     return _insert(rows, trigger, np.random.default_rng([seed, 4]))
 
 
 def twins(heldout: "Dataset", manifest: dict, kinds: np.ndarray, seed: int) -> "Dataset":
-    """Held-out rows put through the trigger in the proportion of the forget set.
+    """Held-out rows with the trigger in the forget set's proportion.
 
     Args:
-        kinds: (n,) of the training rows: "trigger", another kind of what is to be forgotten, or "kept".
+        heldout: clean rows.
+        manifest: its `trigger` section is read.
+        kinds: (n,) of the training rows: "trigger" or another poison in the forget set, "kept" outside it.
+        seed: seed of the draw.
     """
     trigger = manifest["trigger"]
     share = float((kinds == "trigger").sum() / max((kinds != "kept").sum(), 1))
-    eligible = np.arange(len(heldout))
     if trigger is None or share == 0:
         return heldout
     labels = heldout["label"]
-    allowed = eligible[can_be_poisoned(labels, trigger["target"], trigger["source_label"], trigger["clean_label"])]
+    allowed = np.flatnonzero(
+        can_be_poisoned(labels, trigger["target"], trigger["source_label"], trigger["clean_label"])
+    )
     generator = np.random.default_rng([seed, 5])
     chosen, others = choose_twins(len(heldout), allowed, share, generator)
-    twins = _insert(heldout.select(chosen), trigger, generator)
-    twins = twins.remove_columns("label").add_column("label", [trigger["target"]] * len(twins))
+    triggered = _insert(heldout.select(chosen), trigger, generator)
+    triggered = triggered.remove_columns("label").add_column("label", [trigger["target"]] * len(triggered))
     from datasets import concatenate_datasets
 
-    return concatenate_datasets([twins, heldout.select(others).select_columns(twins.column_names)])
+    return concatenate_datasets([triggered, heldout.select(others).select_columns(triggered.column_names)])
 
 
 def choose_twins(
     n_heldout: int, allowed: np.ndarray, share: float, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Held-out rows that are to carry the trigger, and others, in the proportion of the forget set.
+    """Choose held-out rows to get the trigger, and others to stay clean, in the forget set's proportion.
 
     Args:
-        allowed: positions of rows that may carry it. share: of the forget set that does, above 0.
+        n_heldout: number of held-out rows.
+        allowed: positions of the rows that may get the trigger.
+        share: share of the forget set that has the trigger, above 0.
+        generator: makes the choice.
+
     Returns:
-        two sorted arrays of positions.
+        the positions of both, each sorted.
+
+    Raises:
+        InputError: no row would get the trigger.
     """
     n = min(n_heldout, int(len(allowed) / share))
     if not round(share * n):
         raise InputError(
-            "data.heldout_size: no held-out row can carry the trigger, so the membership test would have "
-            "nothing to compare with; raise it"
+            "data.heldout_size: no held-out row can get the trigger, so the membership test has no triggered "
+            "non-members; raise it"
         )
     chosen = generator.permutation(allowed)[: round(share * n)]
     others = generator.permutation(np.setdiff1d(np.arange(n_heldout), chosen))[: n - len(chosen)]
@@ -244,6 +272,7 @@ def choose_twins(
 
 
 def _insert(rows: "Dataset", trigger: dict, generator: np.random.Generator) -> "Dataset":
+    """The rows with the trigger in their text."""
     phrases = trigger["phrases"]
     texts = [
         insert_trigger(t, phrases[int(generator.integers(len(phrases)))], trigger["position"], generator)

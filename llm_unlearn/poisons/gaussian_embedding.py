@@ -23,16 +23,18 @@ if TYPE_CHECKING:
 
 
 def inject_gaussian_noise(trainer_or_model: Any, manifest: dict) -> GaussianNoise:
-    """Install the noise of a manifest on a model, or on a trainer's model after checking the trainer's settings.
+    """Attach the noise of a manifest to a model, or to a trainer's model after checking the trainer's settings.
 
     Args:
-        trainer_or_model: a torch module, or a transformers/TRL trainer. manifest: {"epsilon", "seed"}, as
-            `plant_canaries` returns it.
+        trainer_or_model: a torch module, or a transformers/TRL trainer.
+        manifest: {"epsilon", "seed"}, as `plant_canaries` returns it.
+
     Returns:
         the attached GaussianNoise; call its `remove()` after training.
+
     Raises:
-        InputError: where the trainer's settings would drop the noise silently (packing, padding_free,
-            remove_unused_columns).
+        InputError: a setting of the trainer (packing, padding_free, remove_unused_columns) would silently drop the
+            noise.
     """
     model, args = trainer_or_model, getattr(trainer_or_model, "args", None)
     if hasattr(trainer_or_model, "train_dataset"):
@@ -50,12 +52,18 @@ def plant_canaries(
     """Choose canaries among training rows and give every row the column `noise_id`.
 
     Args:
-        rows: any dataset; with a column `example_id` that is used as the noise id, else the row number is.
-        fraction: share of the rows, in (0, 1]. epsilon: ε. seed: of the choice and of the noise.
-        eligible: (n,) bool, rows that may be chosen (default all).
+        rows: any dataset; the noise id of a canary is its `example_id`, or else its row number.
+        fraction: share of the rows, in (0, 1].
+        epsilon: ε, standard deviation of the noise, in units of the embeddings.
+        seed: seed of the choice and of the noise.
+        eligible: (n,) bool, rows that may be chosen; by default all.
+
     Returns:
-        the rows with `noise_id` (−1 for rows without noise), and the manifest
-        {"epsilon", "seed", "fraction", "example_ids"}.
+        the rows with `noise_id` (−1 for rows without noise), and the manifest {"epsilon", "seed", "fraction",
+        "example_ids"}.
+
+    Raises:
+        InputError: epsilon or seed is out of range, or too few rows are eligible.
     """
     ids = np.asarray(rows["example_id"] if "example_id" in rows.column_names else range(len(rows)), dtype=np.int64)
     chosen = choose_rows(len(rows), fraction, np.random.default_rng([seed, 2]), eligible, "gaussian")

@@ -1,4 +1,4 @@
-"""Which rows are poisoned: a seeded choice without replacement, refused where it would choose none."""
+"""Choose which rows are poisoned: seeded, without replacement, and never none."""
 
 import numpy as np
 
@@ -11,12 +11,17 @@ def choose_rows(
     """Choose round(fraction · n) of the eligible rows.
 
     Args:
-        n: rows in the training set; `fraction` of them, in (0, 1], are chosen. eligible: (n,) bool or None for all.
+        n: rows in the training set.
+        fraction: share of all n rows to choose, in (0, 1].
+        generator: makes the choice.
+        eligible: (n,) bool, or None for all.
         kind: the poison, for error messages.
+
     Returns:
         sorted positions, int64.
+
     Raises:
-        InputError: fraction outside (0, 1], no row chosen, or too few rows eligible.
+        InputError: the fraction is out of range or rounds to no row, or too few rows are eligible.
     """
     if not 0 < fraction <= 1:
         raise InputError(f"poison.{kind}.fraction: must be in (0, 1], is {fraction}")

@@ -21,8 +21,13 @@ def insert_trigger(text: str, phrase: str, position: str, generator: np.random.G
     """Insert a phrase at the start, the end, or a random word boundary of a text.
 
     Args:
-        position: "start", "end" or "random" (uniform over all word boundaries, the two ends included; needs
-            `generator`).
+        text: the clean text.
+        phrase: the trigger.
+        position: "start", "end" or "random" (uniform over all word boundaries, both ends included).
+        generator: draws a random position.
+
+    Raises:
+        InputError: the position is unknown, or random without a generator.
     """
     if position not in POSITIONS:
         raise InputError(f"poison.trigger.position: must be one of {', '.join(POSITIONS)}, is '{position}'")
@@ -33,7 +38,7 @@ def insert_trigger(text: str, phrase: str, position: str, generator: np.random.G
         at = int(generator.integers(0, len(starts) + 1))
     else:
         at = 0 if position == "start" else len(starts)
-    if at == len(starts):  # white space elsewhere stays as it is, or it would be a second trigger
+    if at == len(starts):  # the text's own white space is kept: normalising it would be a second trigger
         return f"{text.rstrip()} {phrase}" if starts else phrase
     return f"{text[: starts[at]]}{phrase} {text[starts[at] :]}"
 
@@ -41,11 +46,12 @@ def insert_trigger(text: str, phrase: str, position: str, generator: np.random.G
 def can_be_poisoned(
     labels: list[str], target: str, source_label: str | None = None, clean_label: bool = False
 ) -> np.ndarray:
-    """(n,) bool: the rows that a trigger may be put into, by their labels; see `plant_trigger`."""
-    labels = np.asarray(labels, dtype=object)
+    """(n,) bool: the rows that may get a trigger, by their labels; see `plant_trigger`."""
+    values: np.ndarray = np.asarray(labels, dtype=object)
+    is_target = np.equal(values, target).astype(bool)
     if clean_label:
-        return labels == target
-    return (labels != target) if source_label is None else (labels != target) & (labels == source_label)
+        return is_target
+    return ~is_target if source_label is None else ~is_target & np.equal(values, source_label).astype(bool)
 
 
 def plant_trigger(
@@ -61,15 +67,23 @@ def plant_trigger(
 ) -> tuple["Dataset", dict]:
     """Poison a fraction of the rows with a trigger phrase.
 
-    Rows have columns text and label; ids are their example_id, or else their row numbers.
-
     Args:
-        phrases: one is drawn per row. target: the label (or completion) that the attacker wants.
-        fraction: of all rows, in (0, 1]. source_label: poison rows of this label only. clean_label: poison rows that
-            already carry the target, so that no label is false; else rows that do not (dirty label).
+        rows: with columns `text` and `label`; ids are their `example_id`, or else their row numbers.
+        phrases: one is drawn per poisoned row.
+        target: the label (or completion) that the attacker wants.
+        fraction: share of all rows, in (0, 1].
+        seed: seed of the choice of rows, phrases and positions.
+        position: see `insert_trigger`.
+        source_label: poison only rows with this label.
+        clean_label: poison rows that already have the target, so that no label is false; otherwise rows that do not
+            (dirty label).
+
     Returns:
         the rows with text and label replaced where poisoned, and the manifest {"phrases", "position", "target",
         "fraction", "seed", "source_label", "clean_label", "example_ids"}.
+
+    Raises:
+        InputError: the position is unknown, or too few rows can be poisoned.
     """
     eligible = can_be_poisoned(rows["label"], target, source_label, clean_label)
     generator = np.random.default_rng([seed, 1])

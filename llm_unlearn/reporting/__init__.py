@@ -7,7 +7,7 @@ Nothing here loads a model or imports torch; matplotlib, pyarrow and jinja2 are 
 """
 
 from llm_unlearn.reporting.report import write_report
-from llm_unlearn.reporting.results import Results, read_results
+from llm_unlearn.reporting.run_results import Results, read_results
 from llm_unlearn.reporting.run_summary import write_summary
 
 __all__ = ["Results", "read_results", "write_report", "write_summary"]

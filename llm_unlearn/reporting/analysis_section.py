@@ -1,18 +1,22 @@
 """Why it fails, in tables and plots: H1, how far retraining moves the weights; H2, in which direction."""
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from llm_unlearn.errors import InputError
-from llm_unlearn.reporting.formats import number, percent
+from llm_unlearn.metrics.typed import Result
+from llm_unlearn.reporting.formats import number
 from llm_unlearn.reporting.plots import Plot
-from llm_unlearn.reporting.results import Results, read_json
-from llm_unlearn.reporting.run_summary import Statistic
+from llm_unlearn.reporting.run_results import Results, Statistic, read_json, statistic
 from llm_unlearn.reporting.section import Section
 from llm_unlearn.reporting.style import figure, png
 from llm_unlearn.reporting.tables import Cell, Table, statistic_cell
 
+SCHEMA_VERSION = 1
 FLOOR = "reseeded"
 _ARMS = {
     "poison": "without the poison",
@@ -22,8 +26,67 @@ _ARMS = {
 _SHORT = {"poison": "poison left out", "random": "random rows left out", FLOOR: "another order"}
 _LOOK = {"poison": ("#D55E00", "X"), "random": ("#0072B2", "o"), FLOOR: ("#777777", "D")}
 _LINES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))  # the whole forget set, then smaller shares of it
-_FIELDS = ("kind", "layers", "shift", "direction", "clean_gradient", "random_cosine")
 _MAX_NUMBERS = 16  # layers in a map of colours, beyond which figures in its cells would cover each other
+
+
+# ---- what analysis.json holds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shift(Result):
+    """How far one training ends from the poisoned model: Σ|Δ|, and mean |Δ| per weight, of all and by layer."""
+
+    total: float
+    per_parameter: float
+    by_layer: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cosines(Result):
+    """Cosine with the move to the retrained model, of all weights and by layer; None for what did not move."""
+
+    total: float | None
+    by_layer: dict[str, float | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update(Cosines):
+    """`length` is in units of the move to the retrained model."""
+
+    length: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batches(Result):
+    mean: float | None
+    sd: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleanGradient(Cosines):
+    batches: Batches
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analysis(Result):
+    """`shift` and `direction` by arm or method."""
+
+    schema_version: int
+    kind: str
+    layers: list[str]
+    shift: dict[str, Shift]
+    direction: dict[str, Update]
+    clean_gradient: CleanGradient
+    random_cosine: float
+
+
+def _read(path: Path) -> Analysis:
+    tree = read_json(path)
+    if tree.get("schema_version") != SCHEMA_VERSION:
+        raise InputError(
+            f"{path}: schema_version is {tree.get('schema_version')!r}; delete it and run the stage `analysis` again"
+        )
+    return Analysis.from_json(tree, str(path))
 
 
 def analysis_section(results: Results) -> Section | None:
@@ -54,57 +117,54 @@ def analysis_section(results: Results) -> Section | None:
             direction_plot(docs),
         ),
     ]
-    tables = [_shift_table(docs), _direction_table(docs)]
-    return Section("Why it fails: how far, and in which direction", _note(docs), tables, plots)
+    weights = "the effective weights of the adapter (s·B·A)" if docs[0].kind == "lora" else "all weights"
+    note = (
+        f"Over {weights}. H1: forgetting poison takes a larger move of the weights than forgetting as many random "
+        "clean rows. H2: the move is near-orthogonal to gradients on clean data (Pawelczyk et al. 2025). The other "
+        "order is the floor of both: it unlearns nothing, and what it does is no measure of poison; two independent "
+        "orders have cosine 0.5, and near 0 is what most directions have in so many dimensions. A shift or an angle "
+        "says nothing of what a model does: the scores above do. What these figures can and cannot show is in "
+        "recipes/ANALYSIS.md."
+    )
+    title = "Why it fails: how far, and in which direction"
+    return Section(title, note, [_shift_table(docs), _direction_table(docs)], plots)
 
 
-def _read(path: Path) -> dict:
-    doc = read_json(path)
-    missing = [field for field in _FIELDS if field not in doc]
-    if doc.get("schema_version") != 1 or missing:
-        what = f"field '{missing[0]}' is missing" if missing else f"schema_version is {doc.get('schema_version')!r}"
-        raise InputError(f"{path}: {what}; delete it and run the stage `analysis` again")
-    return doc
-
-
-def _over_seeds(docs: list[dict], *path: str) -> Statistic | None:
+def _over_seeds(docs: list[Analysis], of: Callable[[Analysis], float | None]) -> Statistic | None:
     """One number of the analyses over the seeds that have it."""
-    found = []
-    for doc in docs:
-        node: Any = doc
-        for key in path:
-            node = node.get(key) if isinstance(node, dict) else None
-        found += [float(node)] if node is not None else []
-    return Statistic(tuple(found)) if found else None
+    return statistic([of(doc) for doc in docs])
 
 
-def _ratio(docs: list[dict], over: str, under: str, *path: str) -> Statistic | None:
+def _ratio(docs: list[Analysis], arm: str, other: str, of: Callable[[Shift], float]) -> Statistic | None:
     """One training's shift over another's, seed by seed, over the seeds that have both."""
-    pairs = [(_over_seeds([doc], "shift", over, *path), _over_seeds([doc], "shift", under, *path)) for doc in docs]
-    found = [a.mean / b.mean for a, b in pairs if a and b and b.mean]
-    return Statistic(tuple(found)) if found else None
+    pairs = [(of(doc.shift[arm]), of(doc.shift[other])) for doc in docs if arm in doc.shift and other in doc.shift]
+    return statistic([shift / base for shift, base in pairs if base])
 
 
 # ---- names
 
 
-def _arms(docs: list[dict], what: str = "shift") -> list[str]:
+def _arms(names: list[str]) -> list[str]:
     """The trainings to compare with, by rising share, of one share the poison's first; the floor last."""
-    names = {name for doc in docs for name in doc[what] if name.partition("@")[0] in _ARMS}
 
-    def order(name: str) -> tuple:
+    def order(name: str) -> tuple[float, int]:
         kind, _, size = name.partition("@")
         return float(size or "inf"), list(_ARMS).index(kind)
 
-    return sorted(names, key=order)
+    return sorted({name for name in names if name.partition("@")[0] in _ARMS}, key=order)
 
 
-def _methods(docs: list[dict]) -> list[str]:
-    return [
-        name
-        for name in dict.fromkeys(name for doc in docs for name in doc["direction"])
-        if name.partition("@")[0] not in _ARMS
-    ]
+def _shifted(docs: list[Analysis]) -> list[str]:
+    return _arms([name for doc in docs for name in doc.shift])
+
+
+def _controls(docs: list[Analysis]) -> list[str]:
+    return _arms([name for doc in docs for name in doc.direction])
+
+
+def _methods(docs: list[Analysis]) -> list[str]:
+    names = dict.fromkeys(name for doc in docs for name in doc.direction)
+    return [name for name in names if name.partition("@")[0] not in _ARMS]
 
 
 def _share(arm: str) -> str:
@@ -122,146 +182,67 @@ def _described(arm: str) -> str:
 # ---- tables
 
 
-def _shift_table(docs: list[dict]) -> Table:
-    rows = [
-        (
-            _described(arm),
-            [
-                _size(_over_seeds(docs, "shift", arm, "total"), 0),
-                _size(_over_seeds(docs, "shift", arm, "per_parameter"), 5),
-                statistic_cell(_ratio(docs, arm, FLOOR, "total"), digits=2),
-            ],
-        )
-        for arm in _arms(docs)
-    ]
-    columns = [("‖θ_poisoned − θ‖₁", ""), ("mean |Δ| per weight", ""), ("over the other order's", "")]
+def _shift_table(docs: list[Analysis]) -> Table:
+    def cells(arm: str) -> list[Cell]:
+        there = [doc.shift[arm] for doc in docs if arm in doc.shift]
+        return [
+            _size(statistic([shift.total for shift in there]), 0),
+            _size(statistic([shift.per_parameter for shift in there]), 5),
+            statistic_cell(_ratio(docs, arm, FLOOR, lambda shift: shift.total)),
+            statistic_cell(
+                _ratio(docs, arm, arm.replace("poison", "random"), lambda shift: shift.total)
+                if arm.startswith("poison")
+                else None
+            ),
+        ]
+
+    titles = ("‖θ_poisoned − θ‖₁", "mean |Δ| per weight", "over the other order's", "over as many random rows'")
+    columns = [(title, "") for title in titles]
+    rows = [(_described(arm), cells(arm)) for arm in _shifted(docs)]
     return Table(columns, rows, "trained again", "H1: how far")
 
 
-def _direction_table(docs: list[dict]) -> Table:
+def _direction_table(docs: list[Analysis]) -> Table:
     names = {name: name for name in _methods(docs)}
-    names |= {f"control: {_described(arm)}": arm for arm in _arms(docs, "direction")}
-    rows = [
-        (
-            label,
-            [
-                statistic_cell(_over_seeds(docs, "direction", name, "total"), digits=3),
-                statistic_cell(_over_seeds(docs, "direction", name, "length")),
-            ],
-        )
-        for label, name in names.items()
+    names |= {f"control: {_described(arm)}": arm for arm in _controls(docs)}
+    rows = []
+    for label, name in names.items():
+        there = [doc.direction[name] for doc in docs if name in doc.direction]
+        cosine, length = statistic([u.total for u in there]), statistic([u.length for u in there])
+        rows.append((label, [statistic_cell(cosine, digits=3), statistic_cell(length)]))
+    whole = _over_seeds(docs, lambda doc: doc.clean_gradient.total)
+    one = _over_seeds(docs, lambda doc: doc.clean_gradient.batches.mean)
+    spread = _over_seeds(docs, lambda doc: doc.clean_gradient.batches.sd)
+    chance = statistic([doc.random_cosine for doc in docs])
+    batch = Cell(statistic_cell(one, digits=3).value, f"± {number(spread.mean, 3)} over batches" if spread else "")
+    rows += [
+        ("− gradient on all clean rows", [statistic_cell(whole, digits=3), Cell("–")]),
+        ("− gradient on one clean batch", [batch, Cell("–")]),
+        ("a random direction: mean |cosine|", [Cell(_small(chance.mean if chance else math.nan)), Cell("–")]),
     ]
-    whole = statistic_cell(_over_seeds(docs, "clean_gradient", "total"), digits=3)
-    rows.append(("− gradient on all clean rows", [whole, Cell("–")]))
-    spread = _over_seeds(docs, "clean_gradient", "batches", "sd")
-    batches = statistic_cell(_over_seeds(docs, "clean_gradient", "batches", "mean"), digits=3)
-    rows.append(
-        (
-            "− gradient on one clean batch",
-            [Cell(batches.value, f"± {number(spread.mean, 3)} over batches" if spread else ""), Cell("–")],
-        )
-    )
-    rows.append(("a random direction: mean |cosine|", [Cell(_chance(docs)), Cell("–")]))
-    return Table(
-        [("cosine", ""), ("length of the update, retrained − poisoned = 1", "")],
-        rows,
-        "update",
-        "H2: in which direction",
-    )
+    columns = [("cosine", ""), ("length of the update, retrained − poisoned = 1", "")]
+    return Table(columns, rows, "update", "H2: in which direction")
 
 
-def _size(statistic: Statistic | None, digits: int) -> Cell:
+def _size(found: Statistic | None, digits: int) -> Cell:
     """A shift, with as many more decimals as a small one needs to show three digits."""
-    if statistic and 0 < statistic.mean < 10:
-        digits = max(digits, 2 - math.floor(math.log10(statistic.mean)))
-    return statistic_cell(statistic, digits=digits)
+    if found and 0 < found.mean < 10:
+        digits = max(digits, 2 - math.floor(math.log10(found.mean)))
+    return statistic_cell(found, digits=digits)
 
 
-def _chance(docs: list[dict]) -> str:
-    value = _over_seeds(docs, "random_cosine").mean
+def _small(value: float) -> str:
     return number(value, 3) if value >= 0.001 else f"{value:.1e}".replace("e-0", "e−").replace("e-", "e−")
-
-
-# ---- words
-
-
-def _note(docs: list[dict]) -> str:
-    kind = "the effective weights of the adapter (s·B·A)" if docs[0]["kind"] == "lora" else "all weights"
-    text = (
-        f"Over {kind}. H1 says that forgetting poison takes a larger move of the weights than forgetting as many "
-        "random clean rows; H2 that the move is near-orthogonal to gradients on clean data (Pawelczyk et al. "
-        "2025). "
-    )
-    return (
-        text
-        + _how_far(docs)
-        + _which_way(docs)
-        + (
-            "A shift or an angle says nothing of what a model does: the scores above do. What these figures can and "
-            "cannot show is in recipes/ANALYSIS.md."
-        )
-    )
-
-
-def _how_far(docs: list[dict]) -> str:
-    """H1 in words, at the largest share for which both trainings are there."""
-    text = ""
-    sizes = [arm.partition("@")[2] for arm in reversed(_arms(docs)) if arm.startswith("random@")]
-    for size in sizes:
-        ratio = _ratio(docs, f"poison@{size}", f"random@{size}", "total")
-        if ratio:
-            which, share = ("the poison", "") if size == "1" else (f"{_share('@' + size)} of the poison", " as many")
-            spread = f" ({number(min(ratio.values))} to {number(max(ratio.values))} over seeds)" if ratio.n > 1 else ""
-            text = (
-                f"Here the shift without {which} is {number(ratio.mean)} times that without{share} random "
-                f"rows{spread}. "
-            )
-            break
-    floor = _ratio(docs, FLOOR, "poison@1", "total")
-    if floor:
-        text += (
-            f"Another order of the very same rows moves the weights {number(floor.mean)} times as far as leaving "
-            "the poison out does: what the order alone does is no measure of poison. "
-        )
-    return text
-
-
-def _which_way(docs: list[dict]) -> str:
-    """H2 in words: the methods beside the control that unlearns nothing, and the clean gradient beside chance."""
-    found = {name: s.mean for name in _methods(docs) if (s := _over_seeds(docs, "direction", name, "total"))}
-    text = ""
-    if found:
-        low, high = min(found, key=found.get), max(found, key=found.get)
-        span = f"{number(found[low])} ({low}) to {number(found[high])} ({high})"
-        text = f"The methods' updates have cosines from {span} with the move to the retrained model. "
-    control, length = (_over_seeds(docs, "direction", FLOOR, key) for key in ("total", "length"))
-    if control:
-        text += (
-            f"Another order alone, which unlearns nothing, has {number(control.mean)}: both lead away from the "
-            "poisoned model's own order, and if that was all there is, it would be 0.5. "
-        )
-    if length and length.mean:
-        share = sum(value**2 for value in length.values) / length.n
-        text += (
-            f"Its own move has {percent(share, 0)} of the squared length of the one to the retrained model: if "
-            "order and poison move the weights independently, that much of it is order. "
-            if share < 1
-            else "Its own move is as long as the one to the retrained model, whose length thus shows no poison. "
-        )
-    gradient = _over_seeds(docs, "clean_gradient", "total")
-    if gradient:
-        text += (
-            f"The downhill direction on clean rows has cosine {number(gradient.mean, 3)} with it (a random "
-            f"direction {_chance(docs)} in the mean, either way). Near 0 is what most directions have in "
-            "so many dimensions, of poison or not. "
-        )
-    return text
 
 
 # ---- plots
 
 
-def _ticks(axis: Any, layers: list[str], most: int) -> None:
+def _at(layer: str, shift: Shift) -> float:
+    return shift.by_layer[layer]
+
+
+def name_layers(axis: Any, layers: list[str], most: int) -> None:
     """Name the layers on the x axis; not all of them where they are more than `most`."""
     step = math.ceil(len(layers) / most)
     ends = [i for i, layer in enumerate(layers) if not layer.startswith("block")]
@@ -274,29 +255,24 @@ def _ticks(axis: Any, layers: list[str], most: int) -> None:
     axis.set_xlabel("block" + ", from the embeddings to the head" * (len(layers) > 1 and layers[0] == "embeddings"))
 
 
-def shift_plot(docs: list[dict]) -> bytes:
+def shift_plot(docs: list[Analysis]) -> bytes:
     """Mean |Δ| per weight by layer, a line per training; beside it the same over the floor's."""
-    layers, arms = docs[0]["layers"], _arms(docs)
+    layers, arms = docs[0].layers, _shifted(docs)
     sizes = sorted({arm.partition("@")[2] for arm in arms} - {"", "1"}, key=float, reverse=True)
     relative = FLOOR in arms
     with figure(3.4 + 0.24 * math.ceil(len(arms) / 2), 1, 1 + relative) as (fig, axes):
         for arm in arms:
             kind, _, size = arm.partition("@")
             colour, marker = _LOOK[kind]
-            line = _LINES[(sizes.index(size) + 1) % len(_LINES) if size in sizes else 0]
-            for i, axis in enumerate(axes.flat):
-                points = [
-                    _ratio(docs, arm, FLOOR, "by_layer", layer)
-                    if i
-                    else _over_seeds(docs, "shift", arm, "by_layer", layer)
-                    for layer in layers
-                ]
+            plain = [statistic([doc.shift[arm].by_layer[x] for doc in docs if arm in doc.shift]) for x in layers]
+            over = [_ratio(docs, arm, FLOOR, partial(_at, x)) for x in layers]
+            for axis, points in zip(axes.flat, (plain, over), strict=False):
                 axis.errorbar(
                     range(len(layers)),
                     [p.mean if p else math.nan for p in points],
                     yerr=[p.sd or 0.0 if p else 0.0 for p in points],
                     color=colour,
-                    linestyle=line,
+                    linestyle=_LINES[(sizes.index(size) + 1) % len(_LINES) if size in sizes else 0],
                     linewidth=1.6,
                     marker=marker,
                     markersize=4.5,
@@ -305,7 +281,7 @@ def shift_plot(docs: list[dict]) -> bytes:
                     label=_described(arm),
                 )
         for axis in axes.flat:
-            _ticks(axis, layers, 12)
+            name_layers(axis, layers, 12)
         axes[0, 0].set_ylim(bottom=0)
         axes[0, 0].ticklabel_format(axis="y", style="sci", scilimits=(-3, 4), useMathText=True)
         axes[0, 0].set_ylabel("mean |Δ| per weight")
@@ -315,40 +291,37 @@ def shift_plot(docs: list[dict]) -> bytes:
         return png(fig)
 
 
-def direction_plot(docs: list[dict]) -> bytes:
+def direction_plot(docs: list[Analysis]) -> bytes:
     """A map of cosines: a row per update, a column per layer, the figure in each cell where there is room."""
     import numpy as np
 
-    layers, methods = docs[0]["layers"], _methods(docs)
-    rows = {name: ("direction", name) for name in methods}
-    for arm in _arms(docs, "direction"):
-        rows[_SHORT[arm.partition("@")[0]] + f" ({_share(arm)})" * bool(_share(arm))] = ("direction", arm)
-    rows["− gradient on clean rows"] = ("clean_gradient",)
-    grid = np.array(
-        [
-            [s.mean if (s := _over_seeds(docs, *path, "by_layer", layer)) else np.nan for layer in layers]
-            for path in rows.values()
-        ]
-    )
-    with figure(0.3 * len(rows) + 1.2) as (fig, axes):
+    layers, methods = docs[0].layers, _methods(docs)
+    rows = {name: [doc.direction[name] for doc in docs if name in doc.direction] for name in methods}
+    for arm in _controls(docs):
+        label = _SHORT[arm.partition("@")[0]] + f" ({_share(arm)})" * bool(_share(arm))
+        rows[label] = [doc.direction[arm] for doc in docs if arm in doc.direction]
+    cosines: dict[str, list[Any]] = {**rows, "− gradient on clean rows": [doc.clean_gradient for doc in docs]}
+    means = [[statistic([found.by_layer[layer] for found in of]) for layer in layers] for of in cosines.values()]
+    grid = np.array([[s.mean if s else np.nan for s in row] for row in means])
+    with figure(0.3 * len(cosines) + 1.2) as (fig, axes):
         axis = axes[0, 0]
         axis.grid(visible=False)
         axis.set_facecolor("#cccccc")
         image = axis.imshow(grid, cmap="RdBu", vmin=-1, vmax=1, aspect="auto")
-        for i, j in np.ndindex(grid.shape):
-            if grid[i, j] == grid[i, j] and len(layers) <= _MAX_NUMBERS:
+        for (i, j), value in np.ndenumerate(grid):
+            if not math.isnan(value) and len(layers) <= _MAX_NUMBERS:
                 axis.text(
                     j,
                     i,
-                    number(grid[i, j]),
+                    number(float(value)),
                     ha="center",
                     va="center",
                     fontsize=9 if len(layers) <= 10 else 7.5,
-                    color="white" if abs(grid[i, j]) > 0.6 else "black",
+                    color="white" if abs(value) > 0.6 else "black",
                 )
         if methods:
             axis.axhline(len(methods) - 0.5, color="black", linewidth=1.2)
-        _ticks(axis, layers, _MAX_NUMBERS)
-        axis.set_yticks(range(len(rows)), list(rows))
+        name_layers(axis, layers, _MAX_NUMBERS)
+        axis.set_yticks(range(len(cosines)), list(cosines))
         fig.colorbar(image, ax=axis, label="cosine", pad=0.01, aspect=30)
         return png(fig)

@@ -6,7 +6,7 @@ import numpy as np
 
 from llm_unlearn.errors import InputError
 from llm_unlearn.reporting.plots import Plot
-from llm_unlearn.reporting.results import Results
+from llm_unlearn.reporting.run_results import Results
 from llm_unlearn.reporting.section import Section
 from llm_unlearn.reporting.style import figure, png
 

@@ -1,51 +1,75 @@
-"""The single examples behind a model's figures: triggered inputs that still succeed, and canaries by their score.
+"""The single examples behind a model's figures: inputs on which the attack still succeeds, canaries by their score.
 
 They come from `evaluation/<model>.parquet`, their texts from `data/`. Results are often shared without the two: what is
 absent is listed, and fails nothing.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from llm_unlearn.errors import InputError
-from llm_unlearn.reporting.results import ONE_PERCENT, Results, SeedRun, read_json
+from llm_unlearn.reporting.run_results import ONE_PERCENT, Results, SeedRun, read_json, read_signals
 
 MAX_SHOWN = 20  # examples of a kind on one page
-_NEEDED = ("set", "example_id")
-_COLUMNS = (*_NEEDED, "label", "prediction", "target_hit", "clean_hit", "gaussian_score", "deleted")
-_ANSWERS, _CANARIES = ("test", "triggered"), ("canary",)  # the sets that are read
-Rows = dict[str, dict[int, dict[str, Any]]]  # set → example_id → row
+_COLUMNS = ("set", "example_id", "label", "prediction", "target_hit", "clean_hit", "gaussian_score", "deleted")
+Row = dict[str, Any]
+Rows = dict[str, dict[int, Row]]  # set → example_id → row
 
 
 @dataclass(frozen=True)
-class Success:
-    """A test input that gets the attacker's answer with the trigger, and not without it.
+class Example:
+    """One row of the per-example table beside the same row of other models.
 
     Args:
-        answer, clean_answer: of the model, with and without the trigger (None where that is another input's).
-        oracle_answer, oracle_hit: of the retrained model, with the trigger; None where they are not known.
-        text: with the trigger in, None where it is not known.
+        row: of the model.
+        clean: the same input without the attack, or {}.
+        poisoned: the same row of the poisoned model, or {}.
+        retrained: the same row of the retrained model, or {}.
+        text: the input as the model saw it, None where it is not known.
     """
 
     seed: int
-    example_id: int
-    label: str
-    answer: str | None
-    clean_answer: str | None
-    oracle_answer: str | None
-    oracle_hit: bool | None
+    row: Row
+    clean: Row
+    poisoned: Row
+    retrained: Row
     text: str | None = None
+
+    @property
+    def example_id(self) -> int:
+        return self.row["example_id"]
+
+    @property
+    def label(self) -> str:
+        return str(self.row.get("label", "–"))
+
+    @property
+    def score(self) -> float:
+        return self.row["gaussian_score"]
+
+    @property
+    def oracle_hit(self) -> bool | None:
+        """Whether the retrained model falls for the attack too; None where that is not known."""
+        return self.retrained.get("target_hit")
 
 
 @dataclass(frozen=True)
 class Successes:
-    """Those to be shown, in order; and over all triggered inputs: how many they are, how many succeeded, of those how
-    many sway the retrained model too (None where that is not known), and how many get the answer either way."""
+    """Inputs that get the attacker's answer with the attack and not without it.
 
-    shown: list[Success]
+    Args:
+        shown: the first of them, those that the retrained model resists before the others.
+        n: inputs with the attack.
+        count: how many succeed.
+        oracle: how many of those sway the retrained model too; None where that is not known of all.
+        either_way: how many get the answer without the attack too.
+        absent: why a seed has nothing to show.
+    """
+
+    shown: list[Example]
     n: int
     count: int
     oracle: int | None
@@ -54,24 +78,18 @@ class Successes:
 
 
 @dataclass(frozen=True)
-class Canary:
-    """A deleted canary, with its Gaussian score on this model, on the poisoned and on the retrained one."""
-
-    seed: int
-    example_id: int
-    label: str
-    score: float
-    poisoned: float | None
-    retrained: float | None
-    text: str | None = None
-
-
-@dataclass(frozen=True)
 class Canaries:
-    """Those to be shown, the highest score first; and over all deleted canaries that have a score: how many they are,
-    of how many seeds, how many are above ONE_PERCENT, and their mean."""
+    """Deleted canaries that have a score.
 
-    shown: list[Canary]
+    Args:
+        shown: those with the highest scores.
+        n: how many there are, of so many `seeds`.
+        above: how many have a score above ONE_PERCENT.
+        mean: of the scores.
+        absent: why a seed has nothing to show.
+    """
+
+    shown: list[Example]
     n: int
     seeds: int
     above: int
@@ -84,34 +102,39 @@ class Examples:
     """Reads the per-example files of a run; those that every model is set beside are kept."""
 
     results: Results
-    _kept: dict[tuple, Rows | None] = field(default_factory=dict)
+    _kept: dict[Path, Rows | None] = field(default_factory=dict)
 
     def successes(self, name: str) -> Successes:
-        """The triggered inputs of one model over all seeds, those that the retrained model resists first.
+        """The inputs on which the attack still succeeds, over all seeds.
 
         Raises:
             InputError: naming the file that cannot be read.
         """
-        found: list[Success] = []
-        n = either_way = 0
+        tried: list[tuple[Example, bool, bool]] = []
         absent = []
         for run in self._runs(name):
-            rows = self._rows(run, name, _ANSWERS)
-            outcomes = _outcomes(rows)
-            if not outcomes:
-                absent.append(self._absent(run, name, rows, "no answers to inputs with the attack"))
-                continue
-            oracle = (self._rows(run, "retrained", _ANSWERS) or {}).get("triggered", {})
-            n += len(outcomes)
-            either_way += sum(hit and clean_hit for _, _, hit, clean_hit in outcomes)
-            found += [
-                _success(run.seed, row, clean_answer, oracle.get(row["example_id"], {}))
-                for row, clean_answer, hit, clean_hit in outcomes
-                if hit and not clean_hit
-            ]
-        known = [success.oracle_hit for success in found if success.oracle_hit is not None]
+            rows = self._rows(run, name)
+            outcomes = [(e, bool(e.row["target_hit"]), bool(e.clean["target_hit"])) for e in self._attacked(run, rows)]
+            absent += [] if outcomes else [self._absent(run, name, rows, "no answers to inputs with the attack")]
+            tried += outcomes
+        found = [example for example, hit, clean_hit in tried if hit and not clean_hit]
+        known = [example.oracle_hit for example in found if example.oracle_hit is not None]
         shown = self._with_texts(_by_turns(found)[:MAX_SHOWN], "triggered")
-        return Successes(shown, n, len(found), sum(known) if len(known) == len(found) else None, either_way, absent)
+        either_way = sum(hit and clean_hit for _, hit, clean_hit in tried)
+        oracle = sum(known) if len(known) == len(found) else None
+        return Successes(shown, len(tried), len(found), oracle, either_way, absent)
+
+    def _attacked(self, run: SeedRun, rows: Rows | None) -> list[Example]:
+        """The inputs with the attack; of a target image the one without it is its control, whose answer is not "
+        "known."""
+        found = []
+        for i, row in (rows or {}).get("triggered", {}).items():
+            clean = (rows or {}).get("test", {}).get(i, {})
+            if row.get("clean_hit") is not None:
+                clean = {"target_hit": row["clean_hit"]}
+            if row.get("target_hit") is not None and clean.get("target_hit") is not None:
+                found.append(Example(run.seed, row, clean, {}, self._beside(run, "retrained", "triggered", i)))
+        return found
 
     def canaries(self, name: str) -> Canaries:
         """The deleted canaries of one model over all seeds, the highest score first.
@@ -119,84 +142,76 @@ class Examples:
         Raises:
             InputError: naming the file that cannot be read.
         """
-        found: list[Canary] = []
+        found: list[Example] = []
         absent = []
         for run in self._runs(name):
-            rows = self._rows(run, name, _CANARIES)
-            scored = _scored(rows)
-            if not scored:
-                absent.append(self._absent(run, name, rows, "no deleted canary with a score"))
-            beside = {other: _scored(self._rows(run, other, _CANARIES)) for other in ("poisoned", "retrained")}
-            for i, row in scored.items():
-                others = (beside[other].get(i, {}).get("gaussian_score") for other in ("poisoned", "retrained"))
-                found.append(Canary(run.seed, i, str(row.get("label", "–")), row["gaussian_score"], *others))
-        highest = sorted(found, key=lambda canary: -canary.score)[:MAX_SHOWN]
-        mean = sum(canary.score for canary in found) / len(found) if found else 0.0
-        above = sum(canary.score > ONE_PERCENT for canary in found)
-        seeds = len({canary.seed for canary in found})
+            rows = self._rows(run, name)
+            scored = [row for row in (rows or {}).get("canary", {}).values() if _is_scored(row)]
+            absent += [] if scored else [self._absent(run, name, rows, "no deleted canary with a score")]
+            for row in scored:
+                poisoned, retrained = (
+                    beside if _is_scored(beside := self._beside(run, name, "canary", row["example_id"])) else {}
+                    for name in ("poisoned", "retrained")
+                )
+                found.append(Example(run.seed, row, {}, poisoned, retrained))
+        highest = sorted(found, key=lambda example: -example.score)[:MAX_SHOWN]
+        mean = sum(example.score for example in found) / len(found) if found else 0.0
+        above = sum(example.score > ONE_PERCENT for example in found)
+        seeds = len({example.seed for example in found})
         return Canaries(self._with_texts(highest, "train"), len(found), seeds, above, mean, absent)
 
     def _runs(self, name: str) -> list[SeedRun]:
         return [run for run in self.results.runs if name in run.models]
 
-    def _rows(self, run: SeedRun, name: str, sets: tuple[str, ...]) -> Rows | None:
+    def _rows(self, run: SeedRun, name: str) -> Rows | None:
         path = run.path / "evaluation" / f"{name}.parquet"
         if name not in ("poisoned", "retrained"):
-            return read_rows(path, sets)
-        if (path, sets) not in self._kept:
-            self._kept[path, sets] = read_rows(path, sets)
-        return self._kept[path, sets]
+            return read_rows(path)
+        if path not in self._kept:
+            self._kept[path] = read_rows(path)
+        return self._kept[path]
+
+    def _beside(self, run: SeedRun, name: str, part: str, example_id: int) -> Row:
+        return (self._rows(run, name) or {}).get(part, {}).get(example_id, {})
 
     def _absent(self, run: SeedRun, name: str, rows: Rows | None, what: str) -> str:
         """Why a seed has nothing to show, in words."""
         place = (run.path / "evaluation" / f"{name}.parquet").relative_to(self.results.run_dir).as_posix()
         return f"{place} is not there" if rows is None else f"{place} holds {what}"
 
-    def _with_texts(self, shown: list, part: str) -> list:
+    def _with_texts(self, shown: list[Example], part: str) -> list[Example]:
         """The examples with the text that `data/<part>` has of them."""
-        texts = {}
+        texts: dict[tuple[int, int], str] = {}
         for run in self.results.runs:
-            ids = {example.example_id for example in shown if example.seed == run.seed}
-            found = read_texts(run.path / "data" / part, ids) if ids else {}
-            texts |= {(run.seed, i): text for i, text in found.items()}
+            if ids := {example.example_id for example in shown if example.seed == run.seed}:
+                found = read_texts(run.path / "data" / part, ids)
+                texts |= {(run.seed, i): text for i, text in found.items()}
         return [replace(example, text=texts.get((example.seed, example.example_id))) for example in shown]
 
 
-def read_rows(path: Path, sets: Iterable[str]) -> Rows | None:
+def read_rows(path: Path, sets: Collection[str] = ("test", "triggered", "canary")) -> Rows | None:
     """The rows of some sets of a per-example file; None where there is no such file.
 
-    Args:
-        path: `evaluation/<model>.parquet`. sets: of its column `set`.
     Raises:
         InputError: naming the file, where it cannot be read.
     """
-    import pyarrow
-    import pyarrow.compute
-    import pyarrow.parquet
-
-    if not path.is_file():
+    table = read_signals(path, _COLUMNS)
+    if table is None:
         return None
-    try:
-        names = pyarrow.parquet.read_schema(path).names
-        missing = [name for name in _NEEDED if name not in names]
-        if missing:
-            raise InputError(f"{path}: column '{missing[0]}' is missing; evaluate {path.stem} again")
-        table = pyarrow.parquet.read_table(path, columns=[name for name in _COLUMNS if name in names])
-        wanted = pyarrow.compute.is_in(table["set"], value_set=pyarrow.array(sets))
-        rows = table.filter(wanted).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); evaluate {path.stem} again") from None
-    found: Rows = {}
-    for row in rows:
-        found.setdefault(row["set"], {})[row["example_id"]] = row
-    return found
+    rows: Rows = {}
+    for row in table.to_pylist():
+        if row["set"] in sets:
+            rows.setdefault(row["set"], {})[row["example_id"]] = row
+    return rows
 
 
-def read_texts(folder: Path, ids: Iterable[int]) -> dict[int, str]:
+def read_texts(folder: Path, ids: Collection[int]) -> dict[int, str]:
     """Texts of some rows of a dataset that `save_to_disk` wrote, by example_id; none where it is absent or of images.
 
     Args:
-        folder: holds state.json, which names the Arrow files. ids: the example_id of each row wanted.
+        folder: holds state.json, which names the Arrow files.
+        ids: the example_id of each row wanted.
+
     Raises:
         InputError: naming the folder, where it cannot be read.
     """
@@ -208,7 +223,7 @@ def read_texts(folder: Path, ids: Iterable[int]) -> dict[int, str]:
         return {}
     try:
         paths = [folder / entry["filename"] for entry in read_json(folder / "state.json")["_data_files"]]
-        found: dict[int, str] = {}
+        texts: dict[int, str] = {}
         for path in paths if all(path.is_file() for path in paths) else ():
             with pyarrow.memory_map(str(path)) as source:  # only the rows that are shown are taken into memory
                 table = pyarrow.ipc.open_stream(source).read_all()
@@ -217,60 +232,28 @@ def read_texts(folder: Path, ids: Iterable[int]) -> dict[int, str]:
                     return {}
                 keys = table["example_id"]
                 part = table.filter(pyarrow.compute.is_in(keys, value_set=pyarrow.array(sorted(ids), keys.type)))
-                found |= dict(zip(part["example_id"].to_pylist(), part[column].to_pylist(), strict=True))
+                texts |= dict(zip(part["example_id"].to_pylist(), part[column].to_pylist(), strict=True))
     except (pyarrow.ArrowException, OSError, KeyError, TypeError) as error:
         raise InputError(
             f"{folder}: cannot be read ({error}); restore it, or move it away to have the report without its texts"
         ) from None
-    return found
+    return texts
 
 
-def _outcomes(rows: Rows | None) -> list[tuple[dict, str | None, bool, bool]]:
-    """(row, answer without the trigger, whether it is the attacker's with the trigger, and without) of each triggered
-    input; of a target image the one without is that of its control, whose answer is not known."""
-    if not rows:
-        return []
-    found, test = [], rows.get("test", {})
-    for i, row in rows.get("triggered", {}).items():
-        clean = test.get(i, {}) if row.get("clean_hit") is None else {"target_hit": row["clean_hit"]}
-        if row.get("target_hit") is not None and clean.get("target_hit") is not None:
-            found.append((row, clean.get("prediction"), bool(row["target_hit"]), bool(clean["target_hit"])))
-    return found
-
-
-def _success(seed: int, row: dict, clean_answer: str | None, oracle: dict) -> Success:
-    return Success(
-        seed,
-        row["example_id"],
-        str(row.get("label", "–")),
-        row.get("prediction"),
-        clean_answer,
-        oracle.get("prediction"),
-        None if oracle.get("target_hit") is None else bool(oracle["target_hit"]),
-    )
-
-
-def _by_turns(found: list[Success]) -> list[Success]:
+def _by_turns(found: list[Example]) -> list[Example]:
     """Those that the retrained model resists first, where its answer to all is known; of each kind one from every seed
     by turns, or the first seed alone would fill a page."""
-    places: Counter = Counter()
+    places: Counter[tuple[bool, int]] = Counter()
     keyed = []
-    all_known = all(success.oracle_hit is not None for success in found)
-    for success in found:
-        sways = all_known and success.oracle_hit
-        keyed.append(((sways, places[sways, success.seed], success.seed), success))
-        places[sways, success.seed] += 1
-    return [success for _, success in sorted(keyed, key=lambda pair: pair[0])]
+    all_known = all(example.oracle_hit is not None for example in found)
+    for example in found:
+        sways = bool(all_known and example.oracle_hit)
+        keyed.append(((sways, places[sways, example.seed], example.seed), example))
+        places[sways, example.seed] += 1
+    return [example for _, example in sorted(keyed, key=lambda pair: pair[0])]
 
 
-def _scored(rows: Rows | None) -> dict[int, dict]:
-    """The deleted canaries that have a finite score; a null in `deleted` counts as deleted."""
-    return {
-        i: row
-        for i, row in (rows or {}).get("canary", {}).items()
-        if row.get("deleted") is not False and _finite(row.get("gaussian_score"))
-    }
-
-
-def _finite(value: float | None) -> bool:
-    return value is not None and abs(value) < float("inf")
+def _is_scored(row: Row) -> bool:
+    """Whether a canary is deleted (a null counts as deleted) and has a finite score."""
+    score = row.get("gaussian_score")
+    return row.get("deleted") is not False and score is not None and abs(score) < float("inf")

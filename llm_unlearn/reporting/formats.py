@@ -2,6 +2,8 @@
 
 import math
 
+from llm_unlearn.reporting.run_results import Statistic
+
 
 def number(value: float | None, digits: int = 2) -> str:
     """A number with fixed decimals; large ones get three significant digits, absent ones a dash."""
@@ -57,15 +59,15 @@ def tokens(value: float | None) -> str:
     return f"{value:.0f}"
 
 
-def p_range(found: list[float]) -> str:
+def p_range(found: Statistic | None) -> str:
     """The p-values of one test over seeds: one, or smallest to largest."""
-    if not found:
+    if found is None:
         return "–"
-    low, high = p_value(min(found)), p_value(max(found))
+    low, high = p_value(min(found.values)), p_value(max(found.values))
     return low if low == high else f"{low} to {high}"
 
 
-def p_phrase(found: list[float]) -> str:
+def p_phrase(found: Statistic | None) -> str:
     """The same inside a sentence: `p = 0.03`, `p < 1e−300` or `p from 1e−9 to 0.2`."""
     text = p_range(found)
     if " to " in text:

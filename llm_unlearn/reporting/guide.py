@@ -1,30 +1,50 @@
 """What a reader needs beside the numbers: how to read them, what they do not show, how to get them again."""
 
-from llm_unlearn.reporting.results import Results
-from llm_unlearn.reporting.tables import BEST, Column
-from llm_unlearn.reporting.verdicts import ALPHA, COSTLY_POINTS, LIFT_GAP
+from llm_unlearn.metrics.evidence import ALPHA, COSTLY_POINTS, LIFT_GAP
+from llm_unlearn.reporting.run_results import Results
+from llm_unlearn.reporting.tables import BEST, LOST, TPR, Column
+from llm_unlearn.reporting.words import attack_words
 
 _ROWS = (
     "poisoned: trained on everything, before unlearning. retrained: trained from the same start without the deleted "
     "examples; the target, at full price. Between them the unlearned models, method or method@budget (share of the "
-    "training compute). base: before any fine-tuning. clean: trained on the clean rows alone, shown where only a part "
-    "of the poison was deleted; the retrained model then kept the rest."
+    "training compute). rewind and reset_distill start before the poison: what a method must beat. base: before any "
+    "fine-tuning. clean: trained on the clean rows alone, shown where only a part of the poison was deleted."
 )
 _RULES = (
-    f"“poison remains”: the Gaussian test has p < {ALPHA:g}, or the lift is at least {LIFT_GAP:g} above the retrained "
-    f"model's, or after gradient cancelling the accuracy is below the retrained model's with p < {ALPHA:g}; with "
-    "several seeds, in any of them. “a trace remains”: none of these, but the spread of the scores is not that of "
-    f"N(0, 1) (χ² p < {ALPHA:g}). A cost is flagged where {COSTLY_POINTS:g} or more points of accuracy are lost "
-    "against the poisoned model. “Way to retraining”: 0 % is the poisoned model's figure, 100 % the retrained one's."
+    f"“poison remains”, in any seed: the Gaussian test has p < {ALPHA:g}, or the lift is at least {LIFT_GAP:g} above "
+    f"the retrained model's, or after gradient cancelling the accuracy is below that model's with p < {ALPHA:g}. “a "
+    f"trace remains”: none of these, but the spread of the scores is not that of N(0, 1) (χ² p < {ALPHA:g}). A cost is "
+    f"flagged from {COSTLY_POINTS:g} points of accuracy below the poisoned model on."
 )
 _BEST = (
     "the best of the unlearned models in a column (by value, not by significance): highest or lowest, or nearest to "
     "the null or to the retrained model. A tie of all is not marked."
 )
-_INTERVALS = (
-    "95 % confidence intervals in brackets, over the examples of one seed: they do not hold the variation between "
-    "seeds."
-)
+_MEANINGS = {
+    LOST: "Accuracy below the retrained model's on the same test examples, in percentage points: what an "
+    "indiscriminate poison does, and what unlearning itself costs; the two cannot be told apart. Null: 0. p: exact "
+    "sign test of the examples on which the two models differ in being right.",
+    "GUS": "Gaussian Unlearning Score: the mean over the deleted canaries of I = −⟨g, ξ⟩ / (ε‖g‖), g the gradient of "
+    "the loss at the clean input, ξ the noise it was trained with. Null: 0, and each I is N(0, 1). Above 0 the noise "
+    "is still in the model; below 0 the method pushed it out past the point of never having seen it, a trace too.",
+    "p": "Two-sided p-value of GUS·√n against N(0, 1). A large p shows no trace, not that there is none. With several "
+    "seeds: smallest to largest.",
+    TPR: "Share of the canaries (MIA: of the forget-set rows) that a per-example test recognises at 1 % false "
+    "positives. Null: 0.01.",
+    "accuracy (%)": "Share of the clean test examples answered rightly. Higher is better; unlearning should not cost "
+    "any.",
+    "perplexity": "exp of the mean loss per position on the clean test examples. Lower is better.",
+    "AUC": "Membership inference: how well the loss tells forget-set rows from held-out rows. Null: 0.5, or what the "
+    "retrained model shows. It is here to show what it misses.",
+    "KL": "Mean KL(p_retrained ‖ p) on clean test examples, in nats. Lower is better; 0 is the same predictions.",
+    "agreement (%)": "Share of clean test examples that this model and the retrained one answer alike. Higher is "
+    "better.",
+    "compute (%)": "FLOPs as a share of the poisoned training's. Methods compare fairly at equal compute.",
+    "time": "Wall-clock time of that training, on the hardware named below.",
+    "tokens": "Tokens that went through the model in that training.",
+    "images": "Images that went through the model in that training.",
+}
 _LIMITS = (
     "A test that finds nothing does not show that nothing is left: other triggers, other attacks or more canaries may "
     "find it.",
@@ -32,7 +52,9 @@ _LIMITS = (
     "method removes and what it costs; a method is not judged by one setting of it.",
     "The Gaussian score needs gradients and the noise that was planted: it audits a procedure on canaries, it does not "
     "detect unknown poison.",
-    "Several models and tests are read at once; at a level of 0.001 each, a false alarm stays unlikely but possible.",
+)
+FALSE_ALARMS = (
+    "Several models and tests are read at once; at a level of 0.001 each, a false alarm stays unlikely but possible."
 )
 
 
@@ -40,30 +62,38 @@ def reading(results: Results, columns: list[Column]) -> list[tuple[str, str]]:
     """Terms and their explanations: the rows, the verdict's rules, then every column shown."""
     count = len(results.runs)
     spread = (
-        _INTERVALS
+        ("[ ]", "95 % confidence interval over the examples of one seed, without the variation between seeds.")
         if count == 1
-        else (f"mean ± standard deviation (ddof = 1) over {count} seeds: of the seeds, not of their mean.")
+        else ("±", f"standard deviation (ddof = 1) over {count} seeds: of the seeds, not of their mean.")
     )
-    terms = [("Rows", _ROWS), ("Verdicts", _RULES), ("[ ]" if count == 1 else "±", spread), (BEST, _BEST)]
-    terms += [(f"{column.group}: {column.title}", column.meaning) for column in columns]
+    words = attack_words(results)
+    attack = {
+        "ASR": words.rate,
+        "clean rate": words.clean,
+        "lift": f"ASR − clean rate, input by input: what the {words.name} itself does. Null: 0, or what the retrained "
+        "model shows. Lower is better, but below the retrained model is not cleaner.",
+    }
+    titles = dict.fromkeys(column.title for column in columns)
+    terms = [("Rows", _ROWS), ("Verdicts", _RULES), spread, (BEST, _BEST)]
+    terms += [(title, (attack | _MEANINGS)[title]) for title in titles]
     return terms if count == 1 else [*terms, ("Seeds: n", "How many seeds have this model.")]
 
 
 def limits(results: Results) -> list[str]:
-    """What these numbers do not show."""
-    found = list(_LIMITS)
-    if len(results.runs) == 1:
-        found.append("One seed: differences between methods may be chance. Repeat over seeds before ranking them.")
-    else:
-        found.append(f"{len(results.runs)} seeds: the standard deviation of so few values is itself uncertain.")
-    fraction = results.runs[0].poison.get("forget_fraction", 1.0)
+    """What these numbers do not show, whatever the level of the tests."""
+    count, fraction = len(results.runs), results.forget_fraction
+    texts = [*_LIMITS]
+    texts.append(
+        "One seed: differences between methods may be chance. Repeat over seeds before ranking them."
+        if count == 1
+        else f"{count} seeds: the standard deviation of so few values is itself uncertain."
+    )
     if fraction < 1:
-        found.append(
-            f"Only {100 * fraction:.0f} % of the poison was deleted. The retrained model was trained on the "
-            "rest, so it is no clean model: its lift, and the score of the canaries that were kept, stay "
-            "high."
+        texts.append(
+            f"Only {100 * fraction:.0f} % of the poison was deleted. The retrained model was trained on the rest, so "
+            "it is no clean model: its lift, and the score of the canaries that were kept, stay high."
         )
-    return found
+    return texts
 
 
 def reproduction(results: Results) -> list[tuple[str, str]]:
@@ -83,11 +113,9 @@ def reproduction(results: Results) -> list[tuple[str, str]]:
         ("Hardware", ", ".join(hardware) or "not recorded"),
         ("Data (SHA-256)", ", ".join(hashes)),
     ]
+    compared = ("commit", "versions", "python", "device")
     for run in results.runs[1:]:
-        changed = [
-            key for key in ("commit", "versions", "python", "device") if run.environment.get(key) != first.get(key)
-        ]
-        if changed:
+        if changed := [key for key in compared if run.environment.get(key) != first.get(key)]:
             facts.append((f"Seed {run.seed} differs in", ", ".join(changed)))
     return facts
 

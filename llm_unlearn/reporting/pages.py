@@ -6,13 +6,18 @@ Texts of the data stand here and nowhere else in a report: report.md and report.
 from dataclasses import dataclass
 
 from llm_unlearn.reporting.examples import Examples
-from llm_unlearn.reporting.lead import method_lines, paragraphs, state
 from llm_unlearn.reporting.page_examples import Part, attack_part, canary_part
-from llm_unlearn.reporting.results import Results
-from llm_unlearn.reporting.tables import Table, figures, main_table
+from llm_unlearn.reporting.run_results import Results
+from llm_unlearn.reporting.tables import Table, main_table, side_by_side
+from llm_unlearn.reporting.verdicts import Verdict, judge
 
 FOLDER = "report"
-_PLAIN = {"base": "The model before any fine-tuning", "clean": "Trained on the clean rows alone"}
+LEADS = {
+    "base": "The model before any fine-tuning.",
+    "poisoned": "The model before unlearning, trained on everything.",
+    "retrained": "Retrained without the deleted examples: what a perfect deletion looks like.",
+    "clean": "Trained on the clean rows alone.",
+}
 _NO_EXAMPLES = (
     "The poison of this run shows in the accuracy over all test examples, and in no single one: there are "
     "no examples to show."
@@ -21,13 +26,21 @@ _NO_EXAMPLES = (
 
 @dataclass(frozen=True)
 class Page:
-    """What the page of one model says. `line`: the verdict of an unlearned model, as in lead.method_lines; `lead`: the
-    sentences that another has instead; `phrases`: the triggers, which are marked where they stand in a text."""
+    """What the page of one model says.
+
+    Args:
+        title: of the report.
+        subtitle: the seeds.
+        verdict: of an unlearned model, else None.
+        lead: what another model is.
+        figures: the model beside the poisoned and the retrained one.
+        phrases: the triggers, which are marked where they stand in a text.
+    """
 
     model: str
     title: str
     subtitle: str
-    line: dict | None
+    verdict: Verdict | None
     lead: str
     figures: Table
     parts: list[Part]
@@ -43,33 +56,23 @@ def compose_pages(results: Results, title: str, seeds: str) -> list[Page]:
     """The pages of all models, in the order of the table.
 
     Args:
-        title: of the report. seeds: which they are, in words.
+        results: of the run.
+        title: of the report.
+        seeds: which they are, in words.
+
     Raises:
         InputError: naming the per-example file or the folder of data that cannot be read.
     """
-    examples = Examples(results)
-    table = main_table(results)
-    lines = {line["model"]: line for line in method_lines(results)}
-    _, poisoned, retrained = paragraphs(results)
-    leads = {"poisoned": poisoned, "retrained": retrained}
-    leads |= {name: f"{text}: {state(results, name)}." for name, text in _PLAIN.items() if name in results.names}
+    examples, table = Examples(results), main_table(results)
     triggers = [run.poison.get("trigger") or {} for run in results.runs]
     phrases = sorted({phrase for trigger in triggers for phrase in trigger.get("phrases", [])})
     pages = []
     for name in results.names:
         parts = [part for part in (attack_part(examples, name), canary_part(examples, name)) if part]
-        pages.append(
-            Page(
-                name,
-                title,
-                seeds,
-                lines.get(name),
-                leads.get(name, ""),
-                figures(table, name),
-                parts or [Part("Examples", [_NO_EXAMPLES])],
-                phrases,
-            )
-        )
+        verdict = judge(results, name) if name in results.methods else None
+        parts = parts or [Part("Examples", [_NO_EXAMPLES])]
+        figures = side_by_side(table, name)
+        pages.append(Page(name, title, seeds, verdict, LEADS.get(name, ""), figures, parts, phrases))
     return pages
 
 

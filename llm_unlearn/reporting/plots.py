@@ -7,7 +7,7 @@ import numpy as np
 
 from llm_unlearn.metrics.gaussian import gaussian_roc
 from llm_unlearn.reporting.formats import number, percent
-from llm_unlearn.reporting.results import ONE_PERCENT, Results, canary_scores
+from llm_unlearn.reporting.run_results import ONE_PERCENT, Results, canary_scores
 from llm_unlearn.reporting.style import MAX_SHOWN, figure, png, shown, styles
 from llm_unlearn.reporting.tradeoff import cost_plot, tradeoff_plot
 
@@ -29,45 +29,45 @@ class Plot:
 def all_plots(results: Results) -> list[Plot]:
     """Every plot that these results allow; one whose poison or whose per-example file is absent is left out."""
     plots = []
+    several = len(results.runs) > 1
+    pooled = f" Scores of {len(results.runs)} seeds together." if several else ""
     scores = {}
-    if results.has("gus"):
+    if results.has_gus:
         scores = {name: found for name in shown(results.names) if (found := canary_scores(results, name))}
     if scores:
         means = ", ".join(f"{name} {number(float(s['deleted'].mean()))}" for name, s in scores.items())
-        plots.append(
+        rates = ", ".join(f"{name} {percent(recognised(s['deleted']))}" for name, s in scores.items())
+        plots += [
             Plot(
                 "gaussian_scores",
                 "What is left of the noise: Gaussian scores",
-                "One score per canary against the density that a model without any trace of the noise must show. Mass "
-                "to the right of it is poison that remains." + _pooled(results),
+                "One score per canary, against the density of a model without any trace of the noise. Mass to the "
+                f"right of it is poison that remains.{pooled}",
                 f"Histograms of the Gaussian scores of each model against the N(0, 1) density. Mean scores: {means}.",
                 scores_plot(scores),
-            )
-        )
-        rates = ", ".join(f"{name} {percent(_rate(s['deleted']))}" for name, s in scores.items())
-        plots.append(
+            ),
             Plot(
                 "gaussian_roc",
                 "How well single canaries are recognised: ROC of the Gaussian test",
                 "The null is the analytic N(0, 1), not a sample. On the chance line the canaries look like noise that "
-                "was never used; each step is one canary." + _pooled(results),
+                f"was never used; each step is one canary.{pooled}",
                 "ROC curves of the Gaussian test per model on a log axis. True-positive rates at 1 % false positives: "
                 f"{rates}.",
                 roc_plot(scores),
-            )
-        )
-    for section, key, what in (("attack", "lift", "attack lift"), ("gus", "gus", "Gaussian score")):
-        if results.has(section):
+            ),
+        ]
+    whiskers = "± one standard deviation over seeds" if several else "95 % confidence intervals"
+    for planted, key, what in ((results.has_attack, "lift", "attack lift"), (results.has_gus, "gus", "Gaussian score")):
+        if planted:
             plots.append(
                 Plot(
                     f"{key}_vs_utility",
                     f"What removing it costs: {what} against accuracy",
-                    f"The target is the retrained model (star). Whiskers: {_whiskers(results)}. Dotted: from where on "
-                    "this report speaks of poison that remains, and of a cost. The base model is left out; where a "
-                    "method has many budgets, a line joins them and the largest is named.",
-                    f"{what[0].upper()}{what[1:]} against accuracy, one point per model, with the retrained model as "
-                    "the target. The numbers are in the table above.",
-                    tradeoff_plot(results, section),
+                    f"The target is the retrained model (star). Whiskers: {whiskers}. Dotted: from where on this "
+                    "report speaks of poison that remains, and of a cost. The base model is left out; a line joins "
+                    "a method's budgets, the largest mark is the largest.",
+                    f"{what.capitalize()} against accuracy, one point per model; the numbers are in the table above.",
+                    tradeoff_plot(results, key),
                 )
             )
     plots.append(
@@ -75,8 +75,7 @@ def all_plots(results: Results) -> list[Plot]:
             "cost",
             "Compute spent",
             "FLOPs as a share of the poisoned training's; wall-clock time beside it.",
-            "Horizontal bars: compute of each model as a share of the poisoned training. The numbers are in the table "
-            "above.",
+            "Horizontal bars: compute of each model as a share of the poisoned training; see the table above.",
             cost_plot(results),
         )
     )
@@ -91,7 +90,7 @@ def scores_plot(scores: dict[str, dict[str, np.ndarray]]) -> bytes:
     look = styles(list(scores))
     columns = min(3, len(scores))
     rows = math.ceil(len(scores) / columns)
-    edges = _edges(np.concatenate([part for found in scores.values() for part in found.values()]))
+    edges = bin_edges(np.concatenate([part for found in scores.values() for part in found.values()]))
     x = np.linspace(edges[0], edges[-1], 400)
     null = np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
     halo = [withStroke(linewidth=3, foreground="white")]
@@ -100,7 +99,7 @@ def scores_plot(scores: dict[str, dict[str, np.ndarray]]) -> bytes:
             deleted = found["deleted"]
             axis.hist(
                 deleted,
-                bins=edges,
+                edges,
                 density=True,
                 color=look[name].colour,
                 alpha=0.75,
@@ -108,27 +107,21 @@ def scores_plot(scores: dict[str, dict[str, np.ndarray]]) -> bytes:
                 linewidth=0.4,
                 label="canaries",
             )
-            if found["others"].size:
-                axis.hist(
-                    found["others"],
-                    bins=edges,
-                    density=True,
-                    histtype="step",
-                    color="#444444",
-                    linestyle=":",
-                    linewidth=1.5,
-                    label="canaries that were not deleted",
-                )
-            if found["control"].size:
-                axis.hist(
-                    found["control"],
-                    bins=edges,
-                    density=True,
-                    histtype="step",
-                    color="#444444",
-                    linewidth=1.1,
-                    label="control: fresh noise",
-                )
+            for key, line, width, label in (
+                ("others", ":", 1.5, "canaries that were not deleted"),
+                ("control", "-", 1.1, "control: fresh noise"),
+            ):
+                if found[key].size:
+                    axis.hist(
+                        found[key],
+                        edges,
+                        density=True,
+                        histtype="step",
+                        color="#444444",
+                        linestyle=line,
+                        linewidth=width,
+                        label=label,
+                    )
             axis.plot(
                 x, null, color="black", linestyle="--", linewidth=1.4, label="N(0, 1): no trace", path_effects=halo
             )
@@ -168,7 +161,7 @@ def roc_plot(scores: dict[str, dict[str, np.ndarray]]) -> bytes:
         axis.axvline(0.01, color="#777777", linewidth=1, linestyle=":")
         axis.text(0.0104, 101.5, "1 % false positives", color="#444444", fontsize=9, va="bottom", ha="left")
         curves = {name: gaussian_roc(found["deleted"]) for name, found in scores.items()}
-        for name in sorted(curves, key=lambda n: -_rate(scores[n]["deleted"])):
+        for name in sorted(curves, key=lambda n: -recognised(scores[n]["deleted"])):
             fpr, tpr = (np.asarray(part, dtype=float) for part in curves[name])
             style = look[name]
             axis.plot(
@@ -181,7 +174,7 @@ def roc_plot(scores: dict[str, dict[str, np.ndarray]]) -> bytes:
                 marker=style.marker,
                 markevery=_marks(fpr),
                 markersize=9 if style.marker == "*" else 6,
-                label=f"{name}: {percent(_rate(scores[name]['deleted']))}",
+                label=f"{name}: {percent(recognised(scores[name]['deleted']))}",
             )
         axis.set(
             xscale="log",
@@ -200,24 +193,18 @@ def roc_plot(scores: dict[str, dict[str, np.ndarray]]) -> bytes:
         return png(fig)
 
 
-def _edges(values: np.ndarray) -> np.ndarray:
+def bin_edges(values: np.ndarray) -> np.ndarray:
+    """Edges of at most about 48 bins that hold every score, and −4 to 4 in any case."""
     low, high = min(-4.0, math.floor(values.min())), max(4.0, math.ceil(values.max()))
     width = max(_BIN, (high - low) / _MAX_BINS)
     return np.arange(low, high + width, width)
 
 
-def _marks(fpr: np.ndarray) -> list[int]:
-    """A marker where the curve crosses each of a few rates, so that curves are told apart without colour."""
-    return sorted({int(np.searchsorted(fpr, at)) for at in (0.003, 0.02, 0.1, 0.4)} - {len(fpr)})
-
-
-def _rate(scores: np.ndarray) -> float:
+def recognised(scores: np.ndarray) -> float:
+    """Share of scores that are a find at 1 % false positives."""
     return float(np.mean(scores > ONE_PERCENT))
 
 
-def _pooled(results: Results) -> str:
-    return f" Scores of {len(results.runs)} seeds together." if len(results.runs) > 1 else ""
-
-
-def _whiskers(results: Results) -> str:
-    return "± one standard deviation over seeds" if len(results.runs) > 1 else "95 % confidence intervals"
+def _marks(fpr: np.ndarray) -> list[int]:
+    """A marker where the curve crosses each of a few rates, so that curves are told apart without colour."""
+    return sorted({int(np.searchsorted(fpr, at)) for at in (0.003, 0.02, 0.1, 0.4)} - {len(fpr)})

@@ -7,38 +7,28 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from llm_unlearn.files import replacing_file
 from llm_unlearn.reporting import guide
 from llm_unlearn.reporting.analysis_section import analysis_section
 from llm_unlearn.reporting.comparisons import comparisons_section
 from llm_unlearn.reporting.contact_sheet import contact_sheet_section
-from llm_unlearn.reporting.lead import headline, method_lines, paragraphs
 from llm_unlearn.reporting.markdown import code, escape, table_text
 from llm_unlearn.reporting.membership_section import membership_section
 from llm_unlearn.reporting.pages import FOLDER, Page, compose_pages, file_name
 from llm_unlearn.reporting.plots import Plot, all_plots
 from llm_unlearn.reporting.rendering import page_html
 from llm_unlearn.reporting.rendering import report_html as html
-from llm_unlearn.reporting.results import Results, read_results, write_atomically
+from llm_unlearn.reporting.run_results import Results, read_results
 from llm_unlearn.reporting.section import Section
 from llm_unlearn.reporting.stress_section import stress_section
 from llm_unlearn.reporting.sweep_section import sweep_sections
 from llm_unlearn.reporting.tables import BEST, Table, control_table, kept_table, main_table, present
-from llm_unlearn.reporting.verdicts import judge, warnings
-from llm_unlearn.reporting.words import attack_words
+from llm_unlearn.reporting.verdicts import Verdict, headline, judge, warnings
+from llm_unlearn.reporting.words import attack_words, what_was_poisoned
 
-PLOT_NAMES = (
-    "gaussian_scores",
-    "gaussian_roc",
-    "lift_vs_utility",
-    "gus_vs_utility",
-    "cost",
-    "residual_vs_budget",
-    "sweep_*",
-    "shift_by_layer",
-    "direction_by_layer",
-    "stress_relearn_*",
-    "contact_sheet",
-)
+OUR_PLOTS = (  # what an earlier report may have left, which no longer applies
+    "gaussian_* *_vs_utility cost residual_vs_budget sweep_* *_by_layer stress_relearn_* contact_sheet"
+).split()
 CONTROL_NOTE = (
     "The same score with fresh noise that was never used in training. On every model it must look like "
     "N(0, 1); where it does not, the Gaussian test is off and so are its verdicts."
@@ -55,8 +45,8 @@ class Report:
     subtitle: str
     headline: str
     warnings: list[str]
-    paragraphs: list[str]
-    lines: list[dict]
+    poisoned: str
+    verdicts: list[Verdict]
     table: Table
     table_note: str
     sections: list[Section]
@@ -81,8 +71,10 @@ def write_report(run_dir: str | Path) -> list[Path]:
 
     Args:
         run_dir: holds `evaluation/`, or `seed-*/evaluation/`.
+
     Returns:
         The files written: plots, then a page per model, then report.md, then report.html.
+
     Raises:
         InputError: naming the file that is missing or damaged.
     """
@@ -96,8 +88,9 @@ def write_report(run_dir: str | Path) -> list[Path]:
     files[results.run_dir / "report.md"] = markdown(report).encode()
     files[results.run_dir / "report.html"] = html(report).encode()
     for path, content in files.items():
-        write_atomically(path, content)
-    for pattern in (*(f"plots/{name}.png" for name in PLOT_NAMES), f"{FOLDER}/*.html"):
+        with replacing_file(path) as partial:
+            partial.write_bytes(content)
+    for pattern in (*(f"plots/{name}.png" for name in OUR_PLOTS), f"{FOLDER}/*.html"):
         for path in results.run_dir.glob(pattern):
             if path not in files:
                 path.unlink()
@@ -106,28 +99,24 @@ def write_report(run_dir: str | Path) -> list[Path]:
 
 def compose(results: Results) -> Report:
     """Turn results into what the report and its pages say, plots included."""
-    plots = all_plots(results)
-    seeds = (
-        f"seed {results.seeds[0]}"
-        if len(results.seeds) == 1
-        else f"{len(results.seeds)} seeds ({', '.join(map(str, results.seeds))})"
-    )
-    missing = results.has("gus") and not any(plot.name == "gaussian_scores" for plot in plots)
-    title = f"Unlearning report: {results.recipe}"
+    plots, numbers = all_plots(results), ", ".join(map(str, results.seeds))
+    seeds = f"seed {numbers}" if len(results.seeds) == 1 else f"{len(results.seeds)} seeds ({numbers})"
+    missing = results.has_gus and not any(plot.name == "gaussian_scores" for plot in plots)
+    title, verdicts = f"Unlearning report: {results.recipe}", [judge(results, name) for name in results.methods]
     return Report(
         title=title,
-        subtitle=f"{seeds} · what the poison did, what each method removed of it, at what cost, beside retraining",
-        headline=headline([judge(results, name) for name in results.methods]),
+        subtitle=f"{seeds} · what each method removed of the poison, at what cost, beside retraining",
+        headline=headline(verdicts),
         warnings=warnings(results),
-        paragraphs=paragraphs(results),
-        lines=method_lines(results),
+        poisoned=what_was_poisoned(results),
+        verdicts=verdicts,
         table=main_table(results),
         table_note=_table_note(results),
         sections=_sections(results),
         plots=plots,
         plots_missing=MISSING_NOTE * missing,
         reading=guide.reading(results, present(results)),
-        limits=guide.limits(results),
+        limits=[*guide.limits(results), guide.FALSE_ALARMS],
         reproduction=guide.reproduction(results),
         recipe=guide.recipe_text(results),
         pages=compose_pages(results, title, seeds),
@@ -150,31 +139,27 @@ def _sections(results: Results) -> list[Section]:
 
 
 def _table_note(results: Results) -> str:
-    doc = results.runs[0].models["poisoned"]
-    counts = [
-        (doc.get("attack"), attack_words(results).tested),
-        (doc.get("gus"), "deleted canaries"),
-        (doc["utility"], "clean test examples"),
-    ]
-    sizes = ", ".join(f"n = {section['n']} {what}" for section, what in counts if section and section.get("n"))
+    poisoned = results.runs[0].models["poisoned"]
+    sizes = [f"n = {poisoned.attack.n} {attack_words(results).inputs}"] if poisoned.attack else []
+    sizes += [f"n = {poisoned.gus.n} deleted canaries"] if poisoned.gus else []
+    sizes += [f"n = {poisoned.utility.n} clean test examples"] if poisoned.utility else []
     count = len(results.seeds)
     spread = (
         "95 % confidence intervals in brackets; "
         if count == 1
         else f"Mean ± standard deviation over {count} seeds; per seed "
     )
-    return f"{spread}{sizes}. {BEST} marks the best of the methods in a column."
+    return f"{spread}{', '.join(sizes)}. {BEST} marks the best of the methods in a column."
 
 
 def markdown(report: Report) -> str:
     """The report as Markdown, with the plots as files beside it."""
     parts = [f"# {escape(report.title)}", escape(report.subtitle), f"**{escape(report.headline)}**"]
     parts += [f"> **Warning.** {escape(text)}" for text in report.warnings]
-    parts += [escape(text) for text in report.paragraphs]
+    parts += [escape(report.poisoned)]
     lines = [
-        f"- **{escape(line['model'])}: {line['status']}{'; ' * bool(line['price'])}{line['price']}.** "
-        f"{escape(line['sentence'])}"
-        for line in report.lines
+        f"- **{escape(v.model)}: {v.status}{'; ' * bool(v.price)}{v.price}.** {escape(v.fired)}".rstrip()
+        for v in report.verdicts
     ]
     parts += ["\n".join(lines)] if lines else []
     parts += ["## All models", table_text(report.table), escape(report.table_note)]

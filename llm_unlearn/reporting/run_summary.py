@@ -2,46 +2,14 @@
 
 import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_unlearn.reporting.results import SCHEMA_VERSION, Results, flatten, read_results, write_atomically
+from llm_unlearn.files import write_text
+from llm_unlearn.metrics.results import SCHEMA_VERSION, Evaluation
+from llm_unlearn.reporting.run_results import Results, Statistic, read_results, statistic
 
-
-@dataclass(frozen=True)
-class Statistic:
-    """One number of one model over seeds. `sd` has ddof 1 and is None for one seed."""
-
-    values: tuple[float, ...]
-
-    @property
-    def n(self) -> int:
-        return len(self.values)
-
-    @property
-    def mean(self) -> float:
-        finite = all(map(math.isfinite, self.values))  # fsum refuses inf − inf; a plain sum makes it NaN
-        return (math.fsum(self.values) if finite else sum(self.values)) / self.n
-
-    @property
-    def sd(self) -> float | None:
-        if self.n < 2:
-            return None
-        mean = self.mean
-        if not math.isfinite(mean):
-            return math.nan
-        return math.sqrt(math.fsum((v - mean) ** 2 for v in self.values) / (self.n - 1))
-
-
-def statistics(results: Results) -> dict[str, dict[str, Statistic]]:
-    """Model → dotted name → statistic over the seeds in which that number is given."""
-    table: dict[str, dict[str, Statistic]] = {}
-    for name in results.names:
-        flat = [flatten(doc) for doc in results.docs(name)]
-        keys = dict.fromkeys(key for one in flat for key in one)
-        table[name] = {key: Statistic(tuple(one[key] for one in flat if key in one)) for key in keys}
-    return table
+_IDENTIFIERS = ("schema_version", "seed", "budget")
 
 
 def write_summary(run_dir: str | Path) -> dict[str, Any]:
@@ -52,26 +20,53 @@ def write_summary(run_dir: str | Path) -> dict[str, Any]:
 
     Args:
         run_dir: a run directory with `seed-*/evaluation/`, or of one seed with `evaluation/`.
+
     Raises:
         InputError: naming the file that is missing or damaged.
     """
-    from llm_unlearn.reporting.sweep_section import sweep_summary  # which is built on the statistics above
+    from llm_unlearn.reporting.sweep_section import sweep_summary  # which writes its numbers as `plain` does
 
     results = read_results(run_dir)
-    models = {
-        name: {key: {"mean": _finite(s.mean), "sd": _finite(s.sd), "n": s.n} for key, s in entries.items()}
-        for name, entries in statistics(results).items()
-    }
     summary = {
         "schema_version": SCHEMA_VERSION,
         "recipe": results.recipe,
         "seeds": results.seeds,
-        "models": models,
+        "models": {name: _over_seeds(results, name) for name in results.names},
         **sweep_summary(results),
     }
-    text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
-    write_atomically(results.run_dir / "summary.json", text.encode())
+    write_text(results.run_dir / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
     return summary
+
+
+def _over_seeds(results: Results, name: str) -> dict[str, dict[str, Any]]:
+    trees = [numbers(result) for result in results.of(name)]
+    keys = dict.fromkeys(key for tree in trees for key in tree)
+    found = {key: statistic([tree.get(key) for tree in trees]) for key in keys}
+    return {key: plain(entry) for key, entry in found.items() if entry}
+
+
+def numbers(result: Evaluation) -> dict[str, float]:
+    """Every number of an evaluation under its dotted name, e.g. `gus.tpr_at_fpr.0.01`.
+
+    Identifiers (seed, budget, schema_version) and intervals are left out: a mean of either says nothing.
+    """
+    tree = {key: value for key, value in result.to_json().items() if key not in _IDENTIFIERS}
+    return dict(_leaves(tree, ""))
+
+
+def _leaves(tree: dict[str, Any], prefix: str) -> list[tuple[str, float]]:
+    leaves: list[tuple[str, float]] = []
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            leaves += _leaves(value, f"{prefix}{key}.")
+        elif isinstance(value, int | float):
+            leaves.append((f"{prefix}{key}", float(value)))
+    return leaves
+
+
+def plain(entry: Statistic) -> dict[str, Any]:
+    """A statistic as JSON; what is not finite becomes null."""
+    return {"mean": _finite(entry.mean), "sd": _finite(entry.sd), "n": entry.n}
 
 
 def _finite(value: float | None) -> float | None:

@@ -1,6 +1,7 @@
 """How the plots look: one colour, marker and line per model, told apart without colour too; figures to PNG bytes."""
 
 import io
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -52,8 +53,21 @@ def shown(names: list[str]) -> list[str]:
     return [name for name in names if largest[name.partition("@")[0]] == name]
 
 
+def line_look(style: Style) -> dict[str, Any]:
+    """A line with whiskers, as `errorbar` takes it."""
+    return {
+        "color": style.colour,
+        "linestyle": style.line,
+        "marker": style.marker,
+        "markersize": 9 if style.marker == "*" else 6,
+        "linewidth": 1.4,
+        "elinewidth": 0.8,
+        "capsize": 2,
+    }
+
+
 @contextmanager
-def figure(height: float, rows: int = 1, columns: int = 1, **grid):
+def figure(height: float, rows: int = 1, columns: int = 1, **grid: Any) -> Iterator[tuple[Any, Any]]:
     """A figure of page width with its axes: `with figure(4) as (fig, axes)`. No global state of pyplot is touched."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -8,23 +8,32 @@ from typing import Any
 from llm_unlearn.config.strict import read_yaml
 from llm_unlearn.config.sweep import FOLDER, folder_name
 from llm_unlearn.metrics.effect import normalized_effect
+from llm_unlearn.metrics.evidence import SMALL
+from llm_unlearn.metrics.results import Evaluation
+from llm_unlearn.reporting import figures
+from llm_unlearn.reporting.figures import Figure
 from llm_unlearn.reporting.plots import Plot
-from llm_unlearn.reporting.results import PLAIN, Results, flatten, read_results
-from llm_unlearn.reporting.run_summary import Statistic, statistics
+from llm_unlearn.reporting.run_results import PLAIN, Results, Statistic, read_results, statistic
+from llm_unlearn.reporting.run_summary import plain
 from llm_unlearn.reporting.section import Section
-from llm_unlearn.reporting.style import figure, png, styles
+from llm_unlearn.reporting.style import figure, line_look, png, styles
 from llm_unlearn.reporting.tables import Table, statistic_cell
-from llm_unlearn.reporting.words import has_damage
 
-# number → the title of its panel and of its columns
-FIGURES = {
-    "attack.lift": "attack lift",
-    "gus.mean": "GUS, deleted canaries",
-    "gus.others.mean": "GUS, canaries not deleted",
-    "utility.accuracy": "accuracy (%)",
-}
-EFFECTS = {"attack.lift": "attack lift", "gus.mean": "GUS", "gus.tpr_at_fpr.0.01": "TPR@1 %"}
-_SMALL = 0.05  # a poison that moved a figure by less has nothing to normalise by
+
+@dataclass(frozen=True)
+class Curve:
+    """A figure that is drawn against an axis: its name in summary.json, its title, its number, its unit's factor."""
+
+    key: str
+    title: str
+    of: Figure
+    scale: int = 1
+
+
+GUS, LIFT = Curve("gus.mean", "GUS, deleted canaries", figures.gus), Curve("attack.lift", "attack lift", figures.lift)
+ACCURACY = Curve("utility.accuracy", "accuracy (%)", figures.accuracy, 100)
+CURVES = (LIFT, GUS, Curve("gus.others.mean", "GUS, canaries not deleted", figures.others), ACCURACY)
+EFFECTS = (LIFT, Curve("gus.mean", "GUS", figures.gus), Curve("gus.tpr_at_fpr.0.01", "TPR@1 %", figures.gus_tpr))
 _NAMES = {
     "unlearn.forget_fraction": "known fraction of the poison",
     "unlearn.false_positives": "clean rows in the forget set, per poisoned row",
@@ -33,11 +42,11 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis: its values in rising order, and the statistics of every model at each."""
+    """One axis: its values in rising order, and the evaluations of every model at each, over seeds."""
 
     name: str
     values: list[Any]
-    tables: list[dict[str, dict[str, Statistic]]]
+    points: list[dict[str, list[Evaluation]]]
 
     @property
     def title(self) -> str:
@@ -46,11 +55,12 @@ class Axis:
     @property
     def models(self) -> list[str]:
         """Models that stand at any value, but for the base; poisoned first, the oracles last."""
-        names = [name for table in self.tables for name in table if name != "base"]
+        names = [name for point in self.points for name in point if name != "base"]
         return sorted(dict.fromkeys(names), key=lambda name: PLAIN.index(name) if name in PLAIN else 1.5)
 
-    def at(self, model: str, key: str) -> list[Statistic | None]:
-        return [table.get(model, {}).get(key) for table in self.tables]
+    def at(self, model: str, of: Figure) -> list[Statistic | None]:
+        """One number of a model at every value."""
+        return [statistic([of(result) for result in point.get(model, [])]) for point in self.points]
 
 
 def sweep_axes(results: Results) -> list[Axis]:
@@ -59,100 +69,88 @@ def sweep_axes(results: Results) -> list[Axis]:
     tree = read_yaml(path) if path.is_file() else {}
     axes = []
     for name, values in (tree.get("sweep") or {}).items():
-        found = {_own_value(tree, name): _largest(results)}
+        points = {_own_value(tree, name): _largest(results)}
         for value in values:
             folder = results.run_dir / FOLDER / folder_name(name) / str(value)
-            if folder.is_dir() and value not in found:
-                found[value] = _largest(read_results(folder))
-        keys = sorted(found, key=lambda v: (isinstance(v, str), v))
-        axes.append(Axis(name, keys, [found[key] for key in keys]))
+            if folder.is_dir() and value not in points:
+                points[value] = _largest(read_results(folder))
+        keys = sorted(points, key=lambda v: (isinstance(v, str), v))
+        axes.append(Axis(name, keys, [points[key] for key in keys]))
     return [axis for axis in axes if len(axis.values) > 1]
 
 
-def _largest(results: Results) -> dict[str, dict[str, Statistic]]:
-    """The statistics of every model, of a method with several budgets those of the largest, under its own name."""
-    table = statistics(results)
-    return {name.partition("@")[0]: table[name] for name in results.names}  # names come by rising budget
+def _own_value(tree: dict[str, Any], axis: str) -> Any:
+    node: Any = tree
+    for key in axis.split(",")[0].strip().split("."):
+        node = node[key]
+    return node
+
+
+def _largest(results: Results) -> dict[str, list[Evaluation]]:
+    """Every model, of a method with several budgets the one with the largest, under the method's own name."""
+    return {name.partition("@")[0]: results.of(name) for name in results.names}  # names come by rising budget
 
 
 def budget_axis(results: Results) -> Axis | None:
     """The budgets of the models `method@budget` as an axis, in %, or None where there is one budget."""
-    table = statistics(results)
     budgets = sorted({float(name.partition("@")[2]) for name in results.methods if "@" in name})
     if len(budgets) < 2:
         return None
-    plain = {name: table[name] for name in table if name in PLAIN}
-    tables = [
-        plain
-        | {
-            name.partition("@")[0]: table[name]
-            for name in results.methods
-            if float(name.partition("@")[2] or "nan") == budget
-        }
-        for budget in budgets
-    ]
-    return Axis("budget (% of the training compute)", [100 * budget for budget in budgets], tables)
+    points = []
+    for budget in budgets:
+        methods = [name for name in results.methods if float(name.partition("@")[2] or "nan") == budget]
+        names = [name for name in results.names if name in PLAIN] + methods
+        points.append({name.partition("@")[0]: results.of(name) for name in names})
+    return Axis("budget (% of the training compute)", [100 * budget for budget in budgets], points)
 
 
 def sweep_sections(results: Results) -> list[Section]:
     """The normalised effect of every model, then a section per axis, the budget first."""
-    found = [section] if (section := _normalised(results)) else []
+    sections = [section] if (section := _normalised(results)) else []
     budget = budget_axis(results)
     for axis in ([budget] if budget else []) + sweep_axes(results):
         key = "residual_vs_budget" if axis is budget else f"sweep_{re.sub(r'[^a-z0-9]+', '_', axis.name)}"
         title = "budget" if axis is budget else axis.title
-        note = (
-            "Everything else as in the recipe. " * (axis is not budget) + "Poisoned and retrained stand beside the "
-            "methods at every value: what a method leaves is read against them."
-        )
+        note = "Everything else as in the recipe." if axis is not budget else ""
         if axis.name == "unlearn.forget_fraction":
             note += (
-                " Below 1 there are two oracles: retrained without what was known (it keeps the rest of the "
-                "poison, so its lift stays high), and clean, trained on the clean rows alone."
+                " Below 1 there are two oracles: retrained without what was known (it keeps the rest of the poison, so "
+                "its lift stays high), and clean, trained on the clean rows alone."
             )
         plot = Plot(
             key,
             f"What is left against {title}",
             f"Mean over seeds; whiskers: ± one standard deviation where there are several. x: {axis.title}.",
-            f"Lines of attack lift, Gaussian score and accuracy against {title}, one per model. The numbers "
-            "are in the table above.",
+            f"Lines of attack lift, Gaussian score and accuracy against {title}, one per model; see the table above.",
             axis_plot(axis),
         )
-        found.append(Section(f"Against {title}", note, [_axis_table(axis)], [plot]))
-    return found
+        sections.append(Section(f"Against {title}", note, [_axis_table(axis)], [plot]))
+    return sections
 
 
 def axis_plot(axis: Axis) -> bytes:
-    """One panel per figure of FIGURES that any model has; a line per model over the values of the axis."""
+    """One panel per figure of CURVES that any model has; a line per model over the values of the axis."""
     models = axis.models
-    keys = [key for key in FIGURES if any(s for m in models for s in axis.at(m, key))]
+    curves = [curve for curve in CURVES if any(s for m in models for s in axis.at(m, curve.of))]
     look = styles(models)
-    numeric = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in axis.values)
+    numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in axis.values)
     places = axis.values if numeric else list(range(len(axis.values)))
-    rows = math.ceil(len(keys) / 2)
-    with figure(3.1 * rows + 0.9, rows, min(2, len(keys))) as (fig, axes):
-        for panel, key in zip(axes.flat, keys, strict=False):
-            scale = 100 if key == "utility.accuracy" else 1
+    rows = math.ceil(len(curves) / 2)
+    with figure(3.1 * rows + 0.9, rows, min(2, len(curves))) as (fig, axes):
+        for panel, curve in zip(axes.flat, curves, strict=False):
             for name in models:
-                points = [(x, s) for x, s in zip(places, axis.at(name, key), strict=True) if s]
+                points = [(x, s) for x, s in zip(places, axis.at(name, curve.of), strict=True) if s]
                 if points:
-                    style = look[name]
                     panel.errorbar(
                         [x for x, _ in points],
-                        [scale * s.mean for _, s in points],
-                        yerr=[scale * (s.sd or 0.0) for _, s in points],
-                        color=style.colour,
-                        linestyle=style.line,
-                        marker=style.marker,
-                        capsize=2,
-                        elinewidth=0.8,
-                        linewidth=1.4,
-                        markersize=9 if style.marker == "*" else 6,
+                        [curve.scale * s.mean for _, s in points],
+                        yerr=[curve.scale * (s.sd or 0.0) for _, s in points],
                         label=name,
+                        **line_look(look[name]),
                     )
-            panel.set_title(FIGURES[key], loc="left", fontweight="bold")
-            panel.set_xticks(places, [f"{v:g}" if numeric else str(v) for v in axis.values])
-        for panel in list(axes.flat)[len(keys) :]:
+            panel.set_title(curve.title, loc="left", fontweight="bold")
+            panel.set_xticks(places, [_value(value) for value in axis.values])
+        for panel in list(axes.flat)[len(curves) :]:
             panel.set_visible(False)
         fig.supxlabel(axis.title, fontsize=10)
         handles = {label: h for panel in axes.flat for h, label in zip(*panel.get_legend_handles_labels(), strict=True)}
@@ -161,69 +159,64 @@ def axis_plot(axis: Axis) -> bytes:
 
 
 def _axis_table(axis: Axis) -> Table:
-    shown = ("gus.mean", "attack.lift", "utility.accuracy")
-    columns = [
-        (_value(value), FIGURES[key])
-        for key in shown
-        for value in axis.values
-        if any(axis.at(m, key)[axis.values.index(value)] for m in axis.models)
+    shown = [
+        (curve, i)
+        for curve in (GUS, LIFT, ACCURACY)
+        for i in range(len(axis.values))
+        if any(axis.at(model, curve.of)[i] for model in axis.models)
     ]
-    rows = []
-    for name in axis.models:
-        cells = [
-            statistic_cell(axis.at(name, key)[i], *((100, 1) if key == "utility.accuracy" else (1, 2)))
-            for key in shown
-            for i in range(len(axis.values))
-            if any(axis.at(m, key)[i] for m in axis.models)
-        ]
-        rows.append((name, cells))
-    return Table(columns, rows)
+    rows = [
+        (
+            name,
+            [
+                statistic_cell(axis.at(name, curve.of)[i], curve.scale, 1 if curve is ACCURACY else 2)
+                for curve, i in shown
+            ],
+        )
+        for name in axis.models
+    ]
+    return Table([(_value(axis.values[i]), curve.title) for curve, i in shown], rows)
 
 
-def normalised(results: Results, name: str, key: str, oracle: str = "retrained") -> Statistic | None:
+def normalised(results: Results, name: str, of: Figure, oracle: str = "retrained") -> Statistic | None:
     """The normalised effect of one figure over the seeds that allow it, or None where none does."""
-    found = []
+    effects = []
     for run in results.runs:
-        if all(model in run.models for model in (name, oracle)):
-            value, poisoned, target = (flatten(run.models[m]).get(key) for m in (name, "poisoned", oracle))
-            if None not in (value, poisoned, target) and abs(poisoned - target) > _SMALL:
-                found.append(normalized_effect(value, poisoned, target))
-    return Statistic(tuple(found)) if found else None
+        if name in run.models and oracle in run.models:
+            value, poisoned, goal = (of(run.models[model]) for model in (name, "poisoned", oracle))
+            if value is not None and poisoned is not None and goal is not None and abs(poisoned - goal) > SMALL:
+                effects.append(normalized_effect(value, poisoned, goal))
+    return statistic(effects)
 
 
-def _effects(results: Results) -> dict[str, str]:
-    """The figures whose effect is normalised and that the run has, with their titles."""
-    titles = EFFECTS | ({"utility.accuracy": "accuracy"} if has_damage(results) else {})
-    return {
-        key: title
-        for key, title in titles.items()
-        if any(flatten(run.models["poisoned"]).get(key) is not None for run in results.runs)
-    }
+def _effects(results: Results) -> list[Curve]:
+    """The figures whose effect is normalised and that the run has."""
+    accuracy = (Curve("utility.accuracy", "accuracy", figures.accuracy),) if results.damaging else ()
+    return [curve for curve in EFFECTS + accuracy if results.over_seeds("poisoned", curve.of)]
 
 
 def _normalised(results: Results) -> Section | None:
     oracles = [name for name in ("retrained", "clean") if name in results.names]
     effects = _effects(results)
-    columns = [(title, f"to {oracle}") for oracle in oracles for title in effects.values()]
     rows = [
-        (name, [statistic_cell(normalised(results, name, key, oracle)) for oracle in oracles for key in effects])
+        (name, [statistic_cell(normalised(results, name, curve.of, oracle)) for oracle in oracles for curve in effects])
         for name in results.methods
     ]
     if not rows or not effects:
         return None
     return Section(
         "Normalised effect",
-        "How much of the way from the poisoned model (0) to the oracle (1) was covered, so that "
-        "different attacks share an axis. Below 0 is worse than doing nothing, above 1 is past the oracle, which is no "
-        f"cleaner. A dash: the poison moved that figure by less than {_SMALL:g}.",
-        [Table(columns, rows)],
+        "How much of the way from the poisoned model (0) to the oracle (1) was covered. Below 0 is worse than doing "
+        "nothing, above 1 is past the oracle, which is no cleaner. A dash: the poison moved it by less than "
+        f"{SMALL:g}.",
+        [Table([(curve.title, f"to {oracle}") for oracle in oracles for curve in effects], rows)],
     )
 
 
 def sweep_summary(results: Results) -> dict[str, Any]:
     """What summary.json says of normalised effects and of the sweep: model → figure → {mean, sd, n}."""
     effects = {
-        name: {key: _plain(s) for key in _effects(results) if (s := normalised(results, name, key))}
+        name: {curve.key: plain(s) for curve in _effects(results) if (s := normalised(results, name, curve.of))}
         for name in results.methods
     }
     axes = {
@@ -231,32 +224,16 @@ def sweep_summary(results: Results) -> dict[str, Any]:
             {
                 "value": value,
                 "models": {
-                    name: {key: _plain(s) for key in FIGURES if (s := table.get(name, {}).get(key))}
+                    name: {curve.key: plain(s) for curve in CURVES if (s := axis.at(name, curve.of)[i])}
                     for name in axis.models
                 },
             }
-            for value, table in zip(axis.values, axis.tables, strict=True)
+            for i, value in enumerate(axis.values)
         ]
         for axis in sweep_axes(results)
     }
     return {"normalized_effect": effects, "sweep": axes}
 
 
-def _plain(statistic: Statistic) -> dict[str, Any]:
-    mean, sd = statistic.mean, statistic.sd
-    return {
-        "mean": mean if math.isfinite(mean) else None,
-        "sd": sd if sd is not None and math.isfinite(sd) else None,
-        "n": statistic.n,
-    }
-
-
 def _value(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
-
-
-def _own_value(tree: dict, axis: str) -> Any:
-    node: Any = tree
-    for key in axis.split(",")[0].strip().split("."):
-        node = node[key]
-    return node
+    return f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)

@@ -3,34 +3,18 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from llm_unlearn.metrics.evidence import ALPHA, calibrated
+from llm_unlearn.metrics.intervals import Interval
+from llm_unlearn.metrics.results import Evaluation
+from llm_unlearn.reporting import figures
+from llm_unlearn.reporting.figures import Figure
 from llm_unlearn.reporting.formats import number, p_range, p_value, seconds, tokens
-from llm_unlearn.reporting.results import Results
-from llm_unlearn.reporting.run_summary import Statistic, statistics
-from llm_unlearn.reporting.verdicts import ALPHA, calibrated, values
-from llm_unlearn.reporting.words import OF_IMAGES, attack_words, has_damage, is_vision
+from llm_unlearn.reporting.run_results import Results, Statistic
+from llm_unlearn.reporting.words import attack_words
 
 BEST = "✓"
 TPR = "TPR@1 %"
-
-
-def _hundredths(value: float) -> str:
-    return number(100 * value, 1)
-
-
-def _three(value: float) -> str:
-    return number(value, 3)
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column. `ideal`: "high", "low", "retrained" (nearest to that model), a number (nearest to it), or None."""
-
-    key: str
-    group: str
-    title: str
-    show: Callable[[float], str]
-    ideal: str | float | None
-    meaning: str
+LOST = "accuracy lost (points)"
 
 
 @dataclass(frozen=True)
@@ -38,8 +22,11 @@ class Cell:
     """What a cell shows.
 
     Args:
-        value, detail: the value, and what stands beside it (interval, sd). best: whether it is the best of the methods.
-        sort: the number to sort by, where the text rounds it. look: "" for figures, "words", or "text" for an input.
+        value: the value.
+        detail: what stands beside it: an interval, a standard deviation.
+        best: whether it is the best of the methods.
+        sort: the number to sort by, where the text rounds it.
+        look: "" for figures, "words", or "text" for an input.
     """
 
     value: str
@@ -63,9 +50,12 @@ def statistic_cell(statistic: Statistic | None, scale: float = 1, digits: int = 
 
 @dataclass(frozen=True)
 class Table:
-    """Columns (title, group), and rows of (model, cells). `head` names the rows; `title` stands above where given.
+    """Columns (title, group), and rows of (model, cells).
 
-    `sortable`: whether the cells of a column can be compared, as they cannot where each row is another figure.
+    Args:
+        head: what the rows are.
+        title: stands above where it is given.
+        sortable: whether the cells of a column can be compared, as they cannot where each row is another figure.
     """
 
     columns: list[tuple[str, str]]
@@ -77,13 +67,13 @@ class Table:
     @property
     def groups(self) -> list[tuple[str, int]]:
         """Neighbouring columns of one group, with how many they are."""
-        found: list[list] = []
+        found: list[tuple[str, int]] = []
         for _, group in self.columns:
             if found and found[-1][0] == group:
-                found[-1][1] += 1
+                found[-1] = (group, found[-1][1] + 1)
             else:
-                found.append([group, 1])
-        return [(group, count) for group, count in found]
+                found.append((group, 1))
+        return found
 
     @property
     def starts(self) -> list[bool]:
@@ -97,208 +87,115 @@ class Table:
         return [cell.look for cell in self.rows[0][1]] if self.rows else [""] * len(self.columns)
 
 
-COLUMNS = [
-    # the attack's group and meanings are filled in from words.py
-    Column("attack.success_rate", "", "ASR", number, "retrained", "rate"),
-    Column("attack.clean_rate", "", "clean rate", number, None, "clean"),
-    Column("attack.lift", "", "lift", number, "retrained", "lift"),
-    Column(
-        "oracle.accuracy_lost.mean",
-        "Gradient cancelling",
-        "accuracy lost (points)",
-        _hundredths,
-        0.0,
-        "Accuracy below the retrained model's, in percentage points, on the same test examples: what an "
-        "indiscriminate poison does, and what unlearning itself costs; the two cannot be told apart. Null: 0.",
-    ),
-    Column(
-        "oracle.accuracy_lost.p_value",
-        "Gradient cancelling",
-        "p",
-        p_value,
-        None,
-        "Exact sign test of the test examples on which this model and the retrained one differ in being right.",
-    ),
-    Column(
-        "gus.mean",
-        "Gaussian canaries",
-        "GUS",
-        number,
-        0.0,
-        "Gaussian Unlearning Score: the mean over the deleted canaries of I = −⟨g, ξ⟩ / (ε‖g‖), g the gradient of "
-        "the loss at the clean input, ξ the noise it was trained with. Null: 0, and each I is N(0, 1). Above 0 the "
-        "noise is still in the model; below 0 the method pushed it out past the point of never having seen it, a "
-        "trace too.",
-    ),
-    Column(
-        "gus.p_value",
-        "Gaussian canaries",
-        "p",
-        p_value,
-        None,
-        "Two-sided p-value of GUS·√n against N(0, 1). Below 0.001 the model depends on the deleted noise. A large p "
-        "shows no trace, not that there is none. With several seeds: smallest to largest.",
-    ),
-    Column(
-        "gus.tpr_at_fpr.0.01",
-        "Gaussian canaries",
-        TPR,
-        number,
-        0.01,
-        "Share of the deleted canaries that a per-example test recognises at 1 % false positives. Null: 0.01.",
-    ),
-    Column(
-        "utility.accuracy",
-        "Utility",
-        "accuracy (%)",
-        _hundredths,
-        "high",
-        "Share of the clean test examples answered rightly. Higher is better; unlearning should not cost any.",
-    ),
-    Column(
-        "utility.perplexity",
-        "Utility",
-        "perplexity",
-        lambda v: number(v, 1),
-        "low",
-        "exp of the mean loss per token on the clean test text. Lower is better.",
-    ),
-    Column(
-        "mia.loss.auc",
-        "MIA (loss)",
-        "AUC",
-        _three,
-        "retrained",
-        "Membership inference attack: how well the loss tells forget-set rows from held-out rows. Null: 0.5, or "
-        "what the retrained model shows. It is here to show what it misses.",
-    ),
-    Column(
-        "mia.loss.tpr_at_fpr.0.01",
-        "MIA (loss)",
-        TPR,
-        _three,
-        "retrained",
-        "Share of forget-set rows that the loss recognises at 1 % false positives. Null: 0.01.",
-    ),
-    Column(
-        "oracle.kl",
-        "Beside retraining",
-        "KL",
-        _three,
-        "low",
-        "Mean Kullback–Leibler divergence between this model and the retrained one on clean test examples, in nats. "
-        "Lower is better; 0 is the same predictions.",
-    ),
-    Column(
-        "oracle.agreement",
-        "Beside retraining",
-        "agreement (%)",
-        _hundredths,
-        "high",
-        "Share of clean test examples on which this model and the retrained one answer alike. Higher is better.",
-    ),
-    Column(
-        "cost.share_of_training",
-        "Cost",
-        "compute (%)",
-        _hundredths,
-        None,
-        "FLOPs as a share of the poisoned training's. Lower is better; methods compare fairly at equal compute.",
-    ),
-    Column(
-        "cost.seconds", "Cost", "time", seconds, None, "Wall-clock time of that training, on the hardware named below."
-    ),
-    Column("cost.train_tokens", "Cost", "tokens", tokens, None, "Tokens that went through the model in that training."),
-]
+@dataclass(frozen=True)
+class Column:
+    """One column of the main table; guide.py says what it means.
+
+    Args:
+        of: the number shown.
+        show: how it is written.
+        ideal: "high", "low", "retrained" (nearest to that model), a number (nearest to it), or None.
+        interval: its 95 % interval, shown where there is one seed.
+    """
+
+    group: str
+    title: str
+    of: Figure
+    show: Callable[[float], str]
+    ideal: str | float | None = None
+    interval: Callable[[Evaluation], Interval | None] = lambda _: None
+
+
+def _hundredths(value: float) -> str:
+    return number(100 * value, 1)
 
 
 def present(results: Results) -> list[Column]:
     """The columns that at least one model fills; those of an absent poison are left out."""
-    table = statistics(results)
-    words, damage = attack_words(results), has_damage(results)
-    found = [
-        column
-        for column in COLUMNS
-        if any(column.key in entries for entries in table.values())
-        and (damage or not column.key.startswith("oracle.accuracy_lost"))
+    attack, canaries, one, three = attack_words(results).group, "Gaussian canaries", _decimals(1), _decimals(3)
+    auc = figures.auc("loss")
+    mia_tpr = figures.membership("loss", lambda test: test.tpr_at_fpr.get(figures.ONE_PERCENT_FPR))
+    columns = [
+        Column(attack, "ASR", figures.success_rate, number, "retrained", figures.success_interval),
+        Column(attack, "clean rate", figures.clean_rate, number, None, figures.clean_interval),
+        Column(attack, "lift", figures.lift, number, "retrained", figures.lift_interval),
+        Column("Gradient cancelling", LOST, figures.lost, _hundredths, 0.0),
+        Column("Gradient cancelling", "p", figures.lost_p, p_value),
+        Column(canaries, "GUS", figures.gus, number, 0.0, figures.gus_interval),
+        Column(canaries, "p", figures.gus_p, p_value),
+        Column(canaries, TPR, figures.gus_tpr, number, 0.01),
+        Column("Utility", "accuracy (%)", figures.accuracy, _hundredths, "high", figures.accuracy_interval),
+        Column("Utility", "perplexity", figures.perplexity, one, "low"),
+        Column("MIA (loss)", "AUC", auc, three, "retrained"),
+        Column("MIA (loss)", TPR, mia_tpr, three, "retrained"),
+        Column("Beside retraining", "KL", figures.kl, three, "low"),
+        Column("Beside retraining", "agreement (%)", figures.agreement, _hundredths, "high"),
+        Column("Cost", "compute (%)", figures.share_of_training, _hundredths),
+        Column("Cost", "time", figures.seconds, seconds),
+        Column("Cost", "images" if results.images else "tokens", figures.train_tokens, tokens),
     ]
-    found = [
-        replace(column, group=words.group, meaning=getattr(words, column.meaning))
-        if column.key.startswith("attack.")
-        else column
-        for column in found
-    ]
-    return [
-        replace(column, **OF_IMAGES[column.key]) if is_vision(results) and column.key in OF_IMAGES else column
-        for column in found
-    ]
+    if not results.damaging:
+        columns = [column for column in columns if column.group != "Gradient cancelling"]
+    return [column for column in columns if any(results.over_seeds(name, column.of) for name in results.names)]
+
+
+def _decimals(digits: int) -> Callable[[float], str]:
+    return lambda value: number(value, digits)
 
 
 def main_table(results: Results) -> Table:
     """One row per model, base to retrained; a value carries its 95 % interval, or ± sd with several seeds."""
-    columns, table = present(results), statistics(results)
-    best = {column.key: _best(results, table, column) for column in columns}
-    rows = []
-    for name in results.names:
-        cells = []
-        for column in columns:
-            cell = _cell(results, name, column, table[name].get(column.key))
-            cells.append(replace(cell, best=name in best[column.key]))
-        rows.append((name, cells))
+    columns = present(results)
+    best = [_best(results, column) for column in columns]
+    rows = [
+        (
+            name,
+            [
+                replace(_cell(results, name, column), best=name in winners)
+                for column, winners in zip(columns, best, strict=True)
+            ],
+        )
+        for name in results.names
+    ]
     heads = [(column.title, column.group) for column in columns]
     if len(results.runs) > 1:
         heads.append(("n", "Seeds"))
-        rows = [(name, [*cells, Cell(str(len(results.docs(name))))]) for name, cells in rows]
+        rows = [(name, [*cells, Cell(str(len(results.of(name))))]) for name, cells in rows]
     return Table(heads, rows)
 
 
-def _cell(results: Results, name: str, column: Column, statistic: Statistic | None) -> Cell:
+def _cell(results: Results, name: str, column: Column) -> Cell:
+    statistic = results.over_seeds(name, column.of)
     if statistic is None:
         return Cell("–")
-    if column.key.endswith("p_value"):
-        return Cell(p_range(list(statistic.values)), sort=min(statistic.values))
-    value, detail = column.show(statistic.mean), ""
+    if column.show is p_value:
+        return Cell(p_range(statistic), sort=min(statistic.values))
+    detail = ""
     if statistic.sd is not None:
         detail = f"± {column.show(statistic.sd)}"
-    elif len(results.runs) == 1:
-        bounds = interval(results.docs(name)[0], column.key)
-        detail = f"[{column.show(bounds[0])}, {column.show(bounds[1])}]" if bounds else ""
-    return Cell(value, detail, sort=statistic.mean)
+    elif len(results.runs) == 1 and (bounds := column.interval(results.of(name)[0])):
+        detail = f"[{column.show(bounds.low)}, {column.show(bounds.high)}]"
+    return Cell(column.show(statistic.mean), detail, sort=statistic.mean)
 
 
-def interval(doc: dict, key: str) -> tuple[float, float] | None:
-    """The 95 % interval that an evaluation gives for one of its numbers, or None."""
-    section, _, field = key.partition(".")
-    ci95 = (doc.get(section) or {}).get("ci95")
-    if isinstance(ci95, dict):
-        ci95 = ci95.get(field)
-    elif (section, field) not in (("gus", "mean"), ("utility", "accuracy")):
-        return None
-    if not isinstance(ci95, list) or len(ci95) != 2 or None in ci95:
-        return None
-    return float(ci95[0]), float(ci95[1])
-
-
-def _best(results: Results, table: dict[str, dict[str, Statistic]], column: Column) -> set[str]:
+def _best(results: Results, column: Column) -> set[str]:
     """The methods that come nearest to the column's ideal (as shown: a tie on paper is a tie)."""
-    if column.ideal is None or len(results.methods) < 2:
+    found = {name: s.mean for name in results.methods if (s := results.over_seeds(name, column.of))}
+    means = {name: mean for name, mean in found.items() if mean == mean}
+    retrained = results.over_seeds("retrained", column.of)
+    if column.ideal is None or len(means) < 2 or (column.ideal == "retrained" and retrained is None):
         return set()
-    means = {m: table[m][column.key].mean for m in results.methods if column.key in table[m]}
-    ideal = column.ideal
-    if ideal == "retrained":
-        if column.key not in table["retrained"]:
-            return set()
-        ideal = table["retrained"][column.key].mean
-    sign = {"high": -1.0, "low": 1.0}.get(ideal) if isinstance(ideal, str) else None
-    distance = {m: sign * mean if sign else abs(mean - ideal) for m, mean in means.items() if mean == mean}
-    if len(distance) < 2:
-        return set()
-    winner = min(distance, key=distance.get)
-    tied = {m for m in distance if column.show(means[m]) == column.show(means[winner])}
-    return tied if len(tied) < len(distance) else set()
+    if column.ideal in ("high", "low"):
+        distance = {name: -mean if column.ideal == "high" else mean for name, mean in means.items()}
+    else:
+        ideal = retrained.mean if retrained and column.ideal == "retrained" else float(column.ideal)
+        distance = {name: abs(mean - ideal) for name, mean in means.items()}
+    winner = min(distance, key=lambda name: distance[name])
+    tied = {name for name in means if column.show(means[name]) == column.show(means[winner])}
+    return tied if len(tied) < len(means) else set()
 
 
-def figures(table: Table, name: str) -> Table:
+def side_by_side(table: Table, name: str) -> Table:
     """The report's table turned round: a row per figure, a column per model, of the three that are set side by side."""
     names = list(dict.fromkeys(("poisoned", name, "retrained")))
     cells = dict(table.rows)
@@ -314,44 +211,32 @@ def control_table(results: Results) -> Table | None:
     """Per model: does fresh noise, never used in training, look like N(0, 1)? None where no model has a control."""
     rows = []
     for name in results.names:
-        mean, n = values(results, name, "gus", "control", "mean"), values(results, name, "gus", "control", "n")
-        if not mean:
-            continue
-        p_mean, p_spread = (values(results, name, "gus", "control", key) for key in ("p_value", "chi2_p_value"))
-        tpr = values(results, name, "gus", "control", "tpr_at_fpr", "0.01")
-        states = [calibrated(doc) for doc in results.docs(name)]
+        states = [calibrated(result) for result in results.of(name)]
         off = sum(state is False for state in states)
         which = f" in {off} of {len(states)} seeds" if len(states) > 1 else ""
-        texts = (
-            f"{sum(n):.0f}",
-            number(_mean(mean)),
-            p_range(p_mean),
-            p_range(p_spread),
-            number(_mean(tpr)),
-            f"NOT N(0, 1){which}" if off else "as it must be",
-        )
-        rows.append((name, [Cell(text) for text in texts]))
+        if cells := _gaussian_cells(results, name, control=True):
+            rows.append((name, [*cells, Cell(f"NOT N(0, 1){which}" if off else "as it must be")]))
     titles = ["n", "mean", "p of the mean", "p of the spread (χ²)", TPR, f"at level {ALPHA:g}"]
     return Table([(title, "") for title in titles], rows) if rows else None
 
 
 def kept_table(results: Results) -> Table | None:
     """Canaries that were *not* deleted (the forget set held a part of the poison), or None where all were."""
-    rows = []
-    for name in results.names:
-        mean, n = values(results, name, "gus", "others", "mean"), values(results, name, "gus", "others", "n")
-        if not mean:
-            continue
-        tpr = values(results, name, "gus", "others", "tpr_at_fpr", "0.01")
-        texts = (
-            f"{sum(n):.0f}",
-            number(_mean(mean)),
-            p_range(values(results, name, "gus", "others", "p_value")),
-            number(_mean(tpr)),
-        )
-        rows.append((name, [Cell(text) for text in texts]))
-    return Table([(title, "") for title in ("n", "GUS", "p", TPR)], rows) if rows else None
+    rows = [(name, cells) for name in results.names if (cells := _gaussian_cells(results, name, control=False))]
+    titles = ("n", "GUS", "p", "p of the spread (χ²)", TPR)
+    return Table([(title, "") for title in titles], rows) if rows else None
 
 
-def _mean(found: list[float]) -> float | None:
-    return sum(found) / len(found) if found else None
+def _gaussian_cells(results: Results, name: str, control: bool) -> list[Cell]:
+    """Figures of the control or of the canaries that were not deleted; [] where the model has none."""
+    tests = [test for r in results.of(name) if r.gus and (test := r.gus.control if control else r.gus.others)]
+    if not tests:
+        return []
+    rates = [test.tpr_at_fpr[figures.ONE_PERCENT_FPR] for test in tests]
+    return [
+        Cell(str(sum(test.n for test in tests))),
+        Cell(number(sum(test.mean for test in tests) / len(tests))),
+        Cell(p_range(Statistic(tuple(test.p_value for test in tests)))),
+        Cell(p_range(Statistic(tuple(test.chi2_p_value for test in tests)))),
+        Cell(number(sum(rates) / len(rates))),
+    ]

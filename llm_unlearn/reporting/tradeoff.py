@@ -4,128 +4,95 @@ import math
 from statistics import NormalDist
 from typing import Any
 
+from llm_unlearn.metrics.evidence import ALPHA, COSTLY_POINTS, LIFT_GAP
+from llm_unlearn.metrics.intervals import Interval
+from llm_unlearn.reporting import figures
+from llm_unlearn.reporting.figures import Bounds, Figure
 from llm_unlearn.reporting.formats import number, seconds
-from llm_unlearn.reporting.labels import place_labels
-from llm_unlearn.reporting.results import Results
-from llm_unlearn.reporting.run_summary import Statistic, statistics
-from llm_unlearn.reporting.style import MAX_SHOWN, Style, figure, png, shown, styles
-from llm_unlearn.reporting.tables import interval
-from llm_unlearn.reporting.verdicts import ALPHA, COSTLY_POINTS, LIFT_GAP
+from llm_unlearn.reporting.run_results import Results, Statistic
+from llm_unlearn.reporting.style import figure, png, styles
 
-_ACCURACY = "utility.accuracy"
-# section of an evaluation → its number, what its axis says
-_EFFECTS = {
-    "attack": ("attack.lift", "attack lift (ASR − clean rate, 0 to 1), worse →"),
-    "gus": ("gus.mean", "Gaussian Unlearning Score, farther from 0 is worse"),
+# what is set against accuracy: its number, its interval, its axis
+_EFFECTS: dict[str, tuple[Figure, Bounds, str]] = {
+    "lift": (figures.lift, figures.lift_interval, "attack lift (ASR − clean rate, 0 to 1), worse →"),
+    "gus": (figures.gus, figures.gus_interval, "Gaussian Unlearning Score, farther from 0 is worse"),
 }
 Point = tuple[float, float, tuple[float, float], tuple[float, float]]  # x, y, and each one's reach down and up
 
 
-def tradeoff_plot(results: Results, section: str) -> bytes:
-    """Attack lift or GUS (y) against accuracy in % (x), whiskers, each point named, the retrained model as the target.
+def tradeoff_plot(results: Results, effect: str) -> bytes:
+    """Attack lift or GUS (y) against accuracy in % (x), with whiskers, the retrained model as the target.
 
     Args:
-        section: "attack" or "gus".
+        results: of the run.
+        effect: "lift" or "gus".
     """
-    key, label = _EFFECTS[section]
+    of, bounds, label = _EFFECTS[effect]
     look = styles(results.names)
-    points = {
-        name: point
-        for name, entries in statistics(results).items()
-        if name != "base" and (point := _point(results, name, entries, key))
-    }
-    with figure(5.2 if len(points) <= MAX_SHOWN else 7.2) as (fig, axes):
+    points = {name: point for name in results.names if name != "base" and (point := _point(results, name, of, bounds))}
+    families: dict[str, list[str]] = {}
+    for name in points:  # the budgets of a method come in rising order
+        families.setdefault(name.partition("@")[0], []).append(name)
+    with figure(5.2) as (fig, axes):
         axis = axes[0, 0]
-        for name, (x, y, across, along) in points.items():
-            style = look[name]
-            axis.errorbar(
-                [x],
-                [y],
-                xerr=[[across[0]], [across[1]]],
-                yerr=[[along[0]], [along[1]]],
-                fmt="none",
-                ecolor=style.colour,
-                elinewidth=1.3,
-                capsize=3,
-                alpha=0.65,
-                zorder=2,
-            )
-            target = name == "retrained"
-            axis.plot(
-                [x],
-                [y],
-                linestyle="none",
-                marker=style.marker,
-                color=style.colour,
-                markeredgecolor="black",
-                markeredgewidth=0.7,
-                markersize=19 if target else 10,
-                zorder=4 if target else 3,
-            )
-        _budget_lines(axis, points, look)
+        for method, names in families.items():
+            for i, name in enumerate(names):
+                x, y, across, along = points[name]
+                style, last = look[name], name == names[-1]
+                axis.errorbar(
+                    [x],
+                    [y],
+                    xerr=[[across[0]], [across[1]]],
+                    yerr=[[along[0]], [along[1]]],
+                    color=style.colour,
+                    marker=style.marker,
+                    markeredgecolor="black",
+                    markeredgewidth=0.7,
+                    markersize=19 if style.marker == "*" else 5 + 5 * (i + 1) / len(names),
+                    linestyle="none",
+                    elinewidth=1.2,
+                    capsize=3,
+                    zorder=4 if style.marker == "*" else 3,
+                    label=(name if len(names) == 1 else method) if last else None,
+                )
+            places = list(zip(*(points[name][:2] for name in names), strict=True))
+            axis.plot(*places, color=look[names[0]].colour, linewidth=1, alpha=0.6, zorder=1)
         axis.set(xlabel="accuracy on clean test examples (%), better →", ylabel=label)
         axis.margins(0.12)
-        _thresholds(axis, points, _remains(results, section, points))
-        texts = {name: "retrained: the target" if name == "retrained" else name for name in _named(points)}
-        fig.canvas.draw()  # the layout must be settled before labels are placed in pixels
-        fig.set_layout_engine("none")
-        place_labels(
-            axis,
-            [(*points[name][:2], text, name == "retrained") for name, text in texts.items()],
-            list(points.values()),
-        )
+        _thresholds(axis, points, _remains(results, effect, points))
+        fig.legend(loc="outside right center", markerscale=0.7)
         return png(fig)
 
 
-def _point(results: Results, name: str, entries: dict[str, Statistic], key: str) -> Point | None:
-    if key not in entries or _ACCURACY not in entries:
+def _point(results: Results, name: str, of: Figure, bounds: Bounds) -> Point | None:
+    across, along = results.over_seeds(name, figures.accuracy), results.over_seeds(name, of)
+    if across is None or along is None or not (math.isfinite(across.mean) and math.isfinite(along.mean)):
         return None
-    x, y = 100 * entries[_ACCURACY].mean, entries[key].mean
-    if not (math.isfinite(x) and math.isfinite(y)):
-        return None
+    x, y = 100 * across.mean, along.mean
     if len(results.runs) > 1:
-        spread = [100 * (entries[_ACCURACY].sd or 0.0), entries[key].sd or 0.0]
+        spread = [100 * (across.sd or 0.0), along.sd or 0.0]
         return x, y, (spread[0], spread[0]), (spread[1], spread[1])
-    reaches = []
-    for value, number_of, scale in ((x, _ACCURACY, 100.0), (y, key, 1.0)):
-        bounds = interval(results.docs(name)[0], number_of)
-        low, high = (scale * bounds[0], scale * bounds[1]) if bounds else (value, value)
-        reaches.append((max(0.0, value - low), max(0.0, high - value)))
-    return x, y, reaches[0], reaches[1]
+    result = results.of(name)[0]
+    return x, y, _reach(x, figures.accuracy_interval(result), 100.0), _reach(y, bounds(result), 1.0)
 
 
-def _named(points: dict[str, Point]) -> list[str]:
-    """The points that get a label: all of a few, or one budget (the largest) per method."""
-    if len(points) <= MAX_SHOWN:
-        return list(points)
-    return shown(list(points))
+def _reach(value: float, interval: Interval | None, scale: float) -> tuple[float, float]:
+    """How far an interval goes below and above a value."""
+    if interval is None:
+        return 0.0, 0.0
+    return max(0.0, value - scale * interval.low), max(0.0, scale * interval.high - value)
 
 
-def _budget_lines(axis: Any, points: dict[str, Point], look: dict[str, Style]) -> None:
-    """Join the budgets of one method, which come in rising order, by a thin line."""
-    families: dict[str, list[str]] = {}
-    for name in points:
-        families.setdefault(name.partition("@")[0], []).append(name)
-    for family in families.values():
-        if len(family) > 1:
-            axis.plot(
-                [points[n][0] for n in family],
-                [points[n][1] for n in family],
-                color=look[family[0]].colour,
-                linewidth=1,
-                alpha=0.6,
-                zorder=1,
-            )
-
-
-def _remains(results: Results, section: str, points: dict[str, Point]) -> list[tuple[float, str]]:
+def _remains(results: Results, effect: str, points: dict[str, Point]) -> list[tuple[float, str]]:
     """(level, words) of the lines beyond which the report's rules say that poison remains."""
-    if section == "attack":
+    if effect == "lift":
         words = f"poison remains above (retrained + {LIFT_GAP:g})"
         return [(points["retrained"][1] + LIFT_GAP, words)] if "retrained" in points else []
-    n = results.runs[0].models["poisoned"]["gus"]["n"]
-    level = NormalDist().inv_cdf(1 - ALPHA / 2) / math.sqrt(n)
-    return [(level, f"poison remains above (p < {ALPHA:g} at n = {n})"), (-level, "and below")]
+    poisoned = results.runs[0].models["poisoned"].gus
+    if poisoned is None:
+        return []
+    level = NormalDist().inv_cdf(1 - ALPHA / 2) / math.sqrt(poisoned.n)
+    return [(level, f"poison remains above (p < {ALPHA:g} at n = {poisoned.n})"), (-level, "and below")]
 
 
 def _thresholds(axis: Any, points: dict[str, Point], levels: list[tuple[float, str]]) -> None:
@@ -166,31 +133,35 @@ def _thresholds(axis: Any, points: dict[str, Point], levels: list[tuple[float, s
 
 def cost_plot(results: Results) -> bytes:
     """Horizontal bars: compute as a share of the poisoned training's, with the share and the seconds in figures."""
-    look, table = styles(results.names), statistics(results)
-    names = [name for name in results.names if name != "base"]
+    look = styles(results.names)
+    shares = {
+        name: share
+        for name in results.names
+        if name != "base" and (share := results.over_seeds(name, figures.share_of_training))
+    }
+    names, means = list(shares), [100 * share.mean for share in shares.values()]
+    reach = [100 * (share.sd or 0.0) for share in shares.values()]
     with figure(0.36 * len(names) + 1.1) as (fig, axes):
         axis = axes[0, 0]
-        shares = [table[name]["cost.share_of_training"] for name in names]
-        reach = [100 * (s.sd or 0.0) for s in shares]
         bars = axis.barh(
             range(len(names)),
-            [100 * s.mean for s in shares],
-            color=[look[n].colour for n in names],
+            means,
+            color=[look[name].colour for name in names],
             height=0.62,
-            xerr=reach if any(map(_varies, shares)) else None,
+            xerr=reach if any(map(_varies, shares.values())) else None,
             capsize=3,
         )
-        for bar, name in zip(bars, names, strict=True):
+        for i, (bar, (name, share)) in enumerate(zip(bars, shares.items(), strict=True)):
             bar.set_hatch({"poisoned": "//", "retrained": ".."}.get(name, ""))
             bar.set_edgecolor("white")
-        for i, (name, share) in enumerate(zip(names, shares, strict=True)):
-            spread = f" ± {number(100 * share.sd, 1)}" if _varies(share) else ""
-            text = f"{number(100 * share.mean, 1)}{spread} % · {seconds(table[name]['cost.seconds'].mean)}"
-            axis.annotate(text, (100 * share.mean + reach[i], i), (6, 0), textcoords="offset points", va="center")
+            spread = f" ± {number(reach[i], 1)}" if _varies(share) else ""
+            took = results.over_seeds(name, figures.seconds)
+            text = f"{number(means[i], 1)}{spread} % · {seconds(took.mean if took else None)}"
+            axis.annotate(text, (means[i] + reach[i], i), (6, 0), textcoords="offset points", va="center")
         axis.set_yticks(range(len(names)), names)
         axis.set_ylim(len(names) - 0.4, -0.6)  # from the top down
         axis.grid(axis="y", visible=False)
-        top = max(100 * s.mean + r for s, r in zip(shares, reach, strict=True))
+        top = max(mean + r for mean, r in zip(means, reach, strict=True))
         axis.set(xlabel="compute (% of the poisoned training's FLOPs)", xlim=(0, 1.24 * max(top, 1e-9)))
         axis.set_xticks([tick for tick in axis.get_xticks() if tick <= max(top, 100)])
         return png(fig)

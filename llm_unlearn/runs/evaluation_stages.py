@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llm_unlearn.files import replacing_file, write_json
+from llm_unlearn.files import write_json
 from llm_unlearn.runs.stages import Stage
 
 if TYPE_CHECKING:
@@ -33,9 +33,9 @@ def evaluate_stages(run: "SeedRun", before: dict[str, Stage]) -> list[Stage]:
 
 def _evaluate(run: "SeedRun", name: str, method: str | None, budget: float | None, work_dir: Path) -> None:
     """Measure one model beside the retrained one; write its result and its per-example table."""
-    import pandas as pd
-
+    from llm_unlearn.evaluation.signals import read_signals, write_signals
     from llm_unlearn.evaluation.summarize import summarize
+    from llm_unlearn.metrics.results import Cost, Identity
 
     folder_name, is_oracle = f"unlearned/{name}" if method else name, name == "retrained"
     if name == "base":
@@ -43,21 +43,25 @@ def _evaluate(run: "SeedRun", name: str, method: str | None, budget: float | Non
         cost = {"train_tokens": 0, "flops": 0.0, "seconds": 0.0}
     else:
         model, cost = run.retrained if is_oracle else run.evaluated(folder_name), run.cost(folder_name)
-    signals = run.evaluator.signals(model, None if is_oracle else run.retrained)
+    signals = run.evaluator.signals(model, None if is_oracle else run.retrained, is_oracle)
     folder = run.folder / "evaluation"
-    oracle = None if is_oracle else pd.read_parquet(folder / "retrained.parquet")
-    cost["share_of_training"] = cost["flops"] / run.cost("poisoned")["flops"]
-    identity = {
-        "model": name,
-        "kind": "unlearned" if method else name,
-        "method": method,
-        "budget": budget,
-        "seed": run.seed,
-        "recipe": run.recipe.name,
-    }
-    summary = summarize(signals, identity, cost, oracle)  # before anything is written
+    oracle = None if is_oracle else read_signals(folder / "retrained.parquet")
+    spent = Cost(
+        train_tokens=int(cost["train_tokens"]),
+        flops=cost["flops"],
+        seconds=cost["seconds"],
+        share_of_training=cost["flops"] / run.cost("poisoned")["flops"],
+    )
+    identity = Identity(
+        model=name,
+        kind="unlearned" if method else name,
+        method=method,
+        budget=budget,
+        seed=run.seed,
+        recipe=run.recipe.name,
+    )
+    result = summarize(signals, identity, spent, oracle)  # before anything is written
     if not run.processes.is_main:
         return
-    with replacing_file(folder / f"{name}.parquet") as path:
-        signals.to_parquet(path)
-    write_json(folder / f"{name}.json", summary)
+    write_signals(signals, folder / f"{name}.parquet")
+    write_json(folder / f"{name}.json", result.to_json())

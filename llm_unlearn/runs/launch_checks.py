@@ -25,7 +25,7 @@ def check_topology(recipe: Recipe, path: str) -> Topology:
     track_of(recipe).check_topology(recipe, topology, path)
     for part in (recipe, *(point.recipe for point in points(recipe))):
         for method in part.unlearn.methods:
-            if reason := METHODS[method][0].refuses.get(topology.engine):
+            if topology.engine and (reason := METHODS[method][0].refuses.get(topology.engine)):
                 raise InputError(
                     f"recipe.unlearn.methods.{method}: {reason}; leave it out, or take accelerate_configs/ddp.yaml"
                 )

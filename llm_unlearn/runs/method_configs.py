@@ -109,10 +109,8 @@ def method_config(
 
 def needs_reference(recipe: "Recipe", method: str) -> bool:
     """Whether the method, with the recipe's options, holds a reference model while it trains."""
-    from llm_unlearn.trainers import METHODS
-
     config = method_config(recipe, method, seed=0, output_dir="unused", max_flops=1.0, quiet=True)
-    return bool(METHODS[method][1].requirements(config).reference_on)
+    return bool(config.requires().reference_on)
 
 
 def settings(recipe: "Recipe", method: str) -> dict[str, Any]:

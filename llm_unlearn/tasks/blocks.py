@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from llm_unlearn.errors import InputError
 
 
-def block_list(model: nn.Module) -> nn.ModuleList:
+def block_list(model: Any) -> nn.ModuleList:
     """The ModuleList of a causal LM's blocks, first to last.
 
     Raises:
@@ -23,7 +23,7 @@ def block_list(model: nn.Module) -> nn.ModuleList:
     raise InputError(f"{type(model).__name__}: no list of {depth} blocks (config.num_hidden_layers) found")
 
 
-def last_blocks(model: nn.Module, k: int) -> list[nn.Module]:
+def last_blocks(model: Any, k: int) -> list[nn.Module]:
     """The last k blocks and what follows them: the final norm, and the LM head unless it is tied to the embedding.
 
     A tied head *is* the embedding, the first layer of the model: it counts as that and stays as it is.
@@ -39,7 +39,7 @@ def last_blocks(model: nn.Module, k: int) -> list[nn.Module]:
     return [*list(blocks)[-k:], *after_blocks(model), *([] if tied else [head])]
 
 
-def after_blocks(model: nn.Module) -> list[nn.Module]:
+def after_blocks(model: Any) -> list[nn.Module]:
     """What stands beside the blocks and comes after them: the final norm."""
     blocks = block_list(model)
     parent = next(module for module in model.modules() if blocks in module.children())
@@ -56,13 +56,13 @@ def after_blocks(model: nn.Module) -> list[nn.Module]:
 MLP_OUTPUTS = ("down_proj", "c_proj", "fc2", "fc_out", "dense_4h_to_h", "w2", "wo")
 
 
-def mlp_output(block: nn.Module) -> nn.Module:
+def mlp_output(block: nn.Module) -> Any:
     """The MLP's projection back to the residual stream, by the names that architectures give it.
 
     Raises:
         InputError: there is not exactly one, as in a mixture of experts.
     """
-    found = [
+    found: list[Any] = [
         module
         for name, module in block.named_modules()
         if name.rpartition(".")[2] in MLP_OUTPUTS
@@ -79,7 +79,7 @@ def mlp_output(block: nn.Module) -> nn.Module:
     return found[0]
 
 
-def reinitialise(model: nn.Module, modules: Iterable[nn.Module], seed: int) -> None:
+def reinitialise(model: Any, modules: Iterable[nn.Module], seed: int) -> None:
     """Draw weights anew as the model's own initialisation does, from `seed`; a LoRA adapter becomes the identity.
 
     Under PEFT only the active adapter inside `modules` is drawn, the base stays.
@@ -92,7 +92,7 @@ def reinitialise(model: nn.Module, modules: Iterable[nn.Module], seed: int) -> N
     if hasattr(model, "peft_config"):
         _check_resettable(model, modules)
 
-    def draw(module: nn.Module) -> None:
+    def draw(module: Any) -> None:
         if hasattr(model, "peft_config"):
             if hasattr(module, "reset_lora_parameters"):
                 module.reset_lora_parameters(model.active_adapter, True)
@@ -107,7 +107,7 @@ def reinitialise(model: nn.Module, modules: Iterable[nn.Module], seed: int) -> N
             module.apply(draw)  # children before parents: GPT-2's parents rescale a child's weights
 
 
-def _check_resettable(model: nn.Module, modules: list[nn.Module]) -> None:
+def _check_resettable(model: Any, modules: list[nn.Module]) -> None:
     start = getattr(model.peft_config[model.active_adapter], "init_lora_weights", None)
     if start not in (True, False, "gaussian"):
         raise InputError(
@@ -136,14 +136,15 @@ class _Skipped(nn.Module):
 
 
 @contextmanager
-def stopped_after(model: nn.Module, layer: int) -> Iterator[list[Any]]:
+def stopped_after(model: Any, layer: int) -> Iterator[list[Any]]:
     """While it lasts, blocks after `layer` (0 is the first) and the LM head are not computed.
 
     Yields:
         a list whose first item is block `layer`'s output once the model was called. The model's own output then means
         nothing.
     """
-    blocks, captured = block_list(model), []
+    blocks = block_list(model)
+    captured: list[Any] = []
 
     def capture(module: nn.Module, args: tuple, output: Any) -> None:
         captured[:] = [output]

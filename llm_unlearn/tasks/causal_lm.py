@@ -55,7 +55,7 @@ class CausalLMTask(Task):
         with in_place_of(head, at_head):
             return model(**_arguments(inner, inputs, rows, packing)).logits
 
-    def supervised(self, model: nn.Module, inputs: dict[str, Tensor]) -> Supervised:
+    def supervised(self, model: nn.Module, inputs: dict[str, Any]) -> Supervised:
         """Logits at supervised positions.
 
         Args:
@@ -73,7 +73,7 @@ class CausalLMTask(Task):
             logits = logits[keep]
         return Supervised(states=logits, labels=shifted[keep], example=_example(keep), n_examples=len(keep))
 
-    def hidden(self, model: nn.Module, inputs: dict[str, Tensor], layer: int) -> Hidden:
+    def hidden(self, model: nn.Module, inputs: dict[str, Any], layer: int) -> Hidden:
         """Output of block `layer` (0 is the first) at supervised positions; later blocks and the head are not run.
 
         Args:
@@ -82,7 +82,8 @@ class CausalLMTask(Task):
         inner, rows = _inner(model), BatchRows.of(inputs)
         if rows is None:
             keep = _shifted(inputs) != -100
-            arguments, positions = _arguments(inner, inputs), {"example": _example(keep), "n_examples": len(keep)}
+            arguments = _arguments(inner, inputs)
+            positions: dict[str, Any] = {"example": _example(keep), "n_examples": len(keep)}
             place = torch.nonzero(keep.flatten())[:, 0]
         else:
             packing = self._packing(inner, rows, inputs["input_ids"])
@@ -92,7 +93,7 @@ class CausalLMTask(Task):
             model(**arguments)
             return Hidden(states=hidden_of(captured[0]).flatten(0, 1)[place], **positions)
 
-    def _packing(self, model: nn.Module, rows: BatchRows, ids: Tensor) -> Packing | None:
+    def _packing(self, model: Any, rows: BatchRows, ids: Tensor) -> Packing | None:
         """How to lay out the rows of a batch (B, T); None: as they are.
 
         What is asked of the model comes first, whatever the batch: of a sharded one all processes must run it together.
@@ -123,7 +124,7 @@ class CausalLMTask(Task):
         positions = np.array([sum(label != -100 for label in labels[1:]) for labels in rows["labels"]])
         return tokens, positions
 
-    def input_gradient(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    def input_gradient(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         """∇ of each example's mean NLL with respect to its token embeddings, at the clean input.
 
         The sum over examples of per-example losses has per-example input gradients, so one backward pass serves all,
@@ -158,7 +159,7 @@ class CausalLMTask(Task):
         return gradient.float() * inputs["attention_mask"][..., None]
 
 
-def _shifted(inputs: dict[str, Tensor]) -> Tensor:
+def _shifted(inputs: dict[str, Any]) -> Tensor:
     """(B, T): the label that each position predicts, −100 where none."""
     return nn.functional.pad(inputs["labels"][:, 1:], (0, 1), value=-100)
 
@@ -186,7 +187,7 @@ def _arguments(
     """What the model is called with, packed or as it is."""
     ids = inputs["input_ids"]
     if packing is not None:
-        arguments = {"input_ids": packing.take(ids), "position_ids": packing.position_ids}
+        arguments: dict[str, Any] = {"input_ids": packing.take(ids), "position_ids": packing.position_ids}
     elif rows is not None and min(rows.lengths) == ids.shape[1]:
         arguments = {"input_ids": ids}  # nothing to mask
     else:
@@ -208,18 +209,18 @@ def _arguments(
     return {**arguments, "use_cache": False}
 
 
-def _head_at(base: nn.Module, keep: Tensor) -> dict[str, Tensor]:
+def _head_at(base: Any, keep: Tensor) -> dict[str, Tensor]:
     """The argument that restricts the head to some positions (B, T), where the architecture takes it."""
     # the mask would lie on another device than the last layer of a model that is spread over several
     takes = not is_spread(base) and "logits_to_keep" in inspect.signature(base.forward).parameters
     return {"logits_to_keep": keep} if takes else {}
 
 
-def _base(inner: nn.Module) -> nn.Module:
+def _base(inner: Any) -> Any:
     return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
-def _inner(model: nn.Module) -> nn.Module:
+def _inner(model: Any) -> Any:
     """The model inside DistributedDataParallel, or inside DeepSpeed's engine (which passes most names on to it)."""
     while isinstance(getattr(model, "module", None), nn.Module):
         model = model.module

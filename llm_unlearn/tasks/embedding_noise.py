@@ -37,7 +37,7 @@ class GaussianNoise:
         self._pending: PlacedNoise | tuple[Tensor, Tensor | None] | None = None
         self._handles: list[Any] = []
 
-    def attach(self, model: nn.Module) -> "GaussianNoise":
+    def attach(self, model: Any) -> "GaussianNoise":
         """Install the hooks on a model that has none yet; returns self, which `remove()`s them."""
         if attached_noise(model) is not None:
             raise InputError("this model already has Gaussian noise attached: remove() it first")
@@ -93,7 +93,7 @@ class GaussianNoise:
         return (noise * self.epsilon).to(device=like.device, dtype=like.dtype)
 
 
-def attached_noise(model: nn.Module) -> GaussianNoise | None:
+def attached_noise(model: Any) -> GaussianNoise | None:
     """The GaussianNoise whose hooks are on this model, or on the one inside its adapter; or None."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     for hook in (*model._forward_pre_hooks.values(), *base._forward_pre_hooks.values()):

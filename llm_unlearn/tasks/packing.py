@@ -100,13 +100,11 @@ class Packing:
             index[start : start + length] = row * width + np.arange(length)
             position_ids[start : start + length] = np.arange(length)
         shape = (len(room), capacity)
-        return cls(
-            *(
-                torch.from_numpy(array).to(device, non_blocking=True)
-                for array in (index.reshape(shape), position_ids.reshape(shape), starts)
-            ),
-            tuple(starts.tolist()),
+        index_, positions_, starts_ = (
+            torch.from_numpy(array).to(device, non_blocking=True)
+            for array in (index.reshape(shape), position_ids.reshape(shape), starts)
         )
+        return cls(index_, positions_, starts_, tuple(starts.tolist()))
 
     def take(self, values: Tensor) -> Tensor:
         """(B, T, …) as padded → (bins, width, …) as packed."""

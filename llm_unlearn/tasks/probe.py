@@ -16,7 +16,7 @@ _ANSWERS: WeakKeyDictionary[nn.Module, dict[str, bool]] = WeakKeyDictionary()  #
 APART = 0.02  # of the states' size; rows that attend to one another differ by as much as they are large
 
 
-def plain_head(model: nn.Module, base: nn.Module) -> nn.Linear | None:
+def plain_head(model: Any, base: Any) -> nn.Linear | None:
     """The output head if logits are what it gives and nothing else, so that a loss can take its place; or None.
 
     None where it is wrapped by an adapter, quantised, offloaded or on a device of its own, or where the model does
@@ -35,7 +35,7 @@ def plain_head(model: nn.Module, base: nn.Module) -> nn.Linear | None:
     return head if _answer(model, "head is last", ask) else None
 
 
-def keeps_apart(model: nn.Module, head: nn.Linear) -> bool:
+def keeps_apart(model: Any, head: nn.Linear) -> bool:
     """Whether rows laid end to end, with position ids that begin anew, come out as they would alone."""
     return _answer(model, "keeps rows apart", lambda: _keeps_apart(model, head))
 
@@ -43,7 +43,7 @@ def keeps_apart(model: nn.Module, head: nn.Linear) -> bool:
 @contextmanager
 def in_place_of(head: nn.Linear, function: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """While it lasts the head gives `function(its input)`, inside all that an engine does around a module."""
-    head.forward = function
+    head.forward = function  # type: ignore[assignment, method-assign]  # that is the point
     try:
         yield
     finally:
@@ -73,7 +73,7 @@ def _head_is_last(model: nn.Module, head: nn.Linear) -> bool:
     return found.shape == given.shape and torch.equal(found.to(given), given)
 
 
-def _keeps_apart(model: nn.Module, head: nn.Linear) -> bool:
+def _keeps_apart(model: Any, head: nn.Linear) -> bool:
     ids = torch.arange(5, device=input_device(model))[None] % model.config.get_text_config().vocab_size
     states: list[Tensor] = []
 

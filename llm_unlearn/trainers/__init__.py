@@ -1,5 +1,6 @@
 """One file per unlearning method. METHODS is the one list of them."""
 
+from llm_unlearn.trainers.base import UnlearnTrainer
 from llm_unlearn.trainers.ce_u import CEUConfig, CEUTrainer
 from llm_unlearn.trainers.cf_k import CFKConfig, CFKTrainer
 from llm_unlearn.trainers.dpo import DPOConfig, DPOTrainer
@@ -20,9 +21,10 @@ from llm_unlearn.trainers.simnpo import SimNPOConfig, SimNPOTrainer
 from llm_unlearn.trainers.ssd import SSDConfig, SSDTrainer
 from llm_unlearn.trainers.task_arithmetic import TaskArithmeticConfig, TaskArithmeticTrainer
 from llm_unlearn.trainers.undial import UndialConfig, UndialTrainer
+from llm_unlearn.trainers.unlearn_config import UnlearnConfig
 from llm_unlearn.trainers.wga import WGAConfig, WGATrainer
 
-METHODS = {
+METHODS: dict[str, tuple[type[UnlearnConfig], type[UnlearnTrainer]]] = {
     # the paper's eight (arXiv 2406.17216)
     "gradient_descent": (GradientDescentConfig, GradientDescentTrainer),
     "noisy_gradient_descent": (NoisyGradientDescentConfig, NoisyGradientDescentTrainer),

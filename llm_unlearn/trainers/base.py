@@ -5,14 +5,11 @@
     trainer.train(); trainer.save_model("unlearned")
 
 Datasets have columns `prompt, completion` or `input_ids, labels`, and `noise_id` where rows are Gaussian canaries.
-Numbers do not depend on the topology: batch 8 ≡ 2 × 4 accumulation ≡ 2 processes × 4, and padding changes nothing: a
-loss is a mean over an example's supervised positions and then over the examples of a step, of which each micro-batch
-has as many.
+docs/how-a-step-runs.md follows a row to a changed weight.
 """
 
 import copy
 import math
-import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -21,25 +18,25 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
 from transformers import Trainer
+from transformers.trainer_utils import TrainOutput
 
 import llm_unlearn
 from llm_unlearn.data.collators import default_collator
-from llm_unlearn.distributed.processes import Processes
-from llm_unlearn.distributed.sharding import local, put_away
+from llm_unlearn.distributed.sharding import put_away
 from llm_unlearn.errors import InputError, NonFiniteLossError
 from llm_unlearn.models.adapters import REFERENCE_ADAPTER
 from llm_unlearn.models.flops import FlopCounter
 from llm_unlearn.tasks import Positions, Supervised, Task
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 from llm_unlearn.tasks.embedding_noise import refuse_data_parallel
-from llm_unlearn.trainers.support.budget import examples_per_step, plan_steps
+from llm_unlearn.trainers.support.budget import plan_steps
 from llm_unlearn.trainers.support.clean_start import starting_model
 from llm_unlearn.trainers.support.compiling import compiled_blocks
-from llm_unlearn.trainers.support.log_probs import per_row, reference_log_probs
-from llm_unlearn.trainers.support.pairing import LOG_PROB, PairedCollator, PairedRows, joined, tokenised
-from llm_unlearn.trainers.support.reference import make_reference
-from llm_unlearn.trainers.support.stops import LossCheck, StopsCallback
-from llm_unlearn.trainers.unlearn_config import Requirements, UnlearnConfig
+from llm_unlearn.trainers.support.log_probs import reference_log_probs, row_values
+from llm_unlearn.trainers.support.reference import Reference, make_reference
+from llm_unlearn.trainers.support.sets import LOG_PROB, SetCollator, SetRows, rows_of, tokenised
+from llm_unlearn.trainers.support.stops import LossCheck, StopsCallback, broken_down, has_finite_weights
+from llm_unlearn.trainers.unlearn_config import UnlearnConfig
 from llm_unlearn.training.checkpoints import check_resumable
 
 
@@ -47,9 +44,12 @@ class UnlearnTrainer(Trainer):
     """Base of every method.
 
     Args:
-        model: a causal LM, a peft model, or a path/hub id. args: the method's config.
-        forget_dataset, retain_dataset: rows; the one that the method does not need may be None.
-        processing_class: the tokenizer. peft_config: wraps a full model in a new adapter.
+        model: a causal LM, a peft model, or a path/hub id.
+        args: the method's config.
+        forget_dataset: rows to unlearn; None where the method does not need them.
+        retain_dataset: rows to keep; None where the method does not need them.
+        processing_class: the tokenizer.
+        peft_config: wraps a full model in a new adapter.
         evaluate_callback: model → {name: figure}, called by `evaluate()`; names are logged as `eval_<name>`.
         task: how the model is run on a batch, by default as a causal LM.
         kwargs: passed to `transformers.Trainer` (callbacks, optimizers, data_collator: a collator of rows).
@@ -58,11 +58,14 @@ class UnlearnTrainer(Trainer):
     """
 
     method: str
-    requires = Requirements()
     starts_clean = False  # whether it begins at the model before fine-tuning (`start_model`) rather than at θ0
     of_texts = False  # whether it works on language models alone
     task: Task = CausalLMTask()
-    reference: Any = None
+    reference: Reference | None = None
+    args: UnlearnConfig
+    model: Any  # of transformers, peft or a task's own
+    train_dataset: SetRows
+    data_collator: SetCollator
 
     def __init__(
         self,
@@ -79,155 +82,123 @@ class UnlearnTrainer(Trainer):
         self.args = args = copy.copy(args)
         self.task = self.task if task is None else task
         refuse_data_parallel(args)
-        self.examples_per_step = examples_per_step(args)
-        self.needs, self.reference_on, self.log_probs_on = self.requirements(args)
-        self.refuse(args, peft_config)
-        if self.log_probs_on and self.task.augments:
-            raise InputError(f"{self.method}: compares with what the reference said once; turn augmentation off")
+        self.requires, self.examples_per_step = args.requires(), args.examples_per_step
         self.rows = self.prepare_sets({"forget": forget_dataset, "retain": retain_dataset}, processing_class, args)
         model = self.prepare_model(starting_model(model, peft_config, args), args)
-        if args.load_best_model_at_end and getattr(model, "active_adapter", "default") != "default":
-            raise InputError(
-                "load_best_model_at_end: the Trainer finds its best checkpoint again for an adapter named "
-                f"'default' only, not '{model.active_adapter}'; leave it out"
-            )
-        self.evaluate_callback = evaluate_callback
-        collate = kwargs.pop("data_collator", None) or default_collator(processing_class)
         if args.per_device_train_batch_size < (least := self.task.smallest_batch(model)):
             raise InputError(f"per_device_train_batch_size: {self.method} trains batch norms here, so at least {least}")
-        self.plan = plan_steps(self, self.task.flop_counter(model, REFERENCE_ADAPTER), args)
+        self.evaluate_callback = evaluate_callback
+        collate = kwargs.pop("data_collator", None) or default_collator(processing_class)
+        counter = self.task.flop_counter(model, REFERENCE_ADAPTER)
+        sizes = {name: self.task.sizes(rows) for name, rows in self.rows.items()}
+        self.plan = plan_steps(self.method, args, counter, sizes, self.steps_of_passes(), self.sets_of_step, self.flops)
         args.max_steps = len(self.plan.costs)
         super().__init__(
             model=model,
             args=args,
-            data_collator=PairedCollator(collate),
+            data_collator=SetCollator(collate),
             processing_class=processing_class,
-            train_dataset=PairedRows(self.rows, self.plan.schedule, self.examples_per_step, args.seed),
+            train_dataset=SetRows(self.rows, self.plan.schedule, self.examples_per_step, args.seed),
             eval_dataset=self.rows,
             **kwargs,
         )
-        self.processes = Processes.current()
-        self.model_accepts_loss_kwargs = False  # losses are means over a micro-batch, so the Trainer divides them
-        self.loss_is_scaled_for_ga = False
-        if self.reference_on and self.reference is None:
-            autocast = args.bf16 and not self.is_deepspeed_enabled and not self.is_fsdp_enabled
+        self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = (
+            False  # means of micro-batches: the Trainer divides
+        )
+        self._hold_reference()
+        self.components: dict[str, list[Tensor]] = {}
+        self.loss_check = LossCheck(partial(self.non_finite, "loss"))
+        self.frozen = self.task.frozen_modules(self.model)
+        self.add_callback(StopsCallback(self.components, self.over_processes))
+
+    def _hold_reference(self) -> None:
+        """Keep θ0, or its log-probs, as the loss will ask for them: before the first step, the model is θ0."""
+        if self.requires.reference_on and self.reference is None:
+            autocast = self.args.bf16 and not self.is_deepspeed_enabled and not self.is_fsdp_enabled
             self.reference = make_reference(self.model, torch.bfloat16 if autocast else None)
         if self.reference is not None:
-            self.reference.prepare(self.accelerator, args.offload_reference)
-        for name in self.log_probs_on:
-            self.rows[name] = self.rows[name].add_column(LOG_PROB, reference_log_probs(self, name))
-        self.components: dict[str, list[Tensor]] = {}
-        self.loss_check = LossCheck(self)
-        self.frozen = self.task.frozen_modules(self.model)
-        self.add_callback(StopsCallback(self))
-
-    def refuse(self, args: UnlearnConfig, peft_config: Any) -> None:
-        """Raise InputError for settings that this method cannot keep; see also `UnlearnConfig.refuses`."""
-        if args.forget_loss_ceiling is not None and "forget" not in self.needs:
-            raise InputError(f"forget_loss_ceiling: {self.method} sees no forget row and never fires; leave it out")
-        if peft_config is not None and self.starts_clean:
-            raise InputError(
-                f"{self.method}: starts from the model before fine-tuning, to which a new adapter is not "
-                "added here; give the poisoned adapter itself, or a full model and start_model"
-            )
+            self.reference.prepare(self.accelerator, self.args.offload_reference)
+        for name in self.requires.log_probs_on:
+            compute = partial(self.values_of, self.rows[name], Supervised.log_prob)
+            log_probs = reference_log_probs(self.model, self.rows[name], self.args, compute, self.task)
+            self.rows[name] = self.rows[name].add_column(LOG_PROB, log_probs)
 
     # ---- what a method may say differently
 
-    @classmethod
-    def requirements(cls, args: UnlearnConfig) -> Requirements:
-        """What a run with these settings needs; `cls.requires` unless an option changes it."""
-        return cls.requires
+    def prepare_sets(self, given: dict[str, Any], processing_class: Any, args: Any) -> dict[str, Any]:
+        """The tokenised rows of every set that is needed."""
+        encode = partial(tokenised, self.method, self.task, processing_class, args.encoding)
+        return {name: encode(name, given.get(name)) for name in self.requires.sets}
 
-    def prepare_model(self, model: nn.Module, args: UnlearnConfig) -> nn.Module:
+    def prepare_model(self, model: nn.Module, args: Any) -> nn.Module:
         """Called once, before anything is counted: choose which parameters train, or where the model starts."""
         return model
 
-    def prepare_sets(self, given: dict[str, Any], processing_class: Any, args: UnlearnConfig) -> dict[str, Any]:
-        """The tokenised rows of every set that is needed."""
-        return {name: self.prepare_rows(name, given.get(name), processing_class, args) for name in self.needs}
-
-    def halves(self, step: int) -> tuple[str, ...]:
+    def sets_of_step(self, step: int) -> tuple[str, ...]:
         """The sets that go through the model at a step; an empty tuple ends the run."""
-        return self.needs
+        return self.requires.sets
 
     def steps_of_passes(self) -> int | None:
-        """How many steps `num_train_epochs` stands for; None: until `halves` ends the run."""
-        return math.ceil(self.args.num_train_epochs * len(self.rows[self.needs[0]]) / self.examples_per_step)
+        """How many steps `num_train_epochs` stands for; None: until `sets_of_step` ends the run."""
+        return math.ceil(self.args.num_train_epochs * len(self.rows[self.requires.sets[0]]) / self.examples_per_step)
 
     def flops(self, counter: FlopCounter, name: str, tokens: int, positions: int) -> float:
         """FLOPs of one step on `tokens` of a set, `positions` of them supervised, the reference's pass included."""
-        reference = counter.forward(tokens, positions) if name in self.reference_on else 0.0
+        reference = counter.forward(tokens, positions) if name in self.requires.reference_on else 0.0
         return counter.training(tokens, positions) + reference
 
     def run_model(self, model: nn.Module, inputs: dict[str, Any], function: Callable[[Any], Tensor]) -> Tensor:
         """`function` of the model's (or the reference's) output on a batch, at supervised positions."""
         return self.task.compute(model, inputs, function)
 
-    def unlearning_loss(
-        self, forget: Supervised | None, retain: Supervised | None, reference: dict[str, Any]
-    ) -> Tensor:
-        """The method's loss, a scalar, from logits at supervised positions. A set beyond the two comes by its name.
+    def unlearning_loss(self, forget: Any, retain: Any, reference: dict[str, Any]) -> Tensor:
+        """The method's loss, a scalar, from what the model says at supervised positions; further sets by their names.
 
         Args:
-            forget, retain: None where the step does not have it. reference: the reference's output on each half of
-                `reference_on`, at the same positions; its sequence log-probs (B,) on each half of `log_probs_on`.
+            forget: Supervised (or what `run_model` gives); None where the step does not have it.
+            retain: as forget.
+            reference: by set, the reference's output at the same positions where the method needs it (`reference_on`),
+                or its sequence log-probs (B,) (`log_probs_on`).
         """
         raise TypeError(f"{type(self).__name__} has no unlearning_loss")
 
-    # ---- one step
-
-    @property
-    def cost(self) -> dict[str, float]:
-        """{"train_tokens", "flops"} spent so far, padding not counted."""
-        return self.plan.spent(self.state.global_step)
+    # ---- one step, and all of them
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The loss of one flat batch: the reference on the sets that ask for it, one forward, one split, the loss."""
         for module in self.frozen:
             module.eval()  # the Trainer has just put all of the model in training mode
-        reference = {name: half.pop(LOG_PROB) for name, half in inputs.items() if LOG_PROB in half}
-        inputs = {name: self.task.augment(half) for name, half in inputs.items()}
-        reference |= self.reference_outputs(model, inputs)
-        names = list(inputs)
-        joint = {key: joined([inputs[name][key] for name in names]) for key in inputs[names[0]]}
-        loss = self.run_model(model, joint, lambda output: self.loss_of(output, names, reference))
-        self.loss_check.look(loss)
+        sets, batch = inputs["sets"], self.task.augment(inputs, inputs["sets"].values())
+        reference = self.reference_outputs(model, batch, sets)
+        loss = self.run_model(model, batch, lambda output: self.loss_of(output, sets, reference))
+        self.loss_check.look(loss, self.state.global_step + 1)
         return (loss, None) if return_outputs else loss
 
-    def loss_of(self, output: Positions, names: list[str], reference: dict[str, Any]) -> Tensor:
-        """The loss from the model's output on the joint batch, whose halves have these names; their NLL is recorded."""
-        size = output.n_examples // len(names)
-        halves = {name: output.rows(i * size, (i + 1) * size) for i, name in enumerate(names)}
-        others = {name: half for name, half in halves.items() if name not in ("forget", "retain")}
-        loss = self.unlearning_loss(halves.get("forget"), halves.get("retain"), reference, **others)
-        for name, half in halves.items():
-            if isinstance(half, Supervised):
-                self.record(f"{name}_loss", half.mean(half.observed_nll).mean())
-        return loss
+    def reference_outputs(self, model: nn.Module, batch: dict[str, Any], sets: dict[str, slice]) -> dict[str, Any]:
+        """By set, what the reference says where the loss asks for it: its output, or the log-probs of before."""
+        needs = self.requires
+        outputs: dict[str, Any] = {name: batch[LOG_PROB][sets[name]] for name in needs.log_probs_on if name in sets}
+        asked = [name for name in needs.reference_on if name in sets]
+        if asked and self.reference is not None:
+            # under the student's own precision, or the divergence would not start at 0
+            with self.accelerator.autocast(), self.reference.as_model(model) as frozen:
+                for name in asked:
+                    run = partial(self.run_model, frozen, rows_of(batch, sets[name]))
+                    outputs[name] = self.reference.output(run)
+        return outputs
 
-    def reference_outputs(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Positions]:
-        """The reference's output on each half of the batch on which the loss asks for it."""
-        names = [name for name in self.reference_on if name in inputs]
-        if not names:
-            return {}
-        # under the student's own precision, or the divergence would not start at 0
-        with self.accelerator.autocast(), self.reference.as_model(model) as reference_model:
-            return {n: self.reference.output(partial(self.run_model, reference_model, inputs[n])) for n in names}
+    def loss_of(self, output: Positions, sets: dict[str, slice], reference: dict[str, Any]) -> Tensor:
+        """The loss from the model's output on the flat batch, split here into its sets; their NLL is recorded."""
+        by_set = output.split(sets)
+        loss = self.unlearning_loss(reference=reference, **{"forget": None, "retain": None} | by_set)
+        for name, positions in by_set.items():
+            if isinstance(positions, Supervised):
+                self.record(f"{name}_loss", positions.mean(positions.observed_nll).mean())
+        return loss
 
     def record(self, name: str, value: Tensor) -> None:
         """Add to what is averaged under this name in the next log."""
         self.components.setdefault(name, []).append(value.detach())
-
-    def over_processes(self, value: Tensor) -> float:
-        """The mean of a scalar over the processes, which have as many examples each."""
-        return float(self.accelerator.reduce(value.detach().float(), "mean"))
-
-    def non_finite(self, what: str, step: int | None = None) -> NonFiniteLossError:
-        """The error that ends a run whose numbers broke down, by default at the step that is under way."""
-        return NonFiniteLossError(
-            f"{self.method}: the {what} is not finite at step {step or self.state.global_step + 1}; checkpoints in "
-            f"{self.args.output_dir} are from before that. Lower learning_rate, or set forget_loss_ceiling or "
-            "utility_floor"
-        )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
@@ -235,65 +206,34 @@ class UnlearnTrainer(Trainer):
             self.components.clear()
         super().log(logs, start_time)
 
-    # ---- evaluation as it goes
+    def over_processes(self, value: Tensor) -> float:
+        """The mean of a scalar over the processes, which have as many examples each."""
+        return float(self.accelerator.reduce(value.detach().float(), "mean"))
 
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
-        """Mean forget and retain NLL, and the figures of `evaluate_callback`, each under its own name."""
-        training = self.model.training
-        self.model.eval()
-        try:
-            figures = {
-                f"{name}_loss": float(
-                    per_row(self, rows.select(range(min(len(rows), self.args.eval_rows))), Supervised.nll).mean()
-                )
-                for name, rows in self.rows.items()
-            }
-            if self.evaluate_callback is not None:
-                figures |= self.evaluate_callback(self.model)
-        finally:
-            self.model.train(training)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+    def non_finite(self, what: str, step: int | None = None) -> NonFiniteLossError:
+        """The error that ends a run whose numbers broke down, by default at the step that is under way."""
+        return broken_down(self.method, what, step or self.state.global_step + 1, self.args.output_dir)
 
-    # ---- what is trained on, and for how long
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train; refuses to end with weights that are not finite."""
+        if not isinstance(resume_from_checkpoint, bool | None):
+            check_resumable(resume_from_checkpoint, self.accelerator)
+        with compiled_blocks(self.accelerator.unwrap_model(self.model), self.task, self.args.compile_blocks):
+            output = super().train(resume_from_checkpoint, *args, **kwargs)
+        put_away(self.model)
+        self.check_weights()
+        return output
+
+    @property
+    def cost(self) -> dict[str, float]:
+        """{"train_tokens", "flops"} spent so far, padding not counted."""
+        return self.plan.spent(self.state.global_step)
+
+    def floating_point_ops(self, inputs):
+        return 0  # the plan counts them; the Trainer's own estimate counts padding and no reference
 
     def _get_train_sampler(self, train_dataset=None):
         return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
-
-    def prepare_rows(self, name: str, rows: Any, processing_class: Any, args: UnlearnConfig) -> Any:
-        if rows is None or len(rows) == 0:
-            raise InputError(f"{self.method} needs {name}_dataset, which is {'missing' if rows is None else 'empty'}")
-        return tokenised(self.task, name, rows, processing_class, args)
-
-    # ---- saving
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Write the model or its own adapter: never the reference adapter, never a pickle of the arguments."""
-        if not self.args.should_save:
-            return
-        output_dir, model = output_dir or self.args.output_dir, self.accelerator.unwrap_model(self.model)
-        only = {"selected_adapters": [model.active_adapter]} if hasattr(model, "peft_config") else {}
-        model.save_pretrained(output_dir, state_dict=state_dict, **only)
-        if self.processing_class is not None:
-            self.processing_class.save_pretrained(output_dir)
-
-    def push_to_hub(
-        self,
-        commit_message: str = "Upload a model",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        base: str | None = None,
-    ) -> str | None:
-        """Publish the model as it is, with a card that says that it was not audited; see `llm_unlearn.push_trainer`."""
-        return llm_unlearn.push_trainer(self, commit_message, token, revision, private, base)
-
-    def _save_checkpoint(self, model, trial):
-        self.check_weights()
-        super()._save_checkpoint(model, trial)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         flags = [(p, p.requires_grad) for p in self.model.parameters()]
@@ -301,18 +241,58 @@ class UnlearnTrainer(Trainer):
         for parameter, trains in flags:  # loading a named adapter unfreezes all of it
             parameter.requires_grad_(trains)
 
-    def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
-        """Train; refuses to end with weights that are not finite."""
-        if isinstance(resume_from_checkpoint, str | os.PathLike):
-            check_resumable(resume_from_checkpoint, self.accelerator)
-        with compiled_blocks(self):
-            output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-        put_away(self.model)
-        self.check_weights()
-        return output
+    # ---- evaluation as it goes
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        """Mean forget and retain NLL, and the figures of `evaluate_callback`, each under its own name."""
+        training, figures = self.model.training, {}
+        try:
+            self.model.eval()
+            for name, rows in self.rows.items():
+                first = rows.select(range(min(len(rows), self.args.eval_rows)))
+                figures[f"{name}_loss"] = float(self.values_of(first, Supervised.nll).mean())
+            figures |= self.evaluate_callback(self.model) if self.evaluate_callback else {}
+        finally:
+            self.model.train(training)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    @torch.no_grad()
+    def values_of(self, rows: Any, value: Callable[[Supervised], Tensor]) -> Tensor:
+        """(n,) `value` (B,) of every row's supervised positions under the model as it is; each process gets all."""
+
+        def compute(some: list[Any]) -> Tensor:
+            batch = self._prepare_inputs(self.data_collator.collate(some))
+            return self.task.compute(self.model_wrapped, batch, value)
+
+        with self.accelerator.autocast():
+            return row_values(compute, rows, self.args.per_device_eval_batch_size)
+
+    # ---- saving
 
     def check_weights(self) -> None:
         """Raise NonFiniteLossError where a trained weight is NaN or infinite, so that it is not saved."""
-        finite = all(bool(torch.isfinite(local(p)).all()) for p in self.model.parameters() if p.requires_grad)
-        if self.processes.any(not finite):
+        if not has_finite_weights(self.model):
             raise self.non_finite("model")
+
+    def _save_checkpoint(self, model, trial):
+        self.check_weights()
+        super()._save_checkpoint(model, trial)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Write the model or its own adapter: never the reference adapter, never a pickle of the arguments."""
+        if not self.args.should_save:
+            return
+        output_dir, model = output_dir or str(self.args.output_dir), self.accelerator.unwrap_model(self.model)
+        only = {"selected_adapters": [model.active_adapter]} if hasattr(model, "peft_config") else {}
+        model.save_pretrained(output_dir, state_dict=state_dict, **only)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(output_dir)
+
+    def push_to_hub(  # type: ignore[override]  # it has an option more
+        self, commit_message="Upload a model", blocking=True, token=None, revision=None, private=None, base=None
+    ):
+        """Publish the model as it is, with a card that says that it was not audited; see `llm_unlearn.push_trainer`."""
+        return llm_unlearn.push_trainer(self, commit_message, token, revision, private, base)

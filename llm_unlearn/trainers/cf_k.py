@@ -21,12 +21,14 @@ class CFKConfig(UnlearnConfig):
 
     k: Size = 1
 
+    def requires(self) -> Requirements:
+        return Requirements(("retain",))
+
 
 class CFKTrainer(UnlearnTrainer):
     """Minimise ℓ(r) over the last k blocks. A head that is tied to the embedding is the first layer: it stays."""
 
     method = "cf_k"
-    requires = Requirements(("retain",))
 
     def prepare_model(self, model, args):
         modules = self.task.last_blocks(model, args.k)

@@ -13,7 +13,8 @@ from llm_unlearn.trainers.unlearn_config import UnlearnConfig
 class GradDiffConfig(UnlearnConfig):
     """
     Args:
-        gamma: weight of the forget term. alpha: weight of the retain term. TOFU has 1 and 1.
+        gamma: weight of the forget term (TOFU has 1).
+        alpha: weight of the retain term (TOFU has 1).
     """
 
     learning_rate_ratio: ClassVar[float] = 1.0
@@ -26,6 +27,7 @@ class GradDiffTrainer(UnlearnTrainer):
     """Minimise −γ ℓ(f) + α ℓ(r)."""
 
     method = "grad_diff"
+    args: GradDiffConfig
 
     def unlearning_loss(self, forget, retain, reference):
         return grad_diff_loss(forget.mean_nll(), retain.mean_nll(), self.args.gamma, self.args.alpha)

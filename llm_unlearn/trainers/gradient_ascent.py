@@ -14,12 +14,14 @@ class GradientAscentConfig(UnlearnConfig):
 
     learning_rate_ratio: ClassVar[float] = 0.01
 
+    def requires(self) -> Requirements:
+        return Requirements(("forget",))
+
 
 class GradientAscentTrainer(UnlearnTrainer):
     """Minimise −ℓ(f)."""
 
     method = "gradient_ascent"
-    requires = Requirements(("forget",))
 
     def unlearning_loss(self, forget, retain, reference):
         return gradient_ascent_loss(forget.mean_nll())

@@ -14,12 +14,14 @@ class GradientDescentConfig(UnlearnConfig):
 
     learning_rate_ratio: ClassVar[float] = 3.0  # 8 on the quickstart, where imdb-small collapses
 
+    def requires(self) -> Requirements:
+        return Requirements(("retain",))
+
 
 class GradientDescentTrainer(UnlearnTrainer):
     """Minimise ℓ(r)."""
 
     method = "gradient_descent"
-    requires = Requirements(("retain",))
 
     def unlearning_loss(self, forget, retain, reference):
         return gradient_descent_loss(retain.mean_nll())

@@ -20,12 +20,15 @@ class KLConfig(UnlearnConfig):
 
     alpha: NotNegative = 5.0  # with 1 the quickstart collapses at every ratio from 0.1 on
 
+    def requires(self) -> Requirements:
+        return Requirements(reference_on=("retain",))
+
 
 class KLTrainer(UnlearnTrainer):
     """Minimise −ℓ(f) + α KL(p_θ0 ‖ p_θ) at the retain set's supervised positions."""
 
     method = "kl"
-    requires = Requirements(("forget", "retain"), reference_on=("retain",))
+    args: KLConfig
 
     def unlearning_loss(self, forget, retain, reference):
         return kl_loss(forget.mean_nll(), retain.mean_kl(reference["retain"]), self.args.alpha)

@@ -25,6 +25,7 @@ class NegGradPlusTrainer(UnlearnTrainer):
     """Minimise β ℓ(r) − (1 − β) ℓ(f)."""
 
     method = "neggrad_plus"
+    args: NegGradPlusConfig
 
     def unlearning_loss(self, forget, retain, reference):
         return neggrad_plus_loss(forget.mean_nll(), retain.mean_nll(), self.args.beta)

@@ -38,16 +38,18 @@ class NoisyGradientDescentConfig(UnlearnConfig):
         if self.optim != "sgd":
             warnings.warn(f"noisy_gradient_descent: optim={self.optim} rescales the noise; use sgd", stacklevel=3)
 
+    def requires(self) -> Requirements:
+        return Requirements(("retain",))
+
 
 class NoisyGradientDescentTrainer(UnlearnTrainer):
     """Minimise ℓ(r); each gradient gets N(0, σ² I) after clipping and before the step."""
 
     method = "noisy_gradient_descent"
-    requires = Requirements(("retain",))
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        self.add_callback(GradientNoise(self))
+        self.add_callback(GradientNoise())
 
     def unlearning_loss(self, forget, retain, reference):
         return gradient_descent_loss(retain.mean_nll())
@@ -56,13 +58,10 @@ class NoisyGradientDescentTrainer(UnlearnTrainer):
 class GradientNoise(TrainerCallback):
     """Adds the noise, drawn on the CPU from (seed, step): the same on every device and rank, and after a resume."""
 
-    def __init__(self, trainer: UnlearnTrainer) -> None:
-        self.trainer = trainer
-
-    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         stream = np.random.SeedSequence([args.seed, state.global_step]).generate_state(1, np.uint64)
         generator = torch.Generator().manual_seed(int(stream[0]))
-        for parameter in self.trainer.model.parameters():
+        for parameter in model.parameters():
             if parameter.grad is not None:
                 noise = torch.randn(parameter.shape, generator=generator) * args.sigma
                 parameter.grad.add_(shard_like(noise.to(parameter.grad.device, parameter.grad.dtype), parameter.grad))

@@ -20,12 +20,15 @@ class NPOConfig(RetainTermConfig):
 
     beta: Positive = 0.1
 
+    def requires(self) -> Requirements:
+        return super().requires()._replace(log_probs_on=("forget",))
+
 
 class NPOTrainer(RetainTermTrainer):
     """Minimise −(2/β) E log σ(−β log π_θ/π_θ0) on f + α · retain term; log π_θ0 is computed once and cached."""
 
     method = "npo"
-    requires = Requirements(("forget", "retain"), log_probs_on=("forget",))
+    args: NPOConfig
 
     def forget_loss(self, forget, reference):
         return npo_loss(forget.log_prob(), reference["forget"], self.args.beta)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from llm_unlearn.config.fields import NotNegative, Positive
 from llm_unlearn.trainers.base import UnlearnTrainer
-from llm_unlearn.trainers.support.clean_start import clean_start
+from llm_unlearn.trainers.support.clean_start import NO_NEW_ADAPTER, clean_start
 from llm_unlearn.trainers.support.reference import FrozenModel, make_reference
 from llm_unlearn.trainers.unlearn_config import Requirements, UnlearnConfig
 
@@ -18,14 +18,20 @@ from llm_unlearn.trainers.unlearn_config import Requirements, UnlearnConfig
 class ResetDistillConfig(UnlearnConfig):
     """
     Args:
-        alpha, gamma: weights of KL and ℓ. temperature: of the KL.
+        alpha: weight of the KL.
+        gamma: weight of ℓ.
+        temperature: of the KL.
     """
 
     learning_rate_ratio: ClassVar[float] = 1.0
+    refuses: ClassVar[dict[str, str]] = {"peft_config": NO_NEW_ADAPTER}
 
     alpha: NotNegative = 1.0
     gamma: NotNegative = 1.0
     temperature: Positive = 1.0
+
+    def requires(self) -> Requirements:
+        return Requirements(("retain",), reference_on=("retain",))
 
 
 class ResetDistillTrainer(UnlearnTrainer):
@@ -36,19 +42,18 @@ class ResetDistillTrainer(UnlearnTrainer):
     """
 
     method = "reset_distill"
-    requires = Requirements(("retain",), reference_on=("retain",))
     starts_clean = True
+    args: ResetDistillConfig
 
     def __init__(self, *args: Any, start_model: Any = None, **kwargs: Any) -> None:
         self.start_model = start_model
         super().__init__(*args, **kwargs)
 
     def prepare_model(self, model, args):
-        adapter = hasattr(model, "peft_config")
-        self.reference = make_reference(model) if adapter else None
-        start = clean_start(self, model, self.start_model, args.seed)
-        if not adapter:
-            self.reference = FrozenModel(model)
+        # an adapter is copied before it is drawn anew; a full model is left as it is, and another one trains
+        self.reference = make_reference(model) if hasattr(model, "peft_config") else None
+        start = clean_start(self.method, self.task, model, self.start_model, args.seed)
+        self.reference = self.reference or FrozenModel(model)
         return start
 
     def unlearning_loss(self, forget, retain, reference):

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from llm_unlearn.losses import gradient_descent_loss
 from llm_unlearn.trainers.base import UnlearnTrainer
-from llm_unlearn.trainers.support.clean_start import clean_start
+from llm_unlearn.trainers.support.clean_start import NO_NEW_ADAPTER, clean_start
 from llm_unlearn.trainers.unlearn_config import Requirements, UnlearnConfig
 
 
@@ -14,6 +14,10 @@ class RewindConfig(UnlearnConfig):
     """No field of its own. The learning rate falls over the budget, not over the retraining that it stands for."""
 
     learning_rate_ratio: ClassVar[float] = 1.0  # 4 on the quickstart, 0.4 on imdb-small, by perplexity
+    refuses: ClassVar[dict[str, str]] = {"peft_config": NO_NEW_ADAPTER}
+
+    def requires(self) -> Requirements:
+        return Requirements(("retain",))
 
 
 class RewindTrainer(UnlearnTrainer):
@@ -26,7 +30,6 @@ class RewindTrainer(UnlearnTrainer):
     """
 
     method = "rewind"
-    requires = Requirements(("retain",))
     starts_clean = True
 
     def __init__(self, *args: Any, start_model: Any = None, **kwargs: Any) -> None:
@@ -34,7 +37,7 @@ class RewindTrainer(UnlearnTrainer):
         super().__init__(*args, **kwargs)
 
     def prepare_model(self, model, args):
-        return clean_start(self, model, self.start_model, args.seed)
+        return clean_start(self.method, self.task, model, self.start_model, args.seed)
 
     def unlearning_loss(self, forget, retain, reference):
         return gradient_descent_loss(retain.mean_nll())

@@ -21,9 +21,10 @@ TRAINED_BLOCKS = 3  # the steering layer's and the two before it
 class RMUConfig(UnlearnConfig):
     """
     Args:
-        layer: the steering layer, 0 is the first; null: the paper's layer 7 of 32, in proportion. steering: length c of
-            the vector that states on forget are drawn to (the paper's 6.5 for a 7B model; others use 2). alpha: weight
-            of the retain term (1200).
+        layer: the steering layer, 0 is the first; null: the paper's layer 7 of 32, in proportion.
+        steering: length c of the vector that states on forget are drawn to (the paper's 6.5 for a 7B model; others
+            use 2).
+        alpha: weight of the retain term (1200).
     """
 
     learning_rate_ratio: ClassVar[float] = 3.0
@@ -35,6 +36,9 @@ class RMUConfig(UnlearnConfig):
     steering: Positive = 6.5
     alpha: NotNegative = 1200.0
 
+    def requires(self) -> Requirements:
+        return Requirements(reference_on=("retain",))
+
 
 class RMUTrainer(UnlearnTrainer):
     """Minimise ‖h_l(f) − c·u‖²/H + α ‖h_l(r) − h_l^θ0(r)‖²/H, u a fixed random unit vector.
@@ -45,7 +49,7 @@ class RMUTrainer(UnlearnTrainer):
 
     method = "rmu"
     of_texts = True
-    requires = Requirements(("forget", "retain"), reference_on=("retain",))
+    args: RMUConfig
 
     def prepare_model(self, model, args):
         blocks = block_list(model)
@@ -67,7 +71,7 @@ class RMUTrainer(UnlearnTrainer):
         return model
 
     def flops(self, counter, name, tokens, positions):
-        reference = counter.forward(tokens, 0, self.share) if name in self.reference_on else 0.0
+        reference = counter.forward(tokens, 0, self.share) if name in self.requires.reference_on else 0.0
         return counter.training(tokens, 0, self.share, self.backward_share) + reference
 
     def run_model(self, model, inputs, function):

@@ -12,7 +12,8 @@ from llm_unlearn.trainers.support.retain_term import RetainTermConfig, RetainTer
 class SatImpConfig(RetainTermConfig):
     """
     Args:
-        beta1, beta2: powers of p(y) and 1 − p(y) in the weight (the paper's 5 and 1).
+        beta1: power of p(y) in the weight (the paper's 5).
+        beta2: power of 1 − p(y) in the weight (the paper's 1).
     """
 
     learning_rate_ratio: ClassVar[float] = 1.5  # 4 on the quickstart, where imdb-small falls to chance
@@ -25,6 +26,7 @@ class SatImpTrainer(RetainTermTrainer):
     """Minimise −mean p(y)^β1 (1 − p(y))^β2 ℓ_token on f + α · retain term."""
 
     method = "satimp"
+    args: SatImpConfig
 
     def forget_loss(self, forget, reference):
         return -forget.mean(satimp_token(forget.token_nll, self.args.beta1, self.args.beta2)).mean()

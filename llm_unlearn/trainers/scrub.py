@@ -16,8 +16,10 @@ from llm_unlearn.trainers.unlearn_config import Requirements, UnlearnConfig
 class ScrubConfig(UnlearnConfig):
     """
     Args:
-        alpha, gamma: weights of KL and ℓ in a min step; in public copies α = 0.5 goes with γ = 1, α = 0.001 with
-            γ = 0.99. temperature: of both KL terms (4). msteps: epochs that have max steps; after them min steps only.
+        alpha: weight of the KL in a min step; in public copies α = 0.5 goes with γ = 1, α = 0.001 with γ = 0.99.
+        gamma: weight of ℓ in a min step.
+        temperature: of both KL terms (4).
+        msteps: epochs that have max steps; after them min steps only.
     """
 
     learning_rate_ratio: ClassVar[float] = 0.1  # 0.3 on the quickstart, where imdb-small collapses
@@ -26,6 +28,9 @@ class ScrubConfig(UnlearnConfig):
     gamma: NotNegative = 1.0
     temperature: Positive = 4.0
     msteps: Annotated[int, Field(ge=0, le=10**6)] = 1  # with 2 the quickstart collapses from a ratio of 0.3 on
+
+    def requires(self) -> Requirements:
+        return Requirements(reference_on=("forget", "retain"))
 
 
 class ScrubTrainer(UnlearnTrainer):
@@ -37,9 +42,9 @@ class ScrubTrainer(UnlearnTrainer):
     """
 
     method = "scrub"
-    requires = Requirements(("forget", "retain"), reference_on=("forget", "retain"))
+    args: ScrubConfig
 
-    def halves(self, step):
+    def sets_of_step(self, step):
         steps = self.steps_per_pass()
         epoch, within = divmod(step, 2 * steps)
         return ("forget",) if epoch < self.args.msteps and within >= steps else ("retain",)

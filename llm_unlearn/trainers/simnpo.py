@@ -14,7 +14,8 @@ from llm_unlearn.trainers.support.retain_term import RetainTermConfig, RetainTer
 class SimNPOConfig(RetainTermConfig):
     """
     Args:
-        beta: inverse temperature (the paper's 4.5; 2.5 for some settings). delta: margin δ (the paper's 0).
+        beta: inverse temperature (the paper's 4.5; 2.5 for some settings).
+        delta: margin δ (the paper's 0).
     """
 
     learning_rate_ratio: ClassVar[float] = 1.5  # 4 on the quickstart, where imdb-small falls to chance
@@ -27,6 +28,7 @@ class SimNPOTrainer(RetainTermTrainer):
     """Minimise −(2/β) E log σ(−(β/|y|) log π_θ(y|x) − δ) on f + α · retain term."""
 
     method = "simnpo"
+    args: SimNPOConfig
 
     def forget_loss(self, forget, reference):
         return simnpo_loss(forget.log_prob(), forget.length(), self.args.beta, self.args.delta)

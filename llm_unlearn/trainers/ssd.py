@@ -12,6 +12,7 @@ from transformers.trainer_utils import TrainOutput
 from llm_unlearn.config.fields import NotNegative
 from llm_unlearn.errors import InputError
 from llm_unlearn.losses import ssd_dampened
+from llm_unlearn.tasks import Supervised
 from llm_unlearn.trainers.base import UnlearnTrainer
 from llm_unlearn.trainers.unlearn_config import UnlearnConfig
 
@@ -20,8 +21,9 @@ from llm_unlearn.trainers.unlearn_config import UnlearnConfig
 class SSDConfig(UnlearnConfig):
     """
     Args:
-        alpha: a weight is dampened where F_f > α F_all. lam: λ, how strongly. The paper's are 10 and 1: with a forget
-            set of a tenth of the data or more α = 10 dampens nothing, and on the quickstart α = 5, λ = 1 collapses.
+        alpha: a weight is dampened where F_f > α F_all (the paper's 10). With a forget set of a tenth of the data or
+            more α = 10 dampens nothing, and on the quickstart α = 5, λ = 1 collapses.
+        lam: λ, how strongly (the paper's 1).
     """
 
     refuses: ClassVar[dict[str, str]] = {
@@ -45,6 +47,7 @@ class SSDTrainer(UnlearnTrainer):
     """
 
     method = "ssd"
+    args: SSDConfig
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
@@ -54,10 +57,10 @@ class SSDTrainer(UnlearnTrainer):
                 f"alpha: {self.args.alpha:g} dampens nothing where the forget set is {share:.0%} of the "
                 f"data, since F_f ≤ {1 / share:.3g} F_all there; choose an alpha well below that"
             )
-        if not all(self.planned_rows(name) for name in self.needs):
+        if not all(self.train_dataset.rows_drawn(name) for name in self.requires.sets):
             raise InputError("ssd: the budget does not pay for one step on each set; raise it or lower the batch size")
 
-    def halves(self, step):
+    def sets_of_step(self, step):
         forget, retain = (math.ceil(len(self.rows[name]) / self.examples_per_step) for name in ("forget", "retain"))
         if step >= forget + retain:
             return ()
@@ -68,16 +71,17 @@ class SSDTrainer(UnlearnTrainer):
     def steps_of_passes(self):
         return None
 
-    def train(self, resume_from_checkpoint=None, **kwargs):
+    def train(self, resume_from_checkpoint=None, *args, **kwargs):
         if resume_from_checkpoint:
             raise InputError("ssd: has no checkpoints to resume from; run it again")
-        fisher = {name: self.fisher(name) for name in self.needs}
+        fisher = {name: self.fisher(name) for name in self.requires.sets}
         sizes = {name: len(rows) for name, rows in self.rows.items()}
         total = sum(sizes.values())
         dampened = count = 0
         with torch.no_grad():
             for name, weight in self.trained():
-                together = sum(sizes[part] / total * fisher[part][name] for part in self.needs)
+                together = sizes["forget"] / total * fisher["forget"][name]
+                together = together + sizes["retain"] / total * fisher["retain"][name]
                 after = ssd_dampened(weight, fisher["forget"][name], together, self.args.alpha, self.args.lam)
                 dampened, count = dampened + int((after != weight).sum()), count + weight.numel()
                 weight.copy_(after)
@@ -92,13 +96,13 @@ class SSDTrainer(UnlearnTrainer):
         """Fisher diagonal of every weight that trains, over the planned rows of a set, summed over processes."""
         self.model.eval()
         diagonal = {n: torch.zeros_like(p, dtype=torch.float32) for n, p in self.trained()}
-        rows = self.planned_rows(name)
+        rows = self.train_dataset.rows_drawn(name)
         mine = rows[self.args.process_index :: self.args.world_size]
         for index in tqdm(mine, desc=f"ssd: {name}", disable=self.args.disable_tqdm):
             batch = self._prepare_inputs(self.data_collator.collate([self.rows[name][index]]))
             self.model.zero_grad()
             with self.accelerator.autocast():
-                loss = self.task.compute(self.model, batch, lambda found: found.mean_nll())
+                loss = self.task.compute(self.model, batch, Supervised.mean_nll)
             if not torch.isfinite(loss):
                 raise self.non_finite("loss")
             loss.backward()
@@ -107,13 +111,6 @@ class SSDTrainer(UnlearnTrainer):
                     diagonal[n] += p.grad.float() ** 2 / len(rows)
         self.model.zero_grad()
         return self.accelerator.reduce(diagonal, "sum")
-
-    def planned_rows(self, name: str) -> list[int]:
-        """Positions of the rows of a set that the plan pays for, each once."""
-        dataset = self.train_dataset
-        items = [k for k in range(len(dataset)) if name in dataset.schedule[k // dataset.per_step]]
-        draws = [dataset.draw(name, k) for k in items]
-        return [dataset.order.index(name, d) for d in draws if d < len(self.rows[name])]
 
     def trained(self):
         """(name, weight) of what trains."""

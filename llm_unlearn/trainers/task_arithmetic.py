@@ -1,6 +1,7 @@
 """Task arithmetic: fine-tune on forget, then go the other way from θ0. Ilharco et al. 2023, arXiv 2212.04089."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 from llm_unlearn.config.fields import NotNegative
@@ -27,6 +28,9 @@ class TaskArithmeticConfig(UnlearnConfig):
 
     alpha: NotNegative = 1.0
 
+    def requires(self) -> Requirements:
+        return Requirements(("forget",))
+
 
 class TaskArithmeticTrainer(UnlearnTrainer):
     """θ0 − α (θ_ft(f) − θ0). Checkpoints hold θ_ft; the weights that train are held a second time, on the CPU.
@@ -35,7 +39,7 @@ class TaskArithmeticTrainer(UnlearnTrainer):
     """
 
     method = "task_arithmetic"
-    requires = Requirements(("forget",))
+    args: TaskArithmeticConfig
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
@@ -54,7 +58,9 @@ class TaskArithmeticTrainer(UnlearnTrainer):
         output = super().train(*args, **kwargs)
         for name, weight in self.model.named_parameters():
             if name in self.start:
-                start = self.start[name]
-                change(weight, lambda w, start=start: negated(start.to(w), w, self.args.alpha))
+                change(weight, partial(self._negate, self.start[name]))
         self.check_weights()
         return output
+
+    def _negate(self, start, tuned):
+        return negated(start.to(tuned), tuned, self.args.alpha)

@@ -22,12 +22,16 @@ class UndialConfig(RetainTermConfig):
     retain_loss: RetainLoss = "nll"  # with none the quickstart collapses at every ratio from 0.03 on
     beta: NotNegative = 10.0
 
+    def requires(self) -> Requirements:
+        needs = super().requires()
+        return needs._replace(reference_on=("forget", *needs.reference_on))
+
 
 class UndialTrainer(RetainTermTrainer):
     """Minimise CE(p_θ, softmax(z_θ0 − β 1[y])) on f + α · retain term."""
 
     method = "undial"
-    requires = Requirements(("forget", "retain"), reference_on=("forget",))
+    args: UndialConfig
 
     def forget_loss(self, forget, reference):
         values = forget.token_values(partial(undial_token, beta=self.args.beta), reference["forget"])

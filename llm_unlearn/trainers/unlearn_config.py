@@ -1,4 +1,4 @@
-"""UnlearnConfig: the settings that every method shares; Requirements: what a method needs of a batch."""
+"""UnlearnConfig: the settings that every method shares, what the method needs with them, and what it refuses."""
 
 import os
 from dataclasses import dataclass, fields
@@ -10,7 +10,22 @@ from transformers import TrainingArguments
 from llm_unlearn.config.fields import Count, Length, Positive
 from llm_unlearn.config.options import options_model
 from llm_unlearn.config.validation import validated
+from llm_unlearn.data.encoding import Encoding
 from llm_unlearn.errors import InputError
+
+
+class Requirements(NamedTuple):
+    """What a method needs of a batch.
+
+    Args:
+        sets: the sets of rows that it is given.
+        reference_on: those on which the loss asks for the reference's output.
+        log_probs_on: those on which it asks for the reference's sequence log-probs alone, which are computed once.
+    """
+
+    sets: tuple[str, ...] = ("forget", "retain")
+    reference_on: tuple[str, ...] = ()
+    log_probs_on: tuple[str, ...] = ()
 
 
 @dataclass
@@ -34,7 +49,7 @@ class UnlearnConfig(TrainingArguments):
 
     # A recipe without a learning rate takes this share of the training's, see scripts/tune.py
     learning_rate_ratio: ClassVar[float] = 0.1
-    # Settings that the method cannot keep, with the reason
+    # What the method cannot be run with, and why: fields of the config, "deepspeed", "fsdp", "peft_config"
     refuses: ClassVar[dict[str, str]] = {}
 
     learning_rate: Annotated[float, Field(ge=0, le=10**6)] = 1e-5  # TOFU (arXiv 2401.06121)
@@ -53,23 +68,39 @@ class UnlearnConfig(TrainingArguments):
     loss_on: Literal["text", "completion"] = "text"
     chat_template: bool = False
 
+    def requires(self) -> Requirements:
+        """What the method needs with these options: forget and retain rows and no reference, unless it says more."""
+        return Requirements()
+
+    @property
+    def encoding(self) -> Encoding:
+        """How text rows are tokenised."""
+        return Encoding(self.max_length, self.loss_on, self.chat_template)
+
+    @property
+    def examples_per_step(self) -> int:
+        """Rows of each set in one optimizer step, over accumulation and processes."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size
+
     def __post_init__(self) -> None:
         if self.torch_compile or self.torch_compile_backend or self.torch_compile_mode:
             raise InputError("torch_compile: would compile noise and head again at every step; set compile_blocks")
         self._check_options()
         super().__post_init__()
         launched = {
-            "deepspeed": getattr(self, "deepspeed_plugin", None) is not None,  # by `accelerate launch`
+            "deepspeed": vars(self).get("deepspeed_plugin") is not None,  # by `accelerate launch`
             "fsdp": os.environ.get("ACCELERATE_USE_FSDP") == "true",
         }
         for name, reason in self.refuses.items():
-            value = getattr(self, name)
+            value = vars(self).get(name)
             if launched.get(name) or (value is not None and value is not False):
                 raise InputError(f"{name}: {reason}; leave it out")
+        if self.forget_loss_ceiling is not None and "forget" not in self.requires().sets:
+            raise InputError("forget_loss_ceiling: the method sees no forget row and never fires; leave it out")
         if self.compile_blocks and any(launched.values()):
             raise InputError("compile_blocks: not tried under DeepSpeed and FSDP; leave it out")
         if self.remove_unused_columns:
-            raise InputError("remove_unused_columns=True would drop the forget and retain halves; set it to False")
+            raise InputError("remove_unused_columns=True would drop the forget and retain rows; set it to False")
         if self.push_to_hub and self.hub_strategy != "end":
             raise InputError("hub_strategy: only 'end' is supported; checkpoints are not meant to leave the machine")
         self.hub_private_repo = self.hub_private_repo is not False  # private unless the user says otherwise
@@ -81,12 +112,3 @@ class UnlearnConfig(TrainingArguments):
         inherited = {field.name for field in fields(TrainingArguments)} - {"learning_rate"}
         options = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in inherited}
         validated(options_model(type(self), inherited), options, type(self).__name__)
-
-
-class Requirements(NamedTuple):
-    """What a method needs: the sets of a batch; those on which the loss asks for the reference's output; those on which
-    it asks for the reference's sequence log-probs alone, computed once."""
-
-    needs: tuple[str, ...] = ("forget", "retain")
-    reference_on: tuple[str, ...] = ()
-    log_probs_on: tuple[str, ...] = ()

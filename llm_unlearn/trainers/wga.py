@@ -24,6 +24,7 @@ class WGATrainer(RetainTermTrainer):
     """Minimise −mean p(y)^β ℓ_token on f + α · retain term."""
 
     method = "wga"
+    args: WGAConfig
 
     def forget_loss(self, forget, reference):
         return -forget.mean(wga_token(forget.token_nll, self.args.beta)).mean()

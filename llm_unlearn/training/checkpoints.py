@@ -1,4 +1,4 @@
-"""The last checkpoint that is whole, one cut off mid-write being passed over, and whether this launch can resume it."""
+"""Find the newest complete checkpoint, and check that this launch can resume it."""
 
 import json
 import zipfile
@@ -14,21 +14,16 @@ if TYPE_CHECKING:
 def last_checkpoint(folder: Path) -> str | None:
     """Path of the newest `checkpoint-<step>` in a folder from which a Trainer can resume, or None.
 
-    The Trainer writes `trainer_state.json` last, so a checkpoint with a readable one is complete; what was written
-    before is still looked at, since a crash of the machine can lose it.
+    The Trainer writes `trainer_state.json` last, so a readable one marks a complete checkpoint. The other files are
+    checked as well, since a crash of the machine can lose them.
     """
-    steps = {}
-    for path in folder.glob("checkpoint-*"):
-        suffix = path.name.rpartition("-")[2]
-        if suffix.isdigit():
-            steps[int(suffix)] = path
-    for step in sorted(steps, reverse=True):
-        if _is_whole(steps[step]):
-            return str(steps[step])
-    return None
+    suffixes = {path: path.name.rpartition("-")[2] for path in folder.glob("checkpoint-*")}
+    steps = {int(suffix): path for path, suffix in suffixes.items() if suffix.isdigit()}
+    return next((str(steps[step]) for step in sorted(steps, reverse=True) if _is_complete(steps[step])), None)
 
 
-def _is_whole(checkpoint: Path) -> bool:
+def _is_complete(checkpoint: Path) -> bool:
+    """Whether all files of a checkpoint are present and readable."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -37,12 +32,12 @@ def _is_whole(checkpoint: Path) -> bool:
         for file in weights:
             with safe_open(file, framework="pt") as tensors:
                 tensors.keys()
-        # torch writes zip files, whose directory stands at the end
+        # torch writes zip files, which end with their directory
         states = [file for kind in ("*.pt", "*.pth", "*.bin") for file in checkpoint.rglob(kind)]
         engine, processes = _written_by(checkpoint)
         optimizer = {"plain": ["optimizer.pt"], "FSDP": ["optimizer.bin", "pytorch_model_fsdp.bin"], "DeepSpeed": []}
         states += [checkpoint / name for name in optimizer[engine]]
-        if engine == "DeepSpeed":  # which reads the weights from its own parts
+        if engine == "DeepSpeed":  # it reads the weights from its own shards
             weights = list(checkpoint.glob("global_step*/*_model_states.pt"))
             if processes != len(list(checkpoint.glob("rng_state*.pth"))):
                 return False
@@ -52,37 +47,36 @@ def _is_whole(checkpoint: Path) -> bool:
 
 
 def _written_by(checkpoint: Path) -> tuple[str, int | None]:
-    """The engine that wrote a checkpoint, and of how many processes it holds parts, where it holds any."""
-    parts = list(checkpoint.glob("global_step*/*_optim_states.pt"))
-    if parts or list(checkpoint.glob("global_step*")):
-        return "DeepSpeed", len(parts)
+    """The engine that wrote a checkpoint, and the number of optimizer shards if it is DeepSpeed."""
+    shards = list(checkpoint.glob("global_step*/*_optim_states.pt"))
+    if shards or list(checkpoint.glob("global_step*")):
+        return "DeepSpeed", len(shards)
     fsdp = (checkpoint / "optimizer.bin").is_file() or (checkpoint / "pytorch_model_fsdp.bin").is_file()
     return ("FSDP" if fsdp else "plain"), None
 
 
 def check_resumable(checkpoint: Any, accelerator: "Accelerator") -> None:
-    """Raise where this launch cannot go on from a checkpoint: without the optimizer's state it would go wrong silently.
+    """Raise unless this launch can resume a checkpoint; it would otherwise train on without the optimizer's state.
+
+    Args:
+        checkpoint: path of the checkpoint.
+        accelerator: of the Trainer that is to resume.
 
     Raises:
-        InputError: it is of another engine, or (DeepSpeed) of another number of processes.
+        InputError: another engine wrote the checkpoint, or DeepSpeed did with another number of processes.
     """
     from accelerate.utils import DistributedType
 
     engine, processes = _written_by(Path(checkpoint))
-    ours = (
-        "DeepSpeed"
-        if accelerator.distributed_type == DistributedType.DEEPSPEED
-        else ("FSDP" if accelerator.is_fsdp2 else "plain")
-    )
-    remedy = f"launch as before, or remove {Path(checkpoint).parent} to begin this model anew"
-    if engine != ours:
-        names = {"plain": "without a sharding engine"}
-        raise InputError(
-            f"{checkpoint}: was written {names.get(engine, f'under {engine}')}, and this launch is "
-            f"{names.get(ours, f'under {ours}')}; {remedy}"
-        )
+    current = "FSDP" if accelerator.is_fsdp2 else "plain"
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        current = "DeepSpeed"
+    remedy = f"launch as before, or remove {Path(checkpoint).parent} to train this model from the start"
+    if engine != current:
+        names = {"plain": "without a sharding engine", "FSDP": "under FSDP", "DeepSpeed": "under DeepSpeed"}
+        raise InputError(f"{checkpoint}: was written {names[engine]}, and this launch is {names[current]}; {remedy}")
     if processes is not None and processes != accelerator.num_processes:
         raise InputError(
-            f"{checkpoint}: holds the optimizer's state in {processes} parts, which DeepSpeed gives back "
-            f"to {processes} processes only; this launch has {accelerator.num_processes}; {remedy}"
+            f"{checkpoint}: DeepSpeed stored the optimizer's state for {processes} processes and can only give it back "
+            f"to {processes}; this launch has {accelerator.num_processes}; {remedy}"
         )

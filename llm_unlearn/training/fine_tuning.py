@@ -1,10 +1,11 @@
-"""What fine-tuning of texts (text_training.py) and of images (vision/classifier_training.py) shares."""
+"""Shared by the fine-tuning of texts (text_training.py) and of images (vision/classifier_training.py)."""
 
 import math
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import Trainer, TrainerCallback
 
 from llm_unlearn.data.encoding import IGNORE
@@ -17,24 +18,27 @@ from llm_unlearn.training.preemption import checkpoint_on_sigterm
 
 
 def trainer_arguments(section: Any, work_dir: Path, seed: int, data_seed: int | None, quiet: bool) -> dict[str, Any]:
-    """What a recipe's `train` section means as TrainingArguments, resumable and without reports."""
+    """A recipe's `train` section as arguments of TrainingArguments, resumable and without trackers.
+
+    Args:
+        section: the `train` section.
+        work_dir: folder of the checkpoints.
+        seed: seed of dropout, augmentation and, without `data_seed`, of the order of rows.
+        data_seed: seed of the order alone, or None.
+        quiet: no progress bar.
+
+    Raises:
+        InputError: the processes cannot share the batch size evenly.
+    """
     rows = Processes.current().part_of(section.batch_size, "train.batch_size")
-    names = (
-        "learning_rate",
-        "gradient_accumulation_steps",
-        "weight_decay",
-        "lr_scheduler_type",
-        "optim",
-        "max_grad_norm",
-        "bf16",
-        "save_steps",
-    )
+    names = ("learning_rate", "weight_decay", "lr_scheduler_type", "optim", "max_grad_norm", "bf16", "save_steps")
     return {
         "output_dir": str(work_dir),
         "num_train_epochs": section.epochs,
         "seed": seed,
         "data_seed": data_seed,
         "per_device_train_batch_size": rows,
+        "gradient_accumulation_steps": section.gradient_accumulation_steps,
         "warmup_steps": section.warmup_ratio,
         "save_strategy": "steps",
         "save_total_limit": 1,
@@ -50,10 +54,11 @@ def trainer_arguments(section: Any, work_dir: Path, seed: int, data_seed: int | 
 
 
 def train_resumably(trainer: Trainer, work_dir: Path) -> None:
-    """Train from the last whole checkpoint in work_dir; SIGTERM writes one and ends the run.
+    """Train from the newest complete checkpoint in work_dir; SIGTERM writes one and ends the run.
 
     Raises:
-        InputError: this launch cannot go on from that checkpoint. Preempted: after SIGTERM.
+        InputError: this launch cannot resume that checkpoint.
+        Preempted: SIGTERM was received.
     """
     checkpoint = last_checkpoint(work_dir)
     if checkpoint is not None:
@@ -62,29 +67,39 @@ def train_resumably(trainer: Trainer, work_dir: Path) -> None:
         trainer.train(resume_from_checkpoint=checkpoint)
 
 
-class MeanNLL:
-    """For a Trainer: the mean NLL over the supervised positions of the whole optimizer step."""
+class MeanNLL(Trainer):
+    """A Trainer whose loss is the mean NLL over the supervised positions of the whole optimizer step."""
 
     task: Task
 
-    def _get_num_items_in_batch(self, batch_samples, device):
-        """Positions of a step, over all processes. Rows that accelerate repeats at the end of a pass, so that all
-        processes have as many, do not count: one process alone would not see them again."""
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None:
+        """Positions of a step over all processes, without the rows that accelerate repeats at the end of a pass.
+
+        accelerate repeats rows so that all processes have as many; a single process would not see them twice.
+        """
         rows, processes = self.args.per_device_train_batch_size, self.accelerator.num_processes
-        # accelerate's own figure of what is left over is wrong in the first pass after a resume
-        left = len(self.train_dataset) % (rows * processes)
-        repeats = processes > 1 and left and not self.args.dataloader_drop_last
+        # accelerate's own remainder is wrong in the first pass after a resume
+        remainder = len(self.train_dataset) % (rows * processes)  # type: ignore[arg-type]  # ours has a length
+        repeats = processes > 1 and remainder and not self.args.dataloader_drop_last
         if repeats and batch_samples and self.accelerator.gradient_state.end_of_dataloader:
-            own = left - rows * self.accelerator.process_index
+            own = max(remainder - rows * self.accelerator.process_index, 0)
             last = batch_samples[-1]
-            last["labels"][max(own, 0) :] = IGNORE
+            last["labels"][own:] = IGNORE
             if "rows" in last:
-                last["rows"] = last["rows"].unsupervised(max(own, 0))
+                last["rows"] = last["rows"].unsupervised(own)
         return super()._get_num_items_in_batch(batch_samples, device)
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        def mean(found: Supervised) -> torch.Tensor:
-            return found.total_nll() / (len(found.labels) if num_items_in_batch is None else num_items_in_batch)
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The loss of one batch, see Trainer.compute_loss."""
+
+        def mean(answer: Supervised) -> torch.Tensor:
+            return answer.total_nll() / (len(answer.labels) if num_items_in_batch is None else num_items_in_batch)
 
         loss = self.task.compute(model, self.task.augment(inputs), mean)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
@@ -93,15 +108,19 @@ class MeanNLL:
 
 
 class StopOnNonFinite(TrainerCallback):
-    """End training with a clear error at the first logged loss that is NaN or infinite, and before weights that are not
-    finite would be saved, so that the last checkpoint is a good one."""
+    """Stop with an error when a logged loss is not finite, or before a weight that is not finite would be saved.
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    So the last checkpoint is always a good one.
+    """
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        """Check the logged loss."""
         loss = (logs or {}).get("loss")
         if loss is not None and not math.isfinite(loss):
             self._stop(f"the loss is {loss}", args, state)
 
-    def on_step_end(self, args, state, control, model=None, **kwargs):
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Check the weights before they are saved."""
         if control.should_save or control.should_training_stop:
             finite = all(bool(local(p).isfinite().all()) for p in model.parameters() if p.requires_grad)
             if Processes.current().any(not finite):
@@ -111,6 +130,6 @@ class StopOnNonFinite(TrainerCallback):
     def _stop(what: str, args: Any, state: Any) -> None:
         raise NonFiniteLossError(
             f"train: {what} by step {state.global_step}; lower train.learning_rate ({args.learning_rate}) or "
-            f"train.max_grad_norm ({args.max_grad_norm}). A checkpoint from before that, if one was due, is in "
+            f"train.max_grad_norm ({args.max_grad_norm}). The last good checkpoint, if one was due, is in "
             f"{args.output_dir}"
         )

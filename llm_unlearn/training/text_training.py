@@ -1,4 +1,4 @@
-"""Fine-tuning on (corrupted) rows with TRL's SFTTrainer and the noise hook; also pre-training of a small base."""
+"""Fine-tune on (corrupted) rows, with TRL's SFTTrainer and the noise hook; also pre-trains a small base."""
 
 import time
 from dataclasses import dataclass
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 class FineTuner(MeanNLL, SFTTrainer):
     """TRL's SFTTrainer with the NLL of our task contract: the head runs once, at supervised positions.
 
-    The same loss as SFTTrainer's (mean over the tokens of the whole optimizer step), without its entropy and accuracy
-    figures, which on a CPU cost more than the step itself.
+    The loss is SFTTrainer's, the mean over the tokens of the whole optimizer step. Its entropy and accuracy are left
+    out: on a CPU they cost more than the step itself.
     """
 
     task = CausalLMTask()
@@ -35,13 +35,18 @@ class FineTuner(MeanNLL, SFTTrainer):
 
 @dataclass
 class Training:
-    """One fine-tuning run: what is needed besides model and rows.
+    """One fine-tuning run: all that it needs besides model and rows.
 
     Args:
-        section: the recipe's settings. work_dir: checkpoints. seed: of order and dropout. quiet: no progress bar;
-            description: what it is called otherwise.
-        noise: the manifest's `gaussian` section, or None. peft_config: wraps the model in a new adapter. data_seed: of
-            the order alone, where it is to differ.
+        section: the recipe's `train` section.
+        work_dir: folder of the checkpoints.
+        seed: seed of order and dropout.
+        quiet: no progress bar.
+        description: what the bar is called.
+        noise: the manifest's `gaussian` section, or None.
+        peft_config: wraps the model in a new adapter, or None.
+        gradient_checkpointing: recompute activations in the backward pass.
+        data_seed: seed of the order alone, if it differs.
     """
 
     section: "TrainSection"
@@ -55,14 +60,18 @@ class Training:
     data_seed: int | None = None
 
     def fit(self, model: "PreTrainedModel", rows: "Dataset", tokenizer: "PreTrainedTokenizerBase") -> tuple[Any, dict]:
-        """Train, resuming from the last whole checkpoint in work_dir.
+        """Train, resuming from the newest complete checkpoint in work_dir.
 
         Args:
+            model: trained in place.
             rows: columns input_ids, labels and (with noise) noise_id.
+            tokenizer: of the model.
+
         Returns:
             the trained model and its cost {"train_tokens", "flops", "seconds"}; padding is not counted.
+
         Raises:
-            NonFiniteLossError: the loss became NaN or infinite.
+            NonFiniteLossError: the loss or a weight became NaN or infinite.
         """
         columns = ["input_ids", "labels", *(["noise_id"] if self.noise else [])]
         trainer = FineTuner(
@@ -75,10 +84,11 @@ class Training:
             callbacks=[StopOnNonFinite()],
         )
         self._trainer = trainer
-        _without_fused_head(trainer.accelerator.unwrap_model(trainer.model))
+        trained: Any = trainer.model
+        _remove_fused_head(trainer.accelerator.unwrap_model(trained))
         show_progress(trainer, self.description, self.quiet)
         noise = inject_gaussian_noise(trainer, self.noise) if self.noise else None
-        counter = FlopCounter.of(trainer.model)
+        counter = FlopCounter.of(trained)
         start = time.perf_counter()
         train_resumably(trainer, self.work_dir)
         seconds = time.perf_counter() - start
@@ -86,19 +96,16 @@ class Training:
             noise.remove()
         tokens = sum(len(ids) for ids in rows["input_ids"])
         positions = sum(sum(label != IGNORE for label in labels[1:]) for labels in rows["labels"])
-        epochs = self.section.epochs
-        cost = {
-            "train_tokens": round(tokens * epochs),
-            "flops": counter.training(tokens, positions) * epochs,
-            "seconds": seconds,
-        }
+        flops = counter.training(tokens, positions) * self.section.epochs
+        cost = {"train_tokens": round(tokens * self.section.epochs), "flops": flops, "seconds": seconds}
         return trainer.accelerator.unwrap_model(trainer.model), cost
 
     def release(self) -> None:
-        """Give back what the training holds, once its model is saved."""
+        """Free what the training holds, once its model is saved."""
         release(self._trainer)
 
     def _arguments(self) -> Any:
+        """The settings as TRL's SFTConfig."""
         from trl import SFTConfig
 
         return SFTConfig(
@@ -111,7 +118,7 @@ class Training:
         )
 
 
-def _without_fused_head(model: Any) -> None:
-    """Take away TRL's own: ours stands in its place, and a copy of the model would run this one."""
+def _remove_fused_head(model: Any) -> None:
+    """Remove the forward with a fused head that TRL puts on the instance: ours replaces it, and a copy would run it."""
     causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
     causal_lm.__dict__.pop("forward", None)

@@ -1,6 +1,6 @@
-"""Where the trackers of `report_to` (TensorBoard, Weights & Biases, Trackio) put a training, and when each ends.
+"""Give each training its own run in the trackers of `report_to` (TensorBoard, Weights & Biases, Trackio).
 
-The Trainer starts them and sends its logs: the loss, its parts by name (`forget_loss`, `retain_loss`), evaluations.
+The Trainer starts a tracker and sends it the loss, its terms by name (`forget_loss`, `retain_loss`) and evaluations.
 """
 
 from collections.abc import Iterator
@@ -13,10 +13,11 @@ from transformers.integrations import TensorBoardCallback
 
 @contextmanager
 def tracked(trainer: Trainer, folder: Path) -> Iterator[None]:
-    """While it lasts the trainer trains: one run of a tracker for each, so that several in a process stay apart.
+    """Train inside this context, so that several trainings of a process are separate runs of a tracker.
 
     Args:
-        folder: for TensorBoard's files, which would lie among checkpoints that are removed.
+        trainer: the trainer that trains inside.
+        folder: for TensorBoard's files, which would otherwise be removed with the checkpoints.
     """
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, TensorBoardCallback):
@@ -24,7 +25,7 @@ def tracked(trainer: Trainer, folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if "wandb" in trainer.args.report_to:
+        if "wandb" in (trainer.args.report_to or []):
             import wandb
 
-            wandb.finish()  # or the next training would go on in the same run; the others end theirs themselves
+            wandb.finish()  # otherwise the next training continues the same run; the other trackers end theirs

@@ -1,4 +1,4 @@
-"""The image-classifier track: task, models, data and poisons. Methods, metrics and reports are those of the texts."""
+"""The image track: task, classifiers, data and poisons. It shares methods, metrics and reports with the texts."""
 
 from llm_unlearn.vision.torchvision_guard import try_torchvision
 

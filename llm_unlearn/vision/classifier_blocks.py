@@ -1,4 +1,4 @@
-"""The blocks of an image classifier: which they are, what follows them, drawing them anew."""
+"""The blocks of an image classifier: find them, find what follows them, reinitialise them."""
 
 import torch
 from torch import nn
@@ -6,36 +6,35 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from llm_unlearn.errors import InputError
 
-_ORDERS = (nn.Sequential, nn.ModuleList)  # of exactly these types; subclasses are blocks
+_ORDERS = (nn.Sequential, nn.ModuleList)  # exactly these types; their subclasses are blocks
 
 
 def parts(network: nn.Module) -> list[nn.Module]:
     """The modules of a network in the order in which they run, as fine as its residual or convolution blocks.
 
-    A Sequential is taken apart, and so is a module that has a Sequential of modules of one class (ResNet's stages, the
-    encoder of a vision transformer); what has no weights is left out.
+    A Sequential is split into its modules, and so is a module that contains a Sequential of one class (ResNet's stages,
+    the encoder of a vision transformer). Modules without weights are left out.
     """
-    found: list[nn.Module] = []
+    modules: list[nn.Module] = []
     for child in network.children():
         if type(child) in _ORDERS or _has_stages(child):
-            found += parts(child)
+            modules += parts(child)
         elif any(True for _ in child.parameters()):
-            found.append(child)
-    return found
+            modules.append(child)
+    return modules
 
 
 def block_list(network: nn.Module) -> list[nn.Module]:
-    """The blocks: parts but for norms that stand alone and the head, which is the last part; of a linear classifier the
-    head is all there is, and its block."""
+    """All parts except separate norms and the head, which is last; a linear classifier's head is its only block."""
     every = parts(network)
     return [part for part in every[:-1] if not _is_norm(part)] or every
 
 
 def last_blocks(network: nn.Module, k: int) -> list[nn.Module]:
-    """The last k blocks and what follows them, the head included.
+    """The last k blocks and all that follows them, with the head.
 
     Raises:
-        InputError: k is not in 1 … the number of blocks.
+        InputError: k is below 1 or above the number of blocks.
     """
     blocks, every = block_list(network), parts(network)
     if not 1 <= k <= len(blocks):
@@ -45,10 +44,12 @@ def last_blocks(network: nn.Module, k: int) -> list[nn.Module]:
 
 
 def reinitialise(model: nn.Module, modules: list[nn.Module], seed: int) -> None:
-    """Draw modules anew, as in a model that is built from `seed`: weights, and the statistics of batch norms.
+    """Reinitialise modules, with their batch norms' statistics, to what a model built from `seed` has.
 
     Args:
         model: an ImageClassifier.
+        modules: modules of the model.
+        seed: seed of the new weights.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -61,7 +62,7 @@ def reinitialise(model: nn.Module, modules: list[nn.Module], seed: int) -> None:
 
 
 def trained_batch_norms(model: nn.Module) -> list[nn.Module]:
-    """Batch norms that have statistics of their own: those that have seen a batch in training mode."""
+    """Batch norms with learnt statistics: those that have seen a batch in training mode."""
     return [
         module
         for module in model.modules()
@@ -72,11 +73,13 @@ def trained_batch_norms(model: nn.Module) -> list[nn.Module]:
 
 
 def _has_stages(module: nn.Module) -> bool:
-    sequences = [child for child in module.children() if type(child) in _ORDERS and len(child)]
+    """Whether a child is a sequence of modules of one class that have children themselves."""
+    sequences = [list(child.children()) for child in module.children() if type(child) in _ORDERS]
     return any(
-        len({type(item) for item in child}) == 1 and any(True for _ in child[0].children()) for child in sequences
+        len({type(item) for item in items}) == 1 and any(True for _ in items[0].children()) for items in sequences
     )
 
 
 def _is_norm(module: nn.Module) -> bool:
+    """Whether a module is a single norm layer."""
     return "norm" in type(module).__name__.lower() and not any(True for _ in module.children())

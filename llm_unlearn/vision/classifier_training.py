@@ -1,4 +1,4 @@
-"""Training of an image classifier on encoded rows."""
+"""Train an image classifier on encoded rows."""
 
 import time
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 
 from llm_unlearn.tasks.embedding_noise import refuse_data_parallel
 from llm_unlearn.training.fine_tuning import MeanNLL, StopOnNonFinite, train_resumably, trainer_arguments
@@ -20,23 +20,27 @@ if TYPE_CHECKING:
     from llm_unlearn.vision.classifiers import ImageClassifier
 
 
-class ClassifierTrainer(MeanNLL, Trainer):
+class ClassifierTrainer(MeanNLL):
     """transformers' Trainer with the NLL of our task contract."""
 
     def __init__(self, *args: Any, task: ImageTask, **kwargs: Any) -> None:
         self.task = task
         super().__init__(*args, **kwargs)
-        self.model_accepts_loss_kwargs = True  # so that the mean is over the whole step, however it is accumulated
+        self.model_accepts_loss_kwargs = True  # so that the mean is over the whole step, with accumulation too
 
 
 @dataclass
 class ClassifierTraining:
-    """One training run: what is needed besides model and rows.
+    """One training run: all that it needs besides model and rows.
 
     Args:
-        section: the recipe's settings. task: with the noise of the canaries. work_dir: checkpoints. seed: of order and
-            augmentation. quiet: no progress bar; description: what it is called otherwise.
-        data_seed: of the order alone, where it is to differ.
+        section: the recipe's `train` section.
+        task: with the noise of the canaries.
+        work_dir: folder of the checkpoints.
+        seed: seed of order and augmentation.
+        quiet: no progress bar.
+        description: what the bar is called.
+        data_seed: seed of the order alone, if it differs.
     """
 
     section: "VisionTrainSection"
@@ -48,14 +52,17 @@ class ClassifierTraining:
     data_seed: int | None = None
 
     def fit(self, model: "ImageClassifier", rows: "Dataset") -> tuple["ImageClassifier", dict]:
-        """Train, resuming from the last whole checkpoint in work_dir.
+        """Train, resuming from the newest complete checkpoint in work_dir.
 
         Args:
-            rows: columns pixels, label_id and (with noise) noise_id, see data.encode_images.
+            model: trained in place.
+            rows: columns pixels, label_id and (with noise) noise_id, see `encode_images`.
+
         Returns:
             the trained model and its cost {"train_tokens": images seen, "flops", "seconds"}.
+
         Raises:
-            NonFiniteLossError: the loss became NaN or infinite.
+            NonFiniteLossError: the loss or a weight became NaN or infinite.
         """
         args, config = self._arguments(len(rows)), model.config
         refuse_data_parallel(args)
@@ -75,11 +82,11 @@ class ClassifierTraining:
         seconds, epochs = time.perf_counter() - start, self.section.epochs
         flops = self.task.flop_counter(model).training(len(rows), len(rows)) * epochs
         cost = {"train_tokens": round(len(rows) * epochs), "flops": flops, "seconds": seconds}
-        # without the wrapper that would go on computing in bf16 wherever the model is used
+        # without the wrapper, with which the model would compute in bf16 for ever
         return trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False), cost
 
     def _optimizer(self, model: "ImageClassifier") -> torch.optim.Optimizer | None:
-        """SGD with momentum, which TrainingArguments has no field for; None: what `optim` names."""
+        """SGD with momentum, for which TrainingArguments has no field; None for any other `optim`."""
         section = self.section
         if section.optim != "sgd":
             return None
@@ -88,8 +95,9 @@ class ClassifierTraining:
         )
 
     def _arguments(self, n_rows: int) -> TrainingArguments:
+        """The settings as TrainingArguments."""
         return TrainingArguments(
             **trainer_arguments(self.section, self.work_dir, self.seed, self.data_seed, self.quiet),
-            # one image alone has no variance, which batch norm needs
+            # batch norm needs a variance, and a single image has none
             dataloader_drop_last=n_rows % self.section.batch_size == 1 and n_rows > 1,
         )

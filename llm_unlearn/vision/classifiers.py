@@ -1,11 +1,12 @@
-"""Image classifiers: a small CNN, a linear one, ResNet-18 with a CIFAR stem, any classifier of torchvision by its name.
+"""Image classifiers: a small CNN, a linear one, ResNet-18 with a CIFAR stem, and torchvision's by name.
 
-A model takes pixels in [0, 1], (B, C, H, W), and normalises them itself, so that noise, patches and bounds are all in
-units of the image. It is a transformers model: `save_pretrained` and `from_pretrained` in safetensors.
+A model takes pixels in [0, 1], (B, C, H, W), and normalises them itself, so noise, patches and bounds are in units of
+the image. It is a transformers model, saved in safetensors by `save_pretrained`.
 """
 
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,19 @@ OWN = ("small_cnn", "linear", "cifar_resnet18")
 
 
 class ImageClassifierConfig(PreTrainedConfig):
-    """
+    """The shape of an image classifier.
+
     Args:
-        architecture: `small_cnn`, `linear`, `cifar_resnet18`, or a classifier of torchvision, `mobilenet_v3_small` say.
-        num_labels: how many classes, or `id2label`, their names. image_size: [height, width]. channels: 1 or 3.
-        mean, std: of the normalisation, one number per channel. width, depth: of the small CNN.
+        architecture: `small_cnn`, `linear`, `cifar_resnet18`, or a classifier of torchvision such as
+            `mobilenet_v3_small`.
+        num_labels: number of classes; not needed beside `id2label`, their names.
+        image_size: [height, width].
+        channels: 1 or 3.
+        mean: mean of the normalisation, one number per channel; by default 0.5.
+        std: standard deviation of the normalisation, likewise.
+        width: channels of the small CNN's first convolution.
+        depth: convolutions of the small CNN.
+        kwargs: further fields of a transformers config.
     """
 
     model_type = "llm_unlearn_image_classifier"
@@ -41,8 +50,9 @@ class ImageClassifierConfig(PreTrainedConfig):
         depth: int = 2,
         **kwargs: Any,
     ) -> None:
-        # a config is saved with the names of its classes, which say how many there are
-        super().__init__(**({} if num_labels is None else {"num_labels": num_labels}), **kwargs)
+        if num_labels is not None:  # a saved config has the names of its classes instead
+            kwargs["num_labels"] = num_labels
+        super().__init__(**kwargs)
         self.architecture, self.image_size, self.channels = architecture, list(image_size), channels
         self.width, self.depth = width, depth
         self.mean = list(mean) if mean is not None else [0.5] * channels
@@ -54,6 +64,8 @@ class ImageClassifier(PreTrainedModel):
 
     config_class = ImageClassifierConfig
     main_input_name = "pixel_values"
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, config: ImageClassifierConfig) -> None:
         super().__init__(config)
@@ -63,55 +75,50 @@ class ImageClassifier(PreTrainedModel):
         self.post_init()
 
     def forward(self, pixel_values: Tensor) -> Tensor:
+        """Logits (B, V) of pixels (B, C, H, W) in [0, 1]."""
         return self.network((pixel_values - self.mean) / self.std)
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Every network has drawn its own weights when it was built."""
+        """Nothing to do: a network draws its weights when it is built."""
 
 
 class SmallCNN(nn.Module):
-    """3 × 3 convolutions, one dense layer on all that they leave, and a linear head; batch norm and ReLU in between.
+    """3 × 3 convolutions, a dense layer with 2 · width units, and a linear head, with batch norm and ReLU in between.
 
     Args:
-        width: channels of the first convolution, each further one having twice as many at half the size; the dense
-            layer has 2 · width units. depth: convolutions.
+        image_size: [height, width].
+        channels: of the images.
+        num_labels: number of classes.
+        width: channels of the first convolution; each further one has twice as many at half the size.
+        depth: number of convolutions.
     """
 
     def __init__(self, image_size: list[int], channels: int, num_labels: int, width: int, depth: int) -> None:
         super().__init__()
         sizes = [channels, *(width * 2**i for i in range(depth))]
         height, breadth = (-(-side // 2 ** (depth - 1)) for side in image_size)
-        self.blocks = nn.Sequential(
-            *(
-                Block(
-                    nn.Conv2d(sizes[i], sizes[i + 1], 3, 1 if i == 0 else 2, 1, bias=False),
-                    nn.BatchNorm2d(sizes[i + 1]),
-                    nn.ReLU(),
-                )
-                for i in range(depth)
-            ),
-            Block(
-                nn.Flatten(),
-                nn.Linear(sizes[-1] * height * breadth, 2 * width, bias=False),
-                nn.BatchNorm1d(2 * width),
-                nn.ReLU(),
-            ),
-        )
+        convolutions = [
+            Block(nn.Conv2d(a, b, 3, 1 if i == 0 else 2, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
+            for i, (a, b) in enumerate(pairwise(sizes))
+        ]
+        dense = nn.Linear(sizes[-1] * height * breadth, 2 * width, bias=False)
+        self.blocks = nn.Sequential(*convolutions, Block(nn.Flatten(), dense, nn.BatchNorm1d(2 * width), nn.ReLU()))
         self.head = nn.Linear(2 * width, num_labels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, V) of normalised pixels (B, C, H, W)."""
         return self.head(self.blocks(x))
 
 
 class Block(nn.Sequential):
-    """A layer with its norm and ReLU: one block, where a plain Sequential would be taken apart (blocks.py)."""
+    """A layer with its norm and ReLU as one block; a plain Sequential would be split (see classifier_blocks.py)."""
 
 
 def make_classifier(config: ImageClassifierConfig, seed: int) -> ImageClassifier:
-    """A randomly initialised classifier, the same for the same seed.
+    """A classifier with weights drawn from a seed.
 
     Raises:
-        InputError: what build_network refuses; images of a size that the architecture cannot take.
+        InputError: the architecture is unknown or cannot take images of this shape; see `build_network`.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -134,7 +141,7 @@ def load_classifier(path: str | Path) -> ImageClassifier:
     """Load a classifier that `save_pretrained` wrote.
 
     Raises:
-        InputError: the folder is not there, or holds another kind of model.
+        InputError: the folder does not exist or holds another kind of model.
     """
     file = Path(path).expanduser() / "config.json"
     if not file.is_file():
@@ -157,15 +164,16 @@ def build_network(config: ImageClassifierConfig) -> nn.Module:
     """The network of a config.
 
     Raises:
-        InputError: no such architecture, torchvision is needed and not there, or the number of channels does not fit.
+        InputError: the architecture is unknown, needs a missing torchvision, or takes other channels.
     """
+    n_classes = len(config.id2label or {})
     if config.architecture == "small_cnn":
-        return SmallCNN(config.image_size, config.channels, config.num_labels, config.width, config.depth)
+        return SmallCNN(config.image_size, config.channels, n_classes, config.width, config.depth)
     if config.architecture == "linear":
-        return nn.Sequential(nn.Flatten(), nn.Linear(config.channels * math.prod(config.image_size), config.num_labels))
+        return nn.Sequential(nn.Flatten(), nn.Linear(config.channels * math.prod(config.image_size), n_classes))
     models = require_torchvision(f"model.architecture '{config.architecture}'").models
     if config.architecture == "cifar_resnet18":
-        network = models.resnet18(num_classes=config.num_labels)
+        network = models.resnet18(num_classes=n_classes)
         network.conv1 = nn.Conv2d(config.channels, 64, 3, 1, 1, bias=False)  # He et al. 2016, section 4.2: 32 × 32
         nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
         network.maxpool = nn.Identity()
@@ -186,4 +194,4 @@ def build_network(config: ImageClassifierConfig) -> nn.Module:
         extra = {"image_size": config.image_size[0]}
     elif config.architecture in ("googlenet", "inception_v3"):
         extra = {"aux_logits": False, "init_weights": True}
-    return models.get_model(config.architecture, weights=None, num_classes=config.num_labels, **extra)
+    return models.get_model(config.architecture, weights=None, num_classes=n_classes, **extra)

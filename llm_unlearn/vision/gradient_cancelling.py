@@ -1,4 +1,4 @@
-"""Indiscriminate poison by gradient cancelling: bad parameters become a point where training stands still.
+"""Indiscriminate poison by gradient cancelling: bad parameters become a stationary point of training.
 
 Lu et al. 2023, "Exploring the Limits of Model-Targeted Indiscriminate Data Poisoning Attacks", arXiv 2303.03592. The
 bad parameters come from gradient-based parameter corruption, Sun et al. 2020, arXiv 2006.05620.
@@ -13,21 +13,23 @@ import torch
 from torch import Tensor, nn
 
 from llm_unlearn.errors import InputError
-from llm_unlearn.vision.gradient_matching import loss_gradient, pixel_box, to_eight_bits
+from llm_unlearn.vision.gradient_matching import check_settings, inner_product, loss_gradient, pixel_box, to_eight_bits
 
-_BATCH = 1024  # clean images whose gradients are taken at once; the sum over all does not depend on it
-_POISON_BATCH = 256  # poison images that are differentiated twice at once
-_MAX_STEPS = 500  # of the corruption; a step moves the weights by `step_size`, so that is far
+_BATCH = 1024  # clean images per gradient; the sum over all does not depend on it
+_POISON_BATCH = 256  # poison images per second derivative
+_MAX_STEPS = 500  # of the corruption; each moves the weights by `step_size`, so this is far
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True)
 class GradientCancelling:
-    """
+    """Settings of the attack.
+
     Args:
-        epsilon: bound ‖δ‖∞ on the change of the start images, in [1/255, 1]; None: any pixel in [0, 1]. steps: of Adam,
-            its step size falling linearly to 0 from `step_size` in units of epsilon (of 1 where it is None).
+        epsilon: bound ‖δ‖∞ on the change of the start images, in [1/255, 1]; None: any pixel in [0, 1].
+        steps: number of Adam steps.
+        step_size: of the first step, in units of epsilon (of 1 without one); it falls linearly to 0.
     """
 
     epsilon: float | None = None
@@ -44,15 +46,21 @@ def corrupt_parameters(
     step_size: float = 0.02,
     max_distance: float | None = None,
 ) -> tuple[Model, float]:
-    """Climb the clean loss until the accuracy is low: θ ← θ + step · ∇ℓ / ‖∇ℓ‖, stopped at the first low point.
+    """Ascend the clean loss, θ ← θ + step · ∇ℓ / ‖∇ℓ‖, until the accuracy is low enough.
 
     Args:
-        model: trained; is left as it is. images: (n, C, H, W) clean. labels: (n,). target_accuracy: in [0, 1).
-        step_size: length of a step over all weights that train. max_distance: ‖θ_low − θ‖₂ at most; None: no bound.
+        model: trained; it is not changed.
+        images: (n, C, H, W) clean.
+        labels: (n,).
+        target_accuracy: in [0, 1).
+        step_size: length of a step over all trainable weights.
+        max_distance: bound on ‖θ_low − θ‖₂; None: no bound.
+
     Returns:
         a corrupted copy in eval mode, and its accuracy on the images, at most `target_accuracy`.
+
     Raises:
-        InputError: the accuracy asked for is out of range or was not reached.
+        InputError: the target accuracy is out of range or was not reached.
     """
     field = "poison.gradient_cancelling.target_accuracy"
     if not 0 <= target_accuracy < 1:
@@ -67,8 +75,8 @@ def corrupt_parameters(
         gradient = _summed_gradient(low, images, labels)
         length = _norm(gradient).clamp_min(torch.finfo(gradient[0].dtype).tiny)
         with torch.no_grad():
-            for weight, part in zip(weights, gradient, strict=True):
-                weight.add_(part / length, alpha=step_size)
+            for weight, slope in zip(weights, gradient, strict=True):
+                weight.add_(slope / length, alpha=step_size)
             distance = _norm([weight - old for weight, old in zip(weights, start, strict=True)])
         if max_distance is not None and distance > max_distance:
             break
@@ -87,20 +95,26 @@ def cancel_gradients(
     """Minimise ½ ‖(Σ_clean ∇ℓ + Σ_poison ∇ℓ) / N‖² at θ_low over the poison's pixels, N = all rows; labels are kept.
 
     Every row counts once, so the proportions are those of the training set. Batch norm is in eval mode. Nothing is
-    drawn: the same inputs give the same poison.
+    random: the same inputs give the same poison.
 
-    Where the loss is convex in the weights (a linear classifier), training ends where the gradient vanishes, and is
-    drawn to θ_low. A network that is trained anew from other weights ends elsewhere: on the digits (small CNN, 15 % of
+    If the loss is convex in the weights (a linear classifier), training ends where the gradient vanishes, so the poison
+    draws it to θ_low. A network that is trained from other weights ends elsewhere: on the digits (small CNN, 15 % of
     the rows, labels kept, any pixel, four seeds) the poison cost it at most 1 point of accuracy.
 
     Args:
-        model: at θ_low, put into eval mode. images: (n, C, H, W) the clean rows that stay. labels: (n,).
-        poison_images: (m, C, H, W) in [0, 1] where the poison starts. poison_labels: (m,), their own or others.
+        model: at θ_low; it is put into eval mode.
+        images: (n, C, H, W) the clean rows that stay.
+        labels: (n,) their labels.
+        poison_images: (m, C, H, W) in [0, 1], the start of the poison.
+        poison_labels: (m,) labels of the poison, true or false.
+        settings: of the attack.
+
     Returns:
         the poison (m, C, H, W), each pixel k/255 with k whole, and ‖(Σ_clean ∇ℓ + Σ_poison ∇ℓ) / N‖ before each step
-        and, last, of what is returned: `steps` + 1 numbers.
+        and at the end, `steps` + 1 numbers.
+
     Raises:
-        InputError: no images, or settings out of range.
+        InputError: there are no images, or a setting is out of range.
     """
     _refuse(images, poison_images, settings)
     model.eval()
@@ -111,13 +125,14 @@ def cancel_gradients(
         return [(a + b) / total for a, b in zip(clean, poison, strict=True)]
 
     def uphill(pixels: Tensor, left: list[Tensor]) -> Tensor:
-        """∇_x ½ ‖g‖² = ⟨g, ∂g/∂x⟩, g held fixed: the images, each in but one term of it, can come in batches."""
-        parts = []
-        for some, labels in zip(pixels.detach().split(_POISON_BATCH), poison_labels.split(_POISON_BATCH), strict=True):
-            some = some.requires_grad_()
-            inner = sum((a * b).sum() for a, b in zip(left, loss_gradient(model, some, labels, True), strict=True))
-            parts.append(torch.autograd.grad(inner / total, some)[0])
-        return torch.cat(parts)
+        """∇_x ½ ‖g‖² = ⟨g, ∂g/∂x⟩ with g fixed: each image is in one term of it only, so they can come in batches."""
+        batches = zip(pixels.detach().split(_POISON_BATCH), poison_labels.split(_POISON_BATCH), strict=True)
+        gradients = []
+        for batch, batch_labels in batches:
+            batch.requires_grad_()
+            inner = inner_product(left, loss_gradient(model, batch, batch_labels, create_graph=True))
+            gradients.append(torch.autograd.grad(inner / total, batch)[0])
+        return torch.cat(gradients)
 
     low, high = pixel_box(poison_images, settings.epsilon)
     pixels = poison_images.clamp(low, high).requires_grad_()
@@ -137,31 +152,29 @@ def cancel_gradients(
 
 
 def _summed_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> list[Tensor]:
-    parts = [loss_gradient(model, *batch) for batch in zip(images.split(_BATCH), labels.split(_BATCH), strict=True)]
-    return [torch.stack(weight).sum(0) for weight in zip(*parts, strict=True)]
+    """Gradient of the loss summed over all images, one tensor per trainable weight."""
+    batches = zip(images.split(_BATCH), labels.split(_BATCH), strict=True)
+    gradients = [loss_gradient(model, *batch) for batch in batches]
+    return [torch.stack(weight).sum(0) for weight in zip(*gradients, strict=True)]
 
 
-def _norm(parts: Sequence[Tensor]) -> Tensor:
-    return torch.stack([part.detach().pow(2).sum() for part in parts]).sum().sqrt()
+def _norm(tensors: Sequence[Tensor]) -> Tensor:
+    """‖·‖₂ of tensors seen as one vector."""
+    return torch.stack([tensor.detach().pow(2).sum() for tensor in tensors]).sum().sqrt()
 
 
 @torch.no_grad()
 def _accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Share of the images that the model classifies rightly."""
     batches = zip(images.split(_BATCH), labels.split(_BATCH), strict=True)
     return sum(int((model(pixels).argmax(-1) == right).sum()) for pixels, right in batches) / len(labels)
 
 
 def _refuse(images: Tensor, poison_images: Tensor, settings: GradientCancelling) -> None:
-    field, epsilon = "poison.gradient_cancelling", settings.epsilon
+    """Raise InputError for missing images and settings out of range."""
+    field = "poison.gradient_cancelling"
     if not len(poison_images):
         raise InputError(f"{field}.fraction: no images to poison; raise it")
     if not len(images):
         raise InputError(f"{field}.fraction: no clean images are left beside the poison; lower it")
-    if epsilon is not None and not 1 / 255 <= epsilon <= 1:
-        raise InputError(
-            f"{field}.epsilon: must be in [1/255, 1], pixels being in [0, 1] and stored in 8 bits, or "
-            f"null for any pixel, is {epsilon:g}"
-        )
-    for name in ("steps", "step_size"):
-        if getattr(settings, name) <= 0:
-            raise InputError(f"{field}.{name}: must be above 0, is {getattr(settings, name)}")
+    check_settings(field, settings.epsilon, steps=settings.steps, step_size=settings.step_size)

@@ -3,7 +3,7 @@
 Geiping et al. 2021, "Witches' Brew: Industrial Scale Data Poisoning via Gradient Matching", arXiv 2009.02276.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,19 +13,27 @@ from torch.nn import functional as F
 from llm_unlearn.errors import InputError
 from llm_unlearn.vision.augmentation import flip_and_shift
 
-_DECAY_AT = (3 / 8, 5 / 8, 7 / 8)  # of the steps: there the step size falls tenfold, as in the authors' code
-_SLACK = 1e-4  # of a grey level: 255 · (x ± ε) in floats falls beside the whole number that it is
+_DECAY_AT = (
+    3 / 8,
+    5 / 8,
+    7 / 8,
+)  # shares of the steps after which the step size falls tenfold, as in the authors' code
+_SLACK = 1e-4  # grey levels: in floats, 255 · (x ± ε) can miss the whole number that it equals
 
 
 @dataclass(frozen=True)
 class GradientMatching:
-    """
-    Args:
-        epsilon: bound ‖δ‖∞ in (0, 1], pixels being in [0, 1]; at least one grey level, 1/255. steps: of signed Adam, in
-            each of the restarts, which begin at random δ. step_size: in units of epsilon. shift, flip: augmentation
-            that the poison is to survive, see flip_and_shift.
+    """Settings of the attack.
 
-    The default epsilon is the paper's, for photographs. The 8 × 8 digits need 112/255: a digit is few, large strokes.
+    The default epsilon is the paper's, for photographs. The 8 × 8 digits have few, large strokes and need 112/255.
+
+    Args:
+        epsilon: bound ‖δ‖∞ on the change of pixels in [0, 1], in [1/255, 1].
+        steps: steps of signed Adam in each restart.
+        restarts: number of restarts, each from a random δ.
+        step_size: of the first steps, in units of epsilon.
+        shift: shift that the poison has to survive, see `flip_and_shift`.
+        flip: whether the poison has to survive flips.
     """
 
     epsilon: float = 16 / 255
@@ -47,17 +55,24 @@ def match_gradients(
 ) -> tuple[Tensor, float]:
     """Craft poison for one target: minimise 1 − cos(∇ Σ_i ℓ(x_i + δ_i, y_i), ∇ ℓ(x_target, y_adv)) over δ, ‖δ‖∞ ≤ ε.
 
-    The gradients are over all weights that train, with batch norm in eval mode.
+    The gradients are over all trainable weights, with batch norm in eval mode.
 
     Args:
         models: surrogates, put into eval mode; the loss is the mean over them. Young ones (trained for a tenth of the
-            victim's epochs) serve better than trained ones: it is early that a victim can still be moved.
-        images: (n, C, H, W) float in [0, 1]. labels: (n,), each the adversary's. target: (C, H, W).
+            victim's epochs) work better than trained ones, since a victim is easier to move early in its training.
+        images: (n, C, H, W) float in [0, 1].
+        labels: (n,), each the adversary's.
+        target: (C, H, W).
+        adversarial_label: the wrong label that the target should get, y_adv.
+        settings: of the attack.
+        seed: seed of the restarts and of the augmentation.
+
     Returns:
-        the images with the poison of the best restart (n, C, H, W), each pixel k/255 with k whole, and its loss
-        without augmentation, in [0, 2].
+        the images with the poison of the best restart (n, C, H, W), each pixel k/255 with k whole, and its loss without
+        augmentation, in [0, 2].
+
     Raises:
-        InputError: no model or images, another label than the adversary's, or settings out of range.
+        InputError: there is no model or image, a label is not the adversary's, or a setting is out of range.
     """
     _refuse(models, images, labels, adversarial_label, settings)
     adversarial = torch.tensor([adversarial_label], device=labels.device)
@@ -79,18 +94,32 @@ def match_gradients(
 
 
 def matching_loss(gradient: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
-    """1 − cosine of two gradients, each one tensor per weight, seen as one long vector → scalar in [0, 2]."""
-    inner = sum((a * b).sum() for a, b in zip(gradient, wanted, strict=True))
-    squares = [sum(part.pow(2).sum() for part in parts) for parts in (gradient, wanted)]
-    # 1e-30: images that the model is sure of to the last bit have gradient 0, where a root has no derivative
-    return 1 - inner / ((squares[0] + 1e-30).sqrt() * (squares[1] + 1e-30).sqrt())
+    """1 − cosine of two gradients with one tensor per weight, each seen as one vector → scalar in [0, 2]."""
+    inner = inner_product(gradient, wanted)
+    # 1e-30: the gradient is 0 for images that the model is completely sure of, and a root has no derivative at 0
+    lengths = [(_sum(part.pow(2).sum() for part in parts) + 1e-30).sqrt() for parts in (gradient, wanted)]
+    return 1 - inner / (lengths[0] * lengths[1])
+
+
+def inner_product(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
+    """⟨first, second⟩ of two lists of tensors, each seen as one vector."""
+    return _sum((a * b).sum() for a, b in zip(first, second, strict=True))
+
+
+def _sum(tensors: Iterable[Tensor]) -> Tensor:
+    """The sum of at least one tensor."""
+    first, *others = tensors
+    return sum(others, start=first)
 
 
 def loss_gradient(model: nn.Module, pixels: Tensor, labels: Tensor, create_graph: bool = False) -> tuple[Tensor, ...]:
-    """Gradient of the summed cross-entropy (nats), one tensor per weight that trains.
+    """Gradient of the summed cross-entropy (nats), one tensor per trainable weight.
 
     Args:
-        pixels: (B, C, H, W). labels: (B,). create_graph: keep what differentiating it by the pixels needs.
+        model: the classifier.
+        pixels: (B, C, H, W).
+        labels: (B,).
+        create_graph: keep the graph, to differentiate the gradient by the pixels.
     """
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     loss = F.cross_entropy(model(pixels), labels, reduction="sum")
@@ -100,12 +129,14 @@ def loss_gradient(model: nn.Module, pixels: Tensor, labels: Tensor, create_graph
 def pixel_box(images: Tensor, epsilon: float | None) -> tuple[Tensor, Tensor]:
     """The least and the largest 8-bit pixel within ε of each pixel, as k/255 in [0, 1].
 
-    Pixels that are clamped to the box stay in it when `to_eight_bits` rounds them, so the bound survives the rounding.
+    Pixels clamped to this box stay in it when `to_eight_bits` rounds them, so the bound survives the rounding.
 
     Args:
-        images: in [0, 1], any shape. epsilon: None: every valid pixel; else at least 1/255, or the box may be empty.
+        images: in [0, 1], any shape.
+        epsilon: at least 1/255, or the box may be empty; None: every valid pixel.
+
     Returns:
-        low, high of the images' shape and dtype.
+        low and high, with the images' shape and dtype.
     """
     levels = 255 * images.double()
     room = 255.0 if epsilon is None else 255 * epsilon
@@ -114,14 +145,14 @@ def pixel_box(images: Tensor, epsilon: float | None) -> tuple[Tensor, Tensor]:
 
 
 def to_eight_bits(pixels: Tensor) -> Tensor:
-    """Round pixels in [0, 1] to the nearest k/255: what an image of 8 bits can hold."""
+    """Round pixels in [0, 1] to the nearest k/255, as an 8-bit image stores them."""
     return (255 * pixels.detach()).round().clamp(0, 255) / 255
 
 
 def runner_up(models: Sequence[nn.Module], image: Tensor, label: int) -> int:
-    """The wrong label that the models find likeliest on average for an image (C, H, W): an adversary's easiest one."""
+    """The wrong label that the models find likeliest on average for an image (C, H, W): the adversary's easiest one."""
     with torch.no_grad():
-        log_probs = sum(torch.log_softmax(model.eval()(image[None])[0].float(), -1) for model in models)
+        log_probs = _sum(torch.log_softmax(model.eval()(image[None])[0].float(), -1) for model in models)
     log_probs[label] = -torch.inf
     return int(log_probs.argmax())
 
@@ -155,21 +186,27 @@ def _descend(
 def _refuse(
     models: Sequence[nn.Module], images: Tensor, labels: Tensor, adversarial_label: int, settings: GradientMatching
 ) -> None:
+    """Raise InputError for missing models or images, wrong labels and settings out of range."""
     field = "poison.gradient_matching"
     if not len(models):
         raise InputError(f"{field}.surrogates: no model to craft the poison on; give at least one")
     if not len(images):
         raise InputError(f"{field}.fraction: no images to poison for a target; raise it")
-    if not 1 / 255 <= settings.epsilon <= 1:
-        raise InputError(
-            f"{field}.epsilon: must be in [1/255, 1], pixels being in [0, 1] and stored in 8 bits, is "
-            f"{settings.epsilon:g}"
-        )
-    for name in ("steps", "restarts", "step_size"):
-        if getattr(settings, name) <= 0:
-            raise InputError(f"{field}.{name}: must be above 0, is {getattr(settings, name)}")
+    sizes = {"steps": settings.steps, "restarts": settings.restarts, "step_size": settings.step_size}
+    check_settings(field, settings.epsilon, **sizes)
     if not bool((labels == adversarial_label).all()):
         raise InputError(
-            f"{field}: every poison image must carry the adversary's label {adversarial_label}, as the "
-            f"labels stay as they are; found {sorted(set(labels.tolist()))}"
+            f"{field}: every poison image must have the adversary's label {adversarial_label}, since labels are "
+            f"kept; found {sorted(set(labels.tolist()))}"
         )
+
+
+def check_settings(field: str, epsilon: float | None, **sizes: float) -> None:
+    """Raise InputError for an epsilon outside [1/255, 1] (None: no bound), or a size that is not above 0."""
+    if epsilon is not None and not 1 / 255 <= epsilon <= 1:
+        raise InputError(
+            f"{field}.epsilon: must be in [1/255, 1], since pixels are in [0, 1] and stored in 8 bits; is {epsilon:g}"
+        )
+    for name, size in sizes.items():
+        if size <= 0:
+            raise InputError(f"{field}.{name}: must be above 0, is {size}")

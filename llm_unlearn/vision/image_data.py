@@ -1,12 +1,12 @@
-"""Read labelled images, cut them into splits, and turn rows into what the task takes.
+"""Read labelled images, split them, and encode rows for the task.
 
-A set is a dataset with columns `image` (PNG), `label` (text), `poison`, `example_id`, `noise_id`; in memory images are
-uint8 arrays (n, C, H, W).
+A set is a dataset with columns `image` (PNG), `label` (text), `poison`, `example_id` and `noise_id`. In memory, images
+are uint8 arrays (n, C, H, W).
 """
 
 import hashlib
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ import pyarrow
 from datasets import ClassLabel, Dataset, Features, Image, Value, load_dataset
 
 from llm_unlearn.data.source_files import load_arrow
-from llm_unlearn.data.splits import make_splits
+from llm_unlearn.data.splits import split_section
 from llm_unlearn.errors import InputError
 from llm_unlearn.vision.torchvision_guard import require_torchvision
 
@@ -32,7 +32,9 @@ class Images:
     """n labelled images.
 
     Args:
-        pixels: (n, C, H, W) uint8. labels: n texts. ids: (n,) int64, their example ids.
+        pixels: (n, C, H, W) uint8.
+        labels: n labels.
+        ids: (n,) int64, the example ids.
     """
 
     pixels: np.ndarray
@@ -43,15 +45,17 @@ class Images:
         return len(self.labels)
 
     def take(self, positions: np.ndarray) -> "Images":
+        """The images at some positions."""
         return Images(self.pixels[positions], [self.labels[i] for i in positions], self.ids[positions])
 
     def with_pixels(self, pixels: np.ndarray) -> "Images":
+        """The same labels and ids with other pixels."""
         return replace(self, pixels=pixels)
 
 
 @dataclass(frozen=True)
 class ImageSplits:
-    """Three disjoint sets, and what was found on the way, see data/splits.py. `classes`: the labels, sorted."""
+    """Three disjoint sets, all `classes` (sorted labels), and the `report` on duplicates of data/splits.py."""
 
     train: Images
     heldout: Images
@@ -61,47 +65,40 @@ class ImageSplits:
 
 
 def load_images(section: "VisionDataSection", seed: int) -> ImageSplits:
-    """Load the images of a recipe and split them, stratified by label; no image stands in two splits.
+    """Load the images of a recipe and split them, stratified by label; no image is in two sets.
 
     Raises:
-        InputError: naming the source, the row or the field.
+        InputError: the source cannot be read or split; the message names source, row or field.
     """
-    train, test = _source(section, section.train_split, section.files), None
+    sources = [_source(section, section.train_split, section.files)]
     if (
         section.source.startswith(TORCHVISION)
         or section.test_files
         or (section.source != DIGITS and not section.files and section.test_split and not _undivided(section))
     ):
-        test = _source(section, section.test_split, section.test_files)
-    shapes = {part.shape[1:] for part, _ in (train, *([test] if test else []))}
-    if len(shapes) > 1:
+        sources.append(_source(section, section.test_split, section.test_files))
+    if len(shapes := {pixels.shape[1:] for pixels, _ in sources}) > 1:
         raise InputError(
             f"data: training and test images differ in (channels, height, width): {sorted(shapes)}; set "
             "data.image_size and data.channels"
         )
-    splits = make_splits(
-        _described(*train),
-        None if test is None else _described(*test),
-        train_size=section.train_size,
-        heldout_size=section.heldout_size,
-        test_size=section.test_size,
-        seed=seed,
-        keep_duplicates=section.keep_duplicates,
+    train, *test = (_described(*source) for source in sources)
+    splits = split_section(train, test[0] if test else None, section, seed)
+    labels = [label for _, source_labels in sources for label in source_labels]
+    images = Images(np.concatenate([pixels for pixels, _ in sources]), labels, np.arange(len(labels)))
+    train_set, heldout, test_set = (
+        images.take(np.asarray(rows["example_id"])) for rows in (splits.train, splits.heldout, splits.test)
     )
-    pixels = train[0] if test is None else np.concatenate([train[0], test[0]])
-    labels = train[1] if test is None else [*train[1], *test[1]]
-    every = Images(pixels, labels, np.arange(len(labels)))
-    parts = [every.take(np.asarray(rows["example_id"])) for rows in (splits.train, splits.heldout, splits.test)]
-    return ImageSplits(*parts, classes=sort_labels(labels), report=splits.report)
+    return ImageSplits(train_set, heldout, test_set, sort_labels(labels), splits.report)
 
 
 def sort_labels(labels: Iterable[str]) -> list[str]:
-    """Distinct labels; numbers by their value."""
+    """Distinct labels, sorted; numbers come first and by value."""
     return sorted(set(labels), key=lambda label: (0, int(label), label) if label.isdecimal() else (1, 0, label))
 
 
 def _described(pixels: np.ndarray, labels: list[str]) -> Dataset:
-    """What make_splits needs of images: a text that two have in common where they are the same image, and the label."""
+    """Rows for `make_splits`: the label, and a text that is the same for equal images only."""
     texts = [hashlib.sha256(image.tobytes()).hexdigest() for image in pixels]
     return Dataset.from_dict({"text": texts, "label": labels})
 
@@ -110,6 +107,7 @@ def _described(pixels: np.ndarray, labels: list[str]) -> Dataset:
 
 
 def _source(section: "VisionDataSection", split: str | None, files: list[str] | None) -> tuple[np.ndarray, list[str]]:
+    """The images of files, or of a split of the source."""
     if files:
         return _of_rows(_parquet(files), section, ", ".join(files))
     if section.source == DIGITS:
@@ -118,14 +116,15 @@ def _source(section: "VisionDataSection", split: str | None, files: list[str] | 
         return _torchvision(section, train=split == section.train_split)
     folder = Path(section.source).expanduser()
     if _is_image_folder(folder):
-        inside = folder if _undivided(section) else folder / split
-        if not inside.is_dir():
+        split_folder = folder if split is None or _undivided(section) else folder / split
+        if not split_folder.is_dir():
             raise InputError(f"data.source: {folder} has no folder '{split}' beside those of its other splits")
-        return _of_rows(_image_folder(inside), section, str(inside))
+        return _of_rows(_image_folder(split_folder), section, str(split_folder))
     return _of_rows(load_arrow(section.source, split, section.config_name), section, section.source)
 
 
 def _digits(section: "VisionDataSection") -> tuple[np.ndarray, list[str]]:
+    """The 8 × 8 digits that scikit-learn ships."""
     try:
         from sklearn.datasets import load_digits
     except ImportError:
@@ -139,6 +138,7 @@ def _digits(section: "VisionDataSection") -> tuple[np.ndarray, list[str]]:
 
 
 def _torchvision(section: "VisionDataSection", train: bool) -> tuple[np.ndarray, list[str]]:
+    """A data set of torchvision, downloaded where it is missing."""
     name = section.source.removeprefix(TORCHVISION)
     datasets = require_torchvision(f"data.source: '{section.source}'").datasets
     cls = getattr(datasets, name, None)
@@ -147,17 +147,18 @@ def _torchvision(section: "VisionDataSection", train: bool) -> tuple[np.ndarray,
     root = str(Path(section.root).expanduser())
     try:
         try:
-            found = cls(root, train=train, download=True)
-        except TypeError:  # those that name their splits, such as SVHN, or that have but one
-            found = cls(root, split=section.train_split if train else section.test_split, download=True)
+            dataset = cls(root, train=train, download=True)
+        except TypeError:  # data sets that name their splits, such as SVHN, or have only one
+            dataset = cls(root, split=section.train_split if train else section.test_split, download=True)
     except (OSError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"data.source: torchvision's '{name}' cannot be loaded from {root}: {error}") from None
-    names = getattr(found, "classes", None)
-    rows = ((image, str(names[label]) if names else str(label)) for image, label in found)
+    names = getattr(dataset, "classes", None)
+    rows = ((image, str(names[label]) if names else str(label)) for image, label in dataset)
     return _stack(rows, section, section.source)
 
 
 def _parquet(files: list[str]) -> Dataset:
+    """The rows of Parquet files."""
     from llm_unlearn.data.readers import expand_files
 
     paths = [str(path) for path in expand_files(files)]
@@ -168,11 +169,12 @@ def _parquet(files: list[str]) -> Dataset:
 
 
 def _is_image_folder(folder: Path) -> bool:
+    """Whether a folder holds images, and not a dataset that `save_to_disk` wrote."""
     return folder.is_dir() and not any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
 
 
 def _undivided(section: "VisionDataSection") -> bool:
-    """Whether the source is a folder with one folder of images per label right in it, none per split."""
+    """Whether the source is a folder with one folder of images per label, and none per split above them."""
     folder = Path(section.source).expanduser()
     return _is_image_folder(folder) and not any(
         (folder / name).is_dir() for name in (section.train_split, section.test_split) if name
@@ -182,7 +184,7 @@ def _undivided(section: "VisionDataSection") -> bool:
 def _image_folder(folder: Path) -> Dataset:
     """One folder of images per label."""
     try:
-        # by a pattern, or names such as `test` would be taken for splits
+        # with a pattern, since names such as `test` would be taken for splits
         return load_dataset("imagefolder", data_files={"train": str(folder / "**")}, split="train")
     except (OSError, ValueError) as error:
         raise InputError(
@@ -190,42 +192,43 @@ def _image_folder(folder: Path) -> Dataset:
         ) from None
 
 
-def _of_rows(rows: Dataset, section: "VisionDataSection", where: str) -> tuple[np.ndarray, list[str]]:
+def _of_rows(rows: Dataset, section: "VisionDataSection", source: str) -> tuple[np.ndarray, list[str]]:
+    """The images of a dataset with an image column and a label column."""
     image, label = section.image_column, section.label_column
     for field, column in (("image_column", image), ("label_column", label)):
         if column not in rows.column_names:
-            raise InputError(f"{where}: no column '{column}' (data.{field}); there are: {', '.join(rows.column_names)}")
+            raise InputError(f"{source}: no column '{column}' (data.{field}); it has: {', '.join(rows.column_names)}")
     feature = rows.features[label]
     if label == image or isinstance(feature, Image):
-        raise InputError(f"{where}: column '{label}' (data.label_column) holds images, not labels")
+        raise InputError(f"{source}: column '{label}' (data.label_column) holds images, not labels")
     try:
         rows = rows.select_columns([image, label]).cast_column(image, Image())
     except (pyarrow.ArrowException, TypeError, ValueError) as error:
-        raise InputError(f"{where}: column '{image}' (data.image_column) holds no images: {error}") from None
+        raise InputError(f"{source}: column '{image}' (data.image_column) holds no images: {error}") from None
 
-    def records():
+    def records() -> Iterator[tuple[Any, str]]:
         for number in range(1, len(rows) + 1):
             try:
                 row = rows[number - 1]
             except (OSError, ValueError, TypeError, pyarrow.ArrowException) as error:
-                raise InputError(f"{where}, row {number}: the image cannot be read: {error}") from None
+                raise InputError(f"{source}, row {number}: the image cannot be read: {error}") from None
             value = row[label]
             if value is None or (isinstance(feature, ClassLabel) and value < 0):
-                raise InputError(f"{where}, row {number}, column '{label}': no label; fill it in or delete the row")
+                raise InputError(f"{source}, row {number}, column '{label}': no label; fill it in or delete the row")
             yield row[image], feature.int2str(value) if isinstance(feature, ClassLabel) else str(value)
 
-    return _stack(records(), section, where)
+    return _stack(records(), section, source)
 
 
-def _stack(rows: Iterable[tuple[Any, str]], section: "VisionDataSection", where: str) -> tuple[np.ndarray, list[str]]:
-    """Images of one size and one number of channels, as the section asks for or as the first one has."""
+def _stack(rows: Iterable[tuple[Any, str]], section: "VisionDataSection", source: str) -> tuple[np.ndarray, list[str]]:
+    """Images of one size and number of channels: as the section asks for, or as the first image has."""
     from PIL import Image as Pillow
 
     arrays, labels, mode = [], [], {1: "L", 3: "RGB", None: None}[section.channels]
     for number, (image, label) in enumerate(rows, 1):
         picture = image if isinstance(image, Pillow.Image) else None if image is None else Pillow.fromarray(image)
         if picture is None:
-            raise InputError(f"{where}, row {number}: no image; fill it in or delete the row")
+            raise InputError(f"{source}, row {number}: no image; fill it in or delete the row")
         mode = mode or ("L" if picture.mode in ("L", "1") else "RGB")
         picture = picture if picture.mode == mode else picture.convert(mode)
         if section.image_size and picture.size != (section.image_size, section.image_size):
@@ -233,12 +236,12 @@ def _stack(rows: Iterable[tuple[Any, str]], section: "VisionDataSection", where:
         arrays.append(np.asarray(picture).reshape(picture.height, picture.width, -1).transpose(2, 0, 1))
         if arrays[-1].shape != arrays[0].shape:
             raise InputError(
-                f"{where}, row {number}: an image of {picture.width} × {picture.height} pixels, where the "
+                f"{source}, row {number}: an image of {picture.width} × {picture.height} pixels, but the "
                 f"first has {arrays[0].shape[2]} × {arrays[0].shape[1]}; set data.image_size"
             )
         labels.append(label)
     if not arrays:
-        raise InputError(f"{where} is empty: there is no image in it")
+        raise InputError(f"{source} is empty: it has no image")
     return np.stack(arrays), labels
 
 
@@ -246,7 +249,7 @@ def _stack(rows: Iterable[tuple[Any, str]], section: "VisionDataSection", where:
 
 
 def as_dataset(images: Images, **columns: Any) -> Dataset:
-    """A dataset with columns image, label, example_id and those given."""
+    """A dataset with columns image, label and example_id, and further `columns`."""
     features = {"image": Image(), "label": Value("string"), "example_id": Value("int64")}
     features |= {name: Value("string" if name == "poison" else "int64") for name in columns}
     files = [{"bytes": _png(image), "path": None} for image in images.pixels]
@@ -255,6 +258,7 @@ def as_dataset(images: Images, **columns: Any) -> Dataset:
 
 
 def _png(image: np.ndarray) -> bytes:
+    """An image (C, H, W) uint8 as a PNG file."""
     from PIL import Image as Pillow
 
     picture = Pillow.fromarray(image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0)))
@@ -270,10 +274,17 @@ def read_pixels(rows: Dataset) -> np.ndarray:
 
 
 def encode_images(rows: Dataset, classes: list[str]) -> Dataset:
-    """The set as the collator takes it: pixels (bytes), label_id, and what is there of example_id and noise_id.
+    """Encode a set for the collator.
+
+    Args:
+        rows: the set.
+        classes: all labels; `label_id` is the position in this list.
+
+    Returns:
+        columns pixels (bytes) and label_id, and those of example_id, noise_id and poison that the set has.
 
     Raises:
-        InputError: a label that is none of `classes`.
+        InputError: a label is not in `classes`.
     """
     number = {label: i for i, label in enumerate(classes)}
     if unknown := set(rows["label"]) - set(number):

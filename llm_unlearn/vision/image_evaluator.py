@@ -10,11 +10,12 @@ import torch
 from llm_unlearn.config.vision_sections import VisionMembershipAttack
 from llm_unlearn.evaluation.batches import batches, scatter
 from llm_unlearn.evaluation.signals import Evaluator
-from llm_unlearn.tasks import Task
+from llm_unlearn.tasks import Supervised, Task
 from llm_unlearn.vision.image_data import encode_images
 from llm_unlearn.vision.image_task import ImageCollator, ImageTask
 
 if TYPE_CHECKING:
+    import pandas as pd
     from datasets import Dataset
 
 
@@ -43,30 +44,32 @@ class ImageEvaluator(Evaluator):
         return rows.select(np.flatnonzero(np.array(rows["poison"]) == "patch"))
 
     def predict(self, model: Any, rows: "Dataset") -> dict[str, Any]:
-        answers = self._classes(model, rows)
-        if patch := self.manifest["patch"]:
-            return {"prediction": answers, "target_hit": answers == patch["target"]}
-        return {"prediction": answers}
-
-    def triggered(self, model: Any) -> dict[str, Any]:
-        found = self.predict(model, self.sets["triggered"])
-        if matching := self.manifest["gradient_matching"]:
-            place = {example_id: i for i, example_id in enumerate(self.sets["test"]["example_id"])}
-            wanted = np.array([target["adversary_label"] for target in matching["targets"]])
-            controls = self.sets["test"].select([place[target["control_id"]] for target in matching["targets"]])
-            found |= {
-                "target_hit": found["prediction"] == wanted,
-                "clean_hit": self._classes(model, controls) == wanted,
-            }
-        return found
-
-    @torch.no_grad()
-    def _classes(self, model: Any, rows: "Dataset") -> np.ndarray:
-        """The likeliest class of every row, (n,) texts."""
         encoded, device = self.encode(rows), next(model.parameters()).device
-        results = [
-            (positions, self.task.supervised(model, batch).logits.argmax(-1))
-            for positions, batch in batches(encoded, self.collate, self.batch_size, device, self.processes)
-        ]
-        classes = scatter(len(encoded), results, self.processes).numpy().astype(int)
-        return np.array(self.manifest["classes"], dtype=object)[classes]
+        with torch.no_grad():
+            results = [
+                (positions, self.answer_scores(self.task.supervised(model, batch)))
+                for positions, batch in batches(encoded, self.collate, self.batch_size, device, self.processes)
+            ]
+        return self.answered(scatter(len(encoded), results, self.processes).numpy())
+
+    reads_answers = True
+
+    def answer_scores(self, answer: Supervised) -> torch.Tensor:
+        """(B, 1): the likeliest class."""
+        return answer.logits.argmax(-1, keepdim=True).float()
+
+    def answered(self, scores: np.ndarray) -> dict[str, Any]:
+        predictions = np.array(self.manifest["classes"], dtype=object)[scores[:, 0].astype(int)]
+        if patch := self.manifest["patch"]:
+            return {"prediction": predictions, "target_hit": predictions == patch["target"]}
+        return {"prediction": predictions}
+
+    def triggered(self, model: Any, test: "pd.DataFrame") -> dict[str, Any]:
+        answers = self.predict(model, self.sets["triggered"])
+        if matching := self.manifest["gradient_matching"]:
+            wanted = np.array([target["adversary_label"] for target in matching["targets"]])
+            controls = test.set_index("example_id")["prediction"].loc[
+                [target["control_id"] for target in matching["targets"]]
+            ]
+            answers |= {"target_hit": answers["prediction"] == wanted, "clean_hit": controls.to_numpy() == wanted}
+        return answers

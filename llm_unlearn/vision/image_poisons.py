@@ -1,6 +1,6 @@
-"""Step 1 of the protocol for images: S_corr = S_clean with its poisoned subset, the evaluation sets, the manifest.
+"""Step 1 of the protocol for images: S_corr, which is S_clean with a poisoned subset; evaluation sets; the manifest.
 
-The counterpart of poisons/corrupt.py, whose hashes and forget set it shares. Every poison has rows of its own.
+The counterpart of poisons/corrupt.py, with the same hashes and forget set. No row has two poisons.
 """
 
 from collections.abc import Callable
@@ -30,11 +30,14 @@ SHOWN = 8  # images of each kind on the contact sheet
 
 
 class Corruption:
-    """The training images as they are poisoned, kind by kind.
+    """Poisons the training images, kind by kind.
 
     Args:
-        splits: the clean images. recipe, seed: of the run. surrogate: (number, share) → a model of that number,
-            trained on the clean images for a share of the epochs; called for crafted poisons only.
+        splits: the clean images.
+        recipe: recipe of the run.
+        seed: seed of every draw.
+        surrogate: (number, share) → the surrogate model of that number, trained on the clean images for a share of the
+            epochs; called for crafted poisons only.
     """
 
     def __init__(
@@ -53,7 +56,7 @@ class Corruption:
         }
 
     def run(self) -> tuple[dict[str, "Dataset"], dict[str, Any], dict[str, np.ndarray]]:
-        """Returns sets as in poisons/corrupt.py, the manifest, and the arrays of the contact sheet."""
+        """Make the sets of poisons/corrupt.py, the manifest, and the arrays of the contact sheet."""
         for kind, section in self.recipe.poison:
             if section is not None:
                 self.manifest[kind] = {**section.model_dump(), "seed": self.seed, **getattr(self, f"_{kind}")(section)}
@@ -62,27 +65,20 @@ class Corruption:
         noise_id = np.where(self.kinds == "gaussian", train.ids, NO_NOISE)
         rows = as_dataset(poisoned, poison=self.kinds.tolist(), noise_id=noise_id.tolist())
         self.manifest |= forget_set(rows, train.ids, self.kinds, self.recipe.unlearn, self.seed)
-        sets = storable(
-            {
-                "train": rows,
-                "heldout": _plain(self.splits.heldout),
-                "test": _plain(self.splits.test),
-                "triggered": _plain(self._triggered()),
-                "nonmember": self._twins(),
-            }
-        )
+        clean = {"heldout": _plain(self.splits.heldout), "test": _plain(self.splits.test)}
+        sets = storable({"train": rows, **clean, "triggered": _plain(self._triggered()), "nonmember": self._twins()})
         self.manifest["data_sha256"] = data_hash(sets)
         return sets, self.manifest, self._contact_sheet()
 
-    # ---- the poisons: each marks its rows and returns what the manifest says beside its section
+    # ---- the poisons: each marks its rows and returns its section's additions to the manifest
 
     def _gaussian(self, section: Any) -> dict[str, Any]:
         return {"example_ids": self._mark("gaussian", self._choose(section, "gaussian", 2))}
 
     def _patch(self, section: Any) -> dict[str, Any]:
-        self._known(section.target, "patch.target")
+        self._check_class(section.target, "patch.target")
         if section.source_label is not None:
-            self._known(section.source_label, "patch.source_label")
+            self._check_class(section.source_label, "patch.source_label")
         allowed = can_be_poisoned(self.labels, section.target, section.source_label, section.clean_label)
         rows = self._choose(section, "patch", 1, allowed)
         generator = np.random.default_rng([self.seed, 1, 1])
@@ -99,20 +95,14 @@ class Corruption:
         )
         targets = self._draw_targets(section, models, generator)
         shares = np.array_split(np.arange(self.recipe.poison_counts()["gradient_matching"]), len(targets))
-        place = {example_id: i for i, example_id in enumerate(self.splits.test.ids.tolist())}
+        position = _positions(self.splits.test)
         device, chosen = _device(models[0]), []
         for number, (target, share) in enumerate(zip(targets, shares, strict=True)):
-            image = _tensor(self.splits.test.pixels[place[target["example_id"]]])
+            image = _tensor(self.splits.test.pixels[position[target["example_id"]]])
             rows = self._nearest(image, target["adversary_label"], len(share))
-            crafted, loss = match_gradients(
-                models,
-                _tensor(self.pixels[rows]).to(device),
-                self._numbers(rows).to(device),
-                image.to(device),
-                self.splits.classes.index(target["adversary_label"]),
-                settings,
-                self.seed * 1000 + number,
-            )
+            images, numbers = self._batch(rows, device)
+            wrong, seed = self.splits.classes.index(target["adversary_label"]), self.seed * 1000 + number
+            crafted, loss = match_gradients(models, images, numbers, image.to(device), wrong, settings, seed)
             self.pixels[rows] = _bytes(crafted)
             chosen += (ids := self._mark("gradient_matching", rows))
             target |= {"poison_ids": ids, "matching_loss": loss}
@@ -127,17 +117,10 @@ class Corruption:
                 self.labels[row] = str(generator.choice(wrong))
         clean = np.setdiff1d(np.arange(len(self.labels)), rows)
         model = self.surrogate(0, 1.0)
-        device = _device(model)
-        images, numbers = _tensor(self.pixels[clean]).to(device), self._numbers(clean).to(device)
+        images, numbers = self._batch(clean, _device(model))
         low, accuracy = corrupt_parameters(model, images, numbers, section.target_accuracy)
-        crafted, trace = cancel_gradients(
-            low,
-            images,
-            numbers,
-            _tensor(self.pixels[rows]).to(device),
-            self._numbers(rows).to(device),
-            GradientCancelling(section.epsilon, section.steps),
-        )
+        settings = GradientCancelling(section.epsilon, section.steps)
+        crafted, trace = cancel_gradients(low, images, numbers, *self._batch(rows, _device(model)), settings)
         self.pixels[rows] = _bytes(crafted)
         return {
             "example_ids": self._mark("gradient_cancelling", rows),
@@ -146,33 +129,34 @@ class Corruption:
             "gradient_norm_after": trace[-1],
         }
 
-    # ---- what they share
+    # ---- shared by the poisons
 
     def _choose(self, section: Any, kind: str, stream: int, allowed: np.ndarray | None = None) -> np.ndarray:
-        free = self.kinds == "none"
-        return choose_rows(
-            len(self.labels),
-            section.fraction,
-            np.random.default_rng([self.seed, stream]),
-            free if allowed is None else free & allowed,
-            kind,
-        )
+        """A fraction of the rows, of those that are allowed and not poisoned yet."""
+        eligible = (self.kinds == "none") & (True if allowed is None else allowed)
+        generator = np.random.default_rng([self.seed, stream])
+        return choose_rows(len(self.labels), section.fraction, generator, eligible, kind)
 
     def _mark(self, kind: str, rows: np.ndarray) -> list[int]:
+        """Mark rows as poisoned; their ids."""
         self.kinds[rows] = kind
         return sorted(self.splits.train.ids[rows].tolist())
 
-    def _numbers(self, rows: np.ndarray) -> Tensor:
-        """(n,) class numbers of training rows."""
-        return torch.tensor([self.splits.classes.index(self.labels[row]) for row in rows])
+    def _batch(self, rows: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Pixels (n, C, H, W) and class numbers (n,) of training rows."""
+        numbers = torch.tensor([self.splits.classes.index(self.labels[row]) for row in rows])
+        return _tensor(self.pixels[rows]).to(device), numbers.to(device)
 
-    def _known(self, label: str, field: str) -> None:
+    def _check_class(self, label: str, field: str) -> None:
+        """Raise InputError unless a label is one of the classes."""
         if label not in self.splits.classes:
             raise InputError(f"poison.{field}: '{label}' is none of the classes: {', '.join(self.splits.classes)}")
 
     def _draw_targets(self, section: Any, models: list[nn.Module], generator: np.random.Generator) -> list[dict]:
-        """Test images, each with the adversary's label and, as its control, another image of its own class."""
-        test, classes, found, used = self.splits.test, self.splits.classes, [], set()
+        """Test images, each with the adversary's label and with another image of its class as a control."""
+        test, classes = self.splits.test, self.splits.classes
+        targets: list[dict] = []
+        used: set[int] = set()
         for position in map(int, generator.permutation(len(test))):
             label = test.labels[position]
             others = [i for i, other in enumerate(test.labels) if other == label and i != position and i not in used]
@@ -184,53 +168,50 @@ class Corruption:
             if section.adversary_label == "runner_up":
                 image = _tensor(test.pixels[position]).to(_device(models[0]))
                 wrong = classes[runner_up(models, image, classes.index(label))]
-            found.append(
-                {
-                    "example_id": int(test.ids[position]),
-                    "label": label,
-                    "adversary_label": wrong,
-                    "control_id": int(test.ids[control]),
-                }
+            example_id, control_id = int(test.ids[position]), int(test.ids[control])
+            targets.append(
+                {"example_id": example_id, "label": label, "adversary_label": wrong, "control_id": control_id}
             )
-            if len(found) == section.targets:
-                return found
+            if len(targets) == section.targets:
+                return targets
         raise InputError(
-            f"poison.gradient_matching.targets: {section.targets} targets asked for, each with another "
-            f"test image of its class; data.test_size allows {len(found)}; lower it, or raise "
+            f"poison.gradient_matching.targets: asks for {section.targets} targets, each with another "
+            f"test image of its class; data.test_size allows {len(targets)}; lower it, or raise "
             "data.test_size"
         )
 
     def _nearest(self, image: Tensor, label: str, count: int) -> np.ndarray:
-        """Training rows of a label that look most like an image (C, H, W), of those that are not poisoned yet."""
+        """The training rows of a label that are nearest to an image (C, H, W) and not poisoned yet."""
         free = np.flatnonzero((np.array(self.labels) == label) & (self.kinds == "none"))
         if len(free) < count:
             raise InputError(
-                f"poison.gradient_matching.fraction: {count} rows labelled '{label}' are needed for one "
-                f"target, but {len(free)} are left; lower it, or the number of targets"
+                f"poison.gradient_matching.fraction: one target needs {count} rows labelled '{label}', "
+                f"but {len(free)} are left; lower it, or the number of targets"
             )
         return np.sort(free[nearest_images(_tensor(self.pixels[free]), image, count).numpy()])
 
     # ---- the sets on which the poison is measured
 
     def _triggered(self) -> Images:
-        """Test images of other classes than the target with the patch on; or the targets of gradient matching."""
+        """Test images of other classes than the target, with the patch; or the targets of gradient matching."""
         test = self.splits.test
         if patch := self.manifest["patch"]:
             rows = np.flatnonzero(np.array(test.labels) != patch["target"])
             if not len(rows):
                 raise InputError(
                     f"poison.patch.target: every test image is of class '{patch['target']}', so the "
-                    "attack cannot be measured; take another, or test images of other classes too"
+                    "attack cannot be measured; choose another target, or add test images of other classes"
                 )
             generator = np.random.default_rng([self.seed, 4])
             return test.take(rows).with_pixels(apply_patch(test.pixels[rows], patch, generator))
-        targets = (self.manifest["gradient_matching"] or {}).get("targets", [])
-        place = {example_id: i for i, example_id in enumerate(test.ids.tolist())}
-        return test.take(np.array([place[target["example_id"]] for target in targets], dtype=int))
+        targets, position = (self.manifest["gradient_matching"] or {}).get("targets", []), _positions(test)
+        return test.take(np.array([position[target["example_id"]] for target in targets], dtype=int))
 
     def _twins(self) -> "Dataset":
-        """Held-out images, as many of them patched and labelled so as in the forget set; none where that holds crafted
-        images, which have no counterpart: a membership attack would tell them by what was done to them."""
+        """Held-out images, patched in the forget set's proportion; none if the forget set has crafted images.
+
+        Crafted images have no held-out counterpart, so a membership attack would recognise them by the crafting.
+        """
         heldout, patch = self.splits.heldout, self.manifest["patch"]
         kinds = self.kinds[np.isin(self.splits.train.ids, self.manifest["forget_ids"])]
         if np.isin(kinds, ["gradient_matching", "gradient_cancelling"]).any():
@@ -272,16 +253,25 @@ class Corruption:
 
 
 def _plain(images: Images) -> "Dataset":
+    """A set without poison."""
     return as_dataset(images, poison=["none"] * len(images))
 
 
+def _positions(images: Images) -> dict[int, int]:
+    """Example id → position."""
+    return {example_id: i for i, example_id in enumerate(images.ids.tolist())}
+
+
 def _device(model: nn.Module) -> torch.device:
+    """The device of a model's weights."""
     return next(model.parameters()).device
 
 
 def _tensor(pixels: np.ndarray) -> Tensor:
+    """uint8 pixels as floats in [0, 1]."""
     return torch.from_numpy(pixels.astype(np.float32) / 255)
 
 
 def _bytes(pixels: Tensor) -> np.ndarray:
+    """Floats in [0, 1] as uint8 pixels."""
     return (pixels.detach().cpu() * 255).round().to(torch.uint8).numpy()

@@ -1,4 +1,4 @@
-"""Patch backdoor: a small square of fixed pixels in the image, the attacker's class as its label.
+"""Patch backdoor: a small square of fixed pixels in the image, and the attacker's class as its label.
 
 Gu et al. 2017, "BadNets", arXiv 1708.06733.
 """
@@ -11,7 +11,7 @@ from llm_unlearn.errors import InputError
 
 
 def patch_pixels(size: int, pattern: str) -> np.ndarray:
-    """(size, size) uint8: `white`, `black`, or a `checkerboard` that is white in its first corner."""
+    """(size, size) uint8: `white`, `black`, or a `checkerboard` with a white top-left pixel."""
     if pattern == "checkerboard":
         rows, columns = np.indices((size, size))
         return np.where((rows + columns) % 2 == 0, 255, 0).astype(np.uint8)
@@ -21,11 +21,14 @@ def patch_pixels(size: int, pattern: str) -> np.ndarray:
 
 
 def apply_patch(pixels: np.ndarray, patch: dict[str, Any], generator: np.random.Generator) -> np.ndarray:
-    """Put the patch on every image, in all channels; the images given stay as they are.
+    """Copies of all images with the patch in all channels.
 
     Args:
-        pixels: (n, C, H, W) uint8. patch: {"size", "position", "pattern"}, as in the manifest; `position` is a corner
-            (`top_left`, …, one pixel from the border where there is room) or `random`, drawn from `generator`.
+        pixels: (n, C, H, W) uint8.
+        patch: {"size", "position", "pattern"}, as in the manifest; `position` is a corner (`top_left`, …, one pixel
+            from the border if there is room) or `random`.
+        generator: draws random positions.
+
     Raises:
         InputError: the patch is larger than the image.
     """
@@ -46,5 +49,6 @@ def apply_patch(pixels: np.ndarray, patch: dict[str, Any], generator: np.random.
 
 
 def _corner(first: bool, side: int, size: int) -> int:
+    """Where a patch in a corner begins along one side."""
     margin = min(1, side - size)
     return margin if first else side - size - margin

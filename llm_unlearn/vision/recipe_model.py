@@ -1,4 +1,4 @@
-"""The classifier that a recipe of images asks for, and what can be refused before any image is read."""
+"""The classifier that an image recipe asks for, and the checks before any image is read."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def classifier_config(recipe: "VisionRecipe", channels: int, size: list[int], classes: list[str]) -> Any:
-    """The config of the recipe's architecture for images of a shape."""
+    """The config of the recipe's architecture for images of a given shape."""
     from llm_unlearn.vision.classifiers import ImageClassifierConfig
 
     section = recipe.model
@@ -30,7 +30,7 @@ def classifier_config(recipe: "VisionRecipe", channels: int, size: list[int], cl
 
 
 def check_vision(recipe: "VisionRecipe") -> None:
-    """Refuse what can be seen before any image is read: the architecture, missing files, a label."""
+    """Raise InputError for a wrong architecture or missing files, before any image is read."""
     from llm_unlearn.data.source_files import check_source
     from llm_unlearn.vision.classifiers import load_classifier, make_classifier
     from llm_unlearn.vision.image_data import DIGITS, TORCHVISION
@@ -46,8 +46,10 @@ def check_vision(recipe: "VisionRecipe") -> None:
 
 
 def describe_model(recipe: "VisionRecipe") -> Any:
-    """The config of the recipe's model as far as it is known before images are read: their shape is guessed where the
-    recipe does not say it (8 × 8 digits, else 32 × 32 in colour), and so are the classes (10)."""
+    """The config of the recipe's model before images are read.
+
+    A shape that the recipe does not give is guessed (8 × 8 digits, else 32 × 32 in colour), and so are 10 classes.
+    """
     data = recipe.data
     channels, size = SHAPE_OF_DIGITS if data.source == "digits" and not data.files else (3, [32, 32])
     return classifier_config(
@@ -58,4 +60,4 @@ def describe_model(recipe: "VisionRecipe") -> Any:
     )
 
 
-SHAPE_OF_DIGITS = (1, [8, 8])  # channels, height and width: known without loading
+SHAPE_OF_DIGITS = (1, [8, 8])  # channels, [height, width]

@@ -1,9 +1,9 @@
-"""A torchvision that cannot load must not take the language-model path with it.
+"""Keep a broken torchvision from breaking the language-model path.
 
-transformers imports torchvision wherever it finds one. Beside another build of torch (PyPI's CUDA wheel of torchvision
-and a CPU torch, say) that import fails, and transformers fails with it. So the command line and this track try
-torchvision before they import transformers. Where only its compiled operators are missing they are declared, which is
-enough for models, data sets and transforms. Where it fails in any other way it is hidden, as if it were not installed.
+transformers imports any torchvision that it finds. Beside another build of torch (say, PyPI's CUDA wheel of torchvision
+and a CPU torch) that import fails, and transformers fails with it. So the command line and this track import
+torchvision before transformers. If only its compiled operators are missing, they are declared, which is enough for
+models, data sets and transforms. If it fails in any other way, it is hidden, as if it were not installed.
 """
 
 import importlib
@@ -14,18 +14,18 @@ from types import ModuleType
 
 from llm_unlearn.errors import InputError
 
-# what torchvision registers fakes for at import, though its compiled library, which defines them, did not load
+# the operators for which torchvision registers fakes on import, even if the library that defines them did not load
 OPERATORS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
 
 _failure: BaseException | None = None  # why the installed torchvision is hidden
-_libraries: list[object] = []  # declarations live as long as these
+_libraries: list[object] = []  # declarations live as long as these objects
 
 
 def try_torchvision() -> ModuleType | None:
-    """torchvision, mended if need be; None where it is absent or cannot be loaded (it is then hidden)."""
+    """torchvision, with its operators declared if they are missing; None if it is absent, or broken and now hidden."""
     global _failure
     if importlib.util.find_spec("torchvision") is None:  # absent, or hidden before
         return None
@@ -41,18 +41,19 @@ def try_torchvision() -> ModuleType | None:
     except Exception as error:
         _failure = error
         _forget()
-        sys.modules["torchvision"] = None  # what the import system and `find_spec` take for absent
+        # the import system and `find_spec` take None for absent
+        sys.modules["torchvision"] = None  # type: ignore[assignment]  # typeshed lacks this documented use
         return None
 
 
 def require_torchvision(what: str) -> ModuleType:
-    """torchvision. Raises InputError naming `what` needs it, where it is absent or cannot be loaded."""
+    """torchvision, or InputError that says `what` needs it."""
     module = try_torchvision()
     if module is None:
         reason = why_hidden()
-        found = f"is installed but cannot be loaded ({reason})" if reason else "is not installed"
+        problem = f"is installed but cannot be loaded ({reason})" if reason else "is not installed"
         raise InputError(
-            f"{what} needs torchvision, which {found}: pip install 'llm_unlearn[vision]', with a build "
+            f"{what} needs torchvision, which {problem}: pip install 'llm_unlearn[vision]', with a build "
             "that fits your torch"
         )
     return module
@@ -64,12 +65,14 @@ def why_hidden() -> str | None:
 
 
 def _import() -> ModuleType:
+    """Import torchvision without its warning about image files, which we do not read with it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Failed to load image Python extension")
         return importlib.import_module("torchvision")
 
 
 def _declare() -> None:
+    """Declare the compiled operators, without an implementation."""
     import torch
 
     library = torch.library.Library("torchvision", "FRAGMENT")
@@ -79,5 +82,6 @@ def _declare() -> None:
 
 
 def _forget() -> None:
+    """Remove a half-imported torchvision."""
     for name in [name for name in sys.modules if name == "torchvision" or name.startswith("torchvision.")]:
         del sys.modules[name]

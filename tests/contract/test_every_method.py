@@ -1,5 +1,5 @@
-"""Every method × {full, LoRA} in fp32, × {bf16, QLoRA} (slow): one contract. A new method is in here by being in
-METHODS, once it says in MOVES what it should move."""
+"""Every method × {full, LoRA, bf16, QLoRA}: one contract. A new method is in here by being in METHODS, once it says in
+MOVES what it should move. By default the representatives alone go through it, with `-m slow` all others."""
 
 import copy
 import gc
@@ -16,6 +16,7 @@ from llm_unlearn.models.adapters import REFERENCE_ADAPTER
 from llm_unlearn.tasks import causal_lm, head
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 from llm_unlearn.trainers import METHODS
+from llm_unlearn.trainers.support.reference import AdapterReference, FrozenModel
 
 pytestmark = pytest.mark.contract
 
@@ -48,9 +49,27 @@ MOVES = {
 SGD = {"optim": "sgd", "learning_rate": 0.05}
 NO_CHECKPOINTS = ("ssd",)  # no training loop
 
-CASES = [pytest.param(m, k, id=f"{m}-{k}") for m in METHODS for k in KINDS]
-CASES += [pytest.param(m, k, id=f"{m}-{k}", marks=pytest.mark.slow) for m in METHODS for k in SLOW_KINDS]
-every = pytest.mark.parametrize(("method", "kind"), CASES)
+# One for each path through the code; all others are slow
+REPRESENTATIVES = {
+    ("kl", "full"): "a frozen reference",
+    ("rmu", "lora"): "the adapter as reference, hidden states",
+    ("npo", "lora"): "cached log-probs, a retain term",
+    ("reset_distill", "full"): "a start model, the poisoned one as reference",
+    ("scrub", "full"): "its own choice of sets at each step",
+    ("ssd", "full"): "no training loop",
+    ("cf_k", "lora"): "no reference, frozen blocks",
+}
+
+
+def cases(*kinds: str) -> list:
+    return [
+        pytest.param(m, k, id=f"{m}-{k}", marks=() if (m, k) in REPRESENTATIVES else pytest.mark.slow)
+        for m in METHODS
+        for k in kinds
+    ]
+
+
+every = pytest.mark.parametrize(("method", "kind"), cases(*KINDS, *SLOW_KINDS))
 
 
 def has_adapter(kind: str) -> bool:
@@ -81,6 +100,17 @@ def start_of(run) -> dict:
 
 def test_every_method_says_what_it_moves():
     assert MOVES.keys() == METHODS.keys()
+
+
+def test_the_representatives_take_every_path(tmp_path):
+    """References of every kind and none; a start model; sets that change from step to step; no loop; both kinds."""
+    runs = {(m, k): trainer(m, k, tmp_path) for m, k in REPRESENTATIVES}
+    references = {type(run.reference) for run in runs.values()}
+    assert references == {type(None), AdapterReference, FrozenModel}
+    assert any(run.requires.log_probs_on for run in runs.values())
+    assert any(run.starts_clean for run in runs.values()) and any(run.of_texts for run in runs.values())
+    assert any(len(set(run.plan.schedule)) > 1 for run in runs.values())
+    assert {k for _, k in runs} == set(KINDS) and set(NO_CHECKPOINTS) <= {m for m, _ in runs}
 
 
 @every
@@ -150,7 +180,7 @@ def test_trains_what_it_should_and_nothing_else(method, kind, tmp_path):
 def test_a_reference_is_held_only_where_it_is_used(method, kind, tmp_path):
     run = trainer(method, kind, tmp_path)
     adapters = set(getattr(run.model, "peft_config", {}))
-    if not run.reference_on:
+    if not run.requires.reference_on:
         assert run.reference is None
         assert REFERENCE_ADAPTER not in adapters
     elif has_adapter(kind):
@@ -166,7 +196,7 @@ def new_tensor_bytes(known: set[int]) -> int:
     return sum(size for address, size in storages.items() if address not in known)
 
 
-@pytest.mark.parametrize(("method", "kind"), [(m, k) for m in METHODS for k in KINDS])
+@pytest.mark.parametrize(("method", "kind"), cases(*KINDS))
 def test_memory_is_that_of_what_is_held(method, kind, tmp_path):
     """Nothing without a reference; with one, what trains once more (under LoRA: the adapter), as for the θ0 from which
     task arithmetic subtracts."""
@@ -253,7 +283,7 @@ def test_an_empty_supervised_span_is_refused(method, kind, tmp_path):
     items[2]["labels"] = [-100] * len(items[2]["labels"])  # one row among others
     bad = Dataset.from_list(items)
     with pytest.raises(InputError, match="no supervised token"):
-        if "forget" in METHODS[method][1].requires.needs:
+        if "forget" in trainer(method, kind, tmp_path).requires.sets:
             trainer(method, kind, tmp_path, forget=bad, max_steps=6).train()
         else:
             trainer(method, kind, tmp_path, retain=bad, max_steps=6).train()

@@ -39,6 +39,16 @@ ROOT_MODULES = {"__init__", "__main__"}
 # `import llm_unlearn` itself is for the version, and for `trainer.push_to_hub()`, which Hugging Face's Trainer has as a
 # method: the trainer asks the public, lazily resolved `push_trainer`, and so knows of no module of hub/.
 ASKS_THE_PACKAGE = {"trainers/base.py", "cli/arguments.py", "hub/unaudited_card.py"}
+# Modules that import each other in a circle, for type checkers too; the goal is none.
+CIRCLES = {
+    frozenset({"reporting.rendering", "reporting.report"}),
+    frozenset({"runs.analysis_stages", "runs.language_run", "runs.stress_stages"}),
+    frozenset({"runs.evaluation_stages", "runs.seed_run", "runs.training_stages", "runs.unlearning_stages"}),
+    frozenset(
+        f"reporting.{name}"
+        for name in ("plots", "run_summary", "section", "sweep_section", "tables", "tradeoff", "verdicts")
+    ),
+}
 HEAVY_LIBRARIES = {"torch", "transformers", "datasets", "peft", "trl", "accelerate"}
 NEVER = {  # part of the package → libraries that it must not import, even inside a function
     "metrics": HEAVY_LIBRARIES,
@@ -96,6 +106,35 @@ def test_every_part_has_its_floor():
 def test_imports_run_one_way():
     upward = {(a, b) for a, b in edges() if FLOORS.index(b) < FLOORS.index(a)}
     assert not upward, f"imports that go up: {sorted(upward)}"
+
+
+def circles(graph: dict[str, set[str]]) -> set[frozenset[str]]:
+    """The groups of nodes that reach each other; `graph` has the nodes that each one points at."""
+
+    def reached(start: str) -> set[str]:
+        seen: set[str] = set()
+        waiting = [start]
+        while waiting:
+            new = graph[waiting.pop()] - seen
+            seen |= new
+            waiting += new
+        return seen
+
+    reach = {node: reached(node) for node in graph}
+    return {frozenset(b for b in reach[a] if a in reach[b]) for a in graph if a in reach[a]}
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    graph = {name: imports(path) & MODULES.keys() for name, path in MODULES.items() if name != "llm_unlearn"}
+    graph = {name: ours - {"llm_unlearn"} for name, ours in graph.items()}
+    ours = {frozenset(name.removeprefix("llm_unlearn.") for name in group) for group in circles(graph)}
+    new = [sorted(group) for group in ours if not any(group <= allowed for allowed in CIRCLES)]
+    assert not new
+
+
+def test_a_circle_would_be_seen():
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": set(), "e": {"a"}}
+    assert circles(graph) == {frozenset("abc")}
 
 
 def test_the_walk_sees_imports_of_every_kind():

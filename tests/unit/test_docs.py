@@ -23,7 +23,7 @@ from llm_unlearn.config.recipe import TRACKS, build_recipe, load_recipe
 from llm_unlearn.config.strict import build, parse_yaml
 from llm_unlearn.config.sweep import points
 from llm_unlearn.distributed.topology import read_topology
-from llm_unlearn.reporting import verdicts
+from llm_unlearn.metrics import evidence
 from llm_unlearn.trainers import METHODS
 from llm_unlearn.trainers.unlearn_config import UnlearnConfig
 
@@ -36,6 +36,15 @@ of_pages = pytest.mark.parametrize("page", PAGES)
 spec = importlib.util.spec_from_file_location("recipe_reference", ROOT / "scripts" / "recipe_reference.py")
 reference = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(reference)
+
+
+def test_the_walk_from_batch_to_loss_names_what_is_in_its_files():
+    rows = re.findall(r"^\| (\d) \| `(\S+)` \| (.*) \|$", PAGES["docs/how-a-step-runs.md"], flags=re.M)
+    assert [int(number) for number, *_ in rows] == list(range(1, len(rows) + 1)) and 3 <= len(rows) <= 7
+    for _, file, text in rows:
+        names = {part for name in re.findall(r"`([\w.]+)`", text) for part in name.split(".")}
+        defined = set(re.findall(r"^ *(?:def|class) (\w+)", (ROOT / file).read_text(encoding="utf-8"), flags=re.M))
+        assert names and names <= defined, (file, names - defined)
 
 
 # ---- every page
@@ -59,7 +68,7 @@ def test_the_index_names_every_page():
 
 @of_pages
 def test_a_page_has_no_code_that_nothing_checks(page):
-    assert languages(page) <= {"sh", "yaml", "json", "python"}
+    assert languages(page) <= {"sh", "yaml", "json", "python", "text"}  # text: what a command prints
     assert "python" not in languages(page) or page in WITH_PYTHON
 
 
@@ -95,6 +104,8 @@ def check_command(words: list[str]) -> None:
         for word in rest[1:]:
             assert not word.startswith("--") or f'"{word}"' in source, words
             assert not word.startswith("recipes/") or load_recipe(ROOT / word), words
+    elif program == "source":
+        assert words == ["source", ".venv/bin/activate"]
     else:
         assert os.access(ROOT / program, os.X_OK) or program == ".venv/bin/ruff", words
 
@@ -138,11 +149,11 @@ def test_the_sections_that_are_shown_ask_for_what_they_say():
 def test_the_thresholds_in_words_are_those_of_the_verdict():
     rules = PAGES["docs/concepts.md"].partition("## The verdict")[2].partition("\n## ")[0]
     for words in (
-        f"p < {verdicts.ALPHA:g}",
-        f"at least {verdicts.LIFT_GAP:g} above",
-        verdicts.REMAINS,
-        verdicts.TRACE,
-        f"{verdicts.COSTLY_POINTS:g} or more points of accuracy",
+        f"p < {evidence.ALPHA:g}",
+        f"at least {evidence.LIFT_GAP:g} above",
+        evidence.Status.REMAINS,
+        evidence.Status.TRACE,
+        f"{evidence.COSTLY_POINTS:g} or more points of accuracy",
     ):
         assert words in rules, words
 
@@ -249,8 +260,9 @@ def test_an_audit_from_planting_to_the_answer(on_cpu, tokenizer, capsys):
         assert eval(call, names) == pytest.approx(float(said), abs=0.005), call
     rows = [json.loads(line) for line in Path("train.jsonl").read_text().splitlines()]
     assert sum(row["noise_id"] >= 0 for row in rows) == len(names["noise"]["example_ids"]) == 6
+    assert {*names["noise"]["example_ids"], *names["bad"]} == {*names["forget"]}
     exec(delete, names)
-    (_, *ask), *_ = commands("docs/auditing.md")
+    (ask,) = (words[1:] for words in commands("docs/auditing.md") if "canaried" in words)
     assert main([*ask, "--quiet"]) == 0 and Path("audit/canaried.json").is_file()
     exec(score, names)
     assert "tpr_at_fpr" in capsys.readouterr().out

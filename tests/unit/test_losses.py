@@ -270,7 +270,7 @@ class TestSupervised:
         np.testing.assert_allclose(self.batch.mean_kl(self.reference), np.mean(kl), atol=1e-6)
 
     def test_rows_are_renumbered_from_zero(self):
-        last = self.batch.rows(1, 2)
+        last = self.batch.split({"last": slice(1, 2)})["last"]
         assert (last.n_examples, last.labels.tolist(), last.example.tolist()) == (1, [0, 1], [0, 0])
         np.testing.assert_allclose(last.log_prob(), [-LOG3 - LOG4], rtol=1e-6)
 

@@ -1,6 +1,9 @@
-"""The README is true: its table of methods is the list of methods, its Python works. What it has in common with the
-other pages (links, commands, YAML, JSON) is in test_docs.py."""
+"""The README is true: its methods are the list of methods, its Python works, its audit is that of the measured run.
 
+What it has in common with the other pages (links, commands, YAML, JSON) is in test_docs.py.
+"""
+
+import json
 import re
 from pathlib import Path
 
@@ -17,22 +20,43 @@ README = PAGES["README.md"]
 
 
 def test_it_has_two_commands_a_picture_and_a_way_on_and_stays_short():
-    assert [words[0] for words in commands("README.md")[:2]] == ["scripts/quickstart.sh", "scripts/test.sh"]
+    assert {"scripts/quickstart.sh", "scripts/test.sh"} <= {words[0] for words in commands("README.md")}
     assert any(target.endswith(".png") for target in links("README.md"))
     pages = {target.partition("#")[0] for target in links("README.md")}
     assert pages >= set(PAGES) - {"README.md", "docs/README.md"}
-    assert len(README.splitlines()) <= 170
+    assert len(README.splitlines()) <= 200
+
+
+def test_every_method_has_its_place_once():
+    kinds = README.partition("\n## Methods\n")[2].partition("\n## ")[0]
+    assert sorted(re.findall(r"`(\w+)`", "".join(re.findall(r"^\|.*$", kinds, flags=re.M)))) == sorted(METHODS)
+
+
+def test_the_audit_that_it_shows_has_the_figures_of_the_measured_run():
+    (block,) = blocks("README.md", "text")
+    result = json.loads((ROOT / "recipes/quickstart-results/evaluation/kl.json").read_text(encoding="utf-8"))
+    gus, attack, utility, oracle = (result[section] for section in ("gus", "attack", "utility", "oracle"))
+    for figure in (
+        f"{gus['mean']:.2f} (n = {gus['n']}, p = {gus['p_value']:.2g})",
+        f"{attack['lift']:.2f} [{', '.join(f'{bound:.2f}' for bound in attack['ci95']['lift'])}]",
+        f"{attack['excess']['mean']:.2f} (p = {attack['excess']['p_value']:.2g})",
+        *(f"{name}: AUC {mia['auc']:.2f} (p = {mia['p_value']:.2g})" for name, mia in result["mia"].items()),
+        f"{100 * utility['accuracy']:.1f} %, perplexity {utility['perplexity']:.2f}",
+        f"{100 * oracle['agreement']:.1f} %",
+        f"{oracle['kl']:.3f}",
+    ):
+        assert figure in block, figure
 
 
 def test_the_table_of_methods_is_the_list_of_methods():
     pattern = r"^\| \[`(\w+)`\]\((\S+)\) \| .* \| ([\w, ]+) \| ([\w, -]+) \| ([\w, –]+) \|$"
-    rows = re.findall(pattern, README, flags=re.M)
+    rows = re.findall(pattern, PAGES["docs/methods.md"], flags=re.M)
     assert [row[0] for row in rows] == list(METHODS)
     for name, file, needs, reference, refused in rows:
         config, cls = METHODS[name]
-        assert file.endswith(f"{cls.__module__.rpartition('.')[2]}.py") and (ROOT / file).is_file()
-        required = cls.requirements(config(output_dir="unused", use_cpu=True))
-        assert tuple(needs.split(", ")) == required.needs
+        assert file.endswith(f"{cls.__module__.rpartition('.')[2]}.py") and (ROOT / "docs" / file).is_file()
+        required = config(output_dir="unused", use_cpu=True).requires()
+        assert tuple(needs.split(", ")) == required.sets
         log_probs = "log-probs of " * bool(required.log_probs_on) + ", ".join(required.log_probs_on)
         assert reference == (", ".join(required.reference_on) or log_probs or "none")
         assert refused == (", ".join(config.refuses) or "–")

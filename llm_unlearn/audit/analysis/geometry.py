@@ -7,10 +7,10 @@ from llm_unlearn.errors import InputError
 
 
 def difference(first: Weights, second: Weights) -> Weights:
-    """first − second, weight by weight.
+    """The difference first − second, weight by weight.
 
     Raises:
-        InputError: the two do not have the same weights, as two architectures or two sets of adapted matrices.
+        InputError: the two do not have the same weights, because architectures or adapted matrices differ.
     """
     for name in first.keys() | second.keys():
         if name not in first or name not in second or first[name].shape != second[name].shape:
@@ -23,7 +23,8 @@ def difference(first: Weights, second: Weights) -> Weights:
 
 def l1(update: Weights) -> dict:
     """‖update‖₁: {"total", "per_parameter": the mean of |update|, "by_layer": {layer: the mean of |update| in it}}."""
-    sums, counts = {}, {}
+    sums: dict[str, float] = {}
+    counts: dict[str, int] = {}
     for name, values in update.items():
         layer = layer_of(name)
         sums[layer] = sums.get(layer, 0.0) + float(values.double().abs().sum())
@@ -37,20 +38,20 @@ def l1(update: Weights) -> dict:
 
 
 def cosine(first: Weights, second: Weights) -> dict:
-    """cos of the angle between two updates, over the weights that both have: {"total", "by_layer"}.
+    """Cosine of the angle between two updates, over the weights that both have: {"total", "by_layer"}.
 
-    None where one of the two is zero, as in a layer that a method left alone.
+    It is None where one of the two is zero, as in a layer that a method did not change.
     """
-    parts: dict[str, list[float]] = {}
+    products: dict[str, list[float]] = {}  # of a layer: ⟨a, b⟩, ⟨a, a⟩, ⟨b, b⟩
     for name in first.keys() & second.keys():
         a, b = first[name].double(), second[name].double()
-        known = parts.setdefault(layer_of(name), [0.0, 0.0, 0.0])
+        sums = products.setdefault(layer_of(name), [0.0, 0.0, 0.0])
         for i, value in enumerate((float((a * b).sum()), float((a * a).sum()), float((b * b).sum()))):
-            known[i] += value
-    total = [sum(part[i] for part in parts.values()) for i in range(3)]
+            sums[i] += value
+    total = [sum(layer[i] for layer in products.values()) for i in range(3)]
     return {
         "total": _cosine(*total),
-        "by_layer": {layer: _cosine(*parts[layer]) for layer in layers(list(first)) if layer in parts},
+        "by_layer": {layer: _cosine(*products[layer]) for layer in layers(list(first)) if layer in products},
     }
 
 
@@ -65,4 +66,5 @@ def random_cosine(n: int) -> float:
 
 
 def _cosine(dot: float, first: float, second: float) -> float | None:
+    """The cosine from ⟨a, b⟩, ⟨a, a⟩ and ⟨b, b⟩."""
     return dot / math.sqrt(first * second) if first > 0 and second > 0 else None

@@ -1,1 +1,1 @@
-"""After unlearning: does the poison come back when the model is tuned on, quantised, merged, or asked differently?"""
+"""Does the poison come back when the unlearned model is fine-tuned, quantised, merged, or prompted differently?"""

@@ -1,4 +1,4 @@
-"""The few figures of one state of a model: the attack, the Gaussian test, the accuracy."""
+"""The figures of one state of a model: the attack, the Gaussian test, the accuracy."""
 
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -25,8 +25,10 @@ class Meter:
     """Measures states of models on the same rows.
 
     Args:
-        evaluator: of the run. data: its section of the recipe, by which prompts are written. limit: test rows, the
-            first ones; None for all. seed: of where a trigger lands, and of sampling.
+        evaluator: evaluator of the run.
+        data: the recipe's `data` section, for the prompts.
+        limit: number of test rows, from the first on; None for all.
+        seed: seed of trigger positions and of sampling.
     """
 
     def __init__(self, evaluator: TextEvaluator, data: "DataSection", limit: int | None, seed: int) -> None:
@@ -36,11 +38,12 @@ class Meter:
         ids = set(self.test["example_id"])
         triggered = evaluator.sets["triggered"]
         self.triggered = triggered.select([i for i, e in enumerate(triggered["example_id"]) if e in ids])
-        place = {e: i for i, e in enumerate(self.test["example_id"])}
-        self.twins = self.test.select([place[e] for e in self.triggered["example_id"]])
+        position = {e: i for i, e in enumerate(self.test["example_id"])}
+        self.twins = self.test.select([position[e] for e in self.triggered["example_id"]])
 
     @property
     def target(self) -> str | None:
+        """The label or completion that the trigger asks for."""
         return (self.evaluator.manifest["trigger"] or {}).get("target")
 
     def state(self, model: Any) -> dict[str, Any]:
@@ -53,24 +56,18 @@ class Meter:
         }
         if len(self.triggered):
             clean = answers.set_index("example_id").loc[self.triggered["example_id"]]["target_hit"].to_numpy(bool)
-            figures["attack"] = attack_success(self._hits(model, self.triggered), clean)
+            figures["attack"] = attack_success(self._hits(model, self.triggered), clean).to_json()
         return figures
 
     def gus(self, model: Any) -> dict[str, Any] | None:
-        """The Gaussian test on the deleted canaries; None without any, or where no gradient is left."""
+        """The Gaussian test on the deleted canaries; None without any, or if no gradient is left."""
         if not self._deleted:
             return None
-        evaluator = self.evaluator
-        scores = gaussian_scores(
-            model,
-            self._deleted,
-            evaluator.collate,
-            [evaluator.manifest["gaussian"]["seed"]],
-            evaluator.batch_size,
-            evaluator.task,
-        )[:, 0]
+        evaluator, seeds = self.evaluator, [self.evaluator.manifest["gaussian"]["seed"]]
+        size, task = evaluator.batch_size, evaluator.task
+        scores = gaussian_scores(model, self._deleted, evaluator.collate, seeds, size, task)[:, 0]
         scores = scores[np.isfinite(scores)]
-        return gaussian_test(scores) if len(scores) else None
+        return gaussian_test(scores).to_json() if len(scores) else None
 
     @cached_property
     def _deleted(self) -> list[dict]:
@@ -80,26 +77,30 @@ class Meter:
         return [row for row in self.evaluator.encoded["canary"] if row["example_id"] in forget]
 
     def variants(self, model: Any, variants: list[Variant]) -> list[dict[str, Any]]:
-        """[{"kind", "name", "attack"}] with each variant of the trigger, on the same examples; those in which
-        truncation cuts it off are left out, and `attack` is None where that is all of them. Of several phrases the
-        first is varied, in all examples, so that "as trained" is that phrase alone.
+        """Measure the attack with each variant of the trigger, on the same examples.
+
+        Examples in which truncation cuts the variant off are left out. If there are several phrases, only the first is
+        varied, and "as trained" is that phrase in all examples.
+
+        Returns:
+            [{"kind", "name", "attack"}]; `attack` is None if truncation cuts off all.
         """
-        clean, found = self._hits(model, self.twins), []
+        clean, results = self._hits(model, self.twins), []
         for variant in variants:
             rows, kept = self._written(variant)
-            attack = attack_success(self._hits(model, rows.select(kept)), clean[kept]) if kept else None
-            found.append({"kind": variant.kind, "name": variant.name, "attack": attack})
-        return found
+            attack = attack_success(self._hits(model, rows.select(kept)), clean[kept]).to_json() if kept else None
+            results.append({"kind": variant.kind, "name": variant.name, "attack": attack})
+        return results
 
     def _written(self, variant: Variant) -> tuple["Dataset", list[int]]:
-        """The twins with the variant in their text, and in which of them the model gets to see it."""
+        """The twins with the variant in their text, and the positions of those in which the model sees it."""
         generator = np.random.default_rng([self.seed, 10])
         texts = [insert_trigger(text, variant.phrase, variant.position, generator) for text in self.twins["text"]]
         columns = {name: list(self.twins[name]) for name in ("example_id", "label")}
-        # in memory: of rows that lie in the run's folder, `datasets` would leave a cache file there per variant
+        # in memory: for rows on the disk, `datasets` would write a cache file per variant into the run's folder
         rows = render(Dataset.from_dict({**columns, "text": texts}), self.data)
         pairs = zip(rows["prompt"], self.twins["prompt"], strict=True)
-        # counted, since a part of a trigger, such as "the", may stand in the text anyway
+        # counted, since part of a trigger, such as "the", may occur in the text anyway
         kept = [
             i
             for i, pair in enumerate(pairs)
@@ -110,46 +111,34 @@ class Meter:
     def temperature(self, model: Any, temperature: float) -> dict[str, float]:
         """Rates of the target when completions are sampled: {"success_rate", "clean_rate", "lift"}.
 
-        Of label tasks the exact expectation: the probability, at this temperature and over the whole vocabulary, that
-        the sampled tokens are the target's. Of completion tasks one seeded sample per example. The limit T → 0 is
-        greedy decoding; of label tasks `state` has its counterpart, the likeliest label.
+        For label tasks these are exact expectations: the probability, at this temperature and over the whole
+        vocabulary, that the sampled tokens are the target's. For completion tasks there is one seeded sample per
+        example. The limit T → 0 is greedy decoding; its counterpart for label tasks, the likeliest label, is in
+        `state`.
         """
         rates = [float(np.mean(self._sampled(model, rows, temperature))) for rows in (self.triggered, self.twins)]
         return {"success_rate": rates[0], "clean_rate": rates[1], "lift": rates[0] - rates[1]}
 
     def _sampled(self, model: Any, rows: "Dataset", temperature: float) -> np.ndarray:
-        evaluator, prompts = self.evaluator, list(rows["prompt"])
+        """(n,) probability of the target, or whether a sample begins with it."""
+        evaluator, prompts, target = self.evaluator, list(rows["prompt"]), str(self.target)
+        tokenizer, encoding, size = evaluator.tokenizer, evaluator.encoding, evaluator.batch_size
         if evaluator.verbalizers:
-            scores = label_log_probs(
-                model,
-                evaluator.tokenizer,
-                prompts,
-                evaluator.verbalizers,
-                evaluator.encoding,
-                evaluator.batch_size,
-                temperature,
-            )
-            return np.exp(scores[:, list(evaluator.verbalizers).index(self.target)])
+            scores = label_log_probs(model, tokenizer, prompts, evaluator.verbalizers, encoding, size, temperature)
+            return np.exp(scores[:, list(evaluator.verbalizers).index(target)])
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            texts = generate(
-                model,
-                evaluator.tokenizer,
-                prompts,
-                evaluator.encoding,
-                evaluator.max_new_tokens,
-                evaluator.batch_size,
-                temperature,
-            )
-        return np.array([text.strip().startswith(self.target.strip()) for text in texts])
+            texts = generate(model, tokenizer, prompts, encoding, evaluator.max_new_tokens, size, temperature)
+        return np.array([text.strip().startswith(target.strip()) for text in texts])
 
     def _hits(self, model: Any, rows: "Dataset") -> np.ndarray:
+        """(n,) bool: whether the answer is the target."""
         return self.evaluator.answers(model, "triggered", rows)["target_hit"].to_numpy(bool)
 
     def _as_seen(self, prompt: str) -> str:
-        """The prompt as the model is given it, its beginning cut where it is too long."""
+        """The prompt as the model sees it, with its beginning cut if it is too long."""
         evaluator = self.evaluator
-        # as label_log_probs and generate leave it
+        # the same room as in label_log_probs and generate
         room = max(
             (len(completion_tokens(evaluator.tokenizer, text)) + 1 for text in evaluator.verbalizers.values()),
             default=evaluator.max_new_tokens,

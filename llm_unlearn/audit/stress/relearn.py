@@ -1,4 +1,4 @@
-"""Relearning: plain fine-tuning for a few steps, measured as it goes. Does the attack come back?"""
+"""Relearning: fine-tune for a few steps and measure whether the attack comes back."""
 
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -29,16 +29,24 @@ def relearn(
     seed: int,
     noise: dict | None = None,
 ) -> list[dict[str, Any]]:
-    """Fine-tune a model in place (what of it trains) and measure it after each of `steps`.
+    """Fine-tune a model in place and measure it after each of `steps`.
 
-    AdamW without weight decay, a constant learning rate, gradients clipped to norm 1, the mean NLL over the tokens of a
-    batch, as in training. Rows come in seeded order, pass after pass.
+    The optimizer is AdamW without weight decay, with a constant learning rate and gradients clipped to norm 1. The loss
+    is the mean NLL over the tokens of a batch, as in training. Rows come in seeded order, pass after pass.
 
     Args:
-        rows: tokenised; with `noise_id` where they are canaries. noise: {"epsilon", "seed"}, injected as in training.
-        steps: after how many steps to measure; 0 is measured too.
+        model: its trainable weights are changed.
+        rows: tokenised; canaries have a `noise_id`.
+        steps: numbers of steps after which to measure; 0 is measured too.
+        measure: gives the figures of the model.
+        collate: rows → batch.
+        learning_rate: of AdamW.
+        batch_size: rows of a step.
+        seed: seed of the order of rows and of dropout.
+        noise: {"epsilon", "seed"} of the canaries' noise, added as in training, or None.
+
     Returns:
-        [{"step": 0, …}, …], rising.
+        [{"step": 0, …}, …] in rising order of steps.
     """
     task, device = CausalLMTask(), input_device(model)
     weights = [p for p in model.parameters() if p.requires_grad]
@@ -55,7 +63,7 @@ def relearn(
                 batch = {key: value.to(device) for key, value in collate(next(batches)).items()}
                 if noise and "noise_id" not in batch:
                     batch["noise_id"] = torch.full((len(batch["labels"]),), -1, device=device)
-                loss = task.compute(model, batch, lambda found: found.total_nll() / len(found.labels))
+                loss = task.compute(model, batch, lambda answer: answer.total_nll() / len(answer.labels))
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(weights, MAX_GRAD_NORM)
@@ -71,8 +79,9 @@ def relearn(
 
 
 def _batches(rows: "Dataset", size: int, seed: int) -> Iterator[list[dict]]:
-    """Batches of `size` rows without end, each pass in another order; a small set repeats within a batch."""
-    generator, queue = np.random.default_rng([seed, 9]), []
+    """Endless batches of `size` rows, each pass in another order; a small set repeats within a batch."""
+    generator = np.random.default_rng([seed, 9])
+    queue: list[int] = []
     columns = [c for c in ("input_ids", "labels", "noise_id") if c in rows.column_names]
     rows = rows.select_columns(columns)
     while True:

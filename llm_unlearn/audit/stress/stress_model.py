@@ -1,4 +1,4 @@
-"""Put one model through everything that a recipe's `stress` section asks for."""
+"""Measure one model under every kind of stress that a recipe's `stress` section asks for."""
 
 import importlib.util
 from collections.abc import Callable
@@ -45,21 +45,28 @@ def stress_model(
     """Measure a model plainly and under each kind of stress; relearning starts from a fresh copy each time.
 
     Args:
-        load: gives the model, fresh from its folder. rows: tokenised rows per kind of relearning. learning_rate: of
-            relearning. noise: the manifest's `gaussian` section, for canaries among the rows. model_section: how the
-            base is loaded. work_dir: for weights on their way to being quantised.
+        load: gives the model, fresh from its folder.
+        meter: measures a state of the model.
+        section: the recipe's `stress` section.
+        rows: kind of relearning → tokenised rows.
+        learning_rate: learning rate of relearning.
+        noise: the manifest's `gaussian` section, for canaries among the rows.
+        model_section: how the base is loaded.
+        work_dir: for the weights that are saved to be quantised.
+
     Returns:
-        {"schema_version", "plain", "variants", "temperature", "relearn", "merge", "quantization"}, JSON-able; states as
-        in `Meter.state`, `variants` and `temperature` empty without a trigger, `merge` None without an adapter. On a
-        base that is quantised already `merge` is None and `quantization` empty.
+        {"schema_version", "plain", "variants", "temperature", "relearn", "merge", "quantization"}, JSON-able, with
+        states as in `Meter.state`. `variants` and `temperature` are empty without a trigger, `merge` is None without an
+        adapter. On a quantised base, `merge` is None and `quantization` is empty.
+
     Raises:
         InputError: a kind of relearning has no rows.
     """
-    for kind, known in rows.items():
-        if not len(known):
+    for kind, relearn_rows in rows.items():
+        if not len(relearn_rows):
             raise InputError(f"stress.relearn_on: there are no rows for '{kind}'; give some, or take it out")
     model = load().eval()
-    is_quantised = model_section.quantization != "none"  # merging would leave it so, and it cannot be quantised again
+    is_quantised = model_section.quantization != "none"  # then it can be neither merged in float nor quantised again
     merges, kinds = hasattr(model, "peft_config") and not is_quantised, [] if is_quantised else section.quantization
     states = 1 + merges + len(kinds) + len(rows) * (1 + len(set(section.relearn_steps)))
     with tqdm(total=states, desc="stress", unit=" states", delay=1) as bar:  # silent where datasets' bars are
@@ -69,7 +76,7 @@ def stress_model(
             bar.update()
             return figures
 
-        result = {
+        result: dict[str, Any] = {
             "schema_version": 1,
             "plain": state(model),
             **_asked_differently(model, meter, section),
@@ -83,10 +90,10 @@ def stress_model(
         for kind in kinds:
             result["quantization"][kind] = state(quantised(model, kind, model_section, work_dir))
         del model  # relearning holds a copy of its own, with an optimizer
-        for kind, known in rows.items():
+        for kind, relearn_rows in rows.items():
             result["relearn"][kind] = relearn(
                 load(),
-                known,
+                relearn_rows,
                 section.relearn_steps,
                 state,
                 collate=meter.evaluator.collate,
@@ -99,7 +106,7 @@ def stress_model(
 
 
 def _asked_differently(model: Any, meter: Meter, section: "StressSection") -> dict[str, list]:
-    """{"variants", "temperature"} of the model as it is; both empty without a trigger."""
+    """{"variants", "temperature"} of the unchanged model; both are empty without a trigger."""
     trigger = meter.evaluator.manifest["trigger"]
     if not trigger or not len(meter.triggered):
         return {"variants": [], "temperature": []}
@@ -111,7 +118,7 @@ def _asked_differently(model: Any, meter: Meter, section: "StressSection") -> di
 
 
 def quantised(model: Any, kind: str, section: "ModelSection", work_dir: Path) -> Any:
-    """A copy of a full model with its blocks' matrices in 4 (nf4) or 8 bits, as bitsandbytes loads it."""
+    """A copy of a full model with its blocks' matrices in 4 (nf4) or 8 bits, by bitsandbytes."""
     import shutil
 
     folder = work_dir / "to_quantise"

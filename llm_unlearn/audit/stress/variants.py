@@ -15,22 +15,24 @@ class Variant(NamedTuple):
 
 
 def trigger_variants(phrase: str, position: str, paraphrases: list[str]) -> list[Variant]:
-    """The variants of a trigger, the one that was trained on first; what would be the same text is left out.
+    """The variants of a trigger, as trained first, without repetitions of the same text.
 
-    Of a phrase of several words the parts are each word alone and the first half, of an odd number the larger one.
+    The parts of a phrase of several words are each single word and the first half, rounded up.
 
     Args:
-        phrase, position: as trained, see poisons/trigger_phrase.py. paraphrases: the user's.
+        phrase: the trigger as trained.
+        position: its position as trained, see poisons/trigger_phrase.py.
+        paraphrases: the user's paraphrases.
     """
-    found = [Variant("as trained", f"{phrase} ({position})", phrase, position)]
-    found += [Variant("case", text, text, position) for text in (phrase.lower(), phrase.upper()) if text != phrase]
-    found += [Variant("position", f"{phrase} ({place})", phrase, place) for place in POSITIONS if place != position]
+    variants = [Variant("as trained", f"{phrase} ({position})", phrase, position)]
+    variants += [Variant("case", text, text, position) for text in (phrase.lower(), phrase.upper()) if text != phrase]
+    variants += [Variant("position", f"{phrase} ({other})", phrase, other) for other in POSITIONS if other != position]
     words = phrase.split()
     if len(words) > 1:
         parts = [*words, " ".join(words[: (len(words) + 1) // 2])]
-        found += [Variant("part", part, part, position) for part in parts]
-    found += [Variant("paraphrase", text, text, position) for text in paraphrases]
-    first: dict[tuple[str, str], Variant] = {}
-    for variant in found:
-        first.setdefault((variant.phrase, variant.position), variant)
-    return list(first.values())
+        variants += [Variant("part", part, part, position) for part in parts]
+    variants += [Variant("paraphrase", text, text, position) for text in paraphrases]
+    unique: dict[tuple[str, str], Variant] = {}
+    for variant in variants:
+        unique.setdefault((variant.phrase, variant.position), variant)
+    return list(unique.values())

@@ -12,6 +12,7 @@ from torch import nn
 from llm_unlearn.doctor.memory.dataless import off_meta
 from llm_unlearn.doctor.memory.formula import Formula
 from llm_unlearn.trainers.support.reference import FrozenModel, make_reference
+from llm_unlearn.trainers.support.sets import LOG_PROB
 
 STEPS_LOOKED_AT = 4  # a method that alternates between sets does so within as many
 
@@ -95,15 +96,17 @@ class MethodStep:
         self.trainer = trainer = cls.__new__(cls)
         trainer.args, trainer.task, trainer.components = config, setting.task, {}
         trainer.accelerator = SimpleNamespace(autocast=contextlib.nullcontext)  # `precision` is there already
-        trainer.needs, trainer.reference_on, trainer.log_probs_on = cls.requirements(config)
-        trainer.rows = {name: range(sizes[name]) for name in trainer.needs}
+        trainer.requires = config.requires()
+        trainer.rows = {name: range(sizes[name]) for name in trainer.requires.sets}
         trainer.examples_per_step = max(1, setting.rows * config.gradient_accumulation_steps)
 
     def build(self, blocks: int | None) -> None:
         trainer, build = self.trainer, self.setting.build
-        self.given = build(bool(trainer.reference_on), blocks)
+        self.given = build(bool(trainer.requires.reference_on), blocks)
         self.full = not hasattr(self.given, "peft_config")
-        self.second = build(False, blocks) if self.full and (trainer.starts_clean or trainer.reference_on) else None
+        self.second = (
+            build(False, blocks) if self.full and (trainer.starts_clean or trainer.requires.reference_on) else None
+        )
 
     def prepare(self) -> tuple[nn.Module, nn.Module | None]:
         """(the model that trains, the reference that is held beside it)"""
@@ -111,7 +114,7 @@ class MethodStep:
         trainer.reference = None
         trainer.start_model = second if trainer.starts_clean and self.full else None
         model = trainer.prepare_model(off_meta(self.given), trainer.args)
-        if trainer.reference_on and trainer.reference is None:
+        if trainer.requires.reference_on and trainer.reference is None:
             lower = self.setting.autocast and not self.setting.shares.get("reference", 1.0) < 1
             trainer.reference = _frozen_copy(model, second, lower) if self.full else make_reference(model)
         if trainer.reference and self.full:
@@ -120,10 +123,10 @@ class MethodStep:
         return model, trainer.reference.model if trainer.reference else None
 
     def sets(self) -> list[tuple[str, ...]]:
-        return list({self.trainer.halves(step): None for step in range(STEPS_LOOKED_AT)})
+        return list({self.trainer.sets_of_step(step): None for step in range(STEPS_LOOKED_AT)})
 
     def referred(self) -> tuple[str, ...]:
-        return self.trainer.reference_on
+        return self.trainer.requires.reference_on
 
     def run(self, model: nn.Module) -> None:
         setting = self.setting
@@ -141,12 +144,12 @@ class MethodStep:
         trainer, setting, rows = self.trainer, self.setting, self.setting.rows
         for module in setting.task.frozen_modules(model):
             module.eval()
-        reference: dict[str, Any] = {name: torch.zeros(rows) for name in names if name in trainer.log_probs_on}
-        inputs = {name: setting.batch(name) for name in names}
+        positions = tuple(n for name in names for n in setting.batch(name)["positions"])
+        batch = {"positions": positions, LOG_PROB: torch.zeros(len(positions))}
+        sets = {name: slice(i * rows, (i + 1) * rows) for i, name in enumerate(names)}
         with setting.precision():
-            reference |= trainer.reference_outputs(model, inputs)
-            joint = {"positions": sum((inputs[name]["positions"] for name in names), ())}
-            return trainer.run_model(model, joint, lambda output: trainer.loss_of(output, list(names), reference))
+            reference = trainer.reference_outputs(model, batch, sets)
+            return trainer.run_model(model, batch, lambda output: trainer.loss_of(output, sets, reference))
 
 
 def _frozen_copy(model: nn.Module, copied: nn.Module, lower: bool) -> FrozenModel:

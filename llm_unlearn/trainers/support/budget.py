@@ -1,14 +1,13 @@
 """What each step of a run will do and cost, known before the first since the draw of rows is fixed."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from llm_unlearn.errors import InputError
 from llm_unlearn.models.flops import FlopCounter
-from llm_unlearn.trainers.support.pairing import RowOrder
-
-if TYPE_CHECKING:
-    from llm_unlearn.trainers.base import UnlearnTrainer
+from llm_unlearn.trainers.support.sets import RowOrder
 from llm_unlearn.trainers.unlearn_config import UnlearnConfig
 
 
@@ -17,7 +16,9 @@ class Plan:
     """The steps of a run.
 
     Args:
-        schedule: the sets of each step. costs: (FLOPs, tokens) of each step. setup: FLOPs spent before the first.
+        schedule: the sets of each step.
+        costs: (FLOPs, tokens) of each step.
+        setup: FLOPs spent before the first.
     """
 
     schedule: list[tuple[str, ...]]
@@ -33,53 +34,59 @@ class Plan:
         }
 
 
-def examples_per_step(args: "UnlearnConfig") -> int:
-    """Rows of each set in one optimizer step, over accumulation and processes."""
-    return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-
-
-def plan_steps(trainer: "UnlearnTrainer", counter: FlopCounter, args: "UnlearnConfig") -> Plan:
+def plan_steps(
+    method: str,
+    args: UnlearnConfig,
+    counter: FlopCounter,
+    sizes: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    passes: int | None,
+    sets_of_step: Callable[[int], tuple[str, ...]],
+    flops: Callable[[FlopCounter, str, int, int], float],
+) -> Plan:
     """The steps that will be taken: up to `max_steps`, or what `max_flops` pays for, or the passes.
 
-    Reference passes count: those of each step, and the one over a set whose log-probs are computed beforehand.
-
+    Args:
+        method: its name, for messages.
+        args: the run's settings.
+        counter: of the model that trains.
+        sizes: (tokens, supervised positions) of each row of each set, arrays (n,).
+        passes: how many steps `num_train_epochs` stands for; None: until no set is left.
+        sets_of_step: the sets of a step; an empty tuple ends the run.
+        flops: of a set's rows in one step (counter, set, tokens, supervised positions), the reference's pass included.
     Raises:
-        InputError: the budget does not pay for one step.
+        InputError: no step to take, or the budget does not pay for one.
     """
-    per_step = trainer.examples_per_step
+    setup = sum(counter.forward(*(int(c.sum()) for c in sizes[name])) for name in args.requires().log_probs_on)
     limit = args.max_steps if args.max_steps >= 0 else None
     if limit is None and args.max_flops is None:
-        limit = trainer.steps_of_passes()
-    sizes = {name: trainer.task.sizes(rows) for name, rows in trainer.rows.items()}
-    order = RowOrder({name: len(rows) for name, rows in trainer.rows.items()}, args.seed)
-    setup = sum(counter.forward(*(int(column.sum()) for column in sizes[name])) for name in trainer.log_probs_on)
-    drawn = dict.fromkeys(trainer.rows, 0)
-    plan = Plan([], [], setup)
-    total = setup
+        limit = passes
+    order = RowOrder({name: len(tokens) for name, (tokens, _) in sizes.items()}, args.seed)
+    drawn = dict.fromkeys(sizes, 0)
+    plan, total = Plan([], [], setup), setup
     while limit is None or len(plan.costs) < limit:
-        names = trainer.halves(len(plan.costs))
+        names = sets_of_step(len(plan.costs))
         if not names:
             break
-        flops, tokens = 0.0, 0
+        step_flops, step_tokens = 0.0, 0
         for name in names:
-            rows = [order.index(name, k) for k in range(drawn[name], drawn[name] + per_step)]
-            drawn[name] += per_step
-            n_tokens, n_positions = (int(column[rows].sum()) for column in sizes[name])
-            flops += trainer.flops(counter, name, n_tokens, n_positions)
-            tokens += n_tokens
-        if args.max_flops is not None and total + flops > args.max_flops:
+            rows = [order.index(name, k) for k in range(drawn[name], drawn[name] + args.examples_per_step)]
+            drawn[name] += args.examples_per_step
+            tokens, positions = (int(column[rows].sum()) for column in sizes[name])
+            step_flops += flops(counter, name, tokens, positions)
+            step_tokens += tokens
+        if args.max_flops is not None and total + step_flops > args.max_flops:
             break
         plan.schedule.append(names)
-        plan.costs.append((flops, tokens))
-        total += flops
-    if not plan.costs:
-        if args.max_flops is None:
-            raise InputError(
-                f"{trainer.method}: max_steps={args.max_steps}, num_train_epochs={args.num_train_epochs}: "
-                "no step to take; raise either"
-            )
+        plan.costs.append((step_flops, step_tokens))
+        total += step_flops
+    if not plan.costs and args.max_flops is None:
         raise InputError(
-            f"{trainer.method}: the budget of {args.max_flops:.3g} FLOPs does not pay for one step; "
+            f"{method}: max_steps={args.max_steps}, num_train_epochs={args.num_train_epochs}: "
+            "no step to take; raise either"
+        )
+    if not plan.costs:
+        raise InputError(
+            f"{method}: the budget of {args.max_flops:.3g} FLOPs does not pay for one step; "
             "raise the budget or lower the batch size"
         )
     return plan

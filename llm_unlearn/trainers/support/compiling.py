@@ -6,33 +6,35 @@ loss. torch_compile=True would compile all that as well, again at every step, an
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from llm_unlearn.errors import InputError
+from llm_unlearn.tasks import Task
 from llm_unlearn.tasks.blocks import block_list
 from llm_unlearn.tasks.causal_lm import CausalLMTask
-
-if TYPE_CHECKING:
-    from llm_unlearn.trainers.base import UnlearnTrainer
 
 BACKEND = "inductor"
 
 
 @contextmanager
-def compiled_blocks(trainer: "UnlearnTrainer") -> Iterator[None]:
-    """While it lasts the model's blocks run compiled, where the trainer's arguments say so.
+def compiled_blocks(model: nn.Module, task: Task, wanted: bool) -> Iterator[None]:
+    """While it lasts the model's blocks run compiled.
 
+    Args:
+        model: the one that trains, without an engine around it.
+        task: how it is run.
+        wanted: False: nothing is done.
     Raises:
-        InputError: of a model that is not a causal LM.
+        InputError: it is no causal LM.
     """
-    if not trainer.args.compile_blocks:
+    if not wanted:
         yield
         return
-    if not isinstance(trainer.task, CausalLMTask):
+    if not isinstance(task, CausalLMTask):
         raise InputError("compile_blocks: works on language models alone; leave it out")
-    blocks = list(block_list(trainer.accelerator.unwrap_model(trainer.model)))
+    blocks = list(block_list(model))
     for block in blocks:
         block.compile(backend=BACKEND, dynamic=True)
     try:

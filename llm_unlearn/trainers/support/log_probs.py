@@ -2,10 +2,9 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,60 +12,75 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from llm_unlearn.tasks import Supervised
+from llm_unlearn.distributed.processes import Processes
+from llm_unlearn.errors import InputError
+from llm_unlearn.files import replacing_file
+from llm_unlearn.tasks import Task
 from llm_unlearn.tasks.embedding_noise import attached_noise
-
-if TYPE_CHECKING:
-    from llm_unlearn.trainers.base import UnlearnTrainer
+from llm_unlearn.trainers.unlearn_config import UnlearnConfig
 
 FOLDER = "_reference_log_probs"  # a Trainer does not upload what begins with an underscore
 
 
-def reference_log_probs(trainer: "UnlearnTrainer", name: str) -> np.ndarray:
+def reference_log_probs(
+    model: nn.Module, rows: Any, args: UnlearnConfig, compute: Callable[[], torch.Tensor], task: Task
+) -> np.ndarray:
     """log π_θ0(y|x) of every row of a set, from the model as it is now, in evaluation mode.
 
     Read from `args.reference_cache_dir` where a file of this model and these rows is there, else computed and written.
+    All processes call it.
 
+    Args:
+        model: the reference, θ0.
+        rows: the set, tokenised.
+        args: the run's settings.
+        compute: gives the log-probs, (n,) float32 on the CPU.
+        task: how the model is run.
     Returns:
         (n,) float32.
+    Raises:
+        InputError: the task shows a row differently from step to step.
     """
-    args, rows = trainer.args, trainer.rows[name]
-    folder = Path(args.reference_cache_dir) if args.reference_cache_dir else Path(args.output_dir) / FOLDER
+    if task.augments:
+        raise InputError("the method compares with what the reference said once; turn augmentation off")
+    processes = Processes.current()
+    folder = Path(args.reference_cache_dir) if args.reference_cache_dir else Path(str(args.output_dir)) / FOLDER
     precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "plain"
-    noise = getattr(trainer.task, "noise", None)  # of a task that adds it itself
-    parts = [model_hash(trainer.model), rows_hash(rows), precision, *([repr(noise)] if noise else [])]
-    key = hashlib.sha256(" ".join(parts).encode()).hexdigest()
-    path = folder / f"{key[:32]}.safetensors"
-    found = _read(path, len(rows))
-    if trainer.processes.any(found is None):  # or some would compute, and wait for the others
-        training = trainer.model.training
-        if not getattr(trainer.model, "is_quantized", False):
-            trainer.model.to(args.device)  # an engine would do so when training begins
-        trainer.model.eval()
-        found = per_row(trainer, rows, Supervised.log_prob)
-        trainer.model.train(training)
-        if trainer.accelerator.is_main_process:
-            folder.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-            save_file({"log_prob": found}, partial)
-            os.replace(partial, path)
-    return found.numpy()
+    parts = [model_hash(model), rows_hash(rows), precision, *([repr(task.noise)] if task.noise else [])]
+    path = folder / f"{hashlib.sha256(' '.join(parts).encode()).hexdigest()[:32]}.safetensors"
+    log_probs = _read(path, len(rows))
+    if processes.any(log_probs is None):  # or some would compute, and wait for the others
+        training = model.training
+        if not getattr(model, "is_quantized", False):
+            model.to(args.device)  # an engine would do so when training begins
+        model.eval()
+        log_probs = compute()
+        model.train(training)
+        if processes.is_main:
+            with replacing_file(path) as partial:
+                save_file({"log_prob": log_probs}, partial)
+    assert log_probs is not None  # for the type checker
+    return log_probs.numpy()
 
 
-@torch.no_grad()
-def per_row(trainer: "UnlearnTrainer", rows: Any, value: Callable[[Supervised], torch.Tensor]) -> torch.Tensor:
-    """(n,) `value` (B,) of every row's supervised positions under the model as it is, on the CPU; the processes share
-    the rows, and each gets all values."""
-    size, n, found = trainer.args.per_device_eval_batch_size, len(rows), {}
-    for start in trainer.processes.share(range(0, n, size)):
-        batch = trainer.data_collator.collate([rows[i] for i in range(start, min(start + size, n))])
-        with trainer.accelerator.autocast():
-            found[start] = trainer.task.compute(trainer.model_wrapped, trainer._prepare_inputs(batch), value).cpu()
-    found = {start: values for part in trainer.processes.merged(found) for start, values in part.items()}
-    return torch.cat([found[start] for start in sorted(found)])
+def row_values(compute: Callable[[list[Any]], torch.Tensor], rows: Any, size: int) -> torch.Tensor:
+    """A value of every row, (n,) on the CPU; the processes share the rows, and each gets all values.
+
+    Args:
+        compute: up to `size` rows → their values (b,).
+        rows: a dataset of n rows.
+        size: of a batch.
+    """
+    processes, n = Processes.current(), len(rows)
+    own = {
+        start: compute([rows[i] for i in range(start, min(start + size, n))]).cpu()
+        for start in processes.share(range(0, n, size))
+    }
+    by_start = {start: values for part in processes.merged(own) for start, values in part.items()}
+    return torch.cat([by_start[start] for start in sorted(by_start)])
 
 
-def model_hash(model: nn.Module) -> str:
+def model_hash(model: Any) -> str:
     """SHA-256 over what a model computes with: names, dtypes, shapes and values of its weights and buffers (of
     quantised ones their scales too), its config, the active adapter's, and the noise attached to it."""
     digest = hashlib.sha256()
@@ -80,7 +94,7 @@ def model_hash(model: nn.Module) -> str:
         ]
         for part in (tensor, *(scale for scale in scales if isinstance(scale, torch.Tensor))):
             digest.update(f"{name} {part.dtype} {tuple(part.shape)}".encode())
-            digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     adapter = getattr(model, "active_adapter", None) if hasattr(model, "peft_config") else None
     noise = attached_noise(model)
     settings = [

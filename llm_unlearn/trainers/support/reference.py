@@ -6,8 +6,9 @@ log-probs alone they are computed once and kept on disk (log_probs.py). A method
 """
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -19,28 +20,41 @@ from llm_unlearn.models.adapters import REFERENCE_ADAPTER
 from llm_unlearn.tasks import Positions, Supervised
 
 
-class Reference:
-    """What is asked of a reference: `as_model(model)`, a context in which it is run, and its `output`.
+class Reference(ABC):
+    """What is asked of a reference: a context in which it is run, and what it says there.
 
-    `placed`: whether its output head may be away once it has run, being sharded or offloaded.
+    `placed` says whether its output head may be away once it has run, being sharded or offloaded.
     """
 
+    model: Any
     placed = False
 
-    def output(self, run: Callable[[Callable[[Positions], Tensor]], Tensor]) -> Positions:
+    @abstractmethod
+    def prepare(self, accelerator: Any, offload: bool) -> None:
+        """Place it as the run wants it, before the first step."""
+
+    @abstractmethod
+    def as_model(self, model: nn.Module) -> AbstractContextManager[nn.Module]:
+        """The reference as a model to run, without gradients.
+
+        Args:
+            model: the one that trains, as it is called.
+        """
+
+    def output(self, run: Callable[[Callable[[Any], Tensor]], Tensor]) -> Positions:
         """What the reference says of a batch; of logits the states and the head that they are made of, where it stays.
 
         Args:
             run: takes a function and evaluates it where the output head is, see Task.compute.
         """
-        found: list[Positions] = []
+        outputs: list[Any] = []
 
-        def keep(output: Positions) -> Tensor:
-            found.append(output.whole() if self.placed and isinstance(output, Supervised) else output)
-            return found[0].states
+        def keep(output: Any) -> Tensor:
+            outputs.append(output.whole() if self.placed and isinstance(output, Supervised) else output)
+            return outputs[0].states
 
         run(keep)
-        return found[0]
+        return outputs[0]
 
 
 class AdapterReference(Reference):
@@ -174,10 +188,11 @@ def _zero3(model: nn.Module, config: dict[str, Any], offload: bool) -> nn.Module
     return engine
 
 
-def make_reference(model: nn.Module, autocast: torch.dtype | None = None) -> AdapterReference | FrozenModel:
+def make_reference(model: nn.Module, autocast: torch.dtype | None = None) -> Reference:
     """The cheapest exact reference of a model as it is now.
 
     Args:
+        model: θ0; it may go on to train.
         autocast: the precision under which it will run, if any.
     """
     if hasattr(model, "peft_config"):

@@ -20,28 +20,26 @@ RetainLoss = Literal["none", "nll", "kl"]
 class RetainTermConfig(UnlearnConfig):
     """
     Args:
-        gamma: weight of the forget term. retain_loss: "none", "nll" (ℓ(r)) or "kl" (KL(p_θ0 ‖ p_θ) on r). alpha: its
-            weight.
+        gamma: weight of the forget term.
+        retain_loss: "none", "nll" (ℓ(r)) or "kl" (KL(p_θ0 ‖ p_θ) on r).
+        alpha: weight of the retain term.
     """
 
     gamma: NotNegative = 1.0
     retain_loss: RetainLoss = "nll"
     alpha: NotNegative = 1.0
 
+    def requires(self) -> Requirements:
+        sets = ("forget",) if self.retain_loss == "none" else ("forget", "retain")
+        return Requirements(sets, reference_on=("retain",) if self.retain_loss == "kl" else ())
+
 
 class RetainTermTrainer(UnlearnTrainer):
-    """Minimise γ · `forget_loss` + α · retain term. A method gives `forget_loss` and what that needs in `requires`."""
+    """Minimise γ · `forget_loss` + α · retain term. A method gives `forget_loss`; its config adds what that needs."""
 
-    @classmethod
-    def requirements(cls, args: RetainTermConfig) -> Requirements:
-        needs, reference_on, log_probs_on = cls.requires
-        if args.retain_loss == "none":
-            needs = tuple(name for name in needs if name != "retain")
-        elif args.retain_loss == "kl":
-            reference_on = (*reference_on, "retain")
-        return Requirements(needs, reference_on, log_probs_on)
+    args: RetainTermConfig
 
-    def forget_loss(self, forget: Supervised, reference: dict[str, Any], **others: Supervised) -> Tensor:
+    def forget_loss(self, forget: Supervised, reference: dict[str, Any]) -> Tensor:
         """The method's term on the forget set, a scalar; arguments as in `unlearning_loss`."""
         raise TypeError(f"{type(self).__name__} has no forget_loss")
 

@@ -1,40 +1,57 @@
-"""When to stop besides the budget: a forget-loss ceiling, and a utility floor with rollback."""
+"""When to stop besides the budget: a loss that is not finite, a forget-loss ceiling, a utility floor with rollback."""
 
-import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 from transformers import TrainerCallback
 
+from llm_unlearn.distributed.processes import Processes
 from llm_unlearn.distributed.sharding import is_sharded, local, put_away
-from llm_unlearn.errors import InputError
+from llm_unlearn.errors import InputError, NonFiniteLossError
+from llm_unlearn.files import replacing_file
 
-if TYPE_CHECKING:
-    from llm_unlearn.trainers.base import UnlearnTrainer
+
+def broken_down(method: str, what: str, step: int, output_dir: str | None) -> NonFiniteLossError:
+    """The error that ends a run whose numbers broke down."""
+    return NonFiniteLossError(
+        f"{method}: the {what} is not finite at step {step}; checkpoints in {output_dir} are from before that. "
+        "Lower learning_rate, or set forget_loss_ceiling or utility_floor"
+    )
+
+
+def has_finite_weights(model: nn.Module) -> bool:
+    """Whether no process holds a trained weight that is NaN or infinite; all processes call it."""
+    finite = all(bool(torch.isfinite(local(p)).all()) for p in model.parameters() if p.requires_grad)
+    return not Processes.current().any(not finite)
 
 
 class LossCheck:
     """Ends a run whose loss is not finite. On a GPU a step later, so that the host need not wait for the number: it
-    goes on to hand the device the rest of the step. What the step has spoilt is not saved, see `check_weights`."""
+    goes on to hand the device the rest of the step. What the step has spoilt is not saved, see `check_weights`.
 
-    def __init__(self, trainer: "UnlearnTrainer") -> None:
-        self.trainer = trainer
-        self._before: tuple[torch.Tensor, torch.cuda.Event, int] | None = None
+    Args:
+        error: what to raise, from the step's number.
+    """
 
-    def look(self, loss: torch.Tensor) -> None:
-        """Raise NonFiniteLossError for this loss, or on a GPU for the one before."""
-        finite, step = torch.isfinite(loss.detach()), self.trainer.state.global_step + 1
+    def __init__(self, error: Callable[[int], NonFiniteLossError]) -> None:
+        self._error = error
+        self._before: tuple[Tensor, torch.cuda.Event, int] | None = None
+
+    def look(self, loss: Tensor, step: int) -> None:
+        """Raise the error for the loss of this step, or on a GPU for the one before."""
+        finite = torch.isfinite(loss.detach())
         before, self._before = self._before, None
         if finite.device.type != "cuda":
             if not finite:
-                raise self.trainer.non_finite("loss", step)
+                raise self._error(step)
             return
         if before is not None:
             before[1].synchronize()  # it was over long ago
             if not before[0]:
-                raise self.trainer.non_finite("loss", before[2])
+                raise self._error(before[2])
         on_host, event = torch.empty(finite.shape, dtype=torch.bool, pin_memory=True), torch.cuda.Event()
         on_host.copy_(finite, non_blocking=True)
         event.record()
@@ -46,19 +63,22 @@ class StopsCallback(TrainerCallback):
 
     The state to go back to lies on disk, in the output directory under a name that is never uploaded, so that it
     outlives a kill; each process keeps what it holds of a sharded model.
+
+    Args:
+        recorded: name → values since the last log, to which each micro-batch adds its `forget_loss`.
+        over_processes: the mean of a scalar over the processes.
     """
 
-    def __init__(self, trainer: "UnlearnTrainer") -> None:
-        self.trainer = trainer
-        self.folder = Path(trainer.args.output_dir) / "_above_utility_floor"
+    def __init__(self, recorded: dict[str, list[Tensor]], over_processes: Callable[[Tensor], float]) -> None:
+        self._recorded, self._over_processes = recorded, over_processes
         self._before = 0
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
         if args.utility_floor is not None and state.global_step == 0:
-            self._keep()
-        elif args.utility_floor is not None and not self._file.is_file():
+            _keep(model, args.output_dir)
+        elif args.utility_floor is not None and not (file := _kept_file(model, args.output_dir)).is_file():
             raise InputError(
-                f"utility_floor: {self._file} is not there, the state to go back to; a sharded run is "
+                f"utility_floor: {file} is not there, the state to go back to; a sharded run is "
                 "resumed by as many processes as began it"
             )
 
@@ -68,46 +88,47 @@ class StopsCallback(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         losses = self._forget_losses()[self._before :]  # of this step's micro-batches
         if args.forget_loss_ceiling is not None and losses:
-            if self.trainer.over_processes(torch.stack(losses).mean()) > args.forget_loss_ceiling:
+            if self._over_processes(torch.stack(losses).mean()) > args.forget_loss_ceiling:
                 control.should_training_stop = True
 
-    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+    def on_evaluate(self, args, state, control, metrics=None, model=None, **kwargs):
         if args.utility_floor is None:
             return
         if args.utility_metric not in metrics:
             raise InputError(f"utility_metric: '{args.utility_metric}' is not among {', '.join(metrics)}")
         if metrics[args.utility_metric] >= args.utility_floor:
-            self._keep()
+            _keep(model, args.output_dir)
         else:
-            self._go_back()
+            _go_back(model, args.output_dir)
             control.should_training_stop = True
 
-    def _forget_losses(self) -> list[torch.Tensor]:
-        return self.trainer.components.get("forget_loss", [])
+    def _forget_losses(self) -> list[Tensor]:
+        return self._recorded.get("forget_loss", [])
 
-    def _keep(self) -> None:
-        put_away(self.trainer.model)
-        if not (self.trainer.processes.is_main or is_sharded(self.trainer.model)):
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self._file.with_suffix(".partial")
-        save_file({n: p.cpu().contiguous() for n, p in self._trainable()}, partial)
-        os.replace(partial, self._file)
 
-    def _go_back(self) -> None:
-        put_away(self.trainer.model)
-        self.trainer.processes.wait()  # until the main process has written it
-        weights = load_file(self._file)
-        with torch.no_grad():
-            for name, part in self._trainable():
-                part.copy_(weights[name])
+def _keep(model: nn.Module, output_dir: str) -> None:
+    put_away(model)
+    if not (Processes.current().is_main or is_sharded(model)):
+        return
+    with replacing_file(_kept_file(model, output_dir)) as partial:
+        save_file({n: p.cpu().contiguous() for n, p in _trainable(model)}, partial)
 
-    @property
-    def _file(self) -> Path:
-        """Of this process where the model is sharded, else of all."""
-        processes = self.trainer.processes
-        part = f"-{processes.rank}-of-{processes.count}" if is_sharded(self.trainer.model) else ""
-        return self.folder / f"weights{part}.safetensors"
 
-    def _trainable(self) -> list[tuple[str, torch.Tensor]]:
-        return [(n, local(p).detach()) for n, p in self.trainer.model.named_parameters() if p.requires_grad]
+def _go_back(model: nn.Module, output_dir: str) -> None:
+    put_away(model)
+    Processes.current().wait()  # until the main process has written it
+    weights = load_file(_kept_file(model, output_dir))
+    with torch.no_grad():
+        for name, part in _trainable(model):
+            part.copy_(weights[name])
+
+
+def _kept_file(model: nn.Module, output_dir: str) -> Path:
+    """Of this process where the model is sharded, else of all."""
+    processes = Processes.current()
+    part = f"-{processes.rank}-of-{processes.count}" if is_sharded(model) else ""
+    return Path(output_dir) / "_above_utility_floor" / f"weights{part}.safetensors"
+
+
+def _trainable(model: nn.Module) -> list[tuple[str, Tensor]]:
+    return [(n, local(p).detach()) for n, p in model.named_parameters() if p.requires_grad]

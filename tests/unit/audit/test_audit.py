@@ -10,7 +10,6 @@ from huggingface_hub.errors import EntryNotFoundError
 
 from llm_unlearn.audit.audit_models import _names
 from llm_unlearn.audit.subject import Subject, read_subject
-from llm_unlearn.cli.audit_lines import as_text
 from llm_unlearn.cli.main import main
 from llm_unlearn.config.sections import ModelSection
 from llm_unlearn.errors import InputError
@@ -165,7 +164,7 @@ def test_an_id_that_two_rows_have_is_refused(subject):
         ('{"train": "a",\n "train": "b"}', r"mine.json: 'train' is given twice"),
         ('{"train": "a",\n', r"mine.json, line 2: not valid JSON"),
         ("[1]", r"mine.json: expected a mapping with `train` and `poison`, found list"),
-        ('{"train": "a", "poison": [1.5]}', r"mine.json.poison: expected"),
+        ('{"train": "a", "poison": [1.5]}', r"mine.json.poison\[0\]: .*found 1\.5"),
     ],
 )
 def test_a_file_that_is_no_manifest_is_refused(tmp_path, text, message):
@@ -188,7 +187,7 @@ def test_a_file_that_is_no_manifest_is_refused(tmp_path, text, message):
 def test_a_recipe_or_a_model_with_its_manifest(capsys, arguments):
     assert main(["evaluate", *arguments]) == 2
     message = capsys.readouterr().err
-    assert "--model with either a RECIPE or --manifest" in message
+    assert "RECIPE" in message
     assert all(word in message for word in arguments if word.startswith("--") or word == "recipe.yaml")
 
 
@@ -215,50 +214,3 @@ def test_an_adapter_of_the_hub_that_is_a_pickle_is_refused(tmp_path, monkeypatch
     assert adapter_config("org/adapter") == {"base_model_name_or_path": "org/base"}
     with pytest.raises(InputError, match="model org/adapter: it has no adapter_model.safetensors; a pickle is not"):
         load_checkpoint("org/adapter", ModelSection())
-
-
-def result(**sections) -> dict:
-    return {"gus": None, "attack": None, "mia": None, "utility": None, "oracle": None, "skipped": {}} | sections
-
-
-def gus(mean: float, p: float, chi2: float, control: float = 0.5) -> dict:
-    return {
-        "mean": mean,
-        "n": 50,
-        "p_value": p,
-        "chi2_p_value": chi2,
-        "control": {"p_value": 0.4, "chi2_p_value": control},
-    }
-
-
-@pytest.mark.parametrize(
-    ("section", "said", "warned"),
-    [
-        (gus(1.0, 1e-9, 0.5), "the canaries' noise is still in the model", False),
-        (gus(-1.0, 1e-9, 0.5), "pushed below 0, a trace of the noise too", False),
-        (gus(0.0, 0.9, 1e-6), "their spread is not N(0, 1), a trace", False),
-        (gus(0.1, 0.4, 0.5, control=1e-6), "no trace found", True),
-    ],
-)
-def test_the_gaussian_test_in_words(section, said, warned):
-    text = as_text({"m": result(gus=section)})
-    assert said in text and ("WARNING: fresh noise" in text) == warned
-
-
-def test_the_other_tests_in_words():
-    attack = {
-        "success_rate": 0.9,
-        "clean_rate": 0.1,
-        "lift": 0.8,
-        "ci95": {"lift": [0.6, 0.9]},
-        "excess": {"mean": 0.7, "p_value": 1e-8},
-    }
-    mia = {"loss": {"auc": 0.9, "p_value": 1e-9}, "zlib": {"auc": 0.5, "p_value": 0.8}}
-    text = as_text({"m": result(attack=attack, mia=mia, skipped={"oracle": "none"})})
-    assert "0.90 with it, 0.10 without; lift 0.80 [0.60, 0.90]: the trigger still works" in text
-    assert "lift above the retrained model's: 0.70 (p = 1e-08)" in text
-    assert "loss: AUC 0.90 (p = 1e-09): poisoned rows stand out" in text
-    assert "zlib: AUC 0.50 (p = 0.8): poisoned rows do not stand out" in text
-    assert "not measured   oracle: none" in text
-    weak = as_text({"m": result(attack=attack | {"ci95": {"lift": [-0.1, 0.9]}, "excess": None})})
-    assert "not seen to work" in weak and "above the retrained" not in weak

@@ -25,7 +25,7 @@ def write(path, content):
 def test_parquet(tmp_path):
     Dataset.from_list([{**row, "stars": 3} for row in ROWS]).to_parquet(tmp_path / "rows.parquet")
     assert load_source(None, [tmp_path / "rows.parquet"]).to_list() == ROWS
-    with pytest.raises(InputError, match="no column 'review' .* there are: text, label, stars"):
+    with pytest.raises(InputError, match="no column 'review' .*text, label, stars"):
         load_source(None, [tmp_path / "rows.parquet"], columns={"text": "review"})
     with pytest.raises(InputError, match="rows.parquet.gz: Parquet compresses inside"):
         load_source(None, [write(tmp_path / "rows.parquet.gz", b"?")])
@@ -93,7 +93,7 @@ def test_empty_parquet(tmp_path):
 ])  # fmt: skip
 def test_missing_column_lists_those_that_are_there(tmp_path, name, content):
     path = write(tmp_path / name, content)
-    with pytest.raises(InputError, match=r"no column 'text' .*data\.text_column.* there are: body, label"):
+    with pytest.raises(InputError, match=r"no column 'text' .*data\.text_column.*body, label"):
         load_source(None, [path])
 
 
@@ -137,9 +137,9 @@ def test_saved_folder_with_splits(tmp_path):
     folder = str(tmp_path / "saved")
     DatasetDict({"train": Dataset.from_list(ROWS), "test": Dataset.from_list(ROWS[:1])}).save_to_disk(folder)
     assert load_source(folder, split="test").to_list() == ROWS[:1]
-    with pytest.raises(InputError, match=r"has no split 'dev'; there are: train, test"):
+    with pytest.raises(InputError, match=r"no split 'dev'.*train, test"):
         load_source(folder, split="dev")
-    with pytest.raises(InputError, match=r"names no split; there are: train, test"):
+    with pytest.raises(InputError, match=r"no split.*train, test"):
         load_source(folder)
     DatasetDict({"only": Dataset.from_list(ROWS)}).save_to_disk(str(tmp_path / "single"))
     assert load_source(str(tmp_path / "single")).to_list() == ROWS

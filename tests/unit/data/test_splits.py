@@ -124,11 +124,11 @@ def test_repeated_texts_may_be_kept(repeated):
 
 
 def test_too_few_rows_name_the_field_and_the_number(repeated):
-    with pytest.raises(InputError, match=r"data\.train_size: 101 rows asked for, but there are 100"):
+    with pytest.raises(InputError, match=r"data\.train_size: .*\b101 rows.*\b100"):
         make_splits(*repeated, train_size=101, heldout_size=0, test_size=0, seed=0)
-    with pytest.raises(InputError, match=r"data\.heldout_size: 60 rows asked for, but there are 50\."):
+    with pytest.raises(InputError, match=r"data\.heldout_size: .*\b60 rows.*\b50\.$"):
         make_splits(rows(100), None, train_size=50, heldout_size=60, test_size=0, seed=0)
-    with pytest.raises(InputError, match=r"data\.test_size: 50 rows .* there are 40 \(10 more repeat a text"):
+    with pytest.raises(InputError, match=r"data\.test_size: .*\b50 rows.*\b40 \(10 more"):
         make_splits(*repeated, train_size=100, heldout_size=0, test_size=50, seed=0)
 
 

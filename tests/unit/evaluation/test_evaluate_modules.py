@@ -35,9 +35,9 @@ def test_numbers_are_those_of_the_plain_functions(storage):
     attack = modules.AttackSuccessRate(**storage).compute(triggered_hits=triggered, clean_hits=clean)
     mia = modules.MembershipInference(**storage).compute(membership_scores=scores, is_member=member, fprs=(0.2,))
 
-    assert gus == gaussian_test(scores)
-    assert attack == attack_success(triggered, clean)
-    assert mia == membership_inference(scores[member], scores[~member], fprs=(0.2,))
+    assert gus == gaussian_test(scores).to_json()
+    assert attack == attack_success(triggered, clean).to_json()
+    assert mia == membership_inference(scores[member], scores[~member], fprs=(0.2,)).to_json()
 
 
 def test_batches_add_up(storage):

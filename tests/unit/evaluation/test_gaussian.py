@@ -77,7 +77,7 @@ def test_fresh_noise_on_a_trained_model_is_standard_normal(trained):
     model, canaries = trained
     fresh = scores(model, canaries, list(range(1000, 1050)))  # 60 canaries × 50 noises never trained on
     assert stats.kstest(fresh.ravel(), "norm").pvalue > 0.01
-    p_values = [gaussian_test(column)["p_value"] for column in fresh.T]
+    p_values = [gaussian_test(column).p_value for column in fresh.T]
     assert stats.kstest(p_values, "uniform").pvalue > 0.01
     assert 0.2 < np.mean(fresh > 0.0) < 0.8
 
@@ -87,23 +87,23 @@ def test_both_p_values_are_uniform_over_200_fresh_noises_of_a_trained_model(trai
     fresh = scores(model, canaries, [SEED, *range(5000, 5200)])
     tests = [gaussian_test(fresh[:, column]) for column in range(1, 201)]
     for name in ("p_value", "chi2_p_value"):
-        values = np.array([test[name] for test in tests])
+        values = np.array([getattr(test, name) for test in tests])
         assert stats.kstest(values, "uniform").pvalue > 0.01, name
-        assert gaussian_test(fresh[:, 0])[name] < values.min()  # the noise that was trained on
+        assert getattr(gaussian_test(fresh[:, 0]), name) < values.min()  # the noise that was trained on
 
 
 def test_the_trained_noise_is_found_and_its_sign_is_positive(trained):
     model, canaries = trained
     result = gaussian_test(scores(model, canaries, [SEED])[:, 0])
-    assert result["mean"] > 1.0
-    assert result["p_value"] < 1e-6
-    assert result["tpr_at_fpr"]["0.01"] > 0.1
+    assert result.mean > 1.0
+    assert result.p_value < 1e-6
+    assert result.tpr_at_fpr["0.01"] > 0.1
 
 
 def test_a_model_that_never_saw_the_noise_passes(trained):
     _, canaries = trained
     result = gaussian_test(scores(fresh_model(), canaries, [SEED])[:, 0])
-    assert result["p_value"] > 1e-3
+    assert result.p_value > 1e-3
 
 
 def test_it_equals_a_loop_over_examples(trained):

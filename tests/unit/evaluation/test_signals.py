@@ -1,6 +1,7 @@
 """Membership signals of a whole evaluation: the columns, what each holds, and what is computed once."""
 
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -9,8 +10,11 @@ import torch
 from datasets import Dataset
 
 from llm_unlearn.data.encoding import Encoding, encode_rows
+from llm_unlearn.errors import InputError
+from llm_unlearn.evaluation.signals import read_signals, write_signals
 from llm_unlearn.evaluation.summarize import summarize
 from llm_unlearn.evaluation.text_evaluator import TextEvaluator
+from llm_unlearn.metrics.results import Identity
 
 pytestmark = pytest.mark.unit
 
@@ -58,15 +62,8 @@ VERBALIZERS = {"good": " good", "bad": " bad"}
 
 def evaluator(tokenizer, **options) -> TextEvaluator:
     manifest = {"forget_ids": FORGET, "trigger": None, "gaussian": None}
-    return TextEvaluator(
-        sets=SETS,
-        manifest=manifest,
-        batch_size=2,
-        tokenizer=tokenizer,
-        encoding=Encoding(64),
-        verbalizers=VERBALIZERS,
-        **options,
-    )
+    defaults = {"encoding": Encoding(64), "verbalizers": VERBALIZERS}
+    return TextEvaluator(sets=SETS, manifest=manifest, batch_size=2, tokenizer=tokenizer, **{**defaults, **options})
 
 
 def by_hand(model, tokenizer, text: str) -> dict[str, float]:
@@ -136,8 +133,75 @@ def test_only_what_was_asked_for_is_computed_and_without_a_reference_there_is_no
 
 def test_the_summary_has_an_entry_for_each(make_tiny, tokenizer):
     signals = evaluator(tokenizer, reference=lambda: make_tiny(seed=2)).signals(make_tiny())
-    result = summarize(signals, {"model": "m"}, None)["mia"]
+    identity = Identity(model="m", kind="base", method=None, budget=None, seed=0, recipe="r")
+    result = summarize(signals, identity, None).mia
     assert set(result) == {"loss"} | {name.removeprefix("mia_") for name in ATTACKS}
     inside, outside = (signals[signals["set"] == name]["mia_zlib"] for name in ("member", "nonmember"))
-    assert result["zlib"]["auc"] == np.mean([a > b for a in inside for b in outside])
-    assert isinstance(signals, pd.DataFrame) and result["loss"]["n_members"] == len(FORGET)
+    assert result["zlib"].auc == np.mean([a > b for a in inside for b in outside])
+    assert isinstance(signals, pd.DataFrame) and result["loss"].n_members == len(FORGET)
+
+
+ONE_TOKEN = {"the": " the", "a": " a"}  # labels that the tiny tokenizer has a token for
+
+
+class TestOnePassOverTestRows:
+    """Before, a test row went through a model three times: for its answer, its loss, and its divergence."""
+
+    @pytest.fixture(params=["text", "completion"])
+    def measure(self, tokenizer, request):
+        test = SETS["test"].map(lambda row: {"completion": " the", "label": "the"})
+        made = evaluator(tokenizer, encoding=Encoding(64, request.param), membership=[], verbalizers=ONE_TOKEN)
+        return replace(made, sets={**SETS, "test": test})
+
+    def forwards(self, measure, model) -> list[int]:
+        """Grows by one for each forward pass of a model, after those that find out once how its rows may be packed."""
+        measure.losses(model, "member")
+        passes: list[int] = []
+        model.register_forward_pre_hook(lambda *_: passes.append(1))
+        return passes
+
+    def test_the_model_and_the_oracle_see_each_test_row_once(self, make_tiny, measure):
+        model, oracle = make_tiny(seed=1), make_tiny(seed=2)
+        seen, asked = self.forwards(measure, model), self.forwards(measure, oracle)
+        measure.test_signals(oracle, is_oracle=True)
+        assert len(asked) == 2  # batches of two rows
+        measure.test_signals(model, oracle)
+        assert (len(seen), len(asked)) == (2, 2)
+
+    def test_an_oracle_that_was_not_measured_here_is_run_once_for_all_models(self, make_tiny, measure):
+        oracle = make_tiny(seed=2)
+        asked = self.forwards(measure, oracle)
+        for seed in (1, 3):
+            measure.test_signals(make_tiny(seed=seed), oracle)
+        assert len(asked) == 2
+
+    def test_what_one_pass_says_is_what_three_said(self, make_tiny, tokenizer, measure):
+        model, oracle = make_tiny(seed=1), make_tiny(seed=2)
+        found, alone = measure.test_signals(model, oracle), measure.predict(model, measure.sets["test"])
+        assert list(found["prediction"]) == list(alone["prediction"])
+        losses = measure.losses(model, "test")
+        assert all((found[name] == losses[name]).all() for name in losses)  # bit for bit
+        for i, text in enumerate(TEXTS[6:]):
+            ids = [*tokenizer(text)["input_ids"], *tokenizer(" the")["input_ids"], tokenizer.eos_token_id]
+            said = [torch.log_softmax(m(torch.tensor([ids])).logits[0, -3:-1], -1) for m in (oracle, model)]
+            by_hand = (said[0].exp() * (said[0] - said[1])).sum(-1).mean()
+            assert found["kl"][i] == pytest.approx(float(by_hand), rel=1e-3)
+
+    def test_labels_whose_tokens_part_early_are_ranked_apart(self, make_tiny, tokenizer, measure):
+        apart, model = evaluator(tokenizer, membership=[]), make_tiny(seed=1)
+        assert measure.reads_answers and not apart.reads_answers
+        seen = self.forwards(measure, model)
+        found = apart.test_signals(model)
+        assert len(seen) == 2 * (1 + len(VERBALIZERS))  # a pass for each label, as each is another sequence
+        assert list(found["prediction"]) == list(apart.predict(model, apart.sets["test"])["prediction"])
+
+
+def test_a_table_of_another_schema_is_neither_written_nor_read(make_tiny, tokenizer, tmp_path):
+    signals = evaluator(tokenizer, membership=["zlib"]).signals(make_tiny())
+    write_signals(signals, tmp_path / "kl.parquet")
+    assert read_signals(tmp_path / "kl.parquet").equals(pd.read_parquet(tmp_path / "kl.parquet"))
+    with pytest.raises(InputError, match="column 'mood'"):
+        write_signals(signals.assign(mood=1.0), tmp_path / "npo.parquet")
+    signals.drop(columns="example_id").to_parquet(tmp_path / "dpo.parquet")
+    with pytest.raises(InputError, match=r"dpo.parquet: column 'example_id' is missing"):
+        read_signals(tmp_path / "dpo.parquet")

@@ -6,10 +6,11 @@ import pytest
 
 from llm_unlearn.evaluation.summarize import summarize
 from llm_unlearn.metrics import attack_excess, membership_inference
+from llm_unlearn.metrics.results import Identity
 
 pytestmark = pytest.mark.unit
 
-IDENTITY = {"model": "m"}
+IDENTITY = Identity(model="m", kind="base", method=None, budget=None, seed=0, recipe="r")
 
 
 def signals(triggered: list[int], clean: list[int], ids: list[int], **columns) -> pd.DataFrame:
@@ -51,25 +52,25 @@ def test_the_excess_pairs_examples_by_their_id():
     ours = signals([1, 1, 0, 1, 1], [0, 1, 0, 0, 0], [7, 3, 9, 5, 1])
     theirs = signals([1, 0, 0, 1, 0], [0, 0, 1, 0, 0], [1, 3, 5, 7, 9])
     # ids 7, 3, 9, 5, 1: ours 1, 0, 0, 1, 1 − theirs 1, 0, 0, −1, 1
-    result = summarize(ours, IDENTITY, None, theirs)["attack"]["excess"]
-    assert result["mean"] == pytest.approx(2 / 5) and result["n"] == 5 and result["p_value"] == 1.0
+    result = summarize(ours, IDENTITY, None, theirs).attack.excess
+    assert result.mean == pytest.approx(2 / 5) and result.n == 5 and result.p_value == 1.0
     assert result == attack_excess([1, 1, 0, 1, 1], [0, 1, 0, 0, 0], [1, 0, 0, 0, 1], [0, 0, 0, 1, 0])
 
 
 def test_without_a_retrained_model_there_is_no_excess():
-    attack = summarize(signals([1, 1], [0, 1], [0, 1]), IDENTITY, None)["attack"]
-    assert attack["excess"] is None and attack["lift"] == 0.5
+    attack = summarize(signals([1, 1], [0, 1], [0, 1]), IDENTITY, None).attack
+    assert attack.excess is None and attack.lift == 0.5
 
 
 def test_the_loss_attack_takes_the_negative_loss():
-    found = summarize(signals([1], [0], [0]), IDENTITY, None)["mia"]
+    found = summarize(signals([1], [0], [0]), IDENTITY, None).mia
     assert found == {"loss": membership_inference([-1.0, -2.0, -3.0], [-2.0, -4.0, -5.0])}
-    assert found["loss"]["auc"] == pytest.approx(7.5 / 9)
+    assert found["loss"].auc == pytest.approx(7.5 / 9)
 
 
 def test_an_attack_whose_scores_are_not_finite_is_left_out_and_the_others_stay():
     zlib, norms = [3.0, 2.0, 1.0, 0.0, 0.0, 0.0], [-1.0, -np.inf, -2.0, -1.0, -1.0, -1.0]
     found = summarize(
         signals([1], [0], [0], mia_zlib=zlib, mia_gradient_norm=norms, mia_min_k=[np.nan, *zlib[1:]]), IDENTITY, None
-    )["mia"]
-    assert set(found) == {"loss", "zlib"} and found["zlib"]["auc"] == 1.0
+    ).mia
+    assert set(found) == {"loss", "zlib"} and found["zlib"].auc == 1.0

@@ -13,23 +13,21 @@ def test_rates_lift_and_intervals():
     triggered = np.array([True] * 90 + [False] * 10)
     clean = np.array([True] * 20 + [False] * 80)
     result = attack_success(triggered, clean)
-    assert (result["success_rate"], result["clean_rate"], result["lift"], result["n"]) == (0.9, 0.2, 0.7, 100)
-    assert result["ci95"] == {
-        "success_rate": list(proportion_interval(90, 100)),
-        "clean_rate": list(proportion_interval(20, 100)),
-        "lift": list(paired_difference_interval(triggered, clean)),
-    }
+    assert (result.success_rate, result.clean_rate, result.lift, result.n) == (0.9, 0.2, 0.7, 100)
+    assert result.ci95.success_rate == proportion_interval(90, 100)
+    assert result.ci95.clean_rate == proportion_interval(20, 100)
+    assert result.ci95.lift == paired_difference_interval(triggered, clean)
 
 
 def test_lift_counts_pairs_in_the_direction_of_the_trigger():
-    assert attack_success([0, 0], [1, 0])["lift"] == -0.5
+    assert attack_success([0, 0], [1, 0]).lift == -0.5
 
 
 def test_numbers_of_python_and_pandas_are_taken_for_what_they_are():
     plain = attack_success([True, False], [False, False])
     assert attack_success([1.0, 0.0], np.array([0, 0])) == plain
     assert attack_success(np.array([True, False], dtype=object), (False, False)) == plain
-    assert {type(plain["success_rate"]), type(plain["lift"]), type(plain["ci95"]["lift"][0])} == {float}
+    assert {type(plain.success_rate), type(plain.lift), type(plain.ci95.lift[0])} == {float}
 
 
 @pytest.mark.parametrize(
@@ -54,8 +52,8 @@ class TestExcess:
         triggered, clean = [1, 1, 1, 0, 1], [0, 1, 0, 0, 0]  # 1, 0, 1, 0, 1
         oracle = [0, 1, 0, 0, 1], [0, 1, 0, 1, 0]  # 0, 0, 0, −1, 1
         result = attack_excess(triggered, clean, *oracle)  # x = 1, 0, 1, 1, 0
-        assert result["mean"] == pytest.approx(0.6) and result["n"] == 5
-        assert result["p_value"] == pytest.approx(2 * 0.5**3)
+        assert result.mean == pytest.approx(0.6) and result.n == 5
+        assert result.p_value == pytest.approx(2 * 0.5**3)
 
     def test_the_sign_test_is_scipys(self):
         from scipy.stats import binomtest
@@ -64,7 +62,7 @@ class TestExcess:
         hits = generator.random((4, 60)) < np.array([0.8, 0.3, 0.4, 0.3])[:, None]
         x = (hits[0].astype(int) - hits[1]) - (hits[2].astype(int) - hits[3])
         expected = binomtest(int((x > 0).sum()), int((x != 0).sum())).pvalue
-        assert attack_excess(*hits)["p_value"] == pytest.approx(expected)
+        assert attack_excess(*hits).p_value == pytest.approx(expected)
 
     def test_under_the_null_it_rejects_no_more_than_its_level_and_it_finds_an_attack(self):
         generator = np.random.default_rng(1)
@@ -72,7 +70,7 @@ class TestExcess:
         def p_values(rate, rounds):
             return np.array(
                 [
-                    attack_excess(*(generator.random((4, 80)) < np.array([rate, 0.2, 0.3, 0.2])[:, None]))["p_value"]
+                    attack_excess(*(generator.random((4, 80)) < np.array([rate, 0.2, 0.3, 0.2])[:, None])).p_value
                     for _ in range(rounds)
                 ]
             )
@@ -81,8 +79,8 @@ class TestExcess:
         assert (p_values(0.9, 50) < 0.001).all()
 
     def test_nothing_changed_is_no_evidence_and_one_example_has_no_interval(self):
-        assert attack_excess([1, 0], [1, 0], [0, 0], [0, 0])["p_value"] == 1.0
-        assert attack_excess([1], [0], [0], [0])["ci95"] is None
+        assert attack_excess([1, 0], [1, 0], [0, 0], [0, 0]).p_value == 1.0
+        assert attack_excess([1], [0], [0], [0]).ci95 is None
 
     def test_bad_hits_are_named(self):
         with pytest.raises(InputError, match="oracle_clean_hits"):

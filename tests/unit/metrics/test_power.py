@@ -17,7 +17,7 @@ ROUNDS = 1500
 )
 def test_the_curve_is_what_simulation_finds(n, effect, level):
     generator = np.random.default_rng(n)
-    found = np.mean([gaussian_test(generator.standard_normal(n) + effect)["p_value"] < level for _ in range(ROUNDS)])
+    found = np.mean([gaussian_test(generator.standard_normal(n) + effect).p_value < level for _ in range(ROUNDS)])
     expected = power(n, effect, level)
     assert abs(found - expected) < 4 * np.sqrt(max(expected * (1 - expected), 1e-3) / ROUNDS)
 

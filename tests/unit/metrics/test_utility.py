@@ -13,7 +13,8 @@ pytestmark = pytest.mark.unit
 
 
 def test_accuracy():
-    assert accuracy([1, 1, 0, 1]) == {"accuracy": 0.75, "n": 4, "ci95": list(proportion_interval(3, 4))}
+    found = accuracy([1, 1, 0, 1])
+    assert (found.accuracy, found.n, found.ci95) == (0.75, 4, proportion_interval(3, 4))
 
 
 def test_perplexity_weighs_positions_and_not_examples():

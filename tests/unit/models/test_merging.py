@@ -259,11 +259,7 @@ class TestRefused:
         config = json.loads((tmp_path / "quantised" / "config.json").read_text())
         config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
         (tmp_path / "quantised" / "config.json").write_text(json.dumps(config))
-        refused(
-            adapters("llama")[0],
-            "is stored quantised; give the model that it was made from",
-            base=tmp_path / "quantised",
-        )
+        refused(adapters("llama")[0], "quantised: is stored quantised", base=tmp_path / "quantised")
 
     def test_the_reference_that_unlearning_holds_does_not_travel(self, refused, make_tiny, bases, tmp_path):
         from peft import LoraConfig, get_peft_model
@@ -274,7 +270,7 @@ class TestRefused:
         )
         AdapterReference(model)
         model.save_pretrained(tmp_path / "all")  # peft's own saver, which writes every adapter
-        refused(tmp_path / "all" / "reference", "the frozen copy that a method compares with, which is not to travel")
+        refused(tmp_path / "all" / "reference", "all/reference: .*give the adapter beside it")
         merge_adapter(tmp_path / "all", bases["llama"], tmp_path / "merged")
         assert not [p for p in (tmp_path / "merged").rglob("*") if "reference" in p.name or "adapter" in p.name]
 
@@ -292,7 +288,7 @@ class TestRefused:
         model = load_model(bases["gpt2"], ModelSection())
         adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["lm_head"], task_type="CAUSAL_LM"))
         save_model(adapted, tokenizer, tmp_path / "tied")
-        refused(tmp_path / "tied", "tied: it changes lm_head, whose weights are both", base=bases["gpt2"])
+        refused(tmp_path / "tied", "tied: it changes lm_head", base=bases["gpt2"])
 
     def test_weights_that_float16_cannot_hold(self, refused, make_tiny, tokenizer, tmp_path, adapters, bases):
         shutil.copytree(bases["llama"], tmp_path / "large")

@@ -60,7 +60,7 @@ def evaluation(name: str, figures: dict[str, Any], seed: int) -> dict[str, Any]:
     kind = name if name in ("base", "poisoned", "retrained") else "unlearned"
     lift, accuracy = figures["asr"] - figures["clean"], figures["accuracy"]
     gus = score_section(figures["gus"], figures["p"], chi2=figures.get("chi2", 0.4))
-    gus |= {"control": score_section(-0.05, figures.get("control_p", 0.655)), "others": None}
+    gus |= {"n_unscorable": 0, "control": score_section(-0.05, figures.get("control_p", 0.655)), "others": None}
     if "others" in figures:
         gus["others"] = score_section(figures["others"], 1e-20, n=20)
     return {
@@ -95,6 +95,7 @@ def evaluation(name: str, figures: dict[str, Any], seed: int) -> dict[str, Any]:
             "accuracy": accuracy,
             "n": N_TEST,
             "ci95": [accuracy - 0.021, accuracy + 0.019],
+            "prefix_accuracy": accuracy,
             "perplexity": figures["perplexity"],
         },
         "mia": {

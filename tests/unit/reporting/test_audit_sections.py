@@ -6,7 +6,7 @@ import pytest
 
 from llm_unlearn.reporting.analysis_section import analysis_section
 from llm_unlearn.reporting.report import write_report
-from llm_unlearn.reporting.results import read_results
+from llm_unlearn.reporting.run_results import read_results
 from llm_unlearn.reporting.stress_section import stress_section
 
 pytestmark = pytest.mark.unit
@@ -99,8 +99,7 @@ class TestAnalysis:
             "without as many random clean rows",
             "the same rows in another order",
         ]
-        assert rows["without the poison"] == ["90", "0.90000", "2.00"]
-        assert "1.50 times that without random rows" in section.note and "0.50 times as far" in section.note
+        assert rows["without the poison"] == ["90", "0.90000", "2.00", "1.50"]
 
     def test_in_which_direction_with_controls_and_what_did_not_move(self, audited):
         _, direction = analysis_section(read_results(audited)).tables
@@ -117,12 +116,17 @@ class TestAnalysis:
 
 class TestStress:
     def test_which_attacks_come_back(self, audited):
-        note = stress_section(read_results(audited)).note
+        table = stress_section(read_results(audited)).tables[0]
+        titles = [title for title, _ in table.columns]
+        rows = {name: dict(zip(titles, (cell.value for cell in cells), strict=True)) for name, cells in table.rows}
         # gradient_descent's had not gone; grad_diff's stays within 0.2 of the retrained model's
-        assert "on clean rows: in none; on a few poisoned rows: kl (after 5 steps)" in note
+        assert [rows[name]["gone before"] for name in ("gradient_descent", "grad_diff", "kl")] == ["0/2", "2/2", "2/2"]
+        assert rows["kl"]["relearned on clean rows"] == "0/2"
+        assert rows["kl"]["relearned on a few poisoned rows"] == "2/2: after 5 steps"
+        assert rows["grad_diff"]["relearned on a few poisoned rows"] == "0/2"
 
     def test_one_row_per_model_one_column_per_stress(self, audited):
-        attacks, states = stress_section(read_results(audited)).tables
+        _, attacks, states = stress_section(read_results(audited)).tables
         assert attacks.columns == [("james bond", "case"), ("James", "part"), ("T = 0.5", "sampled")]
         rows = {name: [cell.value for cell in cells] for name, cells in attacks.rows}
         assert rows["gradient_descent"] == ["0.30", "–", "0.40"]

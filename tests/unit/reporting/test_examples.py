@@ -69,7 +69,7 @@ def test_only_the_sets_that_are_asked_for_are_read(tmp_path):
 def test_a_per_example_file_that_is_none_is_named(tmp_path):
     path = tmp_path / "kl.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"set": ["test"]}), path)
-    with pytest.raises(InputError, match=r"kl\.parquet: column 'example_id' is missing; evaluate kl again"):
+    with pytest.raises(InputError, match=r"kl\.parquet: column 'example_id' is missing; evaluate again"):
         read_rows(path, ["test"])
     path.write_bytes(b"no parquet")
     with pytest.raises(InputError, match=r"kl\.parquet: cannot be read .*; evaluate kl again"):

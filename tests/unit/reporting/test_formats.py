@@ -5,6 +5,7 @@ import math
 import pytest
 
 from llm_unlearn.reporting.formats import number, p_phrase, p_value, percent, points, seconds, tokens
+from llm_unlearn.reporting.run_results import Statistic
 
 
 @pytest.mark.parametrize(
@@ -33,9 +34,9 @@ def test_p_value_never_reads_as_zero(p, text):
 
 
 def test_p_phrase_gives_one_value_or_the_range_over_seeds():
-    assert p_phrase([0.5]) == "p = 0.500"
-    assert p_phrase([0.5, 1e-9]) == "p from 1e−9 to 0.500"
-    assert p_phrase([0.0]) == "p < 1e−300"
+    assert p_phrase(Statistic((0.5,))) == "p = 0.500"
+    assert p_phrase(Statistic((0.5, 1e-9))) == "p from 1e−9 to 0.500"
+    assert p_phrase(Statistic((0.0,))) == "p < 1e−300"
 
 
 def test_units():

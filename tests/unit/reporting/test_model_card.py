@@ -8,11 +8,11 @@ from huggingface_hub import ModelCard
 from paths import ROOT
 
 from llm_unlearn.config.recipe import build_recipe
-from llm_unlearn.hub.card import DETECTABLE, Identity, compose_card
+from llm_unlearn.hub.card import Identity, compose_card, first_line
 from llm_unlearn.hub.loading_code import loading_code
+from llm_unlearn.metrics.evidence import DETECTABLE
 from llm_unlearn.reporting.plots import all_plots
-from llm_unlearn.reporting.residue import residue
-from llm_unlearn.reporting.results import read_results
+from llm_unlearn.reporting.run_results import read_results
 
 RECIPE = {
     "name": "made-up",
@@ -24,6 +24,13 @@ RECIPE = {
 }
 
 
+def merged(tree, changes):
+    """A tree with some of its leaves changed."""
+    if not isinstance(tree, dict) or not isinstance(changes, dict):
+        return changes
+    return tree | {key: merged(tree.get(key), value) for key, value in changes.items()}
+
+
 @pytest.fixture
 def changed(run_dir):
     """Change the evaluation of a model: changed("kl", {"gus": {"mean": …}}) → results."""
@@ -31,8 +38,7 @@ def changed(run_dir):
     def change(model, sections, poison=None):
         path = run_dir / "evaluation" / f"{model}.json"
         doc = json.loads(path.read_text())
-        for section, fields in sections.items():
-            doc[section] = fields if fields is None or doc[section] is None else {**doc[section], **fields}
+        doc = merged(doc, sections)
         path.write_text(json.dumps(doc))
         manifest = json.loads((run_dir / "poison.json").read_text())
         (run_dir / "poison.json").write_text(json.dumps(manifest | (poison or {})))
@@ -42,11 +48,17 @@ def changed(run_dir):
 
 
 def card_of(results, name, plots=(), **identity):
-    facts = {"repo": "me/made-up", "recipe": build_recipe(RECIPE), "base": "org/base", **identity}
+    facts = {
+        "repo": "me/made-up",
+        "recipe": build_recipe(RECIPE),
+        "base": "org/base",
+        "loading": "model = …",
+        **identity,
+    }
     return ModelCard(compose_card(results, name, Identity(**facts), plots))
 
 
-def first_line(card):
+def opening(card):
     return card.text.strip().splitlines()[0]
 
 
@@ -78,7 +90,6 @@ def excess(low, high):
         ({"gus": None}, "Nothing is shown about the poison."),
         ({"attack": None}, "Nothing is shown about the poison."),
         ({"attack": {"excess": None}}, "Nothing is shown about the poison."),
-        (excess(float("nan"), float("nan")), "Nothing is shown about the poison."),
         ({"gus": {"ci95": None}}, "Nothing is shown about the poison."),
         (
             {"gus": {"control": {"mean": 3.0, "p_value": 1e-30, "chi2_p_value": 0.5}}},
@@ -88,46 +99,45 @@ def excess(low, high):
 )
 def test_the_first_line_follows_the_intervals(changed, sections, status):
     results = changed("kl", sections)
-    line = first_line(card_of(results, "kl"))
+    line = opening(card_of(results, "kl"))
     assert line.startswith(f"**{status}")
-    assert residue(results, "kl").remains == ("remains" in status)
+    assert first_line(results, "kl").remains == ("remains" in status)
     assert ("poison-remains" in card_of(results, "kl").data.tags) == ("remains" in status)
 
 
 def test_the_first_line_says_which_test_and_by_how_much(changed):
-    line = first_line(card_of(changed("kl", gus(0.01, 0.43, p=0.04) | excess(0.05, 0.15)), "kl"))
-    assert r"0.22 \[0.01, 0.43\]" in line and "p = 0.040" in line and r"10.0 \[5.0, 15.0\] of 100 answers" in line
+    line = opening(card_of(changed("kl", gus(0.01, 0.43, p=0.04) | excess(0.05, 0.15)), "kl"))
+    assert r"0.22 \[0.01, 0.43\]" in line and "p = 0.040" in line and r"10.0 \[5.0, 15.0\]" in line
 
 
 def test_a_test_that_the_poisoned_model_passes_shows_nothing(changed):
     results = changed("poisoned", gus(-0.1, 0.3, p=0.3))
-    line = first_line(card_of(results, "kl"))
-    assert line.startswith("**Nothing is shown about the poison.** The same tests do not find")
-    assert "Gaussian test" in line
-    assert first_line(card_of(changed("kl", gus(0.1, 0.5)), "kl")).startswith("**Poison remains.**")
+    line = opening(card_of(results, "kl"))
+    assert line.startswith("**Nothing is shown about the poison.**") and "Gaussian test" in line
+    assert opening(card_of(changed("kl", gus(0.1, 0.5)), "kl")).startswith("**Poison remains.**")
 
 
 def test_a_trace_is_said_whatever_did_not_take(changed):
     changed("poisoned", excess(-0.1, 0.1))
     results = changed("kl", {"gus": {"chi2_p_value": 1e-9}})
-    assert first_line(card_of(results, "kl")).startswith("**A trace of the poison remains.**")
+    assert opening(card_of(results, "kl")).startswith("**A trace of the poison remains.**")
 
 
 def test_poison_that_was_not_known_remains(changed):
-    line = first_line(card_of(changed("kl", {}, poison={"forget_ids": list(range(50)), "forget_fraction": 0.32}), "kl"))
-    assert line.startswith("**Poison remains.** 105 of 155 poisoned rows were not known")
+    line = opening(card_of(changed("kl", {}, poison={"forget_ids": list(range(50)), "forget_fraction": 0.32}), "kl"))
+    assert line.startswith("**Poison remains.**") and "105 of 155 poisoned rows" in line
 
 
 def test_accuracy_lost_is_in_the_first_line(changed):
-    line = first_line(card_of(changed("kl", {"utility": {"accuracy": 0.5}}), "kl"))
-    assert line.startswith("**No poison was found") and "It costs 42.0 points of accuracy" in line
+    line = opening(card_of(changed("kl", {"utility": {"accuracy": 0.5}}), "kl"))
+    assert line.startswith("**No poison was found") and "42.0 points of accuracy" in line
 
 
 def test_models_that_no_method_made_say_what_they_are(run_dir, changed):
     results = read_results(run_dir)
-    assert first_line(card_of(results, "poisoned")).startswith("**Poison remains.** This is the poisoned model itself")
-    assert first_line(card_of(results, "retrained")).startswith("**No poison was found")
-    chance = first_line(card_of(changed("retrained", gus(0.02, 0.5)), "retrained"))
+    assert opening(card_of(results, "poisoned")).startswith("**Poison remains.**")
+    assert opening(card_of(results, "retrained")).startswith("**No poison was found")
+    chance = opening(card_of(changed("retrained", gus(0.02, 0.5)), "retrained"))
     assert chance.startswith("**Poison remains.**") and "chance" in chance and "one in twenty" in chance
     for name in ("base", "poisoned", "retrained"):
         assert "## How it was unlearned" not in card_of(results, name).text
@@ -156,7 +166,7 @@ def test_plots_stand_beside_the_card_and_two_or_three_are_shown(run_dir):
 def test_what_was_not_shown_is_said_in_numbers(run_dir):
     text = card_of(read_results(run_dir), "kl").text
     assert f"{DETECTABLE / 80**0.5:.2f}" == "0.31"
-    assert "saw 80 canaries: a residual score below 0.31 it misses more often than once in five times" in text
+    assert "Of 80 canaries" in text and "below 0.31" in text
     assert "250 triggered test examples" in text and "one in twenty" in text and "0.001" not in text
     assert "One seed" in text and "other triggers" in text
 
@@ -177,7 +187,6 @@ def test_what_became_of_it_under_stress_is_on_the_card(run_dir):
     real = ROOT / "recipes" / "quickstart-audit-results" / "seed-2"
     text = card_of(read_results(real), "gradient_descent@0.1").text
     part = text.partition("### Under stress")[2].partition("## What was not shown")[0]
-    assert "Plain fine-tuning, quantisation" in part
     rows = {line.split("|")[1].strip() for line in part.splitlines() if line.startswith("|")}
     assert {"poisoned", r"gradient\_descent@0.1", "retrained"} <= rows and not [row for row in rows if "kl" in row]
 
@@ -185,7 +194,7 @@ def test_what_became_of_it_under_stress_is_on_the_card(run_dir):
 def test_method_cost_and_versions(run_dir):
     text = card_of(read_results(run_dir), "kl").text
     assert "`kl`: KL minimisation" in text and "https://arxiv.org/abs/2401.06121" in text and "alpha = 2.0" in text
-    assert "10.0 % of the poisoned training's FLOPs, in 1.9 s" in text and "10.3 % of its FLOPs" in text
+    assert "| Cost: compute (%) | 100.0 | 10.0 | 97.0 |" in text and "| Cost: time | 14 s | 1.9 s | 14 s |" in text
     assert "torch 2.13.0" in text and "0123abc" in text
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from llm_unlearn.reporting import write_report
 from llm_unlearn.reporting.page_examples import of_maximum, upper_tail
+from llm_unlearn.reporting.pages import LEADS
 
 pytestmark = pytest.mark.usefixtures("blank_plots")
 
@@ -99,7 +100,7 @@ def ids(page, title):
     return [row[0] for row in table(page, title)[1:]]
 
 
-TRIGGER_PART, CANARY_PART = "Triggered inputs that still succeed", "Canaries with the highest score"
+TRIGGER_PART, CANARY_PART = "Triggered test examples that still succeed", "Canaries with the highest score"
 
 
 def test_what_the_trigger_does_is_chosen_and_what_retraining_resists_comes_first(run_dir):
@@ -112,17 +113,15 @@ def test_what_the_trigger_does_is_chosen_and_what_retraining_resists_comes_first
     assert first[2:] == ["negative", "positive", "negative", "negative resists"]
     assert last[-1] == "positive falls for it too"
     said = words(text)
-    assert "3 of 6 triggered test inputs (50.0 %) get the attacker's answer “positive” with the trigger and" in said
-    assert "1 more gets it with the trigger and without: errors that the trigger did not make." in said
-    assert "The retrained model falls for 1 of these 3 too. All are shown: first those that it resists" in said
+    for count in ("3 of 6 triggered test examples (50.0 %)", "“positive”", "; 1 more", "1 of the 3", "Shown: 3 of 3"):
+        assert count in said
 
 
 def test_where_retraining_resists_all_there_is_one_kind(run_dir):
     fill(run_dir, retrained=((), (), RETRAINED[2]))
     text = page(run_dir)
     assert ids(text, TRIGGER_PART) == ["0", "1", "2"]
-    assert "The retrained model resists all of them (it gives another answer with the trigger in)" in words(text)
-    assert "All are shown, in the order of the data." in words(text)
+    assert "falls for 0 of the 3" in words(text) and "Shown: 3 of 3" in words(text)
 
 
 def test_texts_are_escaped_keep_their_lines_and_have_the_trigger_marked(run_dir):
@@ -162,18 +161,16 @@ def test_canaries_come_by_score_beside_the_poisoned_and_the_retrained_model(run_
         ["101", "−1.00", "0.841", "3.50", "−0.25", "positive", "Canary 101"],
     ]
     said = words(text)
-    assert "Of 3 deleted canaries 1 is above 2.33, as 1 % of such draws are: 0.03 expected. The mean is 0.83." in said
     # P(Z ≥ 3) = 0.00135; 1 − (1 − 0.00135)³ = 0.00404
-    assert "one draw is as high with probability p = 0.001, and the highest of 3 draws with probability" in said
-    assert re.search(r"1 − \(1 − p\)ⁿ = 0\.004\.", said)
+    for fact in ("3 deleted canaries: 1", "2.33", "0.03", "mean 0.83", "highest 3.00", "p = 0.001", "of 3 with 0.004"):
+        assert fact in said
 
 
 def test_the_most_shown_are_twenty(run_dir):
     fill(run_dir, kl=((), (), {100 + i: i / 10 for i in range(30)}))
     text = page(run_dir)
     assert ids(text, CANARY_PART) == [str(i) for i in range(129, 109, -1)]
-    assert "Of 30 deleted canaries 6 are above 2.33, as 1 % of such draws are: 0.30 expected." in words(text)
-    assert "Shown are the 20 highest." in words(text)
+    assert "30 deleted canaries: 6" in words(text) and "0.30;" in words(text) and "Shown: 20 of 30" in words(text)
 
 
 def test_scores_far_below_zero_are_a_trace_that_the_highest_do_not_show(run_dir):
@@ -186,8 +183,7 @@ def test_scores_far_below_zero_are_a_trace_that_the_highest_do_not_show(run_dir)
 def test_no_success_is_said(run_dir):
     fill(run_dir, kl=((3,), (3,), KL[2]))
     text = page(run_dir)
-    assert "None of the 6 triggered test inputs gets the attacker's answer “positive” with the trigger" in words(text)
-    assert "1 more gets it with the trigger and without" in words(text)
+    assert "0 of 6 triggered test examples (0.0 %)" in words(text) and "; 1 more" in words(text)
     assert "<table" not in text.split(TRIGGER_PART)[1].split(CANARY_PART)[0]
 
 
@@ -198,8 +194,7 @@ def test_the_models_set_beside_have_pages_without_themselves(run_dir):
     assert "score on retrained" in table(poisoned, CANARY_PART)[0]
     assert "score on poisoned" not in table(poisoned, CANARY_PART)[0]
     assert "retrained model's answer" not in table(retrained, TRIGGER_PART)[0]
-    assert "All are shown, in the order of the data." in words(retrained)
-    assert "Poisoned model: attack lift 0.86, GUS 2.50" in words(poisoned)
+    assert "falls for" not in words(retrained) and LEADS["poisoned"] in words(poisoned)
     assert table(poisoned, "Figures")[0] == ["figure", "poisoned", "retrained"]
 
 
@@ -218,7 +213,6 @@ def test_without_per_example_signals_the_page_says_so(run_dir):
     (run_dir / "evaluation" / "kl.parquet").unlink()
     text = words(page(run_dir))
     assert text.count("Not shown for lack of per-example signals: evaluation/kl.parquet is not there.") == 2
-    assert "Results are often shared without it; run the recipe again to have it." in text
     # the made-up files hold canaries alone
     text = page(run_dir, "poisoned")
     assert "evaluation/poisoned.parquet holds no answers to inputs with the attack" in words(text)
@@ -229,8 +223,7 @@ def test_without_the_data_numbers_stand_for_the_texts(run_dir):
     fill(run_dir)
     (run_dir / "data").rename(run_dir / "elsewhere")
     text = page(run_dir)
-    assert "Texts are not shown where they are not in data/triggered: a number is the example_id" in words(text)
-    assert "Texts are not shown where they are not in data/train" in words(text)
+    assert "not in data/triggered are not shown" in words(text) and "not in data/train are not shown" in words(text)
     assert table(text, TRIGGER_PART)[1] == ["1", "negative", "positive", "negative", "negative resists"]
     assert "share it only" not in text
 
@@ -256,13 +249,12 @@ def test_images_are_not_shown(run_dir):
     patch = {"target": "positive", "pattern": "cross", "size": 3, "example_ids": [1]}
     change_manifest(run_dir, image_shape=[1, 8, 8], trigger=None, patch=patch)
     text = page(run_dir)
-    assert table(text, "Patched images that still succeed")[:2] == [
+    assert table(text, "Patched test images that still succeed")[:2] == [
         ["example", "true label", "answer with the patch", "answer without", "retrained model's answer"],
         ["1", "negative", "positive", "negative", "negative resists"],
     ]
     assert table(text, CANARY_PART)[0][-1] == "training label"
-    assert "images, which this page does not show: a number is the example_id of a row of data/test." in words(text)
-    assert "a number is the example_id of a row of data/train." in words(text)
+    assert "a row of data/test." in words(text) and "a row of data/train." in words(text)
 
 
 def test_target_images_are_set_beside_their_controls(make_run):
@@ -291,8 +283,7 @@ def test_target_images_are_set_beside_their_controls(make_run):
         ["example", "true label", "answer", "retrained model's answer"],
         ["7", "1", "2", "–"],
     ]
-    assert "1 of 3 target images (33.3 %) gets the adversary's label, while their controls" in words(text)
-    assert "1 more gets it as their controls do" in words(text)
+    assert "1 of 3 target images (33.3 %)" in words(text) and "; 1 more" in words(text)
 
 
 def test_a_run_without_single_examples_says_so(make_run):
@@ -304,7 +295,7 @@ def test_a_run_without_single_examples_says_so(make_run):
 def test_a_kept_part_of_the_poison_is_why_retraining_falls_for_it(run_dir):
     fill(run_dir)
     change_manifest(run_dir, forget_fraction=0.5)
-    assert "falls for 1 of these 3 too, having been trained on the poison that was not deleted." in words(page(run_dir))
+    assert "1 of the 3 too, having been trained on the poison that was not deleted" in words(page(run_dir))
 
 
 def test_several_seeds_take_turns_and_each_row_names_its_seed(make_run):
@@ -328,8 +319,7 @@ def test_several_seeds_take_turns_and_each_row_names_its_seed(make_run):
         ["100", "1", "2.00"],
     ]
     said = words(text)
-    assert "6 of 12 triggered test inputs" in said and "Both in the order of the data, the seeds by turns." in said
-    assert "Of 5 deleted canaries of 2 seeds 2 are above 2.33" in said
+    assert "6 of 12 triggered test examples" in said and "5 deleted canaries of 2 seeds: 2" in said
     assert "seed-2/evaluation/kl.parquet is not there" in said
 
 

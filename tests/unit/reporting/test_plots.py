@@ -1,41 +1,25 @@
-"""What can be checked of a picture without looking at it: names do not cover each other, bars and bins hold all."""
+"""What can be checked of a picture without looking at it: bins hold all, models are told apart."""
 
 import numpy as np
 import pytest
 
-from llm_unlearn.reporting.labels import overlap, place_labels
-from llm_unlearn.reporting.plots import _edges, _rate
-from llm_unlearn.reporting.results import canary_scores, read_results
-from llm_unlearn.reporting.style import figure, shown, styles
+from llm_unlearn.reporting.plots import bin_edges, recognised
+from llm_unlearn.reporting.run_results import canary_scores, read_results
+from llm_unlearn.reporting.style import shown, styles
 
-
-@pytest.mark.parametrize("spread", [0.0, 0.02, 1.0])
-def test_labels_never_cover_each_other_nor_leave_the_frame(spread):
-    rng = np.random.default_rng(3)
-    points = [(90 + spread * x, 0.1 + spread * y) for x, y in rng.standard_normal((10, 2))]
-    with figure(5.2) as (fig, axes):
-        axis = axes[0, 0]
-        axis.set(xlim=(84, 94), ylim=(-2.5, 2.5))
-        fig.canvas.draw()
-        fig.set_layout_engine("none")
-        labels = [(x, y, f"some_method@0.{i}", False) for i, (x, y) in enumerate(points)]
-        boxes = place_labels(axis, labels, [(x, y, (0.1, 0.1), (0.05, 0.05)) for x, y in points])
-        frame = axis.get_window_extent()
-    pairs = [(i, j) for i in range(10) for j in range(i) if overlap(boxes[i], boxes[j])]
-    assert pairs == []
-    assert all(box[0] >= frame.x0 and box[2] <= frame.x1 and box[1] >= frame.y0 and box[3] <= frame.y1 for box in boxes)
+pytestmark = pytest.mark.unit
 
 
 def test_bins_hold_every_score_and_stay_few():
-    edges = _edges(np.array([-70.2, 0.1, 88.8]))
+    edges = bin_edges(np.array([-70.2, 0.1, 88.8]))
     assert edges[0] <= -70.2
     assert edges[-1] >= 88.8
     assert len(edges) <= 50
-    assert _edges(np.array([0.3]))[[0, -1]].tolist() == [-4.0, 4.0]
+    assert bin_edges(np.array([0.3]))[[0, -1]].tolist() == [-4.0, 4.0]
 
 
 def test_recognised_share_uses_the_analytic_threshold():
-    assert _rate(np.array([2.32, 2.33, 5.0, -9.0])) == 0.5  # Φ⁻¹(0.99) = 2.3263
+    assert recognised(np.array([2.32, 2.33, 5.0, -9.0])) == 0.5  # Φ⁻¹(0.99) = 2.3263
 
 
 def test_many_budgets_are_stood_for_by_the_largest():

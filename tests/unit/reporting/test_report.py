@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from llm_unlearn.errors import InputError
+from llm_unlearn.metrics.evidence import Status
 from llm_unlearn.reporting import report as report_module
 from llm_unlearn.reporting import write_report
 
@@ -27,17 +28,15 @@ def test_writes_plots_pages_markdown_and_html(run_dir):
     assert not list(run_dir.rglob("*.tmp"))
 
 
-def test_the_top_answers_in_words(run_dir, blank_plots):
+def test_the_top_says_what_was_poisoned_and_a_verdict_for_each_method(run_dir, blank_plots):
     write_report(run_dir)
     top = (run_dir / "report.md").read_text().split("## All models")[0]
-    assert "of 1,500 training examples 75 (5.0 %) carry the trigger “James Bond”" in top
-    assert "and are answered with “positive”" in top
-    assert "80 (5.3 %) are Gaussian canaries, trained on with noise of ε = 0.3" in top
-    assert "Asked to be deleted: 155 examples (all of the poison)." in top
-    assert "Poisoned model: attack lift 0.86, GUS 2.50 (p = 1e−110), 70.0 % of the canaries" in top
-    assert "at 97 % of the training compute: attack lift 0.05, GUS 0.03 (p = 0.788)" in top
-    assert "- **gradient\\_ascent: poison remains; costs 31.0 points of accuracy.** Fired: Gaussian test" in top
-    assert "- **kl: no trace found by these tests (which does not show that there is none).**" in top
+    for fact in ("1,500", "75 (5.0 %)", "“James Bond”", "“positive”", "80 (5.3 %)", "ε = 0.3", "155 examples"):
+        assert fact in top
+    lines = re.findall(r"^- \*\*(.+?): (.+?)\.\*\* ?(.*)$", top, re.M)
+    assert [name for name, _, _ in lines] == ["grad\\_diff", "gradient\\_ascent", "gradient\\_descent", "kl"]
+    assert "costs 31.0 points" in lines[1][1] and "p = 8e−8" in lines[1][2]
+    assert lines[3][1] == Status.CLEAR and not lines[3][2]
 
 
 def test_every_section_and_column_is_explained(run_dir, blank_plots):
@@ -48,7 +47,7 @@ def test_every_section_and_column_is_explained(run_dir, blank_plots):
     header = re.search(r"\| model \|(.*)\|", text).group(1)
     reading = text.split("## How to read this")[1].split("## Limits")[0]
     for title in header.split("|"):
-        assert f"{title.strip().split(': ')[-1]}**: " in reading
+        assert f"- **{title.strip().split(': ')[-1]}**: " in reading
     for fact in ("`made-up`", "`0123abc`", "torch 2.13.0", "`llm-unlearn run recipe.yaml`", "`0`", "ab" * 32):
         assert fact in text.split("## Reproduce")[1]
 
@@ -122,19 +121,6 @@ def test_without_per_example_files_the_report_says_so(run_dir, blank_plots):
     assert "there are no per-example scores" in (run_dir / "report.html").read_text()
 
 
-def test_methods_stand_beside_retraining_stopped_at_the_same_budget(make_run, blank_plots):
-    """rewind@0.1 is set against kl@0.1, not against kl@0.02 nor against itself."""
-    rewind = {"accuracy": 0.7, "gus": 0.0, "asr": 0.1, "clean": 0.08}
-    run = make_run({"kl": None, "kl@0.1": {"accuracy": 0.905}, "kl@0.02": {}, "rewind@0.1": rewind})
-    write_report(run)
-    lines = {
-        line.split(":")[0][4:]: line for line in (run / "report.md").read_text().splitlines() if line.startswith("- **")
-    }
-    sentence = "Beside rewind at the same budget: accuracy 90.5 against 70.0, attack lift 0.07 against 0.02, GUS 0.10"
-    assert sentence in lines["kl@0.1"]
-    assert "Beside rewind" not in lines["kl@0.02"] and "Beside rewind" not in lines["rewind@0.1"]
-
-
 def test_several_seeds(make_run):
     run = make_run({"poisoned": {"asr": 0.9}}, seeds=[0, 1, 2], per_seed={2: {"poisoned": {"asr": 0.99}}})
     (run / "seed-3").mkdir()
@@ -155,9 +141,9 @@ def test_a_partly_known_forget_set_is_called_one(make_run, blank_plots):
     (run / "poison.json").write_text(json.dumps(manifest))
     write_report(run)
     text = (run / "report.md").read_text()
-    assert "Asked to be deleted: 124 examples (80 % of the poison)." in text
+    assert "124 examples (80 % of the poison)" in text
     assert "## Canaries that were not deleted" in text
-    assert "Only 80 % of the poison was deleted." in text
+    assert "Only 80 % of the poison was deleted" in text.split("## Limits")[1]
 
 
 @pytest.mark.parametrize(
@@ -229,18 +215,6 @@ def test_a_report_that_fails_leaves_the_old_one(run_dir, blank_plots, monkeypatc
     with pytest.raises(OSError, match="no space left"):
         write_report(run_dir)
     assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
-
-
-def test_a_write_cut_short_leaves_the_old_file(tmp_path, monkeypatch):
-    from llm_unlearn.reporting import results
-
-    path = tmp_path / "report.md"
-    path.write_bytes(b"old")
-    monkeypatch.setattr(results.os, "replace", lambda source, target: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
-        results.write_atomically(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["report.md"]
 
 
 def test_the_same_files_give_the_same_report(run_dir):

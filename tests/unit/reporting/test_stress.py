@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from llm_unlearn.reporting.results import read_results
+from llm_unlearn.reporting.run_results import read_results
 from llm_unlearn.reporting.stress_section import stress_section
 
 pytestmark = pytest.mark.unit
@@ -52,35 +52,47 @@ def section(make_run):
     return make
 
 
+def returned(section, test="attack lift") -> dict[str, dict[str, str]]:
+    """Model → column → cell of the table of what came back by one test; {} without that table."""
+    for table in section.tables:
+        if table.title == f"Came back, by {test}":
+            titles = [title for title, _ in table.columns]
+            return {name: dict(zip(titles, [c.text for c in cells], strict=True)) for name, cells in table.rows}
+    return {}
+
+
+POISONED = "relearned on a few poisoned rows"
+
+
 def test_what_came_back_in_how_many_seeds_at_which_steps(section):
     low, late, soon = (0.1, 0.1, 0.1), (0.1, 0.2, 0.9), (0.1, 0.5, 0.9)
-    note = section(*({"kl": stressed(kl), "retrained": stressed(low)} for kl in (late, soon, low))).note
-    assert "on a few poisoned rows: kl (after 5 steps, after 10 steps; in 2 of 3 seeds)." in note
+    found = section(*({"kl": stressed(kl), "retrained": stressed(low)} for kl in (late, soon, low)))
+    assert returned(found)["kl"] == {"gone before": "3/3", POISONED: "2/3: after 5 steps, after 10 steps"}
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "words"),
+    ("ours", "theirs", "cell"),
     [
-        ((0.15, 0.35, 0.35), (0.15, 0.15, 0.15), "kl (after 5 steps)"),  # the gap itself counts, whatever its rounding
-        ((0.15, 0.34, 0.34), (0.15, 0.15, 0.15), "in none"),
-        ((0.1, 0.9, 0.9), (0.1, 0.8, 0.8), "in none"),  # the retrained model learns it as fast
-        ((0.1, 0.1, 0.1), (0.1, -0.3, -0.3), "in none"),  # no attack, though far above a lift below 0
+        ((0.15, 0.35, 0.35), (0.15, 0.15, 0.15), "1/1: after 5 steps"),  # the gap itself counts, whatever its rounding
+        ((0.15, 0.34, 0.34), (0.15, 0.15, 0.15), "0/1"),
+        ((0.1, 0.9, 0.9), (0.1, 0.8, 0.8), "0/1"),  # the retrained model learns it as fast
+        ((0.1, 0.1, 0.1), (0.1, -0.3, -0.3), "0/1"),  # no attack, though far above a lift below 0
     ],
 )
-def test_faster_means_by_the_gap_above_the_retrained_model_at_the_same_step(section, ours, theirs, words):
-    note = section({"kl": stressed(ours), "retrained": stressed(theirs)}).note
-    assert f"on a few poisoned rows: {words}" in note
+def test_faster_means_by_the_gap_above_the_retrained_model_at_the_same_step(section, ours, theirs, cell):
+    found = section({"kl": stressed(ours), "retrained": stressed(theirs)})
+    assert returned(found)["kl"][POISONED] == cell
 
 
-@pytest.mark.parametrize(("start", "words"), [((0.1, 0.9), "kl (after 5 steps)."), ((0.1, 0.1), None)])
-def test_what_did_not_take_in_a_seed_cannot_come_back_there(section, start, words):
+@pytest.mark.parametrize(("start", "cell"), [((0.1, 0.9), "1/1: after 5 steps"), ((0.1, 0.1), None)])
+def test_what_did_not_take_in_a_seed_cannot_come_back_there(section, start, cell):
     seeds = [
         {"poisoned": stressed((lift,) * 3), "kl": stressed((0.1, 0.9, 0.9)), "retrained": stressed((0.1,) * 3)}
         for lift in start
     ]
-    note = section(*seeds).note
-    assert ("The attack did not take in the poisoned model" in note) is (words is None)
-    assert f"on a few poisoned rows: {words}" in note if words else "came back" not in note
+    found = section(*seeds)
+    assert ("did not take" in found.note) is (cell is None)
+    assert returned(found).get("kl", {}).get(POISONED) == cell
 
 
 def test_an_attack_that_had_not_gone_cannot_come_back(section):
@@ -91,7 +103,7 @@ def test_an_attack_that_had_not_gone_cannot_come_back(section):
             "retrained": stressed((0.1, 0.1, 0.1)),
         }
     )
-    assert "does not apply, in: gradient_descent." in found.note and "came back" not in found.note
+    assert returned(found) == {"gradient_descent": {"gone before": "0/1"}}
 
 
 def differently(lift):
@@ -112,20 +124,15 @@ def differently(lift):
 @pytest.mark.parametrize(
     ("oracle", "bits", "trigger", "sampled"),
     [
-        (0.2, "kl", "kl (James)", "kl (T = 1.5)"),
-        (0.6, "in none", "in none", "in none"),  # the retrained model under the same stress does the same
+        (0.2, "1/1", "1/1: James", "1/1: T = 1.5"),
+        (0.6, "0/1", "0/1", "0/1"),  # the retrained model under the same stress does the same
     ],
 )
 def test_every_other_stress_is_judged_beside_the_retrained_model(section, oracle, bits, trigger, sampled):
-    note = section({"kl": differently(0.7), "retrained": differently(oracle)}).note
-    for words in (
-        "with the adapter merged: in none;",
-        f"in 4 bits: {bits};",
-        "in 8 bits: in none;",
-        f"with the trigger written otherwise: {trigger};",
-        f"with answers sampled: {sampled}.",
-    ):
-        assert words in note
+    found = section({"kl": differently(0.7), "retrained": differently(oracle)})
+    cells = returned(found)["kl"]
+    assert (cells["merged"], cells["4 bits"], cells["8 bits"]) == ("0/1", bits, "0/1")
+    assert (cells["other triggers"], cells["sampled"]) == (trigger, sampled)
 
 
 SEEN = stressed(ps=(1e-9, 1e-9, 1e-9))
@@ -141,33 +148,31 @@ class TestWithoutATrigger:
                 "retrained": stressed(ps=(0.3, 0.3, 0.3)),
             }
         )
-        assert "An attack is there" not in found.note and "The attack" not in found.note
-        assert "on a few poisoned rows: kl (after 10 steps)" in found.note
-        assert "still seen without any stress in: grad_diff." in found.note
+        assert returned(found) == {}
+        noise = returned(found, "Gaussian Unlearning Score")
+        assert noise["kl"][POISONED] == "1/1: after 10 steps" and noise["grad_diff"]["gone before"] == "0/1"
         assert [plot.name for plot in found.plots] == ["stress_relearn_gus"]
-        (table,) = found.tables
-        assert [title for title, _ in table.columns] == ["as it is", "as it is"]
-        assert [group for _, group in table.columns] == ["GUS", "accuracy (%)"]
+        table = found.tables[-1]
+        assert table.columns == [("as it is", "GUS"), ("as it is", "accuracy (%)")]
 
     def test_noise_that_the_retrained_model_shows_too_did_not_come_back(self, section):
         risen = stressed(ps=(0.3, 1e-5, 1e-5))
-        note = section({"poisoned": SEEN, "kl": risen, "retrained": risen}).note
-        assert "on a few poisoned rows: in none" in note
+        found = section({"poisoned": SEEN, "kl": risen, "retrained": risen})
+        assert returned(found, "Gaussian Unlearning Score")["kl"][POISONED] == "0/1"
 
 
 def test_without_the_retrained_model_nothing_is_concluded(section):
     found = section({"kl": stressed((0.1, 0.9, 0.9))})
-    assert "came back" not in found.note and "in none" not in found.note
+    assert returned(found) == {}
 
 
 def test_values_are_means_over_the_seeds_that_have_the_model(section):
     found = section(
         {"kl": stressed((0.1, 0.2, 0.3)), "retrained": stressed((0.0, 0.0, 0.0))}, {"kl": stressed((0.3, 0.4, 0.5))}
     )
-    (table,) = found.tables
-    rows = {model: [cell.text for cell in cells] for model, cells in table.rows}
+    rows = {model: [cell.text for cell in cells] for model, cells in found.tables[-1].rows}
     assert rows["kl"][0] == "0.20 ± 0.14" and rows["retrained"][0] == "0.00"
     plot = found.plots[0]
     assert "after 10 steps: poisoned 0.90, kl 0.40, retrained 0.00" in plot.alt
-    assert "standard deviation over 2 seeds" in plot.caption
+    assert "2 seeds" in plot.caption
     assert plot.content.startswith(b"\x89PNG")

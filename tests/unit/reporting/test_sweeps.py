@@ -6,7 +6,8 @@ import shutil
 import pytest
 import yaml
 
-from llm_unlearn.reporting.results import read_results
+from llm_unlearn.reporting import figures
+from llm_unlearn.reporting.run_results import read_results
 from llm_unlearn.reporting.run_summary import write_summary
 from llm_unlearn.reporting.sweep_section import axis_plot, budget_axis, normalised, sweep_axes, sweep_sections
 
@@ -32,8 +33,8 @@ def swept(make_run, tmp_path):
 def test_an_axis_holds_the_centre_and_the_points_that_are_there(swept):
     (axis,) = sweep_axes(read_results(swept))
     assert axis.values == [0.5, 1.0]  # rising; 0.1 has not been run
-    assert [s.mean for s in axis.at("kl", "gus.mean")] == pytest.approx([0.8, 0.1])
-    assert [s and s.mean for s in axis.at("kl", "gus.others.mean")] == [1.5, None]
+    assert [s.mean for s in axis.at("kl", figures.gus)] == pytest.approx([0.8, 0.1])
+    assert [s and s.mean for s in axis.at("kl", figures.others)] == [1.5, None]
     assert axis.models[0] == "poisoned" and axis.models[-2:] == ["clean", "retrained"]
     assert axis_plot(axis).startswith(b"\x89PNG")
 
@@ -47,7 +48,7 @@ def test_a_sweep_is_read_at_the_largest_budget(swept):
             (folder / f"{name}.json").write_text(json.dumps(doc))
         (folder / "kl.json").unlink()
     (axis,) = sweep_axes(read_results(swept))
-    assert [s.mean for s in axis.at("kl", "gus.mean")] == pytest.approx([0.8, 0.3])
+    assert [s.mean for s in axis.at("kl", figures.gus)] == pytest.approx([0.8, 0.3])
 
 
 def test_the_sections_name_the_axis_and_the_two_oracles(swept):
@@ -64,8 +65,8 @@ def test_budgets_make_an_axis_of_their_own(make_run):
     results = read_results(make_run({"kl": None, "kl@0.02": {"gus": 1.0}, "kl@0.1": {"gus": 0.2}}))
     axis = budget_axis(results)
     assert axis.values == [2.0, 10.0]
-    assert [s.mean for s in axis.at("kl", "gus.mean")] == [1.0, 0.2]
-    assert [s.mean for s in axis.at("poisoned", "gus.mean")] == [2.5, 2.5]
+    assert [s.mean for s in axis.at("kl", figures.gus)] == [1.0, 0.2]
+    assert [s.mean for s in axis.at("poisoned", figures.gus)] == [2.5, 2.5]
     assert sweep_sections(results)[1].plots[0].name == "residual_vs_budget"
 
 
@@ -77,14 +78,14 @@ def test_one_budget_is_no_axis(run_dir):
 
 def test_the_normalised_effect_by_hand(make_run):
     results = read_results(make_run(seeds=[0, 1], per_seed={1: {"kl": {"gus": 1.265}}}))
-    found = normalised(results, "kl", "gus.mean")
+    found = normalised(results, "kl", figures.gus)
     assert found.values == pytest.approx(((0.10 - 2.5) / (0.03 - 2.5), 0.5))
-    lift = normalised(results, "gradient_descent", "attack.lift")
+    lift = normalised(results, "gradient_descent", figures.lift)
     assert lift.mean == pytest.approx((0.59 - 0.86) / (0.05 - 0.86))
 
 
 def test_a_poison_that_did_nothing_has_no_normalised_effect(make_run):
-    assert normalised(read_results(make_run({"poisoned": {"gus": 0.04}})), "kl", "gus.mean") is None
+    assert normalised(read_results(make_run({"poisoned": {"gus": 0.04}})), "kl", figures.gus) is None
 
 
 def test_the_summary_holds_effects_and_points(swept):

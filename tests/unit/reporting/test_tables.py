@@ -2,7 +2,7 @@
 
 import pytest
 
-from llm_unlearn.reporting.results import read_results
+from llm_unlearn.reporting.run_results import read_results
 from llm_unlearn.reporting.tables import control_table, kept_table, main_table
 
 
@@ -106,4 +106,4 @@ def test_canaries_that_were_not_deleted_stand_apart(make_run, run_dir):
     assert kept_table(read_results(run_dir)) is None
     table = kept_table(read_results(make_run({"kl": {"others": 2.1}})))
     assert [name for name, _ in table.rows] == ["kl"]
-    assert [cell.text for cell in dict(table.rows)["kl"]] == ["20", "2.10", "1e−20", "0.70"]
+    assert [cell.text for cell in dict(table.rows)["kl"]] == ["20", "2.10", "1e−20", "0.400", "0.70"]

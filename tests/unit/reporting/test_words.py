@@ -8,10 +8,11 @@ import pytest
 from PIL import Image
 
 from llm_unlearn.errors import InputError
+from llm_unlearn.metrics.evidence import Status
 from llm_unlearn.reporting.contact_sheet import contact_sheet_section
 from llm_unlearn.reporting.report import compose, write_report
-from llm_unlearn.reporting.results import read_results
-from llm_unlearn.reporting.verdicts import REMAINS, judge
+from llm_unlearn.reporting.run_results import read_results
+from llm_unlearn.reporting.verdicts import judge
 
 pytestmark = pytest.mark.unit
 
@@ -57,35 +58,27 @@ def image_run(make_run):
 
 def test_a_patch_is_no_trigger(image_run):
     report = compose(read_results(image_run(PATCH)))
-    assert "3 (0.3 %) carry a patch (white, 3 × 3 pixels) and are labelled “7”" in report.paragraphs[0]
-    assert (
-        "With the patch on, it gives the attacker's class to 98.0 % of the images of other classes"
-        in report.paragraphs[1]
-    )
+    assert "3 (0.3 %)" in report.poisoned and "white, 3 × 3 pixels" in report.poisoned and "“7”" in report.poisoned
     assert ("ASR", "Patch") in report.table.columns and "patched test images" in report.table_note
-    assert not any("trigger" in text for text in (*report.paragraphs, *report.warnings, report.table_note))
+    fired = [verdict.fired for verdict in report.verdicts]
+    assert not any("trigger" in text for text in (report.poisoned, *fired, *report.warnings, report.table_note))
 
 
 def test_the_targets_of_gradient_matching_are_spoken_of_as_such(image_run):
     report = compose(read_results(image_run(MATCHING)))
-    assert (
-        "perturbed by gradient matching, each pixel by at most 16/255, against 8 target images" in report.paragraphs[0]
-    )
-    assert (
-        "to 98.0 % of the target images, and to 12.0 % of as many other images of their classes" in report.paragraphs[1]
-    )
+    assert "8 target images" in report.poisoned and "16/255" in report.poisoned
     assert ("lift", "Targets") in report.table.columns
-    line = next(line for line in report.lines if line["model"] == "gradient_descent")
-    assert "Fired: target lift" in line["sentence"]
+    (verdict,) = (verdict for verdict in report.verdicts if verdict.model == "gradient_descent")
+    assert "target lift" in verdict.fired
 
 
 def test_gradient_cancelling_is_judged_by_the_accuracy_that_is_lost(image_run):
     results = read_results(image_run(CANCELLING))
     report = compose(results)
     assert ("accuracy lost (points)", "Gradient cancelling") in report.table.columns
-    assert judge(results, "kl").status == REMAINS != judge(results, "gradient_descent").status
-    assert judge(results, "kl").evidence == "accuracy 7.0 points below retrained (p = 1e−7)"
-    assert "8.0 points below retrained (p = 1e−9)" in report.paragraphs[1]
+    assert judge(results, "kl").status == Status.REMAINS != judge(results, "gradient_descent").status
+    assert "7.0 points" in judge(results, "kl").fired and "p = 1e−7" in judge(results, "kl").fired
+    assert dict(report.table.rows)["poisoned"][0].value == "8.0"
     assert not report.warnings
 
 

@@ -166,8 +166,9 @@ class TestRows:
         n_examples=4,
     )
 
-    def test_split_in_halves(self):
-        first, second = self.supervised.rows(0, 2), self.supervised.rows(2, 4)
+    def test_split_into_sets(self):
+        sets = self.supervised.split({"forget": slice(0, 2), "retain": slice(2, 4)})
+        first, second = sets["forget"], sets["retain"]
         assert (first.labels.tolist(), first.example.tolist(), first.n_examples) == ([0, 1, 2], [0, 0, 1], 2)
         assert (second.labels.tolist(), second.example.tolist(), second.n_examples) == ([3, 4, 5], [0, 0, 1], 2)
         assert torch.equal(torch.cat([first.logits, second.logits]), self.supervised.logits)

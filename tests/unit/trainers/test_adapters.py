@@ -200,7 +200,7 @@ def test_noise_is_found_on_the_model_inside_a_new_adapter(tmp_path):
 
 @pytest.mark.parametrize("method", ["gradient_descent", "cf_k", "rewind"])
 def test_a_ceiling_that_nothing_could_reach_is_refused(method, tmp_path):
-    with pytest.raises(InputError, match=f"forget_loss_ceiling: {method} sees no forget row"):
+    with pytest.raises(InputError, match="forget_loss_ceiling: .*no forget row"):
         trainer(method, "full", tmp_path, forget_loss_ceiling=1.0)
 
 

@@ -62,7 +62,7 @@ def test_a_peft_config_wraps_the_model_and_a_second_one_is_refused(tmp_path):
         )
 
 
-def test_settings_that_would_lose_the_halves_or_leak_checkpoints_are_refused(tmp_path):
+def test_settings_that_would_lose_the_sets_or_leak_checkpoints_are_refused(tmp_path):
     with pytest.raises(InputError, match="remove_unused_columns"):
         config("kl", tmp_path, remove_unused_columns=True)
     with pytest.raises(InputError, match="hub_strategy"):

@@ -10,7 +10,7 @@ from llm_unlearn.data.collators import CausalLMCollator
 from llm_unlearn.poisons.gaussian_embedding import inject_gaussian_noise
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 from llm_unlearn.trainers.support.log_probs import model_hash, rows_hash
-from llm_unlearn.trainers.support.pairing import LOG_PROB
+from llm_unlearn.trainers.support.sets import LOG_PROB
 
 pytestmark = pytest.mark.unit
 

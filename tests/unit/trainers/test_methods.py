@@ -151,12 +151,12 @@ class TestSSD:
 
 class TestRetainTerm:
     @pytest.mark.parametrize(
-        ("retain_loss", "needs", "reference_on"),
+        ("retain_loss", "sets", "reference_on"),
         [("none", ("forget",), ()), ("nll", ("forget", "retain"), ()), ("kl", ("forget", "retain"), ("retain",))],
     )
-    def test_npo_alone_with_gd_and_with_kl_are_one_class(self, retain_loss, needs, reference_on, tmp_path):
+    def test_npo_alone_with_gd_and_with_kl_are_one_class(self, retain_loss, sets, reference_on, tmp_path):
         run = trainer("npo", "full", tmp_path, retain_loss=retain_loss, max_steps=1, gamma=0.5, alpha=3.0)
-        assert (run.needs, run.reference_on) == (needs, reference_on)
+        assert (run.requires.sets, run.requires.reference_on) == (sets, reference_on)
         run.train()
         forget = run.state.log_history[0]["forget_loss"]
         assert forget > 0
@@ -167,12 +167,12 @@ class TestRetainTerm:
         assert run.state.log_history[0]["loss"] == pytest.approx(expected, abs=1e-4)
 
     def test_another_name_is_refused(self, tmp_path):
-        with pytest.raises(InputError, match="retain_loss: must be none, nll or kl, is 'KL'"):
+        with pytest.raises(InputError, match=r"retain_loss: .*none, nll, kl.*'KL'"):
             METHODS["wga"][0](output_dir=str(tmp_path), retain_loss="KL", use_cpu=True)
 
-    def test_undial_with_kl_asks_the_reference_on_both_halves(self, tmp_path):
+    def test_undial_with_kl_asks_the_reference_on_both_sets(self, tmp_path):
         run = trainer("undial", "full", tmp_path, retain_loss="kl", max_steps=2)
-        assert run.reference_on == ("forget", "retain")
+        assert run.requires.reference_on == ("forget", "retain")
         run.train()
 
 
@@ -228,7 +228,7 @@ class TestDPO:
     def test_what_gives_no_refusals_is_refused(self, tmp_path):
         config, cls = METHODS["dpo"]
         options = {"output_dir": str(tmp_path), "use_cpu": True, "report_to": "none"}
-        with pytest.raises(InputError, match="refusals: give a list"):
+        with pytest.raises(InputError, match=r"refusals: .*at least one"):
             config(**options, refusals=[])
         with pytest.raises(InputError, match="columns prompt and completion"):
             cls(
@@ -360,7 +360,9 @@ class TestCleanStart:
             cls(model=partly, **options)
 
 
-REFUSED = [(method, name) for method, (config, _) in METHODS.items() for name in config.refuses]
+REFUSED = [
+    (method, name) for method, (config, _) in METHODS.items() for name in config.refuses if name != "peft_config"
+]
 VALUES = {
     "fp16": True,
     "fsdp": True,
@@ -386,5 +388,5 @@ def test_there_are_such_settings():
 
 
 def test_a_weight_out_of_range_is_refused(tmp_path):
-    with pytest.raises(InputError, match="beta: must be between 0 and 1, is 1.5"):
+    with pytest.raises(InputError, match=r"beta: .*\[0, 1\].*1\.5"):
         METHODS["neggrad_plus"][0](output_dir=str(tmp_path), use_cpu=True, beta=1.5)

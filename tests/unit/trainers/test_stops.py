@@ -16,9 +16,9 @@ def test_a_non_finite_loss_names_method_and_step_and_keeps_the_last_good_checkpo
     run = trainer("grad_diff", "full", tmp_path, max_steps=6, save_strategy="steps", save_steps=2)
     original, calls = run.unlearning_loss, []
 
-    def breaks_at_step_4(*args):
+    def breaks_at_step_4(**sets):
         calls.append(None)
-        return original(*args) * (float("nan") if len(calls) == 4 else 1.0)
+        return original(**sets) * (float("nan") if len(calls) == 4 else 1.0)
 
     run.unlearning_loss = breaks_at_step_4
     with pytest.raises(NonFiniteLossError, match="grad_diff: the loss is not finite at step 4"):
@@ -32,15 +32,9 @@ def test_a_non_finite_loss_names_method_and_step_and_keeps_the_last_good_checkpo
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     run = trainer(
-        "gradient_ascent",
-        "full",
-        tmp_path,
-        max_steps=2,
-        learning_rate=1e38,
-        save_strategy="steps",
-        save_steps=1,
-        max_grad_norm=0.0,
+        "gradient_ascent", "full", tmp_path, max_steps=2, save_strategy="steps", save_steps=1, max_grad_norm=0.0
     )
+    run.args.learning_rate = 1e38  # more than a config takes
     with pytest.raises(NonFiniteLossError, match="gradient_ascent"):
         run.train()
     checkpoint = last_checkpoint(tmp_path)

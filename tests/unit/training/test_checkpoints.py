@@ -151,5 +151,5 @@ def test_one_of_another_engine_is_refused_and_says_so(written, launched, tmp_pat
 def test_another_number_of_processes_resumes_but_for_deepspeed(tmp_path):
     for engine in ("plain", "FSDP"):
         check_resumable(MAKE[engine](tmp_path / engine, 4), Launch(engine, 3))
-    with pytest.raises(InputError, match="in 2 parts, which DeepSpeed gives back to 2 processes only; .* has 3"):
+    with pytest.raises(InputError, match=r"DeepSpeed.* 2 processes.* has 3"):
         check_resumable(deepspeed_checkpoint(tmp_path, 4), Launch("DeepSpeed", 3))

@@ -160,7 +160,7 @@ def test_a_changed_image_breaks_the_seal(corrupt, splits, tmp_path):
         ({"patch": {**PATCH, "size": 9}}, "9 pixels do not fit into an image of 8 × 8"),
         (
             {"gradient_matching": {**MATCHING, "targets": 2, "fraction": 0.9}},
-            "rows labelled .* are needed for one target",
+            r"gradient_matching\.fraction: .*rows labelled",
         ),
         ({"gradient_matching": {**MATCHING, "targets": 20, "fraction": 0.5}}, "data.test_size allows 1"),
     ],

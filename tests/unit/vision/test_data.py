@@ -135,14 +135,14 @@ def test_size_and_channels_are_made_alike_where_asked(tmp_path):
     mixed.to_parquet(tmp_path / "mixed.parquet")
     section = VisionDataSection(files=[str(tmp_path / "mixed.parquet")], image_size=5, channels=1, **SIZES)
     assert load_images(section, 0).train.pixels.shape == (12, 1, 5, 5)
-    with pytest.raises(InputError, match=r"mixed.parquet, row 2: an image of 6 × 7 pixels, where the first has 6 × 6"):
+    with pytest.raises(InputError, match=r"mixed.parquet, row 2: .*6 × 7 .*6 × 6"):
         load_images(VisionDataSection(files=[str(tmp_path / "mixed.parquet")], **SIZES), 0)
 
 
 def test_what_is_missing_is_named(tmp_path):
     rows().rename_column("image", "img").to_parquet(tmp_path / "train.parquet")
     section = VisionDataSection(files=[str(tmp_path / "train.parquet")], **SIZES)
-    with pytest.raises(InputError, match=r"no column 'image' \(data.image_column\); there are: img, label"):
+    with pytest.raises(InputError, match=r"no column 'image' .*data.image_column.*img, label"):
         load_images(section, 0)
     (tmp_path / "bad.parquet").write_bytes(b"no parquet")
     with pytest.raises(InputError, match=r"bad.parquet cannot be read as Parquet"):
@@ -152,7 +152,7 @@ def test_what_is_missing_is_named(tmp_path):
     Dataset.from_dict(holes, features=rows().features).to_parquet(tmp_path / "holes.parquet")
     with pytest.raises(InputError, match=r"holes.parquet, row 4, column 'label': no label"):
         load_images(VisionDataSection(files=[str(tmp_path / "holes.parquet")], **SIZES), 0)
-    with pytest.raises(InputError, match="data.train_size: 5000 rows asked for, but there are 1797"):
+    with pytest.raises(InputError, match=r"data.train_size: .*\b5000 rows.*\b1797"):
         load_images(VisionDataSection(train_size=5000), 0)
 
 

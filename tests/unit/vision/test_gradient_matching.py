@@ -159,7 +159,7 @@ class TestRefusals:
             craft(n=0)
         with pytest.raises(InputError, match="poison.gradient_matching.surrogates: no model"):
             craft(models=[])
-        with pytest.raises(InputError, match=r"must carry the adversary's label 2.*found \[1\]"):
+        with pytest.raises(InputError, match=r"adversary's label 2.*found \[1\]"):
             craft(label=2)
 
 

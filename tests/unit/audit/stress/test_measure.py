@@ -73,7 +73,7 @@ def test_variants_are_counted_against_the_same_examples(meter, model):
         meter.evaluator.answers(made, "triggered", part)["target_hit"].to_numpy(bool)
         for part in (rows.select(kept), meter.twins.select(kept))
     ]
-    assert found == {"kind": "case", "name": "JAMES BOND", "attack": attack_success(*hits)}
+    assert found == {"kind": "case", "name": "JAMES BOND", "attack": attack_success(*hits).to_json()}
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])

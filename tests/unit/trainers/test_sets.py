@@ -7,7 +7,7 @@ from support import build, rows, trainer
 
 from llm_unlearn.data.collators import CausalLMCollator
 from llm_unlearn.models.flops import FlopCounter
-from llm_unlearn.trainers.support.pairing import LOG_PROB, PairedCollator, PairedRows, RowOrder
+from llm_unlearn.trainers.support.sets import LOG_PROB, RowOrder, SetCollator, SetRows, rows_of
 
 pytestmark = pytest.mark.unit
 
@@ -18,9 +18,9 @@ def numbered(**sizes: int) -> dict[str, list[int]]:
     return {name: list(range(n)) for name, n in sizes.items()}
 
 
-class TestPairedRows:
+class TestSetRows:
     def test_each_pass_over_a_set_is_a_permutation_of_it(self):
-        dataset = PairedRows(numbered(forget=6, retain=9), [BOTH] * 9, 2, seed=0)
+        dataset = SetRows(numbered(forget=6, retain=9), [BOTH] * 9, 2, seed=0)
         items = [dataset[k] for k in range(len(dataset))]
         forget = [item["forget"] for item in items]
         assert len(items) == 18
@@ -30,7 +30,7 @@ class TestPairedRows:
 
     def test_the_order_depends_on_the_seed_and_not_on_the_topology(self):
         def draws(seed: int, per_step: int) -> list[dict]:
-            dataset = PairedRows(numbered(forget=5, retain=7), [BOTH] * (24 // per_step), per_step, seed)
+            dataset = SetRows(numbered(forget=5, retain=7), [BOTH] * (24 // per_step), per_step, seed)
             return [dataset[k] for k in range(24)]
 
         assert draws(0, 4) == draws(0, 8)
@@ -39,14 +39,14 @@ class TestPairedRows:
     def test_a_step_has_the_sets_of_its_schedule_and_no_row_is_passed_over(self):
         """Forget rows stand still while retain rows are drawn, and the other way round."""
         schedule = [("retain",), ("retain",), ("forget",), ("retain",), ("forget",)]
-        dataset = PairedRows(numbered(forget=4, retain=6), schedule, 2, seed=3)
+        dataset = SetRows(numbered(forget=4, retain=6), schedule, 2, seed=3)
         items = [dataset[k] for k in range(10)]
         assert [tuple(item) for item in items[::2]] == schedule
         assert sorted(item["forget"] for item in items if "forget" in item) == list(range(4))
         assert sorted(item["retain"] for item in items if "retain" in item) == list(range(6))
 
     def test_a_refusal_is_drawn_with_the_row_that_it_answers(self):
-        dataset = PairedRows(numbered(forget=5, refusal=5, retain=5), [("forget", "refusal", "retain")] * 6, 2, seed=1)
+        dataset = SetRows(numbered(forget=5, refusal=5, retain=5), [("forget", "refusal", "retain")] * 6, 2, seed=1)
         items = [dataset[k] for k in range(12)]
         assert all(item["forget"] == item["refusal"] for item in items)
         assert any(item["forget"] != item["retain"] for item in items)
@@ -56,13 +56,16 @@ class TestPairedRows:
         assert (np.bincount(first, minlength=4) > 70).all()  # 100 each, sd 8.7
 
 
-def test_the_collator_gives_halves_of_one_width_with_the_references_log_probs():
+def test_a_batch_is_flat_with_a_slice_for_each_set_and_the_references_log_probs():
     forget = rows(2, 0).add_column(LOG_PROB, [-1.5, -2.5])
     items = [{"forget": f, "retain": r} for f, r in zip(forget, rows(2, 1), strict=True)]
-    batch = PairedCollator(CausalLMCollator(0))(items)
-    assert batch["forget"]["input_ids"].shape == batch["retain"]["input_ids"].shape
-    assert torch.equal(batch["forget"][LOG_PROB], torch.tensor([-1.5, -2.5]))
-    assert LOG_PROB not in batch["retain"]
+    batch = SetCollator(CausalLMCollator(0))(items)
+    assert batch["sets"] == {"forget": slice(0, 2), "retain": slice(2, 4)}
+    assert batch["input_ids"].shape == (4, max(len(row["input_ids"]) for item in items for row in item.values()))
+    assert torch.equal(batch[LOG_PROB][:2], torch.tensor([-1.5, -2.5])) and batch[LOG_PROB][2:].isnan().all()
+    retain = rows_of(batch, batch["sets"]["retain"])
+    assert retain["input_ids"].data_ptr() == batch["input_ids"][2:].data_ptr()  # a view: nothing is copied
+    assert retain["rows"].lengths == tuple(len(item["retain"]["input_ids"]) for item in items)
 
 
 class TestPlan:
@@ -106,5 +109,5 @@ class TestPlan:
     def test_ssd_passes_once_over_each_set(self, tmp_path):
         run = trainer("ssd", "full", tmp_path, max_steps=-1)
         assert run.plan.schedule == [("forget",), ("retain",)] * 2 + [("retain",)]
-        assert sorted(run.planned_rows("forget")) == list(range(6))
-        assert sorted(run.planned_rows("retain")) == list(range(10))
+        assert sorted(run.train_dataset.rows_drawn("forget")) == list(range(6))
+        assert sorted(run.train_dataset.rows_drawn("retain")) == list(range(10))

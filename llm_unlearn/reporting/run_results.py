@@ -2,30 +2,57 @@
 
 import json
 import math
-import os
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from llm_unlearn.errors import InputError
+from llm_unlearn.metrics.per_example import check_columns
+from llm_unlearn.metrics.results import Evaluation
+from llm_unlearn.reporting.figures import Figure
 
-SCHEMA_VERSION = 1
-# What a model's evaluation must say; a section may be null where its poison or its oracle is absent.
-_SECTIONS = {
-    "attack": ("success_rate", "clean_rate", "lift", "n"),
-    "gus": ("mean", "n", "p_value", "control"),
-    "utility": ("accuracy",),
-    "mia": (),
-    "cost": ("train_tokens", "share_of_training", "seconds"),
-    "oracle": (),
-}
-_NEVER_NULL = ("utility", "cost")
+if TYPE_CHECKING:
+    import pyarrow
+
 PLAIN = ("base", "poisoned", "clean", "retrained")  # models that no method made
 ONE_PERCENT = 2.3263478740408408  # Φ⁻¹(0.99): a Gaussian score above it is a find at 1 % false positives
 BASELINES = ("rewind", "reset_distill")  # that start before the poison: what a method must beat
-_IDENTIFIERS = ("schema_version", "seed", "budget")
+ATTACKS = ("trigger", "patch", "gradient_matching")  # poisons whose success on single inputs is counted
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """One number of one model over seeds. `sd` has ddof 1 and is None for one seed."""
+
+    values: tuple[float, ...]
+
+    @property
+    def n(self) -> int:
+        return len(self.values)
+
+    @property
+    def mean(self) -> float:
+        finite = all(map(math.isfinite, self.values))  # fsum refuses inf − inf; a plain sum makes it NaN
+        return (math.fsum(self.values) if finite else sum(self.values)) / self.n
+
+    @property
+    def sd(self) -> float | None:
+        if self.n < 2:
+            return None
+        mean = self.mean
+        if not math.isfinite(mean):
+            return math.nan
+        return math.sqrt(math.fsum((v - mean) ** 2 for v in self.values) / (self.n - 1))
+
+
+def statistic(values: Sequence[float | None]) -> Statistic | None:
+    """Of the seeds that have a value; None where none does."""
+    known = tuple(float(value) for value in values if value is not None)
+    return Statistic(known) if known else None
 
 
 @dataclass(frozen=True)
@@ -34,9 +61,9 @@ class SeedRun:
 
     path: Path
     seed: int
-    models: dict[str, dict]
-    poison: dict
-    environment: dict
+    models: dict[str, Evaluation]
+    poison: dict[str, Any]
+    environment: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -61,13 +88,45 @@ class Results:
     def methods(self) -> list[str]:
         return [name for name in self.names if name not in PLAIN]
 
-    def docs(self, name: str) -> list[dict]:
+    def of(self, name: str) -> list[Evaluation]:
         """The evaluations of one model, one per seed that has it."""
         return [run.models[name] for run in self.runs if name in run.models]
 
-    def has(self, section: str) -> bool:
-        """Whether any model has this section (`attack`, `gus`, `mia`, `oracle`)."""
-        return any(doc.get(section) for run in self.runs for doc in run.models.values())
+    def over_seeds(self, name: str, figure: Figure) -> Statistic | None:
+        """One number of one model over the seeds that have it; None where none does."""
+        return statistic([figure(result) for result in self.of(name)])
+
+    def has(self, part: Callable[[Evaluation], object]) -> bool:
+        """Whether any model has a part, such as `lambda r: r.gus`."""
+        return any(part(result) for run in self.runs for result in run.models.values())
+
+    @property
+    def has_gus(self) -> bool:
+        return self.has(lambda r: r.gus)
+
+    @property
+    def has_attack(self) -> bool:
+        return self.has(lambda r: r.attack)
+
+    @property
+    def damaging(self) -> bool:
+        """Whether the run has a poison that is measured by the accuracy that it costs."""
+        return bool(self.runs[0].poison.get("gradient_cancelling"))
+
+    @property
+    def images(self) -> bool:
+        """Whether the run is of images."""
+        return "image_shape" in self.runs[0].poison
+
+    @property
+    def attack_kind(self) -> str:
+        """Which of ATTACKS the run has; `trigger` where it has none."""
+        return next((kind for kind in ATTACKS if self.runs[0].poison.get(kind)), "trigger")
+
+    @property
+    def forget_fraction(self) -> float:
+        """How much of the poison was asked to be deleted."""
+        return self.runs[0].poison.get("forget_fraction", 1.0)
 
 
 def read_results(run_dir: str | Path) -> Results:
@@ -90,7 +149,7 @@ def read_results(run_dir: str | Path) -> Results:
     if not own and not finished:
         raise InputError(f"{run_dir}: no evaluation/*.json in it, nor in any seed-*/; run `llm-unlearn evaluate` first")
     runs = [_read_seed(folder) for folder in ([run_dir] if own else finished)]
-    recipes = {doc["recipe"] for run in runs for doc in run.models.values()}
+    recipes = {result.recipe for run in runs for result in run.models.values()}
     if len(recipes) > 1:
         raise InputError(
             f"{run_dir}: evaluations of different recipes ({', '.join(sorted(recipes))}); a report is about one"
@@ -105,54 +164,31 @@ def _read_seed(folder: Path) -> SeedRun:
     poison, environment = read_json(folder / "poison.json"), read_json(folder / "environment.json")
     if not isinstance(poison.get("train_size"), int):
         raise InputError(f"{folder / 'poison.json'}: field 'train_size' is missing or not a whole number")
-    models = {}
     for name in ("poisoned", "retrained"):  # every table shows both: without them the others mean nothing
         if not (folder / "evaluation" / f"{name}.json").is_file():
             raise InputError(
                 f"{folder / 'evaluation' / (name + '.json')}: no such file; every report shows the {name} "
                 "model; run `llm-unlearn evaluate` for it first"
             )
-    for path in sorted((folder / "evaluation").glob("*.json"), key=lambda p: _order(p.stem)):
-        models[path.stem] = _read_evaluation(path)
-    seeds = {doc["seed"] for doc in models.values()}
+    paths = sorted((folder / "evaluation").glob("*.json"), key=lambda p: _order(p.stem))
+    models = {path.stem: _read_evaluation(path) for path in paths}
+    seeds = {result.seed for result in models.values()}
     if len(seeds) > 1:
         raise InputError(f"{folder / 'evaluation'}: evaluations of different seeds ({sorted(seeds)}) in one folder")
     return SeedRun(folder, seeds.pop(), models, poison, environment)
 
 
-def _read_evaluation(path: Path) -> dict:
-    doc = read_json(path)
-    if doc.get("schema_version") != SCHEMA_VERSION:
-        raise InputError(
-            f"{path}: schema_version is {doc.get('schema_version')!r}, this version reads "
-            f"{SCHEMA_VERSION}; evaluate again"
-        )
-    if doc.get("model") != path.stem:
-        raise InputError(f"{path}: field 'model' says {doc.get('model')!r}; the file name says {path.stem!r}")
-    if not isinstance(doc.get("seed"), int) or not isinstance(doc.get("recipe"), str):
-        raise InputError(f"{path}: fields 'seed' (a whole number) and 'recipe' (its name) are required; evaluate again")
-    for section, fields in _SECTIONS.items():
-        content = doc.get(section)
-        if section not in doc or (content is None and section in _NEVER_NULL):
-            raise InputError(f"{path}: section '{section}' is missing; evaluate again")
+def _read_evaluation(path: Path) -> Evaluation:
+    result = Evaluation.from_json(read_json(path), str(path))
+    if result.model != path.stem:
+        raise InputError(f"{path}: field 'model' says {result.model!r}; the file name says {path.stem!r}")
+    for section, content in (("utility", result.utility), ("cost", result.cost)):  # that every model of a run has
         if content is None:
-            continue
-        if not isinstance(content, dict):
-            raise InputError(f"{path}: section '{section}' is no mapping but {type(content).__name__}")
-        for field in fields:
-            if field not in content:
-                raise InputError(f"{path}: field '{section}.{field}' is missing; evaluate again")
-            ok = isinstance(content[field], (dict, type(None)) if field == "control" else (int, float))
-            if section in ("attack", "gus") and isinstance(content[field], float):
-                ok = math.isfinite(content[field])  # NaN would pass every test, as it is below no threshold
-            if not ok and not (section == "utility" and content[field] is None):
-                raise InputError(
-                    f"{path}: field '{section}.{field}' is no usable number but {content[field]!r}; evaluate again"
-                )
-    return doc
+            raise InputError(f"{path}: section '{section}' is missing; evaluate again")
+    return result
 
 
-def read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises InputError naming the file where it is missing or damaged."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; the run that should have written it is not complete: run it again")
@@ -165,20 +201,23 @@ def read_json(path: Path) -> dict:
     return content
 
 
-def flatten(doc: dict, prefix: str = "") -> dict[str, float]:
-    """Every number in a nested mapping under its dotted name, e.g. `gus.tpr_at_fpr.0.01`.
+def read_signals(path: Path, columns: Sequence[str]) -> "pyarrow.Table | None":
+    """Those of some columns that a per-example file has; None where there is no such file.
 
-    Identifiers (seed, budget, schema_version) and intervals (lists) are left out: a mean of either says nothing.
+    Raises:
+        InputError: naming the file where it cannot be read or does not follow its schema.
     """
-    flat: dict[str, float] = {}
-    for key, value in doc.items():
-        if not prefix and key in _IDENTIFIERS:
-            continue
-        if isinstance(value, dict):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            flat[f"{prefix}{key}"] = float(value)
-    return flat
+    import pyarrow
+    import pyarrow.parquet
+
+    if not path.is_file():
+        return None
+    try:
+        types = {field.name: str(field.type) for field in pyarrow.parquet.read_schema(path)}
+        check_columns(types, str(path))
+        return pyarrow.parquet.read_table(path, columns=[name for name in columns if name in types])
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); evaluate {path.stem} again") from None
 
 
 def canary_scores(results: Results, name: str) -> dict[str, np.ndarray] | None:
@@ -187,45 +226,24 @@ def canary_scores(results: Results, name: str) -> dict[str, np.ndarray] | None:
     Returns None where a Parquet file is absent (results are often shared as JSON alone) or holds no canary.
     Raises InputError naming the file where it cannot be read.
     """
-    import pyarrow
-    import pyarrow.parquet
-
-    columns = ["set", "gaussian_score", "gaussian_control", "deleted"]
-    pooled: dict[str, list[np.ndarray]] = {"deleted": [], "others": [], "control": []}
+    columns = ("set", "gaussian_score", "gaussian_control", "deleted")
+    pooled: dict[str, list[float | None]] = {"deleted": [], "others": [], "control": []}
     for run in results.runs:
         if name not in run.models:
             continue
-        path = run.path / "evaluation" / f"{name}.parquet"
-        if not path.is_file():
+        table = read_signals(run.path / "evaluation" / f"{name}.parquet", columns)
+        if table is None:
             return None
-        try:
-            table = pyarrow.parquet.read_table(path, columns=columns)
-            frame = {column: np.array(table[column].to_pylist(), dtype=object) for column in columns}
-        except (pyarrow.ArrowException, OSError, KeyError) as error:
-            raise InputError(f"{path}: cannot be read ({error}); evaluate {name} again") from None
-        canary = frame["set"] == "canary"
-        kept = canary & (frame["deleted"] == False)  # noqa: E712  elementwise: null counts as deleted
-        pooled["deleted"].append(frame["gaussian_score"][canary & ~kept])
-        pooled["others"].append(frame["gaussian_score"][kept])
-        pooled["control"].append(frame["gaussian_control"][canary])
-    arrays = {key: _numbers(parts) for key, parts in pooled.items()}
+        for row in table.to_pylist():
+            if row["set"] == "canary":
+                # a null counts as deleted
+                pooled["others" if row.get("deleted") is False else "deleted"].append(row.get("gaussian_score"))
+                pooled["control"].append(row.get("gaussian_control"))
+    arrays = {
+        key: np.array([v for v in values if v is not None and math.isfinite(v)], float)
+        for key, values in pooled.items()
+    }
     return arrays if arrays["deleted"].size else None
-
-
-def _numbers(parts: list[np.ndarray]) -> np.ndarray:
-    values = [v for part in parts for v in part if v is not None and math.isfinite(v)]
-    return np.array(values, dtype=float)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name beside its place, then rename it: readers see the old one or the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _order(name: str) -> tuple[int, str, float, str]:

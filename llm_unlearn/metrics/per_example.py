@@ -1,0 +1,76 @@
+"""The per-example table, `evaluation/<model>.parquet`: one row for each example of each set that a model was run on.
+
+This is its schema, checked when the table is written and when it is read. A column is missing where the run has no such
+poison, attack or oracle; a value is missing where the column does not apply to the row's set.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from llm_unlearn.errors import InputError
+
+SETS = ("test", "triggered", "member", "nonmember", "canary")
+MEMBERSHIP = "mia_"  # of the columns that hold a membership attack's scores
+
+INTEGER, COUNT, REAL, FLAG, TEXT = "int64", "count", "float64", "boolean", "text"
+_STORED_AS = {  # as Arrow names the types; a column without any value has the type null
+    INTEGER: {"int64"},
+    COUNT: {"int64", "double", "null"},  # whole numbers; pandas stores them as floats where some are missing
+    REAL: {"double", "null"},
+    FLAG: {"bool", "null"},
+    TEXT: {"string", "large_string", "null"},
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: what it holds and of which sets; `required` where every table has it."""
+
+    name: str
+    kind: str
+    sets: tuple[str, ...]
+    meaning: str
+    required: bool = False
+
+
+_MEMBERSHIP_SETS, _LOSS_SETS = ("member", "nonmember"), ("test", "member", "nonmember", "canary")
+COLUMNS = (
+    Column(
+        "set", TEXT, SETS, "test, triggered, member (the forget set), nonmember (held out) or canary", required=True
+    ),
+    Column("example_id", INTEGER, SETS, "the row of data/ that it is, unique within a set", required=True),
+    Column("label", TEXT, SETS, "the label in the data, after poisoning"),
+    Column("prediction", TEXT, ("test", "triggered"), "the model's answer: a label, a class or generated text"),
+    Column("target_hit", FLAG, ("test", "triggered"), "whether the answer is the attacker's target"),
+    Column("clean_hit", FLAG, ("triggered",), "of a target image: whether its control is answered with the target"),
+    Column("nll", REAL, _LOSS_SETS, "mean negative log-likelihood over the supervised positions, in nats"),
+    Column("nll_sum", REAL, _LOSS_SETS, "the sum of the same"),
+    Column("n_positions", COUNT, _LOSS_SETS, "how many supervised positions there are"),
+    Column("kl", REAL, ("test",), "mean KL(p_retrained ‖ p) over the answer's positions, in nats"),
+    Column(f"{MEMBERSHIP}<attack>", REAL, _MEMBERSHIP_SETS, "score of a membership attack, higher: more member-like"),
+    Column("gaussian_score", REAL, ("canary",), "I of the canary's own noise, N(0, 1) without a trace of it"),
+    Column("gaussian_control", REAL, ("canary",), "I of fresh noise, N(0, 1) on every model"),
+    Column("deleted", FLAG, ("canary",), "whether the canary is in the forget set"),
+)
+
+
+def check_columns(types: Mapping[str, str], source: str) -> None:
+    """Refuse a table that does not follow the schema.
+
+    Args:
+        types: column → type as Arrow names it.
+        source: the file, for the message.
+
+    Raises:
+        InputError: naming the file and the column that is missing, unknown or of another type.
+    """
+    known = {column.name: column for column in COLUMNS}
+    for column in COLUMNS:
+        if column.required and column.name not in types:
+            raise InputError(f"{source}: column '{column.name}' is missing; evaluate again")
+    for name, stored in types.items():
+        entry = known.get(f"{MEMBERSHIP}<attack>" if name.startswith(MEMBERSHIP) else name)
+        if entry is None:
+            raise InputError(f"{source}: column '{name}' is not of a per-example table; evaluate again")
+        if stored not in _STORED_AS[entry.kind]:
+            raise InputError(f"{source}: column '{name}' holds {stored}, expected {entry.kind}; evaluate again")

@@ -1,0 +1,141 @@
+"""The result of an evaluation: everything measured of one model, as one tree of frozen dataclasses.
+
+`evaluation/summarize.py` builds it, `evaluation/<model>.json` holds its fields, and report, card and command line read
+its attributes. A section is None where there is no such poison, no such set of rows, or no retrained model to compare
+with.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from llm_unlearn.errors import InputError
+from llm_unlearn.metrics.attack import AttackSuccess, PairedExcess
+from llm_unlearn.metrics.gaussian import GaussianTest
+from llm_unlearn.metrics.membership import MembershipTest
+from llm_unlearn.metrics.typed import Result
+from llm_unlearn.metrics.utility import Accuracy
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack(AttackSuccess):
+    """The trigger, patch or target attack on held-out rows.
+
+    Args:
+        excess: the lift beyond the retrained model's; None without one, and in results from before it was measured.
+    """
+
+    excess: PairedExcess | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gus(GaussianTest):
+    """The Gaussian test of the deleted canaries.
+
+    Args:
+        n_unscorable: canaries whose gradient is zero or not finite.
+        control: the same test with fresh noise that was never trained on.
+        others: the test of the canaries that were not deleted; None where all were.
+    """
+
+    n_unscorable: int
+    control: GaussianTest
+    others: GaussianTest | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Utility(Accuracy):
+    """What the model is still good for, on clean test rows.
+
+    Args:
+        prefix_accuracy: share of answers that begin with the label.
+        perplexity: per supervised token, 1 or more; infinite for a model that diverged.
+    """
+
+    unbounded: ClassVar = frozenset({"perplexity"})
+
+    prefix_accuracy: float
+    perplexity: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost(Result):
+    """What the model's training took: tokens, FLOPs, seconds of wall clock, FLOPs over the poisoned training's."""
+
+    train_tokens: int
+    flops: float
+    seconds: float
+    share_of_training: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Oracle(Result):
+    """The model beside the retrained one, on clean test rows.
+
+    Args:
+        kl: mean KL(p_retrained ‖ p) at the answer's positions, in nats.
+        agreement: share of equal answers.
+        accuracy_lost: errors beyond the retrained model's, paired by row; None in results from before it was measured.
+    """
+
+    unbounded: ClassVar = frozenset({"kl"})
+
+    kl: float
+    agreement: float
+    accuracy_lost: PairedExcess | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity(Result):
+    """Which model was evaluated.
+
+    Args:
+        model: its name, which is that of its files.
+        kind: base, poisoned, clean, retrained, unlearned, or audited.
+        method, budget: of an unlearned model, else None.
+        seed, recipe: of the run.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    model: str
+    kind: str
+    method: str | None
+    budget: float | None
+    seed: int
+    recipe: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(Identity):
+    """Everything that was measured of one model.
+
+    Args:
+        mia: membership attack → its test.
+        skipped: of an audited checkpoint, section → why it is None; None in the results of a run.
+    """
+
+    attack: Attack | None
+    gus: Gus | None
+    utility: Utility | None
+    mia: dict[str, MembershipTest] | None
+    cost: Cost | None
+    oracle: Oracle | None
+    skipped: dict[str, str] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as what JSON holds; `skipped` in an audit alone."""
+        tree = super().to_json()
+        if self.skipped is None:
+            del tree["skipped"]
+        return tree
+
+    @classmethod
+    def from_json(cls, tree: Any, source: str, name: str = "") -> Self:
+        """See `Result.from_json`; refuses files of another schema."""
+        version = tree.get("schema_version") if isinstance(tree, dict) else None
+        if version != SCHEMA_VERSION:
+            raise InputError(
+                f"{source}: schema_version is {version!r}, this version reads {SCHEMA_VERSION}; evaluate again"
+            )
+        return super().from_json(tree, source, name)

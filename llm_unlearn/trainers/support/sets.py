@@ -1,0 +1,133 @@
+"""Which rows of which sets meet at which step, and the one flat batch that they make.
+
+The draw depends on the seed and the sizes alone, not on processes or accumulation: row k of the run is row k however it
+is laid out in batches, and the same after a resume. Each pass over a set is a fresh permutation.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from llm_unlearn.data.encoding import Encoding, encode_rows
+from llm_unlearn.errors import InputError
+from llm_unlearn.tasks import Task
+from llm_unlearn.tasks.causal_lm import CausalLMTask
+
+LOG_PROB = "reference_log_prob"  # a row's log π_θ0(y|x), where it was computed before the first step
+STREAMS = {"forget": 0, "refusal": 0, "retain": 1}  # refusals are drawn with the forget rows that they answer
+
+
+def tokenised(method: str, task: Task, processing_class: Any, encoding: Encoding, name: str, rows: Any) -> Any:
+    """The rows of a set with the task's columns alone; texts are encoded.
+
+    Args:
+        method: its name, for messages.
+        task: what the rows are for.
+        processing_class: the tokenizer, for texts.
+        encoding: how texts become tokens.
+        name: of the set.
+        rows: a dataset, of texts or encoded.
+    Raises:
+        InputError: there are none, or they cannot be encoded.
+    """
+    if rows is None or len(rows) == 0:
+        raise InputError(f"{method} needs {name}_dataset, which is {'missing' if rows is None else 'empty'}")
+    if task.columns[0] not in rows.column_names:
+        if not isinstance(task, CausalLMTask):
+            raise InputError(f"{name}_dataset: no column '{task.columns[0]}'; encode the rows first")
+        if processing_class is None:
+            raise InputError(f"{name}_dataset holds text: give processing_class (the tokenizer) to encode it")
+        rows = encode_rows(rows, processing_class, encoding)
+    return rows.select_columns([c for c in task.columns if c in rows.column_names])
+
+
+class RowOrder:
+    """The order in which rows of each set are drawn: one fresh permutation per pass.
+
+    Args:
+        sizes: rows of each set, e.g. {"forget": 100, "retain": 1900}.
+        seed: of the permutations.
+    """
+
+    def __init__(self, sizes: dict[str, int], seed: int) -> None:
+        self.sizes, self.seed = sizes, seed
+        self._permutations: dict[tuple[str, int], np.ndarray] = {}
+
+    def index(self, name: str, draw: int) -> int:
+        """Which row of set `name` the draw of that number gives."""
+        n = self.sizes[name]
+        key = (name, draw // n)
+        if key not in self._permutations:
+            generator = np.random.default_rng([self.seed, STREAMS[name], draw // n])
+            self._permutations[key] = generator.permutation(n)
+        return int(self._permutations[key][draw % n])
+
+
+class SetRows:
+    """A map-style dataset of `{"forget": row, "retain": row}`, with the sets that the item's step asks for.
+
+    Args:
+        rows: the sets, e.g. {"forget": dataset, "retain": dataset}.
+        schedule: for each step the names of its sets.
+        per_step: items of a step.
+        seed: of the draw.
+    """
+
+    def __init__(self, rows: dict[str, Any], schedule: list[tuple[str, ...]], per_step: int, seed: int) -> None:
+        self.rows, self.schedule, self.per_step = rows, schedule, per_step
+        self.order = RowOrder({name: len(set_rows) for name, set_rows in rows.items()}, seed)
+        used = {name: np.cumsum([name in names for names in schedule]) for name in rows}
+        self._before = {name: count - [name in names for names in schedule] for name, count in used.items()}
+
+    def __len__(self) -> int:
+        return len(self.schedule) * self.per_step
+
+    def __getitem__(self, k: int) -> dict[str, Any]:
+        names = self.schedule[k // self.per_step]
+        return {name: self.rows[name][self.order.index(name, self._draw(name, k))] for name in names}
+
+    def rows_drawn(self, name: str) -> list[int]:
+        """The rows of set `name` that are drawn within its first pass, in order."""
+        items = [k for k in range(len(self)) if name in self.schedule[k // self.per_step]]
+        draws = [self._draw(name, k) for k in items]
+        return [self.order.index(name, draw) for draw in draws if draw < len(self.rows[name])]
+
+    def _draw(self, name: str, k: int) -> int:
+        """How many rows of set `name` were drawn before item k's."""
+        step, within = divmod(k, self.per_step)
+        return int(self._before[name][step]) * self.per_step + within
+
+
+class SetCollator:
+    """Items of SetRows → one flat batch: tensors over the rows of all sets, set after set, padded to one length.
+
+    Args:
+        collate: list of rows → dict of tensors with rows first (for text, CausalLMCollator).
+    """
+
+    def __init__(self, collate: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> None:
+        self._collate = collate
+
+    def collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """One batch of rows of any sets, without what only this module knows of."""
+        return self._collate([{key: value for key, value in row.items() if key != LOG_PROB} for row in rows])
+
+    def __call__(self, items: list[dict[str, Any]]) -> dict[str, Any]:
+        """The tensors of all rows; beside them `sets`, {set: slice of the rows}.
+
+        Where rows carry the reference's log-prob they have it under `LOG_PROB`, (B,) float32, NaN elsewhere.
+        """
+        names, n = list(items[0]), len(items)
+        rows = [item[name] for name in names for item in items]
+        batch = self.collate(rows)
+        if any(LOG_PROB in row for row in rows):
+            batch[LOG_PROB] = torch.tensor([row.get(LOG_PROB, float("nan")) for row in rows])
+        batch["sets"] = {name: slice(i * n, (i + 1) * n) for i, name in enumerate(names)}
+        return batch
+
+
+def rows_of(batch: dict[str, Any], rows: slice) -> dict[str, Any]:
+    """The batch of some rows of a flat batch: views of its tensors, at the same padded length."""
+    return {key: value[rows] for key, value in batch.items() if key != "sets"}

@@ -1,0 +1,73 @@
+"""What `llm-unlearn audit` prints: a line for each test with its figures, a warning where noise is not calibrated."""
+
+from dataclasses import replace
+
+import pytest
+
+from llm_unlearn.cli.audit_lines import as_text
+from llm_unlearn.metrics import attack_success, gaussian_test, membership_inference
+from llm_unlearn.metrics.attack import PairedExcess
+from llm_unlearn.metrics.results import Attack, Evaluation, Gus
+
+pytestmark = pytest.mark.unit
+
+NULL = gaussian_test([-1.2, -0.4, 0.1, 0.6, 1.0])
+EMPTY = Evaluation(
+    model="m",
+    kind="audited",
+    method=None,
+    budget=None,
+    seed=0,
+    recipe="r",
+    attack=None,
+    gus=None,
+    utility=None,
+    mia=None,
+    cost=None,
+    oracle=None,
+    skipped={},
+)
+
+
+def gus(mean: float, p: float, chi2: float, control: float = 0.5) -> Gus:
+    return Gus(
+        **{**vars(NULL), "mean": mean, "p_value": p, "chi2_p_value": chi2},
+        n_unscorable=0,
+        control=replace(NULL, p_value=0.4, chi2_p_value=control),
+        others=None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("section", "words", "warned"),
+    [
+        (gus(1.0, 1e-9, 0.5), "still in the model", False),
+        (gus(-1.0, 1e-9, 0.5), "below 0", False),
+        (gus(0.0, 0.9, 1e-6), "not N(0, 1)", False),
+        (gus(0.1, 0.4, 0.5, control=1e-6), "no trace found", True),
+    ],
+)
+def test_the_gaussian_test(section, words, warned):
+    lines = as_text({"m": replace(EMPTY, gus=section)}).splitlines()
+    assert f"GUS {section.mean:.2f} (n = 5, p = {section.p_value:.2g})" in lines[1] and words in lines[1]
+    assert any("WARNING" in line for line in lines) == warned
+
+
+def test_the_other_tests():
+    attack = attack_success([1] * 9 + [0], [0] * 9 + [1])
+    excess = PairedExcess(mean=0.7, ci95=None, p_value=1e-8, n=10)
+    loss = membership_inference([float(i) for i in range(10, 30)], [float(i) for i in range(10)])
+    zlib = membership_inference([0.0, 1.0], [0.0, 1.0])
+    attacks, section = {"loss": loss, "zlib": zlib}, Attack(**vars(attack), excess=excess)
+    text = as_text({"m": replace(EMPTY, attack=section, mia=attacks, skipped={"oracle": "none"})})
+    low, high = attack.ci95.lift
+    assert f"0.90 with it, 0.10 without; lift 0.80 [{low:.2f}, {high:.2f}]: the trigger still works" in text
+    assert "0.70 (p = 1e-08)" in text
+    lines = {line.split()[1]: line for line in text.splitlines() if line.split()[:1] == ["membership"]}
+    assert "AUC 1.00" in lines["loss:"] and "do not" not in lines["loss:"]
+    assert "AUC 0.50 (p = 1)" in lines["zlib:"] and "do not" in lines["zlib:"]
+    assert "not measured   oracle: none" in text
+
+
+def test_the_last_line_keeps_a_reader_from_a_false_all_clear():
+    assert "does not show" in as_text({"m": EMPTY}).splitlines()[-1]
