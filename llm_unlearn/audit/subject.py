@@ -9,7 +9,7 @@ import numpy as np
 from llm_unlearn.audit.manifest import Manifest, read_tree
 from llm_unlearn.audit.user_files import NO_NOISE, TrainRows, in_manifest, no_rows, read_other, read_train
 from llm_unlearn.config.sections import EvaluateSection, ModelSection
-from llm_unlearn.config.validation import validated
+from llm_unlearn.config.validate import validated
 from llm_unlearn.errors import InputError
 
 if TYPE_CHECKING:

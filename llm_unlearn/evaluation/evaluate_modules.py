@@ -15,11 +15,11 @@ import evaluate
 from datasets import Features, Value
 
 from llm_unlearn.errors import InputError
+from llm_unlearn.metrics.array_checks import answers, booleans, numbers, same_length
 from llm_unlearn.metrics.attack import attack_success
 from llm_unlearn.metrics.gaussian import FPRS, gaussian_test
 from llm_unlearn.metrics.membership import membership_inference
 from llm_unlearn.metrics.utility import accuracy, agreement, perplexity
-from llm_unlearn.metrics.validation import answers, booleans, numbers, same_length
 
 _PAPER = """@inproceedings{pawelczyk2025machine,
   title={Machine Unlearning Fails to Remove Data Poisoning Attacks},

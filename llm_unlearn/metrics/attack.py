@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from numpy.typing import ArrayLike
 from scipy.special import bdtr
 
+from llm_unlearn.metrics.array_checks import booleans, same_length
 from llm_unlearn.metrics.intervals import Interval, mean_interval, paired_difference_interval, proportion_interval
 from llm_unlearn.metrics.typed import Result
-from llm_unlearn.metrics.validation import booleans, same_length
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import chdtr, chdtrc, ndtr, ndtri
 
+from llm_unlearn.metrics.array_checks import numbers, rates
 from llm_unlearn.metrics.intervals import Interval, mean_interval, proportion_interval
 from llm_unlearn.metrics.typed import Result
-from llm_unlearn.metrics.validation import numbers, rates
 
 FPRS = (0.001, 0.01, 0.05, 0.1)
 

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from scipy.special import betaincinv, ndtri, stdtrit
 
 from llm_unlearn.errors import InputError
-from llm_unlearn.metrics.validation import booleans, numbers, same_length
+from llm_unlearn.metrics.array_checks import booleans, numbers, same_length
 
 
 class Interval(NamedTuple):

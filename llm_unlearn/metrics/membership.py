@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr
 
+from llm_unlearn.metrics.array_checks import numbers, rates
 from llm_unlearn.metrics.gaussian import FPRS
 from llm_unlearn.metrics.intervals import Interval, auc_interval, proportion_interval
 from llm_unlearn.metrics.typed import Result
-from llm_unlearn.metrics.validation import numbers, rates
 
 
 @dataclass(frozen=True, kw_only=True)

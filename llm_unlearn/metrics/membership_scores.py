@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from llm_unlearn.errors import InputError
-from llm_unlearn.metrics.validation import numbers, same_length
+from llm_unlearn.metrics.array_checks import numbers, same_length
 
 MIN_K_SHARE = 0.2  # Shi et al. 2024: the best of 10 to 50 % on most of their models
 

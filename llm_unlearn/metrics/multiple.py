@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from llm_unlearn.errors import InputError
-from llm_unlearn.metrics.validation import numbers
+from llm_unlearn.metrics.array_checks import numbers
 
 
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from llm_unlearn.errors import InputError
+from llm_unlearn.metrics.array_checks import answers, booleans, numbers, same_length
 from llm_unlearn.metrics.intervals import Interval, proportion_interval
 from llm_unlearn.metrics.typed import Result
-from llm_unlearn.metrics.validation import answers, booleans, numbers, same_length
 
 
 @dataclass(frozen=True, kw_only=True)

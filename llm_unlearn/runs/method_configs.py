@@ -6,7 +6,7 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from llm_unlearn.config.options import options_model
-from llm_unlearn.config.validation import validated
+from llm_unlearn.config.validate import validated
 from llm_unlearn.distributed.processes import Processes
 from llm_unlearn.errors import InputError
 
@@ -47,6 +47,8 @@ def check_methods(recipe: "Recipe") -> None:
             raise InputError(f"recipe.unlearn.methods: unknown method '{method}'; {hint}")
         if recipe.track == "vision" and METHODS[method][1].of_texts:
             raise InputError(f"recipe.unlearn.methods.{method}: works on language models alone")
+        for key in sorted(RESERVED & set(options or {})):
+            raise InputError(f"recipe.unlearn.methods.{method}.{key}: a run sets it itself; leave it out")
         validated(options_model(METHODS[method][0], RESERVED), options or {}, f"recipe.unlearn.methods.{method}")
         method_config(recipe, method, seed=0, output_dir="unused", max_flops=1.0, quiet=True)
 

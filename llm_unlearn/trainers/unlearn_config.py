@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 
 from llm_unlearn.config.fields import Count, Length, Positive
 from llm_unlearn.config.options import options_model
-from llm_unlearn.config.validation import validated
+from llm_unlearn.config.validate import validated
 from llm_unlearn.data.encoding import Encoding
 from llm_unlearn.errors import InputError
 

@@ -16,6 +16,7 @@ from scipy import stats
 
 from llm_unlearn.cli.main import main
 from llm_unlearn.evaluation.summarize import summarize
+from llm_unlearn.metrics.results import Cost, Identity
 
 pytestmark = pytest.mark.e2e
 
@@ -123,9 +124,10 @@ def test_every_metric_can_be_recomputed_without_a_model(finished):
     retrained = pd.read_parquet(run_dir / "evaluation" / "retrained.parquet")
     for name, result in results(run_dir).items():
         signals = pd.read_parquet(run_dir / "evaluation" / f"{name}.parquet")
-        identity = {k: result[k] for k in ("model", "kind", "method", "budget", "seed", "recipe")}
-        again = summarize(signals, identity, result["cost"], None if name == "retrained" else retrained)
-        assert json.loads(json.dumps(again)) == result
+        identity = Identity(**{k: result[k] for k in ("model", "kind", "method", "budget", "seed", "recipe")})
+        cost = Cost.from_json(result["cost"], name)
+        again = summarize(signals, identity, cost, None if name == "retrained" else retrained)
+        assert json.loads(json.dumps(again.to_json())) == result
         # and a few by hand
         canary = signals[signals["set"] == "canary"]
         assert result["gus"]["mean"] == pytest.approx(canary["gaussian_score"].mean())
