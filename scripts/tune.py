@@ -108,6 +108,7 @@ def search(path: str, overrides: list[str], seed: int, points: dict[str, list[di
     from llm_unlearn.config.recipe import load_recipe
     from llm_unlearn.errors import DiskFullError, InputError
     from llm_unlearn.runs.environment import calm_libraries
+    from llm_unlearn.runs.phases import stages_until
     from llm_unlearn.runs.pipeline import run, seed_runs
     from llm_unlearn.runs.stages import Stages
 
@@ -134,7 +135,7 @@ def search(path: str, overrides: list[str], seed: int, points: dict[str, list[di
             settings["learning_rate"] = options["ratio"] * recipe.train.learning_rate
         seed_run.recipe = recipe.changed(unlearn=recipe.unlearn.changed(methods={method: settings}))
         try:
-            for stage in seed_run.stages("evaluate"):
+            for stage in stages_until(seed_run, "evaluate"):
                 if stage.name in (f"unlearned/{method}", f"evaluation/{method}"):
                     stages.run(stage)
             result = figures(seed_run.folder / "evaluation" / f"{method}.json")

@@ -17,6 +17,7 @@ def describe_plan(recipe: Recipe, until: str, topology: Topology | None = None) 
         InputError: what the run itself would refuse before its first stage: paths, methods, the output directory.
     """
     from llm_unlearn.config.sweep import points
+    from llm_unlearn.runs.phases import stages_until
     from llm_unlearn.runs.pipeline import check, seed_runs
     from llm_unlearn.runs.stages import Stages
 
@@ -28,7 +29,7 @@ def describe_plan(recipe: Recipe, until: str, topology: Topology | None = None) 
             runner = Stages(seed_run.folder)
             stages += [
                 {"seed": seed_run.seed, "stage": where + s.name, "done": runner.is_done(s)}
-                for s in seed_run.stages(until)
+                for s in stages_until(seed_run, until)
             ]
     plan = {
         "recipe": recipe.name,

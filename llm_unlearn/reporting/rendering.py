@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import jinja2
     from markupsafe import Markup
 
-    from llm_unlearn.reporting.report import Report
+    from llm_unlearn.reporting.report_content import Report
 
 
 def report_html(report: "Report") -> str:

@@ -4,7 +4,6 @@ write_report(Path("runs/quickstart"))
 """
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from llm_unlearn.files import replacing_file
@@ -14,16 +13,17 @@ from llm_unlearn.reporting.comparisons import comparisons_section
 from llm_unlearn.reporting.contact_sheet import contact_sheet_section
 from llm_unlearn.reporting.markdown import code, escape, table_text
 from llm_unlearn.reporting.membership_section import membership_section
-from llm_unlearn.reporting.pages import FOLDER, Page, compose_pages, file_name
+from llm_unlearn.reporting.pages import FOLDER, compose_pages, file_name
 from llm_unlearn.reporting.plots import Plot, all_plots
 from llm_unlearn.reporting.rendering import page_html
 from llm_unlearn.reporting.rendering import report_html as html
+from llm_unlearn.reporting.report_content import Report
 from llm_unlearn.reporting.run_results import Results, read_results
 from llm_unlearn.reporting.section import Section
 from llm_unlearn.reporting.stress_section import stress_section
 from llm_unlearn.reporting.sweep_section import sweep_sections
 from llm_unlearn.reporting.tables import BEST, Table, control_table, kept_table, main_table, present
-from llm_unlearn.reporting.verdicts import Verdict, headline, judge, warnings
+from llm_unlearn.reporting.verdicts import headline, judge, warnings
 from llm_unlearn.reporting.words import attack_words, what_was_poisoned
 
 OUR_PLOTS = (  # what an earlier report may have left, which no longer applies
@@ -35,32 +35,6 @@ CONTROL_NOTE = (
 )
 KEPT_NOTE = "The forget set held a part of the poison. These canaries were not in it: they are expected to remain."
 MISSING_NOTE = "The plots of the Gaussian test are left out: there are no per-example scores (evaluation/*.parquet)."
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a report says, before it is set in Markdown or HTML."""
-
-    title: str
-    subtitle: str
-    headline: str
-    warnings: list[str]
-    poisoned: str
-    verdicts: list[Verdict]
-    table: Table
-    table_note: str
-    sections: list[Section]
-    plots: list[Plot]
-    plots_missing: str
-    reading: list[tuple[str, str]]
-    limits: list[str]
-    reproduction: list[tuple[str, str]]
-    recipe: str | None
-    pages: list[Page]
-
-    @property
-    def all_plots(self) -> list[Plot]:
-        return [*self.plots, *(plot for section in self.sections for plot in section.plots)]
 
 
 def write_report(run_dir: str | Path) -> list[Path]:

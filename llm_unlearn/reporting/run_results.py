@@ -48,6 +48,11 @@ class Statistic:
             return math.nan
         return math.sqrt(math.fsum((v - mean) ** 2 for v in self.values) / (self.n - 1))
 
+    def to_json(self) -> dict[str, Any]:
+        """{"mean", "sd", "n"}; what is not finite becomes null."""
+        finite = [value if value is not None and math.isfinite(value) else None for value in (self.mean, self.sd)]
+        return {"mean": finite[0], "sd": finite[1], "n": self.n}
+
 
 def statistic(values: Sequence[float | None]) -> Statistic | None:
     """Of the seeds that have a value; None where none does."""

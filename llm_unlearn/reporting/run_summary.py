@@ -1,13 +1,13 @@
 """Mean, standard deviation and n over seeds of every number that the evaluations hold."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 from llm_unlearn.files import write_text
 from llm_unlearn.metrics.results import SCHEMA_VERSION, Evaluation
-from llm_unlearn.reporting.run_results import Results, Statistic, read_results, statistic
+from llm_unlearn.reporting.run_results import Results, read_results, statistic
+from llm_unlearn.reporting.sweep_section import sweep_summary
 
 _IDENTIFIERS = ("schema_version", "seed", "budget")
 
@@ -24,8 +24,6 @@ def write_summary(run_dir: str | Path) -> dict[str, Any]:
     Raises:
         InputError: naming the file that is missing or damaged.
     """
-    from llm_unlearn.reporting.sweep_section import sweep_summary  # which writes its numbers as `plain` does
-
     results = read_results(run_dir)
     summary = {
         "schema_version": SCHEMA_VERSION,
@@ -42,7 +40,7 @@ def _over_seeds(results: Results, name: str) -> dict[str, dict[str, Any]]:
     trees = [numbers(result) for result in results.of(name)]
     keys = dict.fromkeys(key for tree in trees for key in tree)
     found = {key: statistic([tree.get(key) for tree in trees]) for key in keys}
-    return {key: plain(entry) for key, entry in found.items() if entry}
+    return {key: entry.to_json() for key, entry in found.items() if entry}
 
 
 def numbers(result: Evaluation) -> dict[str, float]:
@@ -62,12 +60,3 @@ def _leaves(tree: dict[str, Any], prefix: str) -> list[tuple[str, float]]:
         elif isinstance(value, int | float):
             leaves.append((f"{prefix}{key}", float(value)))
     return leaves
-
-
-def plain(entry: Statistic) -> dict[str, Any]:
-    """A statistic as JSON; what is not finite becomes null."""
-    return {"mean": _finite(entry.mean), "sd": _finite(entry.sd), "n": entry.n}
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None

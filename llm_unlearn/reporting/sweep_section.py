@@ -14,7 +14,6 @@ from llm_unlearn.reporting import figures
 from llm_unlearn.reporting.figures import Figure
 from llm_unlearn.reporting.plots import Plot
 from llm_unlearn.reporting.run_results import PLAIN, Results, Statistic, read_results, statistic
-from llm_unlearn.reporting.run_summary import plain
 from llm_unlearn.reporting.section import Section
 from llm_unlearn.reporting.style import figure, line_look, png, styles
 from llm_unlearn.reporting.tables import Table, statistic_cell
@@ -216,7 +215,7 @@ def _normalised(results: Results) -> Section | None:
 def sweep_summary(results: Results) -> dict[str, Any]:
     """What summary.json says of normalised effects and of the sweep: model → figure → {mean, sd, n}."""
     effects = {
-        name: {curve.key: plain(s) for curve in _effects(results) if (s := normalised(results, name, curve.of))}
+        name: {curve.key: s.to_json() for curve in _effects(results) if (s := normalised(results, name, curve.of))}
         for name in results.methods
     }
     axes = {
@@ -224,7 +223,7 @@ def sweep_summary(results: Results) -> dict[str, Any]:
             {
                 "value": value,
                 "models": {
-                    name: {curve.key: plain(s) for curve in CURVES if (s := axis.at(name, curve.of)[i])}
+                    name: {curve.key: s.to_json() for curve in CURVES if (s := axis.at(name, curve.of)[i])}
                     for name in axis.models
                 },
             }

@@ -2,11 +2,9 @@
 
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-from llm_unlearn.runs.analysis_stages import analysis_stages
-from llm_unlearn.runs.seed_run import MakeStages, SeedRun
-from llm_unlearn.runs.stress_stages import stress_stages
+from llm_unlearn.runs.seed_run import SeedRun
 from llm_unlearn.training.pretraining import base_folder
 
 if TYPE_CHECKING:
@@ -15,8 +13,6 @@ if TYPE_CHECKING:
 
 class LanguageRun(SeedRun):
     """One seed of a recipe, in its own folder."""
-
-    further_phases: ClassVar[dict[str, MakeStages]] = {"analyze": analysis_stages, "stress": stress_stages}
 
     @cached_property
     def base(self) -> str:

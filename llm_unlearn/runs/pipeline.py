@@ -15,6 +15,7 @@ from llm_unlearn.distributed.processes import Processes
 from llm_unlearn.errors import InputError
 from llm_unlearn.files import explained_full_disk, write_json, write_text
 from llm_unlearn.runs.environment import log_level, log_lines
+from llm_unlearn.runs.phases import stages_until
 from llm_unlearn.runs.seed_run import SeedRun
 from llm_unlearn.runs.stages import Stages
 from llm_unlearn.runs.tracks import track_of
@@ -23,7 +24,6 @@ from llm_unlearn.runs.workers import default_jobs, run_all
 
 logger = logging.getLogger(__name__)
 
-PHASES = ("poison", "train", "unlearn", "evaluate", "analyze", "stress", "report")
 SHARED = ("poisoned", "clean")  # stages whose models points of a sweep may have in common
 
 
@@ -32,7 +32,7 @@ def run(recipe: Recipe, *, until: str = "report", quiet: bool = False, jobs: int
 
     Args:
         recipe: see `load_recipe`.
-        until: one of PHASES.
+        until: one of PHASES, or "report".
         quiet: no progress bars. A line per stage goes to the logger `llm_unlearn`.
         jobs: how many seeds and points at a time, each in a process of its own; by default one per GPU.
 
@@ -86,7 +86,7 @@ def run_seed(recipe: Recipe, seed: int, centre: Recipe, until: str, quiet: bool,
     processes = seed_run.processes
     stages = Stages(seed_run.folder, processes, prefix)
     environment = seed_run.folder / "environment.json"
-    for stage in seed_run.stages(until):
+    for stage in stages_until(seed_run, until):
         try:
             ran = stages.adopt(stage, seed_run.siblings if stage.name in SHARED else []) or stages.run(stage)
         except InputError as error:

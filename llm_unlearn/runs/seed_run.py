@@ -5,21 +5,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from llm_unlearn.config.recipe import Recipe
 from llm_unlearn.distributed.processes import Processes
 from llm_unlearn.files import file_stamps, write_json
-from llm_unlearn.runs.evaluation_stages import evaluate_stages
 from llm_unlearn.runs.stages import Stage
-from llm_unlearn.runs.training_stages import poison_stages, train_stages
-from llm_unlearn.runs.unlearning_stages import unlearn_stages
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-
-MakeStages = Callable[[Any, dict[str, Stage]], list[Stage]]  # (the run, the stages before) → the stages of a phase
 
 
 class SeedRun(ABC):
@@ -29,22 +23,6 @@ class SeedRun(ABC):
         self.recipe, self.seed, self.folder, self.quiet = recipe, seed, folder, quiet
         self.processes = Processes.current()
         self.siblings: list[Path] = []  # folders of the same seed, from which a model that is the same may be taken
-
-    def stages(self, until: str = "report") -> list[Stage]:
-        """Every stage up to a phase, in order; each depends on the hash of those that it builds on."""
-        phases: dict[str, MakeStages] = {
-            "poison": poison_stages,
-            "train": train_stages,
-            "unlearn": unlearn_stages,
-            "evaluate": evaluate_stages,
-            **self.further_phases,
-        }
-        stages: dict[str, Stage] = {}
-        for phase, make in phases.items():
-            stages |= {stage.name: stage for stage in make(self, stages)}
-            if phase == until:
-                break
-        return list(stages.values())
 
     def variants(self) -> list[tuple[str, str, float]]:
         """(name of the model, method, budget) of everything that this recipe unlearns."""
@@ -89,8 +67,6 @@ class SeedRun(ABC):
         return Stage(name, inputs, [self.folder / name / "cost.json"], work, common=True)
 
     # ---- what a kind of data must say
-
-    further_phases: ClassVar[dict[str, MakeStages]] = {}  # after the evaluation, in order
 
     @property
     @abstractmethod

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from llm_unlearn.config.recipe import Recipe
 from llm_unlearn.distributed.topology import Topology
 from llm_unlearn.doctor.memory.optimizer import engine_bytes, numbers, state_bytes, step_bytes
-from llm_unlearn.doctor.memory.subject import subject_of
+from llm_unlearn.doctor.memory.step_subject import subject_of
 from llm_unlearn.errors import InputError
 
 if TYPE_CHECKING:

@@ -1,0 +1,36 @@
+"""The phases of a run, in order; the command line has a command for each."""
+
+from collections.abc import Callable
+from typing import Any
+
+from llm_unlearn.runs.analysis_stages import analysis_stages
+from llm_unlearn.runs.evaluation_stages import evaluate_stages
+from llm_unlearn.runs.seed_run import SeedRun
+from llm_unlearn.runs.stages import Stage
+from llm_unlearn.runs.stress_stages import stress_stages
+from llm_unlearn.runs.training_stages import poison_stages, train_stages
+from llm_unlearn.runs.unlearning_stages import unlearn_stages
+
+PHASES: dict[str, Callable[[Any, dict[str, Stage]], list[Stage]]] = {  # from the run and the stages before
+    "poison": poison_stages,
+    "train": train_stages,
+    "unlearn": unlearn_stages,
+    "evaluate": evaluate_stages,
+    "analyze": analysis_stages,
+    "stress": stress_stages,
+}
+
+
+def stages_until(run: SeedRun, phase: str = "report") -> list[Stage]:
+    """Every stage of one seed up to a phase, in order; each depends on the hash of those that it builds on.
+
+    Args:
+        run: the seed.
+        phase: one of PHASES, or "report", which has no stage of its own and means all.
+    """
+    stages: dict[str, Stage] = {}
+    for name, make in PHASES.items():
+        stages |= {stage.name: stage for stage in make(run, stages)}
+        if name == phase:
+            break
+    return list(stages.values())
