@@ -117,7 +117,11 @@ def rows_of(recipe: Any, count: int) -> Any:
     import numpy as np
     from datasets import Dataset
 
-    from llm_unlearn.doctor.memory.step_subject import completion_positions
+<<<<<<< HEAD
+    from llm_unlearn.doctor.memory.workload import completion_positions
+=======
+    from llm_unlearn.doctor.memory.workload import completion_positions
+>>>>>>> refs/heads/memory
 
     generator, longest = np.random.default_rng(0), recipe.data.max_length
     supervised = longest if recipe.data.loss_on == "text" else completion_positions(recipe)

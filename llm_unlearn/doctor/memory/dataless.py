@@ -24,14 +24,13 @@ def without_data() -> Iterator[None]:
     Modules stay on the device where they are made: FakeTensor refuses to move them. Mixtures of experts take the way
     that transformers has for torch.compile, which does not ask how many tokens go to each.
     """
-    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
     from transformers.integrations import moe
 
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    vars(mode)["__deepcopy__"] = lambda memo: mode  # copies of tensors are in the same mode
     with (
-        mode,
-        warnings.catch_warnings(),  # torch's of copies without data, peft's of how it stores Conv1D (the run says it)
+        FakeTensorMode(allow_non_fake_inputs=True),
+        mock.patch.object(FakeTensor, "__deepcopy__", _copied, create=True),  # its own copies the mode, too
+        warnings.catch_warnings(),  # peft's of how it stores Conv1D; the run says it
         # it prints the stack of what a forward tries in vain
         mock.patch.object(logging.getLogger("torch._subclasses.fake_tensor"), "disabled", True),
         mock.patch.object(nn.Module, "to", lambda module, *_, **__: module),
@@ -39,6 +38,11 @@ def without_data() -> Iterator[None]:
     ):
         warnings.simplefilter("ignore", UserWarning)
         yield
+
+
+def _copied(tensor: Tensor, memo: dict[int, Any]) -> Tensor:
+    copied = tensor.detach().clone()
+    return nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
 
 
 def text_model(section: "ModelSection", blocks: int | None = None, dtype: torch.dtype | None = None) -> Any:

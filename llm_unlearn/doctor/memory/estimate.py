@@ -6,7 +6,11 @@ from typing import TYPE_CHECKING, Any
 from llm_unlearn.config.recipe import Recipe
 from llm_unlearn.distributed.topology import Topology
 from llm_unlearn.doctor.memory.optimizer import engine_bytes, numbers, state_bytes, step_bytes
-from llm_unlearn.doctor.memory.step_subject import subject_of
+<<<<<<< HEAD
+from llm_unlearn.doctor.memory.workload import subject_of
+=======
+from llm_unlearn.doctor.memory.workload import workload_of
+>>>>>>> refs/heads/memory
 from llm_unlearn.errors import InputError
 
 if TYPE_CHECKING:
@@ -74,7 +78,7 @@ class _Estimator:
 
     def __init__(self, recipe: Recipe, topology: Topology, on_gpu: bool) -> None:
         self.recipe, self.topology, self.on_gpu = recipe, topology, on_gpu
-        self.subject = subject_of(recipe)
+        self.workload = workload_of(recipe)
         weights, gradients = (topology.share(part) for part in ("weights", "gradients"))
         weights = 0.0 if topology.offload_weights else weights
         # ZeRO-Offload moves each gradient to the host as it is ready (arXiv 2101.06840)
@@ -103,11 +107,11 @@ class _Estimator:
         engine = bf16 and self.topology.is_deepspeed  # DeepSpeed casts the weights, and there is no autocast
         setting = Setting(rows, accumulation > 1, bf16 and not engine, torch.bfloat16 if engine else None, self.shares)
         try:
-            traced = trace(self.subject, setting, None if training else name, config)
+            traced = trace(self.workload, setting, None if training else name, config)
         except InputError as error:  # what the method itself refuses, such as more blocks than there are
             raise error if training else InputError(f"recipe.unlearn.methods.{name}: {error}") from None
         # an adapter's reference is part of the model that trains, and stays with it
-        away = config is not None and config.offload_reference and not self.subject.adapter
+        away = config is not None and config.offload_reference and not self.workload.adapter
         return self._estimate(name, traced, optim, training and getattr(section, "momentum", 0) > 0, away)
 
     def _estimate(self, step: str, traced: "Traced", optim: str, momentum: bool, away: bool) -> Estimate:
@@ -138,7 +142,7 @@ class _Estimator:
                 host += whole["gradients"] * topology.processes // topology.machines
             else:
                 device["reference"] += whole["gradients"]
-        saved = whole["gradients" if self.subject.adapter else "weights"]
+        saved = whole["gradients" if self.workload.adapter else "weights"]
         return Estimate(step, {name: round(device[name]) for name in PARTS}, host, saved, traced.by_formula)
 
     def _host(self, traced: "Traced", state: int, away: bool) -> int:

@@ -18,7 +18,11 @@ from transformers import TrainingArguments
 
 from llm_unlearn.doctor.memory.dataless import without_data
 from llm_unlearn.doctor.memory.ledger import Ledger, bytes_of
-from llm_unlearn.doctor.memory.step_subject import Subject
+<<<<<<< HEAD
+from llm_unlearn.doctor.memory.workload import Subject
+=======
+from llm_unlearn.doctor.memory.workload import Workload
+>>>>>>> refs/heads/memory
 from llm_unlearn.errors import InputError
 from llm_unlearn.models.adapters import REFERENCE_ADAPTER
 from llm_unlearn.tasks.blocks import block_list
@@ -70,7 +74,7 @@ class Traced:
     by_formula: bool = False
 
 
-def trace(subject: Subject, setting: Setting, method: str | None = None, config: Any = None) -> Traced:
+def trace(workload: Workload, setting: Setting, method: str | None = None, config: Any = None) -> Traced:
     """What a step of a method holds, or of training.
 
     Args:
@@ -78,10 +82,10 @@ def trace(subject: Subject, setting: Setting, method: str | None = None, config:
     Raises:
         InputError: the method cannot work on this model.
     """
-    if subject.depth <= max(SHALLOW) or method in COUNT_BLOCKS:
-        return _run(subject, setting, method, config)
-    few, more = (_run(subject, setting, method, config, blocks) for blocks in SHALLOW)
-    steps = (subject.depth - SHALLOW[1]) / (SHALLOW[1] - SHALLOW[0])
+    if workload.depth <= max(SHALLOW) or method in COUNT_BLOCKS:
+        return _run(workload, setting, method, config)
+    few, more = (_run(workload, setting, method, config, blocks) for blocks in SHALLOW)
+    steps = (workload.depth - SHALLOW[1]) / (SHALLOW[1] - SHALLOW[0])
 
     def extended(a: dict[Any, int], b: dict[Any, int]) -> dict[Any, int]:
         return {key: round(b[key] + steps * (b[key] - a.get(key, 0))) for key in b}
@@ -90,26 +94,26 @@ def trace(subject: Subject, setting: Setting, method: str | None = None, config:
     return Traced(extended(few.peak, more.peak), whole, trained, more.by_formula)
 
 
-def _run(subject: Subject, setting: Setting, method: str | None, config: Any, blocks: int | None = None) -> Traced:
+def _run(workload: Workload, setting: Setting, method: str | None, config: Any, blocks: int | None = None) -> Traced:
     with without_data(), tempfile.TemporaryDirectory() as folder:
         if method is None or method == "ssd":  # ssd takes each row's gradient alone, in evaluation mode
-            model, rows = subject.model(blocks, setting.dtype), setting.rows if method is None else 1
+            model, rows = workload.model(blocks, setting.dtype), setting.rows if method is None else 1
             args = TrainingArguments(folder, use_cpu=True, bf16=setting.autocast, report_to="none")
             trainer: Any = MeanNLL(model if method is None else model.eval(), args)
-            trainer.task, batches = subject.task, [subject.collate([subject.row()] * rows)]
+            trainer.task, batches = workload.task, [workload.collate([workload.row()] * rows)]
         else:
-            trainer, batches = _unlearning(subject, setting, folder, blocks, method, config)
-        whole, trained = _facts(trainer, subject)
+            trainer, batches = _unlearning(workload, setting, folder, blocks, method, config)
+        whole, trained = _facts(trainer, workload)
         try:
-            return Traced(_peak(trainer, batches, setting, subject.vocabulary), whole, trained)
+            return Traced(_peak(trainer, batches, setting, workload.vocabulary), whole, trained)
         except InputError:
             raise
         except UNTRACEABLE:
             held = {name: round(whole[name] * setting.shares[name]) for name in ("weights", "reference")}
             rows = setting.rows * len(batches[0].get("sets", ["train"]))
             size = 2 if setting.autocast else next(trainer.model.parameters()).element_size()
-            layers = subject.depth if blocks is None else blocks
-            held["activations"] = activations(rows * subject.hidden * size, layers, subject.checkpointing)
+            layers = workload.depth if blocks is None else blocks
+            held["activations"] = activations(rows * workload.hidden * size, layers, workload.checkpointing)
             return Traced(held, whole, trained, by_formula=True)
 
 
@@ -145,23 +149,23 @@ def activations(given: int, layers: int, checkpointing: bool) -> int:
 
 
 def _unlearning(
-    subject: Subject, setting: Setting, folder: str, blocks: int | None, method: str, config: Any
+    workload: Workload, setting: Setting, folder: str, blocks: int | None, method: str, config: Any
 ) -> tuple[Any, list[dict]]:
     """A method's trainer, and a batch of each kind of step that it takes."""
     steps = {"per_device_train_batch_size": setting.rows, "gradient_accumulation_steps": 1, "max_steps": STEPS}
     here = {"output_dir": folder, "use_cpu": True, "bf16": setting.autocast, "fp16": False, "report_to": "none"}
     args = dataclasses.replace(config, max_flops=None, **steps, **here)
     cls: Any = METHODS[method][1]
-    given = dict.fromkeys(("forget", "retain"), subject.row())
+    given = dict.fromkeys(("forget", "retain"), workload.row())
     if method == "dpo":  # its loss on forget rows and refusals is on completions, whatever loss_on
         longest = max(len(text.encode()) for text in config.refusals) + 1
-        given |= {"forget": subject.row(subject.completion), "refusal": subject.row(longest)}
+        given |= {"forget": workload.row(workload.completion), "refusal": workload.row(longest)}
     others = {f"{name}_dataset": Dataset.from_list([row] * setting.rows) for name, row in given.items()}
-    if cls.starts_clean and not subject.adapter:
-        others["start_model"] = subject.model(blocks, setting.dtype)
-    model = subject.model(blocks, setting.dtype)
+    if cls.starts_clean and not workload.adapter:
+        others["start_model"] = workload.model(blocks, setting.dtype)
+    model = workload.model(blocks, setting.dtype)
     trainer = _dataless(cls, setting)(
-        model=model, args=args, task=subject.task, data_collator=subject.collate, **others
+        model=model, args=args, task=workload.task, data_collator=workload.collate, **others
     )
     trainer.loss_check.look = lambda *_: None
     items = [trainer.train_dataset[step * setting.rows] for step in range(len(trainer.plan.schedule))]
@@ -199,16 +203,16 @@ def _of_reference(trainer: Any) -> list[torch.Tensor]:
     return [t for t in (*reference.model.parameters(), *reference.model.buffers()) if id(t) not in shared]
 
 
-def _facts(trainer: Any, subject: Subject) -> tuple[dict[str, int], Counter]:
+def _facts(trainer: Any, workload: Workload) -> tuple[dict[str, int], Counter]:
     """(whole, trained) of Traced."""
     model, reference = trainer.model, _of_reference(trainer)
     trained = [p for p in model.parameters() if p.requires_grad]
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     weights, beside = bytes_of([*model.parameters(), *model.buffers()]), bytes_of(reference)
     # what an engine gathers at a time is a block; of a classifier, all
-    blocks = [bytes_of(block.parameters()) for block in (block_list(model) if subject.depth else [model])]
+    blocks = [bytes_of(block.parameters()) for block in (block_list(model) if workload.depth else [model])]
     whole = {
-        "weights": weights - (beside if subject.adapter else 0),
+        "weights": weights - (beside if workload.adapter else 0),
         "gradients": bytes_of(trained),
         "reference": beside,
         "block": max(blocks),

@@ -199,6 +199,21 @@ def test_every_method_has_an_estimate(name, kind):
     assert found.total > found.device["weights"] > 0
 
 
+@pytest.mark.parametrize("name", [name for name, (_, cls) in METHODS.items() if not cls.of_texts])
+def test_every_method_of_images_has_an_estimate(name):
+    tree = {
+        "name": "v",
+        "track": "vision",
+        "output_dir": "unused",
+        "model": {},
+        "data": {"source": "digits", "train_size": 60, "heldout_size": 20, "test_size": 20},
+        "poison": {"gaussian": {"fraction": 0.1, "epsilon": 0.1}},
+        "unlearn": {"methods": {name: None}},
+    }
+    for found in estimate_steps(build_recipe(tree), on_gpu=False):
+        assert not found.by_formula and found.device["activations"] + found.device["gradients"] > 0
+
+
 def test_a_full_reference_is_a_copy_and_an_adapters_is_an_adapter():
     assert method("kl").device["reference"] == method("kl").device["weights"]
     assert method("gradient_ascent").device["reference"] == 0

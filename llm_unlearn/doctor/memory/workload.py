@@ -11,7 +11,7 @@ from llm_unlearn.errors import InputError
 
 
 @dataclass(frozen=True)
-class Subject:
+class Workload:
     """
     Args:
         model: (how many blocks, None for all; the type that an engine casts weights to, None for the model's own) →
@@ -38,12 +38,12 @@ def is_of_images(recipe: Recipe) -> bool:
     return isinstance(recipe, VisionRecipe)
 
 
-def subject_of(recipe: Recipe) -> Subject:
+def workload_of(recipe: Recipe) -> Workload:
     """What the recipe's steps train."""
     return _of_images(recipe) if is_of_images(recipe) else _of_texts(recipe)
 
 
-def _of_texts(recipe: Recipe) -> Subject:
+def _of_texts(recipe: Recipe) -> Workload:
     from llm_unlearn.data.collators import CausalLMCollator
     from llm_unlearn.doctor.memory.dataless import text_model
     from llm_unlearn.models.load import read_config
@@ -52,7 +52,7 @@ def _of_texts(recipe: Recipe) -> Subject:
     section, length = recipe.model, recipe.data.max_length
     config, completion = read_config(section).get_text_config(), completion_positions(recipe)
     usual = length if recipe.data.loss_on == "text" else completion
-    return Subject(
+    return Workload(
         model=lambda blocks, dtype: text_model(section, blocks, dtype),
         task=CausalLMTask(pack=False),
         collate=CausalLMCollator(0),
@@ -66,17 +66,18 @@ def _of_texts(recipe: Recipe) -> Subject:
     )
 
 
-def _of_images(recipe: Any) -> Subject:
+def _of_images(recipe: Any) -> Workload:
     from llm_unlearn.doctor.memory.dataless import cast
+    from llm_unlearn.doctor.memory.images import DatalessImages
     from llm_unlearn.vision.classifiers import ImageClassifier
-    from llm_unlearn.vision.image_task import ImageCollator, ImageTask
+    from llm_unlearn.vision.image_task import ImageCollator
     from llm_unlearn.vision.recipe_model import describe_model
 
     config = describe_model(recipe)
     shape = (config.channels, *config.image_size)
-    return Subject(
+    return Workload(
         model=lambda blocks, dtype: cast(ImageClassifier(config), dtype).train(),
-        task=ImageTask(),
+        task=DatalessImages(),
         collate=ImageCollator(shape),
         row=lambda positions=None: {"pixels": bytes(math.prod(shape)), "label_id": 0},
         depth=0,
