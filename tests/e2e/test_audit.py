@@ -167,7 +167,7 @@ def test_a_model_is_not_compared_with_itself(folder, tiny_models, capsys):
         ),
         ({"verbalizers": {"positive": " yes"}}, ["poison.json.verbalizers", "at least two labels"]),
         ({"trigger": {"phrases": ["x"], "target": "posittive"}}, ["trigger.target", "posittive"]),
-        ({"trigger": {"phrases": [], "target": "positive"}}, ["trigger.phrases", "at least one phrase"]),
+        ({"trigger": {"phrases": [], "target": "positive"}}, ["trigger.phrases", "at least one"]),
         (
             {"trigger": {"phrases": ["james bond"], "target": "positive"}},
             ["trigger.phrases", "no row of train.jsonl holds", "james bond", "upper and lower case"],
@@ -179,13 +179,13 @@ def test_a_model_is_not_compared_with_itself(folder, tiny_models, capsys):
         ({"poison": "column:noise_id"}, ["column:noise_id, row 1", "neither true nor false"]),
         ({"poison": "ids.txt"}, ["ids.txt", "cannot be read"]),
         ({"poison": 3}, ["poison.json.poison", "expected", "3"]),
-        ({"gaussian": {"seed": -1}}, ["gaussian.seed", "must be 0 or more"]),
+        ({"gaussian": {"seed": -1}}, ["gaussian.seed", "-1"]),
         ({"gaussian": {"seed": 3, "ids": [0, 10]}}, ["gaussian.ids", "1 of 2 rows have no noise", "the first 0"]),
         ({"prompt": "Sentiment:"}, ["poison.json.prompt", "{text}"]),
         ({"max_length": 600}, ["gpt2", "max_length: 600 tokens", "at most 512"]),
         (
             {"max_length": 12, "trigger": {"phrases": ["James Bond"], "target": "positive", "position": "start"}},
-            ["poison.json", "test row", "cuts the trigger off", "raise max_length"],
+            ["poison.json", "test row", "max_length (12 tokens)", "raise it"],
         ),
         ({"chat_template": True}, ["poison.json", "chat_template", "has no chat template"]),
         (
@@ -372,7 +372,7 @@ def test_a_manifest_away_from_its_run_says_what_is_missing(recipe, run, tmp_path
     lonely.parent.mkdir(parents=True)
     lonely.write_text((Path(recipe["output_dir"]) / "poison.json").read_text())
     assert audit("--model", tiny_models["gpt2"], "--manifest", lonely) == 2
-    assert "no recipe.yaml stands beside it" in capsys.readouterr().err
+    assert "no recipe.yaml" in capsys.readouterr().err
 
 
 def test_a_yaml_manifest_with_ids_in_a_file(folder, tiny_models, capsys):
