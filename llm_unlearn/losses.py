@@ -61,6 +61,7 @@ def example_mean(values: Tensor, example: Tensor, n_examples: int, weight: Tenso
         example: (N,), which example a position belongs to.
         n_examples: how many there are.
         weight: (N,) w; None: 1 each.
+
     Returns:
         (n_examples,), in the dtype of the values.
     """

@@ -117,7 +117,7 @@ def rows_of(recipe: Any, count: int) -> Any:
     import numpy as np
     from datasets import Dataset
 
-    from llm_unlearn.doctor.memory.completions import completion_positions
+    from llm_unlearn.doctor.memory.subject import completion_positions
 
     generator, longest = np.random.default_rng(0), recipe.data.max_length
     supervised = longest if recipe.data.loss_on == "text" else completion_positions(recipe)
@@ -259,6 +259,9 @@ def measure_apart(case: str, default_malloc: bool = False, accelerate_config: st
     """
     import torch
 
+    from llm_unlearn.runs.environment import calm_libraries
+
+    calm_libraries(quiet=True)
     from llm_unlearn.distributed.topology import read_topology
     from llm_unlearn.doctor.memory.estimate import estimate_steps
 

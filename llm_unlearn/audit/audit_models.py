@@ -1,4 +1,4 @@
-"""Evaluate checkpoints against a manifest: no run of ours needs to have made either."""
+"""Evaluate checkpoints against a manifest; neither has to come from a run of ours."""
 
 import logging
 from dataclasses import dataclass, replace
@@ -54,7 +54,7 @@ def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Eval
         options: how the models are loaded and run.
 
     Returns:
-        model → its evaluation, whose `skipped` says of each section that is None why.
+        model → its evaluation; `skipped` gives the reason for each section that is None.
 
     Raises:
         InputError: the input is wrong; the message names the option, file, field or row.
@@ -71,24 +71,23 @@ def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Eval
         logger.info(note)
     loader = Loader(subject, options.base, options.dtype, options.quantization, options.device_map)
     skipped = {**subject.missing, "cost": "what a checkpoint took to make is not in it"}
-    found = {name: loader.find(where) for name, where in names.items()}
+    checkpoints = {name: loader.find(source) for name, source in names.items()}
     oracle_path = options.retrained or subject.retrained
     oracle = loader.find(oracle_path) if oracle_path else None
     reference = _reference(loader, options, skipped)
-    evaluator = _evaluator(
-        loader, [*found.values(), *filter(None, (oracle, reference))], manifest, options.batch_size, reference
-    )
+    all_checkpoints = [*checkpoints.values(), *filter(None, (oracle, reference))]
+    evaluator = _evaluator(loader, all_checkpoints, manifest, options.batch_size, reference)
     oracle_model, oracle_signals = None, None
     if oracle:
-        logger.info("%s: evaluating, as the oracle", oracle.where)
+        logger.info("%s: evaluating, as the oracle", oracle.source)
         oracle_model = loader.load(oracle)
         oracle_signals = evaluator.signals(oracle_model, is_oracle=True)
     else:
         skipped.setdefault("oracle", "no --retrained model was given")
     results = {}
-    for name, checkpoint in found.items():
-        logger.info("%s: evaluating", checkpoint.where)
-        is_oracle = same_model(checkpoint.where, oracle_path)
+    for name, checkpoint in checkpoints.items():
+        logger.info("%s: evaluating", checkpoint.source)
+        is_oracle = same_model(checkpoint.source, oracle_path)
         signals = oracle_signals if is_oracle else None
         if signals is None:
             signals = evaluator.signals(loader.load(checkpoint), oracle_model)
@@ -161,7 +160,7 @@ def _evaluator(
     subject, first = loader.subject, checkpoints[0]
     tokenizer = loader.tokenizer(first)
     for checkpoint in checkpoints[1:]:
-        check_same_tokens(tokenizer, loader.tokenizer(checkpoint), first.where, checkpoint.where)
+        check_same_tokens(tokenizer, loader.tokenizer(checkpoint), first.source, checkpoint.source)
     with in_manifest(manifest):
         _check_prompts(subject, tokenizer)
     section = subject.evaluate
@@ -200,6 +199,7 @@ def _check_prompts(subject: Subject, tokenizer: Any) -> None:
 
 
 def _write(folder: Path, name: str, result: "Evaluation", signals: "pd.DataFrame") -> None:
+    """Write one evaluation and its signals."""
     from llm_unlearn.evaluation.signals import write_signals
 
     write_signals(signals, folder / f"{name}.parquet")

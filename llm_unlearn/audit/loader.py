@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that exists: `where`, a folder or hub id, and the `base` of an adapter (None: a full model)."""
+    """A checkpoint that exists: `source`, a folder or hub id, and the `base` of an adapter (None: a full model)."""
 
-    where: str
+    source: str
     base: str | None = None
 
 
@@ -55,15 +55,15 @@ class Loader:
 
     def load(self, checkpoint: Checkpoint) -> "PreTrainedModel":
         """The model on the best device, in evaluation mode."""
-        return load_checkpoint(checkpoint.where, self.section, checkpoint.base, self.device_map)
+        return load_checkpoint(checkpoint.source, self.section, checkpoint.base, self.device_map)
 
     def tokenizer(self, checkpoint: Checkpoint) -> "PreTrainedTokenizerBase":
         """The tokenizer beside a checkpoint, or else that of its base."""
-        for path in dict.fromkeys((checkpoint.where, checkpoint.base, self.base)):
+        for path in dict.fromkeys((checkpoint.source, checkpoint.base, self.base)):
             if path is not None and _has_tokenizer(path):
                 return load_tokenizer(path, self.section)
         raise InputError(
-            f"model {checkpoint.where}: there is no tokenizer beside it; save one there, or name a base "
+            f"model {checkpoint.source}: there is no tokenizer beside it; save one there, or name a base "
             "that has one (--base)"
         )
 

@@ -9,7 +9,7 @@ import numpy as np
 from llm_unlearn.audit.manifest import Manifest, read_tree
 from llm_unlearn.audit.user_files import NO_NOISE, TrainRows, in_manifest, no_rows, read_other, read_train
 from llm_unlearn.config.sections import EvaluateSection, ModelSection
-from llm_unlearn.config.validation import validated
+from llm_unlearn.config.validate import validated
 from llm_unlearn.errors import InputError
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def read_subject(path: Path) -> Subject:
 
 def _of_run(path: Path) -> Subject:
     """The subject of a run, from its recipe and its poison.json."""
-    from llm_unlearn.config.recipe import load_recipe
+    from llm_unlearn.config.recipe import VisionRecipe, load_recipe
     from llm_unlearn.data.encoding import Encoding
     from llm_unlearn.poisons.corrupt import read_manifest, read_sets
     from llm_unlearn.training.pretraining import base_of_run
@@ -82,7 +82,7 @@ def _of_run(path: Path) -> Subject:
             "it in its run directory"
         )
     recipe = load_recipe(recipe_path)
-    if recipe.track != "language":
+    if isinstance(recipe, VisionRecipe):
         raise InputError(
             f"{path}: the manifest of a run of images, which can only be evaluated by its recipe: "
             f"llm-unlearn evaluate {recipe_path}"

@@ -208,7 +208,9 @@ def _add_doctor(commands: Any) -> None:
     command.add_argument("recipe", metavar="RECIPE", nargs="?", help="a recipe file (YAML)")
     command.add_argument("overrides", nargs="*", metavar="section.field=value", help="change the recipe")
     command.add_argument(
-        "--accelerate-config", metavar="FILE", help="the topology to suppose, e.g. accelerate_configs/zero3.yaml"
+        "--accelerate-config",
+        metavar="FILE",
+        help="judge the recipe for these processes, e.g. accelerate_configs/zero3.yaml",
     )
     command.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
     command.add_argument("--debug", action="store_true", help="show the traceback of an error")

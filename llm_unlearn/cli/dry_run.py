@@ -5,6 +5,7 @@ from typing import Any
 
 from llm_unlearn.config.recipe import Recipe
 from llm_unlearn.distributed.topology import Topology
+from llm_unlearn.runs.tracks import track_of
 
 
 def describe_plan(recipe: Recipe, until: str, topology: Topology | None = None) -> dict[str, Any]:
@@ -61,7 +62,7 @@ def _sizes(recipe: Recipe) -> dict[str, int | None]:
         "test": data.test_size,
         **{names.get(kind, kind): count.get(kind, 0) for kind in type(recipe.poison).model_fields},
         "forget": forget,
-        **({"max_length": data.max_length} if recipe.track == "language" else {}),
+        **track_of(recipe).sizes(recipe),
         "training_steps": math.ceil(steps * train.epochs),
     }
 

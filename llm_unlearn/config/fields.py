@@ -77,7 +77,19 @@ Epochs = Annotated[float, Field(gt=0, le=10**6)]
 LearningRate = Annotated[float, Field(gt=0, le=1000)]
 NotNegative = Annotated[float, Field(ge=0, le=10**6)]  # a weight of a loss, a norm, a standard deviation
 Positive = Annotated[float, Field(gt=0, le=10**6)]  # a temperature, the ε of noise
-PixelChange = Annotated[float, Field(ge=1 / 255, le=1)]  # pixels are in [0, 1] and stored in 8 bits
-NotBlank = Annotated[str, Field(pattern=r"\S")]
-Completion = Annotated[str, Field(min_length=1)]
-Template = Annotated[str, Field(pattern=r"\{text\}")]
+
+
+def _said(words: str) -> dict[str, Any]:
+    """What messages and docs/recipe.md call a type, where its schema alone would not tell a person."""
+    return {"x-words": words}
+
+
+NotBlank = Annotated[str, Field(pattern=r"\S", json_schema_extra=_said("text that is not blank"))]
+Completion = Annotated[str, Field(min_length=1, json_schema_extra=_said("text that is not empty"))]
+Template = Annotated[str, Field(pattern=r"\{text\}", json_schema_extra=_said("a template that contains {text}"))]
+PixelChange = Annotated[
+    float,
+    Field(
+        ge=1 / 255, le=1, json_schema_extra=_said("a number in [1/255, 1] (pixels are in [0, 1] and stored in 8 bits)")
+    ),
+]

@@ -22,7 +22,7 @@ from llm_unlearn.config.sections import (
     check_labels,
 )
 from llm_unlearn.config.strict import dump_yaml, read_yaml, set_override
-from llm_unlearn.config.validation import validated
+from llm_unlearn.config.validate import validated
 from llm_unlearn.config.vision_sections import (
     VisionDataSection,
     VisionEvaluateSection,

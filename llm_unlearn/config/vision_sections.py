@@ -1,8 +1,9 @@
 """The sections of a recipe of the image track (`track: vision`) that differ from those for texts in sections.py."""
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
 from llm_unlearn.config.fields import (
     BatchSize,
@@ -20,6 +21,15 @@ from llm_unlearn.config.fields import (
     require,
 )
 from llm_unlearn.config.sections import check_source_label
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):  # which equals 0 or 1, and so a literal
+        raise PydanticCustomError("literal_error", "not a number")
+    return value
+
+
+Channels = Annotated[Literal[1, 3], BeforeValidator(_no_bool)]
 
 
 class VisionModelSection(Section):
@@ -70,7 +80,7 @@ class VisionDataSection(Section):
     """where the label is"""
     image_size: Size | None = None
     """pixels of a side, images are resized to it; null: as they are, all of one size"""
-    channels: Literal[1, 3] | None = None
+    channels: Channels | None = None
     """1: grey, 3: RGB; null: as the first image"""
     train_size: Count = 1000
     """images that are trained on, drawn stratified by label"""

@@ -6,8 +6,6 @@ from llm_unlearn.doctor.finding import Finding
 from llm_unlearn.errors import InputError
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from llm_unlearn.config.sections import ModelSection
 
 LENGTH = 8  # tokens of the rows on which gradients are looked for
@@ -19,107 +17,66 @@ def check_adapter(section: "ModelSection") -> list[Finding]:
     Raises:
         InputError: the model's config cannot be read.
     """
-    from llm_unlearn.doctor.memory.dataless import bare_model, text_model
+    from llm_unlearn.doctor.memory.dataless import bare_model, text_model, without_data
 
     if section.lora is None:
         return []
-    modules = [(name, module) for name, module in bare_model(section).named_modules() if name]
-    missing = [
-        target
-        for target in section.lora.target_modules or []
-        if not any(name == target or name.endswith(f".{target}") for name, _ in modules)
-    ]
-    linear = sorted(
-        {
-            name.rpartition(".")[2]
-            for name, module in modules
-            if type(module).__name__ in ("Linear", "Conv1D") and "head" not in name
+    with without_data():
+        modules = {name: type(module).__name__ for name, module in bare_model(section).named_modules() if name}
+        linear = {name.rpartition(".")[2] for name, kind in modules.items() if kind in ("Linear", "Conv1D")}
+        remedy = f"choose model.lora.target_modules from {', '.join(sorted(n for n in linear if 'head' not in n))}"
+        wanted = section.lora.target_modules or []
+        missing = [target for target in wanted if not any(f".{name}".endswith(f".{target}") for name in modules)]
+        if missing and len(missing) == len(wanted):
+            what = f"model.lora.target_modules: no module of this model is called {' or '.join(missing)}"
+            return [Finding("lora", "problem", what, remedy)]
+        try:
+            model = text_model(section, blocks=2)
+        except InputError as error:  # null leaves the choice to peft, which has none for this architecture
+            return [Finding("lora", "problem", str(error), remedy)]
+        findings = []
+        if missing:
+            what = f"model.lora.target_modules: no module is called {' or '.join(missing)}; the others get an adapter"
+            findings.append(Finding("lora", "warning", what, remedy))
+        adapted = {
+            name.split(".lora_A")[0].rpartition(".")[2] for name, _ in model.named_parameters() if ".lora_A" in name
         }
-    )
-    remedy = f"choose model.lora.target_modules from {', '.join(linear)}"
-    if missing and len(missing) == len(section.lora.target_modules):
-        return [
-            Finding(
-                "lora",
-                "problem",
-                f"model.lora.target_modules: no module of this model is called {' or '.join(missing)}",
-                remedy,
-            )
-        ]
-    try:
-        model = text_model(section, with_reference=False, blocks=2)
-    except InputError as error:  # where null leaves the choice to peft, and it has none for this architecture
-        return [Finding("lora", "problem", str(error), remedy)]
-    findings = []
-    if missing:
-        findings.append(
-            Finding(
-                "lora",
-                "warning",
-                f"model.lora.target_modules: {', '.join(missing)} match no module and are passed over",
-                remedy,
-            )
-        )
-    chosen = sorted(
-        {name.split(".lora_A")[0].rpartition(".")[2] for name, _ in model.named_parameters() if ".lora_A." in name}
-    )
-    findings.append(
-        Finding(
-            "lora",
-            "ok",
-            f"the adapter sits on {', '.join(chosen)}"
-            + ("" if section.lora.target_modules else ", peft's choice for this architecture"),
-        )
-    )
-    if section.gradient_checkpointing:
-        findings.append(check_gradients(model))
-    return findings
+        how = "" if wanted else ", peft's choice for this architecture"
+        findings.append(Finding("lora", "ok", f"the adapter sits on {', '.join(sorted(adapted))}{how}"))
+        return [*findings, check_gradients(model)] if section.gradient_checkpointing else findings
 
 
-def check_gradients(model: "nn.Module") -> Finding:
+def check_gradients(model: Any) -> Finding:
     """Whether a backward pass gives every weight that trains a gradient.
 
-    Under gradient checkpointing a block is run again in the backward pass; where all that enters it is frozen, the
-    reentrant kind would pass no gradient on, and the adapter stay as it is, silently. So the embedding's output is made
-    to ask for one (enable_input_require_grads).
+    Under gradient checkpointing a block runs again in the backward pass. Where all its inputs are frozen, the reentrant
+    kind passes no gradient on, and the adapter silently stays as it is. So the embedding's output is made to ask for
+    one (enable_input_require_grads).
 
     Args:
-        model: on the device meta, of two blocks say.
+        model: without data, of two blocks say.
     """
     try:
         without = weights_without_gradient(model)
     except RuntimeError as error:
-        if "does not require grad" not in str(error):  # what torch says where the loss depends on nothing that trains
-            return Finding(
-                "checkpointing",
-                "note",
-                f"whether gradients reach the adapter could not be tried: {str(error).splitlines()[0]}",
-            )
+        reason = str(error).splitlines()[0]
+        if "does not require grad" not in reason:  # what torch says where the loss depends on nothing that trains
+            return Finding("checkpointing", "note", f"the gradients of the adapter could not be checked: {reason}")
         without = ["any of them"]
     if without:
-        return Finding(
-            "checkpointing",
-            "problem",
-            f"under gradient checkpointing no gradient reaches {without[0]}"
-            + (f" and {len(without) - 1} other weights" if len(without) > 1 else "")
-            + ", which would stay as it is",
-            "model.gradient_checkpointing=false",
-        )
-    return Finding(
-        "checkpointing",
-        "ok",
-        "gradients reach every weight of the adapter behind checkpointed blocks: the "
-        "embedding's output is made to ask for one (tried on a copy of two blocks without data)",
-    )
+        others = f" and {len(without) - 1} other weights" if len(without) > 1 else ""
+        what = f"under gradient checkpointing no gradient reaches {without[0]}{others}, so training would not change it"
+        return Finding("checkpointing", "problem", what, "model.gradient_checkpointing=false")
+    what = "gradients reach every weight of the adapter behind checkpointed blocks (tried on two blocks without data)"
+    return Finding("checkpointing", "ok", what)
 
 
-def weights_without_gradient(model: "nn.Module") -> list[str]:
-    """Names of the weights that train and get no gradient in a step."""
-    from llm_unlearn.doctor.memory.dataless import DatalessTexts, off_meta
-    from llm_unlearn.doctor.memory.ledger import without_data
+def weights_without_gradient(model: Any) -> list[str]:
+    """Names of the weights that train and get no gradient in a step. Call in `without_data()`."""
+    from llm_unlearn.data.collators import CausalLMCollator
+    from llm_unlearn.doctor.memory.subject import text_row
+    from llm_unlearn.tasks.causal_lm import CausalLMTask
 
-    with without_data():
-        model = off_meta(model).train()
-        batch: dict[str, Any] = {"positions": (LENGTH - 1,)}
-        DatalessTexts(LENGTH).compute(model, batch, lambda found: found.mean_nll()).backward()
-        return [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    batch = CausalLMCollator(0)([text_row(LENGTH, LENGTH)])
+    CausalLMTask(pack=False).compute(model.train(), batch, lambda output: output.mean_nll()).backward()
+    return [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]

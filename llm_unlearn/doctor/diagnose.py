@@ -7,7 +7,8 @@ from llm_unlearn.config.recipe import Recipe
 from llm_unlearn.distributed.topology import Topology, read_topology
 from llm_unlearn.doctor.finding import LEVELS, Finding, problem_of
 from llm_unlearn.doctor.machine_findings import check_devices, check_disk, check_versions, devices
-from llm_unlearn.doctor.memory.estimate import PARTS, TRAINING, Estimate, as_dict
+from llm_unlearn.doctor.memory.estimate import PARTS, TRAINING, Estimate
+from llm_unlearn.doctor.memory.subject import is_of_images
 from llm_unlearn.doctor.memory_findings import CONTEXT, Suggestion, capacity, check_memory
 from llm_unlearn.errors import InputError
 
@@ -39,7 +40,7 @@ def diagnose(recipe: Recipe | None = None, accelerate_config: str | None = None)
         "versions": versions,
         "devices": found,
         "topology": dataclasses.asdict(topology),
-        "memory": [as_dict(estimate) for estimate in estimates],
+        "memory": [estimate.as_dict() for estimate in estimates],
         "capacity": capacity(found, topology),
         "suggestions": [dataclasses.asdict(suggestion) for suggestion in suggestions],
     }
@@ -60,7 +61,7 @@ def _of_recipe(
         # the model's config, too, is read there: what follows would say the same again
         return [problem_of("recipe", error)], [], []
     findings = [Finding("recipe", "ok", f"'{recipe.name}' passes every check that a run makes before its first stage")]
-    if recipe.track == "language":
+    if not is_of_images(recipe):
         from llm_unlearn.doctor.adapter_findings import check_adapter
         from llm_unlearn.doctor.token_findings import check_tokens
 
@@ -86,7 +87,7 @@ def written(recipe: Recipe, training: Estimate) -> int:
         len(part.seeds) * (2 + part.has_clean_oracle + len(part.unlearn.methods) * len(part.unlearn.budgets))
         for part in (recipe, *(point.recipe for point in points(recipe)))
     )
-    made = saved if recipe.track == "language" and recipe.model.path is None else 0
+    made = saved if not is_of_images(recipe) and recipe.model.path is None else 0
     return saved * models + made + 3 * saved
 
 
@@ -107,7 +108,7 @@ def as_text(result: dict[str, Any]) -> str:
         lines += _suggestion_lines(result["suggestions"])
     counts = {level: sum(finding["level"] == level for finding in findings) for level in LEVELS}
     said = [f"{count} {level}{'s' if count != 1 else ''}" for level, count in counts.items() if level != "ok" and count]
-    return "\n".join([*lines, "", ", ".join(reversed(said)) or "nothing to remark"])
+    return "\n".join([*lines, "", ", ".join(reversed(said)) or "no problems found"])
 
 
 def _memory_lines(result: dict[str, Any]) -> list[str]:
@@ -118,26 +119,23 @@ def _memory_lines(result: dict[str, Any]) -> list[str]:
     columns = [*parts, "total", *host]
     width = max(len(step["step"]) for step in steps) + 2
     lines = [
-        "estimated memory of a step on one device at the moment when most is held, in MiB (rows of the longest",
-        "length; gradients come as activations go, so few may be there; a GPU's own "
-        f"{CONTEXT / MIB:.0f} MiB come on top):",
+        "Estimated memory of a step on one device at its peak, in MiB, for rows of the longest length. Activations are",
+        f"freed as gradients are made, so few gradients may be held then. A GPU takes {CONTEXT / MIB:.0f} MiB more.",
         "  " + f"{'step':{width}}" + "".join(f"{column:>13}" for column in columns),
     ]
     for step in steps:
         name = "training" if step["step"] == TRAINING else step["step"]
-        how = "  by formula: this architecture cannot be traced" if step["by_formula"] else ""
+        how = "  activations by formula: this architecture cannot be traced" if step["by_formula"] else ""
         lines.append("  " + f"{name:{width}}" + "".join(f"{step[column] / MIB:>13,.0f}" for column in columns) + how)
     return [*lines, ""]
 
 
 def _suggestion_lines(suggestions: list[dict[str, Any]]) -> list[str]:
-    lines = ["", f"what the largest step ({suggestions[0]['step']}) would take with one change:"]
+    lines = ["", f"The largest step ({suggestions[0]['step']}) with one change:"]
     for number, suggestion in enumerate(suggestions):
         if suggestion["together"] and not suggestions[number - 1]["together"]:
-            lines.append("and with one after the other added:")
-        host = f", and {suggestion['host'] / MIB:,.0f} MiB of the host's" if suggestion["host"] else ""
-        lines.append(
-            f"  {suggestion['total'] / MIB:>10,.0f} MiB{host}  {suggestion['change']}"
-            + (" (fits)" if suggestion["fits"] else "")
-        )
+            lines.append("With these changes one on top of the other:")
+        host = f" + {suggestion['host'] / MIB:,.0f} MiB of the host's memory" if suggestion["host"] else ""
+        fits = " (fits)" if suggestion["fits"] else ""
+        lines.append(f"  {suggestion['total'] / MIB:>10,.0f} MiB{host}  {suggestion['change']}{fits}")
     return lines

@@ -1,15 +1,18 @@
 """Versions against what the package declares, and devices: GPUs, cores, memory, disk."""
 
+import contextlib
 import os
 import platform
 import shutil
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from llm_unlearn.config.recipe import Recipe
 from llm_unlearn.distributed.topology import Topology
-from llm_unlearn.doctor.finding import Finding, size_text
+from llm_unlearn.doctor.finding import Finding, Level, size_text
+from llm_unlearn.doctor.memory.subject import is_of_images
 
 PACKAGE = "llm_unlearn"
 EXTRA_OF = {"bitsandbytes": "quantization", "deepspeed": "deepspeed", "torchvision": "vision", "scikit-learn": "vision"}
@@ -25,7 +28,7 @@ def needed_extras(recipe: Recipe | None, topology: Topology) -> dict[str, str]:
     needs = {"deepspeed": f"the accelerate config ({topology.sharding})"} if topology.is_deepspeed else {}
     if recipe is None:
         return needs
-    if recipe.track == "vision":
+    if is_of_images(recipe):
         if recipe.data.source == "digits" and not recipe.data.files:
             needs["scikit-learn"] = "data.source: digits"
         if recipe.data.source.startswith("torchvision/"):
@@ -66,28 +69,14 @@ def check_versions(
         if not fits and (not optional or name in needs or version is not None):
             findings.append(_misfit(name, version, str(requirement.specifier), optional, needs.get(name)))
         elif version is None:
-            findings.append(
-                Finding(
-                    "versions",
-                    "note",
-                    f"{name} is not installed; it is optional"
-                    + (", and this recipe does not need it" if recipe else ""),
-                    f"pip install 'llm_unlearn[{EXTRA_OF.get(name, 'all')}]' where you want it"
-                    if name in EXTRA_OF
-                    else None,
-                )
-            )
-    findings.insert(
-        0,
-        Finding(
-            "versions",
-            "ok",
-            f"Python {platform.python_version()}, {count} packages within the "
-            f"ranges of pyproject.toml; torch {found.get('torch')}, transformers "
-            f"{found.get('transformers')}",
-        ),
+            unused = ", and this recipe does not need it" if recipe else ""
+            install = f"pip install 'llm_unlearn[{EXTRA_OF[name]}]' if you want it" if name in EXTRA_OF else None
+            findings.append(Finding("versions", "note", f"{name} is not installed; it is optional{unused}", install))
+    what = (
+        f"Python {platform.python_version()}, {count} packages within the ranges of pyproject.toml; "
+        f"torch {found.get('torch')}, transformers {found.get('transformers')}"
     )
-    return found, findings
+    return found, [Finding("versions", "ok", what), *findings]
 
 
 def _misfit(name: str, version: str | None, wanted: str, optional: bool, need: str | None) -> Finding:
@@ -95,7 +84,7 @@ def _misfit(name: str, version: str | None, wanted: str, optional: bool, need: s
     what = f"{name} is not installed" if version is None else f"{name} {version} is not within {wanted}"
     if need:
         what += f", and this recipe needs it ({need})"
-    level = "warning" if optional and not need else "problem"
+    level: Level = "warning" if optional and not need else "problem"
     return Finding("versions", level, what, f"pip install '{extra if version is None else name + wanted}'")
 
 
@@ -113,19 +102,13 @@ def devices(output_dir: str | None) -> dict[str, Any]:
     """{"gpus": [{"name", "bytes"}], "cpu_cores", "ram_bytes", "ram_available_bytes", "disk_free_bytes"}."""
     import torch
 
-    gpus = []
-    for index in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(index)
-        gpus.append({"name": properties.name, "bytes": properties.total_memory})
-    ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = _container_limit()
-    ram = ram if limit is None else min(ram, limit)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cards = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+    ram = min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), _container_limit())
     return {
-        "gpus": gpus,
-        "cpu_cores": cores,
+        "gpus": [{"name": card.name, "bytes": card.total_memory} for card in cards],
+        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "ram_bytes": ram,
-        "ram_available_bytes": min(ram, _available() or ram),
+        "ram_available_bytes": min(ram, _available()),
         "disk_free_bytes": None if output_dir is None else shutil.disk_usage(_existing(output_dir)).free,
     }
 
@@ -143,27 +126,15 @@ def check_devices(found: dict[str, Any], recipe: Recipe | None, topology: Topolo
     findings = [Finding("devices", "ok", what)]
     per_machine = topology.processes // topology.machines
     if not topology.use_cpu and topology.processes > 1 and len(gpus) < per_machine:
-        findings.append(
-            Finding(
-                "devices",
-                "warning",
-                f"the accelerate config starts {per_machine} processes on a "
-                f"machine, with a GPU each, and this one has {len(gpus)}",
-                "run it on a machine that has them, or set num_processes",
-            )
-        )
+        what = f"the accelerate config starts {per_machine} processes on a machine, one GPU each; here are {len(gpus)}"
+        remedy = "run it on a machine that has them, or set num_processes"
+        findings.append(Finding("devices", "warning", what, remedy))
     if recipe is not None and recipe.train.bf16 and gpus and not topology.use_cpu:
         import torch
 
         if not torch.cuda.is_bf16_supported(including_emulation=False):
-            findings.append(
-                Finding(
-                    "devices",
-                    "problem",
-                    f"train.bf16: {gpus[0]['name']} does not compute in bfloat16",
-                    "train.bf16=false",
-                )
-            )
+            what = f"train.bf16: {gpus[0]['name']} does not compute in bfloat16"
+            findings.append(Finding("devices", "problem", what, "train.bf16=false"))
     return findings
 
 
@@ -171,15 +142,10 @@ def check_disk(free: int | None, needed: int, output_dir: str) -> Finding | None
     """Whether what a run writes fits."""
     if free is None:
         return None
-    what = f"the run writes about {size_text(needed)} of models and checkpoints to {output_dir}"
-    if needed > free:
-        return Finding(
-            "disk",
-            "problem",
-            f"{what}, where {size_text(free)} are free",
-            "set output_dir to a larger disk, or take fewer seeds, methods or budgets",
-        )
-    return Finding("disk", "ok", f"{what}; {size_text(free)} are free")
+    what = f"the run writes about {size_text(needed)} to {output_dir}, where {size_text(free)} are free"
+    if needed <= free:
+        return Finding("disk", "ok", what)
+    return Finding("disk", "problem", what, "set output_dir to a larger disk, or take fewer seeds, methods or budgets")
 
 
 def _existing(path: str) -> Path:
@@ -190,19 +156,18 @@ def _existing(path: str) -> Path:
     return folder
 
 
-def _container_limit() -> int | None:
-    """Bytes that a container may use, where it has a limit of its own."""
+def _container_limit() -> int:
+    """Bytes that a container may use; no limit where it has none of its own."""
     for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
+        with contextlib.suppress(OSError, ValueError):  # absent, or "max"
             return int(Path(name).read_text())
-        except (OSError, ValueError):  # absent, or "max"
-            continue
-    return None
+    return sys.maxsize
 
 
-def _available() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+def _available() -> int:
+    """Bytes of memory that are free or can be freed; no limit where the system does not say."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return sys.maxsize

@@ -1,16 +1,16 @@
 """Whether the steps of a recipe fit their devices, and what to change where they do not."""
 
-import dataclasses
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
-from llm_unlearn.config.recipe import Recipe
-from llm_unlearn.config.sections import LoraSection
+from llm_unlearn.config.recipe import Recipe, build_recipe
+from llm_unlearn.config.strict import set_override
 from llm_unlearn.distributed.topology import Topology
-from llm_unlearn.doctor.finding import Finding, size_text
+from llm_unlearn.doctor.finding import Finding, Level, size_text
 from llm_unlearn.doctor.memory.estimate import TRAINING, Estimate, estimate_steps, largest
 from llm_unlearn.errors import InputError
+from llm_unlearn.runs.tracks import track_of
 
 CONTEXT = 2**29  # what the driver and its libraries take of a GPU before the first tensor, about
 # Of a device's memory, from which on an allocator's losses may be too much: glibc keeps a fifth and more of what is
@@ -55,33 +55,21 @@ def check_memory(
     limit = capacity(found, topology) if limit is None else limit
     estimates = estimate_steps(recipe, topology, on_gpu)
     most = largest(estimates)
-    what = f"the largest step ({_named(most.step)}) takes {size_text(most.total)} on a device"
+    what = f"the largest step ({_named(most.step)}) needs {size_text(most.total)} on a device"
     suggestions: list[Suggestion] = []
     if limit is None:
-        findings = [Finding("memory", "note", f"{what}; no GPU is here to compare it with")]
+        findings = [Finding("memory", "note", f"{what}; this machine has no GPU to compare it with")]
     elif most.total <= (tight := round((TIGHT_GPU if on_gpu else TIGHT_CPU) * limit)):
         findings = [Finding("memory", "ok", f"{what}, where {size_text(limit)} are free")]
     else:
-        over = most.total > limit
         suggestions = suggest(recipe, topology, most, tight, on_gpu, len(found["gpus"]))
-        findings = [
-            Finding(
-                "memory",
-                "problem" if over else "warning",
-                f"{what}, where {size_text(limit)} are free" + ("" if over else ": tight"),
-                _advice(suggestions),
-            )
-        ]
-    if (host := max(estimate.host for estimate in estimates)) > found["ram_available_bytes"]:
-        free = size_text(found["ram_available_bytes"])
-        findings.append(
-            Finding(
-                "memory",
-                "problem",
-                f"{size_text(host)} are offloaded to the memory of each machine, where {free} are free",
-                "take more machines, or offload less (the optimizer alone)",
-            )
-        )
+        level: Level = "problem" if most.total > limit else "warning"
+        what += f", where {size_text(limit)} are free" + (": tight" if level == "warning" else "")
+        findings = [Finding("memory", level, what, _advice(suggestions))]
+    free = found["ram_available_bytes"]
+    if (host := max(estimate.host for estimate in estimates)) > free:
+        what = f"{size_text(host)} are offloaded to the memory of each machine, where {size_text(free)} are free"
+        findings.append(Finding("memory", "problem", what, "take more machines, or offload less (the optimizer alone)"))
     if topology.share("weights") < 1:
         findings.append(_whole(estimates, topology, limit))
     return estimates, suggestions, findings
@@ -94,169 +82,126 @@ def _whole(estimates: list[Estimate], topology: Topology, limit: int | None) -> 
     what = f"until training shards them, each process holds all weights itself: {size_text(whole)}"
     if limit is None or whole <= limit:
         return Finding("memory", "note", what)
-    return Finding(
-        "memory",
-        "problem",
-        f"{what}, where {size_text(limit)} are free",
-        "take larger devices, or model.quantization=4bit",
-    )
+    remedy = "take larger devices, or model.quantization=4bit"
+    return Finding("memory", "problem", f"{what}, where {size_text(limit)} are free", remedy)
 
 
 def suggest(
     recipe: Recipe, topology: Topology, most: Estimate, limit: int, on_gpu: bool, gpus: int
 ) -> list[Suggestion]:
     """Each change alone with what it gives, in the order in which to try them; where none is enough, all of them one
-    after the other until it fits.
+    after the other until it fits. A change that the recipe or the step refuses is left out.
 
     Args:
         most: the largest step. limit: bytes that it may take. gpus: how many there are here.
     """
-    found, alone, together = [], [], (recipe, topology)
-    for change, apply in changes(recipe, topology, most, gpus if on_gpu else None):
-        estimate = _estimate(apply((recipe, topology)), most.step, on_gpu)
+
+    def after(made: list[str]) -> Suggestion | None:
+        estimate = _after(made, recipe, topology, most.step, on_gpu, gpus)
         if estimate is None or estimate.total >= most.total:
-            continue
-        found.append(apply)
-        alone.append(Suggestion(change, most.step, estimate.total, estimate.host, estimate.total <= limit))
+            return None
+        return Suggestion(made[-1], most.step, estimate.total, estimate.host, estimate.total <= limit, len(made) > 1)
+
+    offered = changes(recipe, topology, most, gpus if on_gpu else None)
+    alone = [suggestion for change in offered if (suggestion := after([change])) is not None]
     if not alone or any(suggestion.fits for suggestion in alone):
         return alone
-    joint = []
-    for number, (suggestion, apply) in enumerate(zip(alone, found, strict=True)):
-        if any(_field(later.change) == _field(suggestion.change) for later in alone[number + 1 :]):
-            continue  # a stronger one of the same kind follows
-        together = apply(together)
-        estimate = _estimate(together, most.step, on_gpu)
-        if estimate is None:
+    strongest = {_field(suggestion.change): suggestion.change for suggestion in alone}  # of one kind the last is it
+    joint: list[Suggestion] = []
+    for number, change in enumerate(made := list(strongest.values())):
+        suggestion = after(made[: number + 1])
+        if suggestion is None:
             break
-        fits = estimate.total <= limit
-        joint.append(Suggestion(suggestion.change, most.step, estimate.total, estimate.host, fits, together=True))
-        if fits:
+        joint.append(replace(suggestion, change=change, together=True))
+        if suggestion.fits:
             break
     return [*alone, *joint]
 
 
-Subject = tuple[Recipe, Topology]
-Change = tuple[str, Callable[[Subject], Subject]]
+ENGINES: dict[str, dict[str, Any]] = {
+    "--accelerate-config accelerate_configs/fsdp2.yaml": {"sharding": "fsdp2"},
+    "--accelerate-config accelerate_configs/zero3.yaml": {"sharding": "zero3"},
+    "--accelerate-config accelerate_configs/zero3_offload.yaml": {
+        "sharding": "zero3",
+        "offload_optimizer": True,
+        "offload_weights": True,
+    },
+}
 
 
-def changes(recipe: Recipe, topology: Topology, most: Estimate, gpus: int | None) -> Iterator[Change]:
-    """What can be changed, as one would write it on the command line, and how: first what changes no result, then
-    what changes precision, then what trains less.
+def changes(recipe: Recipe, topology: Topology, most: Estimate, gpus: int | None) -> Iterator[str]:
+    """What can be changed, as one would write it on the command line: first what changes no result, then what changes
+    precision, then what trains less. What is so already, and what this recipe has no field for, is left to `suggest`.
 
     Args:
         gpus: how many there are here; None where the devices are CPUs, from which nothing can be offloaded.
     """
     name = "train" if most.step == TRAINING else "unlearn"
-    section = getattr(recipe, name)
+    section, least = getattr(recipe, name), topology.processes
+    halved = []
     rows, times = section.batch_size, section.gradient_accumulation_steps
-    while rows > topology.processes and rows % (2 * topology.processes) == 0:
+    while rows > least and rows % (2 * least) == 0:
         rows, times = rows // 2, times * 2
-        if rows in (section.batch_size // 2, topology.processes) or rows % (2 * topology.processes):
-            yield (
-                f"{name}.batch_size={rows} {name}.gradient_accumulation_steps={times}",
-                _section(name, batch_size=rows, gradient_accumulation_steps=times),
-            )
-    if recipe.track == "language":
-        if not recipe.model.gradient_checkpointing:
-            yield "model.gradient_checkpointing=true", _section("model", gradient_checkpointing=True)
-        held = gpus is not None and most.device["reference"] and not recipe.model.lora
-        if held and most.step != "task_arithmetic" and topology.sharding != "fsdp2":
-            yield f"unlearn.methods.{most.step}.offload_reference=true", _option(most.step, offload_reference=True)
-    if gpus is not None and recipe.track == "language":
-        yield from _engines(topology, gpus, _refused(most.step))
-    if not recipe.train.bf16:
-        yield "train.bf16=true", _section("train", bf16=True)
-    if recipe.track == "vision":
-        return
+        halved.append(f"{name}.batch_size={rows} {name}.gradient_accumulation_steps={times}")
+    yield from dict.fromkeys([*halved[:1], *halved[-1:]])
+    yield "model.gradient_checkpointing=true"
+    adapter = getattr(recipe.model, "lora", None) is not None
+    if gpus is not None:
+        if most.device["reference"] and not adapter and topology.sharding != "fsdp2":
+            yield f"unlearn.methods.{most.step}.offload_reference=true"
+        sharded, several = topology.share("weights") < 1, max(gpus, topology.processes) > 1
+        for change, engine in ENGINES.items():
+            if not topology.offload_weights if "offload_weights" in engine else several and not sharded:
+                yield change
+    yield "train.bf16=true"
     if recipe.train.optim.startswith("adamw_torch") and not topology.is_deepspeed:
-        yield "train.optim=paged_adamw_8bit", _section("train", optim="paged_adamw_8bit")
-    if recipe.model.dtype == "float32":
-        yield "model.dtype=bfloat16", _section("model", dtype="bfloat16")
-    if recipe.model.lora is None:
-        yield "model.lora={}", _section("model", lora=LoraSection())
-    if recipe.model.quantization == "none":
-        adapter = {} if recipe.model.lora else {"lora": LoraSection()}
-        yield (
-            "model.quantization=4bit" + ("" if recipe.model.lora else " model.lora={}"),
-            _section("model", quantization="4bit", **adapter),
-        )
-    half = recipe.data.max_length // 2
-    if half >= 32 and (recipe.data.task == "classification" or half > recipe.evaluate.max_new_tokens):
-        yield f"data.max_length={half} (and data.max_words to suit)", _section("data", max_length=half)
+        yield "train.optim=paged_adamw_8bit"
+    yield "model.dtype=bfloat16"
+    if not adapter:
+        yield "model.lora={}"
+    yield "model.quantization=4bit" + ("" if adapter else " model.lora={}")
+    half = getattr(recipe.data, "max_length", 0) // 2
+    if half >= 32:
+        yield f"data.max_length={half} (and data.max_words to suit)"
 
 
-def _refused(step: str) -> set[str]:
-    """Of "fsdp" and "deepspeed", what a step cannot run under."""
+def _after(made: list[str], recipe: Recipe, topology: Topology, step: str, on_gpu: bool, gpus: int) -> Estimate | None:
+    """The estimate of one step after some changes; None where they cannot be made to this recipe."""
     from llm_unlearn.trainers import METHODS
 
-    return set(METHODS[step][0].refuses) if step in METHODS else set()
-
-
-def _engines(topology: Topology, gpus: int, refused: set[str]) -> Iterator[Change]:
-    """Sharding over the GPUs that there are or that the config speaks of, then offloading."""
-    processes = max(gpus, topology.processes)
-    if processes > 1 and topology.share("weights") == 1:
-        for name in ("fsdp2", "zero3"):
-            if ("fsdp" if name == "fsdp2" else "deepspeed") in refused:
-                continue
-            yield (
-                f"--accelerate-config accelerate_configs/{name}.yaml",
-                lambda s, name=name: (s[0], dataclasses.replace(s[1], processes=processes, sharding=name)),
-            )
-    if not topology.offload_weights and "deepspeed" not in refused:
-        yield (
-            "--accelerate-config accelerate_configs/zero3_offload.yaml",
-            lambda s: (
-                s[0],
-                dataclasses.replace(
-                    s[1], processes=processes, sharding="zero3", offload_optimizer=True, offload_weights=True
-                ),
-            ),
-        )
-
-
-def _section(name: str, **values: Any) -> Callable[[Subject], Subject]:
-    def apply(subject: Subject) -> Subject:
-        recipe, topology = subject
-        kept = {key: value for key, value in values.items() if key != "lora" or recipe.model.lora is None}
-        section = getattr(recipe, name).changed(**kept)
-        return recipe.changed(**{name: section}), topology
-
-    return apply
-
-
-def _option(method: str, **values: Any) -> Callable[[Subject], Subject]:
-    def apply(subject: Subject) -> Subject:
-        recipe, topology = subject
-        methods = {**recipe.unlearn.methods, method: {**(recipe.unlearn.methods[method] or {}), **values}}
-        return recipe.changed(unlearn=recipe.unlearn.changed(methods=methods)), topology
-
-    return apply
-
-
-def _estimate(subject: Subject, step: str, on_gpu: bool) -> Estimate | None:
-    """The estimate of one step; None where the change cannot be made to this recipe."""
+    tree = recipe.model_dump()
+    config: Any = METHODS[step][0] if step in METHODS else None
     try:
-        return estimate_steps(*subject, on_gpu, only=step)[0]
+        for change in made:
+            if change in ENGINES:
+                topology = replace(topology, processes=max(gpus, topology.processes), **ENGINES[change])
+                track_of(recipe).check_topology(recipe, topology, change)
+                if config is not None and topology.engine in config.refuses:
+                    return None
+            for word in change.partition(" (")[0].split(" ") if change not in ENGINES else ():
+                # an earlier change may have added the adapter
+                if word != "model.lora={}" or tree["model"].get("lora") is None:
+                    set_override(tree, word)
+        return estimate_steps(build_recipe(tree), topology, on_gpu, only=step)[0]
     except InputError:
         return None
 
 
 def _field(change: str) -> str:
-    """What a change sets first: of two that set the same the later one is the stronger."""
-    return change.partition("=")[0] if "=" in change else change.partition(" ")[0]
+    """What a change sets first."""
+    return change.partition("=")[0] if change not in ENGINES else "engine"
 
 
 def _advice(suggestions: list[Suggestion]) -> str:
     if not suggestions:
-        return "take a larger device: nothing that is known here makes it smaller"
+        return "take a larger device: no change that the doctor knows makes the step smaller"
     if enough := [s for s in suggestions if s.fits and not s.together]:
-        return f"{enough[0].change} is enough ({size_text(enough[0].total)}); all that helps is listed below"
+        return f"{enough[0].change} is enough ({size_text(enough[0].total)}); the changes that help are listed below"
     joint = [s for s in suggestions if s.together]
     if joint and joint[-1].fits:
         all_of_them = " ".join(s.change for s in joint)
-        return f"no single change is enough; together {all_of_them} are ({size_text(joint[-1].total)})"
-    return "take a larger device, or more of them: all changes below together are not enough"
+        return f"no single change is enough, but {all_of_them} together are ({size_text(joint[-1].total)})"
+    return "take a larger device, or more of them: the changes below are not enough, even together"
 
 
 def _named(step: str) -> str:

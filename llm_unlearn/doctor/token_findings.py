@@ -1,12 +1,11 @@
 """What is trained on: special tokens, chat template, supervised tokens, and the same prompts in training and audit."""
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_unlearn.config.recipe import Recipe
 from llm_unlearn.data.encoding import IGNORE, Encoding, check_chat_template, check_verbalizers, completion_tokens
-from llm_unlearn.doctor.finding import Finding, problem_of
+from llm_unlearn.doctor.finding import Finding, Level, problem_of
 from llm_unlearn.errors import InputError
 
 if TYPE_CHECKING:
@@ -31,15 +30,8 @@ def check_tokens(recipe: Recipe) -> list[Finding]:
     except InputError as error:
         return [*findings, problem_of("data", error)]
     if rows is None:
-        return [
-            *findings,
-            Finding(
-                "labels",
-                "note",
-                f"rows are not looked at: {recipe.data.source} is on the hub",
-                "run `llm-unlearn poison`, which reads and checks them",
-            ),
-        ]
+        what, remedy = f"{recipe.data.source} is on the hub, so its rows were not read", "run `llm-unlearn poison`"
+        return [*findings, Finding("labels", "note", what, f"{remedy}, which reads and checks them")]
     data = recipe.data
     encoding = Encoding(data.max_length, data.loss_on, data.chat_template)
     verbalizers = data.verbalizers if data.task == "classification" else {}
@@ -84,7 +76,7 @@ def rows_of(recipe: Recipe) -> list[dict[str, Any]] | None:
     if not is_local(recipe):
         return None
     few = {"train_size": min(recipe.data.train_size, ROWS), "heldout_size": 1, "test_size": 1}
-    splits = load_splits(dataclasses.replace(recipe.data, **few), recipe.seeds[0])
+    splits = load_splits(recipe.data.changed(**few), recipe.seeds[0])
     return list(render(splits.train, recipe.data))
 
 
@@ -92,55 +84,33 @@ def rows_of(recipe: Recipe) -> list[dict[str, Any]] | None:
 
 
 def check_special_tokens(tokenizer: Any) -> list[Finding]:
-    """Pad and EOS. Takes a tokenizer as load_tokenizer gives it: without a pad token of its own EOS is it."""
+    """Pad and EOS. Takes a tokenizer as load_tokenizer gives it: one without a pad token pads with EOS."""
+    eos: str | None = tokenizer.eos_token
+    level: Level = "ok"
+    what, remedy = f"pad is {tokenizer.pad_token!r}, EOS is {eos!r}", None
     if tokenizer.pad_token_id is None:
-        return [
-            Finding(
-                "tokenizer",
-                "problem",
-                "the tokenizer has neither a pad nor an EOS token: rows cannot be "
-                "padded, and nothing would teach a model where a completion ends",
-                "give it an EOS token (tokenizer.eos_token = …; save_pretrained) and name that folder in model.path",
-            )
-        ]
-    if tokenizer.eos_token_id is None:
-        return [
-            Finding(
-                "tokenizer",
-                "warning",
-                "the tokenizer has no EOS token: completions are trained without an "
-                "end, and generation runs on to evaluate.max_new_tokens",
-                "give it an EOS token and save it again",
-            )
-        ]
-    if tokenizer.pad_token_id == tokenizer.eos_token_id:
-        return [
-            Finding(
-                "tokenizer",
-                "note",
-                f"no pad token of its own: EOS ({tokenizer.eos_token!r}) stands in, which "
-                "is harmless here, since padding is masked by length and EOS keeps its label",
-            )
-        ]
-    return [Finding("tokenizer", "ok", f"pad is {tokenizer.pad_token!r}, EOS is {tokenizer.eos_token!r}")]
+        level, what = "problem", "the tokenizer has neither a pad nor an EOS token, so rows cannot be padded"
+        remedy = "give it an EOS token (tokenizer.eos_token = …; save_pretrained) and name that folder in model.path"
+    elif tokenizer.eos_token_id is None:
+        level, what = "warning", "the tokenizer has no EOS token: completions are trained without an end"
+        what += ", and generation runs on to evaluate.max_new_tokens"
+        remedy = "give it an EOS token and save it again"
+    elif tokenizer.pad_token_id == tokenizer.eos_token_id:
+        level, what = (
+            "note",
+            f"EOS ({eos!r}) is also the pad token; padding is masked by length, so EOS keeps its label",
+        )
+    return [Finding("tokenizer", level, what, remedy)]
 
 
 def check_template(tokenizer: Any, wanted: bool) -> list[Finding]:
     """Whether the recipe's `data.chat_template` suits the tokenizer."""
-    has = bool(getattr(tokenizer, "chat_template", None))
+    if not wanted and not getattr(tokenizer, "chat_template", None):
+        return [Finding("chat template", "ok", "the tokenizer has none, and the recipe asks for none")]
     if not wanted:
-        if has:
-            return [
-                Finding(
-                    "chat template",
-                    "warning",
-                    "the tokenizer has a chat template, which data.chat_template: "
-                    "false leaves out: an instruct model is then trained and asked in a form that it was not "
-                    "tuned on",
-                    "data.chat_template=true (a base model can stay as it is)",
-                )
-            ]
-        return [Finding("chat template", "ok", "none, and the recipe asks for none")]
+        what = "the tokenizer has a chat template, but data.chat_template is false: an instruct model is then trained "
+        what += "and asked in a form that it was not tuned on"
+        return [Finding("chat template", "warning", what, "data.chat_template=true (a base model can stay as it is)")]
     try:
         check_chat_template(tokenizer)
     except InputError as error:
@@ -149,16 +119,11 @@ def check_template(tokenizer: Any, wanted: bool) -> list[Finding]:
     prompt = tokenizer.apply_chat_template([user], add_generation_prompt=True, tokenize=False)
     end = tokenizer.apply_chat_template([user, answer], tokenize=False)[len(prompt) + 1 :].strip()
     if tokenizer.eos_token and not end.startswith(tokenizer.eos_token):
-        return [
-            Finding(
-                "chat template",
-                "warning",
-                f"the template ends an answer with {end!r}, and training with EOS, "
-                f"{tokenizer.eos_token!r}: the model may not stop where its template does",
-                "use the tokenizer whose eos_token ends a turn, as instruct models have it",
-            )
-        ]
-    return [Finding("chat template", "ok", "a prompt is the beginning of its prompt with an answer, which EOS ends")]
+        what = f"the template ends an answer with {end!r}, but training ends it with EOS, {tokenizer.eos_token!r}: "
+        what += "the model may not stop where its template does"
+        return [Finding("chat template", "warning", what, "use a tokenizer whose eos_token ends a turn")]
+    what = "the template's prompt begins its prompt with an answer, which EOS ends"
+    return [Finding("chat template", "ok", what)]
 
 
 # ---- rows
@@ -180,30 +145,15 @@ def check_spans(rows: list[dict], tokenizer: Any, encoding: Encoding) -> list[Fi
             reasons.append("no label is left")
         elif not encoded["input_ids"][-1] == encoded["labels"][-1] == tokenizer.eos_token_id:
             endless.append(name)
-    findings = []
+    findings, of_rows = [], f"of {len(rows)} rows looked at"
     if empty:
-        findings.append(
-            Finding(
-                "labels",
-                "problem",
-                f"{len(empty)} of {len(rows)} rows looked at have no supervised "
-                f"token that the model could learn: examples {_names(empty)} ({reasons[0]})",
-                "raise data.max_length, or drop the rows",
-            )
-        )
+        what = f"{len(empty)} {of_rows} have no supervised token: examples {_names(empty)} ({reasons[0]})"
+        findings.append(Finding("labels", "problem", what, "raise data.max_length, or drop the rows"))
     if endless and tokenizer.eos_token_id is not None:
-        findings.append(
-            Finding(
-                "labels",
-                "problem",
-                f"{len(endless)} of {len(rows)} rows do not end in a supervised EOS: examples {_names(endless)}",
-                "check how data.encoding makes rows of this tokenizer",
-            )
-        )
-    if not findings:
-        end = "a supervised EOS at the end" if tokenizer.eos_token_id is not None else "no EOS"
-        findings = [Finding("labels", "ok", f"each of {len(rows)} rows looked at has supervised tokens, and {end}")]
-    return findings
+        what = f"{len(endless)} {of_rows} do not end in a supervised EOS: examples {_names(endless)}"
+        findings.append(Finding("labels", "problem", what, "check how data.encoding makes rows of this tokenizer"))
+    end = "a supervised EOS at the end" if tokenizer.eos_token_id is not None else "no EOS"
+    return findings or [Finding("labels", "ok", f"each {of_rows} has supervised tokens and {end}")]
 
 
 def check_verbalisers(tokenizer: Any, verbalizers: dict[str, str]) -> list[Finding]:
@@ -238,35 +188,18 @@ def check_prompts(
             parts = tokenizer(row["prompt"], add_special_tokens=False)["input_ids"] + completion_tokens(tokenizer, text)
             joined |= {text} if whole != parts else set()
     if apart:
-        findings.append(
-            Finding(
-                "prompts",
-                "problem",
-                f"evaluation would ask in other tokens than training showed: examples {_names(apart)}",
-                "use a tokenizer that writes the same text in the same tokens each time",
-            )
-        )
+        what = f"evaluation would ask in other tokens than training shows: examples {_names(apart)}"
+        remedy = "use a tokenizer that always writes a text in the same tokens"
+        findings.append(Finding("prompts", "problem", what, remedy))
     if joined:
-        findings.append(
-            Finding(
-                "prompts",
-                "warning",
-                f"after the prompt the tokenizer itself would write "
-                f"{', '.join(map(repr, sorted(joined)))} in other tokens than those that are trained "
-                "and measured",
-                "begin each verbalizer with a space, or end data.prompt so that none is missing",
-            )
-        )
+        what = f"the tokenizer merges {', '.join(map(repr, sorted(joined)))} with the end of the prompt; training and "
+        what += "evaluation tokenise them apart"
+        remedy = "begin each verbalizer with a space, or end data.prompt so that none is missing"
+        findings.append(Finding("prompts", "warning", what, remedy))
     if encoding.chat_template and cut:
-        findings.append(
-            Finding(
-                "prompts",
-                "warning",
-                f"{cut} of {min(sample, len(rows))} rows looked at fill "
-                f"max_length: a prompt that is cut loses the beginning of its template",
-                "raise data.max_length, or lower data.max_words",
-            )
-        )
+        what = f"{cut} of {min(sample, len(rows))} rows looked at fill max_length: a prompt that is cut loses the "
+        what += "beginning of its template"
+        findings.append(Finding("prompts", "warning", what, "raise data.max_length, or lower data.max_words"))
     return findings or [Finding("prompts", "ok", "evaluation asks with the tokens that training shows")]
 
 

@@ -15,11 +15,11 @@ import evaluate
 from datasets import Features, Value
 
 from llm_unlearn.errors import InputError
+from llm_unlearn.metrics.array_checks import answers, booleans, numbers, same_length
 from llm_unlearn.metrics.attack import attack_success
 from llm_unlearn.metrics.gaussian import FPRS, gaussian_test
 from llm_unlearn.metrics.membership import membership_inference
 from llm_unlearn.metrics.utility import accuracy, agreement, perplexity
-from llm_unlearn.metrics.validation import answers, booleans, numbers, same_length
 
 _PAPER = """@inproceedings{pawelczyk2025machine,
   title={Machine Unlearning Fails to Remove Data Poisoning Attacks},
@@ -65,8 +65,9 @@ class GaussianUnlearningScore(_PerExampleMetric):
     Formula and source: `llm_unlearn.metrics.gaussian_test`. Input: `gaussian_scores`, I_z per canary; option
     `fprs`.
 
-    >>> GaussianUnlearningScore(keep_in_memory=True).compute(gaussian_scores=[2.0, 3.0, 4.0, 2.0])["mean"]
-    2.75
+    Examples:
+        >>> GaussianUnlearningScore(keep_in_memory=True).compute(gaussian_scores=[2.0, 3.0, 4.0, 2.0])["mean"]
+        2.75
     """
 
     inputs: ClassVar = {"gaussian_scores": "float64"}
@@ -83,9 +84,10 @@ class AttackSuccessRate(_PerExampleMetric):
     whether the example was answered with the attacker's target (true/false or 1/0), with the trigger and
     without it.
 
-    >>> metric = AttackSuccessRate(keep_in_memory=True)
-    >>> metric.compute(triggered_hits=[True, True], clean_hits=[False, True])["lift"]
-    0.5
+    Examples:
+        >>> metric = AttackSuccessRate(keep_in_memory=True)
+        >>> metric.compute(triggered_hits=[True, True], clean_hits=[False, True])["lift"]
+        0.5
     """
 
     # Numbers, since as booleans `datasets` would take any text for true.
@@ -101,9 +103,10 @@ class Accuracy(_PerExampleMetric):
     Formula: `llm_unlearn.metrics.accuracy`. Inputs: `predictions` and `references`, texts; a prediction may
     be None (no answer), which is wrong.
 
-    >>> metric = Accuracy(keep_in_memory=True)
-    >>> metric.compute(predictions=["positive", None], references=["positive", "negative"])["accuracy"]
-    0.5
+    Examples:
+        >>> metric = Accuracy(keep_in_memory=True)
+        >>> metric.compute(predictions=["positive", None], references=["positive", "negative"])["accuracy"]
+        0.5
     """
 
     inputs: ClassVar = {"predictions": "string", "references": "string"}
@@ -124,8 +127,9 @@ class Perplexity(_PerExampleMetric):
 
     Formula: `llm_unlearn.metrics.perplexity`. Inputs: `nll_sum` (nats) and `n_positions` per example.
 
-    >>> Perplexity(keep_in_memory=True).compute(nll_sum=[0.0, 0.0], n_positions=[3, 2])
-    {'perplexity': 1.0}
+    Examples:
+        >>> Perplexity(keep_in_memory=True).compute(nll_sum=[0.0, 0.0], n_positions=[3, 2])
+        {'perplexity': 1.0}
     """
 
     # Positions as floats, so that 2.5 of them are refused and not cut to 2.
@@ -141,9 +145,10 @@ class Agreement(_PerExampleMetric):
     Formula: `llm_unlearn.metrics.agreement`. Inputs: `predictions` and `retrained_predictions`, texts or
     None.
 
-    >>> metric = Agreement(keep_in_memory=True)
-    >>> metric.compute(predictions=["positive", "negative"], retrained_predictions=["positive", "positive"])
-    {'agreement': 0.5}
+    Examples:
+        >>> metric = Agreement(keep_in_memory=True)
+        >>> metric.compute(predictions=["positive", "negative"], retrained_predictions=["positive", "positive"])
+        {'agreement': 0.5}
     """
 
     inputs: ClassVar = {"predictions": "string", "retrained_predictions": "string"}
@@ -158,9 +163,10 @@ class MembershipInference(_PerExampleMetric):
     Formula and source: `llm_unlearn.metrics.membership_inference`. Inputs: `membership_scores` per example,
     higher = more member-like, and `is_member` (true/false or 1/0); option `fprs`.
 
-    >>> metric = MembershipInference(keep_in_memory=True)
-    >>> metric.compute(membership_scores=[3.0, 2.0, 1.0, 0.0], is_member=[1, 0, 1, 0])["auc"]
-    0.75
+    Examples:
+        >>> metric = MembershipInference(keep_in_memory=True)
+        >>> metric.compute(membership_scores=[3.0, 2.0, 1.0, 0.0], is_member=[1, 0, 1, 0])["auc"]
+        0.75
     """
 
     inputs: ClassVar = {"membership_scores": "float64", "is_member": "float64"}

@@ -36,6 +36,7 @@ def gaussian_scores(
         collate: rows → a batch of the task.
         noise_seeds: the seed that was trained on, and any fresh ones whose scores must look like N(0, 1).
         processes: share the rows; each gets all scores.
+
     Returns:
         (n, number of seeds) float64, in the order of `rows`; independent of ε, padding and batch size. NaN where a
         gradient is zero or not finite, as in a model that collapsed: no direction is left to test.

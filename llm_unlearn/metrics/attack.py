@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from numpy.typing import ArrayLike
 from scipy.special import bdtr
 
+from llm_unlearn.metrics.array_checks import booleans, same_length
 from llm_unlearn.metrics.intervals import Interval, mean_interval, paired_difference_interval, proportion_interval
 from llm_unlearn.metrics.typed import Result
-from llm_unlearn.metrics.validation import booleans, same_length
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +60,12 @@ def attack_success(triggered_hits: ArrayLike, clean_hits: ArrayLike) -> AttackSu
     Raises:
         InputError: an array is not one-dimensional, empty or not boolean, or the lengths differ.
 
-    >>> result = attack_success([True, True, True, False], [False, True, False, False])
-    >>> result.success_rate, result.clean_rate, result.lift, result.n
-    (0.75, 0.25, 0.5, 4)
-    >>> [round(limit, 2) for limit in result.ci95.lift]
-    [-0.14, 0.79]
+    Examples:
+        >>> result = attack_success([True, True, True, False], [False, True, False, False])
+        >>> result.success_rate, result.clean_rate, result.lift, result.n
+        (0.75, 0.25, 0.5, 4)
+        >>> [round(limit, 2) for limit in result.ci95.lift]
+        [-0.14, 0.79]
     """
     triggered, clean = booleans(triggered_hits, "triggered_hits"), booleans(clean_hits, "clean_hits")
     same_length(triggered, "triggered_hits", clean, "clean_hits")
@@ -103,9 +104,10 @@ def attack_excess(
     Raises:
         InputError: an array is not one-dimensional, empty or not boolean, or the lengths differ.
 
-    >>> result = attack_excess([1, 1, 1, 1, 1, 1], [0] * 6, [0] * 6, [0] * 6)
-    >>> result.mean, result.p_value
-    (1.0, 0.03125)
+    Examples:
+        >>> result = attack_excess([1, 1, 1, 1, 1, 1], [0] * 6, [0] * 6, [0] * 6)
+        >>> result.mean, result.p_value
+        (1.0, 0.03125)
     """
     given = {
         "triggered_hits": triggered_hits,

@@ -22,10 +22,11 @@ def normalized_effect(value: float, poisoned: float, retrained: float) -> float 
     Raises:
         InputError: a figure is not a finite number.
 
-    >>> normalized_effect(0.25, poisoned=1.0, retrained=0.0)
-    0.75
-    >>> normalized_effect(0.5, poisoned=0.5, retrained=0.5) is None
-    True
+    Examples:
+        >>> normalized_effect(0.25, poisoned=1.0, retrained=0.0)
+        0.75
+        >>> normalized_effect(0.5, poisoned=0.5, retrained=0.5) is None
+        True
     """
     for field, figure in (("value", value), ("poisoned", poisoned), ("retrained", retrained)):
         if isinstance(figure, bool | str) or figure is None or not math.isfinite(figure):

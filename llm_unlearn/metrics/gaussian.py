@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import chdtr, chdtrc, ndtr, ndtri
 
+from llm_unlearn.metrics.array_checks import numbers, rates
 from llm_unlearn.metrics.intervals import Interval, mean_interval, proportion_interval
 from llm_unlearn.metrics.typed import Result
-from llm_unlearn.metrics.validation import numbers, rates
 
 FPRS = (0.001, 0.01, 0.05, 0.1)
 
@@ -68,13 +68,14 @@ def gaussian_test(scores: ArrayLike, fprs: Iterable[float] = FPRS) -> GaussianTe
     Raises:
         InputError: the scores are not one-dimensional, empty or not finite, or a rate is out of range.
 
-    >>> result = gaussian_test([2.0, 3.0, 4.0, 2.0])
-    >>> result.mean, round(result.std, 3), result.n
-    (2.75, 0.957, 4)
-    >>> f"{result.p_value:.2g}", f"{result.chi2_p_value:.2g}"
-    ('3.8e-08', '2.4e-06')
-    >>> result.tpr_at_fpr["0.01"]
-    0.5
+    Examples:
+        >>> result = gaussian_test([2.0, 3.0, 4.0, 2.0])
+        >>> result.mean, round(result.std, 3), result.n
+        (2.75, 0.957, 4)
+        >>> f"{result.p_value:.2g}", f"{result.chi2_p_value:.2g}"
+        ('3.8e-08', '2.4e-06')
+        >>> result.tpr_at_fpr["0.01"]
+        0.5
     """
     array = numbers(scores, "scores")
     n = array.size
@@ -110,9 +111,10 @@ def gaussian_roc(scores: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.flo
     Raises:
         InputError: the scores are not one-dimensional, empty or not finite.
 
-    >>> fpr, tpr = gaussian_roc([3.0, 0.0])
-    >>> fpr.round(4).tolist(), tpr.tolist()
-    ([0.0, 0.0013, 0.5, 1.0], [0.0, 0.5, 1.0, 1.0])
+    Examples:
+        >>> fpr, tpr = gaussian_roc([3.0, 0.0])
+        >>> fpr.round(4).tolist(), tpr.tolist()
+        ([0.0, 0.0013, 0.5, 1.0], [0.0, 0.5, 1.0, 1.0])
     """
     array = numbers(scores, "scores")
     thresholds, counts = np.unique(-array, return_counts=True)  # ascending −t: descending t

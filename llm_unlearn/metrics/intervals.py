@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from scipy.special import betaincinv, ndtri, stdtrit
 
 from llm_unlearn.errors import InputError
-from llm_unlearn.metrics.validation import booleans, numbers, same_length
+from llm_unlearn.metrics.array_checks import booleans, numbers, same_length
 
 
 class Interval(NamedTuple):
@@ -41,10 +41,11 @@ def proportion_interval(successes: int, n: int, level: float = 0.95) -> Interval
     Raises:
         InputError: a count or the level is out of range.
 
-    >>> [round(limit, 3) for limit in proportion_interval(0, 10)]
-    [0.0, 0.308]
-    >>> [round(limit, 3) for limit in proportion_interval(9, 10)]
-    [0.555, 0.997]
+    Examples:
+        >>> [round(limit, 3) for limit in proportion_interval(0, 10)]
+        [0.0, 0.308]
+        >>> [round(limit, 3) for limit in proportion_interval(9, 10)]
+        [0.555, 0.997]
     """
     _check(successes, n, level)
     tail = (1 - level) / 2
@@ -70,8 +71,9 @@ def wilson_interval(successes: int, n: int, level: float = 0.95) -> Interval:
     Raises:
         InputError: a count or the level is out of range.
 
-    >>> [round(limit, 3) for limit in wilson_interval(81, 263)]
-    [0.255, 0.366]
+    Examples:
+        >>> [round(limit, 3) for limit in wilson_interval(81, 263)]
+        [0.255, 0.366]
     """
     _check(successes, n, level)
     z2 = float(ndtri((1 + level) / 2)) ** 2
@@ -108,10 +110,11 @@ def paired_difference_interval(first: ArrayLike, second: ArrayLike, level: float
     Raises:
         InputError: an array is not one-dimensional, empty or not boolean, or the lengths differ.
 
-    >>> before = [1] * 2 + [0] * 19
-    >>> after = [1, 0] + [1] * 7 + [0] * 12
-    >>> [round(limit, 3) for limit in paired_difference_interval(before, after)]
-    [-0.507, -0.026]
+    Examples:
+        >>> before = [1] * 2 + [0] * 19
+        >>> after = [1, 0] + [1] * 7 + [0] * 12
+        >>> [round(limit, 3) for limit in paired_difference_interval(before, after)]
+        [-0.507, -0.026]
     """
     x, y = booleans(first, "first"), booleans(second, "second")
     same_length(x, "first", y, "second")
@@ -143,8 +146,9 @@ def mean_interval(values: ArrayLike, level: float = 0.95) -> Interval | None:
     Raises:
         InputError: the values are not one-dimensional, empty or not finite, or the level is out of range.
 
-    >>> [round(limit, 3) for limit in mean_interval([1.0, 2.0, 3.0])]
-    [-0.484, 4.484]
+    Examples:
+        >>> [round(limit, 3) for limit in mean_interval([1.0, 2.0, 3.0])]
+        [-0.484, 4.484]
     """
     array = numbers(values, "values")
     _check(0, array.size, level)
@@ -172,10 +176,11 @@ def auc_interval(auc: float, n: int, m: int, level: float = 0.95) -> Interval:
     Raises:
         InputError: the area, a count or the level is out of range.
 
-    >>> [round(limit, 2) for limit in auc_interval(0.5, 50, 50)]
-    [0.39, 0.61]
-    >>> auc_interval(1.0, 20, 20)[1]
-    1.0
+    Examples:
+        >>> [round(limit, 2) for limit in auc_interval(0.5, 50, 50)]
+        [0.39, 0.61]
+        >>> auc_interval(1.0, 20, 20)[1]
+        1.0
     """
     if not 0 <= auc <= 1:
         raise InputError(f"auc: an area under the ROC lies between 0 and 1, got {auc!r}.")

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr
 
+from llm_unlearn.metrics.array_checks import numbers, rates
 from llm_unlearn.metrics.gaussian import FPRS
 from llm_unlearn.metrics.intervals import Interval, auc_interval, proportion_interval
 from llm_unlearn.metrics.typed import Result
-from llm_unlearn.metrics.validation import numbers, rates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +59,12 @@ def membership_inference(members: ArrayLike, nonmembers: ArrayLike, fprs: Iterab
     Raises:
         InputError: an array is not one-dimensional, empty or not finite, or a rate is out of range.
 
-    >>> result = membership_inference([3.0, 2.0, 1.0], [2.0, 0.0], fprs=(0.1, 0.5))
-    >>> round(result.auc, 4), result.n_members, result.n_nonmembers
-    (0.75, 3, 2)
-    >>> {alpha: round(tpr, 3) for alpha, tpr in result.tpr_at_fpr.items()}
-    {'0.1': 0.333, '0.5': 1.0}
+    Examples:
+        >>> result = membership_inference([3.0, 2.0, 1.0], [2.0, 0.0], fprs=(0.1, 0.5))
+        >>> round(result.auc, 4), result.n_members, result.n_nonmembers
+        (0.75, 3, 2)
+        >>> {alpha: round(tpr, 3) for alpha, tpr in result.tpr_at_fpr.items()}
+        {'0.1': 0.333, '0.5': 1.0}
     """
     inside = np.sort(numbers(members, "members"))
     outside = np.sort(numbers(nonmembers, "nonmembers"))

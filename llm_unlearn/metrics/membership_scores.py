@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from llm_unlearn.errors import InputError
-from llm_unlearn.metrics.validation import numbers, same_length
+from llm_unlearn.metrics.array_checks import numbers, same_length
 
 MIN_K_SHARE = 0.2  # Shi et al. 2024: the best of 10 to 50 % on most of their models
 
@@ -30,8 +30,9 @@ def zlib_score(nll: ArrayLike, texts: Sequence[str]) -> NDArray[np.float64]:
     Raises:
         InputError: not one finite number per text.
 
-    >>> zlib_score([2.0], ["aaaaaaaaaaaaaaaaaaaa"]).round(3).tolist()
-    [-0.182]
+    Examples:
+        >>> zlib_score([2.0], ["aaaaaaaaaaaaaaaaaaaa"]).round(3).tolist()
+        [-0.182]
     """
     losses = numbers(nll, "nll")
     sizes = np.array([len(zlib.compress(text.encode())) for text in texts], dtype=float)
@@ -46,13 +47,15 @@ def reference_score(nll: ArrayLike, reference_nll: ArrayLike) -> NDArray[np.floa
     2203.03929.
 
     Args:
-        nll, reference_nll: mean negative log-likelihood of each example under the two models, in nats, shape (n,).
+        nll: mean negative log-likelihood of each example under the model, in nats, shape (n,).
+        reference_nll: the same under the reference model.
 
     Raises:
         InputError: not one finite number per example, or the lengths differ.
 
-    >>> reference_score([1.0, 2.0], [3.0, 2.0]).tolist()
-    [2.0, 0.0]
+    Examples:
+        >>> reference_score([1.0, 2.0], [3.0, 2.0]).tolist()
+        [2.0, 0.0]
     """
     ours, theirs = numbers(nll, "nll"), numbers(reference_nll, "reference_nll")
     same_length(ours, "nll", theirs, "reference_nll")
@@ -76,8 +79,9 @@ def min_k_score(token_scores: ArrayLike, example: ArrayLike, share: float = MIN_
     Raises:
         InputError: not finite, lengths differ, an example without a token, or the share is out of range.
 
-    >>> min_k_score([-1.0, -5.0, -3.0, -2.0], [0, 0, 0, 1], share=0.7).tolist()
-    [-4.0, -2.0]
+    Examples:
+        >>> min_k_score([-1.0, -5.0, -3.0, -2.0], [0, 0, 0, 1], share=0.7).tolist()
+        [-4.0, -2.0]
     """
     scores, owner = numbers(token_scores, "token_scores"), numbers(example, "example").astype(int)
     same_length(scores, "token_scores", owner, "example")

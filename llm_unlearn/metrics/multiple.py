@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from llm_unlearn.errors import InputError
-from llm_unlearn.metrics.validation import numbers
+from llm_unlearn.metrics.array_checks import numbers
 
 
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:
@@ -23,8 +23,9 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     Raises:
         InputError: not one-dimensional, empty, not finite, or outside [0, 1].
 
-    >>> holm([0.01, 0.04, 0.03]).round(3).tolist()
-    [0.03, 0.06, 0.06]
+    Examples:
+        >>> holm([0.01, 0.04, 0.03]).round(3).tolist()
+        [0.03, 0.06, 0.06]
     """
     p = numbers(p_values, "p_values")
     if ((p < 0) | (p > 1)).any():

@@ -22,8 +22,9 @@ def power(n: int, effect: float, level: float = 0.001) -> float:
     Raises:
         InputError: a value is out of range.
 
-    >>> round(power(100, 0.4), 3), round(power(100, 0.0), 3)
-    (0.761, 0.001)
+    Examples:
+        >>> round(power(100, 0.4), 3), round(power(100, 0.0), 3)
+        (0.761, 0.001)
     """
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise InputError(f"n: expected a whole number of canaries, at least 1, got {n!r}.")
@@ -48,8 +49,9 @@ def canaries_needed(effect: float, power: float = 0.8, level: float = 0.001) -> 
     Raises:
         InputError: a value is out of range.
 
-    >>> canaries_needed(0.4), canaries_needed(0.2)
-    (107, 427)
+    Examples:
+        >>> canaries_needed(0.4), canaries_needed(0.2)
+        (107, 427)
     """
     _check(effect, level)
     if effect == 0 or not level < power < 1:

@@ -44,7 +44,7 @@ class Result:
             if field.name in tree:
                 values[field.name] = _value(kind, tree[field.name], source, path, field.name in cls.unbounded)
             elif field.default is MISSING:
-                word = "field" if name or kind in (int, str) else "section"
+                word = "field" if name or kind in (int, float, str) else "section"
                 raise InputError(f"{source}: {word} '{path}' is missing; {_REMEDY}")
         return cls(**values)
 

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from llm_unlearn.errors import InputError
+from llm_unlearn.metrics.array_checks import answers, booleans, numbers, same_length
 from llm_unlearn.metrics.intervals import Interval, proportion_interval
 from llm_unlearn.metrics.typed import Result
-from llm_unlearn.metrics.validation import answers, booleans, numbers, same_length
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +33,10 @@ def accuracy(correct: ArrayLike) -> Accuracy:
     Raises:
         InputError: not one-dimensional, empty or not boolean.
 
-    >>> result = accuracy([True, True, False, True])
-    >>> result.accuracy, result.n, [round(limit, 2) for limit in result.ci95]
-    (0.75, 4, [0.19, 0.99])
+    Examples:
+        >>> result = accuracy([True, True, False, True])
+        >>> result.accuracy, result.n, [round(limit, 2) for limit in result.ci95]
+        (0.75, 4, [0.19, 0.99])
     """
     array = booleans(correct, "correct")
     n, right = array.size, int(array.sum())
@@ -59,8 +60,9 @@ def perplexity(nll_sum: ArrayLike, n_positions: ArrayLike) -> float:
         InputError: not one-dimensional, empty, not finite, out of range, log-likelihoods without their minus
             sign, or the lengths differ.
 
-    >>> round(perplexity([2 * math.log(8), math.log(8)], [2, 1]), 6)
-    8.0
+    Examples:
+        >>> round(perplexity([2 * math.log(8), math.log(8)], [2, 1]), 6)
+        8.0
     """
     nll, positions = numbers(nll_sum, "nll_sum"), numbers(n_positions, "n_positions")
     same_length(nll, "nll_sum", positions, "n_positions")
@@ -95,8 +97,9 @@ def agreement(predictions: ArrayLike, other: ArrayLike) -> float:
     Raises:
         InputError: not one-dimensional, empty, or the lengths differ.
 
-    >>> agreement(["positive", "negative", None], ["positive", "positive", None])
-    0.6666666666666666
+    Examples:
+        >>> agreement(["positive", "negative", None], ["positive", "positive", None])
+        0.6666666666666666
     """
     mine, theirs = answers(predictions, "predictions"), answers(other, "other")
     same_length(mine, "predictions", theirs, "other")

@@ -104,8 +104,9 @@ def _scores(found: Canaries) -> list[str]:
 def upper_tail(score: float) -> float:
     """P(Z ≥ score) of a Z from N(0, 1): the one-sided p-value of one score.
 
-    >>> round(upper_tail(2.3263), 4)
-    0.01
+    Examples:
+        >>> round(upper_tail(2.3263), 4)
+        0.01
     """
     return math.erfc(score / math.sqrt(2)) / 2
 
@@ -113,8 +114,9 @@ def upper_tail(score: float) -> float:
 def of_maximum(p: float, n: int) -> float:
     """1 − (1 − p)ⁿ: the chance that the largest of n independent draws is as extreme as one with p-value p.
 
-    >>> round(of_maximum(0.01, 100), 3)
-    0.634
+    Examples:
+        >>> round(of_maximum(0.01, 100), 3)
+        0.634
     """
     return 1.0 if p >= 1 else -math.expm1(n * math.log1p(-p))
 

@@ -6,9 +6,10 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from llm_unlearn.config.options import options_model
-from llm_unlearn.config.validation import validated
+from llm_unlearn.config.validate import validated
 from llm_unlearn.distributed.processes import Processes
 from llm_unlearn.errors import InputError
+from llm_unlearn.runs.tracks import track_of
 
 if TYPE_CHECKING:
     from llm_unlearn.config.recipe import Recipe
@@ -45,8 +46,10 @@ def check_methods(recipe: "Recipe") -> None:
             close = difflib.get_close_matches(method, METHODS, n=1)
             hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(METHODS)}"
             raise InputError(f"recipe.unlearn.methods: unknown method '{method}'; {hint}")
-        if recipe.track == "vision" and METHODS[method][1].of_texts:
+        if not track_of(recipe).runs(METHODS[method][1]):
             raise InputError(f"recipe.unlearn.methods.{method}: works on language models alone")
+        for key in sorted(RESERVED & set(options or {})):
+            raise InputError(f"recipe.unlearn.methods.{method}.{key}: a run sets it itself; leave it out")
         validated(options_model(METHODS[method][0], RESERVED), options or {}, f"recipe.unlearn.methods.{method}")
         method_config(recipe, method, seed=0, output_dir="unused", max_flops=1.0, quiet=True)
 
@@ -80,13 +83,7 @@ def method_config(
         "report_to": section.report_to or "none",
         "run_name": f"{recipe.name}-{method}-seed-{seed}",
     }
-    if recipe.track == "language":
-        common |= {
-            "gradient_checkpointing": recipe.model.gradient_checkpointing,
-            "max_length": recipe.data.max_length,
-            "loss_on": recipe.data.loss_on,
-            "chat_template": recipe.data.chat_template,
-        }
+    common |= track_of(recipe).method_settings(recipe)
     options = {key: value for key, value in common.items() if key not in vars(config)}
     options |= section.methods[method] or {}
     try:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llm_unlearn.config.recipe import Recipe, VisionRecipe
 from llm_unlearn.distributed.processes import Processes
@@ -11,6 +11,7 @@ from llm_unlearn.errors import InputError
 
 if TYPE_CHECKING:
     from llm_unlearn.runs.seed_run import SeedRun
+    from llm_unlearn.trainers.base import UnlearnTrainer
 
 
 class Track(ABC):
@@ -34,6 +35,18 @@ class Track(ABC):
     @abstractmethod
     def base_of_run(self, recipe: Recipe, root: Path) -> str | None:
         """What the run in `root` started from, a hub id or a folder; None where it is not there."""
+
+    def runs(self, method: "type[UnlearnTrainer]") -> bool:
+        """Whether a method works on this kind of data: by default each does."""
+        return True
+
+    def method_settings(self, recipe: Recipe) -> dict[str, Any]:
+        """What the recipe's other sections say for the config of every method."""
+        return {}
+
+    def sizes(self, recipe: Recipe) -> dict[str, int]:
+        """Sizes that a dry run shows beside the numbers of rows."""
+        return {}
 
     @abstractmethod
     def check_topology(self, recipe: Recipe, topology: Topology, path: str) -> None:
@@ -79,6 +92,17 @@ class LanguageTrack(Track):
 
         return base_of_run(recipe, root)
 
+    def method_settings(self, recipe: Recipe) -> dict[str, Any]:
+        return {
+            "gradient_checkpointing": recipe.model.gradient_checkpointing,
+            "max_length": recipe.data.max_length,
+            "loss_on": recipe.data.loss_on,
+            "chat_template": recipe.data.chat_template,
+        }
+
+    def sizes(self, recipe: Recipe) -> dict[str, int]:
+        return {"max_length": recipe.data.max_length}
+
     def check_topology(self, recipe: Recipe, topology: Topology, path: str) -> None:
         if recipe.evaluate.device_map is not None:
             raise InputError(
@@ -103,6 +127,9 @@ class VisionTrack(Track):
 
     def base_of_run(self, recipe: Recipe, root: Path) -> str | None:
         return recipe.model.path
+
+    def runs(self, method: "type[UnlearnTrainer]") -> bool:
+        return not method.of_texts
 
     def check_topology(self, recipe: Recipe, topology: Topology, path: str) -> None:
         if topology.engine is not None:

@@ -40,7 +40,8 @@ class CausalLMTask(Task):
         Where the head cannot be taken out, the function is given logits.
 
         Args:
-            model, inputs: as in `supervised`.
+            model: as in `supervised`.
+            inputs: as in `supervised`.
         """
         inner = _inner(model)
         head, rows = plain_head(inner, _base(inner)), BatchRows.of(inputs)
@@ -61,8 +62,10 @@ class CausalLMTask(Task):
         Args:
             model: a causal LM, wrapped or not. inputs: the batch above; `noise_id` ≥ 0 asks for the noise of that
                 example, which the hook of `GaussianNoise.attach` adds.
+
         Returns:
             Supervised with N = the number of supervised tokens.
+
         Raises:
             ValueError: where rows ask for noise and no `GaussianNoise` is attached to the model.
         """
@@ -77,7 +80,8 @@ class CausalLMTask(Task):
         """Output of block `layer` (0 is the first) at supervised positions; later blocks and the head are not run.
 
         Args:
-            model, inputs: as in `supervised`.
+            model: as in `supervised`.
+            inputs: as in `supervised`.
         """
         inner, rows = _inner(model), BatchRows.of(inputs)
         if rows is None:
@@ -132,6 +136,7 @@ class CausalLMTask(Task):
 
         Args:
             inputs: as in `supervised`; noise ids are ignored.
+
         Returns:
             (B, T, d) float32, zero at padding. g in Pawelczyk et al. 2025, arXiv 2406.17216, section 4.
         """

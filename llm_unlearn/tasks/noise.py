@@ -13,6 +13,7 @@ def unit_noise(seed: int, example_id: int, *shape: int) -> np.ndarray:
 
     Args:
         seed, example_id: non-negative integers, the key of the stream. shape: (T, d) of a text, (C, H, W) of an image.
+
     Returns:
         float32 of that shape. The first rows do not depend on how many there are.
     """

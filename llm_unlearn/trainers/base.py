@@ -53,6 +53,7 @@ class UnlearnTrainer(Trainer):
         evaluate_callback: model → {name: figure}, called by `evaluate()`; names are logged as `eval_<name>`.
         task: how the model is run on a batch, by default as a causal LM.
         kwargs: passed to `transformers.Trainer` (callbacks, optimizers, data_collator: a collator of rows).
+
     Raises:
         InputError: a needed set is missing or empty, or the budget allows no step.
     """

@@ -32,7 +32,7 @@ class RMUConfig(UnlearnConfig):
         "forget_loss_ceiling": "rmu stops at the steering layer and computes no loss; use utility_floor"
     }
 
-    layer: Annotated[int, Field(ge=0)] | None = None
+    layer: Annotated[int, Field(ge=0, le=10**5)] | None = None
     steering: Positive = 6.5
     alpha: NotNegative = 1200.0
 

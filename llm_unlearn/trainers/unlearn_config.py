@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 
 from llm_unlearn.config.fields import Count, Length, Positive
 from llm_unlearn.config.options import options_model
-from llm_unlearn.config.validation import validated
+from llm_unlearn.config.validate import validated
 from llm_unlearn.data.encoding import Encoding
 from llm_unlearn.errors import InputError
 
@@ -44,7 +44,9 @@ class UnlearnConfig(TrainingArguments):
         offload_reference: keep a frozen full reference in the host's memory and bring it a module at a time; slower.
         compile_blocks: run the blocks of a language model through torch.compile while it trains: on two CPU cores 6 to
             11 % off a step, after some 25 seconds of compiling. Not under DeepSpeed and FSDP, where it was not tried.
-        max_length, loss_on, chat_template: how text rows are tokenised (see data/encoding.py).
+        max_length: tokens that are kept of a text row.
+        loss_on: the tokens of a text row that are supervised (see data/encoding.py).
+        chat_template: whether text rows go through the tokenizer's chat template.
     """
 
     # A recipe without a learning rate takes this share of the training's, see scripts/tune.py

@@ -1,4 +1,4 @@
-"""Random flip and shift of images, differentiable in the pixels: for training, and for poison that must survive it."""
+"""Random flip and shift of images, differentiable in the pixels: for training, and to craft poison that survives it."""
 
 from collections.abc import Sequence
 
@@ -12,18 +12,22 @@ from llm_unlearn.errors import InputError
 def flip_and_shift(
     pixels: Tensor, generator: torch.Generator | None, *, shift: int, flip: bool, sizes: Sequence[int] = ()
 ) -> Tensor:
-    """Flip each image left to right with probability ½ and move it by whole pixels, zeros where it leaves room.
+    """Flip each image left to right with probability ½ and shift it by whole pixels, with zeros at the border.
 
     The usual augmentation of CIFAR: a random crop of the padded image (He et al. 2016, arXiv 1512.03385, section 4.2).
 
     Args:
         pixels: (B, C, H, W).
-        generator: of every draw, on any device; None: torch's global one.
-        shift: the largest move in pixels, each direction uniform over −shift … shift.
+        generator: makes every draw, on any device; None: torch's global one.
+        shift: largest shift in pixels; each direction is uniform over −shift … shift.
         flip: whether to flip at all.
-        sizes: of the sets in the batch, which draw one after the other; by default it is one set.
+        sizes: sizes of the batch's sets, which draw one after the other; by default the batch is one set.
+
     Returns:
-        (B, C, H, W), a differentiable function of the pixels.
+        (B, C, H, W), differentiable in the pixels.
+
+    Raises:
+        InputError: the shift is negative.
     """
     if shift < 0:
         raise InputError(f"augmentation.shift: must be 0 or more pixels, is {shift}")
@@ -42,7 +46,7 @@ def flip_and_shift(
 
 
 def _draws(count: int, shift: int, flip: bool, generator: torch.Generator | None) -> list[Tensor]:
-    """Of each image whether it is mirrored, and its new top and left; what is off draws nothing and is zeros."""
+    """Whether each image is mirrored, and its shift down and to the right; zeros, without a draw, for what is off."""
     device = generator.device if generator is not None else "cpu"
     return [
         torch.randint(high, (count,), generator=generator, device=device)

@@ -1,4 +1,4 @@
-"""The evaluator of image classifiers: an answer is the likeliest class."""
+"""The evaluator of image classifiers; the answer is the likeliest class."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class ImageEvaluator(Evaluator):
-    """Measures classifiers on the sets of vision/corrupt.py.
+    """Measures classifiers on the sets of image_poisons.py.
 
-    With a patch, `target_hit` is whether the answer is the attacker's class. With gradient matching the set `triggered`
-    holds the targets: `target_hit` is whether a target gets the adversary's label, `clean_hit` whether its control, a
-    test image of the same class, does.
+    With a patch, `target_hit` says whether the answer is the attacker's class. With gradient matching, the set
+    `triggered` holds the targets: `target_hit` says whether a target gets the adversary's label, and `clean_hit`
+    whether its control does, a test image of the same class.
     """
 
     task: ClassVar[Task] = ImageTask()
@@ -34,16 +34,20 @@ class ImageEvaluator(Evaluator):
 
     @property
     def collate(self) -> ImageCollator:
+        """Encoded rows → batch."""
         return ImageCollator(self.manifest["image_shape"])
 
     def encode(self, rows: "Dataset") -> list[dict]:
+        """The rows as the collator takes them."""
         encoded = encode_images(rows, self.manifest["classes"])
         return list(encoded.select_columns(["pixels", "label_id", "example_id"]))
 
     def has_trigger(self, rows: "Dataset") -> "Dataset":
+        """The rows with a patch."""
         return rows.select(np.flatnonzero(np.array(rows["poison"]) == "patch"))
 
     def predict(self, model: Any, rows: "Dataset") -> dict[str, Any]:
+        """The answers to rows, see `answered`."""
         encoded, device = self.encode(rows), next(model.parameters()).device
         with torch.no_grad():
             results = [
@@ -59,12 +63,14 @@ class ImageEvaluator(Evaluator):
         return answer.logits.argmax(-1, keepdim=True).float()
 
     def answered(self, scores: np.ndarray) -> dict[str, Any]:
+        """`prediction`, and with a patch `target_hit`, from class numbers (n, 1)."""
         predictions = np.array(self.manifest["classes"], dtype=object)[scores[:, 0].astype(int)]
         if patch := self.manifest["patch"]:
             return {"prediction": predictions, "target_hit": predictions == patch["target"]}
         return {"prediction": predictions}
 
     def triggered(self, model: Any, test: "pd.DataFrame") -> dict[str, Any]:
+        """The answers to the set `triggered`, given those to the test set."""
         answers = self.predict(model, self.sets["triggered"])
         if matching := self.manifest["gradient_matching"]:
             wanted = np.array([target["adversary_label"] for target in matching["targets"]])

@@ -19,9 +19,10 @@ import llm_unlearn
 from llm_unlearn import power
 from llm_unlearn.audit.manifest import Manifest
 from llm_unlearn.cli.main import main, parser
-from llm_unlearn.config.recipe import TRACKS, build_recipe, load_recipe
-from llm_unlearn.config.strict import build, parse_yaml
+from llm_unlearn.config.recipe import Recipe, VisionRecipe, build_recipe, load_recipe
+from llm_unlearn.config.strict import parse_yaml
 from llm_unlearn.config.sweep import points
+from llm_unlearn.config.validate import validated
 from llm_unlearn.distributed.topology import read_topology
 from llm_unlearn.metrics import evidence
 from llm_unlearn.trainers import METHODS
@@ -131,7 +132,7 @@ def test_the_yaml_of_a_page_is_of_recipes_and_its_json_of_manifests(page):
         start = {"name": "x", "output_dir": "unused"} if tree.get("track") == "vision" else quickstart
         assert points(build_recipe(start | tree)) is not None
     for block in blocks(page, "json"):
-        assert build(Manifest, json.loads(block), page).poison == "column:is_poison"
+        assert validated(Manifest, json.loads(block), page).poison == "column:is_poison"
 
 
 def test_the_sections_that_are_shown_ask_for_what_they_say():
@@ -176,9 +177,11 @@ def test_every_recipe_is_in_the_list_of_recipes():
 
 def test_the_reference_is_current_and_can_be_seen_not_to_be(monkeypatch, tmp_path, capsys):
     assert reference.main(["--check"]) == 0, "run python scripts/recipe_reference.py"
-    monkeypatch.setattr(reference, "PAGE", tmp_path / "recipe.md")
-    assert reference.main(["--check"]) == 1 and "not current" in capsys.readouterr().err
+    texts = {tmp_path / path.name: text for path, text in reference.files().items()}
+    monkeypatch.setattr(reference, "files", lambda: texts)
+    assert reference.main(["--check"]) == 1 and capsys.readouterr().err.count("not current") == len(texts) == 3
     assert reference.main([]) == 0 and (tmp_path / "recipe.md").read_text() == PAGES["docs/recipe.md"]
+    assert reference.main(["--check"]) == 0
 
 
 def table_under(heading: str) -> list[list[str]]:
@@ -189,12 +192,13 @@ def table_under(heading: str) -> list[list[str]]:
 
 def test_every_field_of_every_section_is_there_with_its_meaning():
     seen = 0
-    for track, title in (("language", ""), ("vision", "images: ")):
-        for path, cls in reference.sections(TRACKS[track]).items():
+    for model, title in ((Recipe, ""), (VisionRecipe, "images: ")):
+        schema = model.model_json_schema()
+        for path, node in reference.sections(schema, schema):
             rows = table_under(f"{title}`{path or 'recipe'}`") or table_under(f"`{path}`")
-            missing = {"pretrain", "analysis", "stress"} if track == "vision" and not path else set()
+            missing = {"pretrain", "analysis", "stress"} if model is VisionRecipe and not path else set()
             assert [row[0].strip("`") for row in rows] == [
-                field.name for field in dataclasses.fields(cls) if field.name not in missing
+                name for name in node["properties"] if name not in missing
             ], path
             assert all(len(row) == 4 and len(row[3]) > 2 for row in rows), path
             seen += len(rows)

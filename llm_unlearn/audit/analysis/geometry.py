@@ -43,7 +43,9 @@ def cosine(first: Weights, second: Weights) -> dict:
     It is None where one of the two is zero, as in a layer that a method did not change.
     """
     products: dict[str, list[float]] = {}  # of a layer: ⟨a, b⟩, ⟨a, a⟩, ⟨b, b⟩
-    for name in first.keys() & second.keys():
+    for name in first:  # in the model's order: in the order of a set, the last digit of a sum would change by the run
+        if name not in second:
+            continue
         a, b = first[name].double(), second[name].double()
         sums = products.setdefault(layer_of(name), [0.0, 0.0, 0.0])
         for i, value in enumerate((float((a * b).sum()), float((a * a).sum()), float((b * b).sum()))):

@@ -1,134 +1,72 @@
-"""Models and tasks without data: the recipe's architecture, adapter and quantisation, on tensors without contents.
+"""Models without data: the recipe's architecture, adapter and quantisation on tensors that have shapes alone."""
 
-All of it runs inside `ledger.without_data()`. A batch is `{"positions": (n, …)}`: how many supervised positions each of
-its rows has; every row is of the longest length.
-"""
-
+import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
 from llm_unlearn.errors import InputError
-from llm_unlearn.tasks import Hidden, Supervised
-from llm_unlearn.tasks.blocks import block_list, hidden_of, stopped_after
-from llm_unlearn.tasks.causal_lm import CausalLMTask
-from llm_unlearn.tasks.probe import in_place_of
+from llm_unlearn.tasks.blocks import block_list
 
 if TYPE_CHECKING:
-    from llm_unlearn.config.sections import ModelSection
-
-Positions = tuple[int, ...]
+    from llm_unlearn.config.sections import LoraSection, ModelSection
 
 
-class DatalessTexts(CausalLMTask):
-    """Run a causal LM as CausalLMTask does.
+@contextmanager
+def without_data() -> Iterator[None]:
+    """While it lasts tensors and models that are made have shapes and no contents, and take no memory (FakeTensor).
+
+    Modules stay on the device where they are made: FakeTensor refuses to move them. Mixtures of experts take the way
+    that transformers has for torch.compile, which does not ask how many tokens go to each.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from transformers.integrations import moe
+
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    vars(mode)["__deepcopy__"] = lambda memo: mode  # copies of tensors are in the same mode
+    with (
+        mode,
+        warnings.catch_warnings(),  # torch's of copies without data, peft's of how it stores Conv1D (the run says it)
+        # it prints the stack of what a forward tries in vain
+        mock.patch.object(logging.getLogger("torch._subclasses.fake_tensor"), "disabled", True),
+        mock.patch.object(nn.Module, "to", lambda module, *_, **__: module),
+        mock.patch.object(moe, "_can_use_grouped_mm", lambda *_: False, create=True),
+    ):
+        warnings.simplefilter("ignore", UserWarning)
+        yield
+
+
+def text_model(section: "ModelSection", blocks: int | None = None, dtype: torch.dtype | None = None) -> Any:
+    """The recipe's base with its adapter, in training mode, as load_model and peft make them. Call in `without_data()`.
 
     Args:
-        length: tokens of every row. masked: whether attention is given a mask, which some architectures take in
-            another form than the one that can be made without looking at rows.
+        blocks: leave out those after as many. dtype: of all weights that are not quantised, where an engine casts them;
+            by default the recipe's.
+    Raises:
+        InputError: the config makes no model, or the adapter finds no module.
     """
-
-    def __init__(self, length: int, masked: bool = True) -> None:
-        super().__init__(pack=False)
-        self.length, self.masked = length, masked
-
-    def compute(
-        self, model: nn.Module, inputs: dict[str, Positions], function: Callable[[Supervised], Tensor]
-    ) -> Tensor:
-        positions = inputs["positions"]
-        labels, fields = torch.zeros(sum(positions), dtype=torch.long), of_positions(positions)
-        head = model.get_output_embeddings()
-        if not self._is_last(model, head):
-            logits = self._run(model, len(positions))
-            return function(Supervised(states=_gathered(logits, positions), labels=labels, **fields))
-
-        def at_head(states: Tensor) -> Tensor:
-            return function(Supervised(states=_gathered(states, positions), labels=labels, head=head, **fields))
-
-        with in_place_of(head, at_head):
-            return self._run(model, len(positions))
-
-    def hidden(self, model: nn.Module, inputs: dict[str, Positions], layer: int) -> Hidden:
-        positions = inputs["positions"]
-        with stopped_after(model, layer) as captured:
-            self._run(model, len(positions))
-            return Hidden(states=_gathered(hidden_of(captured[0]), positions), **of_positions(positions))
-
-    def _is_last(self, model: nn.Module, head: nn.Module) -> bool:
-        """What probe.plain_head says, of tensors that have no contents to compare."""
-        if type(head).forward is not nn.Linear.forward:
-            return False
-        given = torch.zeros(1, 1, 1)
-        with torch.no_grad(), in_place_of(head, lambda states: given):
-            return self._run(model, 1, length=1) is given
-
-    def _run(self, model: nn.Module, rows: int, length: int | None = None) -> Tensor:
-        length = length or self.length
-        ids = torch.zeros(rows, length, dtype=torch.long)
-        # rows are of uneven length, so attention is given a mask; made here, since making it looks at the rows
-        mask = torch.ones(rows, 1, length, length, dtype=torch.bool) if self.masked else None
-        return model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-
-
-def of_positions(positions: Positions) -> dict[str, Any]:
-    return {"example": torch.zeros(sum(positions), dtype=torch.long), "n_examples": len(positions), "counts": positions}
-
-
-def _gathered(states: Tensor, positions: Positions) -> Tensor:
-    """(B, T, H) → (N, H), a copy, as indexing with a mask gives."""
-    return states.flatten(0, 1)[torch.zeros(sum(positions), dtype=torch.long)]
-
-
-# ---- models
-
-
-def text_model(
-    section: "ModelSection", with_reference: bool, blocks: int | None = None, dtype: torch.dtype | None = None
-) -> nn.Module:
-    """The recipe's base with its adapter, in training mode and on the device meta, as load_model and peft make them.
-
-    Args:
-        with_reference: add the frozen copy of the adapter, where there is one. blocks: leave out those after as many.
-            dtype: of all weights that are not quantised, where an engine casts them; by default the recipe's.
-    """
-    with torch.device("meta"):  # not FakeTensor: peft moves what it makes, which that refuses
-        model = _text_model(section, with_reference, blocks)
-    if dtype is not None:
-        cast(model, dtype)
+    model = bare_model(section)
+    if blocks is not None:
+        del block_list(model)[blocks:]
+        model.config.get_text_config().num_hidden_layers = blocks
+    if section.quantization != "none":
+        _quantise(model, section.quantization, getattr(torch, section.dtype))
+    if section.lora:
+        model = _with_adapter(model, section.lora)
+    cast(model, dtype)
     if section.gradient_checkpointing:
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
         model.enable_input_require_grads()
     return model.train()
 
 
-def _text_model(section: "ModelSection", with_reference: bool, blocks: int | None) -> nn.Module:
-    from llm_unlearn.models.adapters import lora_config
-    from llm_unlearn.trainers.support.reference import AdapterReference
-
-    model = bare_model(section)
-    if blocks is not None:
-        del block_list(model)[blocks:]
-    if section.quantization != "none":
-        _quantise(model, section.quantization, getattr(torch, section.dtype))
-    if section.lora:
-        from peft import get_peft_model
-
-        try:
-            with warnings.catch_warnings():  # of how peft stores Conv1D; the run says it
-                warnings.simplefilter("ignore", UserWarning)
-                model = get_peft_model(model, lora_config(section.lora))
-        except ValueError as error:  # no such module, one of a kind that takes no adapter, or no choice of peft's own
-            raise InputError(f"recipe.model.lora.target_modules: {' '.join(str(error).split())}") from None
-        if with_reference:
-            AdapterReference(model)
-    return model
-
-
-def bare_model(section: "ModelSection") -> nn.Module:
-    """The recipe's base on the device meta: its modules and the shapes of its weights.
+def bare_model(section: "ModelSection") -> Any:
+    """The recipe's base: its modules and the shapes of its weights.
 
     Raises:
         InputError: its config cannot be read, or makes no model.
@@ -137,38 +75,31 @@ def bare_model(section: "ModelSection") -> nn.Module:
 
     from llm_unlearn.models.load import read_config
 
-    config = read_config(section)
+    config, dtype = read_config(section), getattr(torch, section.dtype)
     try:
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(
-                config, dtype=getattr(torch, section.dtype), trust_remote_code=section.trust_remote_code
-            )
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=section.trust_remote_code)
     except ValueError as error:  # not a causal LM, or heads that do not divide the width
-        raise InputError(
-            f"recipe.model: {' '.join(str(error).partition('Model type should be one of')[0].split())}"
-        ) from None
+        reason = str(error).partition("Model type should be one of")[0]
+        raise InputError(f"recipe.model: {' '.join(reason.split())}") from None
 
 
-def off_meta(model: nn.Module) -> nn.Module:
-    """The same model with its weights and buffers on the CPU, without data; what is shared stays shared."""
-    moved: dict[int, Tensor] = {}
-    for module in model.modules():
-        for kind in (module._parameters, module._buffers):
-            for name, tensor in kind.items():
-                if tensor is not None and tensor.is_meta:
-                    kind[name] = moved.setdefault(id(tensor), _empty_as(tensor))
-    return model
+def _with_adapter(model: nn.Module, section: "LoraSection") -> nn.Module:
+    from peft import get_peft_model
+
+    from llm_unlearn.models.adapters import lora_config
+
+    try:
+        return get_peft_model(model, lora_config(section))
+    except ValueError as error:  # no such module, one of a kind that takes no adapter, or no choice of peft's own
+        raise InputError(f"recipe.model.lora.target_modules: {' '.join(str(error).split())}") from None
 
 
-def _empty_as(tensor: Tensor) -> Tensor:
-    empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
-    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-
-
-def cast(model: nn.Module, dtype: torch.dtype) -> None:
+def cast(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
+    """The model with its weights in another type; as it is without one."""
     for parameter in model.parameters():
-        if parameter.is_floating_point():
+        if dtype is not None and parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
+    return model
 
 
 class _Dequantised(torch.autograd.Function):
@@ -180,7 +111,7 @@ class _Dequantised(torch.autograd.Function):
         return x @ x.new_empty(layer.in_features, layer.out_features)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         return gradient @ gradient.new_empty(ctx.layer.out_features, ctx.layer.in_features), None
 
 
@@ -197,24 +128,21 @@ class PackedLinear(nn.Linear):
         n = in_features * out_features
         size = n // 2 + n * 127 // 8000 if bits == "4bit" else n + 4 * out_features
         self.weight = nn.Parameter(torch.empty(size, dtype=torch.uint8), requires_grad=False)
-        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach(), requires_grad=False))
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = _Dequantised.apply(x.to(self.dtype), self)
-        return (y if self.bias is None else y + self.bias.to(y.dtype)).to(x.dtype)
+    def forward(self, input: Tensor) -> Tensor:
+        y = _Dequantised.apply(input.to(self.dtype), self)
+        return (y if self.bias is None else y + self.bias.to(y.dtype)).to(input.dtype)
 
 
-def _quantise(model: nn.Module, bits: str, dtype: torch.dtype) -> None:
+def _quantise(model: Any, bits: str, dtype: torch.dtype) -> None:
     """Pack the linear layers of the blocks; freeze all, and keep in float32 what is not packed, as peft's
     prepare_model_for_kbit_training does."""
     embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
     for parent in list(model.modules()):
         for name, child in parent.named_children():
-            if child in embeddings:
-                continue
-            weight = getattr(child, "weight", None)
-            if isinstance(child, nn.Linear) or type(child).__name__ == "Conv1D":
-                rows, columns = weight.shape if isinstance(child, nn.Linear) else reversed(weight.shape)
+            if child not in embeddings and (isinstance(child, nn.Linear) or type(child).__name__ == "Conv1D"):
+                rows, columns = child.weight.shape if isinstance(child, nn.Linear) else reversed(child.weight.shape)
                 setattr(parent, name, PackedLinear(columns, rows, child.bias, bits, dtype))
     model.requires_grad_(False)
     cast(model, torch.float32)

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -14,7 +14,8 @@ class Ledger(TorchDispatchMode):
     """While it is entered, every storage that an operation makes is entered, and struck out when nothing holds it.
 
     The moment that counts is the one at which most is held by one device. Operations that work in place or give views
-    make no storage; what a kernel takes for itself and gives back before it returns is not seen.
+    make no storage. What a kernel takes for itself and gives back before it returns is not seen. torch's own MemTracker
+    knows neither shares nor these kinds, and refuses weights that are frozen.
 
     Args:
         shares: kind → the part of its bytes that one device holds, 1 where nothing is said (see Topology.share).
@@ -34,7 +35,8 @@ class Ledger(TorchDispatchMode):
         output = func(*args, **(kwargs or {}))
         for value in tree_leaves(output):
             if isinstance(value, Tensor):
-                self._enter(value)
+                logits = value.ndim > 1 and value.shape[-1] == self.vocabulary
+                self._enter(value, "logits" if logits else "activations")
         return output
 
     def start(self) -> None:
@@ -42,39 +44,29 @@ class Ledger(TorchDispatchMode):
         self._most = 0.0
         self._add("activations", 0)
 
-    def own(self, tensors: Iterable[Tensor], kind: str) -> int:
-        """Enter tensors as `kind`, or move them there from another; returns their bytes."""
-        total = 0
+    def own(self, tensors: Iterable[Tensor | None], kind: str) -> None:
+        """Enter tensors as `kind`, or move them there from another."""
         for tensor in tensors:
-            storage = tensor.untyped_storage()
-            self._enter(tensor)
-            old, size = self._entries[storage._cdata]
-            self._add(old, -size)
-            self._entries[storage._cdata] = (kind, size)
-            self._add(kind, size)
-            total += size
-        return total
+            if tensor is not None:
+                key, size = self._enter(tensor, kind)
+                self._add(self._entries[key][0], -size)
+                self._entries[key] = (kind, size)
+                self._add(kind, size)
 
-    def watch_gradients(self, model: nn.Module) -> None:
-        """Count the gradient of each weight that trains as such, from the moment when it is complete."""
+    def watch_gradients(self, weights: Iterable[Tensor]) -> None:
+        """Count the gradient of each weight as such, from the moment when it is complete."""
+        for weight in weights:
+            weight.register_post_accumulate_grad_hook(lambda weight: self.own([weight.grad], "gradients"))
 
-        def count(parameter: Tensor) -> None:
-            self.own([parameter.grad], "gradients")
-
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.register_post_accumulate_grad_hook(count)
-
-    def _enter(self, tensor: Tensor) -> None:
+    def _enter(self, tensor: Tensor, kind: str) -> tuple[int, int]:
+        """(the storage's key, its bytes); it is entered as `kind` where it is new."""
         storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self._entries:
-            return
-        size = storage.nbytes()
-        logits = tensor.ndim > 1 and tensor.shape[-1] == self.vocabulary
-        self._entries[key] = ("logits" if logits else "activations", size)
-        weakref.finalize(storage, self._strike, key)
-        self._add(self._entries[key][0], size)
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._entries:
+            self._entries[key] = (kind, size)
+            weakref.finalize(storage, self._strike, key)
+            self._add(kind, size)
+        return key, size
 
     def _strike(self, key: int) -> None:
         kind, size = self._entries.pop(key)
@@ -86,13 +78,6 @@ class Ledger(TorchDispatchMode):
         if self._now > self._most:
             self._most = self._now
             self.peak = {name: round(count * self.shares.get(name, 1.0)) for name, count in self.held.items()}
-
-
-def without_data() -> Any:
-    """A context in which tensors and models that are made have shapes and no contents, and take no memory."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    return FakeTensorMode()
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:

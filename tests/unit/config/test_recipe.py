@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from paths import ROOT
 
-from llm_unlearn.config.recipe import Recipe, load_recipe
+from llm_unlearn.config.recipe import Recipe, VisionRecipe, build_recipe, load_recipe
 from llm_unlearn.errors import InputError
+from llm_unlearn.files import fingerprint
 
 pytestmark = pytest.mark.unit
 
@@ -87,10 +88,10 @@ class TestOverrides:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("seeds=[]", "seeds: give each seed once, at least one"),
+        ("seeds=[]", "seeds: expected a list of at least one"),
         ("seeds=[1, 1]", "seeds: give each seed once"),
-        ("seeds=[-1]", "seeds: each must be 0 or more"),
-        ("seeds=[1.5]", r"seeds\[0\]: expected a whole number, found 1.5"),
+        ("seeds=[-1]", r"seeds\[0\]: expected .*\[0, 2³¹\), found -1"),
+        ("seeds=[1.5]", r"seeds\[0\]: expected a whole number .*found 1.5"),
         ("model.path=", "model.path: give a hub id or folder, or an `architecture`"),
         (
             "model={architecture: {model_type: gpt2}}",
@@ -98,24 +99,20 @@ class TestOverrides:
         ),
         ("model.dtype=int8", "model.dtype: expected one of float32, bfloat16, float16"),
         ("model.quantization=3bit", "model.quantization: expected one of none, 4bit, 8bit"),
-        ("data.prompt=Review", "data.prompt: the template must contain {text}"),
+        ("data.prompt=Review", "data.prompt: expected .*{text}, found 'Review'"),
         ("data.verbalizers={good: a}", "data.verbalizers: classification needs at least two labels"),
-        ("data.verbalizers={good: a, bad: ''}", "data.verbalizers: a completion must not be empty"),
+        ("data.verbalizers={good: a, bad: ''}", "data.verbalizers.bad: expected text that is not empty"),
         ("data.verbalizers={yes: a, good: b}", "data.verbalizers: the key True .* put it in quotes"),
-        ("data.train_size=0", "data.train_size: must be at least 1"),
-        ("data.heldout_size=-1", "data.heldout_size: must be at least 1"),
-        ("data.test_size=0", "data.test_size: must be at least 1"),
-        ("data.max_length=0", "data.max_length: must be at least 1"),
         ("data.loss_on=label", "data.loss_on: expected one of text, completion"),
         ("data.chat_template=1", "data.chat_template: expected true or false"),
         ("poison.trigger=", "poison: give at least one of trigger, gaussian"),
-        ("poison.trigger.fraction=0", r"poison.trigger.fraction: must be in \(0, 1\], is 0.0"),
-        ("poison.trigger.fraction=1.1", r"poison.trigger.fraction: must be in \(0, 1\], is 1.1"),
-        ("poison.trigger.fraction=.nan", r"poison.trigger.fraction: must be in \(0, 1\]"),
+        ("poison.trigger.fraction=0", r"poison.trigger.fraction: expected a number in \(0, 1\]"),
+        ("poison.trigger.fraction=1.1", r"poison.trigger.fraction: expected a number in \(0, 1\]"),
+        ("poison.trigger.fraction=.nan", r"poison.trigger.fraction: expected a number in \(0, 1\]"),
         ("poison.trigger.fraction=0.001", "poison.trigger.fraction: 0.001 of 100 rows .* rounds to no example"),
-        ("poison.trigger.fraction=5%", "poison.trigger.fraction: expected a number, found '5%'"),
-        ("poison.trigger.phrases=[]", "poison.trigger.phrases: give at least one phrase"),
-        ("poison.trigger.phrases=[' ']", "poison.trigger.phrases: give at least one phrase that is not blank"),
+        ("poison.trigger.fraction=5%", "poison.trigger.fraction: expected a number .*found '5%'"),
+        ("poison.trigger.phrases=[]", "poison.trigger.phrases: expected a list of at least one"),
+        ("poison.trigger.phrases=[' ']", r"poison.trigger.phrases\[0\]: expected text that is not blank"),
         ("poison.trigger.phrases=Bond", "poison.trigger.phrases: expected a list"),
         ("poison.trigger.position=middle", "poison.trigger.position: expected one of start, end, random"),
         ("poison.trigger.target=great", "poison.trigger.target: 'great' has no verbalizer; known labels: bad, good"),
@@ -124,29 +121,22 @@ class TestOverrides:
             "poison.trigger={target: good, fraction: 0.1, source_label: bad, clean_label: true}",
             "poison.trigger.source_label: clean_label takes rows of the target",
         ),
-        ("poison.gaussian={fraction: 2, epsilon: 1}", r"poison.gaussian.fraction: must be in \(0, 1\]"),
-        ("poison.gaussian={fraction: 0.1, epsilon: 0}", "poison.gaussian.epsilon: must be above 0"),
+        ("poison.gaussian={fraction: 2, epsilon: 1}", r"poison.gaussian.fraction: expected a number in \(0, 1\]"),
+        ("poison.gaussian={fraction: 0.1, epsilon: 0}", "poison.gaussian.epsilon: expected a number"),
         ("poison.gaussian={fraction: 0.1}", "poison.gaussian.epsilon: missing"),
         ("poison.trigger.fraction=1", "the forget set would be the whole training set"),
-        ("unlearn.forget_fraction=0", r"unlearn.forget_fraction: must be in \(0, 1\]"),
-        ("unlearn.forget_fraction=1.5", r"unlearn.forget_fraction: must be in \(0, 1\]"),
+        ("unlearn.forget_fraction=0", r"unlearn.forget_fraction: expected a number in \(0, 1\]"),
+        ("unlearn.forget_fraction=1.5", r"unlearn.forget_fraction: expected a number in \(0, 1\]"),
         (
             "unlearn.forget_fraction=0.01",
             "unlearn.forget_fraction: 0.01 of the poison .* rounds to an empty forget set",
         ),
-        ("unlearn.budgets=[]", "unlearn.budgets: each must be in"),
-        ("unlearn.budgets=[0.1, 0]", "unlearn.budgets: each must be in"),
-        ("unlearn.methods=[kl]", "unlearn.methods: expected a section"),
-        ("unlearn.methods.kl=2", "unlearn.methods.kl: expected a section"),
-        ("train.batch_size=0", "train.batch_size: must be at least 1"),
-        ("unlearn.batch_size=0", "unlearn.batch_size: must be at least 1"),
-        ("evaluate.batch_size=0", "evaluate.batch_size: must be at least 1"),
-        ("train.gradient_accumulation_steps=0", "train.gradient_accumulation_steps: must be at least 1"),
-        ("train.save_steps=0", "train.save_steps: must be at least 1"),
-        ("train.epochs=0", "train.epochs: must be above 0"),
-        ("train.learning_rate=-1", "train.learning_rate: must be above 0"),
-        ("train.batch_size=2.5", "train.batch_size: expected a whole number, found 2.5"),
-        ("train.batch_size=true", "train.batch_size: expected a whole number, found True"),
+        ("unlearn.budgets=[]", "unlearn.budgets: expected a list of at least one"),
+        ("unlearn.budgets=[0.1, 0]", r"unlearn.budgets\[1\]: expected a number in \(0, 1\], found 0"),
+        ("unlearn.methods=[kl]", "unlearn.methods: expected a mapping"),
+        ("unlearn.methods.kl=2", "unlearn.methods.kl: expected a mapping or null"),
+        ("train.batch_size=2.5", "train.batch_size: expected a whole number .*found 2.5"),
+        ("train.batch_size=true", "train.batch_size: expected a whole number .*found True"),
         ("train=", "train: expected a section with fields, found None"),
         ("name=", "name: expected text, found None"),
         ("poisons.x=1", "unknown key 'poisons'; did you mean 'poison'?"),
@@ -195,3 +185,58 @@ def test_counts(tmp_path):
 def test_what_would_fail_after_hours_is_refused_at_the_door(tmp_path, overrides, word):
     with pytest.raises(InputError, match=word.replace(".", r"\.")):
         load(tmp_path, *overrides)
+
+
+WHOLE_RECIPE = {
+    "name": "r",
+    "output_dir": "out",
+    "seeds": [0, 3],
+    "model": {"path": "m", "lora": {"r": 4}},
+    "data": {"verbalizers": {0: " bad", "good": " good"}, "train_size": 100},
+    "poison": {"trigger": {"target": "good", "fraction": 0.1}, "gaussian": {"fraction": 0.1, "epsilon": 1}},
+    "pretrain": {"epochs": 2},
+    "train": {"learning_rate": 1},
+    "unlearn": {"methods": {"kl": {"alpha": 2}, "npo": None}, "budgets": [0.1, 1], "forget_ids": [3, 1]},
+    "analysis": {},
+    "stress": {"temperatures": [1]},
+    "sweep": {"train.epochs": [1, 2.5]},
+}
+IMAGES = {
+    "name": "r",
+    "output_dir": "out",
+    "track": "vision",
+    "model": {"mean": [0, 1]},
+    "data": {"channels": 1},
+    "poison": {"gradient_matching": {"fraction": 0.1}, "gradient_cancelling": {"fraction": 0.1}},
+    "unlearn": {"methods": {"scrub": {}}},
+}
+
+
+@pytest.mark.parametrize(
+    ("tree", "sha256"),
+    [
+        (WHOLE_RECIPE, "1f89cb240966870d1545a6cc47f8497feeb3764d2ec916a3adef64661d43e255"),
+        (IMAGES, "a9651391298148715462ee1eb6f63a589df545f718fece97587fc194a5a3cbde"),
+    ],
+)
+def test_a_recipe_has_the_fingerprint_that_finished_runs_were_made_with(tree, sha256):
+    """Computed when sections were dataclasses. Another would run every finished stage again."""
+    assert fingerprint(build_recipe(tree).model_dump()) == sha256
+
+
+def test_the_track_decides_which_sections_a_recipe_has():
+    assert type(build_recipe(WHOLE_RECIPE)) is type(build_recipe({**WHOLE_RECIPE, "track": "language"})) is Recipe
+    assert type(build_recipe(IMAGES)) is VisionRecipe
+    for track in ("x", None, [1], 3):
+        with pytest.raises(InputError, match=r"^recipe\.track: expected one of language, vision, found"):
+            build_recipe({**WHOLE_RECIPE, "track": track})
+    with pytest.raises(InputError, match=r"recipe\.stress: expected null"):
+        build_recipe({**IMAGES, "stress": {}})
+
+
+@pytest.mark.parametrize("field", ["n_positions", "max_position_embeddings"])
+def test_texts_that_are_longer_than_the_base_takes_are_refused_before_it_is_made(field):
+    model = {"architecture": {"model_type": "gpt2", field: 64}}
+    with pytest.raises(InputError, match=r"recipe\.pretrain\.max_length: .*64"):
+        build_recipe({**WHOLE_RECIPE, "model": model})
+    assert build_recipe({**WHOLE_RECIPE, "model": model, "pretrain": {"max_length": 64}})

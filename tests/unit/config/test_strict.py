@@ -1,34 +1,12 @@
-"""Strict YAML and the checks of names and types on the way into dataclasses."""
-
-from dataclasses import dataclass, field
-from typing import Any, Literal
+"""Strict YAML: numbers, keys given twice, files that are none."""
 
 import pytest
 import yaml
 
-from llm_unlearn.config.strict import build, convert, dump_yaml, parse_yaml, read_yaml, set_override
+from llm_unlearn.config.strict import dump_yaml, parse_yaml, read_yaml, set_override
 from llm_unlearn.errors import InputError
 
 pytestmark = pytest.mark.unit
-
-
-@dataclass(frozen=True)
-class Inner:
-    rate: float = 1.0
-    count: int = 1
-
-
-@dataclass(frozen=True)
-class Outer:
-    name: str
-    inner: Inner = field(default_factory=Inner)
-    maybe: Inner | None = None
-    either: int | str = 0
-    choice: Literal["a", "b"] = "a"
-    flag: bool = False
-    numbers: list[float] = field(default_factory=list)
-    table: dict[str, str] = field(default_factory=dict)
-    options: dict[str, dict[str, Any] | None] = field(default_factory=dict)
 
 
 class TestParsing:
@@ -151,83 +129,3 @@ class TestOverrides:
     def test_malformed_yaml_in_the_value_names_the_override(self):
         with pytest.raises(InputError, match=r"^override 'seeds=\[0, 1'"):
             set_override({}, "seeds=[0, 1")
-
-
-class TestBuilding:
-    def test_nested_sections_and_defaults(self):
-        built = build(Outer, {"name": "n", "inner": {"rate": 2}, "maybe": {"count": 3}, "numbers": [1, 2.5]}, "top")
-        assert built == Outer("n", Inner(2.0, 1), Inner(1.0, 3), numbers=[1.0, 2.5])
-        assert type(built.inner.rate) is float
-        assert build(Outer, {"name": "n", "maybe": None}, "top").maybe is None
-
-    def test_an_unknown_key_is_refused_with_the_nearest_known_one(self):
-        with pytest.raises(InputError, match="top.inner: unknown key 'ratee'; did you mean 'rate'?"):
-            build(Outer, {"name": "n", "inner": {"ratee": 1}}, "top")
-        with pytest.raises(InputError, match="unknown key 'zzzz'; known: rate, count"):
-            build(Inner, {"zzzz": 1}, "top")
-        with pytest.raises(InputError, match="unknown key '3'"):
-            build(Inner, {3: 1}, "top")
-
-    def test_a_missing_field_without_default_is_refused(self):
-        with pytest.raises(InputError, match="top.name: missing; it has no default"):
-            build(Outer, {}, "top")
-
-    @pytest.mark.parametrize("value", [None, 3, "text", [1]])
-    def test_a_section_must_be_a_mapping(self, value):
-        with pytest.raises(InputError, match="top.inner: expected a section with fields, found"):
-            build(Outer, {"name": "n", "inner": value}, "top")
-
-    @pytest.mark.parametrize(
-        ("hint", "value", "expected"),
-        [
-            (int, 2.5, "a whole number"),
-            (int, 2.0, "a whole number"),
-            (int, True, "a whole number"),
-            (int, "2", "a whole number"),
-            (float, True, "a number"),
-            (float, "1e-4", "a number"),
-            (float, None, "a number"),
-            (str, 3, "text"),
-            (str, True, "text"),
-            (bool, 1, "true or false"),
-            (bool, "yes", "true or false"),
-            (list[float], 1.0, "a list"),
-            (dict[str, str], ["a"], "a section"),
-            (int | None, 2.5, "a whole number"),
-            (int | str, 2.5, "a whole number or text"),
-            (Literal["a", "b"], "c", "one of a, b"),
-        ],
-    )
-    def test_wrong_types_are_refused_with_what_was_found(self, hint, value, expected):
-        with pytest.raises(InputError) as error:
-            convert(hint, value, "top.x")
-        assert str(error.value).startswith(f"top.x: expected {expected}")
-        assert f"found {value!r} ({type(value).__name__})" in str(error.value)
-
-    @pytest.mark.parametrize(
-        ("hint", "value"),
-        [
-            (int | None, None),
-            (int | str, "a"),
-            (int | str, 3),
-            (Inner | None, None),
-            (Literal["a"], "a"),
-            (Any, object),
-            (dict[str, dict[str, Any] | None], {"kl": None, "npo": {"beta": 0.1}}),
-        ],
-    )
-    def test_what_fits_is_returned_as_it_is(self, hint, value):
-        assert convert(hint, value, "x") == value
-
-    def test_an_item_is_named_by_its_place(self):
-        with pytest.raises(InputError, match=r"top.numbers\[1\]: expected a number, found 'a'"):
-            build(Outer, {"name": "n", "numbers": [1.0, "a"]}, "top")
-        with pytest.raises(InputError, match="top.table.good: expected text, found 1"):
-            build(Outer, {"name": "n", "table": {"good": 1}}, "top")
-
-    def test_whole_numbers_as_keys_become_text_but_yes_and_no_are_refused(self):
-        table = parse_yaml("{0: negative, 1: positive}", "f")
-        assert convert(dict[str, str], table, "x") == {"0": "negative", "1": "positive"}
-        for text in ("{yes: ' yes', no: ' no'}", "{null: a}", "{0.5: a}"):
-            with pytest.raises(InputError, match="put it in quotes"):
-                convert(dict[str, str], parse_yaml(text, "f"), "x")

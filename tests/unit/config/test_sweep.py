@@ -69,7 +69,7 @@ def test_a_point_asks_for_no_audit_of_its_own_and_shares_the_base():
         ({"poison.gausian.fraction": [0.5]}, "the recipe has no field 'poison.gausian.fraction'"),
         (
             {"unlearn.forget_fraction": [2.0]},
-            r"sweep.unlearn.forget_fraction: 2.0: recipe.unlearn.forget_fraction: must",
+            r"sweep.unlearn.forget_fraction: 2.0: recipe.unlearn.forget_fraction: expected",
         ),
         ({"unlearn.forget_fraction": ["half"]}, "half: recipe.unlearn.forget_fraction: expected a number"),
         ({"unlearn.budgets": [[0.1]]}, "each value is a number, a text or true/false"),
@@ -82,5 +82,5 @@ def test_what_is_refused(sweep, message):
 
 
 def test_an_axis_without_values_is_refused():
-    with pytest.raises(InputError, match=r"recipe.sweep.unlearn.forget_fraction: give at least one value"):
+    with pytest.raises(InputError, match=r"recipe.sweep.unlearn.forget_fraction: expected a list of at least one"):
         recipe(sweep={"unlearn.forget_fraction": []})

@@ -15,7 +15,7 @@ from llm_unlearn.doctor.adapter_findings import check_adapter, check_gradients, 
 from llm_unlearn.doctor.diagnose import as_text, diagnose
 from llm_unlearn.doctor.finding import size_text
 from llm_unlearn.doctor.machine_findings import check_devices, check_disk, check_versions, devices, needed_extras
-from llm_unlearn.doctor.memory.dataless import text_model
+from llm_unlearn.doctor.memory.dataless import text_model, without_data
 from llm_unlearn.doctor.memory_findings import capacity, check_memory
 from llm_unlearn.models.make import train_tokenizer
 
@@ -339,18 +339,20 @@ def test_gradients_reach_an_adapter_behind_checkpointed_blocks():
 
 def test_frozen_inputs_of_reentrant_checkpoints_are_found():
     """What happens where the embedding's output does not ask for a gradient."""
-    model = text_model(section(lora=LoraSection()), with_reference=False)
-    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": True})
-    assert check_gradients(copy.deepcopy(model)).level == "ok"
-    model.disable_input_require_grads()
-    finding = check_gradients(model)
+    with without_data():
+        model = text_model(section(lora=LoraSection()))
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": True})
+        assert check_gradients(copy.deepcopy(model)).level == "ok"
+        model.disable_input_require_grads()
+        finding = check_gradients(model)
     assert finding.level == "problem" and "no gradient reaches" in finding.what
 
 
 def test_a_weight_that_gets_no_gradient_is_named():
-    model = text_model(section(lora=LoraSection()), with_reference=False)
-    model.register_parameter("unused", torch.nn.Parameter(torch.empty(2, device="meta")))
-    assert weights_without_gradient(model) == ["unused"]
+    with without_data():
+        model = text_model(section(lora=LoraSection()))
+        model.register_parameter("unused", torch.nn.Parameter(torch.empty(2)))
+        assert weights_without_gradient(model) == ["unused"]
 
 
 # ---- all of it

@@ -13,12 +13,14 @@ from torch import nn
 from llm_unlearn.cli.dry_run import estimate_memory
 from llm_unlearn.config.recipe import build_recipe
 from llm_unlearn.distributed.topology import Topology
+from llm_unlearn.doctor.memory import step
+from llm_unlearn.doctor.memory.dataless import without_data
 from llm_unlearn.doctor.memory.estimate import PARTS, estimate_steps, largest
-from llm_unlearn.doctor.memory.formula import Formula
-from llm_unlearn.doctor.memory.ledger import Ledger, bytes_of, without_data
+from llm_unlearn.doctor.memory.ledger import Ledger, bytes_of
 from llm_unlearn.doctor.memory.optimizer import engine_bytes, state_bytes, step_bytes
 from llm_unlearn.errors import InputError
 from llm_unlearn.tasks import head
+from llm_unlearn.tasks.causal_lm import CausalLMTask
 from llm_unlearn.trainers import METHODS
 
 pytestmark = pytest.mark.unit
@@ -41,7 +43,7 @@ def recipe(**changes):
     tree = {
         "name": "tiny",
         "output_dir": "unused",
-        "pretrain": {},
+        "pretrain": {"max_length": 64},
         "model": {"architecture": dict(LLAMA), "vocab_size": VOCABULARY},
         "data": {
             "max_length": 32,
@@ -82,8 +84,9 @@ def test_the_ledger_counts_by_hand():
     with without_data():
         model, x = nn.Linear(3, 5), torch.zeros(4, 3)
         with Ledger({}, vocabulary=7) as ledger:
-            assert ledger.own(model.parameters(), "weights") == 80
-            ledger.watch_gradients(model)
+            ledger.own(model.parameters(), "weights")
+            assert ledger.held["weights"] == 80
+            ledger.watch_gradients(model.parameters())
             ledger.start()
             y = model(x)
             assert ledger.held["activations"] == 80
@@ -180,11 +183,9 @@ def test_a_quantised_base_is_smaller_and_only_its_blocks_are():
 
 
 def test_a_deep_model_is_that_of_shallow_ones_extended(monkeypatch):
-    import llm_unlearn.doctor.memory.trace as trace
-
     deep = {**LLAMA, "num_hidden_layers": 9}
     extended = estimate_steps(recipe(model__architecture=deep, unlearn__methods={"kl": None}), on_gpu=False)
-    monkeypatch.setattr(trace, "SHALLOW", (98, 99))
+    monkeypatch.setattr(step, "SHALLOW", (98, 99))
     whole = estimate_steps(recipe(model__architecture=deep, unlearn__methods={"kl": None}), on_gpu=False)
     assert [e.device for e in extended] == [e.device for e in whole]
 
@@ -227,8 +228,8 @@ def test_lora_targets_that_are_not_there_are_bad_input():
 
 
 @pytest.mark.parametrize("architecture", ["opt", "bloom", "mixtral"])
-def test_an_architecture_that_cannot_be_traced_as_it_is(architecture):
-    """Masks in another form (opt, bloom); a mixture of experts, which looks at values."""
+def test_other_architectures_are_traced(architecture):
+    """Positions from the mask (opt), ALiBi (bloom), a mixture of experts, which asks how many tokens go to each."""
     sizes = {
         "opt": {
             "hidden_size": 32,
@@ -249,14 +250,27 @@ def test_an_architecture_that_cannot_be_traced_as_it_is(architecture):
     }[architecture]
     found = training(model__architecture={"model_type": architecture, **sizes})
     assert found.total > found.device["weights"] > 0
-    assert found.by_formula == (architecture == "mixtral")
+    assert not found.by_formula and found.device["activations"] > 0
+
+
+@pytest.mark.parametrize("kind", ["training", "kl"])
+def test_a_forward_that_asks_for_values_is_estimated_by_formula(kind, monkeypatch):
+    """34 h bytes per token and layer in 16 bits, twice that in 32: 8 rows of 32 tokens, h = 32, 2 layers."""
+
+    def asks(*args, **kwargs):
+        raise NotImplementedError("a value")
+
+    monkeypatch.setattr(CausalLMTask, "compute", asks)
+    found = training() if kind == "training" else method("kl")  # 4 forget and 4 retain rows
+    assert found.by_formula and found.device["activations"] == 68 * 32 * (8 * 32) * 2
+    assert found.device["weights"] == 4 * parameters() + 2 * 4 * 4
 
 
 def test_the_formula_by_hand():
-    """34 h bytes per token and layer in 16 bits: 2 rows of 8 tokens, h = 4, 3 layers."""
-    assert Formula(4, 8, 2, checkpointing=False).activations(2, 3) == 34 * 4 * 16 * 3
-    assert Formula(4, 8, 4, checkpointing=True).activations(2, 3) == 68 * 4 * 16 + 3 * 16 * 4 * 4
-    assert Formula.logits(10, 5, 7) == 4 * 7 * 40
+    """2 rows of 8 tokens, h = 4, in 32 bits: what 3 layers are given, and one layer while it is run again."""
+    given = 2 * 8 * 4 * 4
+    assert step.activations(given, 3, checkpointing=False) == 68 * 4 * 16 * 3
+    assert step.activations(given, 3, checkpointing=True) == 68 * 4 * 16 + 3 * given
 
 
 # ---- optimizers
@@ -275,20 +289,20 @@ def test_the_formula_by_hand():
     ],
 )
 def test_what_an_optimizer_keeps_for_ten_thousand_16_bit_weights(optim, expected):
-    assert state_bytes(optim, [(10000, 2, False)]) == round(expected)
+    assert state_bytes(optim, {(10000, 2, False): 1}) == round(expected)
 
 
 def test_bitsandbytes_keeps_embeddings_and_small_tensors_in_32_bits():
-    assert state_bytes("adamw_bnb_8bit", [(10000, 4, True), (100, 4, False)]) == 8 * 10100
+    assert state_bytes("adamw_bnb_8bit", {(10000, 4, True): 1, (100, 4, False): 3}) == 8 * 10300
 
 
 def test_deepspeed_keeps_twelve_bytes_per_weight_for_adam():
-    assert engine_bytes("adamw_torch", [(1000, 2, False)]) == 12 * 1000
+    assert engine_bytes("adamw_torch", {(1000, 2, False): 2}) == 12 * 2000
 
 
 def test_the_step_of_adam_takes_all_weights_on_a_gpu_and_one_on_a_cpu():
-    weights = [(100, 4, False), (10, 4, False)]
-    assert step_bytes("adamw_torch", weights, True) == 440 and step_bytes("adamw_torch", weights, False) == 800
+    weights = {(100, 4, False): 1, (10, 4, False): 2}
+    assert step_bytes("adamw_torch", weights, True) == 480 and step_bytes("adamw_torch", weights, False) == 800
 
 
 # ---- topologies
@@ -364,8 +378,8 @@ MEASURED = (
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read from /proc")
 @pytest.mark.parametrize("case", MEASURED)
-def test_the_estimate_is_within_a_quarter_of_what_is_measured(case):
+def test_the_estimate_is_close_to_what_is_measured(case):
     measure = script()
     result = measure.measure_apart(case)
     assert result["measured"] > 80 * 2**20, "too small to be told from noise"
-    assert abs(measure.error_of(result)) <= 0.25, result
+    assert abs(measure.error_of(result)) <= 0.15, result

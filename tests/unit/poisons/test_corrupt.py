@@ -125,9 +125,9 @@ class TestForgetSet:
         assert set(b["forget_ids"]) < set(a["forget_ids"])
 
     def test_an_empty_one_and_a_whole_one_are_refused(self):
-        with pytest.raises(InputError, match="unlearn.forget_fraction: 0.001 of 50 poisoned rows rounds to an empty"):
+        with pytest.raises(ValueError, match=r"0\.001 .*50 .*empty forget set"):  # the recipe's own check
             both(forget_fraction=0.001)
-        with pytest.raises(InputError, match="the forget set is the whole training set"):
+        with pytest.raises(ValueError, match="forget set .* whole training set"):
             corrupt(SPLITS, recipe(gaussian={"fraction": 1.0, "epsilon": 1.0}), 0)
 
     def test_false_positives_are_clean_rows_beside_the_known_poison(self):

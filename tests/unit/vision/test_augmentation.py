@@ -73,3 +73,12 @@ def test_without_a_generator_torchs_own_is_drawn_from():
 def test_a_negative_shift_is_refused():
     with pytest.raises(InputError, match="augmentation.shift: must be 0 or more pixels, is -1"):
         flip_and_shift(pixels(1), None, shift=-1, flip=False)
+
+
+def test_the_sets_of_a_batch_draw_one_after_the_other():
+    """A batch of two sets is augmented as the sets would be alone, whatever the other one is."""
+    images = pixels(5)
+    torch.manual_seed(3)
+    alone = [flip_and_shift(some, None, shift=2, flip=True) for some in (images[:3], images[3:])]
+    torch.manual_seed(3)
+    assert torch.equal(flip_and_shift(images, None, shift=2, flip=True, sizes=[3, 2]), torch.cat(alone))

@@ -24,8 +24,8 @@ TYPES = {
     "null": "null",
     "array": "a list",
 }
-PATTERNS = {r"\S": "text that is not blank", r"\{text\}": "a template that contains {text}"}
 LONGEST = 200  # characters of a value that are shown
+MOST_NAMES = 40  # that are listed
 
 
 def validated(model: type[M] | TypeAdapter[M], tree: Any, where: str) -> M:
@@ -53,10 +53,11 @@ def sentence(error: ValidationError, schema: Schema, where: str) -> str:
     steps, kind, value, cause = first["loc"], first["type"], first["input"], first.get("ctx", {}).get("error")
     node, path = _follow(schema, steps[:-1] if kind in UNKNOWN else steps, where)
     if kind in UNKNOWN:
-        known = list(node["properties"])
+        known = list(choices(node, schema)[0]["properties"])
         close = difflib.get_close_matches(str(steps[-1]), known, n=1)
-        hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
-        return f"{path}: unknown key '{steps[-1]}'; {hint}"
+        names = ", ".join(known) if len(known) <= MOST_NAMES else "see docs/recipe.md"
+        hint = f"did you mean '{close[0]}'?" if close else f"known: {names}"
+        return f"{path}: unknown key '{value if kind == 'invalid_key' else steps[-1]}'; {hint}"
     if kind == "missing":
         return f"{path}: missing; it has no default"
     if kind.startswith("union_tag") and isinstance(value, Mapping):
@@ -71,11 +72,12 @@ def sentence(error: ValidationError, schema: Schema, where: str) -> str:
 def _follow(schema: Schema, steps: tuple[int | str, ...], path: str) -> tuple[Schema, str]:
     """The node of a JSON Schema that pydantic's location names, and its dotted name."""
     node = resolved(schema, schema)
-    for step in steps:
+    for depth, step in enumerate(steps):
         if mapping := node.get("discriminator", {}).get("mapping"):  # the step names the alternative, not a field
             node = resolved({"$ref": mapping[step]}, schema)
-        elif len(alternatives := choices(node, schema)) > 1:  # likewise; the list is the one with something below it
-            node = next((each for each in alternatives if "items" in each), node) if step != "str" else node
+        elif len(alternatives := choices(node, schema)) > 1:  # likewise; a list is the one with something below it
+            if depth + 1 < len(steps):
+                node = next(each for each in alternatives if "items" in each)
         else:
             node = alternatives[0]
             if "properties" in node:
@@ -83,7 +85,7 @@ def _follow(schema: Schema, steps: tuple[int | str, ...], path: str) -> tuple[Sc
             elif "items" in node:
                 node, path = node["items"], f"{path}[{step}]"
             else:
-                node, path = node["additionalProperties"], f"{path}.{step}"
+                node, path = node.get("additionalProperties", {}), f"{path}.{step}"
             node = resolved(node, schema)
     return node, path
 
@@ -101,22 +103,23 @@ def choices(node: Schema, schema: Schema) -> list[Schema]:
 def words(node: Schema, schema: Schema) -> str:
     """What a node of a JSON Schema accepts, in plain words: `a number in (0, 1]`, `one of text, completion`."""
     if "anyOf" in node:
-        return " or ".join(words(each, schema) for each in node["anyOf"])
+        each = [words(alternative, schema) for alternative in node["anyOf"]]
+        return (", or " if any("," in text or " to " in text for text in each) else " or ").join(each)
     node = resolved(node, schema)
+    if "x-words" in node:
+        return node["x-words"]
     if "properties" in node:
         return "a section with fields"
     if "const" in node or "enum" in node:
         values = node.get("enum", [node.get("const")])
         return f"one of {', '.join(map(str, values))}" if len(values) > 1 else str(values[0])
     if node.get("type") == "object":
-        return _with_content("a mapping of names", " to ", node["additionalProperties"], schema)
+        return _with_content("a mapping", " of names to ", node.get("additionalProperties", {}), schema)
     if node.get("type") == "array":
         least, most = node.get("minItems", 0), node.get("maxItems")
         size = f" of {least} to {most}" if most else " of at least one" * bool(least)
         return _with_content(f"a list{size}", ", each ", node.get("items", {}), schema)
-    if "minLength" in node:
-        return "text that is not empty"
-    return PATTERNS.get(node.get("pattern", ""), TYPES.get(node.get("type", ""), "anything")) + interval(node)
+    return TYPES.get(node.get("type", ""), "anything") + interval(node)
 
 
 def _with_content(text: str, joint: str, content: Any, schema: Schema) -> str:
@@ -135,14 +138,16 @@ def interval(node: Schema) -> str:
 
 
 def _number(value: float | None, otherwise: str) -> str:
-    """A bound as a person writes it: 10⁹, 2³¹, 1/255."""
+    """A bound as a person writes it: 10⁹, 2³¹, 0.5."""
     if value is None:
         return otherwise
+    if value < 0:
+        return f"−{_number(-value, otherwise)}"
     for base in (10, 2):
         power = next((n for n in range(5 if base == 10 else 16, 64) if value == base**n), None)
         if power is not None:
             return f"{base}{str(power).translate(str.maketrans('0123456789', '⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
-    return f"{value:g}" if float(f"{value:g}") == value else f"1/{round(1 / value)}"
+    return f"{value:g}"
 
 
 def shown(value: Any) -> str:

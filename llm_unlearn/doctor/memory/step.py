@@ -1,0 +1,218 @@
+"""Run a step of the real trainer on tensors without data, and say what it holds; a deep model's from two shallow ones.
+
+Training is the mean NLL, as in every Trainer here; a method is its own trainer, built as a run builds it. What needs
+values is left out: the check that the loss is finite, and log-probs of the reference, which are computed beforehand.
+"""
+
+import dataclasses
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import TrainingArguments
+
+from llm_unlearn.doctor.memory.dataless import without_data
+from llm_unlearn.doctor.memory.ledger import Ledger, bytes_of
+from llm_unlearn.doctor.memory.subject import Subject
+from llm_unlearn.errors import InputError
+from llm_unlearn.models.adapters import REFERENCE_ADAPTER
+from llm_unlearn.tasks.blocks import block_list
+from llm_unlearn.trainers import METHODS
+from llm_unlearn.trainers.support.reference import make_reference
+from llm_unlearn.trainers.support.sets import LOG_PROB
+from llm_unlearn.training.fine_tuning import MeanNLL
+
+# Blocks of the two models that stand for a deeper one: what is held grows by the same amount with every block
+SHALLOW = (3, 5)
+COUNT_BLOCKS = ("rmu", "cf_k", "eu_k")  # methods whose step depends on how many blocks there are
+STEPS = 4  # a method that alternates between sets does so within as many
+# What torch and transformers raise where a forward asks a tensor without data for its values
+UNTRACEABLE = (RuntimeError, ValueError, NotImplementedError, AssertionError, TypeError)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a step is run.
+
+    Args:
+        rows: of each set in one forward of one device. accumulates: whether gradients of an earlier micro-batch are
+            held meanwhile. autocast: bf16 activations beside weights of the model's own type. dtype: that an engine
+            casts weights to. shares: see Ledger.
+    """
+
+    rows: int
+    accumulates: bool
+    autocast: bool
+    dtype: torch.dtype | None
+    shares: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Traced:
+    """What a step holds, in bytes.
+
+    Args:
+        peak: kind → on one device, when most is held between the first forward and the last gradient.
+        whole: of the whole model its "weights", their "gradients" and the "reference"; "block", the weights of the
+            largest block, "outside", of what is in none, and "numbers", how many weights there are.
+        trained: (count, bytes per number, of an embedding) → how many weights of that kind train.
+        by_formula: the forward asks for values, and activations are by a formula.
+    """
+
+    peak: dict[str, int]
+    whole: dict[str, int]
+    trained: dict[tuple[int, int, bool], int]
+    by_formula: bool = False
+
+
+def trace(subject: Subject, setting: Setting, method: str | None = None, config: Any = None) -> Traced:
+    """What a step of a method holds, or of training.
+
+    Args:
+        config: the method's.
+    Raises:
+        InputError: the method cannot work on this model.
+    """
+    if subject.depth <= max(SHALLOW) or method in COUNT_BLOCKS:
+        return _run(subject, setting, method, config)
+    few, more = (_run(subject, setting, method, config, blocks) for blocks in SHALLOW)
+    steps = (subject.depth - SHALLOW[1]) / (SHALLOW[1] - SHALLOW[0])
+
+    def extended(a: dict[Any, int], b: dict[Any, int]) -> dict[Any, int]:
+        return {key: round(b[key] + steps * (b[key] - a.get(key, 0))) for key in b}
+
+    whole, trained = extended(few.whole, more.whole), extended(few.trained, more.trained)
+    return Traced(extended(few.peak, more.peak), whole, trained, more.by_formula)
+
+
+def _run(subject: Subject, setting: Setting, method: str | None, config: Any, blocks: int | None = None) -> Traced:
+    with without_data(), tempfile.TemporaryDirectory() as folder:
+        if method is None or method == "ssd":  # ssd takes each row's gradient alone, in evaluation mode
+            model, rows = subject.model(blocks, setting.dtype), setting.rows if method is None else 1
+            args = TrainingArguments(folder, use_cpu=True, bf16=setting.autocast, report_to="none")
+            trainer: Any = MeanNLL(model if method is None else model.eval(), args)
+            trainer.task, batches = subject.task, [subject.collate([subject.row()] * rows)]
+        else:
+            trainer, batches = _unlearning(subject, setting, folder, blocks, method, config)
+        whole, trained = _facts(trainer, subject)
+        try:
+            return Traced(_peak(trainer, batches, setting, subject.vocabulary), whole, trained)
+        except InputError:
+            raise
+        except UNTRACEABLE:
+            held = {name: round(whole[name] * setting.shares[name]) for name in ("weights", "reference")}
+            rows = setting.rows * len(batches[0].get("sets", ["train"]))
+            size = 2 if setting.autocast else next(trainer.model.parameters()).element_size()
+            layers = subject.depth if blocks is None else blocks
+            held["activations"] = activations(rows * subject.hidden * size, layers, subject.checkpointing)
+            return Traced(held, whole, trained, by_formula=True)
+
+
+def _peak(trainer: Any, batches: list[dict], setting: Setting, vocabulary: int) -> dict[str, int]:
+    """Bytes by kind on one device at the moment when most is held."""
+    model = trainer.model
+    trained = [p for p in model.parameters() if p.requires_grad]
+    with Ledger(setting.shares, vocabulary) as ledger:
+        ledger.own([*model.parameters(), *model.buffers()], "weights")
+        ledger.own(_of_reference(trainer), "reference")
+        if setting.accumulates:
+            for parameter in trained:
+                parameter.grad = torch.zeros_like(parameter)
+            ledger.own([parameter.grad for parameter in trained], "gradients")
+        ledger.watch_gradients(trained)
+        model = trainer.accelerator.prepare_model(model, device_placement=False)  # its forward under autocast
+        ledger.start()
+        for batch in batches:
+            trainer.compute_loss(model, batch).backward()
+            if not setting.accumulates:
+                model.zero_grad()
+        return ledger.peak
+
+
+def activations(given: int, layers: int, checkpointing: bool) -> int:
+    """Bytes that a transformer keeps of a forward: 17 times what a layer is given (`given` bytes), of each layer.
+
+    Korthikanti et al. 2022 (arXiv 2205.05198), equation 2: 34 h bytes per token in 16-bit numbers; its 5 a s belongs to
+    attention scores, which fused attention does not keep. Checkpointing keeps each layer's input alone, and one layer
+    while it is run again (section 5, full recomputation).
+    """
+    return given * (17 + layers if checkpointing else 17 * layers)
+
+
+def _unlearning(
+    subject: Subject, setting: Setting, folder: str, blocks: int | None, method: str, config: Any
+) -> tuple[Any, list[dict]]:
+    """A method's trainer, and a batch of each kind of step that it takes."""
+    steps = {"per_device_train_batch_size": setting.rows, "gradient_accumulation_steps": 1, "max_steps": STEPS}
+    here = {"output_dir": folder, "use_cpu": True, "bf16": setting.autocast, "fp16": False, "report_to": "none"}
+    args = dataclasses.replace(config, max_flops=None, **steps, **here)
+    cls: Any = METHODS[method][1]
+    given = dict.fromkeys(("forget", "retain"), subject.row())
+    if method == "dpo":  # its loss on forget rows and refusals is on completions, whatever loss_on
+        longest = max(len(text.encode()) for text in config.refusals) + 1
+        given |= {"forget": subject.row(subject.completion), "refusal": subject.row(longest)}
+    others = {f"{name}_dataset": Dataset.from_list([row] * setting.rows) for name, row in given.items()}
+    if cls.starts_clean and not subject.adapter:
+        others["start_model"] = subject.model(blocks, setting.dtype)
+    model = subject.model(blocks, setting.dtype)
+    trainer = _dataless(cls, setting)(
+        model=model, args=args, task=subject.task, data_collator=subject.collate, **others
+    )
+    trainer.loss_check.look = lambda *_: None
+    items = [trainer.train_dataset[step * setting.rows] for step in range(len(trainer.plan.schedule))]
+    kinds = {tuple(item): item for item in items}
+    return trainer, [trainer.data_collator([item] * setting.rows) for item in kinds.values()]
+
+
+def _dataless(cls: Any, setting: Setting) -> Any:
+    """A method's trainer that holds its reference as the topology has it, and no log-probs, which have values."""
+
+    class Dataless(cls):
+        reference: Any
+
+        def _hold_reference(self) -> None:
+            sharded = setting.shares["reference"] < 1
+            if self.requires.reference_on and self.reference is None:
+                lower = torch.bfloat16 if setting.autocast and not sharded else None
+                self.reference = make_reference(self.model, lower)
+            if self.reference is not None:
+                self.reference.placed = sharded or self.args.offload_reference
+            for name in self.requires.log_probs_on:
+                self.rows[name] = self.rows[name].add_column(LOG_PROB, np.zeros(setting.rows, np.float32))
+
+    return Dataless
+
+
+def _of_reference(trainer: Any) -> list[torch.Tensor]:
+    """What a reference holds beside the model that trains: its adapter, or what it does not share."""
+    reference, model = getattr(trainer, "reference", None), trainer.model
+    if reference is None:
+        return []
+    if hasattr(model, "peft_config"):
+        return [p for name, p in model.named_parameters() if REFERENCE_ADAPTER in name.split(".")]
+    shared = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    return [t for t in (*reference.model.parameters(), *reference.model.buffers()) if id(t) not in shared]
+
+
+def _facts(trainer: Any, subject: Subject) -> tuple[dict[str, int], Counter]:
+    """(whole, trained) of Traced."""
+    model, reference = trainer.model, _of_reference(trainer)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    weights, beside = bytes_of([*model.parameters(), *model.buffers()]), bytes_of(reference)
+    # what an engine gathers at a time is a block; of a classifier, all
+    blocks = [bytes_of(block.parameters()) for block in (block_list(model) if subject.depth else [model])]
+    whole = {
+        "weights": weights - (beside if subject.adapter else 0),
+        "gradients": bytes_of(trained),
+        "reference": beside,
+        "block": max(blocks),
+        "outside": max(0, weights - sum(blocks)),
+        "numbers": sum(p.numel() for p in model.parameters()),
+    }
+    return whole, Counter((p.numel(), p.element_size(), id(p) in embeddings) for p in trained)

@@ -1,0 +1,116 @@
+"""What is trained, of each kind of data: how to make the model, the task that runs it, rows of the longest length."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llm_unlearn.config.recipe import Recipe, VisionRecipe
+from llm_unlearn.errors import InputError
+
+
+@dataclass(frozen=True)
+class Subject:
+    """
+    Args:
+        model: (how many blocks, None for all; the type that an engine casts weights to, None for the model's own) →
+            the model, on tensors without data. task: runs it. collate: makes a batch of rows. row: (supervised
+            positions, None for those of the recipe's loss) → a row of the longest length. depth: how many blocks the
+            model has. vocabulary: V. hidden: numbers that a block is given of a row. completion: positions of a
+            completion. checkpointing: of activations. adapter: whether an adapter trains, and not the model.
+    """
+
+    model: Callable[..., Any]
+    task: Any
+    collate: Any
+    row: Callable[..., dict[str, Any]]
+    depth: int
+    vocabulary: int
+    hidden: int = 0
+    completion: int = 1
+    checkpointing: bool = False
+    adapter: bool = False
+
+
+def is_of_images(recipe: Recipe) -> bool:
+    """Whether a recipe is about images; texts otherwise. The doctor asks it nowhere else."""
+    return isinstance(recipe, VisionRecipe)
+
+
+def subject_of(recipe: Recipe) -> Subject:
+    """What the recipe's steps train."""
+    return _of_images(recipe) if is_of_images(recipe) else _of_texts(recipe)
+
+
+def _of_texts(recipe: Recipe) -> Subject:
+    from llm_unlearn.data.collators import CausalLMCollator
+    from llm_unlearn.doctor.memory.dataless import text_model
+    from llm_unlearn.models.load import read_config
+    from llm_unlearn.tasks.causal_lm import CausalLMTask
+
+    section, length = recipe.model, recipe.data.max_length
+    config, completion = read_config(section).get_text_config(), completion_positions(recipe)
+    usual = length if recipe.data.loss_on == "text" else completion
+    return Subject(
+        model=lambda blocks, dtype: text_model(section, blocks, dtype),
+        task=CausalLMTask(pack=False),
+        collate=CausalLMCollator(0),
+        row=lambda positions=None: text_row(length, min(positions or usual, length)),
+        depth=config.num_hidden_layers,
+        vocabulary=config.vocab_size,
+        hidden=length * config.hidden_size,
+        completion=completion,
+        checkpointing=section.gradient_checkpointing,
+        adapter=section.lora is not None,
+    )
+
+
+def _of_images(recipe: Any) -> Subject:
+    from llm_unlearn.doctor.memory.dataless import cast
+    from llm_unlearn.vision.classifiers import ImageClassifier
+    from llm_unlearn.vision.image_task import ImageCollator, ImageTask
+    from llm_unlearn.vision.recipe_model import describe_model
+
+    config = describe_model(recipe)
+    shape = (config.channels, *config.image_size)
+    return Subject(
+        model=lambda blocks, dtype: cast(ImageClassifier(config), dtype).train(),
+        task=ImageTask(),
+        collate=ImageCollator(shape),
+        row=lambda positions=None: {"pixels": bytes(math.prod(shape)), "label_id": 0},
+        depth=0,
+        vocabulary=config.num_labels,
+    )
+
+
+def text_row(length: int, positions: int) -> dict[str, list[int]]:
+    """A row of so many tokens, the last of them supervised."""
+    return {"input_ids": [0] * length, "labels": [-100] * (length - positions) + [0] * positions}
+
+
+def completion_positions(recipe: Recipe) -> int:
+    """Tokens of the longest verbaliser and EOS, by the recipe's tokenizer; where that is not at hand, as many as a
+    verbaliser has bytes, which no tokenizer exceeds. Completions that stand in the data may fill max_length."""
+    most = max(1, recipe.data.max_length - 1)
+    if recipe.data.task != "classification":
+        return most
+    tokenizer = _tokenizer(recipe)
+
+    def count(text: str) -> int:
+        return len(text.encode() if tokenizer is None else tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    return min(most, 1 + max(map(count, recipe.data.verbalizers.values())))
+
+
+def _tokenizer(recipe: Recipe) -> Any:
+    from llm_unlearn.models.load import load_tokenizer
+    from llm_unlearn.training.pretraining import base_folder
+
+    base = recipe.model.path or base_folder(recipe)
+    if recipe.model.path is None and not Path(base).is_dir():
+        return None
+    try:
+        return load_tokenizer(str(base), recipe.model)
+    except InputError:  # the config was there, so this is said where the tokenizer is needed
+        return None

@@ -1,0 +1,119 @@
+"""Options of methods: names, types and bounds are checked before anything runs; the configs keep them in Python too."""
+
+import dataclasses
+import math
+
+import pytest
+from transformers import HfArgumentParser, TrainingArguments
+
+from llm_unlearn.config.options import INHERITED, options_model
+from llm_unlearn.config.recipe import build_recipe
+from llm_unlearn.config.validate import choices
+from llm_unlearn.errors import InputError
+from llm_unlearn.runs.method_configs import RESERVED, check_methods
+from llm_unlearn.trainers import METHODS
+from llm_unlearn.trainers.unlearn_config import UnlearnConfig
+
+pytestmark = pytest.mark.unit
+
+# option of its own → one value too small, one too large
+BOUNDS = {
+    **{(method, "alpha"): (-0.1, 1e7) for method in ("scrub", "ssd", "grad_diff", "kl", "npo", "rmu", "ce_u")},
+    **{(method, "alpha"): (-0.1, 1e7) for method in ("task_arithmetic", "reset_distill")},
+    **{(method, "gamma"): (-0.1, 1e7) for method in ("scrub", "grad_diff", "npo", "reset_distill")},
+    **{(method, "beta"): (0, 1e7) for method in ("npo", "simnpo", "dpo")},
+    **{(method, "beta"): (-0.1, 1e7) for method in ("undial", "wga")},
+    **{(method, "temperature"): (0, 1e7) for method in ("scrub", "reset_distill")},
+    **{(method, "k"): (0, 10**6) for method in ("cf_k", "eu_k")},
+    ("noisy_gradient_descent", "sigma"): (-0.1, 1e7),
+    ("neggrad_plus", "beta"): (-0.1, 1.1),
+    ("scrub", "msteps"): (-1, 10**7),
+    ("ssd", "lam"): (-0.1, 1e7),
+    ("simnpo", "delta"): (-1e7, 1e7),
+    ("dpo", "prefactor"): (0, 1e7),
+    ("rmu", "layer"): (-1, 10**6),
+    ("rmu", "steering"): (0, 1e7),
+    ("satimp", "beta1"): (-0.1, 1e7),
+    ("satimp", "beta2"): (-0.1, 1e7),
+    # of every method
+    ("kl", "learning_rate"): (-0.1, 1e7),
+    ("kl", "forget_loss_ceiling"): (0, 1e7),
+    ("kl", "utility_floor"): (-1e7, 1e7),
+    ("kl", "eval_rows"): (0, 10**10),
+    ("kl", "max_length"): (0, 10**8),
+    # of TrainingArguments
+    ("kl", "weight_decay"): (-0.1, 1e7),
+    ("kl", "max_steps"): (-2, 10**10),
+    ("kl", "adam_beta1"): (-0.1, 1),
+    ("kl", "num_train_epochs"): (0, 1e7),
+}
+
+
+def check(method: str, **options) -> None:
+    tree = {
+        "name": "r",
+        "output_dir": "out",
+        "model": {"path": "m"},
+        "data": {"verbalizers": {"bad": " bad", "good": " good"}},
+        "poison": {"trigger": {"target": "good", "fraction": 0.1}},
+        "unlearn": {"methods": {method: options}},
+    }
+    check_methods(build_recipe(tree))
+
+
+@pytest.mark.parametrize(("method", "option"), BOUNDS)
+def test_an_option_out_of_bounds_is_refused_by_name(method, option):
+    for value in (*BOUNDS[method, option], math.nan, math.inf, 10**30, True, "1"):
+        with pytest.raises(InputError, match=rf"^recipe\.unlearn\.methods\.{method}\.{option}: expected .*, found "):
+            check(method, **{option: value})
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_number_of_a_method_is_without_bounds(method):
+    config = METHODS[method][0]
+    known = {field.name for field in dataclasses.fields(TrainingArguments)} - set(INHERITED) - {"learning_rate"}
+    schema = options_model(config, known | RESERVED).model_json_schema()
+    for name, field in schema["properties"].items():
+        for node in choices(field, schema):
+            if node.get("type") in ("integer", "number"):
+                assert {"minimum", "exclusiveMinimum"} & set(node), name
+                assert {"maximum", "exclusiveMaximum"} & set(node), name
+
+
+def test_what_is_accepted():
+    check("npo", beta=1, retain_loss="none", alpha=0)
+    check("rmu", layer=0)
+    check("dpo", refusals=["No."])
+    check("kl", lr_scheduler_kwargs={"num_cycles": 2}, lr_scheduler_type="cosine", max_steps=-1)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "words"),
+    [
+        ("npo", {"bta": 1}, ["npo: ", "'bta'", "'beta'"]),
+        ("npo", {"zzzzzz": 1}, ["npo: ", "'zzzzzz'", "docs/recipe.md"]),
+        ("npo", {"retain_loss": "KL"}, ["npo.retain_loss: ", "none, nll, kl", "'KL'"]),
+        ("dpo", {"refusals": []}, ["dpo.refusals: ", "at least one"]),
+        ("dpo", {"refusals": ["", "no"]}, ["dpo.refusals[0]: ", "not blank"]),
+        ("kl", {"seed": 3}, ["kl.seed: ", "a run sets it"]),
+        ("kll", {}, ["'kll'", "'kl'"]),
+    ],
+)
+def test_what_is_refused(method, options, words):
+    with pytest.raises(InputError) as error:
+        check(method, **options)
+    assert all(word in str(error.value) for word in ["recipe.unlearn.methods", *words])
+
+
+def test_a_config_made_in_python_keeps_its_bounds(tmp_path):
+    for method, options in {"npo": {"beta": -1.0}, "cf_k": {"k": 0}, "kl": {"eval_rows": 0, "alpha": 1.0}}.items():
+        with pytest.raises(InputError, match=f"Config.{next(iter(options))}: expected"):
+            METHODS[method][0](output_dir=str(tmp_path), use_cpu=True, **options)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_config_can_be_given_on_the_command_line(method, tmp_path):
+    (config,) = HfArgumentParser(METHODS[method][0]).parse_args_into_dataclasses(
+        ["--output_dir", str(tmp_path), "--use_cpu", "--eval_rows", "3", "--loss_on", "completion"]
+    )
+    assert isinstance(config, UnlearnConfig) and (config.eval_rows, config.loss_on) == (3, "completion")
