@@ -93,8 +93,10 @@ class Identity(Result):
     Args:
         model: its name, which is that of its files.
         kind: base, poisoned, clean, retrained, unlearned, or audited.
-        method, budget: of an unlearned model, else None.
-        seed, recipe: of the run.
+        method: of an unlearned model, else None.
+        budget: of an unlearned model, else None.
+        seed: of the run.
+        recipe: the name of the run's recipe.
     """
 
     schema_version: int = SCHEMA_VERSION

@@ -17,7 +17,7 @@ from llm_unlearn.errors import InputError
 class Requirements(NamedTuple):
     """What a method needs of a batch.
 
-    Args:
+    Attributes:
         sets: the sets of rows that it is given.
         reference_on: those on which the loss asks for the reference's output.
         log_probs_on: those on which it asks for the reference's sequence log-probs alone, which are computed once.
