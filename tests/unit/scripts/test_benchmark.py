@@ -69,7 +69,7 @@ def test_a_step_changes_the_weights_unless_told_not_to(tmp_path):
 
 def test_scrub_takes_a_min_and_a_max_step_and_rmu_stops_a_third_of_the_way_up(tmp_path):
     scrub = steps.CONTENDERS["scrub"](TINY, str(tmp_path))
-    assert [list(batch) for batch in scrub.batches] == [["retain"], ["forget"]]
+    assert [list(batch["sets"]) for batch in scrub.batches] == [["retain"], ["forget"]]
     assert steps.CONTENDERS["rmu"](TINY, str(tmp_path)).trainer.layer == 1  # of 2
 
 
