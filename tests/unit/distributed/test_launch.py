@@ -1,6 +1,5 @@
 """What `--accelerate-config` refuses before it launches, and what it makes of a launch that fails."""
 
-import dataclasses
 import json
 
 import pytest
@@ -23,7 +22,7 @@ def recipe():
 
 
 def with_section(recipe, name: str, **changes):
-    return dataclasses.replace(recipe, **{name: dataclasses.replace(getattr(recipe, name), **changes)})
+    return recipe.changed(**{name: getattr(recipe, name).changed(**changes)})
 
 
 def test_what_can_run_is_let_through(recipe):
@@ -48,7 +47,7 @@ def test_rows_that_cannot_be_shared_evenly_are_refused(recipe):
 
 def test_the_points_of_a_sweep_are_looked_at_too(recipe):
     with pytest.raises(InputError, match="recipe.train.batch_size: 12 rows cannot be shared evenly by 8"):
-        check_topology(dataclasses.replace(recipe, sweep={"train.batch_size": [12]}), str(CONFIGS / "ddp.yaml"))
+        check_topology(recipe.changed(sweep={"train.batch_size": [12]}), str(CONFIGS / "ddp.yaml"))
 
 
 def test_several_machines_are_started_on_each_of_them(recipe):
