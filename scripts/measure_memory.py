@@ -117,11 +117,7 @@ def rows_of(recipe: Any, count: int) -> Any:
     import numpy as np
     from datasets import Dataset
 
-<<<<<<< HEAD
     from llm_unlearn.doctor.memory.workload import completion_positions
-=======
-    from llm_unlearn.doctor.memory.workload import completion_positions
->>>>>>> refs/heads/memory
 
     generator, longest = np.random.default_rng(0), recipe.data.max_length
     supervised = longest if recipe.data.loss_on == "text" else completion_positions(recipe)

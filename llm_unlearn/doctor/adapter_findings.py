@@ -74,11 +74,7 @@ def check_gradients(model: Any) -> Finding:
 def weights_without_gradient(model: Any) -> list[str]:
     """Names of the weights that train and get no gradient in a step. Call in `without_data()`."""
     from llm_unlearn.data.collators import CausalLMCollator
-<<<<<<< HEAD
     from llm_unlearn.doctor.memory.workload import text_row
-=======
-    from llm_unlearn.doctor.memory.workload import text_row
->>>>>>> refs/heads/memory
     from llm_unlearn.tasks.causal_lm import CausalLMTask
 
     batch = CausalLMCollator(0)([text_row(LENGTH, LENGTH)])

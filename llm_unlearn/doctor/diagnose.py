@@ -8,11 +8,7 @@ from llm_unlearn.distributed.topology import Topology, read_topology
 from llm_unlearn.doctor.finding import LEVELS, Finding, problem_of
 from llm_unlearn.doctor.machine_findings import check_devices, check_disk, check_versions, devices
 from llm_unlearn.doctor.memory.estimate import PARTS, TRAINING, Estimate
-<<<<<<< HEAD
 from llm_unlearn.doctor.memory.workload import is_of_images
-=======
-from llm_unlearn.doctor.memory.workload import is_of_images
->>>>>>> refs/heads/memory
 from llm_unlearn.doctor.memory_findings import CONTEXT, Suggestion, capacity, check_memory
 from llm_unlearn.errors import InputError
 

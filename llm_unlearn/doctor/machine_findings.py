@@ -12,11 +12,7 @@ from typing import Any
 from llm_unlearn.config.recipe import Recipe
 from llm_unlearn.distributed.topology import Topology
 from llm_unlearn.doctor.finding import Finding, Level, size_text
-<<<<<<< HEAD
 from llm_unlearn.doctor.memory.workload import is_of_images
-=======
-from llm_unlearn.doctor.memory.workload import is_of_images
->>>>>>> refs/heads/memory
 
 PACKAGE = "llm_unlearn"
 EXTRA_OF = {"bitsandbytes": "quantization", "deepspeed": "deepspeed", "torchvision": "vision", "scikit-learn": "vision"}

@@ -6,11 +6,7 @@ from typing import TYPE_CHECKING, Any
 from llm_unlearn.config.recipe import Recipe
 from llm_unlearn.distributed.topology import Topology
 from llm_unlearn.doctor.memory.optimizer import engine_bytes, numbers, state_bytes, step_bytes
-<<<<<<< HEAD
-from llm_unlearn.doctor.memory.workload import subject_of
-=======
 from llm_unlearn.doctor.memory.workload import workload_of
->>>>>>> refs/heads/memory
 from llm_unlearn.errors import InputError
 
 if TYPE_CHECKING:

@@ -18,11 +18,7 @@ from transformers import TrainingArguments
 
 from llm_unlearn.doctor.memory.dataless import without_data
 from llm_unlearn.doctor.memory.ledger import Ledger, bytes_of
-<<<<<<< HEAD
-from llm_unlearn.doctor.memory.workload import Subject
-=======
 from llm_unlearn.doctor.memory.workload import Workload
->>>>>>> refs/heads/memory
 from llm_unlearn.errors import InputError
 from llm_unlearn.models.adapters import REFERENCE_ADAPTER
 from llm_unlearn.tasks.blocks import block_list

@@ -125,10 +125,14 @@ class TestForgetSet:
         assert set(b["forget_ids"]) < set(a["forget_ids"])
 
     def test_an_empty_one_and_a_whole_one_are_refused(self):
-        with pytest.raises(ValueError, match=r"0\.001 .*50 .*empty forget set"):  # the recipe's own check
-            both(forget_fraction=0.001)
-        with pytest.raises(ValueError, match="forget set .* whole training set"):
-            corrupt(SPLITS, recipe(gaussian={"fraction": 1.0, "epsilon": 1.0}), 0)
+        def unchecked(**sections):
+            return recipe(TRIGGER, GAUSSIAN).model_copy(update=sections)  # a recipe refuses both by itself
+
+        with pytest.raises(InputError, match="unlearn.forget_fraction: 0.001 of 50 poisoned rows rounds to an empty"):
+            corrupt(SPLITS, unchecked(unlearn=UnlearnSection(forget_fraction=0.001)), 0)
+        whole = PoisonSection(gaussian=GaussianSection(fraction=1.0, epsilon=1.0))
+        with pytest.raises(InputError, match="the forget set is the whole training set"):
+            corrupt(SPLITS, unchecked(poison=whole), 0)
 
     def test_false_positives_are_clean_rows_beside_the_known_poison(self):
         _, manifest = both(forget_fraction=0.5, false_positives=0.4)

@@ -77,7 +77,7 @@ def test_cost_counts_tokens_without_padding(tokenizer, rows, tmp_path):
 
 def test_a_loss_that_breaks_down_is_an_error_that_names_the_remedy(tokenizer, rows, tmp_path):
     section = TrainSection(epochs=30, batch_size=4, max_grad_norm=0.0, warmup_ratio=0.0)
-    section = section.model_copy(update={"learning_rate": 1e30})  # a recipe may not ask for it
+    section = section.model_copy(update={"learning_rate": 1e30})  # which a recipe could not have
     with pytest.raises(NonFiniteLossError, match=r"train\.learning_rate"):
         Training(section, tmp_path, 0, quiet=True).fit(make_model(ARCHITECTURE, tokenizer, 0), rows, tokenizer)
 
