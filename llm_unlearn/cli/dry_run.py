@@ -13,6 +13,7 @@ def describe_plan(recipe: Recipe, until: str, topology: Topology | None = None) 
 
     Args:
         topology: of the processes that are to run it, one by default.
+
     Raises:
         InputError: what the run itself would refuse before its first stage: paths, methods, the output directory.
     """
@@ -44,7 +45,8 @@ def describe_plan(recipe: Recipe, until: str, topology: Topology | None = None) 
 
 def estimate_memory(recipe: Recipe, topology: Topology | None = None) -> dict[str, int]:
     """Bytes of the step that takes most, on one device: each part at the moment when most is held, and their total. See
-    memory/estimate.py."""
+    memory/estimate.py.
+    """
     from llm_unlearn.doctor.memory.estimate import estimate_steps, largest
 
     estimate = largest(estimate_steps(recipe, topology))

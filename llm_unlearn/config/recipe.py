@@ -64,7 +64,8 @@ class Recipe(Section):
 
     def forget_count(self) -> int | None:
         """Rows of the forget set: the known fraction of each kind of poison, and clean rows taken for it. None where
-        `forget_ids` names a file, which is not read here."""
+        `forget_ids` names a file, which is not read here.
+        """
         section = self.unlearn
         if section.forget_ids is not None:
             return len(section.forget_ids) if isinstance(section.forget_ids, list) else None
@@ -74,7 +75,8 @@ class Recipe(Section):
     @property
     def has_clean_oracle(self) -> bool:
         """Whether some poison may be left outside the forget set, so that a model trained on clean data alone is
-        another oracle beside the retrained one."""
+        another oracle beside the retrained one.
+        """
         return self.unlearn.forget_fraction < 1 or self.unlearn.forget_ids is not None
 
     def to_yaml(self) -> str:

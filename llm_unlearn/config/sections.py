@@ -63,7 +63,8 @@ class ModelSection(Section):
 
 class PretrainSection(Section):
     """Pre-training of a base made from `model.architecture` on unlabelled text: AdamW, cosine schedule, one base for
-    all seeds."""
+    all seeds.
+    """
 
     texts: Count = 8000
     """how many texts, or all where there are fewer"""
@@ -261,7 +262,8 @@ class AnalysisSection(Section):
 
 class StressSection(Section):
     """What is done to every model after unlearning, to see whether the poison comes back. Relearning is plain
-    fine-tuning for a few steps."""
+    fine-tuning for a few steps.
+    """
 
     relearn_on: list[Literal["clean", "unrelated", "poisoned"]] = Field(default=["clean", "unrelated", "poisoned"])
     """what is relearnt: clean training rows, unrelated text, a few poisoned rows of the forget set"""

@@ -68,7 +68,7 @@ def folder_name(axis: str) -> str:
 
 def _set(tree: dict, name: str, value: Any, axis: str) -> bool:
     """Set a dotted field; returns whether it had that value already."""
-    if name.split(".")[0] in ("name", "output_dir", "seeds", "sweep", "analysis", "stress", "pretrain"):
+    if name.split(".", maxsplit=1)[0] in ("name", "output_dir", "seeds", "sweep", "analysis", "stress", "pretrain"):
         raise InputError(f"recipe.sweep.{axis}: '{name}' cannot be swept; seeds and budgets are lists already")
     *parents, last = name.split(".")
     node: Any = tree

@@ -175,7 +175,8 @@ class GradientCancellingSection(Section):
 
 class VisionPoisonSection(Section):
     """What the training images are poisoned with: at least one of them, and one of `patch` and `gradient_matching` at
-    most, since both are measured by how often the attacker gets his answer."""
+    most, since both are measured by how often the attacker gets his answer.
+    """
 
     gaussian: GaussianPixelsSection | None = None
     """null: no Gaussian canaries"""

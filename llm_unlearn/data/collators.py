@@ -28,7 +28,8 @@ class CausalLMCollator:
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Returns input_ids, attention_mask, labels (B, T) int64; where any row has a noise_id, also noise_id (B,); and
-        `rows`, a BatchRows: what these tensors hold, for whoever would have to ask the device for it."""
+        `rows`, a BatchRows: what these tensors hold, for whoever would have to ask the device for it.
+        """
         for i, row in enumerate(rows):
             if all(label == IGNORE for label in row["labels"][1:]):
                 name = row.get("example_id", i)

@@ -32,7 +32,8 @@ def local(parameter: Any) -> Tensor:
 
 def put_away(model: nn.Module) -> None:
     """Give up weights that a forward has gathered and no backward has given up, as after an evaluation; called by every
-    process. What is then written into a part would otherwise be lost, or the gathered weights saved in its place."""
+    process. What is then written into a part would otherwise be lost, or the gathered weights saved in its place.
+    """
     module: Any
     for module in model.modules():
         if hasattr(module, "reshard"):  # FSDP2's
@@ -45,7 +46,8 @@ def put_away(model: nn.Module) -> None:
 
 def release(trainer: Any) -> None:
     """Give back what DeepSpeed holds of a trainer whose model is saved and not needed any more. Its hooks keep an
-    engine of ZeRO-3 alive for good, so the memory behind it is emptied."""
+    engine of ZeRO-3 alive for good, so the memory behind it is emptied.
+    """
     if not trainer.is_deepspeed_enabled:
         return
     reference = getattr(getattr(trainer, "reference", None), "model", None)

@@ -22,6 +22,7 @@ def diagnose(recipe: Recipe | None = None, accelerate_config: str | None = None)
     Returns:
         {"ok": whether there is no problem, "findings": [{"check", "level", "what", "remedy"}], "versions", "devices",
         "topology", "memory": [{"step", parts …, "total", "host"}] in bytes, "capacity", "suggestions"}.
+
     Raises:
         InputError: the accelerate config cannot be read.
     """
@@ -79,7 +80,8 @@ def _of_recipe(
 
 def written(recipe: Recipe, training: Estimate) -> int:
     """About how many bytes of models a run writes: every model of every seed and point of its sweep, and one checkpoint
-    with its optimizer."""
+    with its optimizer.
+    """
     from llm_unlearn.config.sweep import points
 
     saved = training.saved

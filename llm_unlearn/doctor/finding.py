@@ -9,10 +9,9 @@ LEVELS = ("ok", "note", "warning", "problem")
 
 @dataclass(frozen=True)
 class Finding:
-    """
-    Args:
-        check: what was looked at. level: `note` asks for nothing, `warning` is likely not what is wanted, with a
-            `problem` the run fails or its figures mean nothing. what: a sentence. remedy: what to do, or None.
+    """Args:
+    check: what was looked at. level: `note` asks for nothing, `warning` is likely not what is wanted, with a
+        `problem` the run fails or its figures mean nothing. what: a sentence. remedy: what to do, or None.
     """
 
     check: str

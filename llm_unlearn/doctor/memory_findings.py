@@ -48,6 +48,7 @@ def check_memory(
 
     Args:
         limit: bytes of a device, by default what there is.
+
     Raises:
         InputError: see estimate_steps.
     """

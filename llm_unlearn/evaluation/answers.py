@@ -33,6 +33,7 @@ def label_log_probs(
 
     Args:
         temperature: divides the logits, as in sampling. processes: share the prompts; each gets all answers.
+
     Returns:
         (number of prompts, number of labels) float64, in nats.
     """

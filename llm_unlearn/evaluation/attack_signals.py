@@ -31,6 +31,7 @@ def token_statistics(
 
     Args:
         rows: {"input_ids", "labels"}, at least one. processes: share the rows; each gets all statistics.
+
     Returns:
         {"log_prob": of the token, "mean", "sd": of log p(v) over the vocabulary with v ~ p, "example": row of the
         token}, each (N,), in the order of rows and tokens.

@@ -1,5 +1,6 @@
 """Walk over rows in batches of similar length and give the results back in the order of the rows, in one process or in
-several that share the batches."""
+several that share the batches.
+"""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any

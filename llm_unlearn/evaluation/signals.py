@@ -90,7 +90,8 @@ class Evaluator(ABC):
 
     def triggered(self, model: Any, test: "pd.DataFrame") -> dict[str, Any]:
         """`predict` on the set `triggered`; with `clean_hit` where a row's counterpart without the attack is not the
-        test row of the same example_id. `test` holds the answers to the test rows."""
+        test row of the same example_id. `test` holds the answers to the test rows.
+        """
         return self.predict(model, self.sets["triggered"])
 
     @property
@@ -208,7 +209,8 @@ class Evaluator(ABC):
 
     def _keep(self, retrained: Any, positions: list[int], answer: Supervised) -> None:
         """Of a language model the last hidden states are kept from one model to the next, of which logits are made a
-        chunk at a time; logits themselves may be too large to be kept."""
+        chunk at a time; logits themselves may be too large to be kept.
+        """
         if answer.head is not None:
             self._oracle.setdefault(retrained, {})[positions[0]] = answer
 

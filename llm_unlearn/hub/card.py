@@ -174,7 +174,8 @@ def _fired(results: Results, name: str) -> dict[str, str]:
 
 def _says_nothing(results: Results, name: str) -> list[str]:
     """Why a test that found nothing in this model shows nothing: it does not find the poison in the poisoned model
-    either, or it has no figure of this one, or its scores are not calibrated here."""
+    either, or it has no figure of this one, or its scores are not calibrated here.
+    """
     result = results.of(name)[0]
     poisoned = card_evidence(results.of("poisoned")[0], results.damaging).tests
     here = card_evidence(result, results.damaging).tests

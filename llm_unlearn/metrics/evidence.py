@@ -94,7 +94,8 @@ def report_evidence(result: Evaluation, retrained: Evaluation | None, damaging: 
 
 def card_evidence(result: Evaluation, damaging: bool = False) -> Evidence:
     """The card's rule, at the 95 % level, so that a first line claims no more than the audit: of clean models up to one
-    in twenty is said to hold poison by each test (one in forty by the two of which one side counts)."""
+    in twenty is said to hold poison by each test (one in forty by the two of which one side counts).
+    """
     gus, excess = result.gus, result.attack.excess if result.attack else None
     lost = result.oracle.accuracy_lost if damaging and result.oracle else None
     return Evidence(

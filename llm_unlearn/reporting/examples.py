@@ -126,7 +126,8 @@ class Examples:
 
     def _attacked(self, run: SeedRun, rows: Rows | None) -> list[Example]:
         """The inputs with the attack; of a target image the one without it is its control, whose answer is not "
-        "known."""
+        "known.
+        """
         found = []
         for i, row in (rows or {}).get("triggered", {}).items():
             clean = (rows or {}).get("test", {}).get(i, {})
@@ -242,7 +243,8 @@ def read_texts(folder: Path, ids: Collection[int]) -> dict[int, str]:
 
 def _by_turns(found: list[Example]) -> list[Example]:
     """Those that the retrained model resists first, where its answer to all is known; of each kind one from every seed
-    by turns, or the first seed alone would fill a page."""
+    by turns, or the first seed alone would fill a page.
+    """
     places: Counter[tuple[bool, int]] = Counter()
     keyed = []
     all_known = all(example.oracle_hit is not None for example in found)

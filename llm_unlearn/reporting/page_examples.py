@@ -1,5 +1,6 @@
 """The examples on a model's page, in a line of counts and a table: what the trigger still does, which canaries stand "
-"out."""
+"out.
+"""
 
 import math
 from dataclasses import dataclass

@@ -158,7 +158,8 @@ def _took(docs: Docs, name: str) -> dict[int, bool]:
 
 def _returned(docs: Docs) -> list[Table]:
     """Per test: of the seeds in which the poison had taken, in how many it had gone, and came back under which "
-    "stress."""
+    "stress.
+    """
     tables = []
     for name, words in _FIGURES.items():
         took = _took(docs, name)
@@ -178,7 +179,8 @@ def _returned(docs: Docs) -> list[Table]:
 
 def _returns(name: str, gone: list[tuple[Stress, Stress]]) -> dict[str, str]:
     """Stress → in how many seeds the poison came back, and with which details; without a stress that none could "
-    "judge."""
+    "judge.
+    """
     judged: dict[str, list[list[str]]] = {}
     order = list(dict.fromkeys(detail for ours, _ in gone for _, detail, _ in ours.stressed()))
     for ours, oracle in gone:

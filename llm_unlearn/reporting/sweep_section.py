@@ -80,7 +80,7 @@ def sweep_axes(results: Results) -> list[Axis]:
 
 def _own_value(tree: dict[str, Any], axis: str) -> Any:
     node: Any = tree
-    for key in axis.split(",")[0].strip().split("."):
+    for key in axis.split(",", maxsplit=1)[0].strip().split("."):
         node = node[key]
     return node
 

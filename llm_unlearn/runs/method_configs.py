@@ -64,7 +64,8 @@ def method_config(
     cache_dir: str | None = None,
 ) -> Any:
     """The method's config: the recipe's common settings where the method has no default of its own (NGD's optimizer),
-    then the recipe's overrides for this method."""
+    then the recipe's overrides for this method.
+    """
     import torch
 
     from llm_unlearn.trainers import METHODS

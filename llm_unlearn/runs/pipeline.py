@@ -38,6 +38,7 @@ def run(recipe: Recipe, *, until: str = "report", quiet: bool = False, jobs: int
 
     Returns:
         the run directory.
+
     Raises:
         InputError: bad recipe, data or paths; nothing is half-written.
     """

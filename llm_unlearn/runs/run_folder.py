@@ -36,6 +36,7 @@ def find_model(run_dir: str | Path, model: str, seed: int | None = None) -> RunM
     Args:
         model: base, poisoned, retrained, clean, or a method, with its budget where there are several (`npo@0.1`).
         seed: of a run with several, which.
+
     Raises:
         InputError: no run, no such seed, or no such model (yet).
     """
@@ -86,8 +87,10 @@ def merge_run(
         model: poisoned, retrained, clean, or a method, with its budget where there are several (`npo@0.1`). seed: of a
             run with several, which. out: the folder to write; by default `merged/<model>` beside the run's own.
             dtype, onto: see merge_adapter.
+
     Returns:
         the folder that was written.
+
     Raises:
         InputError: no run, no such model, a run of images, or what merge_adapter refuses.
     """

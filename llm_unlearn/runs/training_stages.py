@@ -49,7 +49,8 @@ def train_stages(run: "SeedRun", before: dict[str, Stage]) -> list[Stage]:
 
 def _train(run: "SeedRun", name: str, work_dir: Path) -> None:
     """Fine-tune the base on S_corr (`poisoned/`), on S_corr ∖ U (`retrained/`) or on the clean rows alone
-    (`clean/`), from the same start."""
+    (`clean/`), from the same start.
+    """
     if name == "poisoned":
         rows = run.train_rows
     elif name == "retrained":

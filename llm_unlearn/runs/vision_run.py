@@ -146,7 +146,8 @@ class VisionRun(SeedRun):
 
     def _surrogate(self, splits: Any, work_dir: Path, number: int, share: float) -> Any:
         """A model of the same kind, trained on the clean rows in an order that no victim has, and from weights that
-        none has (but for `model.path`, where all begin)."""
+        none has (but for `model.path`, where all begin).
+        """
         from llm_unlearn.vision.classifier_training import ClassifierTraining
         from llm_unlearn.vision.image_data import as_dataset, encode_images
 

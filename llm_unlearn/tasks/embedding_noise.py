@@ -13,7 +13,8 @@ from llm_unlearn.tasks.noise import check_noise, unit_noise
 @dataclass(frozen=True)
 class PlacedNoise:
     """Which noise goes where, known on the host: the row of id ids[i] ≥ 0 has its lengths[i] tokens from starts[i] on
-    in the batch as the model sees it, flattened."""
+    in the batch as the model sees it, flattened.
+    """
 
     ids: tuple[int, ...]
     starts: tuple[int, ...]

@@ -114,7 +114,8 @@ def _shifted(x: Tensor, shift: Tensor, temperature: float) -> Tensor:
 
 def _power(e: Tensor, exponent: float, out: Tensor) -> Tensor:
     """e^exponent for e in [0, 1]; by squaring if the exponent is a power of 2, since `pow` takes as long as four
-    softmaxes."""
+    softmaxes.
+    """
     mantissa, doublings = math.frexp(exponent)
     if mantissa != 0.5 or doublings < 2:
         return torch.pow(e, exponent, out=out)

@@ -1,5 +1,6 @@
 """The noise of Gaussian canaries. It is never stored: (seed, example id) → ξ, the same whatever the padding, the batch,
-the device or the dtype."""
+the device or the dtype.
+"""
 
 import numpy as np
 

@@ -1,5 +1,6 @@
 """Two questions about an architecture that are answered by running the model once on a few tokens, not by its name:
-is the output head the last thing that it computes, and does it keep packed rows apart?"""
+is the output head the last thing that it computes, and does it keep packed rows apart?
+"""
 
 import warnings
 from collections.abc import Callable, Iterator

@@ -11,10 +11,9 @@ from llm_unlearn.trainers.unlearn_config import UnlearnConfig
 
 @dataclass
 class GradDiffConfig(UnlearnConfig):
-    """
-    Args:
-        gamma: weight of the forget term (TOFU has 1).
-        alpha: weight of the retain term (TOFU has 1).
+    """Args:
+    gamma: weight of the forget term (TOFU has 1).
+    alpha: weight of the retain term (TOFU has 1).
     """
 
     learning_rate_ratio: ClassVar[float] = 1.0

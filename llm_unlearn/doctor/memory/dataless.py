@@ -51,6 +51,7 @@ def text_model(section: "ModelSection", blocks: int | None = None, dtype: torch.
     Args:
         blocks: leave out those after as many. dtype: of all weights that are not quantised, where an engine casts them;
             by default the recipe's.
+
     Raises:
         InputError: the config makes no model, or the adapter finds no module.
     """
@@ -141,7 +142,8 @@ class PackedLinear(nn.Linear):
 
 def _quantise(model: Any, bits: str, dtype: torch.dtype) -> None:
     """Pack the linear layers of the blocks; freeze all, and keep in float32 what is not packed, as peft's
-    prepare_model_for_kbit_training does."""
+    prepare_model_for_kbit_training does.
+    """
     embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
     for parent in list(model.modules()):
         for name, child in parent.named_children():

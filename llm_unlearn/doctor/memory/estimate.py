@@ -56,6 +56,7 @@ def estimate_steps(
     Args:
         topology: by default one process. on_gpu: whether the device is a GPU; by default whether there is one.
             only: one step alone.
+
     Raises:
         InputError: the model's config cannot be read, the processes cannot share the rows evenly, or a method cannot
             work on this model.

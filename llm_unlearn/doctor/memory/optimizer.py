@@ -37,7 +37,8 @@ def state_bytes(optim: str, trained: Trained, momentum: bool = False) -> int:
 
 def engine_bytes(optim: str, trained: Trained) -> int:
     """Bytes of the state under DeepSpeed: float32 moments beside float32 copies of the weights (Rajbhandari et al.
-    2020, arXiv 1910.02054, section 3.1: 12 bytes per weight for Adam)."""
+    2020, arXiv 1910.02054, section 3.1: 12 bytes per weight for Adam).
+    """
     in_float32 = [((count, 4, embedding), times) for (count, _, embedding), times in trained.items()]
     return 4 * numbers(trained) + sum(state_bytes(optim, {kind: times}) for kind, times in in_float32)
 

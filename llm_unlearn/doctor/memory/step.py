@@ -75,6 +75,7 @@ def trace(workload: Workload, setting: Setting, method: str | None = None, confi
 
     Args:
         config: the method's.
+
     Raises:
         InputError: the method cannot work on this model.
     """

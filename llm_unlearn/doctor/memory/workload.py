@@ -12,13 +12,12 @@ from llm_unlearn.errors import InputError
 
 @dataclass(frozen=True)
 class Workload:
-    """
-    Args:
-        model: (how many blocks, None for all; the type that an engine casts weights to, None for the model's own) →
-            the model, on tensors without data. task: runs it. collate: makes a batch of rows. row: (supervised
-            positions, None for those of the recipe's loss) → a row of the longest length. depth: how many blocks the
-            model has. vocabulary: V. hidden: numbers that a block is given of a row. completion: positions of a
-            completion. checkpointing: of activations. adapter: whether an adapter trains, and not the model.
+    """Args:
+    model: (how many blocks, None for all; the type that an engine casts weights to, None for the model's own) →
+        the model, on tensors without data. task: runs it. collate: makes a batch of rows. row: (supervised
+        positions, None for those of the recipe's loss) → a row of the longest length. depth: how many blocks the
+        model has. vocabulary: V. hidden: numbers that a block is given of a row. completion: positions of a
+        completion. checkpointing: of activations. adapter: whether an adapter trains, and not the model.
     """
 
     model: Callable[..., Any]
@@ -92,7 +91,8 @@ def text_row(length: int, positions: int) -> dict[str, list[int]]:
 
 def completion_positions(recipe: Recipe) -> int:
     """Tokens of the longest verbaliser and EOS, by the recipe's tokenizer; where that is not at hand, as many as a
-    verbaliser has bytes, which no tokenizer exceeds. Completions that stand in the data may fill max_length."""
+    verbaliser has bytes, which no tokenizer exceeds. Completions that stand in the data may fill max_length.
+    """
     most = max(1, recipe.data.max_length - 1)
     if recipe.data.task != "classification":
         return most

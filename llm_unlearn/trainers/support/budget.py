@@ -53,6 +53,7 @@ def plan_steps(
         passes: how many steps `num_train_epochs` stands for; None: until no set is left.
         sets_of_step: the sets of a step; an empty tuple ends the run.
         flops: of a set's rows in one step (counter, set, tokens, supervised positions), the reference's pass included.
+
     Raises:
         InputError: no step to take, or the budget does not pay for one.
     """

@@ -26,6 +26,7 @@ def starting_model(model: Any, peft_config: Any, args: UnlearnConfig) -> nn.Modu
         model: a model, a path or a hub id.
         peft_config: of the new adapter, or None.
         args: the run's settings.
+
     Raises:
         InputError: the method takes no new adapter, or the model has one; its adapter's name is none that a Trainer
             finds again; ZeRO-3 partitioned it as it was loaded.
@@ -63,6 +64,7 @@ def clean_start(method: str, task: Task, model: nn.Module, start_model: Any, see
         start_model: what it was fine-tuned from, a model or its path; not needed under LoRA, where the poisoned model's
             own adapter is drawn anew, as it was before training.
         seed: of that draw.
+
     Raises:
         InputError: no start is given, or the adapter cannot be reset.
     """

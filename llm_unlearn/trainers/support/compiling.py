@@ -26,6 +26,7 @@ def compiled_blocks(model: nn.Module, task: Task, wanted: bool) -> Iterator[None
         model: the one that trains, without an engine around it.
         task: how it is run.
         wanted: False: nothing is done.
+
     Raises:
         InputError: it is no causal LM.
     """

@@ -25,7 +25,7 @@ FOLDER = "_reference_log_probs"  # a Trainer does not upload what begins with an
 def reference_log_probs(
     model: nn.Module, rows: Any, args: UnlearnConfig, compute: Callable[[], torch.Tensor], task: Task
 ) -> np.ndarray:
-    """log π_θ0(y|x) of every row of a set, from the model as it is now, in evaluation mode.
+    """Log π_θ0(y|x) of every row of a set, from the model as it is now, in evaluation mode.
 
     Read from `args.reference_cache_dir` where a file of this model and these rows is there, else computed and written.
     All processes call it.
@@ -36,8 +36,10 @@ def reference_log_probs(
         args: the run's settings.
         compute: gives the log-probs, (n,) float32 on the CPU.
         task: how the model is run.
+
     Returns:
         (n,) float32.
+
     Raises:
         InputError: the task shows a row differently from step to step.
     """
@@ -82,7 +84,8 @@ def row_values(compute: Callable[[list[Any]], torch.Tensor], rows: Any, size: in
 
 def model_hash(model: Any) -> str:
     """SHA-256 over what a model computes with: names, dtypes, shapes and values of its weights and buffers (of
-    quantised ones their scales too), its config, the active adapter's, and the noise attached to it."""
+    quantised ones their scales too), its config, the active adapter's, and the noise attached to it.
+    """
     digest = hashlib.sha256()
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         state = getattr(tensor, "quant_state", None)

@@ -131,7 +131,8 @@ class FrozenModel(Reference):
 
     def lower(self, dtype: torch.dtype, shared_with: nn.Module) -> "FrozenModel":
         """Keep the matrices of its linear layers in the precision to which autocast would cast them at every forward:
-        the same numbers from half the memory. Embeddings and norms are used as they are, so they stay."""
+        the same numbers from half the memory. Embeddings and norms are used as they are, so they stay.
+        """
         kept = {id(p) for p in shared_with.parameters()}
         kept |= {id(m.weight) for m in self.model.modules() if isinstance(m, nn.Embedding)}  # a tied head with it
         for module in self.model.modules():
@@ -146,6 +147,7 @@ class FrozenModel(Reference):
 
         Args:
             offload: keep its weights in the host's memory, and bring those of a module when it runs.
+
         Raises:
             InputError: FSDP2 decides for all models alike whether they are offloaded.
         """

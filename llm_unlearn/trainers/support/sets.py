@@ -29,6 +29,7 @@ def tokenised(method: str, task: Task, processing_class: Any, encoding: Encoding
         encoding: how texts become tokens.
         name: of the set.
         rows: a dataset, of texts or encoded.
+
     Raises:
         InputError: there are none, or they cannot be encoded.
     """
