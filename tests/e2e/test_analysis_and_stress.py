@@ -68,8 +68,8 @@ def test_from_recipe_to_report(audited, run, lora, capsys):
 
 
 def test_what_cannot_be_done_is_refused_at_the_door(audited, refused):
-    refused("run", audited, "stress.relearn_steps=[0]", words=["stress.relearn_steps", "1 or more"])
-    refused("run", audited, "stress.temperatures=[0.0]", words=["stress.temperatures", "above 0"])
+    refused("run", audited, "stress.relearn_steps=[0]", words=["stress.relearn_steps", "[1, 10⁹]"])
+    refused("run", audited, "stress.temperatures=[0.0]", words=["stress.temperatures[0]", "(0, 10⁶]"])
     refused("run", audited, "analysis.sizes=[2.0]", words=["analysis.sizes", "(0, 1]"])
     refused("run", audited, "evaluate.membership=[los]", words=["evaluate.membership[0]", "loss"])
     refused("run", audited, "stress.paraphrases=['']", words=["stress.paraphrases", "blank"])

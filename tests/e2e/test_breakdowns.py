@@ -86,9 +86,19 @@ def test_a_full_disk_while_a_model_is_saved_leaves_no_half_model(run, recipe, mo
 
 
 def test_a_loss_that_is_not_finite_in_training_is_refused(run, recipe, capsys):
-    assert run("train", recipe, "train.learning_rate=1e30", "train.warmup_ratio=0") == 2
+    assert (
+        run(
+            "train",
+            recipe,
+            "train.learning_rate=1000",
+            "train.optim=sgd",
+            "train.max_grad_norm=0",
+            "train.warmup_ratio=0",
+        )
+        == 2
+    )
     message = capsys.readouterr().err
-    assert "train: " in message and "finite" in message and "lower train.learning_rate (1e+30)" in message
+    assert "train: " in message and "finite" in message and "lower train.learning_rate (1000" in message
     assert sorted(p.name for p in Path(recipe["output_dir"]).iterdir()) == AFTER_POISON
 
 
@@ -118,7 +128,15 @@ def test_a_loss_that_is_not_finite_in_unlearning_leaves_the_trained_models(run, 
     assert run("train", recipe) == 0
     before = contents_of(folder / "poisoned")
     capsys.readouterr()
-    assert run("unlearn", recipe, "unlearn.learning_rate=1e30") == 2
+    assert (
+        run(
+            "unlearn",
+            recipe,
+            "unlearn.methods={gradient_ascent: {optim: sgd, max_grad_norm: 0}}",
+            "unlearn.learning_rate=1000",
+        )
+        == 2
+    )
     message = capsys.readouterr().err
     assert "gradient_ascent: " in message and "not finite at step" in message and "learning_rate" in message
     assert contents_of(folder / "poisoned") == before

@@ -243,7 +243,7 @@ class TestOptions:
         return load_recipe(tmp_path / "recipe.yaml")
 
     def test_a_recipe_takes_auto_alone(self, tmp_path):
-        with pytest.raises(InputError, match="evaluate.device_map: expected one of auto"):
+        with pytest.raises(InputError, match="evaluate.device_map: expected auto or null"):
             self.recipe(tmp_path, tmp_path, "balanced")
 
     def test_one_of_several_processes_does_not_take_all_gpus(self, both, monkeypatch):
