@@ -59,7 +59,7 @@ _PUBLIC |= {
     for kind in ("Config", "Trainer")
 }
 
-__all__ = ["__version__", *sorted(_PUBLIC)]
+__all__ = ["__version__", *sorted(_PUBLIC)]  # noqa: PLE0604  # the names are computed; all are strings
 
 
 def __getattr__(name: str):

@@ -12,7 +12,9 @@ def describe_plan(recipe: Recipe, until: str, topology: Topology | None = None) 
     """The stages up to a phase with their state, sizes, memory in bytes, and all of it as text.
 
     Args:
-        topology: of the processes that are to run it, one by default.
+        recipe: the recipe that would run; of a sweep, every point is listed.
+        until: the last phase, one of runs.phases.PHASES, or "report" for all of them.
+        topology: how the run is spread over processes; by default one process.
 
     Raises:
         InputError: what the run itself would refuse before its first stage: paths, methods, the output directory.

@@ -99,8 +99,9 @@ def whole_state_dict(model: nn.Module, adapter: str | None = None, keep: bool = 
     """The state dict of an unwrapped model with every weight whole, on the CPU; called by every process.
 
     Args:
-        adapter: of a peft model, take this adapter's weights alone: what saving it needs. keep: whether this process
-            is to have it; without, it only gives its parts.
+        model: the unwrapped model, which ZeRO-3 or FSDP2 may have sharded.
+        adapter: the adapter of a peft model whose weights alone are taken, as saving it needs; None takes all weights.
+        keep: whether this process receives the state dict; if not, it contributes its shards and gets an empty dict.
     """
     found: dict[str, Tensor] = {}
     copies: dict[int, Tensor] = {}  # tied weights stay tied

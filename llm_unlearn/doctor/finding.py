@@ -9,9 +9,14 @@ LEVELS = ("ok", "note", "warning", "problem")
 
 @dataclass(frozen=True)
 class Finding:
-    """Args:
-    check: what was looked at. level: `note` asks for nothing, `warning` is likely not what is wanted, with a
-        `problem` the run fails or its figures mean nothing. what: a sentence. remedy: what to do, or None.
+    """One thing that the doctor found.
+
+    Args:
+        check: what was checked, such as "memory".
+        level: `ok` and `note` ask for nothing; `warning` is likely not what the user wants; with a `problem` the run
+            fails or its figures mean nothing.
+        what: one sentence that says what was found.
+        remedy: what to do about it; None if there is nothing to do.
     """
 
     check: str

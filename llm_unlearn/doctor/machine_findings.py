@@ -50,6 +50,8 @@ def check_versions(
     """({package: installed version, None where absent}, findings).
 
     Args:
+        recipe: the recipe whose optional packages must be installed; None if there is no recipe.
+        topology: how the run is spread over processes; by default one process.
         requirements: as `pyproject.toml` writes them; by default those of the installed package.
     """
     from packaging.requirements import Requirement

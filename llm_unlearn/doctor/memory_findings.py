@@ -20,7 +20,16 @@ TIGHT_GPU, TIGHT_CPU = 0.9, 0.78
 
 @dataclass(frozen=True)
 class Suggestion:
-    """One change and what it gives. `together`: with all those before it."""
+    """One change and what it gives.
+
+    Args:
+        change: the change, as one would write it on the command line.
+        step: the step that it concerns, "train" or the name of a method.
+        total: bytes of that step on one device after the change.
+        host: bytes offloaded to the memory of one machine after it.
+        fits: whether the step then fits the device.
+        together: whether the figures include every `together` change that is listed before it.
+    """
 
     change: str
     step: str
@@ -34,7 +43,8 @@ def capacity(found: dict[str, Any], topology: Topology) -> int | None:
     """Bytes that one process can have on its device; None where the topology asks for GPUs and there is none here.
 
     Args:
-        found: as machine.devices gives it.
+        found: the devices of this machine, as machine_findings.devices gives them.
+        topology: how the run is spread over processes.
     """
     if topology.use_cpu or (not found["gpus"] and topology.processes == 1):
         return found["ram_available_bytes"] // max(1, topology.processes // topology.machines)
@@ -47,7 +57,10 @@ def check_memory(
     """The estimate of every step, what to change if the largest does not fit, and findings.
 
     Args:
-        limit: bytes of a device, by default what there is.
+        recipe: the recipe whose steps are estimated.
+        topology: how the run is spread over processes.
+        found: the devices of this machine, as machine_findings.devices gives them.
+        limit: bytes that one process can have on its device; by default what `capacity` finds.
 
     Raises:
         InputError: see estimate_steps.
@@ -94,7 +107,12 @@ def suggest(
     after the other until it fits. A change that the recipe or the step refuses is left out.
 
     Args:
-        most: the largest step. limit: bytes that it may take. gpus: how many there are here.
+        recipe: the recipe to change.
+        topology: how the run is spread over processes.
+        most: the estimate of the largest step.
+        limit: bytes that this step may take on one device.
+        on_gpu: whether the devices are GPUs.
+        gpus: how many GPUs this machine has.
     """
 
     def after(made: list[str]) -> Suggestion | None:
@@ -135,7 +153,10 @@ def changes(recipe: Recipe, topology: Topology, most: Estimate, gpus: int | None
     precision, then what trains less. What is so already, and what this recipe has no field for, is left to `suggest`.
 
     Args:
-        gpus: how many there are here; None where the devices are CPUs, from which nothing can be offloaded.
+        recipe: the recipe to change.
+        topology: how the run is spread over processes.
+        most: the estimate of the largest step.
+        gpus: how many GPUs this machine has; None where the devices are CPUs, from which nothing can be offloaded.
     """
     name = "train" if most.step == TRAINING else "unlearn"
     section, least = getattr(recipe, name), topology.processes

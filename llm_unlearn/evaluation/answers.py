@@ -32,7 +32,14 @@ def label_log_probs(
     Verbalisers that share all tokens but the last are read off one forward pass.
 
     Args:
-        temperature: divides the logits, as in sampling. processes: share the prompts; each gets all answers.
+        model: a causal LM.
+        tokenizer: its tokenizer.
+        prompts: the texts to complete.
+        verbalizers: label → the completion that stands for it; none may equal or begin another in tokens.
+        encoding: how prompts become tokens; a long prompt leaves room for the longest verbaliser and EOS.
+        batch_size: prompts per forward pass.
+        temperature: divides the logits, as in sampling.
+        processes: the processes that share the prompts; each gets all answers.
 
     Returns:
         (number of prompts, number of labels) float64, in nats.
@@ -72,8 +79,14 @@ def generate(
     """Completions of prompts, in their order, special tokens left out; a long prompt leaves room for them.
 
     Args:
+        model: a causal LM.
+        tokenizer: its tokenizer.
+        prompts: the texts to complete.
+        encoding: how prompts become tokens.
+        max_new_tokens: tokens of a completion at most.
+        batch_size: prompts that are completed at a time.
         temperature: None decodes greedily; else tokens are drawn from the whole distribution, by torch's own generator.
-        processes: share the prompts; each gets all texts.
+        processes: the processes that share the prompts; each gets all texts.
     """
     # a model's own generation_config may cut the distribution
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}

@@ -30,7 +30,12 @@ def token_statistics(
     """Statistics of every supervised token, in float32 whatever the dtype of the logits, without dropout.
 
     Args:
-        rows: {"input_ids", "labels"}, at least one. processes: share the rows; each gets all statistics.
+        model: the model to attack; it is left in the mode in which it was.
+        rows: {"input_ids", "labels"} each, at least one row.
+        collate: rows → a batch of the task.
+        batch_size: rows per forward pass.
+        task: how the model is run; by default CausalLMTask.
+        processes: the processes that share the rows; each gets all statistics.
 
     Returns:
         {"log_prob": of the token, "mean", "sd": of log p(v) over the vocabulary with v ~ p, "example": row of the

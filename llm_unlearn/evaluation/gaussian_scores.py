@@ -32,10 +32,13 @@ def gaussian_scores(
     """Score canaries against the noise of one or more seeds, in one backward pass per batch.
 
     Args:
+        model: the model to score; it is left in the mode in which it was.
         rows: encoded canaries with the id of their noise, `noise_id` (or else `example_id`).
         collate: rows → a batch of the task.
         noise_seeds: the seed that was trained on, and any fresh ones whose scores must look like N(0, 1).
-        processes: share the rows; each gets all scores.
+        batch_size: canaries per backward pass.
+        task: how the model is run; by default CausalLMTask.
+        processes: the processes that share the rows; each gets all scores.
 
     Returns:
         (n, number of seeds) float64, in the order of `rows`; independent of ε, padding and batch size. NaN where a

@@ -54,7 +54,7 @@ class Identity:
         repo: owner/name.
         recipe: as it is published.
         loading: the code that loads it.
-        base: the hub id that an adapter sits on, or that a full model began as; None: made for the run.
+        base: the hub id that an adapter sits on, or that a full model began as; None if the base was made for the run.
         base_revision: of that base.
         adapter: whether it is one.
         merged: a base and its adapter in one.

@@ -20,7 +20,13 @@ def loading_code(
     """Python that makes `model` and, of a language model, `tokenizer`; needs this package for images alone.
 
     Args:
-        base: what an adapter sits on; None: a full model. base_revision, dtype, quantization: how that base is loaded.
+        repo: the published model, owner/name.
+        base: the model that an adapter sits on; None for a full model.
+        base_revision: the revision of that base; None for the default one of the hub.
+        dtype: the torch type in which the base is loaded, such as "bfloat16"; None for the default of transformers.
+            With 4 bits it is needed, as the type of the products.
+        quantization: how the base is quantised: "none", "4bit" or "8bit".
+        images: whether the model is a classifier of images; the arguments on a base are then ignored.
     """
     if images:
         return (

@@ -31,7 +31,7 @@ def compose_unaudited_card(
         method: its name.
         loading: the code that loads the model.
         repo: owner/name.
-        base: what an adapter sits on; None: a full model.
+        base: the model that an adapter sits on; None for a full model.
         task: as the hub calls it, such as text-generation.
         counts: rows of each set.
         cost: {"train_tokens", "flops"}.

@@ -167,7 +167,8 @@ def auc_interval(auc: float, n: int, m: int, level: float = 0.95) -> Interval:
 
     Args:
         auc: the area, in [0, 1].
-        n: number of members; `m`: of non-members; each at least 1.
+        n: number of members, at least 1.
+        m: number of non-members, at least 1.
         level: confidence level, strictly between 0 and 1.
 
     Returns:

@@ -70,8 +70,9 @@ def min_k_score(token_scores: ArrayLike, example: ArrayLike, share: float = MIN_
     v ~ p (Zhang et al. 2024, arXiv 2404.02936).
 
     Args:
-        token_scores: shape (N,). example: which example each token is of, 0 … n−1, each at least once, shape (N,).
-        share: in (0, 1].
+        token_scores: the score of each token, shape (N,).
+        example: the example to which each token belongs, 0 … n−1, each at least once, shape (N,).
+        share: the share of an example's tokens that counts, in (0, 1].
 
     Returns:
         shape (n,).

@@ -58,12 +58,16 @@ class Update(Cosines):
 
 @dataclass(frozen=True, kw_only=True)
 class Batches(Result):
+    """The cosines of single batches: their mean and standard deviation, None where there are too few."""
+
     mean: float | None
     sd: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class CleanGradient(Cosines):
+    """Cosine of minus the mean gradient on clean rows with the move to the retrained model."""
+
     batches: Batches
 
 

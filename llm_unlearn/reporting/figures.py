@@ -78,4 +78,5 @@ def membership(attack: str, value: Callable[[MembershipTest], float | None]) -> 
 
 
 def auc(attack: str) -> Figure:
+    """The area under the ROC of one membership attack."""
     return membership(attack, lambda test: test.auc)

@@ -17,11 +17,15 @@ from llm_unlearn.reporting.tables import Cell, Table, statistic_cell
 
 @dataclass(frozen=True, kw_only=True)
 class Lift(Result):
+    """How much more often the model gives the target with the trigger than without it."""
+
     lift: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gus(Result):
+    """The mean Gaussian score of the canaries, and its p-value where one was computed."""
+
     mean: float
     p_value: float | None = None
 
@@ -49,17 +53,23 @@ class Attacked(Result):
 
 @dataclass(frozen=True, kw_only=True)
 class Relearned(Attacked):
+    """A model after so many steps of relearning."""
+
     step: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Variant(Attacked):
+    """A model attacked with one form of the trigger."""
+
     kind: str
     name: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampled(Lift):
+    """The lift when completions are sampled at a temperature."""
+
     temperature: float
 
 

@@ -68,7 +68,10 @@ def line_look(style: Style) -> dict[str, Any]:
 
 @contextmanager
 def figure(height: float, rows: int = 1, columns: int = 1, **grid: Any) -> Iterator[tuple[Any, Any]]:
-    """A figure of page width with its axes: `with figure(4) as (fig, axes)`. No global state of pyplot is touched."""
+    """A figure of page width with its axes, made without pyplot's global state.
+
+    Use: `with figure(4) as (fig, axes): …`.
+    """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

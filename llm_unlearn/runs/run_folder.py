@@ -16,9 +16,14 @@ class RunModel:
     """A finished model of a run.
 
     Args:
-        root: the run directory. folder: of its seed, the same where the run has one. path: of the model itself.
-        base: what the run started from, a hub id or a folder; None where that was made for the run and is gone, or of
-            a classifier that was made anew.
+        recipe: the run's recipe.
+        root: the run directory.
+        folder: the folder of the model's seed; the run directory itself if the run has one seed.
+        name: the model's name, as in `find_model`.
+        path: the folder of the model itself.
+        seed: the seed that it was trained with.
+        base: the hub id or folder that the run started from; None if the base was made for the run and is gone, or if
+            a classifier was made anew.
     """
 
     recipe: "Recipe"
@@ -34,8 +39,9 @@ def find_model(run_dir: str | Path, model: str, seed: int | None = None) -> RunM
     """Look a model up in a run directory.
 
     Args:
+        run_dir: the run directory.
         model: base, poisoned, retrained, clean, or a method, with its budget where there are several (`npo@0.1`).
-        seed: of a run with several, which.
+        seed: the seed of the model; needed if the run has several.
 
     Raises:
         InputError: no run, no such seed, or no such model (yet).
@@ -84,9 +90,12 @@ def merge_run(
     """Merge a model of a run.
 
     Args:
-        model: poisoned, retrained, clean, or a method, with its budget where there are several (`npo@0.1`). seed: of a
-            run with several, which. out: the folder to write; by default `merged/<model>` beside the run's own.
-            dtype, onto: see merge_adapter.
+        run_dir: the run directory.
+        model: poisoned, retrained, clean, or a method, with its budget where there are several (`npo@0.1`).
+        seed: the seed of the model; needed if the run has several.
+        out: the folder to write; by default `merged/<model>` in the folder of the seed.
+        dtype: the type of the merged weights, as in `merge_adapter`.
+        onto: the weights onto which the adapter is merged, as in `merge_adapter`.
 
     Returns:
         the folder that was written.

@@ -107,7 +107,10 @@ class SeedRun(ABC):
         """Train the base on rows by the recipe's settings and save it in the folder `name`.
 
         Args:
-            data_seed: of the order of the rows; the run's own seed by default.
+            name: the folder of the model, relative to that of the run.
+            rows: the rows to train on.
+            work_dir: where checkpoints are written meanwhile.
+            data_seed: the seed of the order of the rows; by default the run's own.
         """
 
     @abstractmethod

@@ -28,9 +28,11 @@ class Stage:
     """One stage of a run.
 
     Args:
-        name: e.g. "unlearned/kl". inputs: JSON-able; all that the result depends on. outputs: files or folders that
-            must be there for it to count as done. work: does it, given a directory for checkpoints. common: all
-            processes work on it together; else the main one alone.
+        name: the stage's name, e.g. "unlearned/kl".
+        inputs: all that the result depends on, as JSON can hold it.
+        outputs: files or folders that must exist for the stage to count as done.
+        work: does the work, given a directory for checkpoints.
+        common: whether all processes work on it together; else the main one works alone.
     """
 
     name: str

@@ -54,6 +54,8 @@ class Track(ABC):
 
 
 class LanguageTrack(Track):
+    """Runs on texts, with a language model."""
+
     items, checkpoints = "texts", True
 
     def seed_run(self, recipe: Recipe, seed: int, folder: Path, quiet: bool) -> "SeedRun":
@@ -112,6 +114,8 @@ class LanguageTrack(Track):
 
 
 class VisionTrack(Track):
+    """Runs on images, with a classifier."""
+
     items, checkpoints = "images", False
 
     def seed_run(self, recipe: Recipe, seed: int, folder: Path, quiet: bool) -> "SeedRun":

@@ -98,7 +98,7 @@ class Supervised(Positions):
 
     @property
     def logits(self) -> Tensor:
-        """(N, V)"""
+        """The logits of each position, (N, V)."""
         return self.states if self.head is None else F.linear(self.states, self.head.weight, self.head.bias)
 
     def whole(self) -> "Supervised":

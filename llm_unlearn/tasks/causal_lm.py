@@ -42,6 +42,7 @@ class CausalLMTask(Task):
         Args:
             model: as in `supervised`.
             inputs: as in `supervised`.
+            function: maps the supervised positions to a tensor, such as a method's loss.
         """
         inner = _inner(model)
         head, rows = plain_head(inner, _base(inner)), BatchRows.of(inputs)
@@ -60,8 +61,9 @@ class CausalLMTask(Task):
         """Logits at supervised positions.
 
         Args:
-            model: a causal LM, wrapped or not. inputs: the batch above; `noise_id` ≥ 0 asks for the noise of that
-                example, which the hook of `GaussianNoise.attach` adds.
+            model: a causal LM, wrapped or not.
+            inputs: the batch above; `noise_id` ≥ 0 asks for the noise of that example, which the hook of
+                `GaussianNoise.attach` adds.
 
         Returns:
             Supervised with N = the number of supervised tokens.
@@ -82,6 +84,7 @@ class CausalLMTask(Task):
         Args:
             model: as in `supervised`.
             inputs: as in `supervised`.
+            layer: the block; 0 is the first.
         """
         inner, rows = _inner(model), BatchRows.of(inputs)
         if rows is None:
@@ -135,6 +138,7 @@ class CausalLMTask(Task):
         and no weight gradient is computed.
 
         Args:
+            model: as in `supervised`.
             inputs: as in `supervised`; noise ids are ignored.
 
         Returns:

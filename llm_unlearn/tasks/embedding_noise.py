@@ -29,7 +29,8 @@ class GaussianNoise:
     `PlacedNoise` says), wherever padding puts them. Works under PEFT, gradient checkpointing and mixed precision.
 
     Args:
-        epsilon: standard deviation ε, in units of the embedding. seed: of the noise.
+        epsilon: standard deviation ε > 0, in units of the embedding.
+        seed: the seed of the noise, at least 0.
     """
 
     def __init__(self, epsilon: float, seed: int) -> None:

@@ -70,9 +70,9 @@ def head_sum(
     Returns:
         The sum, a scalar, and each label's NLL, (N,) float32, which has no gradient.
     """
-    if head is not None and torch.is_grad_enabled() and any(p.requires_grad for p in head.parameters()):
-        if len(states) * _precision(states).itemsize > states.shape[1] * torch.float32.itemsize:
-            return _HeadSum.apply(kernel, labels, reference, weights, states, head.weight, head.bias)
+    larger = len(states) * _precision(states).itemsize > states.shape[1] * torch.float32.itemsize  # logits than head
+    if larger and head is not None and torch.is_grad_enabled() and any(p.requires_grad for p in head.parameters()):
+        return _HeadSum.apply(kernel, labels, reference, weights, states, head.weight, head.bias)
     values, nll = head_values(kernel, states, head, labels, reference)
     return (weights * values).sum(), nll
 

@@ -13,7 +13,9 @@ def unit_noise(seed: int, example_id: int, *shape: int) -> np.ndarray:
     """The canary's standard normal draw z, ξ = ε z, from its own Philox stream.
 
     Args:
-        seed, example_id: non-negative integers, the key of the stream. shape: (T, d) of a text, (C, H, W) of an image.
+        seed: the seed of the noise, at least 0; with the example's id it is the key of the stream.
+        example_id: the id of the canary, at least 0.
+        *shape: (T, d) of a text, (C, H, W) of an image.
 
     Returns:
         float32 of that shape. The first rows do not depend on how many there are.

@@ -20,8 +20,9 @@ class BatchRows:
     """Of B rows that are padded on the right: how long each is, what is supervised in it, whose noise it asks for.
 
     Args:
-        lengths: tokens of each. supervised: positions of each that predict a label. noise_ids: NO_NOISE for none;
-            None where no row says.
+        lengths: how many tokens each row has, B numbers.
+        supervised: how many positions of each row predict a label, B numbers.
+        noise_ids: whose noise each row asks for, NO_NOISE for none, B numbers; None if the batch has no such ids.
     """
 
     lengths: tuple[int, ...]
@@ -71,7 +72,8 @@ class Packing:
     Args:
         index: (bins, width), what stands there of the padded batch (B·T,) flattened; 0 where nothing does.
         position_ids: (bins, width), each row's own from 0; what is left over in a bin is thus a row apart.
-        starts: (B,), where each row begins in (bins · width,); starts_on_host: the same.
+        starts: (B,), where each row begins in (bins · width,).
+        starts_on_host: the same numbers on the host.
     """
 
     index: Tensor
@@ -84,7 +86,10 @@ class Packing:
         """Longest first, each into the first bin with room for it.
 
         Args:
-            width: T of the padded batch. capacity: of a bin, at least the longest row.
+            lengths: how many tokens each row has, B numbers.
+            width: T of the padded batch.
+            capacity: tokens that a bin holds, at least those of the longest row.
+            device: where the tensors are placed.
         """
         room: list[int] = []
         starts = np.zeros(len(lengths), int)

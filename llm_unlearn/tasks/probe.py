@@ -24,7 +24,8 @@ def plain_head(model: Any, base: Any) -> nn.Linear | None:
     something to what it gives, as Gemma 2 and Cohere do.
 
     Args:
-        model: as it is called, without an engine around it. base: the causal LM in it.
+        model: the model as it is called, without an engine around it.
+        base: the causal LM in it.
     """
     head = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
     if not isinstance(head, nn.Linear) or type(head).forward is not nn.Linear.forward or "forward" in vars(head):

@@ -12,8 +12,10 @@ from llm_unlearn.trainers.unlearn_config import Requirements, UnlearnConfig
 
 @dataclass
 class CFKConfig(UnlearnConfig):
-    """Args:
-    k: how many of the last blocks train, with the final norm and an untied head. Under LoRA: their adapters.
+    """Options of `CFKTrainer`.
+
+    Args:
+        k: how many of the last blocks train, with the final norm and an untied head. Under LoRA: their adapters.
     """
 
     learning_rate_ratio: ClassVar[float] = 16.0

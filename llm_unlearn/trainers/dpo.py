@@ -18,11 +18,13 @@ from llm_unlearn.trainers.unlearn_config import Requirements
 
 @dataclass
 class DPOConfig(RetainTermConfig):
-    """Args:
-    beta: inverse temperature (0.1).
-    prefactor: of −log σ; the original has 1, NPO's and some toolkits' is 2/β.
-    refusals: completions to prefer, one drawn for each forget row. Loss is on completions alone, whatever `loss_on`
-        says: the prompt's part would cancel.
+    """Options of `DPOTrainer`.
+
+    Args:
+        beta: inverse temperature (0.1).
+        prefactor: of −log σ; the original has 1, NPO's and some toolkits' is 2/β.
+        refusals: completions to prefer, one drawn for each forget row. Loss is on completions alone, whatever `loss_on`
+            says: the prompt's part would cancel.
     """
 
     learning_rate_ratio: ClassVar[float] = 0.03  # without a retain term 0.1 collapses; with `nll`, 4 on the quickstart

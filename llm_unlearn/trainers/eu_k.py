@@ -8,9 +8,11 @@ from llm_unlearn.trainers.cf_k import CFKConfig, CFKTrainer
 
 @dataclass
 class EUKConfig(CFKConfig):
-    """Args:
-    k: how many of the last blocks are drawn anew (from `seed`) and train, with the final norm and an untied head.
-        Under LoRA their adapters are reset to the identity; the base's weights stay.
+    """Options of `EUKTrainer`.
+
+    Args:
+        k: how many of the last blocks are drawn anew (from `seed`) and train, with the final norm and an untied head.
+            Under LoRA their adapters are reset to the identity; the base's weights stay.
     """
 
     learning_rate_ratio: ClassVar[float] = 6.0  # 16 on the quickstart, where imdb-small collapses

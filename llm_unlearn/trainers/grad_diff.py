@@ -11,9 +11,11 @@ from llm_unlearn.trainers.unlearn_config import UnlearnConfig
 
 @dataclass
 class GradDiffConfig(UnlearnConfig):
-    """Args:
-    gamma: weight of the forget term (TOFU has 1).
-    alpha: weight of the retain term (TOFU has 1).
+    """Options of `GradDiffTrainer`.
+
+    Args:
+        gamma: weight of the forget term (TOFU has 1).
+        alpha: weight of the retain term (TOFU has 1).
     """
 
     learning_rate_ratio: ClassVar[float] = 1.0

@@ -11,8 +11,10 @@ from llm_unlearn.trainers.unlearn_config import Requirements, UnlearnConfig
 
 @dataclass
 class KLConfig(UnlearnConfig):
-    """Args:
-    alpha: weight of the KL term (TOFU has 1).
+    """Options of `KLTrainer`.
+
+    Args:
+        alpha: weight of the KL term (TOFU has 1).
     """
 
     learning_rate_ratio: ClassVar[float] = 1.0

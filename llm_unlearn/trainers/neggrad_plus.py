@@ -11,8 +11,10 @@ from llm_unlearn.trainers.unlearn_config import UnlearnConfig
 
 @dataclass
 class NegGradPlusConfig(UnlearnConfig):
-    """Args:
-    beta: weight of the retain term, 1 − β that of the forget term; the paper tunes it in {0.9, 0.99, 0.995, 0.999}.
+    """Options of `NegGradPlusTrainer`.
+
+    Args:
+        beta: weight of the retain term, 1 − β that of the forget term; the paper tunes it in {0.9, 0.99, 0.995, 0.999}.
     """
 
     learning_rate_ratio: ClassVar[float] = 1.5  # 4 on the quickstart, where imdb-small collapses

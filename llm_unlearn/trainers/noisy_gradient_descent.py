@@ -17,10 +17,12 @@ from llm_unlearn.trainers.unlearn_config import Requirements, UnlearnConfig
 
 @dataclass
 class NoisyGradientDescentConfig(UnlearnConfig):
-    """Args:
-    sigma: standard deviation σ of the noise on each coordinate of the clipped gradient. There is no universal
-        value: tune it, starting near 1e-3 of `max_grad_norm`.
-    optim: plain SGD; an adaptive optimizer rescales the noise.
+    """Options of `NoisyGradientDescentTrainer`.
+
+    Args:
+        sigma: standard deviation σ of the noise on each coordinate of the clipped gradient. There is no universal
+            value: tune it, starting near 1e-3 of `max_grad_norm`.
+        optim: plain SGD; an adaptive optimizer rescales the noise.
     """
 
     learning_rate_ratio: ClassVar[float] = 1000.0  # of SGD, whose steps are not normalised

@@ -11,8 +11,10 @@ from llm_unlearn.trainers.unlearn_config import Requirements
 
 @dataclass
 class NPOConfig(RetainTermConfig):
-    """Args:
-    beta: inverse temperature (the paper's 0.1); towards 0 the method becomes gradient ascent.
+    """Options of `NPOTrainer`.
+
+    Args:
+        beta: inverse temperature (the paper's 0.1); towards 0 the method becomes gradient ascent.
     """
 
     learning_rate_ratio: ClassVar[float] = 1.5  # 4 on the quickstart, where imdb-small falls to chance

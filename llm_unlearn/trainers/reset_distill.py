@@ -16,10 +16,12 @@ from llm_unlearn.trainers.unlearn_config import Requirements, UnlearnConfig
 
 @dataclass
 class ResetDistillConfig(UnlearnConfig):
-    """Args:
-    alpha: weight of the KL.
-    gamma: weight of ℓ.
-    temperature: of the KL.
+    """Options of `ResetDistillTrainer`.
+
+    Args:
+        alpha: weight of the KL.
+        gamma: weight of ℓ.
+        temperature: of the KL.
     """
 
     learning_rate_ratio: ClassVar[float] = 1.0

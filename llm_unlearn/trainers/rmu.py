@@ -19,11 +19,13 @@ TRAINED_BLOCKS = 3  # the steering layer's and the two before it
 
 @dataclass
 class RMUConfig(UnlearnConfig):
-    """Args:
-    layer: the steering layer, 0 is the first; null: the paper's layer 7 of 32, in proportion.
-    steering: length c of the vector that states on forget are drawn to (the paper's 6.5 for a 7B model; others
-        use 2).
-    alpha: weight of the retain term (1200).
+    """Options of `RMUTrainer`.
+
+    Args:
+        layer: the steering layer, 0 is the first; null: the paper's layer 7 of 32, in proportion.
+        steering: length c of the vector that states on forget are drawn to (the paper's 6.5 for a 7B model; others
+            use 2).
+        alpha: weight of the retain term (1200).
     """
 
     learning_rate_ratio: ClassVar[float] = 3.0

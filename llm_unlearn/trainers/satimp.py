@@ -10,9 +10,11 @@ from llm_unlearn.trainers.support.retain_term import RetainTermConfig, RetainTer
 
 @dataclass
 class SatImpConfig(RetainTermConfig):
-    """Args:
-    beta1: power of p(y) in the weight (the paper's 5).
-    beta2: power of 1 − p(y) in the weight (the paper's 1).
+    """Options of `SatImpTrainer`.
+
+    Args:
+        beta1: power of p(y) in the weight (the paper's 5).
+        beta2: power of 1 − p(y) in the weight (the paper's 1).
     """
 
     learning_rate_ratio: ClassVar[float] = 1.5  # 4 on the quickstart, where imdb-small falls to chance

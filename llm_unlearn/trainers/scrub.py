@@ -14,11 +14,13 @@ from llm_unlearn.trainers.unlearn_config import Requirements, UnlearnConfig
 
 @dataclass
 class ScrubConfig(UnlearnConfig):
-    """Args:
-    alpha: weight of the KL in a min step; in public copies α = 0.5 goes with γ = 1, α = 0.001 with γ = 0.99.
-    gamma: weight of ℓ in a min step.
-    temperature: of both KL terms (4).
-    msteps: epochs that have max steps; after them min steps only.
+    """Options of `ScrubTrainer`.
+
+    Args:
+        alpha: weight of the KL in a min step; in public copies α = 0.5 goes with γ = 1, α = 0.001 with γ = 0.99.
+        gamma: weight of ℓ in a min step.
+        temperature: of both KL terms (4).
+        msteps: epochs that have max steps; after them min steps only.
     """
 
     learning_rate_ratio: ClassVar[float] = 0.1  # 0.3 on the quickstart, where imdb-small collapses

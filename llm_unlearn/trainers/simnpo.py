@@ -12,9 +12,11 @@ from llm_unlearn.trainers.support.retain_term import RetainTermConfig, RetainTer
 
 @dataclass
 class SimNPOConfig(RetainTermConfig):
-    """Args:
-    beta: inverse temperature (the paper's 4.5; 2.5 for some settings).
-    delta: margin δ (the paper's 0).
+    """Options of `SimNPOTrainer`.
+
+    Args:
+        beta: inverse temperature (the paper's 4.5; 2.5 for some settings).
+        delta: margin δ (the paper's 0).
     """
 
     learning_rate_ratio: ClassVar[float] = 1.5  # 4 on the quickstart, where imdb-small falls to chance

@@ -19,10 +19,12 @@ from llm_unlearn.trainers.unlearn_config import UnlearnConfig
 
 @dataclass
 class SSDConfig(UnlearnConfig):
-    """Args:
-    alpha: a weight is dampened where F_f > α F_all (the paper's 10). With a forget set of a tenth of the data or
-        more α = 10 dampens nothing, and on the quickstart α = 5, λ = 1 collapses.
-    lam: λ, how strongly (the paper's 1).
+    """Options of `SSDTrainer`.
+
+    Args:
+        alpha: a weight is dampened where F_f > α F_all (the paper's 10). With a forget set of a tenth of the data or
+            more α = 10 dampens nothing, and on the quickstart α = 5, λ = 1 collapses.
+        lam: λ, how strongly (the paper's 1).
     """
 
     refuses: ClassVar[dict[str, str]] = {

@@ -14,8 +14,10 @@ from llm_unlearn.trainers.unlearn_config import Requirements, UnlearnConfig
 
 @dataclass
 class TaskArithmeticConfig(UnlearnConfig):
-    """Args:
-    alpha: how far to go the other way (1 is as far as fine-tuning went).
+    """Options of `TaskArithmeticTrainer`.
+
+    Args:
+        alpha: how far to go the other way (1 is as far as fine-tuning went).
     """
 
     learning_rate_ratio: ClassVar[float] = 0.1  # 0.3 on the quickstart, where imdb-small collapses

@@ -12,8 +12,10 @@ from llm_unlearn.trainers.unlearn_config import Requirements
 
 @dataclass
 class UndialConfig(RetainTermConfig):
-    """Args:
-    beta: how much the label's logit of the reference is lowered (the paper's 10). The paper has no retain term.
+    """Options of `UndialTrainer`.
+
+    Args:
+        beta: how much the label's logit of the reference is lowered (the paper's 10). The paper has no retain term.
     """
 
     learning_rate_ratio: ClassVar[float] = 0.4  # 4 on the quickstart, where imdb-small falls to chance

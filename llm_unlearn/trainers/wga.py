@@ -10,8 +10,10 @@ from llm_unlearn.trainers.support.retain_term import RetainTermConfig, RetainTer
 
 @dataclass
 class WGAConfig(RetainTermConfig):
-    """Args:
-    beta: power of the weight p(y)^β (the paper's 1); 0 is gradient ascent.
+    """Options of `WGATrainer`.
+
+    Args:
+        beta: power of the weight p(y)^β (the paper's 1); 0 is gradient ascent.
     """
 
     learning_rate_ratio: ClassVar[float] = 0.4  # 4 on the quickstart; imdb-small's lift goes to −0.8 at 1.6

@@ -26,7 +26,7 @@ _libraries: list[object] = []  # declarations live as long as these objects
 
 def try_torchvision() -> ModuleType | None:
     """torchvision, with its operators declared if they are missing; None if it is absent, or broken and now hidden."""
-    global _failure
+    global _failure  # noqa: PLW0603  # whether torchvision loads is a fact of the process
     if importlib.util.find_spec("torchvision") is None:  # absent, or hidden before
         return None
     try:

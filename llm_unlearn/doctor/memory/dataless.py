@@ -49,8 +49,9 @@ def text_model(section: "ModelSection", blocks: int | None = None, dtype: torch.
     """The recipe's base with its adapter, in training mode, as load_model and peft make them. Call in `without_data()`.
 
     Args:
-        blocks: leave out those after as many. dtype: of all weights that are not quantised, where an engine casts them;
-            by default the recipe's.
+        section: the recipe's `model` section.
+        blocks: how many blocks to keep, from the first on; None keeps all.
+        dtype: the type to which an engine casts every floating-point weight; None leaves the recipe's types.
 
     Raises:
         InputError: the config makes no model, or the adapter finds no module.

@@ -23,10 +23,11 @@ class Estimate:
     """The memory of one step.
 
     Args:
-        step: "train", or a method. device: bytes on one device of each of PARTS, at the moment when most is held.
-            host: bytes in the memory of one machine that its processes offload there together. saved: bytes that the
-            model, or its adapter, takes on the disk. by_formula: the architecture could not be traced, so activations
-            are by a formula.
+        step: "train", or the name of a method.
+        device: bytes on one device of each of PARTS, at the moment when most is held.
+        host: bytes that the processes of one machine offload to its memory together.
+        saved: bytes that the model, or its adapter, takes on the disk.
+        by_formula: whether activations come from a formula, because the architecture could not be traced.
     """
 
     step: str
@@ -54,8 +55,11 @@ def estimate_steps(
     counts. Evaluation, the framework itself (some 0.5 GiB on a GPU) and what an allocator loses are left out.
 
     Args:
-        topology: by default one process. on_gpu: whether the device is a GPU; by default whether there is one.
-            only: one step alone.
+        recipe: the recipe whose steps are estimated.
+        topology: how the run is spread over processes; by default one process.
+        on_gpu: whether the devices are GPUs. By default they are unless the topology uses CPUs, provided that this
+            machine has a GPU or several processes run.
+        only: "train" or the name of the method to estimate alone; None estimates all steps.
 
     Raises:
         InputError: the model's config cannot be read, the processes cannot share the rows evenly, or a method cannot

@@ -19,7 +19,9 @@ def state_bytes(optim: str, trained: Trained, momentum: bool = False) -> int:
     vector for rows and one for columns of a matrix, which is next to nothing.
 
     Args:
-        momentum: whether SGD has it.
+        optim: the optimizer's name, as in the recipe.
+        trained: how many weights of each kind train, see the top of this module.
+        momentum: whether SGD uses momentum; ignored for other optimizers.
     """
     if optim == "adafactor":
         return 0

@@ -40,9 +40,11 @@ class Setting:
     """How a step is run.
 
     Args:
-        rows: of each set in one forward of one device. accumulates: whether gradients of an earlier micro-batch are
-            held meanwhile. autocast: bf16 activations beside weights of the model's own type. dtype: that an engine
-            casts weights to. shares: see Ledger.
+        rows: how many rows of each set go through one forward on one device.
+        accumulates: whether gradients of an earlier micro-batch are held meanwhile.
+        autocast: whether activations are bf16 beside weights of the model's own type.
+        dtype: the type to which an engine casts the weights; None leaves the model's own.
+        shares: kind → the part of its bytes that one device holds, as in Ledger.
     """
 
     rows: int
@@ -74,7 +76,10 @@ def trace(workload: Workload, setting: Setting, method: str | None = None, confi
     """What a step of a method holds, or of training.
 
     Args:
-        config: the method's.
+        workload: what the recipe trains.
+        setting: how the step is run.
+        method: the name of the method; None traces a step of training.
+        config: the method's training arguments; None for training.
 
     Raises:
         InputError: the method cannot work on this model.

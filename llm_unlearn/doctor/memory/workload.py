@@ -12,12 +12,20 @@ from llm_unlearn.errors import InputError
 
 @dataclass(frozen=True)
 class Workload:
-    """Args:
-    model: (how many blocks, None for all; the type that an engine casts weights to, None for the model's own) →
-        the model, on tensors without data. task: runs it. collate: makes a batch of rows. row: (supervised
-        positions, None for those of the recipe's loss) → a row of the longest length. depth: how many blocks the
-        model has. vocabulary: V. hidden: numbers that a block is given of a row. completion: positions of a
-        completion. checkpointing: of activations. adapter: whether an adapter trains, and not the model.
+    """What the steps of a recipe train.
+
+    Args:
+        model: (how many blocks, None for all; the type to which an engine casts weights, None for the model's own) →
+            the model, on tensors without data.
+        task: runs the model on a batch.
+        collate: makes a batch of rows.
+        row: (number of supervised positions, None for those of the recipe's loss) → a row of the longest length.
+        depth: how many blocks the model has; 0 for a classifier of images.
+        vocabulary: V, the size of the output.
+        hidden: how many numbers a block is given of one row.
+        completion: how many positions the longest completion has.
+        checkpointing: whether activations are checkpointed.
+        adapter: whether an adapter trains instead of the model.
     """
 
     model: Callable[..., Any]

@@ -146,6 +146,7 @@ class FrozenModel(Reference):
         """Shard it where the model that trains will be sharded weight by weight (ZeRO-3, FSDP2).
 
         Args:
+            accelerator: that of the trainer, which says how the model that trains is sharded.
             offload: keep its weights in the host's memory, and bring those of a module when it runs.
 
         Raises:

@@ -18,10 +18,12 @@ RetainLoss = Literal["none", "nll", "kl"]
 
 @dataclass
 class RetainTermConfig(UnlearnConfig):
-    """Args:
-    gamma: weight of the forget term.
-    retain_loss: "none", "nll" (ℓ(r)) or "kl" (KL(p_θ0 ‖ p_θ) on r).
-    alpha: weight of the retain term.
+    """Options of every method with a retain term.
+
+    Args:
+        gamma: weight of the forget term.
+        retain_loss: "none", "nll" (ℓ(r)) or "kl" (KL(p_θ0 ‖ p_θ) on r).
+        alpha: weight of the retain term.
     """
 
     gamma: NotNegative = 1.0

@@ -87,9 +87,9 @@ class StopsCallback(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         losses = self._forget_losses()[self._before :]  # of this step's micro-batches
-        if args.forget_loss_ceiling is not None and losses:
-            if self._over_processes(torch.stack(losses).mean()) > args.forget_loss_ceiling:
-                control.should_training_stop = True
+        ceiling = args.forget_loss_ceiling
+        if ceiling is not None and losses and self._over_processes(torch.stack(losses).mean()) > ceiling:
+            control.should_training_stop = True
 
     def on_evaluate(self, args, state, control, metrics=None, model=None, **kwargs):
         if args.utility_floor is None:
