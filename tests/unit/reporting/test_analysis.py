@@ -14,6 +14,13 @@ from llm_unlearn.reporting.style import figure
 pytestmark = pytest.mark.unit
 
 GPT2 = ["embeddings", "block 0", "block 1", "head"]
+# names of rows
+HALF, RANDOM, ORDER = (
+    "without 50 % of the poison",
+    "without as many random clean rows",
+    "the same rows in another order",
+)
+BATCH, CHANCE = "− gradient on one clean batch", "a random direction: mean |cosine|"
 
 
 def document(shifts: dict[str, float], directions: dict[str, tuple], layers=None, **fields) -> dict:
@@ -76,7 +83,7 @@ class TestHowFar:
         rows = texts(found.tables[0])
         # of 1.5 and 3, both beside the other order and beside as many random rows
         assert rows["without the poison"] == ["30 ± 0", "0.03000 ± 0.00000", "2.25 ± 1.06", "2.25 ± 1.06"]
-        assert rows["the same rows in another order"][2:] == ["1.00 ± 0.00", "–"]
+        assert rows[ORDER][2:] == ["1.00 ± 0.00", "–"]
 
     def test_a_small_shift_shows_digits(self, section):
         rows = texts(section(document({"poison@1": 4.137e-6, "random@1": 2e-7}, DIRECTIONS)).tables[0])
@@ -84,7 +91,7 @@ class TestHowFar:
 
     def test_a_share_is_set_beside_as_many_random_rows(self, section):
         rows = texts(section(document(SHIFTS, DIRECTIONS)).tables[0])
-        assert rows["without 50 % of the poison"][3] == "1.05"  # 0.022 / 0.021
+        assert rows[HALF][3] == "1.05"  # 0.022 / 0.021
 
     def test_without_a_control_there_is_no_ratio(self, section):
         found = section(document({"poison@1": 0.03}, {"kl": (0.1, 0.5)}))
@@ -95,23 +102,13 @@ class TestHowFar:
 class TestWhichWay:
     def test_methods_then_controls_by_rising_share_then_gradients_and_chance(self, section):
         names = [name for name, _ in section(document(SHIFTS, DIRECTIONS)).tables[1].rows]
-        assert names == [
-            "kl",
-            "rewind",
-            "gradient_ascent",
-            "cf_k",
-            "control: without 50 % of the poison",
-            "control: without as many random clean rows (50 %)",
-            "control: without as many random clean rows",
-            "control: the same rows in another order",
-            "− gradient on all clean rows",
-            "− gradient on one clean batch",
-            "a random direction: mean |cosine|",
-        ]
+        controls = [HALF, f"{RANDOM} (50 %)", RANDOM, ORDER]
+        assert names[:-3] == ["kl", "rewind", "gradient_ascent", "cf_k", *(f"control: {name}" for name in controls)]
+        assert names[-3:-1] == ["− gradient on all clean rows", BATCH] and "|cosine|" in names[-1]
 
     def test_chance_of_many_weights_is_written_short(self, section):
         rows = texts(section(document(SHIFTS, DIRECTIONS, random_cosine=7.16e-5)).tables[1])
-        assert rows["a random direction: mean |cosine|"][0] == "7.2e−5"
+        assert rows[CHANCE][0] == "7.2e−5"
 
     def test_nothing_that_moved_has_a_cosine(self, section):
         found = section(
@@ -126,7 +123,7 @@ class TestWhichWay:
             )
         )
         rows = texts(found.tables[1])
-        assert rows["cf_k"] == ["–", "0.00"] and rows["− gradient on one clean batch"][0] == "–"
+        assert rows["cf_k"] == ["–", "0.00"] and rows[BATCH][0] == "–"
 
 
 @pytest.mark.parametrize(("kind", "words"), [("lora", "effective weights of the adapter"), ("full", "all weights")])

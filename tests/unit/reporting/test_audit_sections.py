@@ -1,6 +1,7 @@
 """The sections on why it fails and on stress, from made-up analysis.json and stress/*.json."""
 
 import json
+import re
 
 import pytest
 
@@ -12,6 +13,9 @@ from llm_unlearn.reporting.stress_section import stress_section
 pytestmark = pytest.mark.unit
 
 LAYERS = ["embeddings", "block 0", "head"]
+# names of rows and of a column
+ORDER, BATCH = "the same rows in another order", "− gradient on one clean batch"
+POISONED = "relearned on a few poisoned rows"
 
 
 def analysis(scale: float) -> dict:
@@ -92,13 +96,10 @@ class TestAnalysis:
         section = analysis_section(read_results(audited))
         shift, _ = section.tables
         rows = {name: [cell.value for cell in cells] for name, cells in shift.rows}
-        assert list(rows) == [
-            "without 50 % of the poison",
-            "without as many random clean rows (50 %)",
-            "without the poison",
-            "without as many random clean rows",
-            "the same rows in another order",
-        ]
+        names = [("50 %", "poison"), ("50 %", "random"), ("the poison",), ("random",), (ORDER,)]
+        assert len(rows) == len(names)
+        for name, expected in zip(rows, names, strict=True):
+            assert all(word in name for word in expected) and ("50 %" in name) == ("50 %" in expected)
         assert rows["without the poison"] == ["90", "0.90000", "2.00", "1.50"]
 
     def test_in_which_direction_with_controls_and_what_did_not_move(self, audited):
@@ -106,8 +107,8 @@ class TestAnalysis:
         rows = {name: [cell.text for cell in cells] for name, cells in direction.rows}
         assert rows["kl"] == ["0.100 ± 0.000", "0.50 ± 0.00"]
         assert rows["cf_k"] == ["–", "0.00 ± 0.00"]
-        assert rows["control: the same rows in another order"][0].startswith("0.300")
-        assert rows["− gradient on one clean batch"][0] == "0.010 ± 0.050 over batches"
+        assert rows[f"control: {ORDER}"][0].startswith("0.300")
+        assert rows[BATCH][0].startswith("0.010 ± 0.050")
 
     def test_a_run_without_it_has_no_section(self, run_dir):
         assert analysis_section(read_results(run_dir)) is None
@@ -122,8 +123,8 @@ class TestStress:
         # gradient_descent's had not gone; grad_diff's stays within 0.2 of the retrained model's
         assert [rows[name]["gone before"] for name in ("gradient_descent", "grad_diff", "kl")] == ["0/2", "2/2", "2/2"]
         assert rows["kl"]["relearned on clean rows"] == "0/2"
-        assert rows["kl"]["relearned on a few poisoned rows"] == "2/2: after 5 steps"
-        assert rows["grad_diff"]["relearned on a few poisoned rows"] == "0/2"
+        assert rows["kl"][POISONED] == "2/2: after 5 steps"
+        assert rows["grad_diff"][POISONED] == "0/2"
 
     def test_one_row_per_model_one_column_per_stress(self, audited):
         _, attacks, states = stress_section(read_results(audited)).tables
@@ -153,4 +154,5 @@ def test_the_report_holds_both_and_their_pictures(audited):
     files = {path.stem for path in write_report(audited)}
     assert {"shift_by_layer", "direction_by_layer", "stress_relearn_lift", "stress_relearn_gus"} <= files
     text = (audited / "report.md").read_text()
-    assert "## Why it fails" in text and "## Stress: does it come back?" in text and "### H1: how far" in text
+    for level, title in (("##", "Why it fails"), ("##", "Stress"), ("###", "H1")):
+        assert re.search(rf"^{level} {title}\b", text, re.M), title

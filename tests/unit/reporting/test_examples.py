@@ -44,7 +44,7 @@ def test_what_is_absent_is_empty(rows):
 )
 def test_damaged_data_is_named_with_a_way_out(rows, name, content):
     (rows / name).write_bytes(content)
-    with pytest.raises(InputError, match=r"data/train: cannot be read .*; restore it, or move it away"):
+    with pytest.raises(InputError, match=r"data/train: cannot be read.*restore it"):
         read_texts(rows, [3])
 
 
@@ -69,8 +69,8 @@ def test_only_the_sets_that_are_asked_for_are_read(tmp_path):
 def test_a_per_example_file_that_is_none_is_named(tmp_path):
     path = tmp_path / "kl.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"set": ["test"]}), path)
-    with pytest.raises(InputError, match=r"kl\.parquet: column 'example_id' is missing; evaluate again"):
+    with pytest.raises(InputError, match=r"kl\.parquet: column 'example_id' .*evaluate again"):
         read_rows(path, ["test"])
     path.write_bytes(b"no parquet")
-    with pytest.raises(InputError, match=r"kl\.parquet: cannot be read .*; evaluate kl again"):
+    with pytest.raises(InputError, match=r"kl\.parquet: cannot .*evaluate kl again"):
         read_rows(path, ["test"])

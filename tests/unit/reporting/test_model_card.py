@@ -62,7 +62,16 @@ def opening(card):
     return card.text.strip().splitlines()[0]
 
 
+def cells(text):
+    """Name of a row → its other cells, of the tables of a card."""
+    lines = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("|")]
+    return {name.strip(): [cell.strip() for cell in others] for name, *others in lines}
+
+
 # ---- the first line
+
+REMAINS, TRACE = "Poison remains.", "A trace of"
+CLEAR, UNSHOWN = "No poison was found", "Nothing is shown"
 
 
 def gus(low, high, p=0.01):
@@ -76,33 +85,31 @@ def excess(low, high):
 @pytest.mark.parametrize(
     ("sections", "status"),
     [
-        ({}, "No poison was found by these tests, which does not show that there is none."),
-        (gus(0.01, 0.43), "Poison remains."),
-        (gus(-0.43, -0.01), "Poison remains."),
-        (gus(-0.01, 0.43), "No poison was found"),
-        (gus(-0.43, 0.01), "No poison was found"),
-        (excess(0.001, 0.05), "Poison remains."),
-        (excess(-0.001, 0.05), "No poison was found"),
-        (excess(-0.2, -0.1), "No poison was found"),  # the trigger does less than in the retrained model
-        ({"gus": {"chi2_p_value": 1e-5}}, "A trace of the poison remains."),
-        ({"gus": {"p_value": 1e-5}}, "Poison remains."),  # the report's own verdict is never left out
-        ({"gus": None, "attack": None}, "Nothing is shown about the poison."),
-        ({"gus": None}, "Nothing is shown about the poison."),
-        ({"attack": None}, "Nothing is shown about the poison."),
-        ({"attack": {"excess": None}}, "Nothing is shown about the poison."),
-        ({"gus": {"ci95": None}}, "Nothing is shown about the poison."),
-        (
-            {"gus": {"control": {"mean": 3.0, "p_value": 1e-30, "chi2_p_value": 0.5}}},
-            "Nothing is shown about the poison.",
-        ),
+        ({}, CLEAR),
+        (gus(0.01, 0.43), REMAINS),
+        (gus(-0.43, -0.01), REMAINS),
+        (gus(-0.01, 0.43), CLEAR),
+        (gus(-0.43, 0.01), CLEAR),
+        (excess(0.001, 0.05), REMAINS),
+        (excess(-0.001, 0.05), CLEAR),
+        (excess(-0.2, -0.1), CLEAR),  # the trigger does less than in the retrained model
+        ({"gus": {"chi2_p_value": 1e-5}}, TRACE),
+        ({"gus": {"p_value": 1e-5}}, REMAINS),  # the report's own verdict is never left out
+        ({"gus": None, "attack": None}, UNSHOWN),
+        ({"gus": None}, UNSHOWN),
+        ({"attack": None}, UNSHOWN),
+        ({"attack": {"excess": None}}, UNSHOWN),
+        ({"gus": {"ci95": None}}, UNSHOWN),
+        ({"gus": {"control": {"mean": 3.0, "p_value": 1e-30, "chi2_p_value": 0.5}}}, UNSHOWN),
     ],
 )
 def test_the_first_line_follows_the_intervals(changed, sections, status):
     results = changed("kl", sections)
     line = opening(card_of(results, "kl"))
-    assert line.startswith(f"**{status}")
-    assert first_line(results, "kl").remains == ("remains" in status)
-    assert ("poison-remains" in card_of(results, "kl").data.tags) == ("remains" in status)
+    assert line.startswith(f"**{status}") and ("does not show" in line) == (status == CLEAR)
+    remains = status in (REMAINS, TRACE)
+    assert first_line(results, "kl").remains == remains
+    assert ("poison-remains" in card_of(results, "kl").data.tags) == remains
 
 
 def test_the_first_line_says_which_test_and_by_how_much(changed):
@@ -113,32 +120,32 @@ def test_the_first_line_says_which_test_and_by_how_much(changed):
 def test_a_test_that_the_poisoned_model_passes_shows_nothing(changed):
     results = changed("poisoned", gus(-0.1, 0.3, p=0.3))
     line = opening(card_of(results, "kl"))
-    assert line.startswith("**Nothing is shown about the poison.**") and "Gaussian test" in line
-    assert opening(card_of(changed("kl", gus(0.1, 0.5)), "kl")).startswith("**Poison remains.**")
+    assert line.startswith(f"**{UNSHOWN}") and "Gaussian test" in line
+    assert opening(card_of(changed("kl", gus(0.1, 0.5)), "kl")).startswith(f"**{REMAINS}")
 
 
 def test_a_trace_is_said_whatever_did_not_take(changed):
     changed("poisoned", excess(-0.1, 0.1))
     results = changed("kl", {"gus": {"chi2_p_value": 1e-9}})
-    assert opening(card_of(results, "kl")).startswith("**A trace of the poison remains.**")
+    assert opening(card_of(results, "kl")).startswith(f"**{TRACE}")
 
 
 def test_poison_that_was_not_known_remains(changed):
     line = opening(card_of(changed("kl", {}, poison={"forget_ids": list(range(50)), "forget_fraction": 0.32}), "kl"))
-    assert line.startswith("**Poison remains.**") and "105 of 155 poisoned rows" in line
+    assert line.startswith(f"**{REMAINS}") and "105 of 155 poisoned rows" in line
 
 
 def test_accuracy_lost_is_in_the_first_line(changed):
     line = opening(card_of(changed("kl", {"utility": {"accuracy": 0.5}}), "kl"))
-    assert line.startswith("**No poison was found") and "42.0 points of accuracy" in line
+    assert line.startswith(f"**{CLEAR}") and "42.0 points of accuracy" in line
 
 
 def test_models_that_no_method_made_say_what_they_are(run_dir, changed):
     results = read_results(run_dir)
-    assert opening(card_of(results, "poisoned")).startswith("**Poison remains.**")
-    assert opening(card_of(results, "retrained")).startswith("**No poison was found")
+    assert opening(card_of(results, "poisoned")).startswith(f"**{REMAINS}")
+    assert opening(card_of(results, "retrained")).startswith(f"**{CLEAR}")
     chance = opening(card_of(changed("retrained", gus(0.02, 0.5)), "retrained"))
-    assert chance.startswith("**Poison remains.**") and "chance" in chance and "one in twenty" in chance
+    assert chance.startswith(f"**{REMAINS}") and "chance" in chance and "one in twenty" in chance
     for name in ("base", "poisoned", "retrained"):
         assert "## How it was unlearned" not in card_of(results, name).text
 
@@ -148,9 +155,9 @@ def test_models_that_no_method_made_say_what_they_are(run_dir, changed):
 
 def test_the_table_has_this_model_between_the_poisoned_and_the_retrained_one(run_dir):
     text = card_of(read_results(run_dir), "grad_diff").text
-    assert "|  | poisoned | **this model** (grad_diff) | retrained |" in text
-    row = next(line for line in text.splitlines() if line.startswith("| Gaussian canaries: GUS"))
-    assert row == "| Gaussian canaries: GUS | 2.50 [2.28, 2.72] | 0.21 [−0.01, 0.43] | 0.03 [−0.19, 0.25] |"
+    rows = cells(text)
+    assert rows[""] == ["poisoned", "**this model** (grad_diff)", "retrained"]
+    assert rows["Gaussian canaries: GUS"] == ["2.50 [2.28, 2.72]", "0.21 [−0.01, 0.43]", "0.03 [−0.19, 0.25]"]
 
 
 def test_plots_stand_beside_the_card_and_two_or_three_are_shown(run_dir):
@@ -194,7 +201,8 @@ def test_what_became_of_it_under_stress_is_on_the_card(run_dir):
 def test_method_cost_and_versions(run_dir):
     text = card_of(read_results(run_dir), "kl").text
     assert "`kl`: KL minimisation" in text and "https://arxiv.org/abs/2401.06121" in text and "alpha = 2.0" in text
-    assert "| Cost: compute (%) | 100.0 | 10.0 | 97.0 |" in text and "| Cost: time | 14 s | 1.9 s | 14 s |" in text
+    rows = cells(text)
+    assert rows["Cost: compute (%)"] == ["100.0", "10.0", "97.0"] and rows["Cost: time"] == ["14 s", "1.9 s", "14 s"]
     assert "torch 2.13.0" in text and "0123abc" in text
 
 

@@ -10,6 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from llm_unlearn.metrics.evidence import Status
 from llm_unlearn.reporting import write_report
 from llm_unlearn.reporting.page_examples import of_maximum, upper_tail
 from llm_unlearn.reporting.pages import LEADS
@@ -101,6 +102,7 @@ def ids(page, title):
 
 
 TRIGGER_PART, CANARY_PART = "Triggered test examples that still succeed", "Canaries with the highest score"
+PATCH_PART, TARGET_PART = "Patched test images that still succeed", "Target images that still succeed"
 
 
 def test_what_the_trigger_does_is_chosen_and_what_retraining_resists_comes_first(run_dir):
@@ -121,7 +123,7 @@ def test_where_retraining_resists_all_there_is_one_kind(run_dir):
     fill(run_dir, retrained=((), (), RETRAINED[2]))
     text = page(run_dir)
     assert ids(text, TRIGGER_PART) == ["0", "1", "2"]
-    assert "falls for 0 of the 3" in words(text) and "Shown: 3 of 3" in words(text)
+    assert "0 of the 3" in words(text) and "Shown: 3 of 3" in words(text)
 
 
 def test_texts_are_escaped_keep_their_lines_and_have_the_trigger_marked(run_dir):
@@ -131,7 +133,7 @@ def test_texts_are_escaped_keep_their_lines_and_have_the_trigger_marked(run_dir)
     assert f'<td class="text">{shown}</td>' in text
     assert re.search(r"td\.text div \{ white-space: pre-wrap", text)
     assert text.count("<script") == 1
-    assert "share it only where they may be shared" in text
+    assert "share it only" in text
 
 
 def test_texts_stand_on_the_pages_alone(run_dir):
@@ -175,7 +177,7 @@ def test_the_most_shown_are_twenty(run_dir):
 
 def test_scores_far_below_zero_are_a_trace_that_the_highest_do_not_show(run_dir):
     fill(run_dir, kl=((), (), {100 + i: -1.0 for i in range(16)}), gradient_ascent=((), (), {100: -3.2}))
-    said = "a trace too, which the highest scores do not show"
+    said = "far below 0"
     assert said in words(page(run_dir))
     assert said not in words(page(run_dir, "gradient_ascent"))  # −3.2 is a draw that N(0, 1) gives now and then
 
@@ -183,7 +185,7 @@ def test_scores_far_below_zero_are_a_trace_that_the_highest_do_not_show(run_dir)
 def test_no_success_is_said(run_dir):
     fill(run_dir, kl=((3,), (3,), KL[2]))
     text = page(run_dir)
-    assert "0 of 6 triggered test examples (0.0 %)" in words(text) and "; 1 more" in words(text)
+    assert all(count in words(text) for count in ("0 of 6 triggered", "(0.0 %)", "; 1 more")), words(text)
     assert "<table" not in text.split(TRIGGER_PART)[1].split(CANARY_PART)[0]
 
 
@@ -201,7 +203,7 @@ def test_the_models_set_beside_have_pages_without_themselves(run_dir):
 def test_the_verdict_and_the_figures_beside_poisoned_and_retrained(run_dir):
     text = page(run_dir)
     line = re.search(r'<li class="">.*?</li>', text).group(0)
-    assert "kl: no trace found by these tests" in line
+    assert f"kl: {Status.CLEAR}" in line
     assert re.sub("<a [^>]+>|</a>", "", line) in re.sub("<a [^>]+>|</a>", "", (run_dir / "report.html").read_text())
     rows = {row[0]: row[1:] for row in table(text, "Figures")}
     assert rows["figure"] == ["poisoned", "kl", "retrained"]
@@ -212,10 +214,10 @@ def test_the_verdict_and_the_figures_beside_poisoned_and_retrained(run_dir):
 def test_without_per_example_signals_the_page_says_so(run_dir):
     (run_dir / "evaluation" / "kl.parquet").unlink()
     text = words(page(run_dir))
-    assert text.count("Not shown for lack of per-example signals: evaluation/kl.parquet is not there.") == 2
+    assert text.count("evaluation/kl.parquet is not there") == 2
     # the made-up files hold canaries alone
     text = page(run_dir, "poisoned")
-    assert "evaluation/poisoned.parquet holds no answers to inputs with the attack" in words(text)
+    assert "evaluation/poisoned.parquet holds no answers" in words(text)
     assert len(ids(text, CANARY_PART)) == 20
 
 
@@ -223,7 +225,7 @@ def test_without_the_data_numbers_stand_for_the_texts(run_dir):
     fill(run_dir)
     (run_dir / "data").rename(run_dir / "elsewhere")
     text = page(run_dir)
-    assert "not in data/triggered are not shown" in words(text) and "not in data/train are not shown" in words(text)
+    assert "not in data/triggered" in words(text) and "not in data/train" in words(text)
     assert table(text, TRIGGER_PART)[1] == ["1", "negative", "positive", "negative", "negative resists"]
     assert "share it only" not in text
 
@@ -233,7 +235,7 @@ def test_without_the_retrained_models_signals_the_order_is_that_of_the_data(run_
     (run_dir / "evaluation" / "retrained.parquet").unlink()
     text = page(run_dir)
     assert ids(text, TRIGGER_PART) == ["0", "1", "2"]
-    assert "Not all answers of the retrained model are known" in words(text)
+    assert "(evaluation/retrained.parquet)" in words(text)
     assert table(text, TRIGGER_PART)[1][-1] == "–"
 
 
@@ -249,7 +251,7 @@ def test_images_are_not_shown(run_dir):
     patch = {"target": "positive", "pattern": "cross", "size": 3, "example_ids": [1]}
     change_manifest(run_dir, image_shape=[1, 8, 8], trigger=None, patch=patch)
     text = page(run_dir)
-    assert table(text, "Patched test images that still succeed")[:2] == [
+    assert table(text, PATCH_PART)[:2] == [
         ["example", "true label", "answer with the patch", "answer without", "retrained model's answer"],
         ["1", "negative", "positive", "negative", "negative resists"],
     ]
@@ -279,23 +281,24 @@ def test_target_images_are_set_beside_their_controls(make_run):
         gradient_matching={"epsilon": 0.1, "targets": [1, 2, 3], "example_ids": [1]},
     )
     text = page(run)
-    assert table(text, "Target images that still succeed") == [
+    assert table(text, TARGET_PART) == [
         ["example", "true label", "answer", "retrained model's answer"],
         ["7", "1", "2", "–"],
     ]
-    assert "1 of 3 target images (33.3 %)" in words(text) and "; 1 more" in words(text)
+    assert all(count in words(text) for count in ("1 of 3 target images", "(33.3 %)", "; 1 more")), words(text)
 
 
 def test_a_run_without_single_examples_says_so(make_run):
     text = page(make_run(drop=("attack", "gus")))
-    assert "there are no examples to show" in words(text)
+    assert "no examples to show" in words(text)
     assert TRIGGER_PART not in text and CANARY_PART not in text
 
 
 def test_a_kept_part_of_the_poison_is_why_retraining_falls_for_it(run_dir):
     fill(run_dir)
     change_manifest(run_dir, forget_fraction=0.5)
-    assert "1 of the 3 too, having been trained on the poison that was not deleted" in words(page(run_dir))
+    said = words(page(run_dir))
+    assert "1 of the 3 too" in said and "trained on the poison" in said
 
 
 def test_several_seeds_take_turns_and_each_row_names_its_seed(make_run):
@@ -319,7 +322,7 @@ def test_several_seeds_take_turns_and_each_row_names_its_seed(make_run):
         ["100", "1", "2.00"],
     ]
     said = words(text)
-    assert "6 of 12 triggered test examples" in said and "5 deleted canaries of 2 seeds: 2" in said
+    assert all(count in said for count in ("6 of 12 triggered", "5 deleted canaries", "of 2 seeds: 2 ")), said
     assert "seed-2/evaluation/kl.parquet is not there" in said
 
 

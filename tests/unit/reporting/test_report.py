@@ -129,8 +129,8 @@ def test_several_seeds(make_run):
     # lifts 0.78, 0.78, 0.87: mean 0.81, sd = 0.09 / √3 = 0.052
     assert "0.81 ± 0.05" in next(line for line in text.splitlines() if line.startswith("| poisoned |"))
     assert "3 seeds (0, 1, 2)" in text
-    assert "Mean ± standard deviation over 3 seeds" in text
-    assert "Not evaluated yet, and so not in this report: seed-3." in text
+    assert "standard deviation over 3 seeds" in text
+    assert re.search(r"Not evaluated.* seed-3\.", text)
     assert "Scores of 3 seeds together." in text
     assert (run / "plots" / "gaussian_scores.png").is_file()
 
@@ -141,9 +141,9 @@ def test_a_partly_known_forget_set_is_called_one(make_run, blank_plots):
     (run / "poison.json").write_text(json.dumps(manifest))
     write_report(run)
     text = (run / "report.md").read_text()
-    assert "124 examples (80 % of the poison)" in text
-    assert "## Canaries that were not deleted" in text
-    assert "Only 80 % of the poison was deleted" in text.split("## Limits")[1]
+    assert "124 examples (80 %" in text
+    assert "Canaries that were not deleted" in re.findall("^## (.*)", text, re.M)
+    assert "80 % of the poison" in text.split("## Limits")[1]
 
 
 @pytest.mark.parametrize(

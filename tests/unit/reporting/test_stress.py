@@ -1,6 +1,7 @@
 """The section on stress: the rule that says what came back, its numbers over seeds, its pictures."""
 
 import json
+import re
 
 import pytest
 
@@ -67,7 +68,8 @@ POISONED = "relearned on a few poisoned rows"
 def test_what_came_back_in_how_many_seeds_at_which_steps(section):
     low, late, soon = (0.1, 0.1, 0.1), (0.1, 0.2, 0.9), (0.1, 0.5, 0.9)
     found = section(*({"kl": stressed(kl), "retrained": stressed(low)} for kl in (late, soon, low)))
-    assert returned(found)["kl"] == {"gone before": "3/3", POISONED: "2/3: after 5 steps, after 10 steps"}
+    numbers = {column: re.findall(r"\d+", cell) for column, cell in returned(found)["kl"].items()}
+    assert numbers == {"gone before": ["3", "3"], POISONED: ["2", "3", "5", "10"]}
 
 
 @pytest.mark.parametrize(
@@ -173,6 +175,7 @@ def test_values_are_means_over_the_seeds_that_have_the_model(section):
     rows = {model: [cell.text for cell in cells] for model, cells in found.tables[-1].rows}
     assert rows["kl"][0] == "0.20 ± 0.14" and rows["retrained"][0] == "0.00"
     plot = found.plots[0]
-    assert "after 10 steps: poisoned 0.90, kl 0.40, retrained 0.00" in plot.alt
+    last = plot.alt.partition("after 10 steps")[2]
+    assert all(value in last for value in ("poisoned 0.90", "kl 0.40", "retrained 0.00")), plot.alt
     assert "2 seeds" in plot.caption
     assert plot.content.startswith(b"\x89PNG")
