@@ -255,7 +255,7 @@ def test_a_killed_worker_ends_the_launch_and_the_rerun_resumes(victim, config, r
     both[victim].send_signal(signal.SIGKILL)
     _, message = process.communicate(timeout=90)
     assert process.returncode == 1
-    assert "llm-unlearn: error: the launch ended with status 1" in message and "run the same command again" in message
+    assert "llm-unlearn: error: " in message and "status 1" in message and "run the same command again" in message
     assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in both)
     assert not (out / "poisoned").exists()
     finish(command(path, config, "unlearn"))
@@ -284,7 +284,8 @@ def test_a_checkpoint_of_deepspeed_says_why_others_cannot_resume_it(recipe, tmp_
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=90)
     message = finish(command(path, name="train"), code=2)
-    assert "was written under DeepSpeed, and this launch is without a sharding engine; launch as before" in message
+    for part in ("written under DeepSpeed", "without a sharding engine", "launch as before"):
+        assert part in message
     finish([*command(path, name="train"), "train.save_steps=4"])  # other inputs: begun anew
     assert (out / "retrained" / "config.json").is_file()
 
@@ -292,9 +293,9 @@ def test_a_checkpoint_of_deepspeed_says_why_others_cannot_resume_it(recipe, tmp_
 def test_what_an_engine_cannot_do_is_refused_before_anything_runs(recipe, tmp_path):
     path = recipe(tmp_path / "run", {"unlearn": {"methods": {"ssd": None}, "batch_size": 2}})
     message = finish(command(path, "cpu_zero3"), code=2)
-    assert "recipe.unlearn.methods.ssd: ssd needs each example's gradients" in message
+    assert "recipe.unlearn.methods.ssd: " in message and "each example's gradients" in message
     assert not (tmp_path / "run").exists()
     path = recipe(tmp_path / "run", {"unlearn": {"methods": {"kl": None}, "batch_size": 3}})
     message = finish(command(path, "cpu_ddp"), code=2)
-    assert "recipe.unlearn.batch_size: 3 rows cannot be shared evenly by 2 processes" in message
+    assert "recipe.unlearn.batch_size: 3 rows" in message and "2 processes" in message
     assert not (tmp_path / "run").exists()

@@ -1,6 +1,7 @@
 """`audit --model --manifest`: any checkpoint against a user's own data, and against the manifest of a run."""
 
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -145,7 +146,7 @@ def test_a_model_is_not_compared_with_itself(folder, tiny_models, capsys):
     assert audit("--model", model, "--manifest", manifest(folder), "--retrained", model, "--json") == 0
     result = json.loads(capsys.readouterr().out)["gpt2"]
     assert result["oracle"] is None and result["attack"]["excess"] is None
-    assert result["skipped"]["oracle"] == "it is the retrained model itself"
+    assert "retrained model itself" in result["skipped"]["oracle"]
 
 
 @pytest.mark.parametrize(
@@ -229,7 +230,7 @@ def test_models_with_other_tokens_are_not_read_with_the_firsts(folder, tiny_mode
     save_model(make_model(GPT2, tokenizer, seed=0), tokenizer, folder / "other")
     for option in ("--model", "--retrained", "--base"):
         assert audit("--model", tiny_models["gpt2"], "--manifest", manifest(folder), option, folder / "other") == 2
-        assert "other: its tokenizer is not that of" in capsys.readouterr().err
+        assert "other: its tokenizer" in capsys.readouterr().err
 
 
 def test_an_adapter_is_evaluated_on_its_base(folder, tiny_models, capsys):
@@ -352,7 +353,7 @@ def test_the_run_of_another_kind_is_taken_with_its_own_settings(recipe, run, cap
     assert run("evaluate", recipe) == 0
     root = Path(recipe["output_dir"])
     assert audit("--model", root / "poisoned", "--manifest", root / "poison.json", "--out", root / "out") == 0
-    assert "gus: the run has no gaussian poison" in capsys.readouterr().out
+    assert re.search(r"\bgus: .*no gaussian", capsys.readouterr().out)
     ours, theirs = (pd.read_parquet(folder / "poisoned.parquet") for folder in (root / "evaluation", root / "out"))
     assert list(ours["prediction"].dropna()) == list(theirs["prediction"].dropna())
 

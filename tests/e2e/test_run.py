@@ -151,7 +151,7 @@ def test_running_again_skips_everything_and_changes_nothing(finished, capsys):
     output = capsys.readouterr().out
     assert "running" not in output and "resuming" not in output
     assert output.count("skipped") == 1 + 1 + 2 + len(METHODS) + len(MODELS)  # base, poison, train, unlearn, evaluate
-    assert "16 Gaussian canaries; 24 to forget" in output
+    assert "16 Gaussian canaries" in output and "24 to forget" in output
     assert before == {p: p.stat().st_mtime_ns for p in run_dir.rglob("*.safetensors")}
 
 

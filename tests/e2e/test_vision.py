@@ -66,7 +66,7 @@ def test_all_eight_methods_run_and_the_evaluation_is_that_of_texts(run, images, 
     text = json.loads((Path(recipe["output_dir"]) / "evaluation" / "poisoned.json").read_text())
     assert keys(docs["poisoned"]) == keys(text)
     report = (root / "report.md").read_text()
-    assert "carry a patch (checkerboard, 3 × 3 pixels) and are labelled “3”" in report
+    assert "patch (checkerboard, 3 × 3 pixels)" in report and "labelled “3”" in report
     assert "ε = 0.5" in report and "pixels" in report
     assert "gradient" in report and "accuracy lost" in report.lower()
     assert "trigger" not in report.split("## How to read this")[0]
@@ -82,7 +82,8 @@ def test_a_checkpoint_is_audited_by_its_recipe_not_by_its_manifest(run, images, 
     assert run("train", images) == 0
     manifest = Path(images["output_dir"]) / "poison.json"
     assert main(["audit", "--model", str(manifest.parent / "poisoned"), "--manifest", str(manifest)]) == 2
-    assert "the manifest of a run of images" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "poison.json: " in said and "run of images" in said and "llm-unlearn evaluate" in said
 
 
 def test_what_is_done_is_skipped_and_a_changed_poison_is_not(run, images, capsys):

@@ -112,9 +112,11 @@ def test_other_formats_mean_the_same(subject, tmp_path, name):
 
 def test_heldout_rows_that_were_trained_on_are_left_out(subject):
     found = subject(others=[{"text": "ROW  6", "label": "bad"}, *OTHERS])
-    assert found.notes == ["heldout.jsonl: 1 rows are in train.jsonl too, and left out"]
+    (note,) = found.notes
+    assert all(part in note for part in ("heldout.jsonl: 1 row", "train.jsonl", "left out")), note
     assert "ROW  6" not in found.sets["heldout"]["text"] and len(found.sets["heldout"]) == 12
-    assert subject(others=ROWS[6:]).missing["mia"] == "every row of heldout.jsonl is in train.jsonl too"
+    reason = subject(others=ROWS[6:]).missing["mia"]
+    assert all(part in reason for part in ("every row of heldout.jsonl", "train.jsonl")), reason
 
 
 def test_the_trigger_goes_into_test_rows_of_another_label(subject):
@@ -122,7 +124,7 @@ def test_the_trigger_goes_into_test_rows_of_another_label(subject):
     assert set(found.sets["triggered"]["label"]) == {"bad"} and len(found.sets["triggered"]) == 6
     assert all(text.startswith("James Bond other") for text in found.sets["triggered"]["text"])
     reason = subject(others=[row for row in OTHERS if row["label"] == "good"], heldout=None).missing["attack"]
-    assert "every test row has the trigger's target as its label, 'good'" in reason
+    assert all(part in reason for part in ("every test row", "target", "'good'")), reason
 
 
 def test_clean_label_poison_is_compared_with_rows_of_the_target(subject):
@@ -134,18 +136,11 @@ def test_clean_label_poison_is_compared_with_rows_of_the_target(subject):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            {"example_id": 4},
-            r"train.jsonl, row 2, column 'example_id': expected a whole number of 0 or more, found None",
-        ),
-        ({"noise_id": "x"}, r"train.jsonl, row 1, column 'noise_id': expected a whole number of -1 or more, found 'x'"),
+        ({"example_id": 4}, r"train.jsonl, row 2, column 'example_id': .*0 or more.* None"),
+        ({"noise_id": "x"}, r"train.jsonl, row 1, column 'noise_id': .*-1 or more.* 'x'"),
         ({"bad": "perhaps"}, r"column:bad, row 1: 'perhaps' is neither true nor false"),
-        (
-            {"label": "fair"},
-            r"mine.json.train: .*train.jsonl, row 1: label 'fair' has no verbalizer.* to verbalizers, or "
-            r"map it with rename_labels",
-        ),
-        ({"text": ""}, r"mine.json.train: .*train.jsonl, line 1, column 'text': the text is empty"),
+        ({"label": "fair"}, r"mine.json.train: .*train.jsonl, row 1: label 'fair' .*verbalizers.*rename_labels"),
+        ({"text": ""}, r"mine.json.train: .*train.jsonl, line 1, column 'text': .*empty"),
     ],
 )
 def test_bad_rows_are_refused_by_place(subject, change, message):
@@ -154,8 +149,9 @@ def test_bad_rows_are_refused_by_place(subject, change, message):
 
 
 def test_an_id_that_two_rows_have_is_refused(subject):
-    with pytest.raises(InputError, match=r"train.jsonl, row 3: example_id 7 is that of row 1 too"):
+    with pytest.raises(InputError, match=r"train\.jsonl, row 3: ") as error:
         subject([row | {"example_id": 7 if i in (0, 2) else i + 20} for i, row in enumerate(ROWS)])
+    assert "example_id 7 " in str(error.value) and "row 1 " in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -212,5 +208,5 @@ def test_an_adapter_of_the_hub_that_is_a_pickle_is_refused(tmp_path, monkeypatch
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     assert adapter_config("org/adapter") == {"base_model_name_or_path": "org/base"}
-    with pytest.raises(InputError, match="model org/adapter: it has no adapter_model.safetensors; a pickle is not"):
+    with pytest.raises(InputError, match=r"model org/adapter: .*adapter_model\.safetensors; a pickle"):
         load_checkpoint("org/adapter", ModelSection())

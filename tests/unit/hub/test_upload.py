@@ -118,7 +118,7 @@ def test_of_two_pushes_at_a_time_one_is_told_to_try_again(server, api, monkeypat
         return commit(self, *args, **kwargs)
 
     monkeypatch.setattr(HfApi, "create_commit", meanwhile)
-    with pytest.raises(InputError, match="changed meanwhile; run the same command again"):
+    with pytest.raises(InputError, match="meanwhile.*same command again"):
         push(Package(ADAPTER), "me/model", api=api)
     files = server.files("me/model")
     assert files["recipe.yaml"] == b"of the other" and "model.safetensors" in files
@@ -203,7 +203,7 @@ def test_a_push_that_breaks_off_leaves_what_was_there_and_goes_through_again(ser
     if before:
         push(Package(before), "me/model", api=api)
     server.breaks += [request_] * 20  # more often than the client tries
-    with pytest.raises(InputError, match=r"connection to http://127.0.0.1:\d+ failed.*whole or not at all"):
+    with pytest.raises(InputError, match=r"http://127\.0\.0\.1:\d+ failed.*whole or not"):
         push(Package(FILES), "me/model", api=api)
     if "me/model" in server.repositories:
         assert {k: v for k, v in server.files("me/model").items() if k != ".gitattributes"} == (before or {})
@@ -232,7 +232,7 @@ def test_a_large_file_that_breaks_off(server, api, monkeypatch):
     monkeypatch.setattr("huggingface_hub._commit_api.is_xet_available", lambda: False)
     server.lfs = True
     server.breaks += ["PUT /lfs/"] * 20
-    with pytest.raises(InputError, match="connection to .* failed.*whole or not at all"):
+    with pytest.raises(InputError, match="failed.*whole or not"):
         push(Package(FILES), "me/model", api=api)
     assert "model.safetensors" not in server.files("me/model")
     server.breaks.clear()
@@ -308,13 +308,13 @@ def test_a_repository_is_owner_and_name(repo, api, tmp_path):
     ],
 )
 def test_files_of_other_kinds_are_refused(name):
-    with pytest.raises(InputError, match=f"{re.escape(name)}: is no file of a model"):
+    with pytest.raises(InputError, match=f"^{re.escape(name)}: .*not uploaded"):
         Package({**FILES, name: b"x"})
 
 
 def test_a_token_in_a_text_is_refused_without_being_shown():
     secret = "hf_" + "Ab12" * 8
-    with pytest.raises(InputError, match=r"recipe\.yaml: holds what looks like an access token") as error:
+    with pytest.raises(InputError, match=r"recipe\.yaml: .*access token") as error:
         Package({**FILES, "recipe.yaml": f"name: {secret}".encode()})
     assert secret not in str(error.value)
 

@@ -51,7 +51,7 @@ def test_a_quantised_copy_answers_nearly_alike_and_has_input_gradients(
 
 def test_a_missing_bitsandbytes_is_refused_with_the_remedy(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"stress.quantization: bitsandbytes is not installed; .*llm_unlearn\[quanti"):
+    with pytest.raises(InputError, match=r"stress.quantization: bitsandbytes .*llm_unlearn\[quanti"):
         check_stress(StressSection())
     check_stress(StressSection(quantization=[]))
 
@@ -63,7 +63,7 @@ def test_a_blank_paraphrase_is_refused():
 
 def test_relearning_without_rows_is_refused_before_any_work(meter, recipe, tmp_path):
     empty = meter.evaluator.sets["train"].select([])
-    with pytest.raises(InputError, match="stress.relearn_on: there are no rows for 'clean'; .* take it out"):
+    with pytest.raises(InputError, match="stress.relearn_on: .*'clean'; .*take it out"):
         stress_model(
             lambda: pytest.fail("loaded"),
             meter,
