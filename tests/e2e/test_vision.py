@@ -66,7 +66,7 @@ def test_all_eight_methods_run_and_the_evaluation_is_that_of_texts(run, images, 
     text = json.loads((Path(recipe["output_dir"]) / "evaluation" / "poisoned.json").read_text())
     assert keys(docs["poisoned"]) == keys(text)
     report = (root / "report.md").read_text()
-    assert "patch (checkerboard, 3 × 3 pixels)" in report and "labelled “3”" in report
+    assert "(checkerboard, 3 × 3 pixels)" in report and "labelled “3”" in report
     assert "ε = 0.5" in report and "pixels" in report
     assert "gradient" in report and "accuracy lost" in report.lower()
     assert "trigger" not in report.split("## How to read this")[0]

@@ -138,7 +138,7 @@ def test_clean_label_poison_is_compared_with_rows_of_the_target(subject):
     [
         ({"example_id": 4}, r"train.jsonl, row 2, column 'example_id': .*0 or more.* None"),
         ({"noise_id": "x"}, r"train.jsonl, row 1, column 'noise_id': .*-1 or more.* 'x'"),
-        ({"bad": "perhaps"}, r"column:bad, row 1: 'perhaps' is neither true nor false"),
+        ({"bad": "perhaps"}, r"column:bad, row 1: 'perhaps' .*true.*false"),
         ({"label": "fair"}, r"mine.json.train: .*train.jsonl, row 1: label 'fair' .*verbalizers.*rename_labels"),
         ({"text": ""}, r"mine.json.train: .*train.jsonl, line 1, column 'text': .*empty"),
     ],

@@ -104,7 +104,7 @@ class TestWhichWay:
         names = [name for name, _ in section(document(SHIFTS, DIRECTIONS)).tables[1].rows]
         controls = [HALF, f"{RANDOM} (50 %)", RANDOM, ORDER]
         assert names[:-3] == ["kl", "rewind", "gradient_ascent", "cf_k", *(f"control: {name}" for name in controls)]
-        assert names[-3:-1] == ["− gradient on all clean rows", BATCH] and "|cosine|" in names[-1]
+        assert "all clean rows" in names[-3] and names[-2:] == [BATCH, CHANCE]
 
     def test_chance_of_many_weights_is_written_short(self, section):
         rows = texts(section(document(SHIFTS, DIRECTIONS, random_cosine=7.16e-5)).tables[1])
@@ -174,7 +174,7 @@ def test_the_report_shows_tables_and_pictures(make_run):
     (root / "seed-0" / "analysis.json").write_text(json.dumps(document(SHIFTS, DIRECTIONS)))
     text = markdown(compose(read_results(root)))
     for part in (
-        "## Why it fails: how far, and in which direction",
+        "## Why it fails",
         "### H1: how far",
         "### H2: in which direction",
         "plots/shift_by_layer.png",
