@@ -160,7 +160,7 @@ class TestProbe:
         model = make_tiny(architecture, lora=lora).train()
         model.get_output_embeddings().eval()
         state = torch.get_rng_state()
-        head = probe.plain_head(model, causal_lm._base(model))
+        head = probe.plain_head(model, model.get_base_model() if lora else model)
         assert head is model.get_output_embeddings() and probe.keeps_apart(model, head)
         assert model.training and not head.training  # left as it was
         assert torch.equal(torch.get_rng_state(), state)
