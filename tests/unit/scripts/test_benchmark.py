@@ -189,7 +189,7 @@ def test_a_tiny_run_writes_every_field_and_a_table(tmp_path, capsys, monkeypatch
             assert row["peak"] is not None
         assert all(bar["met"] in (True, False) for bar in result["bars"])
     printed = capsys.readouterr().out
-    assert re.search(r"^### kl, llama.*\bfull\b.*\bfp32$", printed, re.MULTILINE)
+    assert re.search(r"^### kl, llama.*\bfull\b.*\bfp32\b", printed, re.MULTILINE)
     assert "| kl / fine_tuning: time" in printed
     benchmark.main(["--show", str(path)])
     assert capsys.readouterr().out == printed
