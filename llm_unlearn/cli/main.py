@@ -51,7 +51,7 @@ def _run(args: argparse.Namespace) -> int:
 
     log_lines(logging.WARNING if getattr(args, "quiet", False) or args.json else logging.INFO)
     if args.command == "evaluate" and (not args.recipe or given_options(args, CHECKPOINT_OPTIONS)):
-        logger.warning("`evaluate --model` is called `audit --model` now; the old name goes with version 0.3")
+        logger.warning("`evaluate --model` is called `audit --model` now; the old name goes in version 0.2")
         if of_recipes := given_options(args, ("dry_run", "jobs", "accelerate_config")):
             raise InputError(f"--{of_recipes[0].replace('_', '-')}: is for a recipe's own models; leave it out")
         return audit(args)

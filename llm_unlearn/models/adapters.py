@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_unlearn.errors import InputError
 from llm_unlearn.models.devices import is_offloaded, main_device
+from llm_unlearn.models.strict_loading import check_adapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -75,15 +76,29 @@ def with_adapter(model: "PreTrainedModel", folder: Any) -> Any:
     from peft import PeftModel
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import load_peft_weights, set_peft_model_state_dict
+    from safetensors import SafetensorError
 
-    if not is_offloaded(model):
-        return PeftModel.from_pretrained(model, folder, is_trainable=True)
-    device_map = model.__dict__.pop("hf_device_map")
-    adapted = PeftModel.from_pretrained(model, folder, is_trainable=True, torch_device="cpu", low_cpu_mem_usage=True)
-    model.hf_device_map = device_map
-    for layer in adapted.modules():
-        if isinstance(layer, BaseTunerLayer) and next(layer.get_base_layer().parameters()).is_meta:
-            for name in layer.adapter_layer_names:  # peft put them on `meta`, like the base's weights
-                getattr(layer, name).to_empty(device=main_device(model))
-    set_peft_model_state_dict(adapted, load_peft_weights(folder, device="cpu"))
+    offloaded = is_offloaded(model)
+    device_map = model.__dict__.pop("hf_device_map") if offloaded else None
+    places: dict[str, Any] = {"torch_device": "cpu", "low_cpu_mem_usage": True} if offloaded else {}
+    try:
+        saved = load_peft_weights(folder, device="cpu")
+        adapted = PeftModel.from_pretrained(model, folder, is_trainable=True, **places)
+    except SafetensorError as error:
+        raise InputError(f"adapter {folder}: its weights are damaged ({error}); save or download it again") from None
+    except (RuntimeError, KeyError, TypeError, ValueError) as error:  # another rank, an unknown type, a foreign config
+        raise InputError(f"adapter {folder}: does not fit its base or its config: {_first_line(error)}") from None
+    if offloaded:
+        model.__dict__["hf_device_map"] = device_map
+        for layer in adapted.modules():
+            if isinstance(layer, BaseTunerLayer) and next(layer.get_base_layer().parameters()).is_meta:
+                for name in layer.adapter_layer_names:  # peft put them on `meta`, like the base's weights
+                    getattr(layer, name).to_empty(device=main_device(model))
+        set_peft_model_state_dict(adapted, saved)
+    check_adapter(adapted, folder, saved)
     return adapted
+
+
+def _first_line(error: Exception) -> str:
+    """What a library says first, with the first thing that it lists."""
+    return " ".join(str(error).split("\n", 2)[:2]).strip()

@@ -12,6 +12,7 @@ from llm_unlearn.distributed.processes import Processes
 from llm_unlearn.errors import InputError
 from llm_unlearn.models.adapters import adapter_config, refuse_pickle, with_adapter
 from llm_unlearn.models.devices import on_best_device, whole
+from llm_unlearn.models.strict_loading import load_pretrained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -82,7 +83,7 @@ def load_model(path: str | Path, section: "ModelSection", device_map: str | None
     if device_map is not None:
         arguments["device_map"] = device_map
     with explained(str(path)) as expanded:
-        model = AutoModelForCausalLM.from_pretrained(expanded, **arguments)
+        model = load_pretrained(AutoModelForCausalLM, expanded, **arguments)
     if device_map is not None:
         model.requires_grad_(False)  # otherwise a backward pass to the inputs keeps fetched weights in memory
     if section.quantization != "none":
@@ -106,7 +107,7 @@ def load_full(model: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     with explained(model) as path:
-        return AutoModelForCausalLM.from_pretrained(path, use_safetensors=True)
+        return load_pretrained(AutoModelForCausalLM, path, use_safetensors=True)
 
 
 def load_trained(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from llm_unlearn.errors import InputError
+from llm_unlearn.models.strict_loading import load_pretrained
 from llm_unlearn.vision.torchvision_guard import require_torchvision
 
 OWN = ("small_cnn", "linear", "cifar_resnet18")
@@ -153,7 +154,7 @@ def load_classifier(path: str | Path) -> ImageClassifier:
     if kind != ImageClassifierConfig.model_type:
         raise InputError(f"model path {path}: a model of type '{kind}', not an image classifier of ours")
     try:
-        return ImageClassifier.from_pretrained(str(Path(path).expanduser()), use_safetensors=True)
+        return load_pretrained(ImageClassifier, str(Path(path).expanduser()), use_safetensors=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(
             f"model path {path}: cannot be loaded as an image classifier: {str(error).splitlines()[0]}"

@@ -192,6 +192,12 @@ def test_reporting_and_metrics_load_no_torch():
     assert not loaded_by("import llm_unlearn.reporting, llm_unlearn.metrics") & {"torch", "transformers", "datasets"}
 
 
+def test_pydantic_is_loaded_for_a_recipe_alone():
+    code = "import sys, llm_unlearn.cli.main; llm_unlearn.cli.main.parser().format_help(); {} 'pydantic' in sys.modules"
+    loaded_by(code.format("assert not"))
+    loaded_by(code.format("llm_unlearn.load_recipe; assert"))
+
+
 def test_the_check_of_what_is_loaded_can_fail():
     assert "numpy" in loaded_by("import numpy")
 

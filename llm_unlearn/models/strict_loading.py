@@ -1,0 +1,114 @@
+"""What is loaded is what was meant: a checkpoint whose weights are not the model's is refused.
+
+transformers draws a weight anew if the checkpoint lacks it, and passes over weights that it does not know. A checkpoint
+of which no name fits would so be audited as random weights, and an adapter of another model as its base.
+"""
+
+import logging
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+
+from llm_unlearn.errors import InputError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+logger = logging.getLogger(__name__)
+
+WRAPPERS = ("_orig_mod.", "module.", "_fsdp_wrapped_module.")  # what torch.compile, DDP and FSDP put before a name
+_SHOWN = 3  # names in a message
+
+
+def load_pretrained(model_class: Any, path: str, **arguments: Any) -> Any:
+    """The model of `model_class.from_pretrained`, with exactly the weights of the checkpoint.
+
+    Names that a wrapper has put a prefix before are read without it, and a warning is logged.
+
+    Args:
+        model_class: a class of transformers with `from_pretrained`.
+        path: a folder or hub id.
+        arguments: for `from_pretrained`.
+
+    Raises:
+        InputError: weights are missing, unknown, of another shape, not finite, or the file is damaged.
+    """
+
+    def load(**more: Any) -> tuple[Any, dict[str, Any]]:
+        try:
+            return model_class.from_pretrained(
+                path, **arguments, **more, output_loading_info=True, ignore_mismatched_sizes=True
+            )
+        except SafetensorError as error:
+            raise InputError(f"model {path}: its weights are damaged ({error}); save or download it again") from None
+
+    model, info = load()
+    if prefix := _wrapper_of(info["unexpected_keys"]):
+        logger.warning("model %s: the names of its weights begin with '%s', which is left out", path, prefix)
+        model, info = load(key_mapping={f"^{re.escape(prefix)}": ""})
+    shapes = [f"{name} is {list(found)}, not {list(wanted)}" for name, found, wanted in info["mismatched_keys"]]
+    _refuse(
+        f"model {path}: its weights are not those of a {type(model).__name__} of its config",
+        {"missing": info["missing_keys"], "unknown": info["unexpected_keys"], "of another shape": shapes},
+        "give the checkpoint that belongs to this config.json",
+    )
+    refuse_non_finite(model.named_parameters(), f"model {path}")
+    return model
+
+
+def check_adapter(adapted: "PeftModel", folder: Any, saved: dict[str, torch.Tensor]) -> None:
+    """Refuse an adapter whose file does not hold exactly the weights of its config.
+
+    Args:
+        adapted: the peft model.
+        folder: where the adapter lies, for the message.
+        saved: what its file holds.
+
+    Raises:
+        InputError: weights of the adapter are missing, unknown or not finite.
+    """
+    from peft import get_peft_model_state_dict
+
+    wanted = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    # peft saves an embedding or head that was resized or adapted, which may be one weight under two names
+    base = adapted.get_base_model().named_parameters(remove_duplicate=False)
+    of_base = {f"base_model.model.{name}" for name, _ in base}
+    of_base |= {name.replace(".base_layer.", ".") for name in of_base}
+    _refuse(
+        f"adapter {folder}: its file is not that of its adapter_config.json",
+        {"missing": wanted - saved.keys(), "unknown": saved.keys() - wanted - of_base},
+        "give the adapter_model.safetensors that was saved with this config",
+    )
+    refuse_non_finite(saved.items(), f"adapter {folder}")
+
+
+def refuse_non_finite(weights: Iterable[tuple[str, torch.Tensor]], source: str) -> None:
+    """Raise InputError if a weight is NaN or infinite."""
+    for name, weight in weights:
+        if weight.is_floating_point() and not weight.is_meta and not torch.isfinite(weight).all():
+            raise InputError(f"{source}: the weight {name} holds NaN or infinity; nothing can be measured on it")
+
+
+def _wrapper_of(unknown: Iterable[str]) -> str | None:
+    """The prefix of wrappers that every one of these names begins with; None if there is none."""
+    names, prefix = list(unknown), ""
+    while names:
+        wrapper = next((w for w in WRAPPERS if all(name.startswith(prefix + w) for name in names)), None)
+        if wrapper is None:
+            break
+        prefix += wrapper
+    return prefix or None
+
+
+def _refuse(what: str, problems: dict[str, Iterable[str]], remedy: str) -> None:
+    parts = []
+    for kind, names in problems.items():
+        listed = sorted(names)
+        if listed:
+            more = f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
+            parts.append(f"{kind}: {', '.join(listed[:_SHOWN])}{more}")
+    if parts:
+        raise InputError(f"{what} ({'; '.join(parts)}); {remedy}")
