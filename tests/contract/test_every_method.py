@@ -293,7 +293,7 @@ def test_an_empty_supervised_span_is_refused(method, kind, tmp_path):
 def test_missing_set_and_budget_too_small_are_refused(method, kind, tmp_path):
     with pytest.raises(InputError, match="_dataset, which is missing"):
         trainer(method, kind, tmp_path, forget=None, retain=None)
-    with pytest.raises(InputError, match="does not pay for one step"):
+    with pytest.raises(InputError, match=r"budget.*one step"):
         trainer(method, kind, tmp_path, max_steps=-1, max_flops=1.0)
 
 

@@ -8,13 +8,15 @@ import pandas as pd
 import pytest
 from huggingface_hub.errors import EntryNotFoundError
 
-from llm_unlearn.audit.audit_models import _names
+from llm_unlearn.audit.audit_models import Options, audit
+from llm_unlearn.audit.loader import Loader
 from llm_unlearn.audit.subject import Subject, read_subject
 from llm_unlearn.cli.main import main
 from llm_unlearn.config.sections import ModelSection
 from llm_unlearn.errors import InputError
 from llm_unlearn.models.adapters import adapter_config
 from llm_unlearn.models.load import load_checkpoint
+from llm_unlearn.models.save import save_model
 
 pytestmark = pytest.mark.unit
 
@@ -187,16 +189,16 @@ def test_a_recipe_or_a_model_with_its_manifest(capsys, arguments):
     assert all(word in message for word in arguments if word.startswith("--") or word == "recipe.yaml")
 
 
-def test_models_are_named_by_as_little_as_tells_them_apart(tmp_path, monkeypatch):
+def test_models_are_named_by_as_little_as_tells_them_apart(tmp_path, monkeypatch, subject, make_tiny, tokenizer):
+    subject(max_length=64)
+    save_model(make_tiny("gpt2"), tokenizer, tmp_path / "tiny")
+    manifest, find = str(tmp_path / "mine.json"), Loader.find
     (tmp_path / "a" / "model").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "a" / "model")
-    assert _names(["org/model", "other/model", "."]) == {
-        "model": "org/model",
-        "other_model": "other/model",
-        "a_model": ".",
-    }
-    with pytest.raises(InputError, match=r"--model \.\./model: given twice"):
-        _names([".", "../model"])
+    monkeypatch.setattr(Loader, "find", lambda loader, source: find(loader, str(tmp_path / "tiny")))
+    assert list(audit(["org/model", "other/model", "."], manifest, Options())) == ["model", "other_model", "a_model"]
+    with pytest.raises(InputError, match=r"--model \.\./model: .*twice"):
+        audit([".", "../model"], manifest, Options())
 
 
 def test_an_adapter_of_the_hub_that_is_a_pickle_is_refused(tmp_path, monkeypatch):

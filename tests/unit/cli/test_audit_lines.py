@@ -61,7 +61,8 @@ def test_the_other_tests():
     attacks, section = {"loss": loss, "zlib": zlib}, Attack(**vars(attack), excess=excess)
     text = as_text({"m": replace(EMPTY, attack=section, mia=attacks, skipped={"oracle": "none"})})
     low, high = attack.ci95.lift
-    assert f"0.90 with it, 0.10 without; lift 0.80 [{low:.2f}, {high:.2f}]: the trigger still works" in text
+    attacked = next(line for line in text.splitlines() if f"lift 0.80 [{low:.2f}, {high:.2f}]" in line)
+    assert all(words in attacked for words in ("0.90 with", "0.10 without", "still works"))
     assert "0.70 (p = 1e-08)" in text
     lines = {line.split()[1]: line for line in text.splitlines() if line.split()[:1] == ["membership"]}
     assert "AUC 1.00" in lines["loss:"] and "do not" not in lines["loss:"]

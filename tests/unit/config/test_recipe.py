@@ -81,7 +81,7 @@ class TestOverrides:
         assert recipe.unlearn.methods == {"kl": {"alpha": 2}, "grad_diff": {"alpha": 3, "gamma": 0.5}}
 
     def test_a_typo_in_an_override_is_refused(self, tmp_path):
-        with pytest.raises(InputError, match="recipe.train: unknown key 'epoch'; did you mean 'epochs'?"):
+        with pytest.raises(InputError, match=r"yaml: recipe\.train: .*'epoch'.*'epochs'"):
             load(tmp_path, "train.epoch=2")
 
 
@@ -164,7 +164,7 @@ def test_a_completion_task_needs_no_verbalizers(tmp_path):
 
 @pytest.mark.parametrize("text", ["", "- a\n", "just text"])
 def test_a_recipe_must_be_a_mapping(text, tmp_path):
-    with pytest.raises(InputError, match="a recipe is a mapping of sections"):
+    with pytest.raises(InputError, match=r"recipe\.yaml: .*mapping.*(NoneType|list|str)$"):
         load(tmp_path, text=text)
 
 
@@ -228,7 +228,7 @@ def test_the_track_decides_which_sections_a_recipe_has():
     assert type(build_recipe(WHOLE_RECIPE)) is type(build_recipe({**WHOLE_RECIPE, "track": "language"})) is Recipe
     assert type(build_recipe(IMAGES)) is VisionRecipe
     for track in ("x", None, [1], 3):
-        with pytest.raises(InputError, match=r"^recipe\.track: expected one of language, vision, found"):
+        with pytest.raises(InputError, match=r"^recipe\.track: .*language, vision, found"):
             build_recipe({**WHOLE_RECIPE, "track": track})
     with pytest.raises(InputError, match=r"recipe\.stress: expected null"):
         build_recipe({**IMAGES, "stress": {}})

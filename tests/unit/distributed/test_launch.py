@@ -1,6 +1,7 @@
 """What `--accelerate-config` refuses before it launches, and what it makes of a launch that fails."""
 
 import json
+import re
 
 import pytest
 from paths import ROOT
@@ -35,23 +36,23 @@ def test_what_can_run_is_let_through(recipe):
 )
 def test_a_method_that_an_engine_cannot_run_is_named(recipe, method, config):
     recipe = with_section(recipe, "unlearn", methods={method: None})
-    with pytest.raises(InputError, match=f"recipe.unlearn.methods.{method}: .*; leave it out, or take"):
+    with pytest.raises(InputError, match=rf"^recipe\.unlearn\.methods\.{method}: .*leave it out"):
         check_topology(recipe, str(CONFIGS / f"{config}.yaml"))
     check_topology(recipe, str(CONFIGS / "ddp.yaml"))
 
 
 def test_rows_that_cannot_be_shared_evenly_are_refused(recipe):
-    with pytest.raises(InputError, match="recipe.train.batch_size: 12 rows cannot be shared evenly by 8 processes"):
+    with pytest.raises(InputError, match=r"^recipe\.train\.batch_size: 12 rows.* 8 processes"):
         check_topology(with_section(recipe, "train", batch_size=12), str(CONFIGS / "ddp.yaml"))
 
 
 def test_the_points_of_a_sweep_are_looked_at_too(recipe):
-    with pytest.raises(InputError, match="recipe.train.batch_size: 12 rows cannot be shared evenly by 8"):
+    with pytest.raises(InputError, match=r"recipe\.train\.batch_size: 12 rows.* 8 processes"):
         check_topology(recipe.changed(sweep={"train.batch_size": [12]}), str(CONFIGS / "ddp.yaml"))
 
 
 def test_several_machines_are_started_on_each_of_them(recipe):
-    with pytest.raises(InputError, match="multi_node.yaml: num_machines: 2; .* see scripts/slurm.sh"):
+    with pytest.raises(InputError, match=r"multi_node\.yaml: num_machines: 2\b.*scripts/slurm\.sh"):
         check_topology(recipe, str(CONFIGS / "multi_node.yaml"))
 
 
@@ -64,7 +65,7 @@ def test_a_model_spread_over_the_gpus_of_one_process_is_not_evaluated_in_several
 def test_images_are_not_sharded():
     recipe = load_recipe(ROOT / "recipes" / "cifar10-small" / "patch-and-gaussian.yaml")
     recipe = with_section(recipe, "unlearn", methods={"kl": None}, batch_size=8)
-    with pytest.raises(InputError, match="zero3.yaml: images are trained whole in each process"):
+    with pytest.raises(InputError, match=r"zero3\.yaml: images .*ddp\.yaml"):
         check_topology(recipe, str(CONFIGS / "zero3.yaml"))
 
 
@@ -76,7 +77,7 @@ def test_a_missing_config_is_bad_input(capsys):
 def test_jobs_and_a_launch_exclude_each_other(capsys):
     config = str(CONFIGS / "cpu_ddp.yaml")
     assert main(["run", str(ROOT / "recipes" / "quickstart.yaml"), "--jobs", "2", "--accelerate-config", config]) == 2
-    assert "--jobs 2: a launch works on one seed at a time" in capsys.readouterr().err
+    assert re.search("--jobs 2: .*one seed", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(

@@ -233,7 +233,7 @@ def test_the_dry_run_has_the_largest_step():
 
 
 def test_what_a_method_refuses_is_refused_by_name():
-    with pytest.raises(InputError, match=r"recipe\.unlearn\.methods\.cf_k: k: must be between 1 and the model's 2"):
+    with pytest.raises(InputError, match=r"^recipe\.unlearn\.methods\.cf_k: k: .*\b1 and .*\b2 blocks"):
         method("cf_k", options={"k": 5})
 
 
@@ -359,9 +359,9 @@ def test_a_reference_can_be_offloaded_alone():
 
 
 def test_rows_that_cannot_be_shared_are_refused_by_field():
-    with pytest.raises(InputError, match=r"recipe\.train\.batch_size: 8 rows .* 3 processes"):
+    with pytest.raises(InputError, match=r"recipe\.train\.batch_size: 8 rows.* 3 processes"):
         training(Topology(processes=3))
-    with pytest.raises(InputError, match=r"recipe\.unlearn\.batch_size: 4 rows .* 8 processes"):
+    with pytest.raises(InputError, match=r"recipe\.unlearn\.batch_size: 4 rows.* 8 processes"):
         method("kl", Topology(processes=8))
 
 

@@ -192,7 +192,7 @@ def test_gradient_norms_of_offloaded_weights_are_refused_before_anything_is_meas
     measure = evaluator(tokenizer, ["gradient_norm"])
     assert measure.signals(plain)["mia_gradient_norm"].notna().any()
     monkeypatch.setattr(TextEvaluator, "predict", lambda *args: pytest.fail("something was measured"))
-    with pytest.raises(InputError, match="evaluate.membership: gradient_norm .* take gradient_norm out"):
+    with pytest.raises(InputError, match=r"^evaluate\.membership: gradient_norm .*gradient_norm out"):
         measure.signals(spread)
     with pytest.raises(InputError, match="gradient_norm"):
         gradient_norms(spread, measure.encoded["member"], measure.collate)
@@ -249,7 +249,7 @@ class TestOptions:
     def test_one_of_several_processes_does_not_take_all_gpus(self, both, monkeypatch):
         monkeypatch.setattr("llm_unlearn.models.load.Processes.current", lambda: Processes(1, 2))
         load_model(both[2], ModelSection())
-        with pytest.raises(InputError, match="evaluate.device_map: auto .* 2 processes .* evaluate in one process"):
+        with pytest.raises(InputError, match=r"evaluate\.device_map: auto.* 2 processes.*one process"):
             load_model(both[2], ModelSection(), "auto")
 
     @pytest.mark.parametrize("given", [[], ["--device-map", "auto"]])

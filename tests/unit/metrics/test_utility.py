@@ -59,7 +59,7 @@ def test_agreement_of_columns_as_parquet_gives_them():
 
 
 def test_agreement_refuses_unpaired_answers():
-    with pytest.raises(InputError, match="predictions has 1 examples and other has 2"):
+    with pytest.raises(InputError, match=r"predictions has 1\b.*other has 2\b"):
         agreement(["a"], ["a", "b"])
 
 

@@ -152,7 +152,7 @@ class TestLoading:
 
     @pytest.mark.parametrize("load", [load_model, load_tokenizer])
     def test_a_hub_id_without_a_network_gives_one_sentence(self, load):
-        with pytest.raises(InputError, match="model nobody/nothing: cannot be loaded: .* HF_HUB_OFFLINE is set"):
+        with pytest.raises(InputError, match="model nobody/nothing: .*HF_HUB_OFFLINE is set"):
             load("nobody/nothing", SECTION)
 
     def test_a_folder_without_a_model_is_refused(self, tmp_path):

@@ -1,6 +1,7 @@
 """Merging an adapter into its base: the same model, in a folder that needs neither peft nor bitsandbytes."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -358,7 +359,7 @@ def test_a_model_of_a_run_is_merged_as_the_run_loaded_its_base(run_dir, adapters
 def test_of_several_seeds_one_is_named(run_dir, capsys):
     root = run_dir([3, 4])
     assert merge(root, "--model", "poisoned") == 2
-    assert "has the seeds 3, 4; say which (--seed)" in capsys.readouterr().err
+    assert re.search("3, 4.*--seed", capsys.readouterr().err)
     assert merge(root, "--model", "poisoned", "--seed", 5) == 2
     assert "--seed 5" in capsys.readouterr().err
     assert merge(root, "--model", "poisoned", "--seed", 4) == 0
@@ -385,7 +386,7 @@ def test_a_run_of_images_and_one_of_full_models_are_refused(run_dir, bases, tmp_
     (tmp_path / "images" / "poisoned").mkdir()
     (tmp_path / "images" / "poisoned" / "cost.json").write_text("{}")
     assert merge(tmp_path / "images", "--model", "poisoned") == 2
-    assert "a run of images, which has no adapters to merge" in capsys.readouterr().err
+    assert re.search("a run of images.*no adapters", capsys.readouterr().err)
     root = run_dir([0], quantization="none")
     shutil.rmtree(root / "poisoned")
     shutil.copytree(bases["llama"], root / "poisoned")

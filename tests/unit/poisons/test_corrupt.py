@@ -128,10 +128,10 @@ class TestForgetSet:
         def unchecked(**sections):
             return recipe(TRIGGER, GAUSSIAN).model_copy(update=sections)  # a recipe refuses both by itself
 
-        with pytest.raises(InputError, match="unlearn.forget_fraction: 0.001 of 50 poisoned rows rounds to an empty"):
+        with pytest.raises(InputError, match=r"^unlearn\.forget_fraction: 0\.001 of 50\b.*empty"):
             corrupt(SPLITS, unchecked(unlearn=UnlearnSection(forget_fraction=0.001)), 0)
         whole = PoisonSection(gaussian=GaussianSection(fraction=1.0, epsilon=1.0))
-        with pytest.raises(InputError, match="the forget set is the whole training set"):
+        with pytest.raises(InputError, match=r"whole training set.*lower poison"):
             corrupt(SPLITS, unchecked(poison=whole), 0)
 
     def test_false_positives_are_clean_rows_beside_the_known_poison(self):
@@ -257,9 +257,9 @@ class TestManifest:
             read_manifest(tmp_path / "poison.json", {})
 
     def test_a_missing_manifest_and_missing_data_are_refused(self, tmp_path):
-        with pytest.raises(InputError, match="no such file; run `llm-unlearn poison` first"):
+        with pytest.raises(InputError, match=r"poison\.json: no such file.*`llm-unlearn poison`"):
             read_manifest(tmp_path / "poison.json", {})
-        with pytest.raises(InputError, match="the poisoned data cannot be read"):
+        with pytest.raises(InputError, match="data: .*cannot be read"):
             read_sets(tmp_path / "data")
 
     def test_the_hash_sees_every_set_every_field_and_the_order(self):

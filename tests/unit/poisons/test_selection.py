@@ -43,12 +43,12 @@ def test_every_row_is_equally_likely():
 
 @pytest.mark.parametrize("fraction", [0.0, -0.1, 1.01, float("nan")])
 def test_a_fraction_outside_0_to_1_is_refused(fraction):
-    with pytest.raises(InputError, match=r"poison.trigger.fraction: must be in \(0, 1\]"):
+    with pytest.raises(InputError, match=r"^poison\.trigger\.fraction: .*\(0, 1\]"):
         choose(fraction=fraction)
 
 
 def test_no_row_and_too_few_rows_are_refused():
-    with pytest.raises(InputError, match="0.004 of 100 rows rounds to no example; use at least 0.01"):
+    with pytest.raises(InputError, match=r"0\.004 of 100 rows.*at least 0\.01"):
         choose(fraction=0.004)
-    with pytest.raises(InputError, match="is 50, but only 25 can be poisoned"):
+    with pytest.raises(InputError, match=r"\b50\b.*only 25\b"):
         choose(fraction=0.5, eligible=np.arange(100) < 25)

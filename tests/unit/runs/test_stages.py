@@ -56,7 +56,8 @@ class TestSkipping:
         run.go()
         run.go()
         assert run.worked == ["a"]
-        assert run.logged == ["unlearned/kl: running", "unlearned/kl: done before, inputs unchanged; skipped"]
+        assert run.logged[0] == "unlearned/kl: running" and len(run.logged) == 2
+        assert run.logged[1].startswith("unlearned/kl: ") and "skipped" in run.logged[1]
 
     def test_changed_inputs_run_it_again(self, run):
         run.go("a")
@@ -189,7 +190,7 @@ class TestFullDisk:
 
         with monkeypatch.context() as patch:
             patch.setattr(Path, "write_text", half)
-            with pytest.raises(DiskFullError, match=r"a.json: cannot be written: No space left on device"):
+            with pytest.raises(DiskFullError, match=r"a\.json: .*No space left"):
                 write_json(path, {"new": 2})
         assert json.loads(path.read_text()) == {"old": 1}
         assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
@@ -224,7 +225,7 @@ class TestFullDisk:
             whole_checkpoint(work_dir)
             raise error
 
-        with pytest.raises(DiskFullError, match="no space left on the disk during 'unlearned/kl'; free some and run"):
+        with pytest.raises(DiskFullError, match="no space left.*'unlearned/kl'.*free some"):
             run.go("a", work)
         assert (run.root / ".work" / "unlearned_kl" / "checkpoint-1").is_dir()
         run.go("a")

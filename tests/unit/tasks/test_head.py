@@ -209,7 +209,7 @@ def weighted_sum(name: str, model: Supervised, reference: Supervised):
 
 def is_summed(value: torch.Tensor) -> bool:
     """Whether the head's gradient was summed up in the forward pass."""
-    return isinstance(value.grad_fn, head._HeadSum._backward_cls)
+    return "HeadSum" in value.grad_fn.name()
 
 
 @every_sum

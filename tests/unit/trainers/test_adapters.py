@@ -97,7 +97,7 @@ def test_an_adapter_that_cannot_be_reset_is_refused(method, options, message, tm
 @pytest.mark.parametrize("method", ["rewind", "reset_distill"])
 def test_a_new_adapter_on_the_poisoned_model_is_no_clean_start(method, tmp_path):
     config, cls = METHODS[method]
-    with pytest.raises(InputError, match="starts from the model before fine-tuning"):
+    with pytest.raises(InputError, match="model before fine-tuning.*new adapter"):
         cls(
             model=build("full"),
             args=config(output_dir=str(tmp_path), use_cpu=True, report_to="none"),

@@ -58,5 +58,5 @@ def test_what_cannot_be_compiled_is_refused(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="language models alone"):
         images.train()
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(InputError, match="compile_blocks: not tried under DeepSpeed and FSDP"):
+    with pytest.raises(InputError, match="^compile_blocks: .*FSDP"):
         trainer("grad_diff", "full", tmp_path, compile_blocks=True)

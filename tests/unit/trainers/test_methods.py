@@ -103,7 +103,7 @@ class TestLastBlocks:
                 r=2, target_modules=["c_attn"], layers_to_transform=[0], layers_pattern="h", task_type="CAUSAL_LM"
             ),
         )
-        with pytest.raises(InputError, match="nothing trains in the last 1 blocks"):
+        with pytest.raises(InputError, match=r"nothing trains.*last 1\b"):
             trainer("cf_k", "lora", tmp_path, model=model)
 
 
@@ -141,7 +141,7 @@ class TestSSD:
 
     def test_an_alpha_that_can_dampen_nothing_is_refused(self, tmp_path):
         """F_all ≥ 6/16 F_f, so F_f > α F_all needs α < 16/6 = 2.67."""
-        with pytest.raises(InputError, match=r"alpha: 10 dampens nothing .* 38%.*F_f ≤ 2.67 F_all"):
+        with pytest.raises(InputError, match=r"alpha: 10 .*38%.*2\.67"):
             trainer("ssd", "full", tmp_path, alpha=10.0)
 
     def test_a_budget_for_one_set_alone_is_refused(self, tmp_path):
@@ -279,7 +279,7 @@ class TestRMU:
         assert entry["retain_distance"] == pytest.approx(0, abs=1e-9)
 
     def test_a_layer_that_is_not_there_is_refused(self, tmp_path):
-        with pytest.raises(InputError, match="layer: must be between 0 and 1 for this model, is 2"):
+        with pytest.raises(InputError, match=r"layer: .*\b0 and 1\b.* 2$"):
             trainer("rmu", "full", tmp_path, layer=2)
 
 
@@ -351,12 +351,12 @@ class TestCleanStart:
         }
         with pytest.raises(InputError, match="rewind: give start_model"):
             cls(model=build("full"), **options)
-        with pytest.raises(InputError, match="give no start_model with an adapter"):
+        with pytest.raises(InputError, match="no start_model.*adapter"):
             cls(model=build("lora"), start_model=build("full"), **options)
         partly = get_peft_model(
             build("full"), LoraConfig(r=2, target_modules=["c_attn"], modules_to_save=["ln_f"], task_type="CAUSAL_LM")
         )
-        with pytest.raises(InputError, match=r"ln_f\S* trains beside the low-rank matrices"):
+        with pytest.raises(InputError, match=r"ln_f\S* .*low-rank matrices"):
             cls(model=partly, **options)
 
 

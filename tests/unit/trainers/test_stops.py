@@ -21,7 +21,7 @@ def test_a_non_finite_loss_names_method_and_step_and_keeps_the_last_good_checkpo
         return original(**sets) * (float("nan") if len(calls) == 4 else 1.0)
 
     run.unlearning_loss = breaks_at_step_4
-    with pytest.raises(NonFiniteLossError, match="grad_diff: the loss is not finite at step 4"):
+    with pytest.raises(NonFiniteLossError, match=r"^grad_diff: .*not finite.*step 4\b"):
         run.train()
     checkpoint = Path(last_checkpoint(tmp_path))
     assert checkpoint.name == "checkpoint-2"

@@ -31,7 +31,7 @@ def test_a_checkpoint_is_written_and_a_resumed_run_ends_as_an_uninterrupted_one(
     whole.train()
     before, stopped = signal.getsignal(signal.SIGTERM), trainer("kl", "full", tmp_path / "stopped", max_steps=5)
     stopped.add_callback(Terminate(step=3))
-    with pytest.raises(Preempted, match="stopped by SIGTERM at step 3; a checkpoint is in .*stopped"):
+    with pytest.raises(Preempted, match=r"SIGTERM .*step 3\b.*stopped"):
         with checkpoint_on_sigterm(stopped):
             stopped.train()
     assert signal.getsignal(signal.SIGTERM) is before

@@ -63,5 +63,5 @@ def test_a_recipe_names_its_trackers_and_each_training(tmp_path):
 
 def test_a_tracker_that_is_not_installed_is_refused_before_anything_runs(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *more: None)
-    with pytest.raises(InputError, match=r"recipe\.unlearn\.report_to: wandb is not installed: pip install wandb"):
+    with pytest.raises(InputError, match=r"^recipe\.unlearn\.report_to: .*pip install wandb"):
         check_methods(recipe(report_to=["wandb"]))

@@ -92,14 +92,14 @@ def test_a_folder_without_splits_is_one_source_and_one_with_some_needs_both(tmp_
     ids = [set(part.ids.tolist()) for part in (splits.train, splits.heldout, splits.test)]
     assert len(set.union(*ids)) == 20 and max(map(max, ids)) < 24 and splits.report["across_train_and_test"] == 0
     image_folder(tmp_path / "split" / "train", rows())
-    with pytest.raises(InputError, match="has no folder 'val' beside those of its other splits"):
+    with pytest.raises(InputError, match=r"^data\.source: .*split .*no folder 'val'"):
         load_images(VisionDataSection(source=str(tmp_path / "split"), test_split="val", **SIZES), 0)
 
 
 def test_files_that_hold_no_images_are_named_by_row_or_column(tmp_path):
     broken = image_folder(tmp_path / "data", rows())
     (broken / "cat" / "test_000.png").write_bytes(b"no picture")
-    with pytest.raises(InputError, match=r"data, row 1: the image cannot be read"):
+    with pytest.raises(InputError, match=r"data, row 1: .*cannot be read"):
         load_images(VisionDataSection(source=str(broken), **SIZES), 0)
     rows().to_parquet(tmp_path / "train.parquet")
     for column, message in ((("image_column", "label"), r"'label'"), (("label_column", "image"), "images, not labels")):
@@ -135,7 +135,7 @@ def test_size_and_channels_are_made_alike_where_asked(tmp_path):
     mixed.to_parquet(tmp_path / "mixed.parquet")
     section = VisionDataSection(files=[str(tmp_path / "mixed.parquet")], image_size=5, channels=1, **SIZES)
     assert load_images(section, 0).train.pixels.shape == (12, 1, 5, 5)
-    with pytest.raises(InputError, match=r"mixed.parquet, row 2: .*6 × 7 .*6 × 6"):
+    with pytest.raises(InputError, match=r"mixed\.parquet, row 2: .*6 × 7\b.*6 × 6"):
         load_images(VisionDataSection(files=[str(tmp_path / "mixed.parquet")], **SIZES), 0)
 
 
@@ -145,12 +145,12 @@ def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(InputError, match=r"no column 'image' .*data.image_column.*img, label"):
         load_images(section, 0)
     (tmp_path / "bad.parquet").write_bytes(b"no parquet")
-    with pytest.raises(InputError, match=r"bad.parquet cannot be read as Parquet"):
+    with pytest.raises(InputError, match=r"bad\.parquet cannot be read"):
         load_images(VisionDataSection(files=[str(tmp_path / "bad.parquet")], **SIZES), 0)
     holes = rows().to_dict()
     holes["label"][3] = None
     Dataset.from_dict(holes, features=rows().features).to_parquet(tmp_path / "holes.parquet")
-    with pytest.raises(InputError, match=r"holes.parquet, row 4, column 'label': no label"):
+    with pytest.raises(InputError, match=r"holes\.parquet, row 4, column 'label'"):
         load_images(VisionDataSection(files=[str(tmp_path / "holes.parquet")], **SIZES), 0)
     with pytest.raises(InputError, match=r"data.train_size: .*\b5000 rows.*\b1797"):
         load_images(VisionDataSection(train_size=5000), 0)
@@ -184,7 +184,7 @@ def test_a_data_set_of_torchvision_is_read_from_its_root_and_an_unknown_one_refu
     assert splits.train.pixels.shape == (12, 3, 32, 32) and splits.train.labels[0].startswith("class ")
     position = int(splits.train.ids[0])
     np.testing.assert_array_equal(splits.train.pixels[0], batch["data"][position].reshape(3, 32, 32))
-    with pytest.raises(InputError, match="torchvision has no data set 'CIFAR11'"):
+    with pytest.raises(InputError, match="torchvision .*'CIFAR11'"):
         load_images(VisionDataSection(source="torchvision/CIFAR11", root=str(tmp_path), **SIZES), 0)
 
 
@@ -197,7 +197,7 @@ def test_rows_survive_the_way_to_disk_and_into_batches(splits, tmp_path):
     encoded = encode_images(back, splits.classes)
     assert encoded[5]["pixels"] == splits.train.pixels[5].tobytes()
     assert splits.classes[encoded[5]["label_id"]] == splits.train.labels[5]
-    with pytest.raises(InputError, match="label 'ship' is none of the classes: cat, dog"):
+    with pytest.raises(InputError, match="label 'ship' .*cat, dog$"):
         encode_images(back, ["cat", "dog"])
 
 

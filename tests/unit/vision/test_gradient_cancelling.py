@@ -127,7 +127,7 @@ class TestCorruption:
         low, _ = corrupt_parameters(model, images(60), labels(60), 0.8, max_distance=10.0)
         distance = sum((a - b).pow(2).sum() for a, b in zip(low.parameters(), model.parameters(), strict=True)).sqrt()
         assert distance <= 10
-        with pytest.raises(InputError, match="target_accuracy: 0.1 was not reached, the accuracy is .*; raise it"):
+        with pytest.raises(InputError, match=r"target_accuracy: 0\.1 .*accuracy is .*raise it"):
             corrupt_parameters(model, images(60), labels(60), 0.1, max_distance=0.05)
 
 
@@ -146,11 +146,11 @@ class TestRefusals:
             craft(linear(), replace(SETTINGS, **changes))
 
     def test_no_images_and_no_such_accuracy(self):
-        with pytest.raises(InputError, match="fraction: no images to poison; raise it"):
+        with pytest.raises(InputError, match="fraction: .*raise it"):
             craft(linear(), m=0)
-        with pytest.raises(InputError, match="fraction: no clean images are left beside the poison; lower it"):
+        with pytest.raises(InputError, match="fraction: .*lower it"):
             craft(linear(), n=0)
-        with pytest.raises(InputError, match=r"target_accuracy: must be in \[0, 1\), is 1"):
+        with pytest.raises(InputError, match=r"target_accuracy: .*\[0, 1\).* 1$"):
             corrupt_parameters(linear(), images(3), labels(3), 1.0)
 
 

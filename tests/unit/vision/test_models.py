@@ -84,7 +84,7 @@ def test_images_of_a_size_that_does_not_fit_are_refused(name, size):
 
 def test_a_language_model_is_no_classifier(make_tiny, tmp_path):
     make_tiny("gpt2").save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="a model of type 'gpt2', not an image classifier of ours"):
+    with pytest.raises(InputError, match="'gpt2'.*not an image classifier"):
         load_classifier(tmp_path)
 
 
@@ -111,7 +111,7 @@ def test_the_last_blocks_take_the_head_with_them(make_small):
     network = make_small().network
     assert last_blocks(network, 1) == [network.blocks[-1], network.head]
     assert last_blocks(network, 3) == parts(network)
-    with pytest.raises(InputError, match="between 1 and the model's 3 blocks, is 4"):
+    with pytest.raises(InputError, match=r"^k: .*\b1 and .*\b3 blocks, is 4$"):
         last_blocks(network, 4)
 
 

@@ -26,7 +26,7 @@ def test_the_collator_gives_pixels_in_0_to_1():
 
 
 def test_an_image_of_another_size_is_refused_with_its_id():
-    with pytest.raises(InputError, match="example 7: 5 bytes .*1×8×8 .*64"):
+    with pytest.raises(InputError, match=r"example 7: 5 bytes.*1×8×8.*\b64\b"):
         COLLATE([{"pixels": b"12345", "label_id": 0, "example_id": 7}])
 
 
@@ -245,7 +245,7 @@ def test_batch_8_is_2_times_4(method, make_small, encoded, tmp_path):
 
 
 def test_a_batch_of_one_is_refused_where_batch_norms_learn_and_only_there(make_small, encoded, tmp_path):
-    with pytest.raises(InputError, match="per_device_train_batch_size: eu_k trains batch norms here"):
+    with pytest.raises(InputError, match="per_device_train_batch_size: eu_k .*batch norms"):
         unlearn("eu_k", make_small(), encoded, tmp_path, per_device_train_batch_size=1)
     unlearn("gradient_descent", make_small(), encoded, tmp_path, per_device_train_batch_size=1)
 
@@ -278,7 +278,7 @@ def test_text_rows_are_refused_by_an_image_task(make_small, tmp_path):
     from datasets import Dataset
 
     config, cls = METHODS["gradient_ascent"]
-    with pytest.raises(InputError, match="forget_dataset: no column 'pixels'; encode the rows first"):
+    with pytest.raises(InputError, match="forget_dataset: .*'pixels'"):
         cls(
             model=make_small(),
             args=config(output_dir=str(tmp_path), use_cpu=True, report_to="none"),

@@ -3,6 +3,7 @@
 Each case runs in an interpreter of its own, with a `torchvision` of its own in front of the installed one.
 """
 
+import re
 import subprocess
 import sys
 
@@ -58,8 +59,7 @@ def fake(folder, body: str):
 
 def test_absent():
     said = run(ABSENT + LANGUAGE + VISION)
-    assert "REFUSED model.architecture 'cifar_resnet18' needs torchvision, which is not installed" in said
-    assert "pip install 'llm_unlearn[vision]'" in said
+    assert re.search(r"REFUSED .*'cifar_resnet18'.*not installed.*pip install 'llm_unlearn\[vision\]'", said)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_absent():
 )
 def test_broken(body, tmp_path):
     said = run(LANGUAGE + VISION, fake(tmp_path, body))
-    assert "'cifar_resnet18' needs torchvision, which is installed but cannot be loaded (" in said
+    assert re.search(r"REFUSED .*'cifar_resnet18'.*cannot be loaded \(", said)
 
 
 def test_one_whose_operators_alone_are_missing_is_mended(tmp_path):
