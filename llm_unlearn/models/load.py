@@ -101,13 +101,16 @@ def load_model(path: str | Path, section: "ModelSection", device_map: str | None
 
 @whole()
 def load_full(model: Any) -> Any:
-    """The model itself, or the one (safetensors only) behind a path or hub id."""
+    """The model itself, or the one (safetensors only) behind a path or hub id, in float32.
+
+    In the bf16 of many checkpoints most updates would be lost in rounding. Who wants it loads the model and gives that.
+    """
     if not isinstance(model, str):
         return model
     from transformers import AutoModelForCausalLM
 
     with explained(model) as path:
-        return load_pretrained(AutoModelForCausalLM, path, use_safetensors=True)
+        return load_pretrained(AutoModelForCausalLM, path, use_safetensors=True, dtype=torch.float32)
 
 
 def load_trained(

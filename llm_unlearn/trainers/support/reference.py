@@ -70,7 +70,10 @@ class AdapterReference(Reference):
         self.model, self.active = model, model.active_adapter
         flags = [(p, p.requires_grad) for p in model.parameters()]
         if REFERENCE_ADAPTER not in model.peft_config:
-            model.add_adapter(REFERENCE_ADAPTER, copy.deepcopy(model.peft_config[self.active]))
+            config = copy.deepcopy(model.peft_config[self.active])
+            if isinstance(getattr(config, "init_lora_weights", None), str):
+                config.init_lora_weights = True  # pissa, olora and others write into the base; the copy below is all
+            model.add_adapter(REFERENCE_ADAPTER, config)
             model._holds_our_reference = True
         elif self.active == REFERENCE_ADAPTER or not getattr(model, "_holds_our_reference", False):
             raise InputError(

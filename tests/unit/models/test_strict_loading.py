@@ -148,3 +148,11 @@ def test_a_classifier_with_foreign_weights_is_refused(tmp_path):
     weights = load_file(tmp_path / "model.safetensors")
     write(tmp_path, {f"student.{name}": weight for name, weight in weights.items()})
     refused(lambda: load_classifier(tmp_path), str(tmp_path), "missing", "student.")
+
+
+def test_a_model_given_by_path_trains_in_float32(full):
+    folder, weights = full
+    write(folder, {name: weight.bfloat16() for name, weight in weights.items()})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    assert {parameter.dtype for parameter in load_full(str(folder)).parameters()} == {torch.float32}

@@ -98,3 +98,26 @@ def test_a_reference_in_the_hosts_memory_gives_the_same_weights(tmp_path):
     assert all(p.device.type == "meta" for p in offloaded.parameters())
     assert not any(p.device.type == "meta" for p in plain.parameters())
     assert_same(own_weights(runs[0].model), own_weights(runs[1].model), atol=1e-6)  # its logits are made at once
+
+
+# those of peft that need neither a GPU (loftq) nor a pass over data before (corda, lora_ga)
+INITIALISATIONS = (True, False, "gaussian", "olora", "pissa", "pissa_niter_2", "orthogonal", "eva")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("init", INITIALISATIONS)
+def test_an_adapter_reference_leaves_the_base_as_it_is_whatever_the_initialisation(make_tiny, init):
+    """peft initialises a new adapter; pissa and olora write into the frozen base as they do (peft#2184)."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=4, target_modules=["q_proj", "up_proj"], init_lora_weights=init, task_type="CAUSAL_LM")
+    model = get_peft_model(make_tiny("llama"), config).eval()
+    before = model(input_ids=IDS).logits.detach()
+    base = {name: weight.clone() for name, weight in model.named_parameters() if "lora_" not in name}
+    reference = make_reference(model)
+    assert torch.equal(model(input_ids=IDS).logits, before)
+    weights = dict(model.named_parameters())
+    assert all(torch.equal(weights[name], weight) for name, weight in base.items())
+    disturb(model)
+    with reference.as_model(model) as frozen:
+        assert torch.equal(frozen(input_ids=IDS).logits, before)
