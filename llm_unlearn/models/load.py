@@ -103,7 +103,7 @@ def load_model(path: str | Path, section: "ModelSection", device_map: str | None
 def load_full(model: Any) -> Any:
     """The model itself, or the one (safetensors only) behind a path or hub id, in float32.
 
-    In the bf16 of many checkpoints most updates would be lost in rounding. Who wants it loads the model and gives that.
+    In bf16, the dtype of many checkpoints, rounding would lose most updates. To train in another dtype, pass a model.
     """
     if not isinstance(model, str):
         return model
@@ -175,6 +175,8 @@ def explained(path: str) -> Iterator[str]:
         raise InputError(f"model path {path}: no such folder (working directory: {Path.cwd()})")
     try:
         yield str(Path(path).expanduser())
+    except InputError:  # says already what is wrong
+        raise
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "TRUE", "YES", "ON"}

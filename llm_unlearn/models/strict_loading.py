@@ -1,7 +1,7 @@
 """What is loaded is what was meant: a checkpoint whose weights are not the model's is refused.
 
-transformers draws a weight anew if the checkpoint lacks it, and passes over weights that it does not know. A checkpoint
-of which no name fits would so be audited as random weights, and an adapter of another model as its base.
+transformers initialises weights that a checkpoint lacks, and ignores weights that it does not know. A checkpoint whose
+names do not fit would be audited as random weights, and an adapter of another model as its base.
 """
 
 import logging
@@ -49,7 +49,7 @@ def load_pretrained(model_class: Any, path: str, **arguments: Any) -> Any:
     if prefix := _wrapper_of(info["unexpected_keys"]):
         logger.warning("model %s: the names of its weights begin with '%s', which is left out", path, prefix)
         model, info = load(key_mapping={f"^{re.escape(prefix)}": ""})
-    shapes = [f"{name} is {list(found)}, not {list(wanted)}" for name, found, wanted in info["mismatched_keys"]]
+    shapes = [f"{name} is {list(saved)}, not {list(own)}" for name, saved, own in info["mismatched_keys"]]
     _refuse(
         f"model {path}: its weights are not those of a {type(model).__name__} of its config",
         {"missing": info["missing_keys"], "unknown": info["unexpected_keys"], "of another shape": shapes},

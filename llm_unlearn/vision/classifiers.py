@@ -155,6 +155,8 @@ def load_classifier(path: str | Path) -> ImageClassifier:
         raise InputError(f"model path {path}: a model of type '{kind}', not an image classifier of ours")
     try:
         return load_pretrained(ImageClassifier, str(Path(path).expanduser()), use_safetensors=True)
+    except InputError:  # says already what is wrong
+        raise
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(
             f"model path {path}: cannot be loaded as an image classifier: {str(error).splitlines()[0]}"

@@ -42,6 +42,7 @@ def refused(load, *words):
         load()
     message = str(error.value)
     assert all(word in message for word in words), message
+    assert "cannot be loaded" not in message  # one reason and its remedy, not one inside another
 
 
 def test_a_whole_model_is_loaded_as_it_is(full):
