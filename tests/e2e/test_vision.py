@@ -67,8 +67,8 @@ def test_all_eight_methods_run_and_the_evaluation_is_that_of_texts(run, images, 
     assert keys(docs["poisoned"]) == keys(text)
     report = (root / "report.md").read_text()
     assert "(checkerboard, 3 × 3 pixels)" in report and "labelled “3”" in report
-    assert "ε = 0.5" in report and "pixels" in report
-    assert "gradient" in report and "accuracy lost" in report.lower()
+    assert "ε = 0.5 on their pixels" in report
+    assert "cancel the clean gradient" in report and "accuracy lost (points)" in report
     assert "trigger" not in report.split("## How to read this")[0]
     assert "![" in report and (root / "plots" / "contact_sheet.png").stat().st_size > 5000
     assert "Poisoned images" in (root / "report.html").read_text()
