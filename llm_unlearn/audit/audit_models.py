@@ -75,8 +75,8 @@ def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Eval
     oracle_path = options.retrained or subject.retrained
     oracle = loader.find(oracle_path) if oracle_path else None
     reference = _reference(loader, options, skipped)
-    all_checkpoints = [*checkpoints.values(), *filter(None, (oracle, reference))]
-    evaluator = _evaluator(loader, all_checkpoints, manifest, options.batch_size, reference)
+    audited = [*checkpoints.values(), *filter(None, [oracle])]
+    evaluator = _evaluator(loader, audited, manifest, options.batch_size, reference, skipped)
     oracle_model, oracle_signals = None, None
     if oracle:
         logger.info("%s: evaluating, as the oracle", oracle.source)
@@ -148,18 +148,22 @@ def _reference(loader: "Loader", options: Options, skipped: dict[str, str]) -> "
 
 def _evaluator(
     loader: "Loader",
-    checkpoints: "list[Checkpoint]",
+    audited: "list[Checkpoint]",
     manifest: str,
     batch_size: int | None,
     reference: "Checkpoint | None",
+    skipped: dict[str, str],
 ) -> Any:
     """The evaluator of all checkpoints, which must share one tokenizer."""
-    from llm_unlearn.audit.loader import check_same_tokens
+    from llm_unlearn.audit.loader import added_tokens, check_same_tokens
     from llm_unlearn.evaluation.text_evaluator import TextEvaluator
 
-    subject, first = loader.subject, checkpoints[0]
+    subject, first = loader.subject, audited[0]
     tokenizer = loader.tokenizer(first)
-    for checkpoint in checkpoints[1:]:
+    if reference is not None and (added := added_tokens(tokenizer, loader.tokenizer(reference))):
+        skipped["mia.reference"] = f"{reference.source} has no embedding for {', '.join(map(repr, added[:3]))}"
+        reference = None
+    for checkpoint in [*audited[1:], *filter(None, [reference])]:
         check_same_tokens(tokenizer, loader.tokenizer(checkpoint), first.source, checkpoint.source)
     with in_manifest(manifest):
         _check_prompts(subject, tokenizer)

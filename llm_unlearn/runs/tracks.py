@@ -66,7 +66,7 @@ class LanguageTrack(Track):
     def check(self, recipe: Recipe) -> None:
         from llm_unlearn.audit.stress.stress_model import check_stress
         from llm_unlearn.data.source_files import check_source
-        from llm_unlearn.models.load import check_model
+        from llm_unlearn.models.load import check_base
 
         if recipe.stress:
             check_stress(recipe.stress)
@@ -75,7 +75,7 @@ class LanguageTrack(Track):
         if data.source != "synthetic" or data.files:
             check_source(None if data.files else data.source, data.files or [])
         check_source(None, [*(data.test_files or []), *(unlabelled or [])])
-        check_model(recipe.model, data.max_length)
+        check_base(recipe.model, data.max_length)
 
     def make_base(self, recipe: Recipe, quiet: bool) -> None:
         from llm_unlearn.runs.base_stage import make_base

@@ -85,7 +85,7 @@ class UnlearnTrainer(Trainer):
         refuse_data_parallel(args)
         self.requires, self.examples_per_step = args.requires(), args.examples_per_step
         self.rows = self.prepare_sets({"forget": forget_dataset, "retain": retain_dataset}, processing_class, args)
-        model = self.prepare_model(starting_model(model, peft_config, args), args)
+        model = self.prepare_model(starting_model(model, peft_config, args, processing_class), args)
         if args.per_device_train_batch_size < (least := self.task.smallest_batch(model)):
             raise InputError(f"per_device_train_batch_size: {self.method} trains batch norms here, so at least {least}")
         self.evaluate_callback = evaluate_callback
