@@ -63,18 +63,12 @@ class LanguageRun(SeedRun):
 
         return on_best_device(load_model(self.base, self.recipe.model, self.recipe.evaluate.device_map))
 
-    def model(self, where: str) -> Any:
+    def load(self, folder: Path, to_evaluate: bool) -> Any:
         from llm_unlearn.models.devices import on_best_device
         from llm_unlearn.models.load import load_trained
 
-        return on_best_device(load_trained(self.folder / where, self.base, self.recipe.model))
-
-    def evaluated(self, where: str) -> Any:
-        from llm_unlearn.models.devices import on_best_device
-        from llm_unlearn.models.load import load_trained
-
-        device_map = self.recipe.evaluate.device_map
-        return on_best_device(load_trained(self.folder / where, self.base, self.recipe.model, device_map))
+        device_map = self.recipe.evaluate.device_map if to_evaluate else None
+        return on_best_device(load_trained(folder, self.base, self.recipe.model, device_map))
 
     def save_model(self, model: Any, folder: Path, weights: dict[str, Any] | None) -> None:
         from llm_unlearn.models.save import save_model

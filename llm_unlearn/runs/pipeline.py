@@ -99,7 +99,8 @@ def run_seed(recipe: Recipe, seed: int, centre: Recipe, until: str, quiet: bool,
                 write_text(root / "recipe.yaml", recipe.to_yaml())
         # of where the work was done, not of where it was looked at
         if processes.is_main and (ran or not environment.is_file()):
-            write_json(environment, describe_environment(seed_run.seed))
+            described = {**describe_environment(), "seed": seed_run.seed}
+            write_json(environment, described | {"stages": stages.made_by()})
 
 
 POISONS = {
