@@ -63,24 +63,27 @@ def load_pretrained(model_class: Any, path: str, **arguments: Any) -> Any:
     return model
 
 
-def check_adapter(adapted: "PeftModel", folder: Any, saved: dict[str, torch.Tensor]) -> None:
+def check_adapter(
+    adapted: "PeftModel", folder: Any, saved: dict[str, torch.Tensor], adapter_name: str = "default"
+) -> None:
     """Refuse an adapter whose file does not hold exactly the weights of its config.
 
     Args:
         adapted: the peft model.
         folder: where the adapter lies, for the message.
         saved: what its file holds.
+        adapter_name: its name in the model.
 
     Raises:
         InputError: weights of the adapter are missing, unknown or not finite.
     """
     from peft import get_peft_model_state_dict
 
-    wanted = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    wanted = set(get_peft_model_state_dict(adapted, adapter_name=adapter_name, save_embedding_layers=False))
     # peft saves an embedding or head that was resized or adapted, which may be one weight under two names
     base = adapted.get_base_model().named_parameters(remove_duplicate=False)
     of_base = {f"base_model.model.{name}" for name, _ in base}
-    of_base |= {name.replace(".base_layer.", ".").replace(".default", "") for name in of_base}
+    of_base |= {name.replace(".base_layer.", ".").replace(f".{adapter_name}", "") for name in of_base}
     _refuse(
         f"adapter {folder}: its file is not that of its adapter_config.json",
         {"missing": wanted - saved.keys(), "unknown": saved.keys() - wanted - of_base},

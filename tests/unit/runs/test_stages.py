@@ -49,7 +49,7 @@ def whole_checkpoint(work_dir: Path, step: int = 1) -> Path:
     path.mkdir()
     save_file({"w": torch.zeros(2)}, path / "model.safetensors")
     torch.save({}, path / "optimizer.pt")
-    (path / "trainer_state.json").write_text("{}")
+    (path / "trainer_state.json").write_text(json.dumps({"global_step": step}))
     return path
 
 
