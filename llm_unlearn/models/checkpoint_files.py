@@ -32,7 +32,7 @@ _REMEDY = "save or download it again"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _CONVERSION = """\
     from transformers import AutoModelForCausalLM as Model, AutoTokenizer as Tokenizer  # pip install gguf
-    at = dict(pretrained_model_name_or_path="{folder}", gguf_file="{name}"); model = Model.from_pretrained(**at)
+    at = dict(pretrained_model_name_or_path={folder!r}, gguf_file={name!r}); model = Model.from_pretrained(**at)
     model.hf_quantizer = None; model.is_quantized = False; del model.config.quantization_config
     model.save_pretrained("converted"); Tokenizer.from_pretrained(**at).save_pretrained("converted")"""
 
@@ -173,7 +173,7 @@ def _refuse_gguf(path: Path) -> None:
     """Raise InputError, with the lines that convert it, for a GGUF file or a folder that holds nothing else to load."""
     files = [path] if path.suffix.lower() == ".gguf" else sorted(path.glob("*.gguf"))
     if files and not any(path.glob("*.safetensors")):
-        lines = _CONVERSION.format(folder=files[0].parent, name=files[0].name)
+        lines = _CONVERSION.format(folder=str(files[0].parent), name=files[0].name)
         raise InputError(
             f"model {path}: is in GGUF, which cannot be trained; convert it, and give the result:\n{lines}"
         )

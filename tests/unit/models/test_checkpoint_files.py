@@ -215,7 +215,7 @@ class TestGGUF:
         code = "\n".join(line.strip() for line in lines if line.startswith("    "))
         assert code, said
         compile(code, "conversion", "exec")
-        assert 'gguf_file="small.Q4_1.gguf"' in code and f'"{tmp_path}"' in code
+        assert "gguf_file='small.Q4_1.gguf'" in code and repr(str(tmp_path)) in code
 
     def test_one_beside_safetensors_does_no_harm(self, folder):
         (folder / "small.gguf").write_bytes(b"GGUF\x03\x00\x00\x00")
