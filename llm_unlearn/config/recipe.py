@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
-from llm_unlearn.config.fields import Section, Seed, Table, require
+from llm_unlearn.config.fields import Distinct, Section, Seed, Table, require
 from llm_unlearn.config.sections import (
     AnalysisSection,
     DataSection,
@@ -45,7 +45,7 @@ class Recipe(Section):
     model: ModelSection
     data: DataSection
     poison: PoisonSection
-    seeds: list[Seed] = Field(default=[0], min_length=1)
+    seeds: Distinct[Seed] = Field(default=[0], min_length=1)
     """each is a run of its own: other rows, poison and order"""
     pretrain: PretrainSection | None = None
     train: TrainSection = Field(default_factory=TrainSection)
@@ -103,7 +103,6 @@ class Recipe(Section):
     def _check_sets(self) -> None:
         """Poisoned rows, forget set and retain set must each have a row."""
         train_size, counts = self.data.train_size, self.poison_counts()
-        require(len(set(self.seeds)) == len(self.seeds), "seeds", "give each seed once")
         require(counts, "poison", f"give at least one of {', '.join(type(self.poison).model_fields)}")
         for kind, count in counts.items():
             require(

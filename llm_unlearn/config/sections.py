@@ -8,6 +8,7 @@ from llm_unlearn.config.fields import (
     BatchSize,
     Completion,
     Count,
+    Distinct,
     Epochs,
     LearningRate,
     Length,
@@ -205,7 +206,7 @@ class UnlearnSection(Section):
 
     methods: Table[Table[Any] | None] = Field(default={})
     """method → options of its own config (any field of its `XConfig`) or nothing, e.g. {kl: {alpha: 2.0}, npo: }"""
-    budgets: list[Share] = Field(default=[0.1], min_length=1)
+    budgets: Distinct[Share] = Field(default=[0.1], min_length=1)
     """shares of the poisoned training's FLOPs; every method runs at each"""
     forget_fraction: Share = 1.0
     """known share of each kind of poison, which is the forget set"""
@@ -248,14 +249,14 @@ class EvaluateSection(Section):
     """tokens of a generated answer, for `task: completion`"""
     device_map: Literal["auto"] | None = None
     """auto: spread a model that one GPU cannot hold over all of them"""
-    membership: list[MembershipAttack] = Field(default=list(get_args(MembershipAttack)))
+    membership: Distinct[MembershipAttack] = Field(default=list(get_args(MembershipAttack)))
     """the attacks to run (metrics/membership_scores.py); gradient_norm takes a backward pass per row"""
 
 
 class AnalysisSection(Section):
     """Why unlearning fails (hypotheses H1 and H2 of Pawelczyk et al. 2025): see recipes/ANALYSIS.md."""
 
-    sizes: list[Share] = Field(default=[1.0], min_length=1)
+    sizes: Distinct[Share] = Field(default=[1.0], min_length=1)
     """shares of the forget set whose removal is compared with that of as many random clean rows; each below 1 costs two
     more trainings, 1 costs one"""
 
@@ -265,9 +266,9 @@ class StressSection(Section):
     fine-tuning for a few steps.
     """
 
-    relearn_on: list[Literal["clean", "unrelated", "poisoned"]] = Field(default=["clean", "unrelated", "poisoned"])
+    relearn_on: Distinct[Literal["clean", "unrelated", "poisoned"]] = Field(default=["clean", "unrelated", "poisoned"])
     """what is relearnt: clean training rows, unrelated text, a few poisoned rows of the forget set"""
-    relearn_steps: list[Count] = Field(default=[5, 10, 20, 40])
+    relearn_steps: Distinct[Count] = Field(default=[5, 10, 20, 40])
     """after how many steps it is measured"""
     relearn_rows: Count = 8
     """poisoned rows that are shown again"""
@@ -277,11 +278,11 @@ class StressSection(Section):
     """constant; null: train.learning_rate"""
     unrelated_files: list[str] | None = None
     """null: the unlabelled text of `data`"""
-    quantization: list[Literal["4bit", "8bit"]] = Field(default=["4bit", "8bit"])
+    quantization: Distinct[Literal["4bit", "8bit"]] = Field(default=["4bit", "8bit"])
     """by bitsandbytes"""
-    paraphrases: list[str] = Field(default=[])
+    paraphrases: Distinct[str] = Field(default=[])
     """your own wordings of the trigger, tried beside its variants"""
-    temperatures: list[Positive] = Field(default=[0.5, 1.0, 1.5])
+    temperatures: Distinct[Positive] = Field(default=[0.5, 1.0, 1.5])
     """of sampled answers"""
     limit: Count | None = 200
     """test rows per measurement; null: all"""

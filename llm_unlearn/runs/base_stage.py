@@ -1,9 +1,11 @@
 """The stage that comes before all others: a small base made for a recipe that names none."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 from llm_unlearn.config.recipe import Recipe
 from llm_unlearn.distributed.processes import Processes
+from llm_unlearn.files import locked_folder
 from llm_unlearn.runs.stages import Stage, Stages
 from llm_unlearn.training.pretraining import base_folder, base_inputs, pretrain_base
 
@@ -16,5 +18,8 @@ def make_base(recipe: Recipe, quiet: bool) -> Path:
         pretrain_base(recipe, folder, work_dir, quiet)
 
     stage = Stage("base", base_inputs(recipe), [folder / "cost.json"], work, common=True)
-    Stages(folder.parent, Processes.current()).run(stage)
+    processes = Processes.current()
+    # other runs may share it
+    with locked_folder(folder.parent, wait=True) if processes.is_main else nullcontext():
+        Stages(folder.parent, processes).run(stage)
     return folder

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from llm_unlearn.files import locked_folder
+
 pytestmark = pytest.mark.e2e
 
 
@@ -296,6 +298,15 @@ def test_an_output_directory_that_holds_other_files_is_refused(refused, recipe):
     (folder / "thesis.tex").write_text("precious")
     for option in ((), ("--dry-run",)):
         refused("run", recipe, *option, words=[str(folder), "holds no run of ours", "choose another output_dir"])
+
+
+def test_an_output_directory_in_use_is_refused(refused, run, recipe):
+    assert run("poison", recipe) == 0
+    with locked_folder(Path(recipe["output_dir"])):
+        for command in ("run", "poison", "audit"):
+            more = ("--model", recipe["model"]["path"]) if command == "audit" else ()
+            refused(command, recipe, *more, words=[recipe["output_dir"], f"process {os.getpid()}", "in use"])
+    assert run("poison", recipe) == 0
 
 
 def test_an_output_directory_that_is_a_file_or_below_one_is_refused(refused, recipe, tmp_path):

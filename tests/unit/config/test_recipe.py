@@ -89,7 +89,8 @@ class TestOverrides:
     ("override", "message"),
     [
         ("seeds=[]", "seeds: expected a list of at least one"),
-        ("seeds=[1, 1]", "seeds: give each seed once"),
+        ("seeds=[1, 1]", "seeds: 1 and 1 .* keep one"),
+        ("unlearn.budgets=[0.5, 0.5000000001]", "unlearn.budgets: 0.5 and 0.5000000001 .* keep one"),
         ("seeds=[-1]", r"seeds\[0\]: expected .*\[0, 2³¹\), found -1"),
         ("seeds=[1.5]", r"seeds\[0\]: expected a whole number .*found 1.5"),
         ("model.path=", "model.path: give a hub id or folder, or an `architecture`"),
