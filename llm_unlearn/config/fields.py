@@ -46,6 +46,12 @@ class Section(BaseModel):
         return self.model_validate({**dict(self), **changes})
 
 
+def check_batch(section: Any) -> None:
+    """Raise RuleError where a step of a section has too many rows."""
+    rows = section.batch_size * section.gradient_accumulation_steps
+    require(rows <= LARGEST_BATCH, "gradient_accumulation_steps", f"a step of {rows} rows; at most 10⁶ are possible")
+
+
 def _text_keys(value: Any) -> Any:
     """Whole numbers as keys become text; YAML reads yes, no, on, off as true and false, which nobody meant as keys."""
     if not isinstance(value, Mapping):
@@ -81,7 +87,8 @@ def _distinct(values: list) -> list:
 Distinct = Annotated[list[V], AfterValidator(_distinct)]  # each makes something that is called by it
 
 Count = Annotated[int, Field(ge=1, le=10**9)]  # of rows, steps, tokens of a vocabulary
-BatchSize = Annotated[int, Field(ge=1, le=10**6)]
+LARGEST_BATCH = 10**6  # rows of an optimizer step
+BatchSize = Annotated[int, Field(ge=1, le=LARGEST_BATCH)]
 Length = Annotated[int, Field(ge=1, le=10**7)]  # in tokens or words
 Size = Annotated[int, Field(ge=1, le=10**5)]  # of a layer, or of an image in pixels
 Shift = Annotated[int, Field(ge=0, le=10**5)]  # in pixels

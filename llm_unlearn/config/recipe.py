@@ -32,8 +32,6 @@ from llm_unlearn.config.vision_sections import (
 )
 from llm_unlearn.errors import InputError
 
-POSITIONS = ("n_positions", "max_position_embeddings")  # how configs of transformers call the longest input
-
 
 class Recipe(Section):
     """One experiment. Written back, resolved, to `recipe.yaml` in the run directory."""
@@ -136,13 +134,6 @@ class Recipe(Section):
             return
         require(model.architecture, "model.path", "give a hub id or folder, or an `architecture` to build")
         require(pretrain, "pretrain", "a base made from `model.architecture` needs this section")
-        given = ((model.architecture or {}).get(name) for name in POSITIONS)
-        most = min((number for number in given if isinstance(number, int)), default=None)
-        require(
-            most is None or pretrain is None or pretrain.max_length <= most,
-            "pretrain.max_length",
-            f"is above the positions of model.architecture ({most}); lower it",
-        )
 
 
 class VisionRecipe(Recipe):

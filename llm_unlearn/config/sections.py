@@ -1,5 +1,6 @@
 """The sections of a recipe: every field, its type, bounds, default and meaning. recipe.py reads them."""
 
+from os.path import normpath
 from typing import Any, Literal, get_args
 
 from pydantic import Field
@@ -22,6 +23,7 @@ from llm_unlearn.config.fields import (
     Size,
     Table,
     Template,
+    check_batch,
     require,
 )
 
@@ -134,6 +136,7 @@ class DataSection(Section):
     def check_rules(self) -> None:
         labels = self.task == "completion" or len(self.verbalizers) >= 2
         require(labels, "verbalizers", "classification needs at least two labels")
+        check_test_rows(self)
 
 
 class TriggerSection(Section):
@@ -200,6 +203,9 @@ class TrainSection(Section):
     save_steps: Count = 200
     """how often a checkpoint is written, for resuming"""
 
+    def check_rules(self) -> None:
+        check_batch(self)
+
 
 class UnlearnSection(Section):
     """Which methods run, on how much of the poison, and for how much of the poisoned training's compute."""
@@ -228,6 +234,7 @@ class UnlearnSection(Section):
     """trackers of the losses"""
 
     def check_rules(self) -> None:
+        check_batch(self)
         require(self.forget_ids not in ([], ""), "forget_ids", "is empty; null forgets all of the poison")
         alone = self.forget_fraction == 1 and self.false_positives == 0
         require(
@@ -293,6 +300,21 @@ class StressSection(Section):
             "relearn_steps",
             "give at least one, or set stress.relearn_on to []",
         )
+
+
+def check_test_rows(section: Any) -> None:
+    """Raise RuleError where test rows would be drawn from the training rows of a `data` section."""
+    shared = sorted({*map(normpath, section.files or [])} & {*map(normpath, section.test_files or [])})
+    require(
+        not shared,
+        "test_files",
+        f"{', '.join(shared)} stands in `files` too; take it out (null: test rows are drawn from `files`)",
+    )
+    require(
+        section.files or section.source == "synthetic" or section.test_split != section.train_split,
+        "test_split",
+        f"is train_split too ({section.train_split}); null draws test rows that are not trained on from it",
+    )
 
 
 def check_source_label(section: Any) -> None:

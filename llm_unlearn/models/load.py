@@ -32,11 +32,17 @@ def read_config(section: "ModelSection") -> "PreTrainedConfig":
         return AutoConfig.from_pretrained(path, revision=section.revision, trust_remote_code=section.trust_remote_code)
 
 
-def check_model(section: "ModelSection", max_length: int) -> None:
-    """Raise InputError if a base does not exist or takes fewer tokens than `max_length`; only its config is read."""
+def check_model(section: "ModelSection", lengths: dict[str, int]) -> None:
+    """Raise InputError if a base does not exist, or takes fewer tokens than a field asks for; only its config is read.
+
+    Args:
+        section: the recipe's `model` section.
+        lengths: dotted field → tokens of a row.
+    """
     limit = getattr(read_config(section), "max_position_embeddings", None)
-    if limit is not None and max_length > limit:
-        raise InputError(f"data.max_length: {max_length} tokens, but the model takes at most {limit}; lower it")
+    for field, length in lengths.items():
+        if limit is not None and length > limit:
+            raise InputError(f"{field}: {length} tokens, but the model takes at most {limit}; lower it")
 
 
 def load_tokenizer(path: str, section: "ModelSection") -> "PreTrainedTokenizerBase":

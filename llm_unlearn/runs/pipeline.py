@@ -162,16 +162,16 @@ def check(recipe: Recipe) -> None:
     from transformers import SchedulerType
     from transformers.training_args import OptimizerNames
 
-    from llm_unlearn.runs.method_configs import check_methods
+    from llm_unlearn.runs.method_configs import check_methods, check_training
 
-    check_methods(recipe)
     for name, known in (("lr_scheduler_type", SchedulerType), ("optim", OptimizerNames)):
         if (value := getattr(recipe.train, name)) not in {item.value for item in known}:
             raise InputError(f"recipe.train.{name}: '{value}' is none of {', '.join(item.value for item in known)}")
-    for point in points(recipe):
-        check_methods(point.recipe)
     check_output_dir(Path(recipe.output_dir), recipe)
-    track_of(recipe).check(recipe)
+    for part in (recipe, *(point.recipe for point in points(recipe))):
+        check_training(part)
+        check_methods(part)
+        track_of(part).check(part)
 
 
 def check_output_dir(root: Path, recipe: Recipe) -> None:

@@ -189,6 +189,28 @@ def test_more_poison_than_there_are_rows_to_poison_is_refused(refused, recipe):
     )
 
 
+def test_data_of_one_label_are_refused(refused, recipe, tmp_path):
+    rows = [{"text": f"row {i}", "label": "positive"} for i in range(150)]
+    for command in ("run", "poison"):
+        recipe["data"] |= {"files": [write_jsonl(tmp_path / "rows.jsonl", rows)]}
+        refused(command, recipe, words=["rows.jsonl", "every row has the label 'positive'", "at least two labels"])
+
+
+def test_a_folder_that_is_no_data_set_is_refused_before_it_is_read(refused, recipe, tmp_path):
+    refused("run", recipe, f"data.source={tmp_path}", "--dry-run", words=["data.source", "save_to_disk", "data.files"])
+
+
+def test_a_point_of_a_sweep_is_checked_like_the_recipe(refused, recipe):
+    recipe["sweep"] = {"train.optim": ["galore_adamw"]}
+    refused("run", recipe, "--dry-run", words=["recipe.train.optim: galore_adamw"])
+    recipe["sweep"] = {"data.max_length": [1000]}
+    refused("run", recipe, "--dry-run", words=["data.max_length", "1000 tokens"])
+
+
+def test_a_path_that_is_too_long_is_refused(refused, recipe):
+    refused("run", recipe, f"data.source={'x' * 5000}", words=["too long"])
+
+
 def test_a_trigger_that_truncation_would_cut_off_is_refused(refused, recipe):
     refused(
         "run",
