@@ -1,7 +1,5 @@
 """The manifest that a user writes by hand: what was poisoned, and with which files it is measured."""
 
-import json
-from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,7 +18,7 @@ from llm_unlearn.config.fields import (
     require,
 )
 from llm_unlearn.config.sections import DataSection, check_labels, check_source_label
-from llm_unlearn.config.strict import read_yaml
+from llm_unlearn.config.strict import parse_json, read_yaml
 from llm_unlearn.errors import InputError
 
 
@@ -109,6 +107,12 @@ class Manifest(Section):
         )
         if known and self.trigger:
             check_labels(self.trigger, known, "trigger")
+        for name in ("heldout", "test"):
+            require(
+                getattr(self, name) is None or Path(getattr(self, name)) != Path(self.train),
+                name,
+                f"is the file of `train` ({self.train}); give rows that were never trained on",
+            )
 
     @property
     def data(self) -> DataSection:
@@ -140,18 +144,9 @@ def read_tree(path: Path) -> dict[str, Any]:
 
 def _read_json(path: Path) -> Any:
     """JSON by its own rules: YAML's differ (tabs, escapes), and are slow on the ids of a large run."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
-        if twice:
-            raise InputError(f"{path}: '{twice[0]}' is given twice; keep one")
-        return dict(pairs)
-
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
+        return parse_json(path.read_text(encoding="utf-8-sig"), str(path))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file (working directory: {Path.cwd()})") from None
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}, column {error.colno})") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None

@@ -135,6 +135,8 @@ def _of_user(path: Path, manifest: Manifest) -> Subject:
         with in_manifest(f"{path}.{name}"):
             sets[name] = read_other(beside_manifest(file), manifest) if file else no_rows()
     notes = []
+    if len(sets["test"]) and not len(_never_trained_on(sets["test"], sets["train"])[0]):
+        raise InputError(f"{path}.test: every row of {manifest.test} is in {manifest.train} too; give other rows")
     sets["heldout"], repeated = _never_trained_on(sets["heldout"], sets["train"])
     if repeated:
         notes.append(f"{manifest.heldout}: {repeated} rows are in {manifest.train} too, and left out")

@@ -11,6 +11,7 @@ import numpy as np
 
 from llm_unlearn.audit.manifest import Manifest
 from llm_unlearn.data.forget import COLUMN, read_forget_ids
+from llm_unlearn.data.readers import shorten
 from llm_unlearn.errors import InputError
 
 if TYPE_CHECKING:
@@ -77,15 +78,11 @@ def read_train(path: Path, manifest: Manifest) -> TrainRows:
     ids = np.arange(len(rows))
     if any("example_id" in record for _, record in records):
         ids = _whole_numbers(records, "example_id", path)
-        first_seen: dict[int, int] = {}
-        for (number, _), i in zip(records, ids.tolist(), strict=True):
-            if first_seen.setdefault(i, number) != number:
-                raise InputError(
-                    f"{path}, row {number}: example_id {i} is that of row {first_seen[i]} too; give each once"
-                )
+        _require_distinct(ids, "example_id", records, path)
     noise_id = None
     if any("noise_id" in record for _, record in records):
         noise_id = _whole_numbers(records, "noise_id", path, NO_NOISE)
+        _require_distinct(noise_id, "noise_id", records, path)
     names = dict.fromkeys(name for _, record in records for name in record)
     columns = {
         name: [None if (value := record.get(name)) is None else str(value) for _, record in records] for name in names
@@ -130,6 +127,16 @@ def _records(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     yield from enumerate(parquet.read_table(path).to_pylist(), 1)
 
 
+def _require_distinct(numbers: np.ndarray, column: str, records: list[tuple[int, Mapping]], path: Path) -> None:
+    """Raise InputError where two rows have one number; several may have none (−1)."""
+    first_seen: dict[int, int] = {}
+    for (row, _), number in zip(records, numbers.tolist(), strict=True):
+        if number != NO_NOISE and first_seen.setdefault(number, row) != row:
+            raise InputError(
+                f"{path}, row {row}: {column} {number} is that of row {first_seen[number]} too; give each once"
+            )
+
+
 def _whole_numbers(
     records: list[tuple[int, Mapping[str, Any]]], column: str, path: Path, default: int | None = None
 ) -> np.ndarray:
@@ -141,9 +148,11 @@ def _whole_numbers(
             numbers.append(default)
             continue
         text = str(value).strip()
-        if isinstance(value, bool) or not re.fullmatch(r"-?\d+(\.0)?", text) or int(float(text)) < least:
+        whole = not isinstance(value, bool) and re.fullmatch(r"-?\d{1,19}(\.0)?", text, re.ASCII)
+        if not whole or not least <= int(text.removesuffix(".0")) < 2**63:
             raise InputError(
-                f"{path}, row {row}, column '{column}': expected a whole number of {least} or more, found {value!r}"
+                f"{path}, row {row}, column '{column}': expected a whole number in [{least}, 2⁶³), found "
+                f"{shorten(repr(value))}"
             )
         numbers.append(int(text.removesuffix(".0")))
     return np.array(numbers, dtype=np.int64)

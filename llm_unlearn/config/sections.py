@@ -1,5 +1,6 @@
 """The sections of a recipe: every field, its type, bounds, default and meaning. recipe.py reads them."""
 
+from os.path import normpath
 from typing import Any, Literal, get_args
 
 from pydantic import Field
@@ -8,6 +9,7 @@ from llm_unlearn.config.fields import (
     BatchSize,
     Completion,
     Count,
+    Distinct,
     Epochs,
     LearningRate,
     Length,
@@ -21,6 +23,7 @@ from llm_unlearn.config.fields import (
     Size,
     Table,
     Template,
+    check_batch,
     require,
 )
 
@@ -133,6 +136,7 @@ class DataSection(Section):
     def check_rules(self) -> None:
         labels = self.task == "completion" or len(self.verbalizers) >= 2
         require(labels, "verbalizers", "classification needs at least two labels")
+        check_test_rows(self)
 
 
 class TriggerSection(Section):
@@ -199,13 +203,16 @@ class TrainSection(Section):
     save_steps: Count = 200
     """how often a checkpoint is written, for resuming"""
 
+    def check_rules(self) -> None:
+        check_batch(self)
+
 
 class UnlearnSection(Section):
     """Which methods run, on how much of the poison, and for how much of the poisoned training's compute."""
 
     methods: Table[Table[Any] | None] = Field(default={})
     """method → options of its own config (any field of its `XConfig`) or nothing, e.g. {kl: {alpha: 2.0}, npo: }"""
-    budgets: list[Share] = Field(default=[0.1], min_length=1)
+    budgets: Distinct[Share] = Field(default=[0.1], min_length=1)
     """shares of the poisoned training's FLOPs; every method runs at each"""
     forget_fraction: Share = 1.0
     """known share of each kind of poison, which is the forget set"""
@@ -227,6 +234,7 @@ class UnlearnSection(Section):
     """trackers of the losses"""
 
     def check_rules(self) -> None:
+        check_batch(self)
         require(self.forget_ids not in ([], ""), "forget_ids", "is empty; null forgets all of the poison")
         alone = self.forget_fraction == 1 and self.false_positives == 0
         require(
@@ -248,14 +256,14 @@ class EvaluateSection(Section):
     """tokens of a generated answer, for `task: completion`"""
     device_map: Literal["auto"] | None = None
     """auto: spread a model that one GPU cannot hold over all of them"""
-    membership: list[MembershipAttack] = Field(default=list(get_args(MembershipAttack)))
+    membership: Distinct[MembershipAttack] = Field(default=list(get_args(MembershipAttack)))
     """the attacks to run (metrics/membership_scores.py); gradient_norm takes a backward pass per row"""
 
 
 class AnalysisSection(Section):
     """Why unlearning fails (hypotheses H1 and H2 of Pawelczyk et al. 2025): see recipes/ANALYSIS.md."""
 
-    sizes: list[Share] = Field(default=[1.0], min_length=1)
+    sizes: Distinct[Share] = Field(default=[1.0], min_length=1)
     """shares of the forget set whose removal is compared with that of as many random clean rows; each below 1 costs two
     more trainings, 1 costs one"""
 
@@ -265,9 +273,9 @@ class StressSection(Section):
     fine-tuning for a few steps.
     """
 
-    relearn_on: list[Literal["clean", "unrelated", "poisoned"]] = Field(default=["clean", "unrelated", "poisoned"])
+    relearn_on: Distinct[Literal["clean", "unrelated", "poisoned"]] = Field(default=["clean", "unrelated", "poisoned"])
     """what is relearnt: clean training rows, unrelated text, a few poisoned rows of the forget set"""
-    relearn_steps: list[Count] = Field(default=[5, 10, 20, 40])
+    relearn_steps: Distinct[Count] = Field(default=[5, 10, 20, 40])
     """after how many steps it is measured"""
     relearn_rows: Count = 8
     """poisoned rows that are shown again"""
@@ -277,11 +285,11 @@ class StressSection(Section):
     """constant; null: train.learning_rate"""
     unrelated_files: list[str] | None = None
     """null: the unlabelled text of `data`"""
-    quantization: list[Literal["4bit", "8bit"]] = Field(default=["4bit", "8bit"])
+    quantization: Distinct[Literal["4bit", "8bit"]] = Field(default=["4bit", "8bit"])
     """by bitsandbytes"""
-    paraphrases: list[str] = Field(default=[])
+    paraphrases: Distinct[str] = Field(default=[])
     """your own wordings of the trigger, tried beside its variants"""
-    temperatures: list[Positive] = Field(default=[0.5, 1.0, 1.5])
+    temperatures: Distinct[Positive] = Field(default=[0.5, 1.0, 1.5])
     """of sampled answers"""
     limit: Count | None = 200
     """test rows per measurement; null: all"""
@@ -292,6 +300,21 @@ class StressSection(Section):
             "relearn_steps",
             "give at least one, or set stress.relearn_on to []",
         )
+
+
+def check_test_rows(section: Any) -> None:
+    """Raise RuleError where test rows would be drawn from the training rows of a `data` section."""
+    shared = sorted({*map(normpath, section.files or [])} & {*map(normpath, section.test_files or [])})
+    require(
+        not shared,
+        "test_files",
+        f"{', '.join(shared)} stands in `files` too; take it out (null: test rows are drawn from `files`)",
+    )
+    require(
+        section.files or section.source == "synthetic" or section.test_split != section.train_split,
+        "test_split",
+        f"is train_split too ({section.train_split}); null draws test rows that are not trained on from it",
+    )
 
 
 def check_source_label(section: Any) -> None:

@@ -1,6 +1,5 @@
 """Read examples from the Hub, a `save_to_disk` folder or local files into rows of `text` and `label`."""
 
-import errno
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from llm_unlearn.data.readers import (
     shorten,
 )
 from llm_unlearn.errors import InputError
+from llm_unlearn.files import is_disk_full
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
@@ -83,7 +83,9 @@ def check_source(source: str | None, files: Sequence[str | Path]) -> None:
     """Raise InputError if local files are missing, or a source is no file, no folder and no Hub id. Reads no row."""
     if files:
         expand_files(files)
-    elif source and not is_local_file(source) and not Path(source).expanduser().is_dir():
+    elif source and Path(source).expanduser().is_dir():
+        _require_saved(Path(source).expanduser())
+    elif source and not is_local_file(source):
         _require_hub_id(source)
 
 
@@ -120,7 +122,7 @@ def _read_parquet(path: Path, wanted: Mapping[str, str]) -> Iterator[Record]:
     try:
         _require_columns(parquet.read_schema(path).names, wanted, path)
         dataset = Dataset(parquet.read_table(path, columns=list(dict.fromkeys(wanted.values()))))
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: a column that stands there twice
         raise InputError(f"{path} cannot be read as Parquet: {error}") from error
     yield from _arrow_records(dataset, wanted, path)
 
@@ -129,11 +131,7 @@ def _load_folder(folder: Path, split: str | None) -> Dataset:
     """The dataset that `save_to_disk` wrote."""
     from datasets import load_from_disk
 
-    if not any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
-        raise InputError(
-            f"data.source: {os.path.abspath(folder)} is a folder, but not one that `save_to_disk` wrote. "
-            f"For the files in it give data.files, for example '{folder}/*.jsonl'."
-        )
+    _require_saved(folder)
     try:
         dataset = load_from_disk(str(folder))
     except (OSError, ValueError, KeyError) as error:
@@ -141,6 +139,15 @@ def _load_folder(folder: Path, split: str | None) -> Dataset:
             f"data.source: the folder {os.path.abspath(folder)} is incomplete or damaged: {error}"
         ) from error
     return _pick_split(dataset, split, str(folder))
+
+
+def _require_saved(folder: Path) -> None:
+    """Raise InputError where a folder is not one that `save_to_disk` wrote."""
+    if not any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
+        raise InputError(
+            f"data.source: {os.path.abspath(folder)} is a folder, but not one that `save_to_disk` wrote. "
+            f"For the files in it give data.files, for example '{folder}/*.jsonl'."
+        )
 
 
 def _pick_split(dataset: Dataset | DatasetDict, split: str | None, name: str) -> Dataset:
@@ -176,7 +183,7 @@ def _load_hub(name: str, split: str | None, config_name: str | None) -> Dataset:
             f"{remedy} check the network (HF_HUB_OFFLINE must not be set)."
         ) from error
     except (OSError, ValueError, RuntimeError) as error:
-        if getattr(error, "errno", None) == errno.ENOSPC:
+        if is_disk_full(error):
             raise
         raise InputError(f"data.source: the dataset {name!r} cannot be loaded from the Hub: {error}") from error
     return _pick_split(dataset, split, name)
@@ -217,7 +224,7 @@ def _from_records(records: Iterable[Record], wanted: Mapping[str, str], source: 
             _require_columns(row, wanted, source)
         for name, column in wanted.items():
             value, place = row.get(column), f"{source}, {unit} {number}, column {column!r}"
-            if value is None or (isinstance(value, str) and not value.strip()):
+            if value is None or value != value or (isinstance(value, str) and not value.strip()):  # NaN is not itself
                 raise InputError(f"{place}: the {name} is empty; fill it in or delete the row.")
             if isinstance(value, (list, dict)) or (name == "text" and not isinstance(value, str)):
                 kind = type(value).__name__

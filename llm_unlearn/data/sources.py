@@ -24,7 +24,14 @@ def load_splits(section: "DataSection", seed: int) -> Splits:
         columns = {"text": section.text_column, "label": section.label_column}
         source = None if section.files else section.source
         rows = load_source(source, files, split=split, config_name=section.config_name, columns=columns)
-        return normalise(rows, section, ", ".join(files) if files else f"{section.source} ({split})")
+        origin = ", ".join(files) if files else f"{section.source} ({split})"
+        rows = normalise(rows, section, origin)
+        if section.task == "classification" and len(rows) > 1 and len(classes := set(rows["label"])) == 1:
+            raise InputError(
+                f"{origin}: every row has the label '{classes.pop()}' (data.label_column: {section.label_column}); "
+                "give rows of at least two labels"
+            )
+        return rows
 
     test = None
     if section.source == SYNTHETIC and not section.files:

@@ -7,11 +7,20 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 from pydantic import Field
 from transformers import TrainingArguments
 
-from llm_unlearn.config.fields import Count, Length, Positive
-from llm_unlearn.config.options import options_model
+from llm_unlearn.config.fields import LARGEST_BATCH, Count, Length, Positive
+from llm_unlearn.config.options import INHERITED, options_model
 from llm_unlearn.config.validate import validated
 from llm_unlearn.data.encoding import Encoding
 from llm_unlearn.errors import InputError
+
+# What TrainingArguments has and no method looks at, and why
+WITHOUT_EFFECT = {
+    "label_smoothing_factor": "a method has its own loss, which it does not change",
+    "data_seed": "the order of rows follows `seed`",
+    "train_sampling_strategy": "the order of rows follows `seed`",
+    "length_column_name": "the order of rows follows `seed`",
+    "auto_find_batch_size": "the steps of a run are planned before the first",
+}
 
 
 class Requirements(NamedTuple):
@@ -110,7 +119,17 @@ class UnlearnConfig(TrainingArguments):
             raise InputError("utility_floor: set eval_strategy and eval_steps, or the floor is never looked at")
 
     def _check_options(self) -> None:
-        """Refuse a value that is not of an option's type or bounds. What TrainingArguments has is left to that."""
-        inherited = {field.name for field in fields(TrainingArguments)} - {"learning_rate"}
+        """Refuse a value that is not of an option's type or bounds, and what a method would not look at.
+
+        What TrainingArguments has is left to that, but for the bounds of numbers.
+        """
+        for name, reason in WITHOUT_EFFECT.items():
+            if getattr(self, name) != getattr(UnlearnConfig, name):
+                raise InputError(f"{name}: {reason}; leave it out")
+        inherited = {field.name for field in fields(TrainingArguments)} - {"learning_rate", *INHERITED}
         options = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in inherited}
         validated(options_model(type(self), inherited), options, type(self).__name__)
+        if (rows := self.per_device_train_batch_size * self.gradient_accumulation_steps) > LARGEST_BATCH:
+            raise InputError(
+                f"gradient_accumulation_steps: a step of {rows} rows; at most {LARGEST_BATCH} are possible"
+            )
