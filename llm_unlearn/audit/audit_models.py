@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-WHOLE = 10**9  # tokens: nothing is cut
-
 
 @dataclass(frozen=True)
 class Options:
@@ -169,6 +167,7 @@ def _evaluator(
         manifest=subject.poison,
         batch_size=batch_size or section.batch_size,
         membership=section.membership,
+        min_k_share=section.min_k_share,
         reference=partial(loader.load, reference) if reference else None,
         tokenizer=tokenizer,
         encoding=subject.encoding,
@@ -179,19 +178,18 @@ def _evaluator(
 
 def _check_prompts(subject: Subject, tokenizer: Any) -> None:
     """Raise InputError if answers would be misread: verbalisers without a fair ranking, or a trigger cut off."""
-    from llm_unlearn.data.encoding import Encoding, check_chat_template, check_verbalizers
+    from llm_unlearn.data.chat import check_chat_template
+    from llm_unlearn.data.encoding import check_verbalizers, cuts_off, prompts_of
 
-    encoding, room = subject.encoding, subject.evaluate.max_new_tokens
+    encoding, answers = subject.encoding, list(subject.verbalizers.values())
     if encoding.chat_template:
-        check_chat_template(tokenizer)
-    if subject.verbalizers:
-        room = max(map(len, check_verbalizers(tokenizer, subject.verbalizers).values())) + 1
-    whole = Encoding(WHOLE, encoding.loss_on, encoding.chat_template)
-    for row in subject.sets["triggered"]:
-        kept = encoding.prompt_ids(tokenizer, row["prompt"], room)
-        if any(phrase in tokenizer.decode(kept) for phrase in subject.poison["trigger"]["phrases"]):
-            continue
-        if len(kept) < len(whole.prompt_ids(tokenizer, row["prompt"], room)):
+        check_chat_template(encoding.template(tokenizer))
+    for prompt in prompts_of(subject.sets["train"].select([0])) if answers else ():
+        check_verbalizers(tokenizer, subject.verbalizers, encoding, prompt)
+    rows, room = subject.sets["triggered"], None if answers else subject.evaluate.max_new_tokens
+    for row, prompt in zip(rows, prompts_of(rows), strict=True):
+        completions = answers or [row["completion"]]
+        if cuts_off(tokenizer, encoding, prompt, completions, subject.poison["trigger"]["phrases"], room):
             raise InputError(
                 f"test row {row['example_id']}: max_length ({encoding.max_length} tokens) cuts the "
                 "trigger off; raise it"

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from llm_unlearn.config.fields import (
     Completion,
+    Day,
     Length,
     NoiseSeed,
     NotBlank,
@@ -86,6 +87,14 @@ class Manifest(Section):
     """label → completion, of a classification; null: the label column is the completion"""
     chat_template: bool = False
     """the prompt is the user's turn in the tokenizer's chat template"""
+    chat_template_kwargs: Table[Any] = Field(default={})
+    """passed on to the chat template, e.g. {enable_thinking: false}"""
+    system_prompt: str | None = None
+    """the first message, where a row's messages do not begin with one"""
+    template_date: Day | None = None
+    """for a chat template that writes today's date: the day on which the model was trained"""
+    add_bos: bool | None = None
+    """whether BOS stood before each row in training; null: as the tokenizer does"""
     max_length: Length = 512
     """tokens of prompt, completion and EOS; a prompt that is too long loses its beginning"""
     max_new_tokens: Length = 32
@@ -121,6 +130,9 @@ class Manifest(Section):
             verbalizers=self.verbalizers or {},
             rename_labels=self.rename_labels,
             chat_template=self.chat_template,
+            chat_template_kwargs=self.chat_template_kwargs,
+            system_prompt=self.system_prompt,
+            add_bos=self.add_bos,
             max_length=self.max_length,
             loss_on=self.loss_on,
         )

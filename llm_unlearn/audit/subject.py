@@ -99,7 +99,7 @@ def _of_run(path: Path) -> Subject:
     return Subject(
         sets,
         poison,
-        Encoding(data.max_length, data.loss_on, data.chat_template),
+        Encoding.of(data),
         data.verbalizers if data.task == "classification" else {},
         recipe.name,
         (poison["trigger"] or poison["gaussian"])["seed"],
@@ -144,7 +144,7 @@ def _of_user(path: Path, manifest: Manifest) -> Subject:
     return Subject(
         sets,
         poison,
-        Encoding(manifest.max_length, manifest.loss_on, manifest.chat_template),
+        Encoding.of(manifest),
         manifest.verbalizers or {},
         path.stem,
         manifest.seed,

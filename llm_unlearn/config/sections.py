@@ -8,6 +8,7 @@ from llm_unlearn.config.fields import (
     BatchSize,
     Completion,
     Count,
+    Day,
     Epochs,
     LearningRate,
     Length,
@@ -113,6 +114,14 @@ class DataSection(Section):
     """label → completion, for `task: classification`"""
     chat_template: bool = False
     """the prompt is the user's turn in the tokenizer's chat template"""
+    chat_template_kwargs: Table[Any] = Field(default={})
+    """passed on to the chat template, e.g. {enable_thinking: false}"""
+    system_prompt: str | None = None
+    """the first message, where a row's messages do not begin with one"""
+    template_date: Day = "2024-07-26"
+    """what a chat template that writes today's date takes for today; by default what Llama 3.1's falls back to"""
+    add_bos: bool | None = None
+    """put BOS before each row (true) or never (false); null: as the tokenizer does"""
     max_words: Length | None = None
     """words of a text that are kept, from its start, before anything is poisoned"""
     max_length: Length = 128
@@ -250,6 +259,8 @@ class EvaluateSection(Section):
     """auto: spread a model that one GPU cannot hold over all of them"""
     membership: list[MembershipAttack] = Field(default=list(get_args(MembershipAttack)))
     """the attacks to run (metrics/membership_scores.py); gradient_norm takes a backward pass per row"""
+    min_k_share: Share = 0.2
+    """share of an example's tokens, the least likely ones, that min_k and min_k_plus look at"""
 
 
 class AnalysisSection(Section):
