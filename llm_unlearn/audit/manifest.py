@@ -20,7 +20,7 @@ from llm_unlearn.config.fields import (
     Template,
     require,
 )
-from llm_unlearn.config.sections import DataSection, check_labels, check_source_label
+from llm_unlearn.config.sections import DataSection, check_labels, check_messages, check_source_label
 from llm_unlearn.config.strict import read_yaml
 from llm_unlearn.errors import InputError
 
@@ -79,6 +79,9 @@ class Manifest(Section):
     """where the text is"""
     label_column: str = "label"
     """where the label is; without `verbalizers` the completion"""
+    messages_column: str | None = None
+    """where conversations are, lists of {role, content}, in the place of text and label: the user's last turn is the
+    text, the answer to it the label; needs `chat_template`"""
     prompt: Template = "{text}"
     """template; {text} stands for the row's text"""
     rename_labels: Table[str] = Field(default={})
@@ -109,6 +112,7 @@ class Manifest(Section):
     """of where the trigger lands in test rows"""
 
     def check_rules(self) -> None:
+        check_messages(self)
         known = self.verbalizers or {}
         require(len(known) != 1, "verbalizers", "classification needs at least two labels")
         require(
@@ -125,6 +129,7 @@ class Manifest(Section):
         return DataSection(
             text_column=self.text_column,
             label_column=self.label_column,
+            messages_column=self.messages_column,
             prompt=self.prompt,
             task="classification" if self.verbalizers else "completion",
             verbalizers=self.verbalizers or {},

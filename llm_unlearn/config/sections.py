@@ -104,6 +104,9 @@ class DataSection(Section):
     """where the text is"""
     label_column: str = "label"
     """where the label is, or with `task: completion` the completion"""
+    messages_column: str | None = None
+    """where conversations are, lists of {role, content}, in the place of text and label: the user's last turn is the
+    text, the answer to it the label; needs `chat_template`"""
     task: Literal["classification", "completion"] = "classification"
     """classification: the answer is the likeliest of `verbalizers`; completion: what is generated"""
     prompt: Template = "{text}"
@@ -140,6 +143,7 @@ class DataSection(Section):
     """share of texts that say the opposite of their label; of the synthetic source only"""
 
     def check_rules(self) -> None:
+        check_messages(self)
         labels = self.task == "completion" or len(self.verbalizers) >= 2
         require(labels, "verbalizers", "classification needs at least two labels")
 
@@ -303,6 +307,15 @@ class StressSection(Section):
             "relearn_steps",
             "give at least one, or set stress.relearn_on to []",
         )
+
+
+def check_messages(section: Any) -> None:
+    """Raise RuleError where conversations are read but not written by the chat template."""
+    require(
+        section.messages_column is None or section.chat_template,
+        "chat_template",
+        "must be true with messages_column: only the tokenizer's template says how messages are written",
+    )
 
 
 def check_source_label(section: Any) -> None:

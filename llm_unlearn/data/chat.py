@@ -143,6 +143,39 @@ def from_json(value: Any) -> Any:
     return json.loads(value) if isinstance(value, str) else value
 
 
+def conversation(messages: Any, tools: Any, place: str) -> dict[str, str]:
+    """A row of messages → {"text": the user's last turn, "label": the answer, "history", "tools"}; these two as JSON.
+
+    Args:
+        messages: {"role", "content"} each, or JSON of them; they end with an answer of the assistant.
+        tools: JSON schemas, or JSON of them, or None.
+        place: where the row is, for errors.
+
+    Raises:
+        InputError: it is no conversation that ends with a turn of the user and an answer in text.
+    """
+    try:
+        turns, tools = from_json(messages), from_json(tools)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{place}: not valid JSON ({error.msg}, column {error.colno})") from None
+    if not isinstance(turns, list):
+        raise InputError(f"{place}: expected a list of messages, found {type(turns).__name__}")
+    turns = messages_of(turns, "user", f"{place}: ")
+    roles = [message["role"] for message in turns]
+    texts = [text_of(message) for message in turns[-2:]]
+    if roles[-2:] != ["user", "assistant"] or not all(text.strip() for text in texts):
+        raise InputError(
+            f"{place}: must end with a turn of the user and an answer of the assistant, both with text; it has "
+            f"{', '.join(roles) or 'no message'}"
+        )
+    return {
+        "text": texts[0],
+        "label": texts[1],
+        "history": json.dumps(turns[:-2], ensure_ascii=False),
+        "tools": json.dumps(tools, ensure_ascii=False),
+    }
+
+
 def text_of(message: Mapping[str, Any]) -> str:
     """The text of a message, whose content may be a list of parts."""
     content = message.get("content") or ""

@@ -199,7 +199,7 @@ class Encoding:
 def encode_rows(
     rows: "Dataset", tokenizer: "PreTrainedTokenizerBase", encoding: Encoding, **map_args: Any
 ) -> "Dataset":
-    """Tokenise rows of texts or of messages.
+    """Tokenise rows of texts or of messages; rows that have `input_ids` and `labels` stay as they are.
 
     Args:
         rows: with columns `prompt` and `completion`, texts or messages; or `messages`; or `text`. Beside them may stand
@@ -215,6 +215,8 @@ def encode_rows(
     Raises:
         InputError: a column is missing or a value null, or a row does not fit in `max_length`.
     """
+    if {"input_ids", "labels"} <= set(rows.column_names):
+        return rows
     columns = next((c for c in (["prompt", "completion"], ["messages"], ["text"]) if c[0] in rows.column_names), None)
     missing = [name for name in columns or ["prompt"] if name not in rows.column_names]
     if missing:

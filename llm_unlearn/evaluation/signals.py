@@ -154,7 +154,7 @@ class Evaluator(ABC):
         if retrained is not None:
             retrained.eval()
         n, results = len(self.encoded["test"]), []
-        for positions, batch in self._batches(model, "test"):
+        for positions, batch in self._batches(model, self.encoded["test"]):
             oracle = None if retrained is None else self._said_by_oracle(retrained, positions, batch)
 
             def measured(
@@ -221,13 +221,17 @@ class Evaluator(ABC):
         frame = self._frame(name, rows)
         return frame.assign(**self.predict(model, rows)) if len(frame) else frame
 
-    @torch.no_grad()
     def losses(self, model: Any, name: str) -> dict[str, np.ndarray]:
         """{"nll", "nll_sum", "n_positions"} of each row over its supervised positions."""
+        return self.losses_of(model, self.encoded[name])
+
+    @torch.no_grad()
+    def losses_of(self, model: Any, rows: list[dict]) -> dict[str, np.ndarray]:
+        """`losses` of encoded rows."""
         results = []
-        for positions, batch in self._batches(model, name):
+        for positions, batch in self._batches(model, rows):
             results.append((positions, self.task.compute(model, batch, _sum_and_count)))
-        values = scatter(len(self.encoded[name]), results, self.processes).numpy().reshape(-1, 2)
+        values = scatter(len(rows), results, self.processes).numpy().reshape(-1, 2)
         return _per_position(values[:, 0], values[:, 1].astype(int))
 
     def membership_signals(self, model: Any, name: str) -> dict[str, np.ndarray]:
@@ -294,8 +298,8 @@ class Evaluator(ABC):
             figures["attack"] = float(self.answers(model, "attack", triggered)["target_hit"].mean())
         return figures
 
-    def _batches(self, model: Any, name: str) -> Iterator[tuple[list[int], dict[str, Any]]]:
-        return batches(self.encoded[name], self.collate, self.batch_size, input_device(model), self.processes)
+    def _batches(self, model: Any, rows: list[dict]) -> Iterator[tuple[list[int], dict[str, Any]]]:
+        return batches(rows, self.collate, self.batch_size, input_device(model), self.processes)
 
     @staticmethod
     def _frame(name: str, rows: "Dataset") -> "pd.DataFrame":

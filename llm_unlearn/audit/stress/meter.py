@@ -96,7 +96,8 @@ class Meter:
         """The twins with the variant in their text, and the positions of those in which the model sees it."""
         generator = np.random.default_rng([self.seed, 10])
         texts = [insert_trigger(text, variant.phrase, variant.position, generator) for text in self.twins["text"]]
-        columns = {name: list(self.twins[name]) for name in ("example_id", "label")}
+        kept_columns = [c for c in ("example_id", "label", "history", "tools") if c in self.twins.column_names]
+        columns = {name: list(self.twins[name]) for name in kept_columns}
         # in memory: for rows on the disk, `datasets` would write a cache file per variant into the run's folder
         rows = render(Dataset.from_dict({**columns, "text": texts}), self.data)
         # counted, since part of a trigger, such as "the", may occur in the text anyway
