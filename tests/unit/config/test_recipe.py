@@ -215,7 +215,7 @@ IMAGES = {
 @pytest.mark.parametrize(
     ("tree", "sha256"),
     [
-        (WHOLE_RECIPE, "3bf08c7523c9f399990798432712c291d4627f258d7312d95213e4743a6719fb"),
+        (WHOLE_RECIPE, "bb35ded13fb6f42a85f7eb7375f26cce185484b8d2efe8e6eb91ca9261c0cfbe"),
         (IMAGES, "a9651391298148715462ee1eb6f63a589df545f718fece97587fc194a5a3cbde"),
     ],
 )
