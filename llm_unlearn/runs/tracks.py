@@ -98,12 +98,9 @@ class LanguageTrack(Track):
         return base_of_run(recipe, root)
 
     def method_settings(self, recipe: Recipe) -> dict[str, Any]:
-        return {
-            "gradient_checkpointing": recipe.model.gradient_checkpointing,
-            "max_length": recipe.data.max_length,
-            "loss_on": recipe.data.loss_on,
-            "chat_template": recipe.data.chat_template,
-        }
+        from llm_unlearn.data.encoding import Encoding
+
+        return {"gradient_checkpointing": recipe.model.gradient_checkpointing, **vars(Encoding.of(recipe.data))}
 
     def sizes(self, recipe: Recipe) -> dict[str, int]:
         return {"max_length": recipe.data.max_length}
