@@ -30,6 +30,22 @@ def fingerprint(inputs: Any) -> str:
     return hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()
 
 
+def beside(folder: Path, name: str) -> str:
+    """A path or pattern that a recipe or manifest names: beside that file if it is there, else as it stands.
+
+    Args:
+        folder: of the recipe or manifest.
+        name: what it names; a path that is not absolute is looked for in `folder`, then in the working directory.
+
+    Returns:
+        the path, relative to the working directory where `name` is no absolute one.
+    """
+    if not name or Path(name).expanduser().is_absolute():
+        return name
+    path = str(folder / name)
+    return os.path.relpath(path) if glob.glob(path, recursive=True) or os.path.exists(path) else name
+
+
 def file_stamps(paths: list[str]) -> list[Any]:
     """[path, SHA-256] of every local file that paths, globs and folders name, to notice a change of its content.
 
