@@ -98,3 +98,15 @@ def test_what_made_each_stage_is_kept_in_the_environment(folder):
     assert {"poison", "poisoned", "retrained", "unlearned/gradient_ascent"} == environment["stages"].keys()
     for made_by in environment["stages"].values():
         assert made_by["versions"]["torch"] == torch.__version__ and made_by["device"]
+
+
+def test_what_other_libraries_made_is_said_and_made_again(folder, run, recipe, capsys):
+    mark = folder / ".stages" / "poison.json"
+    made = json.loads(mark.read_text())
+    made["made_by"]["versions"] |= {"torch": "2.0.0", "transformers": "4.0.0"}
+    mark.write_text(json.dumps(made))
+    capsys.readouterr()
+    assert run("poison", recipe) == 0
+    said = capsys.readouterr().err
+    assert "torch 2.0.0, now 2." in said and "transformers 4.0.0, now" in said
+    assert json.loads(mark.read_text())["made_by"]["versions"]["torch"] == torch.__version__
