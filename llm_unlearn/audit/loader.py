@@ -53,7 +53,7 @@ class Loader:
             refuse_pickle(source)
         base = None if adapter is None else self._base_of(source, adapter)
         with in_manifest(f"model {source}"):
-            check_model(self._section_for(base or source), self.subject.encoding.max_length)
+            check_model(self._section_for(base or source), {"data.max_length": self.subject.encoding.max_length})
         return Checkpoint(source, base)
 
     def load(self, checkpoint: Checkpoint) -> "PreTrainedModel":

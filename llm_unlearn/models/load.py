@@ -31,18 +31,24 @@ def read_config(section: "ModelSection") -> "PreTrainedConfig":
         return AutoConfig.from_pretrained(path, revision=section.revision, trust_remote_code=section.trust_remote_code)
 
 
-def check_model(section: "ModelSection", max_length: int) -> None:
-    """Raise InputError if a model does not exist or takes fewer tokens than `max_length`; no weight is loaded."""
+def check_model(section: "ModelSection", lengths: dict[str, int]) -> None:
+    """Raise InputError if a base does not exist, or takes fewer tokens than a field asks for; no weight is loaded.
+
+    Args:
+        section: the recipe's `model` section.
+        lengths: dotted field → tokens of a row.
+    """
     limit = getattr(read_config(section), "max_position_embeddings", None)
     if section.path and not section.trust_remote_code and (folder := Path(section.path).expanduser()).is_dir():
         check_weights(folder)
-    if limit is not None and max_length > limit:
-        raise InputError(f"data.max_length: {max_length} tokens, but the model takes at most {limit}; lower it")
+    for field, length in lengths.items():
+        if limit is not None and length > limit:
+            raise InputError(f"{field}: {length} tokens, but the model takes at most {limit}; lower it")
 
 
-def check_base(section: "ModelSection", max_length: int) -> None:
-    """Raise InputError if the base of a recipe cannot be trained with `max_length` tokens or with its tokenizer."""
-    check_model(section, max_length)
+def check_base(section: "ModelSection", lengths: dict[str, int]) -> None:
+    """`check_model`, and raise InputError if the base of a recipe cannot be trained with its tokenizer."""
+    check_model(section, lengths)
     if section.path is not None:
         check_vocabulary(load_tokenizer(section.path, section), rows_of(read_config(section)), section.path)
 

@@ -364,6 +364,26 @@ def test_stamps_see_a_changed_file_in_a_folder_or_behind_a_glob(tmp_path):
     assert file_stamps(paths) != before
 
 
+def test_a_base_depends_on_the_unlabelled_text_of_a_saved_data_set(tmp_path):
+    from llm_unlearn.config.recipe import build_recipe
+    from llm_unlearn.training.pretraining import base_folder
+
+    (tmp_path / "rows.arrow").write_text("one")
+    recipe = build_recipe(
+        {
+            "name": "r",
+            "output_dir": "out",
+            "model": {"architecture": {"model_type": "gpt2"}},
+            "pretrain": {},
+            "data": {"source": str(tmp_path), "verbalizers": {"bad": " bad", "good": " good"}},
+            "poison": {"gaussian": {"fraction": 0.2, "epsilon": 0.1}},
+        }
+    )
+    before = base_folder(recipe)
+    (tmp_path / "rows.arrow").write_text("two")
+    assert base_folder(recipe) != before
+
+
 class TestAdopting:
     @pytest.fixture
     def other(self, tmp_path, caplog) -> Run:
