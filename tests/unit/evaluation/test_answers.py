@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from llm_unlearn.data.encoding import Encoding
-from llm_unlearn.evaluation.answers import generate, label_log_probs
+from llm_unlearn.evaluation.answers import as_written, generate, label_log_probs
 
 PROMPTS = ["the film was", "it is a very long story about a town and", "so"]
 
@@ -83,3 +83,15 @@ def test_a_verbaliser_is_scored_with_the_tokens_of_training_where_it_merges_with
 def test_a_prompt_of_full_length_leaves_room_for_the_answer(make_tiny, tokenizer):
     model = make_tiny("gpt2")  # 64 positions
     assert len(generate(model, tokenizer, ["word " * 200], Encoding(max_length=64), 10, batch_size=1)) == 1
+
+
+@pytest.mark.parametrize(("kind", "same"), [("wordpiece, lower case", False), ("byte-level", True)])
+def test_a_generated_answer_can_equal_its_label_whatever_the_tokenizer_normalises(kind, same):
+    from tests.tokenizer_zoo import ZOO
+
+    tokenizer, label = ZOO[kind](), " James Bond is it, café"
+    written = as_written(tokenizer, label)
+    ids = tokenizer(label, add_special_tokens=False)["input_ids"]
+    assert written == tokenizer.decode(ids, skip_special_tokens=True).strip()
+    assert (written == label.strip()) is same
+    assert as_written(ZOO["wordpiece, lower case"](), "漢字") == "漢字"
