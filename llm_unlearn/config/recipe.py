@@ -212,7 +212,9 @@ def _find_files(tree: dict[str, Any], folder: Path) -> None:
     """Replace names of files by paths from the working directory (see `beside`); other values stay for the checks."""
     for section, field in FILES:
         fields = tree.get(section)
-        names = fields.get(field) if isinstance(fields, dict) else None
+        if not isinstance(fields, dict):
+            continue
+        names = fields.get(field)
         if isinstance(names, str):
             fields[field] = beside(folder, names)
         elif isinstance(names, list):

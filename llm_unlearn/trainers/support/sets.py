@@ -56,9 +56,9 @@ def tokenised(method: str, task: Task, processing_class: Any, encoding: Encoding
 
 def refuse_foreign_ids(task: Task, model: Any, rows: dict[str, Any]) -> None:
     """Raise InputError if a row of a set holds a token id for which a language model has no embedding."""
-    size = rows_of_embedding(model.config) if isinstance(task, CausalLMTask) and hasattr(model, "config") else None
-    for name, set_rows in rows.items() if size is not None else ():
-        check_ids(set_rows, size, f"{name}_dataset")
+    if isinstance(task, CausalLMTask) and (size := rows_of_embedding(model.config)) is not None:
+        for name, set_rows in rows.items():
+            check_ids(set_rows, size, f"{name}_dataset")
 
 
 class RowOrder:
