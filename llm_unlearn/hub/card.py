@@ -17,12 +17,12 @@ from llm_unlearn.hub.package import is_id
 from llm_unlearn.metrics.evidence import DETECTABLE, Status, calibrated, card_evidence
 from llm_unlearn.metrics.intervals import Interval
 from llm_unlearn.reporting import figures
+from llm_unlearn.reporting.contents import Plot
 from llm_unlearn.reporting.figures import Figure
 from llm_unlearn.reporting.formats import number, p_value, percent
 from llm_unlearn.reporting.guide import limits, reproduction
 from llm_unlearn.reporting.markdown import code, escape, table_text
 from llm_unlearn.reporting.pages import LEADS
-from llm_unlearn.reporting.plots import Plot
 from llm_unlearn.reporting.run_results import PLAIN, Results
 from llm_unlearn.reporting.stress_section import stress_section
 from llm_unlearn.reporting.tables import main_table, side_by_side

@@ -11,15 +11,14 @@ from llm_unlearn.reporting import guide
 from llm_unlearn.reporting.analysis_section import analysis_section
 from llm_unlearn.reporting.comparisons import comparisons_section
 from llm_unlearn.reporting.contact_sheet import contact_sheet_section
+from llm_unlearn.reporting.contents import Plot, Report, Section
 from llm_unlearn.reporting.markdown import code, escape, table_text
 from llm_unlearn.reporting.membership_section import membership_section
 from llm_unlearn.reporting.pages import FOLDER, compose_pages, file_name
-from llm_unlearn.reporting.plots import Plot, all_plots
+from llm_unlearn.reporting.plots import all_plots
 from llm_unlearn.reporting.rendering import page_html
 from llm_unlearn.reporting.rendering import report_html as html
-from llm_unlearn.reporting.report_content import Report
 from llm_unlearn.reporting.run_results import Results, read_results
-from llm_unlearn.reporting.section import Section
 from llm_unlearn.reporting.stress_section import stress_section
 from llm_unlearn.reporting.sweep_section import sweep_sections
 from llm_unlearn.reporting.tables import BEST, Table, control_table, kept_table, main_table, present
