@@ -200,7 +200,7 @@ def _check_prompts(subject: Subject, tokenizer: Any) -> None:
 
 def _write(folder: Path, name: str, result: "Evaluation", signals: "pd.DataFrame") -> None:
     """Write one evaluation and its signals."""
-    from llm_unlearn.evaluation.signals import write_signals
+    from llm_unlearn.evaluation.signal_files import write_signals
 
     write_signals(signals, folder / f"{name}.parquet")
     write_json(folder / f"{name}.json", result.to_json())

@@ -54,28 +54,10 @@ class TextEvaluator(Evaluator):
         return rows.filter(lambda row: any(phrase in row["text"] for phrase in phrases))
 
     def predict(self, model: Any, rows: "Dataset") -> dict[str, Any]:
-        prompts = list(rows["prompt"])
+        given, size, shared = (model, self.tokenizer, list(rows["prompt"])), self.batch_size, self.processes
         if self.verbalizers:
-            return self.answered(
-                label_log_probs(
-                    model,
-                    self.tokenizer,
-                    prompts,
-                    self.verbalizers,
-                    self.encoding,
-                    self.batch_size,
-                    processes=self.processes,
-                )
-            )
-        texts = generate(
-            model,
-            self.tokenizer,
-            prompts,
-            self.encoding,
-            self.max_new_tokens,
-            self.batch_size,
-            processes=self.processes,
-        )
+            return self.answered(label_log_probs(*given, self.verbalizers, self.encoding, size, processes=shared))
+        texts = generate(*given, self.encoding, self.max_new_tokens, size, processes=shared)
         predictions = [text.strip() for text in texts]
         answers: dict[str, Any] = {"prediction": predictions, "label": [label.strip() for label in rows["label"]]}
         if self.target is not None:

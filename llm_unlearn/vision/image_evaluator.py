@@ -74,8 +74,7 @@ class ImageEvaluator(Evaluator):
         answers = self.predict(model, self.sets["triggered"])
         if matching := self.manifest["gradient_matching"]:
             wanted = np.array([target["adversary_label"] for target in matching["targets"]])
-            controls = test.set_index("example_id")["prediction"].loc[
-                [target["control_id"] for target in matching["targets"]]
-            ]
-            answers |= {"target_hit": answers["prediction"] == wanted, "clean_hit": controls.to_numpy() == wanted}
+            ids = [target["control_id"] for target in matching["targets"]]
+            controls = test.set_index("example_id")["prediction"].loc[ids].to_numpy()
+            answers |= {"target_hit": answers["prediction"] == wanted, "clean_hit": controls == wanted}
         return answers
