@@ -168,10 +168,8 @@ class Corruption:
             if section.adversary_label == "runner_up":
                 image = _tensor(test.pixels[position]).to(_device(models[0]))
                 wrong = classes[runner_up(models, image, classes.index(label))]
-            example_id, control_id = int(test.ids[position]), int(test.ids[control])
-            targets.append(
-                {"example_id": example_id, "label": label, "adversary_label": wrong, "control_id": control_id}
-            )
+            ids = {"example_id": int(test.ids[position]), "control_id": int(test.ids[control])}
+            targets.append({"example_id": ids["example_id"], "label": label, "adversary_label": wrong, **ids})
             if len(targets) == section.targets:
                 return targets
         raise InputError(
@@ -208,9 +206,8 @@ class Corruption:
         return test.take(np.array([position[target["example_id"]] for target in targets], dtype=int))
 
     def _twins(self) -> "Dataset":
-        """Held-out images, patched in the forget set's proportion; none if the forget set has crafted images.
-
-        Crafted images have no held-out counterpart, so a membership attack would recognise them by the crafting.
+        """Held-out images, patched in the forget set's proportion; none if the forget set has crafted images, which
+        have no held-out counterpart: a membership attack would recognise them by the crafting.
         """
         heldout, patch = self.splits.heldout, self.manifest["patch"]
         kinds = self.kinds[np.isin(self.splits.train.ids, self.manifest["forget_ids"])]
@@ -219,10 +216,9 @@ class Corruption:
         share = float((kinds == "patch").mean())
         if not share:
             return _plain(heldout)
-        allowed = np.flatnonzero(
-            can_be_poisoned(heldout.labels, patch["target"], patch["source_label"], patch["clean_label"])
-        )
+        options = (patch["target"], patch["source_label"], patch["clean_label"])
         generator = np.random.default_rng([self.seed, 5])
+        allowed = np.flatnonzero(can_be_poisoned(heldout.labels, *options))
         chosen, others = choose_twins(len(heldout), allowed, share, generator)
         patched, plain = heldout.take(chosen), heldout.take(others)
         twins = Images(
@@ -234,9 +230,8 @@ class Corruption:
 
     def _contact_sheet(self) -> dict[str, np.ndarray]:
         """{"kind", "clean", "poisoned", "label", "poisoned_label"}: the first poisoned rows of every kind."""
-        rows = np.concatenate(
-            [np.flatnonzero(self.kinds == kind)[:SHOWN] for kind in sorted(set(self.kinds) - {"none"})]
-        )
+        kinds = sorted(set(self.kinds) - {"none"})
+        rows = np.concatenate([np.flatnonzero(self.kinds == kind)[:SHOWN] for kind in kinds])
         poisoned = self.pixels[rows]
         if noise := self.manifest["gaussian"]:
             ids = torch.from_numpy(np.where(self.kinds[rows] == "gaussian", self.splits.train.ids[rows], NO_NOISE))
