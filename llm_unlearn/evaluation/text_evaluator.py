@@ -66,7 +66,6 @@ class TextEvaluator(Evaluator):
 
     @property
     def target(self) -> str | None:
-        """The attacker's answer."""
         return (self.manifest["trigger"] or {}).get("target")
 
     @cached_property

@@ -135,7 +135,6 @@ def analysis_section(results: Results) -> Section | None:
 
 
 def _over_seeds(docs: list[Analysis], of: Callable[[Analysis], float | None]) -> Statistic | None:
-    """One number of the analyses over the seeds that have it."""
     return statistic([of(doc) for doc in docs])
 
 

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,11 +45,8 @@ class Statistic:
 
     @property
     def sd(self) -> float | None:
-        if self.n < 2:
-            return None
-        mean = self.mean
-        if not math.isfinite(mean):
-            return math.nan
+        if self.n < 2 or not math.isfinite(mean := self.mean):
+            return None if self.n < 2 else math.nan
         return math.sqrt(math.fsum((v - mean) ** 2 for v in self.values) / (self.n - 1))
 
     def to_json(self) -> dict[str, Any]:
@@ -105,17 +102,13 @@ class Results:
         """One number of one model over the seeds that have it; None where none does."""
         return statistic([figure(result) for result in self.of(name)])
 
-    def has(self, part: Callable[[Evaluation], object]) -> bool:
-        """Whether any model has a part, such as `lambda r: r.gus`."""
-        return any(part(result) for run in self.runs for result in run.models.values())
-
     @property
     def has_gus(self) -> bool:
-        return self.has(lambda r: r.gus)
+        return any(result.gus for run in self.runs for result in run.models.values())
 
     @property
     def has_attack(self) -> bool:
-        return self.has(lambda r: r.attack)
+        return any(result.attack for run in self.runs for result in run.models.values())
 
     @property
     def damaging(self) -> bool:
@@ -124,7 +117,6 @@ class Results:
 
     @property
     def images(self) -> bool:
-        """Whether the run is of images."""
         return "image_shape" in self.runs[0].poison
 
     @property

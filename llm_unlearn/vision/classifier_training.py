@@ -95,7 +95,6 @@ class ClassifierTraining:
         )
 
     def _arguments(self, n_rows: int) -> TrainingArguments:
-        """The settings as TrainingArguments."""
         return TrainingArguments(
             **trainer_arguments(self.section, self.work_dir, self.seed, self.data_seed, self.quiet),
             # batch norm needs a variance, and a single image has none

@@ -157,6 +157,5 @@ def _norm(tensors: Sequence[Tensor]) -> Tensor:
 
 @torch.no_grad()
 def _accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Share of the images that the model classifies rightly."""
     batches = zip(images.split(_BATCH), labels.split(_BATCH), strict=True)
     return sum(int((model(pixels).argmax(-1) == right).sum()) for pixels, right in batches) / len(labels)

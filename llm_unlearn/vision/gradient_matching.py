@@ -105,7 +105,6 @@ def inner_product(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
 
 
 def _sum(tensors: Iterable[Tensor]) -> Tensor:
-    """The sum of at least one tensor."""
     first, *others = tensors
     return sum(others, start=first)
 

@@ -45,11 +45,9 @@ class Images:
         return len(self.labels)
 
     def take(self, positions: np.ndarray) -> "Images":
-        """The images at some positions."""
         return Images(self.pixels[positions], [self.labels[i] for i in positions], self.ids[positions])
 
     def with_pixels(self, pixels: np.ndarray) -> "Images":
-        """The same labels and ids with other pixels."""
         return replace(self, pixels=pixels)
 
 
@@ -71,11 +69,8 @@ def load_images(section: "VisionDataSection", seed: int) -> ImageSplits:
         InputError: the source cannot be read or split; the message names source, row or field.
     """
     sources = [_source(section, section.train_split, section.files)]
-    if (
-        section.source.startswith(TORCHVISION)
-        or section.test_files
-        or (section.source != DIGITS and not section.files and section.test_split and not _undivided(section))
-    ):
+    divided = section.source != DIGITS and not section.files and section.test_split and not _undivided(section)
+    if section.source.startswith(TORCHVISION) or section.test_files or divided:
         sources.append(_source(section, section.test_split, section.test_files))
     if len(shapes := {pixels.shape[1:] for pixels, _ in sources}) > 1:
         raise InputError(
@@ -158,7 +153,6 @@ def _torchvision(section: "VisionDataSection", train: bool) -> tuple[np.ndarray,
 
 
 def _parquet(files: list[str]) -> Dataset:
-    """The rows of Parquet files."""
     from llm_unlearn.data.readers import expand_files
 
     paths = [str(path) for path in expand_files(files)]
@@ -182,7 +176,6 @@ def _undivided(section: "VisionDataSection") -> bool:
 
 
 def _image_folder(folder: Path) -> Dataset:
-    """One folder of images per label."""
     try:
         # with a pattern, since names such as `test` would be taken for splits
         return load_dataset("imagefolder", data_files={"train": str(folder / "**")}, split="train")
@@ -258,7 +251,6 @@ def as_dataset(images: Images, **columns: Any) -> Dataset:
 
 
 def _png(image: np.ndarray) -> bytes:
-    """An image (C, H, W) uint8 as a PNG file."""
     from PIL import Image as Pillow
 
     picture = Pillow.fromarray(image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0)))

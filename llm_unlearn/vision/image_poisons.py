@@ -138,7 +138,6 @@ class Corruption:
         return choose_rows(len(self.labels), section.fraction, generator, eligible, kind)
 
     def _mark(self, kind: str, rows: np.ndarray) -> list[int]:
-        """Mark rows as poisoned; their ids."""
         self.kinds[rows] = kind
         return sorted(self.splits.train.ids[rows].tolist())
 
@@ -148,7 +147,6 @@ class Corruption:
         return _tensor(self.pixels[rows]).to(device), numbers.to(device)
 
     def _check_class(self, label: str, field: str) -> None:
-        """Raise InputError unless a label is one of the classes."""
         if label not in self.splits.classes:
             raise InputError(f"poison.{field}: '{label}' is none of the classes: {', '.join(self.splits.classes)}")
 
@@ -248,17 +246,14 @@ class Corruption:
 
 
 def _plain(images: Images) -> "Dataset":
-    """A set without poison."""
     return as_dataset(images, poison=["none"] * len(images))
 
 
 def _positions(images: Images) -> dict[int, int]:
-    """Example id → position."""
     return {example_id: i for i, example_id in enumerate(images.ids.tolist())}
 
 
 def _device(model: nn.Module) -> torch.device:
-    """The device of a model's weights."""
     return next(model.parameters()).device
 
 
