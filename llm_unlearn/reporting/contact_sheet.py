@@ -38,14 +38,9 @@ def contact_sheet_section(results: Results) -> Section | None:
         "The first poisoned training images of each kind: above as they were, below as they were trained on, with "
         "the largest change of a pixel (of 255). A label that was changed is shown with an arrow."
     )
-    plot = Plot(
-        "contact_sheet",
-        f"Poisoned images: {named}",
-        note,
-        f"Pairs of clean and poisoned images, labelled {', '.join(sheet['label'].tolist())}.",
-        _draw(sheet, kinds),
-    )
-    return Section("What the poison looks like", "", [], [plot])
+    alt = f"Pairs of clean and poisoned images, labelled {', '.join(sheet['label'].tolist())}."
+    plot = Plot("contact_sheet", f"Poisoned images: {named}", note, alt, _draw(sheet, kinds))
+    return Section("What the poison looks like", plots=[plot])
 
 
 def _draw(sheet: dict[str, np.ndarray], kinds: list[str]) -> bytes:

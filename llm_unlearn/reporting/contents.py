@@ -69,8 +69,6 @@ class Report:
     table: Table
     table_note: str
     sections: list[Section]
-    plots: list[Plot]
-    plots_missing: str
     reading: list[tuple[str, str]]
     limits: list[str]
     reproduction: list[tuple[str, str]]
@@ -79,4 +77,4 @@ class Report:
 
     @property
     def all_plots(self) -> list[Plot]:
-        return [*self.plots, *(plot for section in self.sections for plot in section.plots)]
+        return [plot for section in self.sections for plot in section.plots]

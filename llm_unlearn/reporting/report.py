@@ -69,9 +69,8 @@ def write_report(run_dir: str | Path) -> list[Path]:
 
 def compose(results: Results) -> Report:
     """Turn results into what the report and its pages say, plots included."""
-    plots, numbers = all_plots(results), ", ".join(map(str, results.seeds))
+    numbers = ", ".join(map(str, results.seeds))
     seeds = f"seed {numbers}" if len(results.seeds) == 1 else f"{len(results.seeds)} seeds ({numbers})"
-    missing = results.has_gus and not any(plot.name == "gaussian_scores" for plot in plots)
     title, verdicts = f"Unlearning report: {results.recipe}", [judge(results, name) for name in results.methods]
     return Report(
         title=title,
@@ -83,8 +82,6 @@ def compose(results: Results) -> Report:
         table=main_table(results),
         table_note=_table_note(results),
         sections=_sections(results),
-        plots=plots,
-        plots_missing=MISSING_NOTE * missing,
         reading=guide.reading(results, present(results)),
         limits=[*guide.limits(results), guide.FALSE_ALARMS],
         reproduction=guide.reproduction(results),
@@ -94,7 +91,8 @@ def compose(results: Results) -> Report:
 
 
 def _sections(results: Results) -> list[Section]:
-    control, kept = control_table(results), kept_table(results)
+    control, kept, plots = control_table(results), kept_table(results), all_plots(results)
+    missing = results.has_gus and not any(plot.name == "gaussian_scores" for plot in plots)
     found = [
         contact_sheet_section(results),
         Section("Control", CONTROL_NOTE, [control]) if control else None,
@@ -104,6 +102,7 @@ def _sections(results: Results) -> list[Section]:
         *sweep_sections(results),
         analysis_section(results),
         stress_section(results),
+        Section("Plots", MISSING_NOTE * missing, [], plots),
     ]
     return [section for section in found if section]
 
@@ -124,7 +123,7 @@ def markdown(report: Report) -> str:
     parts += [f"> **Warning.** {escape(text)}" for text in report.warnings]
     parts += [escape(report.poisoned), "\n".join(map(_verdict_line, report.verdicts))]
     parts += ["## All models", table_text(report.table), escape(report.table_note)]
-    for section in [*report.sections, Section("Plots", report.plots_missing, [], report.plots)]:
+    for section in report.sections:
         parts += [f"## {section.title}", escape(section.note)]
         for table in section.tables:
             parts += [f"### {escape(table.title)}" * bool(table.title), table_text(table)]

@@ -76,13 +76,8 @@ def legend_above(fig: Any, axes: Any, columns: int, handlelength: float = 2.0, *
     """One legend over all panels, an entry per label; `handles` stand in for those of their labels."""
     found = {label: h for axis in axes.flat for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     found |= handles
-    fig.legend(
-        found.values(),
-        found.keys(),
-        loc="outside upper center",
-        ncols=min(columns, len(found)),
-        handlelength=handlelength,
-    )
+    place = {"loc": "outside upper center", "ncols": min(columns, len(found)), "handlelength": handlelength}
+    fig.legend(found.values(), found.keys(), **place)
 
 
 @contextmanager

@@ -17,16 +17,8 @@ def classifier_config(recipe: "VisionRecipe", channels: int, size: list[int], cl
         value = getattr(section, name)
         if value is not None and len(value) != channels:
             raise InputError(f"recipe.model.{name}: {len(value)} numbers for images of {channels} channels")
-    return ImageClassifierConfig(
-        section.architecture,
-        image_size=size,
-        channels=channels,
-        mean=section.mean,
-        std=section.std,
-        width=section.width,
-        depth=section.depth,
-        id2label=dict(enumerate(classes)),
-    )
+    shape = {name: getattr(section, name) for name in ("architecture", "mean", "std", "width", "depth")}
+    return ImageClassifierConfig(image_size=size, channels=channels, id2label=dict(enumerate(classes)), **shape)
 
 
 def check_vision(recipe: "VisionRecipe") -> None:
