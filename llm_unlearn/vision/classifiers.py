@@ -158,9 +158,8 @@ def load_classifier(path: str | Path) -> ImageClassifier:
     except InputError:  # says already what is wrong
         raise
     except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"model path {path}: cannot be loaded as an image classifier: {str(error).splitlines()[0]}"
-        ) from None
+        reason = str(error).splitlines()[0]
+        raise InputError(f"model path {path}: cannot be loaded as an image classifier: {reason}") from None
 
 
 def build_network(config: ImageClassifierConfig) -> nn.Module:

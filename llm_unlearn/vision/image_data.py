@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow
 from datasets import ClassLabel, Dataset, Features, Image, Value, load_dataset
 
+from llm_unlearn.data.readers import expand_files
 from llm_unlearn.data.source_files import load_arrow
 from llm_unlearn.data.splits import split_section
 from llm_unlearn.errors import InputError
@@ -104,7 +105,8 @@ def _described(pixels: np.ndarray, labels: list[str]) -> Dataset:
 def _source(section: "VisionDataSection", split: str | None, files: list[str] | None) -> tuple[np.ndarray, list[str]]:
     """The images of files, or of a split of the source."""
     if files:
-        return _of_rows(_parquet(files), section, ", ".join(files))
+        names, paths = ", ".join(files), [str(path) for path in expand_files(files)]
+        return _of_rows(_loaded("parquet", paths, f"data.files: {names} cannot be read as Parquet"), section, names)
     if section.source == DIGITS:
         return _digits(section)
     if section.source.startswith(TORCHVISION):
@@ -114,7 +116,10 @@ def _source(section: "VisionDataSection", split: str | None, files: list[str] | 
         split_folder = folder if split is None or _undivided(section) else folder / split
         if not split_folder.is_dir():
             raise InputError(f"data.source: {folder} has no folder '{split}' beside those of its other splits")
-        return _of_rows(_image_folder(split_folder), section, str(split_folder))
+        what = f"data.source: {split_folder} cannot be read as a folder with one folder of images per label"
+        # with a pattern, since names such as `test` would be taken for splits
+        images = _loaded("imagefolder", {"train": str(split_folder / "**")}, what)
+        return _of_rows(images, section, str(split_folder))
     return _of_rows(load_arrow(section.source, split, section.config_name), section, section.source)
 
 
@@ -152,14 +157,11 @@ def _torchvision(section: "VisionDataSection", train: bool) -> tuple[np.ndarray,
     return _stack(rows, section, section.source)
 
 
-def _parquet(files: list[str]) -> Dataset:
-    from llm_unlearn.data.readers import expand_files
-
-    paths = [str(path) for path in expand_files(files)]
+def _loaded(kind: str, files: Any, what: str) -> Dataset:
     try:
-        return load_dataset("parquet", data_files=paths, split="train")
+        return load_dataset(kind, data_files=files, split="train")
     except (OSError, ValueError) as error:
-        raise InputError(f"data.files: {', '.join(files)} cannot be read as Parquet: {error}") from None
+        raise InputError(f"{what}: {error}") from None
 
 
 def _is_image_folder(folder: Path) -> bool:
@@ -173,16 +175,6 @@ def _undivided(section: "VisionDataSection") -> bool:
     return _is_image_folder(folder) and not any(
         (folder / name).is_dir() for name in (section.train_split, section.test_split) if name
     )
-
-
-def _image_folder(folder: Path) -> Dataset:
-    try:
-        # with a pattern, since names such as `test` would be taken for splits
-        return load_dataset("imagefolder", data_files={"train": str(folder / "**")}, split="train")
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"data.source: {folder} cannot be read as a folder with one folder of images per label: {error}"
-        ) from None
 
 
 def _of_rows(rows: Dataset, section: "VisionDataSection", source: str) -> tuple[np.ndarray, list[str]]:
