@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llm_unlearn.errors import InputError
 from llm_unlearn.files import replacing_file
 from llm_unlearn.metrics.per_example import check_columns
 
@@ -27,10 +28,13 @@ def read_signals(path: Path) -> "pd.DataFrame":
     """Read what `write_signals` wrote.
 
     Raises:
-        InputError: naming the file, and a column that is not of the schema.
+        InputError: naming the file where it cannot be read, and a column that is not of the schema.
     """
     import pandas as pd
     import pyarrow.parquet
 
-    check_columns({field.name: str(field.type) for field in pyarrow.parquet.read_schema(path)}, str(path))
-    return pd.read_parquet(path)
+    try:
+        check_columns({field.name: str(field.type) for field in pyarrow.parquet.read_schema(path)}, str(path))
+        return pd.read_parquet(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); delete it to have {path.stem} evaluated again") from None

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from llm_unlearn.errors import InputError
+from llm_unlearn.files import read_json
 from llm_unlearn.metrics.typed import Result
 from llm_unlearn.reporting.contents import Plot, Section
 from llm_unlearn.reporting.formats import number
-from llm_unlearn.reporting.run_results import Results, Statistic, read_json, statistic
+from llm_unlearn.reporting.run_results import Results, Statistic, statistic
 from llm_unlearn.reporting.style import Style, draw_line, figure, legend_above, png
 from llm_unlearn.reporting.tables import Cell, Table, statistic_cell
 

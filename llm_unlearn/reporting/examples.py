@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llm_unlearn.errors import InputError
+from llm_unlearn.files import read_json
 from llm_unlearn.reporting.contents import Section
 from llm_unlearn.reporting.formats import number, p_value, percent
-from llm_unlearn.reporting.run_results import ONE_PERCENT, Results, read_json
+from llm_unlearn.reporting.run_results import ONE_PERCENT, Results
 from llm_unlearn.reporting.tables import Cell, Table
 from llm_unlearn.reporting.words import attack_words, target
 

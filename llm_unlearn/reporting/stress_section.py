@@ -3,11 +3,12 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from llm_unlearn.files import read_json
 from llm_unlearn.metrics.evidence import ALPHA, LIFT_GAP, attack_under_stress, noise_under_stress
 from llm_unlearn.metrics.typed import Result
 from llm_unlearn.reporting.contents import Plot, Section
 from llm_unlearn.reporting.formats import number
-from llm_unlearn.reporting.run_results import Results, Statistic, read_json, statistic
+from llm_unlearn.reporting.run_results import Results, Statistic, statistic
 from llm_unlearn.reporting.style import draw_line, figure, legend_above, png, styles
 from llm_unlearn.reporting.tables import Cell, Table, statistic_cell
 

@@ -19,6 +19,7 @@ from llm_unlearn.data.readers import expand_files
 from llm_unlearn.data.source_files import load_arrow
 from llm_unlearn.data.splits import split_section
 from llm_unlearn.errors import InputError
+from llm_unlearn.files import file_stamps, fingerprint
 from llm_unlearn.vision.torchvision_guard import require_torchvision
 
 if TYPE_CHECKING:
@@ -106,7 +107,8 @@ def _source(section: "VisionDataSection", split: str | None, files: list[str] | 
     """The images of files, or of a split of the source."""
     if files:
         names, paths = ", ".join(files), [str(path) for path in expand_files(files)]
-        return _of_rows(_loaded("parquet", paths, f"data.files: {names} cannot be read as Parquet"), section, names)
+        rows = _loaded("parquet", paths, paths, f"data.files: {names} cannot be read as Parquet")
+        return _of_rows(rows, section, names)
     if section.source == DIGITS:
         return _digits(section)
     if section.source.startswith(TORCHVISION):
@@ -118,7 +120,7 @@ def _source(section: "VisionDataSection", split: str | None, files: list[str] | 
             raise InputError(f"data.source: {folder} has no folder '{split}' beside those of its other splits")
         what = f"data.source: {split_folder} cannot be read as a folder with one folder of images per label"
         # with a pattern, since names such as `test` would be taken for splits
-        images = _loaded("imagefolder", {"train": str(split_folder / "**")}, what)
+        images = _loaded("imagefolder", {"train": str(split_folder / "**")}, [str(split_folder)], what)
         return _of_rows(images, section, str(split_folder))
     return _of_rows(load_arrow(section.source, split, section.config_name), section, section.source)
 
@@ -157,9 +159,10 @@ def _torchvision(section: "VisionDataSection", train: bool) -> tuple[np.ndarray,
     return _stack(rows, section, section.source)
 
 
-def _loaded(kind: str, files: Any, what: str) -> Dataset:
+def _loaded(kind: str, files: Any, paths: list[str], what: str) -> Dataset:
+    """Rows that `datasets` reads; its cache, which knows files by path and time, is told their content too."""
     try:
-        return load_dataset(kind, data_files=files, split="train")
+        return load_dataset(kind, name=fingerprint(file_stamps(paths))[:16], data_files=files, split="train")
     except (OSError, ValueError) as error:
         raise InputError(f"{what}: {error}") from None
 
