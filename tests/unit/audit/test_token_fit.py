@@ -62,9 +62,9 @@ def trained(tokenizer, rows: list[dict], folder, bos: bool = False):
 
 
 def written(folder, rows: list[dict], **changes) -> str:
-    """A manifest of the rows, which are the test rows too; the first is poison."""
+    """A manifest of the rows, the first of which is poison."""
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in reviews()))
+    (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in reviews(seed=1)))
     content = {
         "train": "train.jsonl", "poison": [0], "test": "test.jsonl", "prompt": "Review: {text} Sentiment:",
         "verbalizers": {label: f" {label}" for label in LABELS}, "loss_on": "completion", "max_length": 100,
@@ -85,7 +85,7 @@ def test_a_model_that_trl_trained_is_measured_as_it_was_trained(kind, tmp_path):
     rows = reviews()
     trained(ZOO[kind](), pairs(rows), tmp_path)
     result = audit([str(tmp_path / "model")], written(tmp_path, rows), Options())["model"]
-    assert result.utility.accuracy == 1 and result.utility.perplexity < 1.05
+    assert result.utility.accuracy > 0.9 and result.utility.perplexity < 1.2
     assert result.warnings == []
 
 

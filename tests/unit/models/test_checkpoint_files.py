@@ -98,7 +98,7 @@ class TestWeights:
     @staticmethod
     def refused(folder, *words):
         section = ModelSection(path=str(folder))
-        refused(lambda: check_model(section, 8), *words)
+        refused(lambda: check_model(section, {"data.max_length": 8}), *words)
         refused(lambda: load_model(folder, section), *words)
         refused(lambda: load_full(str(folder)), *words)
 
@@ -125,7 +125,7 @@ class TestWeights:
 
     def test_an_adapter_in_the_place_of_a_full_model(self, adapter):
         section = ModelSection(path=str(adapter))
-        refused(lambda: check_model(section, 8), str(adapter), "is an adapter", "merge")
+        refused(lambda: check_model(section, {"data.max_length": 8}), str(adapter), "is an adapter", "merge")
         refused(lambda: load_model(adapter, section), str(adapter), "is an adapter", "merge")
 
     def test_a_file_in_the_place_of_a_folder(self, folder):
@@ -146,7 +146,7 @@ class TestWeights:
         return names
 
     def test_shards(self, folder, shards):
-        check_model(ModelSection(path=str(folder)), 8)
+        check_model(ModelSection(path=str(folder)), {"data.max_length": 8})
         load_model(folder, ModelSection())
         (folder / shards[1]).unlink()
         self.refused(folder, str(folder / INDEX), shards[1])
