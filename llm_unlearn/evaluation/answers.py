@@ -11,6 +11,7 @@ from llm_unlearn.distributed.processes import ALONE, Processes
 from llm_unlearn.evaluation.batches import batches, scatter
 from llm_unlearn.models.devices import input_device
 from llm_unlearn.tasks.causal_lm import CausalLMTask
+from llm_unlearn.tasks.probe import pads_left
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -84,7 +85,7 @@ def generate(
         prompts: the texts to complete.
         encoding: how prompts become tokens.
         max_new_tokens: tokens of a completion at most.
-        batch_size: prompts that are completed at a time.
+        batch_size: prompts that are completed at a time; 1 in an architecture that reads padding on the left.
         temperature: None decodes greedily; else tokens are drawn from the whole distribution, by torch's own generator.
         processes: the processes that share the prompts; each gets all texts.
     """
@@ -93,6 +94,8 @@ def generate(
     how = {"do_sample": False} if temperature is None else sampling
     device = input_device(model)
     prompt_ids = [encoding.prompt_ids(tokenizer, prompt, max_new_tokens) for prompt in prompts]
+    if batch_size > 1 and not pads_left(model, tokenizer.pad_token_id):
+        batch_size = 1
     mine: dict[int, list[str]] = {}
     for start in processes.share(range(0, len(prompts), batch_size)):
         part = prompt_ids[start : start + batch_size]

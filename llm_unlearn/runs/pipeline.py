@@ -142,7 +142,7 @@ def check(recipe: Recipe) -> None:
     from transformers import SchedulerType
     from transformers.training_args import OptimizerNames
 
-    from llm_unlearn.runs.method_configs import check_methods
+    from llm_unlearn.runs.method_configs import check_methods, method_config
 
     check_methods(recipe)
     for name, known in (("lr_scheduler_type", SchedulerType), ("optim", OptimizerNames)):
@@ -152,6 +152,13 @@ def check(recipe: Recipe) -> None:
         check_methods(point.recipe)
     check_output_dir(Path(recipe.output_dir), recipe)
     track_of(recipe).check(recipe)
+    parts = (recipe, *(point.recipe for point in points(recipe)))
+    configs = [
+        (method, method_config(part, method, seed=0, output_dir="unused", max_flops=1.0, quiet=True))
+        for part in parts
+        for method in part.unlearn.methods
+    ]
+    track_of(recipe).check_architecture(recipe, configs)
 
 
 def check_output_dir(root: Path, recipe: Recipe) -> None:
