@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +14,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from llm_unlearn.config.sections import LoraSection
-
-logger = logging.getLogger(__name__)
 
 REFERENCE_ADAPTER = "reference"
 
@@ -38,7 +35,6 @@ def lora_config(section: "LoraSection", model: Any) -> Any:
     if modules is None:
         targets = default_targets(model)
         modules, parameters = targets.modules, targets.parameters
-        logger.info("model.lora.target_modules: not given, so %s", targets)
     if parameters and section.dropout:
         raise InputError(
             f"recipe.model.lora.dropout: {section.dropout:g}, but an adapter on the experts of a mixture takes none "

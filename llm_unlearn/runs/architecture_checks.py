@@ -1,5 +1,6 @@
 """What a recipe asks of its model's architecture, tried on the model without its weights, before anything runs."""
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -7,9 +8,12 @@ import torch
 from llm_unlearn.errors import InputError
 from llm_unlearn.models.adapters import new_adapter
 from llm_unlearn.models.bare import bare_model
+from llm_unlearn.models.lora_targets import default_targets
 
 if TYPE_CHECKING:
     from llm_unlearn.config.sections import ModelSection
+
+logger = logging.getLogger(__name__)
 
 
 def check_architecture(section: "ModelSection", configs: list[tuple[str, Any]]) -> None:
@@ -34,6 +38,8 @@ def check_architecture(section: "ModelSection", configs: list[tuple[str, Any]]) 
                 "that it is to predict; give a causal language model"
             )
         if section.lora:
+            if section.lora.target_modules is None:
+                logger.info("model.lora.target_modules: not given, so %s", default_targets(model))
             model = new_adapter(model, section.lora)
         for method, config in configs:
             try:

@@ -1,7 +1,5 @@
 """Where an adapter sits by default: peft's list, else all linear layers but those on which it would be in vain."""
 
-import logging
-
 import pytest
 import torch
 from architectures import tiny_config, tiny_model
@@ -68,12 +66,6 @@ def test_names_tell_layers_apart_whatever_stands_beside_them():
     """`2` alone is the end of CTRL's ffn.2 and, from three blocks on, of a whole block."""
     model = new_adapter(bare("ctrl", n_layer=4), LoraSection(r=2))
     assert adapted(model) == ["Wk", "Wq", "Wv", "dense", "ffn.0", "ffn.2"]
-
-
-def test_the_choice_is_said(caplog):
-    with caplog.at_level(logging.INFO, logger="llm_unlearn"):
-        lora_config(LoraSection(), bare("qwen3_moe"))
-    assert "no choice for qwen3_moe" in caplog.text and "experts" in caplog.text and "q_proj" in caplog.text
 
 
 def test_dropout_on_experts_is_refused():
