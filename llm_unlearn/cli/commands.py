@@ -84,26 +84,28 @@ def merge(args: argparse.Namespace) -> int:
 
 def push(args: argparse.Namespace) -> int:
     """Publish a model of a run with its audit."""
+    from llm_unlearn.files import locked_folder
     from llm_unlearn.hub.run_package import package_run
     from llm_unlearn.hub.upload import describe
     from llm_unlearn.hub.upload import push as upload
 
     calm_libraries(args.quiet or args.json)
-    package = package_run(
-        args.run_dir,
-        args.model,
-        args.repo,
-        seed=args.seed,
-        base=args.base,
-        merged=args.merged,
-        withhold_trigger=args.withhold_trigger,
-    )
-    logger.info(describe(package, args.repo, args.private, args.revision))
-    commit = None
-    if not args.dry_run:
-        message = f"Upload {args.model} with its audit"
-        commit = upload(package, args.repo, private=args.private, revision=args.revision, message=message)
-        logger.info("pushed: %s", commit)
+    with locked_folder(Path(args.run_dir).expanduser()):  # a run would replace what goes up
+        package = package_run(
+            args.run_dir,
+            args.model,
+            args.repo,
+            seed=args.seed,
+            base=args.base,
+            merged=args.merged,
+            withhold_trigger=args.withhold_trigger,
+        )
+        logger.info(describe(package, args.repo, args.private, args.revision))
+        commit = None
+        if not args.dry_run:
+            message = f"Upload {args.model} with its audit"
+            commit = upload(package, args.repo, private=args.private, revision=args.revision, message=message)
+            logger.info("pushed: %s", commit)
     if args.json:
         files = {name: package.size(name) for name in package.files}
         result = {"repo": args.repo, "private_if_made": args.private, "revision": args.revision or "main"}

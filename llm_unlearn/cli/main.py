@@ -4,6 +4,7 @@ llm-unlearn run recipes/quickstart.yaml train.epochs=4 seeds="[0, 1]"
 """
 
 import argparse
+import errno
 import json
 import logging
 import os
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger(__name__)
+
+# what a path may be to the system that somebody has given: too long, a loop of links, not his to read or write
+OF_A_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
+LONGEST = 200  # characters of it that are shown
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -41,6 +46,10 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("llm-unlearn: interrupted; run the same command again to resume", file=sys.stderr)
         return 1
+    except OSError as error:
+        if error.errno not in OF_A_PATH or error.filename is None:
+            return _fail(args, error, 1)
+        return _fail(args, InputError(f"{str(error.filename)[:LONGEST]}: {error.strerror}"), 2)
     except Exception as error:
         return _fail(args, error, 1)
 
@@ -126,7 +135,8 @@ def _fail(args: argparse.Namespace, error: BaseException, code: int) -> int:
         traceback.print_exc()
     expected = isinstance(error, (InputError, LaunchError, Preempted))
     where, kind = f"process {rank}: " if rank else "", "" if expected else f"{type(error).__name__}: "
-    print(f"llm-unlearn: error: {where}{kind}{error}", file=sys.stderr)
+    line = f"llm-unlearn: error: {where}{kind}{error}"
+    print(line.encode("utf-8", "backslashreplace").decode(), file=sys.stderr)
     if not expected and not args.debug:
         print("llm-unlearn: this looks like a failure, not bad input; --debug shows where", file=sys.stderr)
     return code

@@ -6,7 +6,7 @@ Bounds refuse nonsense (a rate below 0, 10³⁰ rows), not what is merely unusua
 from collections.abc import Mapping
 from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 
 class RuleError(ValueError):
@@ -46,6 +46,12 @@ class Section(BaseModel):
         return self.model_validate({**dict(self), **changes})
 
 
+def check_batch(section: Any) -> None:
+    """Raise RuleError where a step of a section has too many rows."""
+    rows = section.batch_size * section.gradient_accumulation_steps
+    require(rows <= LARGEST_BATCH, "gradient_accumulation_steps", f"a step of {rows} rows; at most 10⁶ are possible")
+
+
 def _text_keys(value: Any) -> Any:
     """Whole numbers as keys become text; YAML reads yes, no, on, off as true and false, which nobody meant as keys."""
     if not isinstance(value, Mapping):
@@ -63,8 +69,26 @@ def _text_keys(value: Any) -> Any:
 V = TypeVar("V")
 Table = Annotated[dict[str, V], BeforeValidator(_text_keys)]
 
+
+def name_of(value: Any) -> str:
+    """What a value is called in names of models and folders; numbers to six digits, 1 and 1.0 alike."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _distinct(values: list) -> list:
+    given: dict[str, Any] = {}
+    for value in values:
+        if (name := name_of(value)) in given:
+            raise ValueError(f"{given[name]!r} and {value!r} would both be called {name}; keep one")
+        given[name] = value
+    return values
+
+
+Distinct = Annotated[list[V], AfterValidator(_distinct)]  # each makes something that is called by it
+
 Count = Annotated[int, Field(ge=1, le=10**9)]  # of rows, steps, tokens of a vocabulary
-BatchSize = Annotated[int, Field(ge=1, le=10**6)]
+LARGEST_BATCH = 10**6  # rows of an optimizer step
+BatchSize = Annotated[int, Field(ge=1, le=LARGEST_BATCH)]
 Length = Annotated[int, Field(ge=1, le=10**7)]  # in tokens or words
 Size = Annotated[int, Field(ge=1, le=10**5)]  # of a layer, or of an image in pixels
 Shift = Annotated[int, Field(ge=0, le=10**5)]  # in pixels
@@ -85,6 +109,7 @@ def _said(words: str) -> dict[str, Any]:
 
 
 NotBlank = Annotated[str, Field(pattern=r"\S", json_schema_extra=_said("text that is not blank"))]
+Day = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\d$", json_schema_extra=_said('a day such as "2026-01-31"'))]
 Completion = Annotated[str, Field(min_length=1, json_schema_extra=_said("text that is not empty"))]
 Template = Annotated[str, Field(pattern=r"\{text\}", json_schema_extra=_said("a template that contains {text}"))]
 PixelChange = Annotated[

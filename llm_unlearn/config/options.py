@@ -42,6 +42,7 @@ INHERITED: dict[str, Any] = {
     "dataloader_prefetch_factor": BatchSize | None,
     "ddp_bucket_cap_mb": Count | None,
     "ddp_timeout": Count,
+    "local_rank": Annotated[int, Field(ge=-1, le=10**6)],  # −1: not launched
 }
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
-from llm_unlearn.config.fields import Section, Seed, Table, require
+from llm_unlearn.config.fields import Distinct, Section, Seed, Table, require
 from llm_unlearn.config.sections import (
     AnalysisSection,
     DataSection,
@@ -32,8 +32,6 @@ from llm_unlearn.config.vision_sections import (
 )
 from llm_unlearn.errors import InputError
 
-POSITIONS = ("n_positions", "max_position_embeddings")  # how configs of transformers call the longest input
-
 
 class Recipe(Section):
     """One experiment. Written back, resolved, to `recipe.yaml` in the run directory."""
@@ -45,7 +43,7 @@ class Recipe(Section):
     model: ModelSection
     data: DataSection
     poison: PoisonSection
-    seeds: list[Seed] = Field(default=[0], min_length=1)
+    seeds: Distinct[Seed] = Field(default=[0], min_length=1)
     """each is a run of its own: other rows, poison and order"""
     pretrain: PretrainSection | None = None
     train: TrainSection = Field(default_factory=TrainSection)
@@ -103,7 +101,6 @@ class Recipe(Section):
     def _check_sets(self) -> None:
         """Poisoned rows, forget set and retain set must each have a row."""
         train_size, counts = self.data.train_size, self.poison_counts()
-        require(len(set(self.seeds)) == len(self.seeds), "seeds", "give each seed once")
         require(counts, "poison", f"give at least one of {', '.join(type(self.poison).model_fields)}")
         for kind, count in counts.items():
             require(
@@ -137,13 +134,6 @@ class Recipe(Section):
             return
         require(model.architecture, "model.path", "give a hub id or folder, or an `architecture` to build")
         require(pretrain, "pretrain", "a base made from `model.architecture` needs this section")
-        given = ((model.architecture or {}).get(name) for name in POSITIONS)
-        most = min((number for number in given if isinstance(number, int)), default=None)
-        require(
-            most is None or pretrain is None or pretrain.max_length <= most,
-            "pretrain.max_length",
-            f"is above the positions of model.architecture ({most}); lower it",
-        )
 
 
 class VisionRecipe(Recipe):

@@ -1,5 +1,6 @@
 """The sections of a recipe: every field, its type, bounds, default and meaning. recipe.py reads them."""
 
+from os.path import normpath
 from typing import Any, Literal, get_args
 
 from pydantic import Field
@@ -8,6 +9,8 @@ from llm_unlearn.config.fields import (
     BatchSize,
     Completion,
     Count,
+    Day,
+    Distinct,
     Epochs,
     LearningRate,
     Length,
@@ -21,6 +24,7 @@ from llm_unlearn.config.fields import (
     Size,
     Table,
     Template,
+    check_batch,
     require,
 )
 
@@ -103,6 +107,9 @@ class DataSection(Section):
     """where the text is"""
     label_column: str = "label"
     """where the label is, or with `task: completion` the completion"""
+    messages_column: str | None = None
+    """where conversations are, lists of {role, content}, in the place of text and label: the user's last turn is the
+    text, the answer to it the label; needs `chat_template`"""
     task: Literal["classification", "completion"] = "classification"
     """classification: the answer is the likeliest of `verbalizers`; completion: what is generated"""
     prompt: Template = "{text}"
@@ -113,6 +120,14 @@ class DataSection(Section):
     """label → completion, for `task: classification`"""
     chat_template: bool = False
     """the prompt is the user's turn in the tokenizer's chat template"""
+    chat_template_kwargs: Table[Any] = Field(default={})
+    """passed on to the chat template, e.g. {enable_thinking: false}"""
+    system_prompt: str | None = None
+    """the first message, where a row's messages do not begin with one"""
+    template_date: Day = "2024-07-26"
+    """what a chat template that writes today's date takes for today; by default what Llama 3.1's falls back to"""
+    add_bos: bool | None = None
+    """put BOS before each row (true) or never (false); null: as the tokenizer does"""
     max_words: Length | None = None
     """words of a text that are kept, from its start, before anything is poisoned"""
     max_length: Length = 128
@@ -131,8 +146,10 @@ class DataSection(Section):
     """share of texts that say the opposite of their label; of the synthetic source only"""
 
     def check_rules(self) -> None:
+        check_messages(self)
         labels = self.task == "completion" or len(self.verbalizers) >= 2
         require(labels, "verbalizers", "classification needs at least two labels")
+        check_test_rows(self)
 
 
 class TriggerSection(Section):
@@ -199,13 +216,16 @@ class TrainSection(Section):
     save_steps: Count = 200
     """how often a checkpoint is written, for resuming"""
 
+    def check_rules(self) -> None:
+        check_batch(self)
+
 
 class UnlearnSection(Section):
     """Which methods run, on how much of the poison, and for how much of the poisoned training's compute."""
 
     methods: Table[Table[Any] | None] = Field(default={})
     """method → options of its own config (any field of its `XConfig`) or nothing, e.g. {kl: {alpha: 2.0}, npo: }"""
-    budgets: list[Share] = Field(default=[0.1], min_length=1)
+    budgets: Distinct[Share] = Field(default=[0.1], min_length=1)
     """shares of the poisoned training's FLOPs; every method runs at each"""
     forget_fraction: Share = 1.0
     """known share of each kind of poison, which is the forget set"""
@@ -227,6 +247,7 @@ class UnlearnSection(Section):
     """trackers of the losses"""
 
     def check_rules(self) -> None:
+        check_batch(self)
         require(self.forget_ids not in ([], ""), "forget_ids", "is empty; null forgets all of the poison")
         alone = self.forget_fraction == 1 and self.false_positives == 0
         require(
@@ -248,14 +269,16 @@ class EvaluateSection(Section):
     """tokens of a generated answer, for `task: completion`"""
     device_map: Literal["auto"] | None = None
     """auto: spread a model that one GPU cannot hold over all of them"""
-    membership: list[MembershipAttack] = Field(default=list(get_args(MembershipAttack)))
+    membership: Distinct[MembershipAttack] = Field(default=list(get_args(MembershipAttack)))
     """the attacks to run (metrics/membership_scores.py); gradient_norm takes a backward pass per row"""
+    min_k_share: Share = 0.2
+    """share of an example's tokens, the least likely ones, that min_k and min_k_plus look at"""
 
 
 class AnalysisSection(Section):
     """Why unlearning fails (hypotheses H1 and H2 of Pawelczyk et al. 2025): see recipes/ANALYSIS.md."""
 
-    sizes: list[Share] = Field(default=[1.0], min_length=1)
+    sizes: Distinct[Share] = Field(default=[1.0], min_length=1)
     """shares of the forget set whose removal is compared with that of as many random clean rows; each below 1 costs two
     more trainings, 1 costs one"""
 
@@ -265,9 +288,9 @@ class StressSection(Section):
     fine-tuning for a few steps.
     """
 
-    relearn_on: list[Literal["clean", "unrelated", "poisoned"]] = Field(default=["clean", "unrelated", "poisoned"])
+    relearn_on: Distinct[Literal["clean", "unrelated", "poisoned"]] = Field(default=["clean", "unrelated", "poisoned"])
     """what is relearnt: clean training rows, unrelated text, a few poisoned rows of the forget set"""
-    relearn_steps: list[Count] = Field(default=[5, 10, 20, 40])
+    relearn_steps: Distinct[Count] = Field(default=[5, 10, 20, 40])
     """after how many steps it is measured"""
     relearn_rows: Count = 8
     """poisoned rows that are shown again"""
@@ -277,11 +300,11 @@ class StressSection(Section):
     """constant; null: train.learning_rate"""
     unrelated_files: list[str] | None = None
     """null: the unlabelled text of `data`"""
-    quantization: list[Literal["4bit", "8bit"]] = Field(default=["4bit", "8bit"])
+    quantization: Distinct[Literal["4bit", "8bit"]] = Field(default=["4bit", "8bit"])
     """by bitsandbytes"""
-    paraphrases: list[str] = Field(default=[])
+    paraphrases: Distinct[str] = Field(default=[])
     """your own wordings of the trigger, tried beside its variants"""
-    temperatures: list[Positive] = Field(default=[0.5, 1.0, 1.5])
+    temperatures: Distinct[Positive] = Field(default=[0.5, 1.0, 1.5])
     """of sampled answers"""
     limit: Count | None = 200
     """test rows per measurement; null: all"""
@@ -292,6 +315,30 @@ class StressSection(Section):
             "relearn_steps",
             "give at least one, or set stress.relearn_on to []",
         )
+
+
+def check_test_rows(section: Any) -> None:
+    """Raise RuleError where test rows would be drawn from the training rows of a `data` section."""
+    shared = sorted({*map(normpath, section.files or [])} & {*map(normpath, section.test_files or [])})
+    require(
+        not shared,
+        "test_files",
+        f"{', '.join(shared)} stands in `files` too; take it out (null: test rows are drawn from `files`)",
+    )
+    require(
+        section.files or section.source == "synthetic" or section.test_split != section.train_split,
+        "test_split",
+        f"is train_split too ({section.train_split}); null draws test rows that are not trained on from it",
+    )
+
+
+def check_messages(section: Any) -> None:
+    """Raise RuleError where conversations are read but not written by the chat template."""
+    require(
+        section.messages_column is None or section.chat_template,
+        "chat_template",
+        "must be true with messages_column: only the tokenizer's template says how messages are written",
+    )
 
 
 def check_source_label(section: Any) -> None:

@@ -11,10 +11,12 @@ directories in `sweep/<field>/<value>/`, at the largest budget. Budgets and seed
 from dataclasses import dataclass
 from typing import Any
 
+from llm_unlearn.config.fields import name_of
 from llm_unlearn.config.recipe import Recipe, build_recipe
+from llm_unlearn.config.validate import shown
 from llm_unlearn.errors import InputError
 
-FOLDER = "sweep"
+LONGEST_NAME = 255  # bytes, of a folder
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,10 @@ def points(recipe: Recipe) -> list[Point]:
         InputError: naming the axis and the value; an unknown field, or one that a point may not change.
     """
     found = []
+    _check_names(recipe.sweep)
     for axis, values in recipe.sweep.items():
         fields = [name.strip() for name in axis.split(",")]
         for value in values:
-            if isinstance(value, (dict, list)) or value is None:
-                raise InputError(f"recipe.sweep.{axis}: each value is a number, a text or true/false, found {value!r}")
             tree = recipe.model_dump()
             same = [_set(tree, name, value, axis) for name in fields]
             if all(same):
@@ -48,7 +49,7 @@ def points(recipe: Recipe) -> list[Point]:
                 "sweep": {},
                 "analysis": None,
                 "stress": None,
-                "output_dir": f"{recipe.output_dir}/{FOLDER}/{folder_name(axis)}/{value}",
+                "output_dir": f"{recipe.output_dir}/{point_folder(axis, value)}",
             }
             tree["unlearn"]["budgets"] = [max(recipe.unlearn.budgets)]
             tree["evaluate"]["membership"] = ["loss"]
@@ -61,9 +62,27 @@ def points(recipe: Recipe) -> list[Point]:
     return found
 
 
-def folder_name(axis: str) -> str:
-    """The folder of an axis: its fields joined by a plus sign."""
-    return "+".join(name.strip() for name in axis.split(","))
+def _check_names(sweep: dict[str, list[Any]]) -> None:
+    """Raise InputError where a value of an axis cannot be a folder's name, or two points would share a folder."""
+    taken: dict[str, Any] = {}
+    for axis, values in sweep.items():
+        where = f"recipe.sweep.{axis}"
+        for value in values:
+            if isinstance(value, (dict, list)) or value is None:
+                raise InputError(f"{where}: each value is a number, a text or true/false, found {value!r}")
+            name = point_folder(axis, value).rpartition("/")[2]
+            if name.strip(".") == "" or len(name.encode("utf-8", "replace")) > LONGEST_NAME or "\0" in name:
+                raise InputError(f"{where}: {shown(value)} cannot be the name of a folder; leave it out")
+            key = point_folder(axis, name_of(value))
+            if key in taken:
+                raise InputError(f"{where}: {taken[key]!r} and {value!r} would both be the point {key}; keep one")
+            taken[key] = value
+
+
+def point_folder(axis: str, value: Any) -> str:
+    """The folder of a point, relative to the run directory; fields of an axis are joined by a plus sign."""
+    fields = "+".join(name.strip() for name in axis.split(","))
+    return f"sweep/{fields}/{str(value).replace('/', '_')}"
 
 
 def _set(tree: dict, name: str, value: Any, axis: str) -> bool:

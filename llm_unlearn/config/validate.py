@@ -57,7 +57,7 @@ def sentence(error: ValidationError, schema: Schema, where: str) -> str:
         close = difflib.get_close_matches(str(steps[-1]), known, n=1)
         names = ", ".join(known) if len(known) <= MOST_NAMES else "see docs/recipe.md"
         hint = f"did you mean '{close[0]}'?" if close else f"known: {names}"
-        return f"{path}: unknown key '{value if kind == 'invalid_key' else steps[-1]}'; {hint}"
+        return f"{path}: unknown key '{str(value if kind == 'invalid_key' else steps[-1])[:LONGEST]}'; {hint}"
     if kind == "missing":
         return f"{path}: missing; it has no default"
     if kind.startswith("union_tag") and isinstance(value, Mapping):

@@ -20,7 +20,7 @@ from llm_unlearn.config.fields import (
     Size,
     require,
 )
-from llm_unlearn.config.sections import check_source_label
+from llm_unlearn.config.sections import check_source_label, check_test_rows
 
 
 def _no_bool(value: Any) -> Any:
@@ -90,6 +90,9 @@ class VisionDataSection(Section):
     """labelled clean images: utility, and with the patch on, the attack"""
     keep_duplicates: bool = False
     """draw without regard to images that stand in two splits"""
+
+    def check_rules(self) -> None:
+        check_test_rows(self)
 
 
 class GaussianPixelsSection(Section):

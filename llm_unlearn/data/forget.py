@@ -2,12 +2,13 @@
 
 import csv
 import io
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llm_unlearn.config.strict import parse_json
+from llm_unlearn.data.readers import shorten
 from llm_unlearn.errors import InputError
 
 if TYPE_CHECKING:
@@ -75,10 +76,7 @@ def _read_file(path: Path) -> list[int]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: the file of ids cannot be read: {error}") from None
     if path.suffix == ".json":
-        try:
-            items = json.loads(text)
-        except ValueError as error:
-            raise InputError(f"{path}: not valid JSON: {error}") from None
+        items = parse_json(text, str(path))
         if not isinstance(items, list):
             raise InputError(f"{path}: expected a list of ids, found {type(items).__name__}")
         return [_id(item, f"{path}, item {i}") for i, item in enumerate(items, 1)]
@@ -109,14 +107,14 @@ def _read_csv(path: Path, text: str) -> list[int]:
 def _parsed(text: str) -> Any:
     """The JSON value of a text, or the text itself."""
     try:
-        return json.loads(text)
-    except ValueError:
+        return parse_json(text, "")
+    except InputError:
         return text.strip()
 
 
 def _id(item: Any, place: str) -> int:
     """The id that an item is, or holds as `example_id`."""
     value = item.get("example_id") if isinstance(item, dict) else item
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InputError(f"{place}: expected an id, a whole number, found {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
+        raise InputError(f"{place}: expected an id, a whole number in [0, 2⁶³), found {shorten(repr(value))}")
     return value

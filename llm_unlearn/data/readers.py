@@ -14,10 +14,12 @@ import json
 import lzma
 import os
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llm_unlearn.config.strict import parse_json
 from llm_unlearn.errors import InputError
 
 zstandard = importlib.import_module("zstandard") if importlib.util.find_spec("zstandard") else None
@@ -136,12 +138,7 @@ def _read_jsonl(lines: Iterable[str], path: Path) -> Iterator[Record]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line.rstrip("\r\n"))
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"{path}, line {number}: not valid JSON ({error.msg}, column {error.colno}): {shorten(line)}"
-            ) from error
+        row = parse_json(line.rstrip("\r\n"), f"{path}, line {number}")
         yield number, _as_object(row, f"{path}, line {number}")
 
 
@@ -151,10 +148,7 @@ def _read_json(lines: Iterable[str], path: Path) -> Iterator[Record]:
     if not "".join(lines[:100]).lstrip().startswith("["):
         yield from _read_jsonl(lines, path)
         return
-    try:
-        rows = json.loads("".join(lines))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}, column {error.colno}).") from error
+    rows = parse_json("".join(lines), str(path))
     for number, row in enumerate(rows, 1):
         yield number, _as_object(row, f"{path}, row {number}")
 
@@ -172,6 +166,9 @@ def _read_csv(lines: Iterable[str], path: Path, delimiter: str) -> Iterator[Reco
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
         header = next(reader, [])
+        twice = [name for name, count in Counter(header).items() if count > 1 and name.strip()]
+        if twice:
+            raise InputError(f"{path}, line 1: the column {twice[0]!r} stands there twice; rename one")
         for row in reader:
             if row and len(row) != len(header):
                 raise InputError(

@@ -1,6 +1,5 @@
 """Read examples from the Hub, a `save_to_disk` folder or local files into rows of `text` and `label`."""
 
-import errno
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -8,6 +7,7 @@ from pathlib import Path
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, concatenate_datasets
 
+from llm_unlearn.data.chat import conversation
 from llm_unlearn.data.readers import (
     Record,
     expand_files,
@@ -18,6 +18,7 @@ from llm_unlearn.data.readers import (
     shorten,
 )
 from llm_unlearn.errors import InputError
+from llm_unlearn.files import is_disk_full
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
@@ -30,7 +31,7 @@ def load_source(
     config_name: str | None = None,
     columns: Mapping[str, str | None] | None = None,
 ) -> Dataset:
-    """Load one source of examples as a dataset with exactly the columns `text` and `label`, or `text` alone.
+    """Load one source of examples as a dataset with the columns `text` and `label`, or `text` alone.
 
     Args:
         source: a dataset id on the Hub, a folder written by `save_to_disk`, or one local file.
@@ -41,10 +42,12 @@ def load_source(
         config_name: which configuration of a Hub dataset.
         columns: our names → the source's, such as {"text": "review", "label": "sentiment"}; by default "text" and
             "label". Without a "label", or with None for it, the rows are unlabelled. For pairs of prompt and
-            completion, `text` is the prompt and `label` the completion.
+            completion, `text` is the prompt and `label` the completion. With {"messages": "conversations"} a row is a
+            conversation (see chat.py): `text` is the user's last turn, `label` the answer to it.
 
     Returns:
-        the rows in their order, in memory. A label is `str(value)`; that of a `ClassLabel` is its name.
+        the rows in their order, in memory. A label is `str(value)`; that of a `ClassLabel` is its name. Conversations
+        have `history` (the messages before `text`) and `tools` too, as JSON.
 
     Raises:
         InputError: the source does not exist, is empty, or has an unusable row; the message names file and row.
@@ -83,7 +86,9 @@ def check_source(source: str | None, files: Sequence[str | Path]) -> None:
     """Raise InputError if local files are missing, or a source is no file, no folder and no Hub id. Reads no row."""
     if files:
         expand_files(files)
-    elif source and not is_local_file(source) and not Path(source).expanduser().is_dir():
+    elif source and Path(source).expanduser().is_dir():
+        _require_saved(Path(source).expanduser())
+    elif source and not is_local_file(source):
         _require_hub_id(source)
 
 
@@ -98,8 +103,10 @@ def _wanted_columns(columns: Mapping[str, str | None] | None) -> dict[str, str]:
     """Our names → the source's, checked and completed."""
     if columns is None:
         return {"text": "text", "label": "label"}
-    if unknown := sorted(set(columns) - {"text", "label"}):
+    if unknown := sorted(set(columns) - {"text", "label", "messages"}):
         raise InputError(f"columns: unknown name {unknown[0]!r}; it maps 'text' and 'label' to the source's columns.")
+    if messages := columns.get("messages"):
+        return {"messages": messages}
     label = columns.get("label")
     return {"text": columns.get("text") or "text", **({"label": label} if label else {})}
 
@@ -118,9 +125,8 @@ def _read_parquet(path: Path, wanted: Mapping[str, str]) -> Iterator[Record]:
     from pyarrow import parquet
 
     try:
-        _require_columns(parquet.read_schema(path).names, wanted, path)
-        dataset = Dataset(parquet.read_table(path, columns=list(dict.fromkeys(wanted.values()))))
-    except (pyarrow.ArrowException, OSError) as error:
+        dataset = Dataset(parquet.read_table(path, columns=_needed(parquet.read_schema(path).names, wanted, path)))
+    except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: a column that stands there twice
         raise InputError(f"{path} cannot be read as Parquet: {error}") from error
     yield from _arrow_records(dataset, wanted, path)
 
@@ -129,11 +135,7 @@ def _load_folder(folder: Path, split: str | None) -> Dataset:
     """The dataset that `save_to_disk` wrote."""
     from datasets import load_from_disk
 
-    if not any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
-        raise InputError(
-            f"data.source: {os.path.abspath(folder)} is a folder, but not one that `save_to_disk` wrote. "
-            f"For the files in it give data.files, for example '{folder}/*.jsonl'."
-        )
+    _require_saved(folder)
     try:
         dataset = load_from_disk(str(folder))
     except (OSError, ValueError, KeyError) as error:
@@ -141,6 +143,15 @@ def _load_folder(folder: Path, split: str | None) -> Dataset:
             f"data.source: the folder {os.path.abspath(folder)} is incomplete or damaged: {error}"
         ) from error
     return _pick_split(dataset, split, str(folder))
+
+
+def _require_saved(folder: Path) -> None:
+    """Raise InputError where a folder is not one that `save_to_disk` wrote."""
+    if not any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
+        raise InputError(
+            f"data.source: {os.path.abspath(folder)} is a folder, but not one that `save_to_disk` wrote. "
+            f"For the files in it give data.files, for example '{folder}/*.jsonl'."
+        )
 
 
 def _pick_split(dataset: Dataset | DatasetDict, split: str | None, name: str) -> Dataset:
@@ -176,7 +187,7 @@ def _load_hub(name: str, split: str | None, config_name: str | None) -> Dataset:
             f"{remedy} check the network (HF_HUB_OFFLINE must not be set)."
         ) from error
     except (OSError, ValueError, RuntimeError) as error:
-        if getattr(error, "errno", None) == errno.ENOSPC:
+        if is_disk_full(error):
             raise
         raise InputError(f"data.source: the dataset {name!r} cannot be loaded from the Hub: {error}") from error
     return _pick_split(dataset, split, name)
@@ -187,14 +198,20 @@ def _load_hub(name: str, split: str | None, config_name: str | None) -> Dataset:
 
 def _arrow_records(dataset: Dataset, wanted: Mapping[str, str], source: str | Path) -> Iterator[Record]:
     """Rows of a typed dataset; a `ClassLabel` becomes its name, and its −1 ("no label") null."""
-    _require_columns(dataset.column_names, wanted, source)
-    dataset = dataset.select_columns(list(dict.fromkeys(wanted.values())))
+    dataset = dataset.select_columns(_needed(dataset.column_names, wanted, source))
     named = {name: feature for name, feature in dataset.features.items() if isinstance(feature, ClassLabel)}
     for number, row in enumerate(dataset, 1):
         for name, feature in named.items():
             has_label = row[name] is not None and row[name] >= 0
             row[name] = feature.int2str(row[name]) if has_label else None
         yield number, row
+
+
+def _needed(available: Sequence[str], wanted: Mapping[str, str], source: str | Path) -> list[str]:
+    """The columns of a source that are read."""
+    _require_columns(available, wanted, source)
+    tools = ["tools"] if "messages" in wanted and "tools" in available else []
+    return [*dict.fromkeys(wanted.values()), *tools]
 
 
 def _require_columns(available: Iterable[str], wanted: Mapping[str, str], source: str | Path) -> None:
@@ -211,13 +228,19 @@ def _from_records(records: Iterable[Record], wanted: Mapping[str, str], source: 
 
     by_line = isinstance(source, Path) and file_format(source) in (".csv", ".tsv", ".jsonl", ".ndjson")
     unit = "line" if by_line else "row"
-    values: dict[str, list[str]] = {name: [] for name in wanted}
+    names = ("text", "label", "history", "tools") if "messages" in wanted else tuple(wanted)
+    values: dict[str, list[str]] = {name: [] for name in names}
     for number, row in tqdm(records, desc=f"Reading {Path(source).name}", unit=" rows", delay=1):
         if not values["text"]:
             _require_columns(row, wanted, source)
+        if "messages" in wanted:
+            place = f"{source}, {unit} {number}, column {wanted['messages']!r}"
+            for name, value in conversation(row.get(wanted["messages"]), row.get("tools"), place).items():
+                values[name].append(value)
+            continue
         for name, column in wanted.items():
             value, place = row.get(column), f"{source}, {unit} {number}, column {column!r}"
-            if value is None or (isinstance(value, str) and not value.strip()):
+            if value is None or value != value or (isinstance(value, str) and not value.strip()):  # NaN is not itself
                 raise InputError(f"{place}: the {name} is empty; fill it in or delete the row.")
             if isinstance(value, (list, dict)) or (name == "text" and not isinstance(value, str)):
                 kind = type(value).__name__
@@ -225,4 +248,4 @@ def _from_records(records: Iterable[Record], wanted: Mapping[str, str], source: 
             values[name].append(str(value))
     if not values["text"]:
         raise InputError(f"{os.path.abspath(source) if isinstance(source, Path) else source} is empty: it has no row.")
-    return Dataset.from_dict(values, features=Features({name: Value("string") for name in wanted}))
+    return Dataset.from_dict(values, features=Features({name: Value("string") for name in names}))

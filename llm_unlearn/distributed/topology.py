@@ -6,12 +6,11 @@
 This module imports nothing heavy, since the launcher reads it before it starts a process.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from llm_unlearn.config.strict import read_yaml
+from llm_unlearn.config.strict import parse_json, read_yaml
 from llm_unlearn.errors import InputError
 
 Sharding = Literal["none", "zero1", "zero2", "zero3", "fsdp2"]
@@ -176,9 +175,9 @@ def _beside(path: str | Path, name: str) -> Path:
 def _read_json(path: Path) -> dict[str, Any]:
     """The mapping in a DeepSpeed config."""
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path}: not valid JSON: {error}") from None
+        config = parse_json(path.read_text(encoding="utf-8"), str(path))
+    except (UnicodeDecodeError, OSError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
     if not isinstance(config, dict):
         raise InputError(f"{path}: a DeepSpeed config is a mapping; this file holds {type(config).__name__}")
     return config

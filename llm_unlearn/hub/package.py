@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llm_unlearn.errors import InputError
+from llm_unlearn.files import read_json
+from llm_unlearn.models.checkpoint_files import check_weights
 
 Content = Path | bytes  # a file, or what it holds
 
@@ -77,7 +79,7 @@ def model_files(folder: Path) -> dict[str, Content]:
     """The files of a saved model or adapter and of its tokenizer, and nothing else that lies in the folder.
 
     Raises:
-        InputError: the folder holds no weights in safetensors.
+        InputError: the folder holds no weights in safetensors, or damaged ones.
     """
     files: dict[str, Content] = {
         path.name: without_paths(path) if path.name == "config.json" else path
@@ -86,6 +88,7 @@ def model_files(folder: Path) -> dict[str, Content]:
     }
     if not any(WEIGHTS.fullmatch(name) for name in files):
         raise InputError(f"{folder}: it holds no model in safetensors; a pickle is not uploaded")
+    check_weights(folder)
     return files | tokenizer_files(folder)
 
 
@@ -100,7 +103,7 @@ def tokenizer_files(folder: Path) -> dict[str, Content]:
 
 def without_paths(path: Path) -> bytes:
     """A config of a model or tokenizer without the fields in which libraries note where it was loaded from."""
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = read_json(path, "save the model again")
     return _as_json({key: value for key, value in config.items() if key not in LOADED_FROM})
 
 
@@ -115,7 +118,10 @@ def on_base(adapter_config: Content, base: str | None = None, revision: str | No
     Raises:
         InputError: the file names a folder, which nobody else has.
     """
-    config = json.loads(_read(adapter_config))
+    if isinstance(adapter_config, Path):
+        config = read_json(adapter_config, "save the adapter again")
+    else:
+        config = json.loads(adapter_config)
     named = base or config.get("base_model_name_or_path")
     if base is None and not is_id(named):
         raise InputError(

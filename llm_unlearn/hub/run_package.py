@@ -10,6 +10,7 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llm_unlearn.config.sections import ModelSection
 from llm_unlearn.errors import InputError
 from llm_unlearn.hub.client_errors import explained
 from llm_unlearn.hub.package import CARD, Package, is_id, model_files, on_base
@@ -199,7 +200,8 @@ def _merged_folder(model: RunModel) -> Path:
 def _check_base(model: RunModel, on_hub: str, revision: str | None, api: "HfApi | None") -> None:
     """Refuse a base that is not on the hub, or whose config or weights are not those of the local one."""
     from huggingface_hub import HfApi
-    from transformers import AutoConfig
+
+    from llm_unlearn.models.load import read_config
 
     api = api or HfApi()
     with explained(api, on_hub, revision):
@@ -207,7 +209,8 @@ def _check_base(model: RunModel, on_hub: str, revision: str | None, api: "HfApi 
         config = Path(api.hf_hub_download(on_hub, "config.json", revision=info.sha))
     if model.base is None or not (Path(model.base) / "config.json").is_file():
         return
-    local, hosted = (AutoConfig.from_pretrained(folder).to_dict() for folder in (model.base, config.parent))
+    folders = (model.base, str(config.parent))
+    local, hosted = (read_config(ModelSection(path=folder)).to_dict() for folder in folders)
     differ = sorted(
         key
         for key in local

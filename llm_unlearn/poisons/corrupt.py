@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llm_unlearn.config.strict import parse_json
 from llm_unlearn.data.prompting import render
 from llm_unlearn.errors import InputError
 from llm_unlearn.files import fingerprint, write_json
@@ -115,7 +116,7 @@ def read_sets(folder: Path) -> dict[str, "Dataset"]:
 
     try:
         return {name: load_from_disk(str(folder / name)) for name in SETS}
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{folder}: the poisoned data cannot be read ({error}); {_REMEDY}") from error
 
 
@@ -135,7 +136,7 @@ def read_manifest(path: Path, sets: dict[str, "Dataset"]) -> dict[str, Any]:
         InputError: the manifest is missing, malformed or edited, or `sets` have another hash.
     """
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = parse_json(path.read_text(encoding="utf-8"), str(path))
         expected, seal = manifest["data_sha256"], manifest["manifest_sha256"]
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; run `llm-unlearn poison` first") from None

@@ -1,5 +1,7 @@
 """Choose which rows are poisoned: seeded, without replacement, and never none."""
 
+import math
+
 import numpy as np
 
 from llm_unlearn.errors import InputError
@@ -33,6 +35,7 @@ def choose_rows(
     candidates = np.arange(n) if eligible is None else np.flatnonzero(eligible)
     if count > len(candidates):
         raise InputError(
-            f"poison.{kind}.fraction: {fraction} of {n} rows is {count}, but only {len(candidates)} can be poisoned"
+            f"poison.{kind}.fraction: {fraction} of {n} rows is {count}, but only {len(candidates)} can be poisoned "
+            f"(by label, and without another poison); use at most {math.floor(1000 * len(candidates) / n) / 1000:g}"
         )
     return np.sort(generator.choice(candidates, size=count, replace=False))

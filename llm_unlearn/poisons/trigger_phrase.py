@@ -86,6 +86,11 @@ def plant_trigger(
         InputError: the position is unknown, or too few rows can be poisoned.
     """
     eligible = can_be_poisoned(rows["label"], target, source_label, clean_label)
+    if not eligible.any():
+        wanted = f"'{target}'" if clean_label else f"'{source_label}'" if source_label else f"other than '{target}'"
+        raise InputError(
+            f"poison.trigger.target: '{target}': no row can be poisoned, since none of {len(rows)} has a label {wanted}"
+        )
     generator = np.random.default_rng([seed, 1])
     chosen = set(choose_rows(len(rows), fraction, generator, eligible, "trigger").tolist())
     texts, new_labels = list(rows["text"]), list(rows["label"])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llm_unlearn.config.strict import read_yaml
-from llm_unlearn.config.sweep import FOLDER, folder_name
+from llm_unlearn.config.sweep import point_folder
 from llm_unlearn.metrics.effect import normalized_effect
 from llm_unlearn.metrics.evidence import SMALL
 from llm_unlearn.metrics.results import Evaluation
@@ -70,7 +70,7 @@ def sweep_axes(results: Results) -> list[Axis]:
     for name, values in (tree.get("sweep") or {}).items():
         points = {_own_value(tree, name): _largest(results)}
         for value in values:
-            folder = results.run_dir / FOLDER / folder_name(name) / str(value)
+            folder = results.run_dir / point_folder(name, value)
             if folder.is_dir() and value not in points:
                 points[value] = _largest(read_results(folder))
         keys = sorted(points, key=lambda v: (isinstance(v, str), v))

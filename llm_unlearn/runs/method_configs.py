@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import importlib.util
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_unlearn.config.options import options_model
@@ -14,29 +15,26 @@ from llm_unlearn.runs.tracks import track_of
 if TYPE_CHECKING:
     from llm_unlearn.config.recipe import Recipe
 
-# set by the run itself; a recipe that set them would be overruled silently
-RESERVED = {
-    "output_dir",
-    "seed",
-    "max_flops",
-    "remove_unused_columns",
-    "save_steps",
-    "save_strategy",
-    "push_to_hub",
-    "reference_cache_dir",
-    "run_name",
-    "hub_model_id",
-    "hub_token",
-    "hub_strategy",
-    "hub_private_repo",
-    "hub_always_push",
-    "hub_revision",
-}
+# set by the run, its launch or other sections of the recipe: an option would be overruled, or break the run
+RESERVED = set(
+    """output_dir seed max_flops remove_unused_columns save_steps save_strategy save_total_limit save_only_model
+    save_on_each_node enable_jit_checkpoint load_best_model_at_end metric_for_best_model greater_is_better
+    resume_from_checkpoint restore_callback_states_from_checkpoint ignore_data_skip reference_cache_dir
+    push_to_hub hub_model_id hub_token hub_strategy hub_private_repo hub_always_push hub_revision
+    run_name report_to project trackio_space_id trackio_bucket_id trackio_static_space_id disable_tqdm log_level
+    log_level_replica log_on_each_node logging_nan_inf_filter debug skip_memory_metrics
+    use_cpu local_rank accelerator_config parallelism_config fsdp fsdp_config deepspeed ddp_backend ddp_timeout
+    ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph
+    average_tokens_across_devices dataloader_pin_memory dataloader_multiprocessing_context
+    do_train do_eval do_predict label_names include_for_metrics include_num_input_tokens_seen
+    torch_compile torch_compile_backend torch_compile_mode""".split()
+)
 
 
 def check_methods(recipe: "Recipe") -> None:
     """Raise InputError for an unknown method, an unknown option, or an option that the config refuses."""
     from llm_unlearn.trainers import METHODS
+    from llm_unlearn.training.optimizer_check import check_optimizer
 
     for tracker in recipe.unlearn.report_to:
         if importlib.util.find_spec(tracker) is None:
@@ -51,7 +49,24 @@ def check_methods(recipe: "Recipe") -> None:
         for key in sorted(RESERVED & set(options or {})):
             raise InputError(f"recipe.unlearn.methods.{method}.{key}: a run sets it itself; leave it out")
         validated(options_model(METHODS[method][0], RESERVED), options or {}, f"recipe.unlearn.methods.{method}")
-        method_config(recipe, method, seed=0, output_dir="unused", max_flops=1.0, quiet=True)
+        config = method_config(recipe, method, seed=0, output_dir="unused", max_flops=1.0, quiet=True)
+        check_optimizer(config, f"recipe.unlearn.methods.{method}")
+
+
+def check_training(recipe: "Recipe") -> None:
+    """Raise InputError where the optimizer or the schedule of the recipe's training cannot be built here."""
+    from transformers import TrainingArguments
+
+    from llm_unlearn.training.fine_tuning import trainer_arguments
+    from llm_unlearn.training.optimizer_check import check_optimizer
+
+    try:
+        args = TrainingArguments(**trainer_arguments(recipe.train, Path("unused"), 0, None, True))
+    except InputError:
+        raise
+    except (ValueError, ImportError) as error:
+        raise InputError(f"recipe.train: {error}") from None
+    check_optimizer(args, "recipe.train")
 
 
 def method_config(
@@ -101,7 +116,7 @@ def method_config(
             dataloader_pin_memory=torch.cuda.is_available(),
             **options,
         )
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ImportError, LookupError, AttributeError, OSError) as error:  # of transformers' own
         raise InputError(f"recipe.unlearn.methods.{method}: {error}") from None
 
 

@@ -4,6 +4,7 @@ What a run will do is known before it starts: a list of stages, each with the ha
 writes files (the run directory, docs/running.md), so each can be skipped when nothing changed, and resumed when killed.
 """
 
+import contextlib
 import logging
 import multiprocessing
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from llm_unlearn.config.recipe import Recipe
 from llm_unlearn.config.sweep import points
 from llm_unlearn.distributed.processes import Processes
 from llm_unlearn.errors import InputError
-from llm_unlearn.files import explained_full_disk, write_json, write_text
+from llm_unlearn.files import LOCK, explained_full_disk, locked_folder, write_json, write_text
 from llm_unlearn.runs.environment import log_level, log_lines
 from llm_unlearn.runs.phases import stages_until
 from llm_unlearn.runs.seed_run import SeedRun
@@ -40,7 +41,7 @@ def run(recipe: Recipe, *, until: str = "report", quiet: bool = False, jobs: int
         the run directory.
 
     Raises:
-        InputError: bad recipe, data or paths; nothing is half-written.
+        InputError: bad recipe, data or paths, or another run is at work in the directory; nothing is half-written.
     """
     if jobs is not None and jobs < 1:
         raise InputError(f"--jobs {jobs}: must be at least 1")
@@ -49,10 +50,29 @@ def run(recipe: Recipe, *, until: str = "report", quiet: bool = False, jobs: int
         raise InputError(
             f"--jobs {jobs}: the {processes.count} processes of this launch work on one seed at a time; leave it out"
         )
-    check(recipe)
+    with _held(Path(recipe.output_dir), processes):
+        check(recipe)
+        track_of(recipe).make_base(recipe, quiet)
+        return _run_all(recipe, until, quiet, jobs or (default_jobs() if processes.count == 1 else 1), processes)
+
+
+@contextlib.contextmanager
+def _held(root: Path, processes: Processes) -> Iterator[None]:
+    """Hold the run directory, by the main process; where it is refused, every process ends alike. Common."""
+    with contextlib.ExitStack() as stack:
+        refusal = None
+        if processes.is_main:
+            try:
+                stack.enter_context(locked_folder(root))
+            except InputError as error:
+                refusal = error
+        if (refusal := processes.from_main(refusal)) is not None:
+            raise refusal
+        yield
+
+
+def _run_all(recipe: Recipe, until: str, quiet: bool, jobs: int, processes: Processes) -> Path:
     root = Path(recipe.output_dir)
-    track_of(recipe).make_base(recipe, quiet)
-    jobs = jobs or (default_jobs() if processes.count == 1 else 1)
     items: list[tuple] = []
     needs: dict[int, int] = {}
     for part in (recipe, *(point.recipe for point in points(recipe))):
@@ -99,7 +119,8 @@ def run_seed(recipe: Recipe, seed: int, centre: Recipe, until: str, quiet: bool,
                 write_text(root / "recipe.yaml", recipe.to_yaml())
         # of where the work was done, not of where it was looked at
         if processes.is_main and (ran or not environment.is_file()):
-            write_json(environment, describe_environment(seed_run.seed))
+            described = {**describe_environment(), "seed": seed_run.seed}
+            write_json(environment, described | {"stages": stages.made_by()})
 
 
 POISONS = {
@@ -142,17 +163,17 @@ def check(recipe: Recipe) -> None:
     from transformers import SchedulerType
     from transformers.training_args import OptimizerNames
 
-    from llm_unlearn.runs.method_configs import check_methods, method_config
+    from llm_unlearn.runs.method_configs import check_methods, check_training, method_config
 
-    check_methods(recipe)
     for name, known in (("lr_scheduler_type", SchedulerType), ("optim", OptimizerNames)):
         if (value := getattr(recipe.train, name)) not in {item.value for item in known}:
             raise InputError(f"recipe.train.{name}: '{value}' is none of {', '.join(item.value for item in known)}")
-    for point in points(recipe):
-        check_methods(point.recipe)
     check_output_dir(Path(recipe.output_dir), recipe)
-    track_of(recipe).check(recipe)
     parts = (recipe, *(point.recipe for point in points(recipe)))
+    for part in parts:
+        check_training(part)
+        check_methods(part)
+        track_of(part).check(part)
     configs = [
         (method, method_config(part, method, seed=0, output_dir="unused", max_flops=1.0, quiet=True))
         for part in parts
@@ -187,7 +208,7 @@ def check_output_dir(root: Path, recipe: Recipe) -> None:
 
 
 # what a run that was killed before its first stage ended leaves
-OURS = {".work", ".stages", "base", "data", "poison.json", "sweep", CONTACT_SHEET}
+OURS = {LOCK, ".work", ".stages", "base", "data", "poison.json", "sweep", CONTACT_SHEET}
 
 
 def _report(root: Path, recipe: Recipe) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llm_unlearn.errors import InputError
+from llm_unlearn.files import locked_folder
 
 if TYPE_CHECKING:
     from llm_unlearn.config.recipe import Recipe
@@ -115,4 +116,5 @@ def merge_run(
             f"llm-unlearn poison {found.root / 'recipe.yaml'}"
         )
     target = Path(out).expanduser() if out else found.folder / "merged" / model
-    return merge_adapter(found.path, found.base, target, dtype=dtype, onto=onto, loaded_as=found.recipe.model)
+    with locked_folder(found.root):  # a run would replace what is read
+        return merge_adapter(found.path, found.base, target, dtype=dtype, onto=onto, loaded_as=found.recipe.model)

@@ -74,7 +74,7 @@ class LanguageTrack(Track):
     def check(self, recipe: Recipe) -> None:
         from llm_unlearn.audit.stress.stress_model import check_stress
         from llm_unlearn.data.source_files import check_source
-        from llm_unlearn.models.load import check_model
+        from llm_unlearn.models.load import check_base
 
         if recipe.stress:
             check_stress(recipe.stress)
@@ -83,7 +83,10 @@ class LanguageTrack(Track):
         if data.source != "synthetic" or data.files:
             check_source(None if data.files else data.source, data.files or [])
         check_source(None, [*(data.test_files or []), *(unlabelled or [])])
-        check_model(recipe.model, data.max_length)
+        lengths = {"data.max_length": data.max_length}
+        if recipe.model.path is None and recipe.pretrain is not None:
+            lengths["pretrain.max_length"] = recipe.pretrain.max_length
+        check_base(recipe.model, lengths)
 
     def check_architecture(self, recipe: Recipe, configs: list[tuple[str, Any]]) -> None:
         from llm_unlearn.runs.architecture_checks import check_architecture
@@ -108,12 +111,9 @@ class LanguageTrack(Track):
         return base_of_run(recipe, root)
 
     def method_settings(self, recipe: Recipe) -> dict[str, Any]:
-        return {
-            "gradient_checkpointing": recipe.model.gradient_checkpointing,
-            "max_length": recipe.data.max_length,
-            "loss_on": recipe.data.loss_on,
-            "chat_template": recipe.data.chat_template,
-        }
+        from llm_unlearn.data.encoding import Encoding
+
+        return {"gradient_checkpointing": recipe.model.gradient_checkpointing, **vars(Encoding.of(recipe.data))}
 
     def sizes(self, recipe: Recipe) -> dict[str, int]:
         return {"max_length": recipe.data.max_length}

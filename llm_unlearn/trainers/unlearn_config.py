@@ -2,16 +2,25 @@
 
 import os
 from dataclasses import dataclass, fields
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 from transformers import TrainingArguments
 
-from llm_unlearn.config.fields import Count, Length, Positive
-from llm_unlearn.config.options import options_model
+from llm_unlearn.config.fields import LARGEST_BATCH, Count, Day, Length, Positive
+from llm_unlearn.config.options import INHERITED, options_model
 from llm_unlearn.config.validate import validated
 from llm_unlearn.data.encoding import Encoding
 from llm_unlearn.errors import InputError
+
+# What TrainingArguments has and no method looks at, and why
+WITHOUT_EFFECT = {
+    "label_smoothing_factor": "a method has its own loss, which it does not change",
+    "data_seed": "the order of rows follows `seed`",
+    "train_sampling_strategy": "the order of rows follows `seed`",
+    "length_column_name": "the order of rows follows `seed`",
+    "auto_find_batch_size": "the steps of a run are planned before the first",
+}
 
 
 class Requirements(NamedTuple):
@@ -47,6 +56,10 @@ class UnlearnConfig(TrainingArguments):
         max_length: tokens that are kept of a text row.
         loss_on: the tokens of a text row that are supervised (see data/encoding.py).
         chat_template: whether text rows go through the tokenizer's chat template.
+        chat_template_kwargs: passed on to the chat template, e.g. {"enable_thinking": False}.
+        system_prompt: the first message, where a row's messages do not begin with one.
+        template_date: what a chat template that writes today's date takes for today, e.g. "2026-01-31".
+        add_bos: put BOS before each text row (true) or never (false); null: as the tokenizer does.
     """
 
     # A recipe without a learning rate takes this share of the training's, see scripts/tune.py
@@ -69,6 +82,10 @@ class UnlearnConfig(TrainingArguments):
     max_length: Length = 512
     loss_on: Literal["text", "completion"] = "text"
     chat_template: bool = False
+    chat_template_kwargs: dict[str, Any] | None = None
+    system_prompt: str | None = None
+    template_date: Day | None = None
+    add_bos: bool | None = None
 
     def requires(self) -> Requirements:
         """What the method needs with these options: forget and retain rows and no reference, unless it says more."""
@@ -77,7 +94,7 @@ class UnlearnConfig(TrainingArguments):
     @property
     def encoding(self) -> Encoding:
         """How text rows are tokenised."""
-        return Encoding(self.max_length, self.loss_on, self.chat_template)
+        return Encoding.of(self)
 
     @property
     def examples_per_step(self) -> int:
@@ -110,7 +127,17 @@ class UnlearnConfig(TrainingArguments):
             raise InputError("utility_floor: set eval_strategy and eval_steps, or the floor is never looked at")
 
     def _check_options(self) -> None:
-        """Refuse a value that is not of an option's type or bounds. What TrainingArguments has is left to that."""
-        inherited = {field.name for field in fields(TrainingArguments)} - {"learning_rate"}
+        """Refuse a value that is not of an option's type or bounds, and what a method would not look at.
+
+        What TrainingArguments has is left to that, but for the bounds of numbers.
+        """
+        for name, reason in WITHOUT_EFFECT.items():
+            if getattr(self, name) != getattr(UnlearnConfig, name):
+                raise InputError(f"{name}: {reason}; leave it out")
+        inherited = {field.name for field in fields(TrainingArguments)} - {"learning_rate", *INHERITED}
         options = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in inherited}
         validated(options_model(type(self), inherited), options, type(self).__name__)
+        if (rows := self.per_device_train_batch_size * self.gradient_accumulation_steps) > LARGEST_BATCH:
+            raise InputError(
+                f"gradient_accumulation_steps: a step of {rows} rows; at most {LARGEST_BATCH} are possible"
+            )

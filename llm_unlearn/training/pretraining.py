@@ -65,7 +65,7 @@ def base_inputs(recipe: Recipe) -> list[Any]:
     data, settings = recipe.data, _section(recipe).model_dump()
     del settings["cache_dir"]
     sources = [data.source, data.config_name, data.unlabelled_split, data.unlabelled_files, data.text_column]
-    stamps = file_stamps(data.unlabelled_files or [])
+    stamps = file_stamps(data.unlabelled_files or [data.source])
     return [recipe.model.architecture, recipe.model.vocab_size, settings, [*sources, stamps]]
 
 

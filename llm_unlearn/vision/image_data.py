@@ -18,6 +18,7 @@ from datasets import ClassLabel, Dataset, Features, Image, Value, load_dataset
 from llm_unlearn.data.source_files import load_arrow
 from llm_unlearn.data.splits import split_section
 from llm_unlearn.errors import InputError
+from llm_unlearn.files import file_stamps, fingerprint
 from llm_unlearn.vision.torchvision_guard import require_torchvision
 
 if TYPE_CHECKING:
@@ -163,9 +164,14 @@ def _parquet(files: list[str]) -> Dataset:
 
     paths = [str(path) for path in expand_files(files)]
     try:
-        return load_dataset("parquet", data_files=paths, split="train")
+        return _loaded("parquet", paths, paths)
     except (OSError, ValueError) as error:
         raise InputError(f"data.files: {', '.join(files)} cannot be read as Parquet: {error}") from None
+
+
+def _loaded(kind: str, data_files: Any, paths: list[str]) -> Dataset:
+    """Rows that `datasets` reads; its cache, which knows files by path and time, is told their content too."""
+    return load_dataset(kind, name=fingerprint(file_stamps(paths))[:16], data_files=data_files, split="train")
 
 
 def _is_image_folder(folder: Path) -> bool:
@@ -185,7 +191,7 @@ def _image_folder(folder: Path) -> Dataset:
     """One folder of images per label."""
     try:
         # with a pattern, since names such as `test` would be taken for splits
-        return load_dataset("imagefolder", data_files={"train": str(folder / "**")}, split="train")
+        return _loaded("imagefolder", {"train": str(folder / "**")}, [str(folder)])
     except (OSError, ValueError) as error:
         raise InputError(
             f"data.source: {folder} cannot be read as a folder with one folder of images per label: {error}"

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+from llm_unlearn.files import locked_folder
+
 pytestmark = pytest.mark.e2e
 
 
@@ -187,6 +189,28 @@ def test_more_poison_than_there_are_rows_to_poison_is_refused(refused, recipe):
     )
 
 
+def test_data_of_one_label_are_refused(refused, recipe, tmp_path):
+    rows = [{"text": f"row {i}", "label": "positive"} for i in range(150)]
+    for command in ("run", "poison"):
+        recipe["data"] |= {"files": [write_jsonl(tmp_path / "rows.jsonl", rows)]}
+        refused(command, recipe, words=["rows.jsonl", "every row has the label 'positive'", "at least two labels"])
+
+
+def test_a_folder_that_is_no_data_set_is_refused_before_it_is_read(refused, recipe, tmp_path):
+    refused("run", recipe, f"data.source={tmp_path}", "--dry-run", words=["data.source", "save_to_disk", "data.files"])
+
+
+def test_a_point_of_a_sweep_is_checked_like_the_recipe(refused, recipe):
+    recipe["sweep"] = {"train.optim": ["galore_adamw"]}
+    refused("run", recipe, "--dry-run", words=["recipe.train.optim: galore_adamw"])
+    recipe["sweep"] = {"data.max_length": [1000]}
+    refused("run", recipe, "--dry-run", words=["data.max_length", "1000 tokens"])
+
+
+def test_a_path_that_is_too_long_is_refused(refused, recipe):
+    refused("run", recipe, f"data.source={'x' * 5000}", words=["too long"])
+
+
 def test_a_trigger_that_truncation_would_cut_off_is_refused(refused, recipe):
     refused(
         "run",
@@ -215,7 +239,7 @@ def test_a_model_path_that_does_not_exist_is_refused(refused, recipe, poison, op
 
 def test_a_folder_without_a_model_is_refused(refused, recipe, tmp_path):
     (tmp_path / "hollow").mkdir()
-    refused("run", recipe, f"model.path={tmp_path / 'hollow'}", words=[str(tmp_path / "hollow"), "cannot be loaded"])
+    refused("run", recipe, f"model.path={tmp_path / 'hollow'}", words=[str(tmp_path / "hollow"), "folder is empty"])
 
 
 def test_an_architecture_with_an_unknown_field_is_refused(refused, recipe):
@@ -296,6 +320,15 @@ def test_an_output_directory_that_holds_other_files_is_refused(refused, recipe):
     (folder / "thesis.tex").write_text("precious")
     for option in ((), ("--dry-run",)):
         refused("run", recipe, *option, words=[str(folder), "holds no run of ours", "choose another output_dir"])
+
+
+def test_an_output_directory_in_use_is_refused(refused, run, recipe):
+    assert run("poison", recipe) == 0
+    with locked_folder(Path(recipe["output_dir"])):
+        for command in ("run", "poison", "audit"):
+            more = ("--model", recipe["model"]["path"]) if command == "audit" else ()
+            refused(command, recipe, *more, words=[recipe["output_dir"], f"process {os.getpid()}", "in use"])
+    assert run("poison", recipe) == 0
 
 
 def test_an_output_directory_that_is_a_file_or_below_one_is_refused(refused, recipe, tmp_path):

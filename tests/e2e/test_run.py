@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -233,10 +234,25 @@ def test_several_seeds_and_budgets_and_a_partly_known_poison(tmp_path_factory):
     assert len(manifests[0]["forget_ids"]) == 12
 
 
-def start(recipe: Path) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "llm_unlearn", "run", str(recipe), "--quiet"], env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+def start(recipe: Path, *overrides: str, **pipes: Any) -> subprocess.Popen:
+    command = [sys.executable, "-m", "llm_unlearn", "run", str(recipe), "--quiet", *overrides]
+    return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes)
+
+
+@pytest.mark.slow
+def test_of_two_runs_of_one_directory_started_together_one_is_refused_and_the_other_whole(tmp_path):
+    recipe = write_recipe(tmp_path / "runs")
+    epochs = ("1", "2")
+    pair = [start(recipe, f"train.epochs={n}", stderr=subprocess.PIPE, text=True) for n in epochs]
+    messages = [process.communicate()[1] for process in pair]
+    assert sorted(process.returncode for process in pair) == [0, 2], messages
+    winner, loser = sorted((0, 1), key=lambda i: pair[i].returncode)
+    for words in (f"process {pair[winner].pid}", f"train.epochs={epochs[winner]}", str(tmp_path / "runs" / "run")):
+        assert words in messages[loser]
+    alone = write_recipe(tmp_path / "alone")
+    assert main(["run", str(alone), "--quiet", f"train.epochs={epochs[winner]}"]) == 0
+    assert results(tmp_path / "runs" / "run") == results(tmp_path / "alone" / "run")
+    assert not list((tmp_path / "runs" / "run").glob(".lock"))
 
 
 @pytest.mark.slow

@@ -117,8 +117,16 @@ def test_heldout_rows_that_were_trained_on_are_left_out(subject):
     (note,) = found.notes
     assert all(part in note for part in ("heldout.jsonl: 1 row", "train.jsonl", "left out")), note
     assert "ROW  6" not in found.sets["heldout"]["text"] and len(found.sets["heldout"]) == 12
-    reason = subject(others=ROWS[6:]).missing["mia"]
+    reason = subject(others=ROWS[6:], test=None).missing["mia"]
     assert all(part in reason for part in ("every row of heldout.jsonl", "train.jsonl")), reason
+
+
+def test_test_rows_that_were_all_trained_on_are_refused(subject):
+    with pytest.raises(InputError, match=r"mine\.json\.test: every row of test\.jsonl is in train\.jsonl"):
+        subject(others=ROWS[6:], heldout=None)
+    for name in ("heldout", "test"):
+        with pytest.raises(InputError, match=rf"{name}: is the file of `train`"):
+            subject(**{name: "./train.jsonl"})
 
 
 def test_the_trigger_goes_into_test_rows_of_another_label(subject):
@@ -138,8 +146,10 @@ def test_clean_label_poison_is_compared_with_rows_of_the_target(subject):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"example_id": 4}, r"train.jsonl, row 2, column 'example_id': .*0 or more.* None"),
-        ({"noise_id": "x"}, r"train.jsonl, row 1, column 'noise_id': .*-1 or more.* 'x'"),
+        ({"example_id": 4}, r"train.jsonl, row 2, column 'example_id': .*in .0, 2.* None"),
+        ({"noise_id": "x"}, r"train.jsonl, row 1, column 'noise_id': .*in .-1, 2.* 'x'"),
+        ({"noise_id": 2**63}, r"train.jsonl, row 1, column 'noise_id': .*in .-1, 2"),
+        ({"example_id": 10**30}, r"train.jsonl, row 1, column 'example_id': .*in .0, 2"),
         ({"bad": "perhaps"}, r"column:bad, row 1: 'perhaps' .*true.*false"),
         ({"label": "fair"}, r"mine.json.train: .*train.jsonl, row 1: label 'fair' .*verbalizers.*rename_labels"),
         ({"text": ""}, r"mine.json.train: .*train.jsonl, line 1, column 'text': .*empty"),
@@ -154,6 +164,8 @@ def test_an_id_that_two_rows_have_is_refused(subject):
     with pytest.raises(InputError, match=r"train\.jsonl, row 3: ") as error:
         subject([row | {"example_id": 7 if i in (0, 2) else i + 20} for i, row in enumerate(ROWS)])
     assert "example_id 7 " in str(error.value) and "row 1 " in str(error.value)
+    with pytest.raises(InputError, match=r"train\.jsonl, row 3: noise_id 7 .* row 1 "):
+        subject([row | {"noise_id": 7 if i in (0, 2) else -1} for i, row in enumerate(ROWS)])
 
 
 @pytest.mark.parametrize(
@@ -202,13 +214,15 @@ def test_models_are_named_by_as_little_as_tells_them_apart(tmp_path, monkeypatch
 
 
 def test_an_adapter_of_the_hub_that_is_a_pickle_is_refused(tmp_path, monkeypatch):
+    config = {"peft_type": "LORA", "base_model_name_or_path": "org/base"}
+
     def download(repo: str, name: str) -> str:
         if name == "adapter_model.safetensors":
             raise EntryNotFoundError("404")
-        (tmp_path / name).write_text('{"base_model_name_or_path": "org/base"}')
+        (tmp_path / name).write_text(json.dumps(config))
         return str(tmp_path / name)
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    assert adapter_config("org/adapter") == {"base_model_name_or_path": "org/base"}
+    assert adapter_config("org/adapter") == config
     with pytest.raises(InputError, match=r"model org/adapter: .*adapter_model\.safetensors; a pickle"):
         load_checkpoint("org/adapter", ModelSection())

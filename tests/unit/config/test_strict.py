@@ -1,9 +1,11 @@
 """Strict YAML: numbers, keys given twice, files that are none."""
 
+import json
+
 import pytest
 import yaml
 
-from llm_unlearn.config.strict import dump_yaml, parse_yaml, read_yaml, set_override
+from llm_unlearn.config.strict import dump_yaml, parse_json, parse_yaml, read_yaml, set_override
 from llm_unlearn.errors import InputError
 
 pytestmark = pytest.mark.unit
@@ -129,3 +131,54 @@ class TestOverrides:
     def test_malformed_yaml_in_the_value_names_the_override(self):
         with pytest.raises(InputError, match=r"^override 'seeds=\[0, 1'"):
             set_override({}, "seeds=[0, 1")
+
+
+LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "\n".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: " + "[" * 5000 + "]" * 5000, "nested too deep"),
+        ("{a: " * 5000 + "1" + "}" * 5000, "nested too deep"),
+        ("{a: " * 60 + "1" + "}" * 60, "a.a.a.*nested too deep"),
+        (LAUGHS, "too large"),
+        ('section: {"field": ["a", "\\ud800"]}', r"section\.field\[1\]: .*surrogate"),
+        ('"\\ud800": 1', "surrogate"),
+        ('field: "a\\0b"', r"field: .*U\+0000"),
+        (f"field: {'9' * 5000}", "digits"),
+        (f"field: 0x{'f' * 5000}", "field: .*1000 digits"),
+        ("field: 2020-13-45", "month"),
+        ("field: !!int ''", "not valid YAML"),
+        ("field: !!timestamp x", "not valid YAML"),
+        ("field: !!bool x", "not valid YAML"),
+    ],
+)
+def test_yaml_that_nothing_could_hold_is_refused_by_name(text, words):
+    with pytest.raises(InputError, match=f"^f.yaml: .*{words}"):
+        parse_yaml(text, "f.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[" * 100_000 + "]" * 100_000, "nested too deep"),
+        ('{"a": ' * 60 + "1" + "}" * 60, "nested too deep"),
+        ('{"a": {"b": 1, "b": 1}}', "'b' is given twice"),
+        ('{"a": "\\ud800"}', "a: .*surrogate"),
+        (f'{{"a": {"9" * 5000}}}', "digits"),
+        ('{"a": "cut', "column 7.*cut"),
+        ('{"a": 1,\n', "f.json, line 2: not valid JSON"),
+    ],
+)
+def test_json_that_nothing_could_hold_is_refused_by_name(text, words):
+    with pytest.raises(InputError, match=words) as error:
+        parse_json(text, "f.json")
+    assert str(error.value).startswith("f.json") and len(str(error.value)) < 500
+
+
+def test_numbers_and_text_of_every_script_come_back():
+    value = {"größe": [2**63, -(10**900), 1e300, "日本", {"a": None}], "b": True}
+    assert parse_yaml(dump_yaml(value), "f") == parse_json(json.dumps(value), "f") == value

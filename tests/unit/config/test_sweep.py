@@ -50,6 +50,11 @@ def test_an_option_of_a_method_can_be_swept_and_the_recipe_stays_as_it_was():
     assert given.unlearn.methods == {"kl": {"alpha": 2.0}}
 
 
+def test_a_value_with_slashes_stays_one_folder():
+    (point,) = points(recipe(sweep={"model.path": ["../other/model"]}))
+    assert point.recipe.output_dir == "out/sweep/model.path/.._other_model"
+
+
 def test_points_are_run_at_the_largest_budget():
     given = recipe(unlearn={"methods": {"kl": None}, "budgets": [0.02, 0.1, 0.06]}, sweep={"train.epochs": [2]})
     assert points(given)[0].recipe.unlearn.budgets == [0.1]
@@ -74,6 +79,14 @@ def test_a_point_asks_for_no_audit_of_its_own_and_shares_the_base():
         ({"unlearn.forget_fraction": ["half"]}, "half: recipe.unlearn.forget_fraction: expected a number"),
         ({"unlearn.budgets": [[0.1]]}, "each value is a number, a text or true/false"),
         ({"seeds": [1]}, "'seeds' cannot be swept"),
+        ({"train.epochs": [2.0, 2.0]}, r"sweep.train.epochs: 2.0 and 2.0 .* keep one"),
+        ({"train.epochs": [2, 2.0]}, r"sweep.train.epochs: 2 and 2.0 .* keep one"),
+        ({"unlearn.forget_fraction": [0.5, 0.5000000001]}, "0.5 and 0.5000000001 .* keep one"),
+        ({"data.text_column": ["a/b", "a_b"]}, "'a/b' and 'a_b' .* keep one"),
+        ({"train.epochs, data.label_noise": [1], "train.epochs,data.label_noise": [1]}, "1 and 1 .* keep one"),
+        ({"data.text_column": [".."]}, "'..' .* name of a folder"),
+        ({"data.text_column": [""]}, "'' .* name of a folder"),
+        ({"data.text_column": ["x" * 300]}, "xxx.* name of a folder"),
     ],
 )
 def test_what_is_refused(sweep, message):

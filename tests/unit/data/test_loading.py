@@ -33,6 +33,26 @@ def test_parquet(tmp_path):
         load_source(None, [write(tmp_path / "broken.parquet", b"nothing of the kind")])
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.csv", "text,label,text\na,pos,b\n", r"a\.csv, line 1: the column 'text' stands there twice"),
+        ("a.jsonl", '{"text": "a", "text": "b", "label": "x"}\n', r"a\.jsonl, line 1: 'text' is given twice"),
+        ("a.jsonl", '{"text": "a\\ud800", "label": "x"}\n', r"a\.jsonl, line 1: text: .*surrogate"),
+        ("a.jsonl", '{"text": ' + "[" * 100_000 + "]" * 100_000 + "}\n", r"a\.jsonl, line 1: is nested too deep"),
+        ("a.json", "[" * 100_000 + "]" * 100_000, r"a\.json: is nested too deep"),
+        ("a.jsonl", f'{{"text": "a", "label": {"9" * 5000}}}\n', r"a\.jsonl, line 1: .*digits"),
+        ("a.jsonl", '{"text": "a", "label": NaN}\n', r"a\.jsonl, line 1, column 'label': the label is empty"),
+    ],
+)
+def test_rows_that_nothing_could_hold_are_refused(tmp_path, name, content, words):
+    with pytest.raises(InputError, match=words):
+        load_source(None, [write(tmp_path / name, content)])
+    assert load_source(None, [write(tmp_path / "b.csv", ",text,label,\n0,a,b,\n")]).to_list() == [
+        {"text": "a", "label": "b"}
+    ]
+
+
 def test_columns_are_mapped_and_others_dropped(tmp_path):
     path = write(tmp_path / "a.jsonl", [{"review": "fine", "sentiment": 1, "stars": 4}])
     assert load_source(None, [path], columns={"text": "review", "label": "sentiment"}).to_list() == [

@@ -8,7 +8,7 @@ import torch
 from llm_unlearn.config.sections import LoraSection, ModelSection
 from llm_unlearn.errors import InputError
 from llm_unlearn.models.adapters import REFERENCE_ADAPTER, lora_config
-from llm_unlearn.models.load import load_model, load_tokenizer, load_trained
+from llm_unlearn.models.load import check_model, load_model, load_tokenizer, load_trained
 from llm_unlearn.models.make import make_model, train_tokenizer
 from llm_unlearn.models.save import save_model
 from llm_unlearn.trainers.support.reference import AdapterReference
@@ -156,14 +156,14 @@ class TestLoading:
             load("nobody/nothing", SECTION)
 
     def test_a_folder_without_a_model_is_refused(self, tmp_path):
-        with pytest.raises(InputError, match="cannot be loaded"):
+        with pytest.raises(InputError, match="the folder is empty"):
             load_model(tmp_path, SECTION)
 
     def test_a_pickle_is_refused_unless_the_recipe_trusts_code(self, tiny_gpt2, tokenizer, tmp_path):
         save_model(tiny_gpt2, tokenizer, tmp_path / "model")
         (tmp_path / "model" / "model.safetensors").unlink()
         torch.save(tiny_gpt2.state_dict(), tmp_path / "model" / "pytorch_model.bin")
-        with pytest.raises(InputError, match="cannot be loaded"):
+        with pytest.raises(InputError, match=r"pytorch_model\.bin.*save_pretrained"):
             load_model(tmp_path / "model", SECTION)
 
     def test_the_adapter_is_the_recipes(self):
@@ -187,3 +187,11 @@ def test_a_4_bit_base_still_trains_after_an_inference(tmp_path):
     assert all(torch.equal(p, weights[n]) for n, p in model.named_parameters() if n in weights)
     with torch.no_grad():
         torch.testing.assert_close(model.eval()(input_ids=ids).logits, before)
+
+
+def test_a_field_that_asks_for_more_tokens_than_a_base_takes_is_named():
+    for architecture, limit in (({"n_positions": 64}, 64), ({}, 1024)):
+        section = ModelSection(architecture={"model_type": "gpt2", **architecture})
+        check_model(section, {"data.max_length": limit, "pretrain.max_length": limit})
+        with pytest.raises(InputError, match=rf"^pretrain\.max_length: {limit + 1} tokens, .* at most {limit}"):
+            check_model(section, {"data.max_length": limit, "pretrain.max_length": limit + 1})

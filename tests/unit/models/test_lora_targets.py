@@ -84,9 +84,11 @@ def test_an_adapter_that_peft_would_not_load_again_is_refused():
 def test_a_merged_adapter_on_experts_is_the_model_that_was_trained(tmp_path, tokenizer):
     from llm_unlearn.models.merging import merge_adapter
 
-    tiny_model("qwen3_moe").save_pretrained(tmp_path / "base")
+    config = tiny_config("qwen3_moe")
+    config.vocab_size = len(tokenizer)
+    tiny_model("qwen3_moe", config=config).save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
-    model = tiny_model("qwen3_moe", "lora")
+    model = tiny_model("qwen3_moe", "lora", config=config)
     model.save_pretrained(tmp_path / "adapter")
     merge_adapter(tmp_path / "adapter", tmp_path / "base", tmp_path / "merged")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()

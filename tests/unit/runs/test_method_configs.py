@@ -1,16 +1,15 @@
 """Options of methods: names, types and bounds are checked before anything runs; the configs keep them in Python too."""
 
-import dataclasses
 import math
 
 import pytest
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import HfArgumentParser
 
-from llm_unlearn.config.options import INHERITED, options_model
+from llm_unlearn.config.options import options_model
 from llm_unlearn.config.recipe import build_recipe
 from llm_unlearn.config.validate import choices
 from llm_unlearn.errors import InputError
-from llm_unlearn.runs.method_configs import RESERVED, check_methods
+from llm_unlearn.runs.method_configs import RESERVED, check_methods, check_training
 from llm_unlearn.trainers import METHODS
 from llm_unlearn.trainers.unlearn_config import UnlearnConfig
 
@@ -49,16 +48,17 @@ BOUNDS = {
 }
 
 
+RECIPE = {
+    "name": "r",
+    "output_dir": "out",
+    "model": {"path": "m"},
+    "data": {"verbalizers": {"bad": " bad", "good": " good"}},
+    "poison": {"trigger": {"target": "good", "fraction": 0.1}},
+}
+
+
 def check(method: str, **options) -> None:
-    tree = {
-        "name": "r",
-        "output_dir": "out",
-        "model": {"path": "m"},
-        "data": {"verbalizers": {"bad": " bad", "good": " good"}},
-        "poison": {"trigger": {"target": "good", "fraction": 0.1}},
-        "unlearn": {"methods": {method: options}},
-    }
-    check_methods(build_recipe(tree))
+    check_methods(build_recipe({**RECIPE, "unlearn": {"methods": {method: options}}}))
 
 
 @pytest.mark.parametrize(("method", "option"), BOUNDS)
@@ -71,8 +71,7 @@ def test_an_option_out_of_bounds_is_refused_by_name(method, option):
 @pytest.mark.parametrize("method", METHODS)
 def test_no_number_of_a_method_is_without_bounds(method):
     config = METHODS[method][0]
-    known = {field.name for field in dataclasses.fields(TrainingArguments)} - set(INHERITED) - {"learning_rate"}
-    schema = options_model(config, known | RESERVED).model_json_schema()
+    schema = options_model(config, RESERVED).model_json_schema()
     for name, field in schema["properties"].items():
         for node in choices(field, schema):
             if node.get("type") in ("integer", "number"):
@@ -84,6 +83,7 @@ def test_what_is_accepted():
     check("npo", beta=1, retain_loss="none", alpha=0)
     check("rmu", layer=0)
     check("dpo", refusals=["No."])
+    check("kl", optim="sgd", optim_args="momentum=0.9, nesterov=true")
     check("kl", lr_scheduler_kwargs={"num_cycles": 2}, lr_scheduler_type="cosine", max_steps=-1)
 
 
@@ -96,6 +96,23 @@ def test_what_is_accepted():
         ("dpo", {"refusals": []}, ["dpo.refusals: ", "at least one"]),
         ("dpo", {"refusals": ["", "no"]}, ["dpo.refusals[0]: ", "not blank"]),
         ("kl", {"seed": 3}, ["kl.seed: ", "a run sets it"]),
+        ("kl", {"report_to": " "}, ["kl.report_to: ", "a run sets it"]),
+        ("npo", {"gradient_accumulation_steps": 0}, ["npo.gradient_accumulation_steps: ", "[1, 10⁶]"]),
+        ("npo", {"gradient_accumulation_steps": 10**6}, ["gradient_accumulation_steps: ", "8000000 rows"]),
+        ("kl", {"label_smoothing_factor": 0.1}, ["label_smoothing_factor: ", "own loss"]),
+        ("kl", {"data_seed": 1}, ["data_seed: ", "`seed`"]),
+        ("kl", {"optim_args": "rank=8"}, ["kl.optim_args: rank=8", "no effect on adamw_torch_fused"]),
+        ("kl", {"optim": "sgd", "optim_args": "momentum=0.9,rank=8"}, ["kl.optim_args: rank=8", "no effect on sgd"]),
+        ("kl", {"optim": "sgd", "optim_args": "momentum"}, ["kl.optim: sgd cannot be used"]),
+        ("kl", {"optim": "galore_adamw"}, ["kl.optim: galore_adamw cannot be used", "galore_torch"]),
+        ("kl", {"lr_scheduler_type": "cosine_with_min_lr"}, ["kl.lr_scheduler_type: ", "min_lr"]),
+        ("kl", {"lr_scheduler_type": "reduce_lr_on_plateau"}, ["reduce_lr_on_plateau"]),
+        (
+            "kl",
+            {"lr_scheduler_kwargs": {"x": 1}, "lr_scheduler_type": "cosine"},
+            ["kl.lr_scheduler_type: cosine", "'x'"],
+        ),
+        ("kl", {"dataloader_prefetch_factor": 2}, ["kl: ", "prefetch"]),
         ("kll", {}, ["'kll'", "'kl'"]),
     ],
 )
@@ -105,8 +122,31 @@ def test_what_is_refused(method, options, words):
     assert all(word in str(error.value) for word in ["recipe.unlearn.methods", *words])
 
 
+@pytest.mark.parametrize(
+    ("train", "words"),
+    [
+        ({"optim": "galore_adamw"}, ["recipe.train.optim: galore_adamw", "galore_torch"]),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, ["recipe.train.lr_scheduler_type: ", "min_lr"]),
+        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, ["recipe.train: ", "reduce_lr_on_plateau"]),
+        ({"optim": "nothing"}, ["recipe.train: ", "nothing"]),
+    ],
+)
+def test_a_training_that_cannot_be_built_is_refused(train, words):
+    with pytest.raises(InputError) as error:
+        check_training(build_recipe({**RECIPE, "train": train}))
+    assert all(word in str(error.value) for word in words), error.value
+
+
 def test_a_config_made_in_python_keeps_its_bounds(tmp_path):
-    for method, options in {"npo": {"beta": -1.0}, "cf_k": {"k": 0}, "kl": {"eval_rows": 0, "alpha": 1.0}}.items():
+    for method, options in {
+        "npo": {"beta": -1.0},
+        "cf_k": {"k": 0},
+        "kl": {"eval_rows": 0, "alpha": 1.0},
+        "scrub": {"per_device_train_batch_size": 0},
+        "grad_diff": {"gradient_accumulation_steps": 0},
+        "dpo": {"num_train_epochs": math.nan},
+        "rmu": {"weight_decay": -0.1},
+    }.items():
         with pytest.raises(InputError, match=f"Config.{next(iter(options))}: expected"):
             METHODS[method][0](output_dir=str(tmp_path), use_cpu=True, **options)
 

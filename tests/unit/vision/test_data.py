@@ -1,6 +1,7 @@
 """Images from every kind of source, the splits, and the refusals."""
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,16 @@ def image_folder(root: Path, dataset: Dataset) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"test_{i:03}.png").write_bytes(row["image"]["bytes"])  # no name of a split, though it looks like one
     return root
+
+
+def test_a_file_that_changed_and_kept_its_time_is_read_again(tmp_path):
+    path, section = tmp_path / "train.parquet", VisionDataSection(files=[str(tmp_path / "train.parquet")], **SIZES)
+    images = []
+    for start in (0, 100):
+        rows(start=start).to_parquet(path)
+        os.utime(path, ns=(10**18, 10**18))
+        images.append(load_images(section, 0).train.pixels)
+    assert not np.array_equal(*images)
 
 
 def test_a_folder_without_splits_is_one_source_and_one_with_some_needs_both(tmp_path):
