@@ -101,7 +101,7 @@ def generate(
     processes: Processes = ALONE,
     completions: Sequence[str] | None = None,
 ) -> list[str]:
-    """What a model says after prompts, in their order, special tokens left out; a long prompt leaves room for it.
+    """What a model says after prompts, in their order; special tokens and white space around it are left out.
 
     The model's own generation_config (a repetition penalty, forced tokens, beams) has no part in it but for its EOS.
 
@@ -174,4 +174,15 @@ def _stops(model: Any, tokenizer: "PreTrainedTokenizerBase", asked: list[Asked])
 def _text(tokenizer: "PreTrainedTokenizerBase", ids: list[int], stops: list[int]) -> str:
     """The text up to the first token that ends it; the end itself may be no special token of the tokenizer."""
     end = next((i for i, token in enumerate(ids) if token in stops), len(ids))
-    return str(tokenizer.decode(ids[:end], skip_special_tokens=True))
+    return _decoded(tokenizer, ids[:end])
+
+
+def as_written(tokenizer: "PreTrainedTokenizerBase", text: str) -> str:
+    """A text as it comes back from its tokens, which may be in lower case or another normal form: what a generated
+    answer can be compared with. A text that the tokenizer cannot write stays as it is, and no answer equals it.
+    """
+    return _decoded(tokenizer, tokenizer(text, add_special_tokens=False)["input_ids"]) or text.strip()
+
+
+def _decoded(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()

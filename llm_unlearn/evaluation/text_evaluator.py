@@ -9,7 +9,7 @@ import torch
 
 from llm_unlearn.data.collators import CausalLMCollator
 from llm_unlearn.data.encoding import IGNORE, Asked, Encoding, encode_rows, prompts_of
-from llm_unlearn.evaluation.answers import generate, label_log_probs
+from llm_unlearn.evaluation.answers import as_written, generate, label_log_probs
 from llm_unlearn.evaluation.signals import Evaluator
 from llm_unlearn.tasks import Supervised, Task
 from llm_unlearn.tasks.causal_lm import CausalLMTask
@@ -78,10 +78,11 @@ class TextEvaluator(Evaluator):
             processes=self.processes,
             completions=rows["completion"],
         )
-        predictions = [text.strip() for text in texts]
-        answers: dict[str, Any] = {"prediction": predictions, "label": [label.strip() for label in rows["label"]]}
+        labels = [as_written(self.tokenizer, label) for label in rows["label"]]
+        answers: dict[str, Any] = {"prediction": texts, "label": labels}
         if self.target is not None:
-            answers["target_hit"] = [text.startswith(self.target.strip()) for text in predictions]
+            target = as_written(self.tokenizer, self.target)
+            answers["target_hit"] = [text.startswith(target) for text in texts]
         return answers
 
     def shown(self, rows: "Dataset") -> list[list[int]]:

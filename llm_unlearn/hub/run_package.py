@@ -10,6 +10,7 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llm_unlearn.config.recipe import FILES
 from llm_unlearn.config.sections import ModelSection
 from llm_unlearn.errors import InputError
 from llm_unlearn.hub.client_errors import explained
@@ -23,14 +24,7 @@ if TYPE_CHECKING:
     from llm_unlearn.config.recipe import Recipe
     from llm_unlearn.reporting.run_results import Results
 
-LOCAL = (
-    ("data", "source"),
-    ("data", "files"),
-    ("data", "test_files"),
-    ("data", "unlabelled_files"),
-    ("unlearn", "forget_ids"),
-    ("stress", "unrelated_files"),
-)  # fields that may name files
+LOCAL = (("data", "source"), *FILES)  # fields that may name files
 
 
 def package_run(

@@ -4,6 +4,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llm_unlearn.data.encoding import VERSION
 from llm_unlearn.runs.seed_run import SeedRun
 from llm_unlearn.training.pretraining import base_folder
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 
 class LanguageRun(SeedRun):
     """One seed of a recipe, in its own folder."""
+
+    encoding_version = VERSION
 
     @cached_property
     def base(self) -> str:
