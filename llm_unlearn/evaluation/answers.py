@@ -14,6 +14,7 @@ from llm_unlearn.distributed.processes import ALONE, Processes
 from llm_unlearn.evaluation.batches import batches, scatter
 from llm_unlearn.models.devices import input_device
 from llm_unlearn.tasks.causal_lm import CausalLMTask
+from llm_unlearn.tasks.probe import pads_left
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -110,7 +111,7 @@ def generate(
         prompts: the texts or conversations to complete.
         encoding: how prompts become tokens.
         max_new_tokens: tokens of a completion at most.
-        batch_size: prompts that are completed at a time.
+        batch_size: prompts that are completed at a time; 1 in an architecture that reads padding on the left.
         temperature: None decodes greedily; else tokens are drawn from the whole distribution, by torch's own generator.
         processes: the processes that share the prompts; each gets all texts.
         completions: an answer to each prompt, as in training. Of it only the white space that it begins with is looked
@@ -124,6 +125,8 @@ def generate(
     ]
     device, pad = input_device(model), tokenizer.pad_token_id or 0  # masked: any id will do
     stops = _stops(model, tokenizer, asked)
+    if batch_size > 1 and not pads_left(model, pad):
+        batch_size = 1
     mine: dict[int, list[str]] = {}
     with _own_configuration(model, max_new_tokens, temperature, pad, stops):
         for start in processes.share(range(0, len(prompts), batch_size)):

@@ -110,6 +110,7 @@ class LanguageRun(SeedRun):
         from llm_unlearn.training.text_training import Training
 
         section = self.recipe.model
+        base = load_model(self.base, section)
         training = Training(
             self.recipe.train,
             work_dir,
@@ -117,11 +118,11 @@ class LanguageRun(SeedRun):
             self.quiet,
             name,
             noise=self.manifest["gaussian"],
-            peft_config=lora_config(section.lora) if section.lora else None,
+            peft_config=lora_config(section.lora, base) if section.lora else None,
             gradient_checkpointing=section.gradient_checkpointing,
             data_seed=data_seed,
         )
-        model, cost = training.fit(load_model(self.base, section), rows, self.tokenizer)
+        model, cost = training.fit(base, rows, self.tokenizer)
         self.save(model, name, cost)
         training.release()
 

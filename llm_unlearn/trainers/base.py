@@ -135,6 +135,20 @@ class UnlearnTrainer(ExactResume):
         """Called once, before anything is counted: choose which parameters train, or where the model starts."""
         return model
 
+    @classmethod
+    def weights_to_train(cls, task: Task, model: nn.Module, args: Any) -> list[nn.Parameter] | None:
+        """What trains of a model, None for all that may; also asked before a run, of a model without data.
+
+        Args:
+            task: knows the parts of the model.
+            model: as it was given.
+            args: the method's config.
+
+        Raises:
+            InputError: the method cannot work on this architecture.
+        """
+        return None
+
     def sets_of_step(self, step: int) -> tuple[str, ...]:
         """The sets that go through the model at a step; an empty tuple ends the run."""
         return self.requires.sets

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from architectures import tiny_config, tiny_model
 
 from llm_unlearn.data.encoding import Encoding
 from llm_unlearn.evaluation.answers import as_written, generate, label_log_probs
@@ -83,6 +84,14 @@ def test_a_verbaliser_is_scored_with_the_tokens_of_training_where_it_merges_with
 def test_a_prompt_of_full_length_leaves_room_for_the_answer(make_tiny, tokenizer):
     model = make_tiny("gpt2")  # 64 positions
     assert len(generate(model, tokenizer, ["word " * 200], Encoding(max_length=64), 10, batch_size=1)) == 1
+
+
+def test_an_architecture_that_reads_padding_on_the_left_answers_one_prompt_at_a_time(tokenizer):
+    config = tiny_config("rwkv")
+    config.vocab_size = len(tokenizer)
+    model, encoding = tiny_model("rwkv", config=config), Encoding(max_length=64)
+    together = generate(model, tokenizer, PROMPTS, encoding, 6, batch_size=3)
+    assert together == [generate(model, tokenizer, [p], encoding, 6, batch_size=1)[0] for p in PROMPTS]
 
 
 @pytest.mark.parametrize(("kind", "same"), [("wordpiece, lower case", False), ("byte-level", True)])
