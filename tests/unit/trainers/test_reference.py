@@ -25,6 +25,8 @@ def test_the_reference_does_not_follow_the_model(kind):
     disturb(model)
     assert not torch.allclose(model(input_ids=IDS).logits, before)
     with reference.as_model(model) as frozen:
+        # FSDP2 looks in its first forward, which is the reference's, for what trains
+        assert trainable == [n for n, p in model.named_parameters() if p.requires_grad]
         torch.testing.assert_close(frozen(input_ids=IDS).logits, before)
     assert trainable == [n for n, p in model.named_parameters() if p.requires_grad]
     assert not torch.allclose(model(input_ids=IDS).logits, before)  # switched back
@@ -121,3 +123,12 @@ def test_an_adapter_reference_leaves_the_base_as_it_is_whatever_the_initialisati
     disturb(model)
     with reference.as_model(model) as frozen:
         assert torch.equal(frozen(input_ids=IDS).logits, before)
+
+
+@pytest.mark.parametrize(("options", "shared"), [({}, True), ({"offload_reference": True}, False)])
+def test_weights_that_do_not_train_are_shared_unless_the_reference_is_placed_apart(options, shared, tmp_path):
+    """Moving an offloaded reference to the host would move them for the model that trains as well."""
+    run = trainer("rmu", "full", tmp_path, **options)
+    held = {id(p) for p in run.model.parameters() if not p.requires_grad}
+    assert bool(held & {id(p) for p in run.reference.model.parameters()}) == shared
+    run.train()
