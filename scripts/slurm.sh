@@ -11,6 +11,7 @@
 #   CONFIG             accelerate config, its numbers of machines and processes are overruled (default: multi_node.yaml)
 #   GPUS_PER_NODE      processes on each machine (default: what SLURM gave, else 8)
 #   LLM_UNLEARN_VENV   the environment (default: .venv in the checkout)
+#   GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME   the network interface (default: the one that leads to the first machine)
 #SBATCH --job-name=llm-unlearn
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -29,8 +30,10 @@ MAIN_ADDRESS=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)  # not
 export MAIN_ADDRESS
 export MAIN_PORT=${MAIN_PORT:-$((20000 + SLURM_JOB_ID % 20000))}
 
-# what differs between the machines is expanded on each of them
-srun --kill-on-bad-exit=1 bash -c 'exec "$PYTHON" -m accelerate.commands.launch --config_file "$CONFIG" \
+# what differs between the machines is expanded on each of them, the network interface to the first one among it
+srun --kill-on-bad-exit=1 bash -c 'interface=$("$PYTHON" -m llm_unlearn.distributed.interface "$MAIN_ADDRESS")
+[[ -z $interface ]] || export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-$interface} NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-$interface}
+exec "$PYTHON" -m accelerate.commands.launch --config_file "$CONFIG" \
     --num_machines "$SLURM_NNODES" --num_processes $((SLURM_NNODES * GPUS_PER_NODE)) \
     --machine_rank "$SLURM_NODEID" --main_process_ip "$MAIN_ADDRESS" --main_process_port "$MAIN_PORT" \
     -m llm_unlearn "$@"' llm-unlearn "$@"

@@ -54,7 +54,7 @@ class ModelSection(Section):
     vocab_size: Count = 2048
     """tokens of the tokenizer that is trained for a base from `architecture`"""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """of the weights as they are loaded"""
+    """of the weights as they are loaded; those that train are then kept in float32"""
     quantization: Literal["none", "4bit", "8bit"] = "none"
     """of the base's linear layers, by bitsandbytes (4bit: nf4, double quantisation); needs `lora`"""
     lora: LoraSection | None = None

@@ -6,7 +6,7 @@ from typing import Any
 from llm_unlearn.config.recipe import Recipe
 from llm_unlearn.distributed.topology import Topology, read_topology
 from llm_unlearn.doctor.finding import LEVELS, Finding, problem_of
-from llm_unlearn.doctor.machine_findings import check_devices, check_disk, check_versions, devices
+from llm_unlearn.doctor.machine_findings import check_builds, check_devices, check_disk, check_versions, devices
 from llm_unlearn.doctor.memory.estimate import PARTS, TRAINING, Estimate
 from llm_unlearn.doctor.memory.workload import is_of_images
 from llm_unlearn.doctor.memory_findings import CONTEXT, Suggestion, capacity, check_memory
@@ -29,7 +29,7 @@ def diagnose(recipe: Recipe | None = None, accelerate_config: str | None = None)
     topology = read_topology(accelerate_config)
     versions, findings = check_versions(recipe, topology)
     found = devices(recipe.output_dir if recipe else None)
-    findings += check_devices(found, recipe, topology)
+    findings += check_devices(found, recipe, topology) + check_builds(topology)
     estimates: list[Estimate] = []
     suggestions: list[Suggestion] = []
     if recipe is not None:

@@ -5,6 +5,7 @@ import os
 import platform
 import shutil
 import sys
+import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ PACKAGE = "llm_unlearn"
 EXTRA_OF = {"bitsandbytes": "quantization", "deepspeed": "deepspeed", "torchvision": "vision", "scikit-learn": "vision"}
 DEV = "dev"  # an extra for those who work on this package
 GIB = 2**30
+BUILD_MINUTES = 15  # no operator takes as long to compile; most take one
 
 
 # ---- versions
@@ -95,6 +97,26 @@ def _version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
+
+
+def check_builds(topology: Topology) -> list[Finding]:
+    """Locks of builds in the folder where torch compiles DeepSpeed's operators, which a killed launch leaves there: the
+    next one waits for them without end.
+    """
+    if not topology.is_deepspeed:
+        return []
+    from torch.utils.cpp_extension import get_default_build_root
+
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    findings = []
+    for lock in sorted([*root.glob("*/lock"), *root.glob("*/*/lock")]):
+        minutes = (time.time() - lock.stat().st_mtime) / 60
+        what = (
+            f"{lock}: left {minutes:.0f} minutes ago by a build of {lock.parent.name}; a launch waits until it is gone"
+        )
+        level: Level = "problem" if minutes > BUILD_MINUTES else "warning"
+        findings.append(Finding("deepspeed", level, what, f"unless a build is under way, rm {lock}"))
+    return findings
 
 
 # ---- devices

@@ -178,9 +178,7 @@ def changes(recipe: Recipe, topology: Topology, most: Estimate, gpus: int | None
     yield "train.bf16=true"
     if recipe.train.optim.startswith("adamw_torch") and not topology.is_deepspeed:
         yield "train.optim=paged_adamw_8bit"
-    yield "model.dtype=bfloat16"
-    if not adapter:
-        yield "model.lora={}"
+    yield "model.dtype=bfloat16" if adapter else "model.lora={}"  # weights that train are kept in float32
     yield "model.quantization=4bit" + ("" if adapter else " model.lora={}")
     half = getattr(recipe.data, "max_length", 0) // 2
     if half >= 32:

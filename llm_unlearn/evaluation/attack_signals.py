@@ -1,7 +1,6 @@
 """What membership attacks need of a model: per-token statistics from one forward pass, per-example gradient norms."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -95,13 +94,18 @@ def gradient_norms(
                 with torch.enable_grad():
                     loss = task.compute(model, batch, lambda found: found.mean_nll())
                 gradients = torch.autograd.grad(loss, weights or frozen, allow_unused=True)
-                squares: list[Any] = [g.float().square().sum() for g in gradients if g is not None]
-                norms[i] = float(torch.stack(squares).sum().double().sqrt())
+                norms[i] = float(norm_of(gradients, device))
     finally:
         for parameter in frozen:
             parameter.requires_grad_(False)
     norms = {i: norm for part in processes.merged(norms) for i, norm in part.items()}
     return np.array([norms[i] for i in range(len(rows))])
+
+
+def norm_of(gradients: Iterable[Tensor | None], device: torch.device) -> Tensor:
+    """‖g‖₂ of all gradients together, a float64 scalar on the device, wherever each of them lies (device_map)."""
+    squares = [gradient.float().square().sum().to(device) for gradient in gradients if gradient is not None]
+    return torch.stack(squares).sum().double().sqrt()
 
 
 def check_differentiable(model: nn.Module) -> None:

@@ -117,7 +117,7 @@ def load_model(path: str | Path, section: "ModelSection", device_map: str | None
 def load_full(model: Any) -> Any:
     """The model itself, or the one (safetensors only) behind a path or hub id, in float32; an adapter with its base.
 
-    In bf16, the dtype of many checkpoints, rounding would lose most updates. To train in another dtype, pass a model.
+    In bf16, the dtype of many checkpoints, rounding would lose most updates.
     """
     if not isinstance(model, str):
         return model

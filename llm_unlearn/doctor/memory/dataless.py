@@ -46,13 +46,12 @@ def _copied(tensor: Tensor, memo: dict[int, Any]) -> Tensor:
     return nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
 
 
-def text_model(section: "ModelSection", blocks: int | None = None, dtype: torch.dtype | None = None) -> Any:
+def text_model(section: "ModelSection", blocks: int | None = None) -> Any:
     """The recipe's base with its adapter, in training mode, as load_model and peft make them. Call in `without_data()`.
 
     Args:
         section: the recipe's `model` section.
         blocks: how many blocks to keep, from the first on; None keeps all.
-        dtype: the type to which an engine casts every floating-point weight; None leaves the recipe's types.
 
     Raises:
         InputError: the config makes no model, or the adapter finds no module.
@@ -65,19 +64,17 @@ def text_model(section: "ModelSection", blocks: int | None = None, dtype: torch.
         _quantise(model, section.quantization, getattr(torch, section.dtype))
     if section.lora:
         model = new_adapter(model, section.lora)
-    cast(model, dtype)
     if section.gradient_checkpointing:
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
         model.enable_input_require_grads()
     return model.train()
 
 
-def cast(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
-    """The model with its weights in another type; as it is without one."""
+def cast(model: nn.Module, dtype: torch.dtype) -> None:
+    """Change the type of a model's weights."""
     for parameter in model.parameters():
-        if dtype is not None and parameter.is_floating_point():
+        if parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
-    return model
 
 
 class _Dequantised(torch.autograd.Function):

@@ -106,7 +106,9 @@ class _Estimator:
             rows = self.topology.rows_per_device(section.batch_size, field)
         bf16 = self.recipe.train.bf16 if config is None else config.bf16
         engine = bf16 and self.topology.is_deepspeed  # DeepSpeed casts the weights, and there is no autocast
-        setting = Setting(rows, accumulation > 1, bf16 and not engine, torch.bfloat16 if engine else None, self.shares)
+        gathers = bf16 and self.topology.sharding == "fsdp2"  # casts what it gathers, under autocast
+        dtype = torch.bfloat16 if engine or gathers else None
+        setting = Setting(rows, accumulation > 1, bf16 and not engine, dtype, gathers, self.shares)
         try:
             traced = trace(self.workload, setting, None if training else name, config)
         except InputError as error:  # what the method itself refuses, such as more blocks than there are
@@ -163,7 +165,7 @@ class _Estimator:
         DistributedDataParallel: its buckets, a second copy of the gradients. DeepSpeed: the bucket that is reduced, and
         under ZeRO-3 the weights that are kept gathered (its defaults, which the files of accelerate_configs leave as
         they are). FSDP2: what stands outside the blocks stays gathered, and so are two blocks, the second one being
-        fetched ahead; without resharding all weights; in the type of the autocast.
+        fetched ahead; without resharding all weights; in the type that it computes in.
         """
         topology, whole = self.topology, traced.whole
         if topology.processes == 1 and not topology.offload_weights:
@@ -174,9 +176,7 @@ class _Estimator:
             bucket = min(REDUCE_BUCKET / max(1, numbers(traced.trained)), 1.0) * whole["gradients"]
             live = min(MAX_LIVE / whole["numbers"], 1.0) if topology.sharding == "zero3" else 0.0
             return bucket + live * whole["weights"]
-        gathered = whole["outside"] + 2 * whole["block"] if topology.reshard else whole["weights"]
-        in_float32 = whole["weights"] >= 4 * whole["numbers"]
-        return gathered / 2 if self.recipe.train.bf16 and in_float32 else gathered
+        return whole["outside"] + 2 * whole["block"] if topology.reshard else whole["computed"]
 
 
 def largest(estimates: list[Estimate]) -> Estimate:

@@ -16,7 +16,7 @@ from datasets import Dataset
 from torch import nn
 from transformers import TrainingArguments
 
-from llm_unlearn.doctor.memory.dataless import without_data
+from llm_unlearn.doctor.memory.dataless import cast, without_data
 from llm_unlearn.doctor.memory.ledger import Ledger, bytes_of
 from llm_unlearn.doctor.memory.workload import Workload
 from llm_unlearn.errors import InputError
@@ -43,7 +43,8 @@ class Setting:
         rows: how many rows of each set go through one forward on one device.
         accumulates: whether gradients of an earlier micro-batch are held meanwhile.
         autocast: whether activations are bf16 beside weights of the model's own type.
-        dtype: the type to which an engine casts the weights; None leaves the model's own.
+        dtype: the type in which an engine computes, its weights cast to it; None leaves the model's own.
+        stored: whether weights and gradients are nevertheless held in the model's own types (FSDP2).
         shares: kind → the part of its bytes that one device holds, as in Ledger.
     """
 
@@ -51,6 +52,7 @@ class Setting:
     accumulates: bool
     autocast: bool
     dtype: torch.dtype | None
+    stored: bool
     shares: dict[str, float]
 
 
@@ -60,8 +62,9 @@ class Traced:
 
     Args:
         peak: kind → on one device, when most is held between the first forward and the last gradient.
-        whole: of the whole model its "weights", their "gradients" and the "reference"; "block", the weights of the
-            largest block, "outside", of what is in none, and "numbers", how many weights there are.
+        whole: of the whole model its "weights", their "gradients" and the "reference"; "numbers", how many weights
+            there are; and of the weights as they are computed with "computed", of all, "block", of the largest block,
+            and "outside", of what is in none.
         trained: (count, bytes per number, of an embedding) → how many weights of that kind train.
         by_formula: the forward asks for values, and activations are by a formula.
     """
@@ -84,30 +87,44 @@ def trace(workload: Workload, setting: Setting, method: str | None = None, confi
     Raises:
         InputError: the method cannot work on this model.
     """
-    if workload.depth <= max(SHALLOW) or method in COUNT_BLOCKS:
-        return _run(workload, setting, method, config)
-    few, more = (_run(workload, setting, method, config, blocks) for blocks in SHALLOW)
-    steps = (workload.depth - SHALLOW[1]) / (SHALLOW[1] - SHALLOW[0])
+    smaller, larger = SHALLOW
+    while larger < workload.depth and method not in COUNT_BLOCKS:
+        few, more = (_run(workload, setting, method, config, blocks) for blocks in (smaller, larger))
+        if all(more.peak.get(kind, 0) >= size for kind, size in few.peak.items()):
+            steps = (workload.depth - larger) / (larger - smaller)
+            whole, trained = _extended(few.whole, more.whole, steps), _extended(few.trained, more.trained, steps)
+            return Traced(_extended(few.peak, more.peak, steps), whole, trained, more.by_formula)
+        smaller, larger = 2 * larger, 2 * larger + 2  # most was held at two different moments
+    return _run(workload, setting, method, config)
 
-    def extended(a: dict[Any, int], b: dict[Any, int]) -> dict[Any, int]:
-        return {key: round(b[key] + steps * (b[key] - a.get(key, 0))) for key in b}
 
-    whole, trained = extended(few.whole, more.whole), extended(few.trained, more.trained)
-    return Traced(extended(few.peak, more.peak), whole, trained, more.by_formula)
+def _extended(few: dict[Any, int], more: dict[Any, int], steps: float) -> dict[Any, int]:
+    """What grows by the same amount at every step, so many steps on."""
+    return {key: round(more[key] + steps * (more[key] - few.get(key, 0))) for key in more}
 
 
 def _run(workload: Workload, setting: Setting, method: str | None, config: Any, blocks: int | None = None) -> Traced:
     with without_data(), tempfile.TemporaryDirectory() as folder:
         if method is None or method == "ssd":  # ssd takes each row's gradient alone, in evaluation mode
-            model, rows = workload.model(blocks, setting.dtype), setting.rows if method is None else 1
+            model, rows = workload.model(blocks), setting.rows if method is None else 1
             args = TrainingArguments(folder, use_cpu=True, bf16=setting.autocast, report_to="none")
             trainer: Any = MeanNLL(model if method is None else model.eval(), args)
             trainer.task, batches = workload.task, [workload.collate([workload.row()] * rows)]
         else:
             trainer, batches = _unlearning(workload, setting, folder, blocks, method, config)
-        whole, trained = _facts(trainer, workload)
+        whole, trained, shares = *_facts(trainer, workload), setting.shares
+        if setting.dtype is not None:
+            cast(trainer.model, setting.dtype)
+            if (reference := getattr(trainer, "reference", None)) is not None:
+                cast(reference.model, setting.dtype)
+            computed, lowered = _facts(trainer, workload)
+            if setting.stored:
+                shares = {kind: share * whole[kind] / max(1, computed[kind]) for kind, share in shares.items()}
+                whole |= {kind: computed[kind] for kind in ("computed", "block", "outside")}
+            else:
+                whole, trained = computed, lowered
         try:
-            return Traced(_peak(trainer, batches, setting, workload.vocabulary), whole, trained)
+            return Traced(_peak(trainer, batches, setting, shares, workload.vocabulary), whole, trained)
         except InputError:
             raise
         except UNTRACEABLE:
@@ -119,11 +136,13 @@ def _run(workload: Workload, setting: Setting, method: str | None, config: Any, 
             return Traced(held, whole, trained, by_formula=True)
 
 
-def _peak(trainer: Any, batches: list[dict], setting: Setting, vocabulary: int) -> dict[str, int]:
+def _peak(
+    trainer: Any, batches: list[dict], setting: Setting, shares: dict[str, float], vocabulary: int
+) -> dict[str, int]:
     """Bytes by kind on one device at the moment when most is held."""
     model = trainer.model
     trained = [p for p in model.parameters() if p.requires_grad]
-    with Ledger(setting.shares, vocabulary) as ledger:
+    with Ledger(shares, vocabulary) as ledger:
         ledger.own([*model.parameters(), *model.buffers()], "weights")
         ledger.own(_of_reference(trainer), "reference")
         if setting.accumulates:
@@ -164,8 +183,8 @@ def _unlearning(
         given |= {"forget": workload.row(workload.completion), "refusal": workload.row(longest)}
     others = {f"{name}_dataset": Dataset.from_list([row] * setting.rows) for name, row in given.items()}
     if cls.starts_clean and not workload.adapter:
-        others["start_model"] = workload.model(blocks, setting.dtype)
-    model = workload.model(blocks, setting.dtype)
+        others["start_model"] = workload.model(blocks)
+    model = workload.model(blocks)
     trainer = _dataless(cls, setting)(
         model=model, args=args, task=workload.task, data_collator=workload.collate, **others
     )
@@ -185,7 +204,8 @@ def _dataless(cls: Any, setting: Setting) -> Any:
             sharded = setting.shares["reference"] < 1
             if self.requires.reference_on and self.reference is None:
                 lower = torch.bfloat16 if setting.autocast and not sharded else None
-                self.reference = make_reference(self.model, lower)
+                share = not self.args.offload_reference and (setting.dtype is None or setting.stored)
+                self.reference = make_reference(self.model, lower, share)
             if self.reference is not None:
                 self.reference.placed = sharded or self.args.offload_reference
             for name in self.requires.log_probs_on:
@@ -219,6 +239,7 @@ def _facts(trainer: Any, workload: Workload) -> tuple[dict[str, int], Counter]:
         "reference": beside,
         "block": max(blocks),
         "outside": max(0, weights - sum(blocks)),
+        "computed": weights,
         "numbers": sum(p.numel() for p in model.parameters()),
     }
     return whole, Counter((p.numel(), p.element_size(), id(p) in embeddings) for p in trained)

@@ -15,8 +15,7 @@ class Workload:
     """What the steps of a recipe train.
 
     Args:
-        model: (how many blocks, None for all; the type to which an engine casts weights, None for the model's own) →
-            the model, on tensors without data.
+        model: how many blocks, None for all → the model, on tensors without data.
         task: runs the model on a batch.
         collate: makes a batch of rows.
         row: (number of supervised positions, None for those of the recipe's loss) → a row of the longest length.
@@ -60,7 +59,7 @@ def _of_texts(recipe: Recipe) -> Workload:
     config, completion = read_config(section).get_text_config(), completion_positions(recipe)
     usual = length if recipe.data.loss_on == "text" else completion
     return Workload(
-        model=lambda blocks, dtype: text_model(section, blocks, dtype),
+        model=lambda blocks: text_model(section, blocks),
         task=CausalLMTask(pack=False),
         collate=CausalLMCollator(0),
         row=lambda positions=None: text_row(length, min(positions or usual, length)),
@@ -74,7 +73,6 @@ def _of_texts(recipe: Recipe) -> Workload:
 
 
 def _of_images(recipe: Any) -> Workload:
-    from llm_unlearn.doctor.memory.dataless import cast
     from llm_unlearn.doctor.memory.images import DatalessImages
     from llm_unlearn.vision.classifiers import ImageClassifier
     from llm_unlearn.vision.image_task import ImageCollator
@@ -83,7 +81,7 @@ def _of_images(recipe: Any) -> Workload:
     config = describe_model(recipe)
     shape = (config.channels, *config.image_size)
     return Workload(
-        model=lambda blocks, dtype: cast(ImageClassifier(config), dtype).train(),
+        model=lambda blocks: ImageClassifier(config).train(),
         task=DatalessImages(),
         collate=ImageCollator(shape),
         row=lambda positions=None: {"pixels": bytes(math.prod(shape)), "label_id": 0},

@@ -1,6 +1,8 @@
 """Every check of the doctor, tripped and passed."""
 
 import copy
+import os
+import time
 
 import pytest
 import torch
@@ -14,7 +16,14 @@ from llm_unlearn.doctor import token_findings as tokens
 from llm_unlearn.doctor.adapter_findings import check_adapter, check_gradients, weights_without_gradient
 from llm_unlearn.doctor.diagnose import as_text, diagnose
 from llm_unlearn.doctor.finding import size_text
-from llm_unlearn.doctor.machine_findings import check_devices, check_disk, check_versions, devices, needed_extras
+from llm_unlearn.doctor.machine_findings import (
+    check_builds,
+    check_devices,
+    check_disk,
+    check_versions,
+    devices,
+    needed_extras,
+)
 from llm_unlearn.doctor.memory.dataless import text_model, without_data
 from llm_unlearn.doctor.memory_findings import capacity, check_memory
 from llm_unlearn.models.make import train_tokenizer
@@ -402,3 +411,17 @@ def test_a_model_that_is_not_there_is_a_problem(tmp_path):
 @pytest.mark.parametrize(("count", "text"), [(2**29, "512 MiB"), (3 * GIB // 2, "1.5 GiB")])
 def test_sizes_for_people(count, text):
     assert size_text(count) == text
+
+
+@pytest.mark.parametrize(("minutes", "level"), [(1, "warning"), (60, "problem")])
+def test_a_lock_that_a_killed_build_left_is_found(minutes, level, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    zero = Topology(processes=2, sharding="zero2")
+    assert check_builds(zero) == []
+    lock = tmp_path / "cpu_adam" / "lock"
+    lock.parent.mkdir()
+    lock.touch()
+    os.utime(lock, (time.time() - 60 * minutes,) * 2)
+    (finding,) = check_builds(zero)
+    assert finding.level == level and str(lock) in finding.what and str(lock) in finding.remedy
+    assert check_builds(Topology(processes=2, sharding="fsdp2")) == []

@@ -154,11 +154,43 @@ def test_a_larger_batch_takes_in_proportion_more_activations():
         {"train__optim": "paged_adamw_8bit"},
         {"data__loss_on": "completion"},
         {"train__batch_size": 4},
-        {"model__dtype": "bfloat16"},
     ],
 )
 def test_what_saves_memory_is_seen_to_save_it(changes):
     assert training(**changes).total < training().total
+
+
+def test_weights_in_bf16_save_memory_where_they_do_not_train():
+    assert training(model__dtype="bfloat16").device == training().device
+    adapter = training(model__lora=LORA)
+    assert training(model__lora=LORA, model__dtype="bfloat16").device["weights"] < 0.6 * adapter.device["weights"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_fsdp2_in_bf16_holds_shards_in_float32_and_computes_in_bf16(dtype):
+    """Weights 4 bytes a number, Adam's state 8; activations as those of DeepSpeed, which computes in bf16 too."""
+    changes = {"train__bf16": True, "train__optim": "adamw_torch", "model__dtype": dtype}
+    fsdp, zero = (training(Topology(processes=8, sharding=name), True, **changes).device for name in ("fsdp2", "zero3"))
+    assert fsdp["weights"] == pytest.approx(4 * parameters() / 8, rel=0.01)
+    assert fsdp["optimizer"] == pytest.approx(8 * parameters() / 8, rel=0.01)
+    assert fsdp["activations"] == pytest.approx(zero["activations"], rel=0.02)
+
+
+def test_a_deep_model_of_which_most_is_held_at_another_moment_than_of_a_shallow_one(monkeypatch):
+    """Of three blocks with the head, of five and more in the backward pass: logits do not shrink with every block."""
+    large = {"hidden_size": 2048, "intermediate_size": 5504, "num_attention_heads": 16, "num_key_value_heads": 8}
+    deep = recipe(
+        model__architecture={**LLAMA, **large, "num_hidden_layers": 16, "max_position_embeddings": 512},
+        model__vocab_size=32000,
+        model__gradient_checkpointing=True,
+        data__max_length=512,
+        train__bf16=True,
+    )
+    topology = Topology(processes=8, sharding="zero3")
+    extended = estimate_steps(deep, topology, on_gpu=True, only="train")[0].device
+    monkeypatch.setattr(step, "SHALLOW", (98, 99))
+    assert extended == estimate_steps(deep, topology, on_gpu=True, only="train")[0].device
+    assert min(extended.values()) >= 0
 
 
 def test_gradients_of_an_earlier_micro_batch_are_held():

@@ -17,7 +17,7 @@ from llm_unlearn.data.encoding import Encoding
 from llm_unlearn.distributed.processes import Processes
 from llm_unlearn.errors import InputError
 from llm_unlearn.evaluation.answers import generate
-from llm_unlearn.evaluation.attack_signals import gradient_norms
+from llm_unlearn.evaluation.attack_signals import gradient_norms, norm_of
 from llm_unlearn.evaluation.gaussian_scores import gaussian_scores
 from llm_unlearn.evaluation.text_evaluator import TextEvaluator
 from llm_unlearn.models.adapters import with_adapter
@@ -284,3 +284,14 @@ class TestOptions:
         assert on_best_device(spread) is spread
         monkeypatch.setattr(type(plain), "to", lambda self, device: f"moved to {device}")
         on_best_device(plain)  # no error: the stub was called
+
+
+def test_the_norm_of_gradients_on_two_gpus():
+    """On tensors without data, which refuse to be mixed as a GPU's do."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        gradients = [torch.ones(3, device="cuda:0"), None, torch.ones(2, 2, device="cuda:1")]
+        assert norm_of(gradients, torch.device("cuda:0")).device == torch.device("cuda:0")
+    norm = norm_of([torch.tensor([1.0, 2.0]), torch.tensor([2.0, 4.0]), None], torch.device("cpu"))
+    assert float(norm) == 5.0
