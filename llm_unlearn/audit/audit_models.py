@@ -189,7 +189,8 @@ def _evaluator(
 def _check_prompts(subject: Subject, tokenizer: Any) -> None:
     """Raise InputError if answers would be misread: verbalisers without a fair ranking, or a trigger cut off."""
     from llm_unlearn.data.chat import check_chat_template
-    from llm_unlearn.data.encoding import check_verbalizers, cuts_off, prompts_of
+    from llm_unlearn.data.encoding import prompts_of
+    from llm_unlearn.data.token_checks import check_verbalizers, cuts_off
 
     encoding, answers = subject.encoding, list(subject.verbalizers.values())
     if encoding.chat_template:
