@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from llm_unlearn.errors import DiskFullError, InputError
+from llm_unlearn.errors import DiskFullError, InputError, redacted
 
 logger = logging.getLogger(__name__)
 
@@ -175,7 +175,7 @@ def _is_file_of(descriptor: int, path: Path) -> bool:
 
 
 def _write_holder(descriptor: int) -> None:
-    command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    command = redacted(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))
     since = time.strftime("%Y-%m-%d %H:%M:%S %z")
     holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": since, "command": command}
     os.ftruncate(descriptor, 0)
@@ -251,19 +251,25 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all; see `replacing_file`."""
+def write_text(path: Path, text: str, private: bool = False) -> None:
+    """Write a text file whole or not at all, where it is private for its owner alone; see `replacing_file`."""
     with replacing_file(path) as partial:
+        partial.touch(0o600 if private else 0o666)
         partial.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, private: bool = False) -> None:
     """`write_text` of indented JSON."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", private)
 
 
 # How pyarrow, safetensors and torch.save report a full disk; torch.save raises no OSError.
-DISK_FULL_WORDS = ("No space left on device", "iostream error", "PytorchStreamWriter failed writing")
+DISK_FULL_WORDS = (
+    "No space left on device",
+    "Disk quota exceeded",
+    "iostream error",
+    "PytorchStreamWriter failed writing",
+)
 
 
 def is_disk_full(error: BaseException | None) -> bool:
@@ -286,5 +292,6 @@ def explained_full_disk(root: Path, what: str) -> Iterator[None]:
         if isinstance(error, DiskFullError) or not is_disk_full(error):
             raise
         raise DiskFullError(
-            f"{root}: no space left on the disk during '{what}'; free some and run the same command again to resume"
+            f"{root}: no space left on the disk, or in its quota, during '{what}'; free some and run the same command "
+            "again to resume"
         ) from error

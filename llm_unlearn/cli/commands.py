@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from llm_unlearn.cli.arguments import CHECKPOINT_OPTIONS
-from llm_unlearn.errors import InputError
+from llm_unlearn.errors import InputError, redacted
 from llm_unlearn.runs.environment import calm_libraries
 
 logger = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ def push(args: argparse.Namespace) -> int:
     if args.json:
         files = {name: package.size(name) for name in package.files}
         result = {"repo": args.repo, "private_if_made": args.private, "revision": args.revision or "main"}
-        print(json.dumps({**result, "files": files, "commit": commit}))
+        print(json.dumps({**result, "files": files, "commit": commit and redacted(commit)}))
     return 0
 
 

@@ -218,3 +218,19 @@ def test_a_large_file_is_read_once_for_all_runs(tmp_path, monkeypatch):
 def test_a_file_whose_name_is_a_pattern_is_stamped(tmp_path):
     (tmp_path / "a[1].jsonl").write_text("one")
     assert len(file_stamps([str(tmp_path / "a[1].jsonl")])) == 1
+
+
+def test_what_is_private_is_for_its_owner_and_the_rest_follows_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_json(tmp_path / "a.json", {}, private=True)
+        write_json(tmp_path / "b.json", {})
+    finally:
+        os.umask(before)
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("a.json", "b.json")] == [0o600, 0o640]
+
+
+def test_a_full_quota_is_a_full_disk(tmp_path):
+    with pytest.raises(DiskFullError), replacing_file(tmp_path / "a.txt"):
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+    assert files.is_disk_full(RuntimeError("I/O error: Disk quota exceeded (os error 122)"))
