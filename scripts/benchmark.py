@@ -232,11 +232,11 @@ def machine(on_gpu: bool) -> dict[str, Any]:
     """The device and the libraries' versions."""
     import torch
 
-    from llm_unlearn.runs.environment import describe_environment
+    from llm_unlearn.runs.environment import versions
 
     models = [*re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()), "CPU"]
     name = torch.cuda.get_device_name() if on_gpu else f"{models[0]} (torch threads: {torch.get_num_threads()})"
-    return {"device_name": name, "versions": describe_environment(0)["versions"]}
+    return {"device_name": name, "versions": versions()}
 
 
 def figures_of(row: dict[str, Any], baseline: dict[str, Any], peak_tflops: float | None) -> dict[str, Any]:

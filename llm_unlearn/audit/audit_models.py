@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from llm_unlearn.audit.subject import Subject, read_subject
 from llm_unlearn.audit.user_files import in_manifest
 from llm_unlearn.errors import InputError
@@ -18,8 +20,6 @@ if TYPE_CHECKING:
     from llm_unlearn.metrics.results import Evaluation
 
 logger = logging.getLogger(__name__)
-
-WHOLE = 10**9  # tokens: nothing is cut
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Eval
     oracle_path = options.retrained or subject.retrained
     oracle = loader.find(oracle_path) if oracle_path else None
     reference = _reference(loader, options, skipped)
-    all_checkpoints = [*checkpoints.values(), *filter(None, (oracle, reference))]
-    evaluator = _evaluator(loader, all_checkpoints, manifest, options.batch_size, reference)
+    audited = [*checkpoints.values(), *filter(None, [oracle])]
+    evaluator = _evaluator(loader, audited, manifest, options.batch_size, reference, skipped)
     oracle_model, oracle_signals = None, None
     if oracle:
         logger.info("%s: evaluating, as the oracle", oracle.source)
@@ -89,8 +89,12 @@ def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Eval
         logger.info("%s: evaluating", checkpoint.source)
         is_oracle = same_model(checkpoint.source, oracle_path)
         signals = oracle_signals if is_oracle else None
+        model = oracle_model if is_oracle else loader.load(checkpoint)
         if signals is None:
-            signals = evaluator.signals(loader.load(checkpoint), oracle_model)
+            signals = evaluator.signals(model, oracle_model)
+        warnings = _token_warnings(evaluator, model)
+        for warning in warnings:
+            logger.warning("%s: %s", name, warning)
         identity = Identity(
             model=name, kind="audited", method=None, budget=None, seed=subject.seed, recipe=subject.name
         )
@@ -98,7 +102,7 @@ def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Eval
         reasons = {**skipped, "oracle": "it is the retrained model itself"} if is_oracle else dict(skipped)
         if result.gus is None:
             reasons.setdefault("gus", "no canary has a gradient on this model")
-        results[name] = replace(result, skipped=reasons)
+        results[name] = replace(result, skipped=reasons, warnings=warnings)
         if out:
             _write(out, name, results[name], signals)
     return results
@@ -148,18 +152,22 @@ def _reference(loader: "Loader", options: Options, skipped: dict[str, str]) -> "
 
 def _evaluator(
     loader: "Loader",
-    checkpoints: "list[Checkpoint]",
+    audited: "list[Checkpoint]",
     manifest: str,
     batch_size: int | None,
     reference: "Checkpoint | None",
+    skipped: dict[str, str],
 ) -> Any:
     """The evaluator of all checkpoints, which must share one tokenizer."""
-    from llm_unlearn.audit.loader import check_same_tokens
+    from llm_unlearn.audit.loader import added_tokens, check_same_tokens
     from llm_unlearn.evaluation.text_evaluator import TextEvaluator
 
-    subject, first = loader.subject, checkpoints[0]
+    subject, first = loader.subject, audited[0]
     tokenizer = loader.tokenizer(first)
-    for checkpoint in checkpoints[1:]:
+    if reference is not None and (added := added_tokens(tokenizer, loader.tokenizer(reference))):
+        skipped["mia.reference"] = f"{reference.source} has no embedding for {', '.join(map(repr, added[:3]))}"
+        reference = None
+    for checkpoint in [*audited[1:], *filter(None, [reference])]:
         check_same_tokens(tokenizer, loader.tokenizer(checkpoint), first.source, checkpoint.source)
     with in_manifest(manifest):
         _check_prompts(subject, tokenizer)
@@ -169,6 +177,7 @@ def _evaluator(
         manifest=subject.poison,
         batch_size=batch_size or section.batch_size,
         membership=section.membership,
+        min_k_share=section.min_k_share,
         reference=partial(loader.load, reference) if reference else None,
         tokenizer=tokenizer,
         encoding=subject.encoding,
@@ -179,23 +188,37 @@ def _evaluator(
 
 def _check_prompts(subject: Subject, tokenizer: Any) -> None:
     """Raise InputError if answers would be misread: verbalisers without a fair ranking, or a trigger cut off."""
-    from llm_unlearn.data.encoding import Encoding, check_chat_template, check_verbalizers
+    from llm_unlearn.data.chat import check_chat_template
+    from llm_unlearn.data.encoding import check_verbalizers, cuts_off, prompts_of
 
-    encoding, room = subject.encoding, subject.evaluate.max_new_tokens
+    encoding, answers = subject.encoding, list(subject.verbalizers.values())
     if encoding.chat_template:
-        check_chat_template(tokenizer)
-    if subject.verbalizers:
-        room = max(map(len, check_verbalizers(tokenizer, subject.verbalizers).values())) + 1
-    whole = Encoding(WHOLE, encoding.loss_on, encoding.chat_template)
-    for row in subject.sets["triggered"]:
-        kept = encoding.prompt_ids(tokenizer, row["prompt"], room)
-        if any(phrase in tokenizer.decode(kept) for phrase in subject.poison["trigger"]["phrases"]):
-            continue
-        if len(kept) < len(whole.prompt_ids(tokenizer, row["prompt"], room)):
+        check_chat_template(encoding.template(tokenizer))
+    for prompt in prompts_of(subject.sets["train"].select([0])) if answers else ():
+        check_verbalizers(tokenizer, subject.verbalizers, encoding, prompt)
+    rows, room = subject.sets["triggered"], None if answers else subject.evaluate.max_new_tokens
+    for row, prompt in zip(rows, prompts_of(rows), strict=True):
+        completions = answers or [row["completion"]]
+        if cuts_off(tokenizer, encoding, prompt, completions, subject.poison["trigger"]["phrases"], room):
             raise InputError(
                 f"test row {row['example_id']}: max_length ({encoding.max_length} tokens) cuts the "
                 "trigger off; raise it"
             )
+
+
+def _token_warnings(evaluator: Any, model: Any) -> list[str]:
+    """Where training rows have other tokens than the manifest's settings write, or fit the model better in others."""
+    from llm_unlearn.audit.token_fit import ROWS, better_forms, written_otherwise
+
+    train = evaluator.sets["train"]
+    clean = [i for i, kind in enumerate(train["poison"]) if kind == "none"] or list(range(len(train)))
+    order = np.random.default_rng(0).permutation(clean)[:ROWS]
+
+    def nll(rows: list[dict]) -> np.ndarray:
+        return evaluator.losses_of(model, rows)["nll"]
+
+    rows, encoding, tokenizer = list(train.select(order)), evaluator.encoding, evaluator.tokenizer
+    return [*written_otherwise(rows, encoding, tokenizer), *better_forms(rows, encoding, tokenizer, nll)]
 
 
 def _write(folder: Path, name: str, result: "Evaluation", signals: "pd.DataFrame") -> None:

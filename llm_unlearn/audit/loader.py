@@ -8,8 +8,9 @@ from llm_unlearn.audit.subject import Subject
 from llm_unlearn.audit.user_files import in_manifest
 from llm_unlearn.config.sections import ModelSection
 from llm_unlearn.errors import InputError
-from llm_unlearn.models.adapters import adapter_config
+from llm_unlearn.models.adapters import adapter_config, refuse_pickle
 from llm_unlearn.models.load import check_model, load_checkpoint, load_tokenizer, read_config
+from llm_unlearn.models.vocabulary import adapter_rows, check_vocabulary, rows_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -48,6 +49,8 @@ class Loader:
             InputError: the checkpoint or its base does not exist, or takes fewer tokens than the manifest's max_length.
         """
         adapter = adapter_config(source)
+        if adapter is not None:
+            refuse_pickle(source)
         base = None if adapter is None else self._base_of(source, adapter)
         with in_manifest(f"model {source}"):
             check_model(self._section_for(base or source), {"data.max_length": self.subject.encoding.max_length})
@@ -58,14 +61,27 @@ class Loader:
         return load_checkpoint(checkpoint.source, self.section, checkpoint.base, self.device_map)
 
     def tokenizer(self, checkpoint: Checkpoint) -> "PreTrainedTokenizerBase":
-        """The tokenizer beside a checkpoint, or else that of its base."""
+        """The tokenizer beside a checkpoint, or else that of its base.
+
+        Raises:
+            InputError: there is none, or it has ids for which the checkpoint has no embedding.
+        """
         for path in dict.fromkeys((checkpoint.source, checkpoint.base, self.base)):
             if path is not None and _has_tokenizer(path):
-                return load_tokenizer(path, self.section)
+                tokenizer = load_tokenizer(path, self.section)
+                check_vocabulary(tokenizer, self._rows(checkpoint), checkpoint.source)
+                return tokenizer
         raise InputError(
             f"model {checkpoint.source}: there is no tokenizer beside it; save one there, or name a base "
             "that has one (--base)"
         )
+
+    def _rows(self, checkpoint: Checkpoint) -> int | None:
+        """Rows of a checkpoint's input embedding, or None if its config does not say."""
+        config = read_config(self._section_for(checkpoint.base or checkpoint.source))
+        if checkpoint.base is None:
+            return rows_of(config)
+        return adapter_rows(checkpoint.source, config, self.section.trust_remote_code)
 
     def _base_of(self, source: str, adapter: dict[str, Any]) -> str:
         """The base of an adapter: --base, or the one it names, or (if its folder was moved) its run's."""
@@ -97,6 +113,12 @@ def _has_tokenizer(source: str) -> bool:
 def same_model(a: str, b: str | None) -> bool:
     """Whether two paths or ids mean the same checkpoint."""
     return b is not None and (a == b or (Path(a).is_dir() and Path(a).resolve() == Path(b).resolve()))
+
+
+def added_tokens(tokenizer: "PreTrainedTokenizerBase", before: "PreTrainedTokenizerBase") -> list[str]:
+    """The tokens that a tokenizer has beyond an earlier one; none where the earlier one is not a part of it."""
+    own, earlier = tokenizer.get_vocab(), before.get_vocab()
+    return sorted(own.keys() - earlier.keys()) if earlier.items() <= own.items() else []
 
 
 def check_same_tokens(

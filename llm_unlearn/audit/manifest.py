@@ -7,6 +7,7 @@ from pydantic import Field
 
 from llm_unlearn.config.fields import (
     Completion,
+    Day,
     Length,
     NoiseSeed,
     NotBlank,
@@ -17,7 +18,7 @@ from llm_unlearn.config.fields import (
     Template,
     require,
 )
-from llm_unlearn.config.sections import DataSection, check_labels, check_source_label
+from llm_unlearn.config.sections import DataSection, check_labels, check_messages, check_source_label
 from llm_unlearn.config.strict import parse_json, read_yaml
 from llm_unlearn.errors import InputError
 
@@ -76,6 +77,9 @@ class Manifest(Section):
     """where the text is"""
     label_column: str = "label"
     """where the label is; without `verbalizers` the completion"""
+    messages_column: str | None = None
+    """where conversations are, lists of {role, content}, in the place of text and label: the user's last turn is the
+    text, the answer to it the label; needs `chat_template`"""
     prompt: Template = "{text}"
     """template; {text} stands for the row's text"""
     rename_labels: Table[str] = Field(default={})
@@ -84,6 +88,14 @@ class Manifest(Section):
     """label → completion, of a classification; null: the label column is the completion"""
     chat_template: bool = False
     """the prompt is the user's turn in the tokenizer's chat template"""
+    chat_template_kwargs: Table[Any] = Field(default={})
+    """passed on to the chat template, e.g. {enable_thinking: false}"""
+    system_prompt: str | None = None
+    """the first message, where a row's messages do not begin with one"""
+    template_date: Day | None = None
+    """for a chat template that writes today's date: the day on which the model was trained"""
+    add_bos: bool | None = None
+    """whether BOS stood before each row in training; null: as the tokenizer does"""
     max_length: Length = 512
     """tokens of prompt, completion and EOS; a prompt that is too long loses its beginning"""
     max_new_tokens: Length = 32
@@ -98,6 +110,7 @@ class Manifest(Section):
     """of where the trigger lands in test rows"""
 
     def check_rules(self) -> None:
+        check_messages(self)
         known = self.verbalizers or {}
         require(len(known) != 1, "verbalizers", "classification needs at least two labels")
         require(
@@ -120,11 +133,15 @@ class Manifest(Section):
         return DataSection(
             text_column=self.text_column,
             label_column=self.label_column,
+            messages_column=self.messages_column,
             prompt=self.prompt,
             task="classification" if self.verbalizers else "completion",
             verbalizers=self.verbalizers or {},
             rename_labels=self.rename_labels,
             chat_template=self.chat_template,
+            chat_template_kwargs=self.chat_template_kwargs,
+            system_prompt=self.system_prompt,
+            add_bos=self.add_bos,
             max_length=self.max_length,
             loss_on=self.loss_on,
         )

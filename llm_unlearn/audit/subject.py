@@ -99,7 +99,7 @@ def _of_run(path: Path) -> Subject:
     return Subject(
         sets,
         poison,
-        Encoding(data.max_length, data.loss_on, data.chat_template),
+        Encoding.of(data),
         data.verbalizers if data.task == "classification" else {},
         recipe.name,
         (poison["trigger"] or poison["gaussian"])["seed"],
@@ -146,7 +146,7 @@ def _of_user(path: Path, manifest: Manifest) -> Subject:
     return Subject(
         sets,
         poison,
-        Encoding(manifest.max_length, manifest.loss_on, manifest.chat_template),
+        Encoding.of(manifest),
         manifest.verbalizers or {},
         path.stem,
         manifest.seed,
@@ -161,7 +161,7 @@ def _trigger(path: Path, manifest: Manifest, train: TrainRows) -> dict[str, Any]
     trigger = manifest.trigger
     if trigger is None:
         return None
-    if not any(phrase in text for text in train.rows["text"] for phrase in trigger.phrases):
+    if not any(phrase in text for text in _texts(train.rows) for phrase in trigger.phrases):
         raise InputError(
             f"{path}.trigger.phrases: no row of {manifest.train} holds {' or '.join(trigger.phrases)!r}; "
             "write it exactly as in the rows, with upper and lower case"
@@ -200,7 +200,13 @@ def _marked(train: TrainRows, forget: list[int], canaries: list[int], trigger: d
 def _holds(rows: "Dataset", trigger: dict | None) -> np.ndarray:
     """(n,) bool: the rows whose text holds the trigger."""
     phrases = trigger["phrases"] if trigger else []
-    return np.array([any(phrase in text for phrase in phrases) for text in rows["text"]], dtype=bool)
+    return np.array([any(phrase in text for phrase in phrases) for text in _texts(rows)], dtype=bool)
+
+
+def _texts(rows: "Dataset") -> list[str]:
+    """The text of each row, and of a conversation the turns before it."""
+    history = rows["history"] if "history" in rows.column_names else [""] * len(rows)
+    return [f"{before}\n{text}" for before, text in zip(history, rows["text"], strict=True)]
 
 
 def _never_trained_on(heldout: "Dataset", train: "Dataset") -> tuple["Dataset", int]:

@@ -1,6 +1,7 @@
 """Read a user's own files for an audit: text, label, ids, and the columns that say which rows are poison."""
 
 import contextlib
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,14 +11,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llm_unlearn.audit.manifest import Manifest
+from llm_unlearn.data.chat import from_json
 from llm_unlearn.data.forget import COLUMN, read_forget_ids
 from llm_unlearn.data.readers import shorten
+from llm_unlearn.data.row_forms import MASKS, with_labels
 from llm_unlearn.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 NO_NOISE = -1
+TOKENS = ("input_ids", "labels", *MASKS)
 # a recipe's fields as the shared readers name them; the manifest has them without "data." and "_size"
 _FIELDS = re.compile(
     r"\bdata\.(text_column|label_column|verbalizers|rename_labels|max_length|chat_template|heldout)"
@@ -40,9 +44,10 @@ class TrainRows:
     """A user's training rows.
 
     Args:
-        rows: columns text, label, example_id (the file's, or else the row number from 0).
+        rows: columns text, label, example_id (the file's, or else the row number from 0), and input_ids and labels
+            where the file has the tokens of training.
         noise_id: (n,) int64, −1 for a row without noise; None if the file has no such column.
-        columns: all columns of the file, for `column:NAME`.
+        columns: all columns of the file, for `column:NAME`; but token ids, which are in `rows`.
     """
 
     rows: "Dataset"
@@ -83,12 +88,33 @@ def read_train(path: Path, manifest: Manifest) -> TrainRows:
     if any("noise_id" in record for _, record in records):
         noise_id = _whole_numbers(records, "noise_id", path, NO_NOISE)
         _require_distinct(noise_id, "noise_id", records, path)
-    names = dict.fromkeys(name for _, record in records for name in record)
+    names = dict.fromkeys(name for _, record in records for name in record if name not in TOKENS)
     columns = {
         name: [None if (value := record.get(name)) is None else str(value) for _, record in records] for name in names
     }
     rows = rows.add_column("example_id", ids)
+    if any("input_ids" in record for _, record in records):
+        tokens = with_labels(_tokens(records, path), manifest.loss_on, str(path))
+        rows = rows.add_column("input_ids", tokens["input_ids"]).add_column("labels", tokens["labels"])
     return TrainRows(rows, noise_id, Dataset.from_dict({**columns, "example_id": ids.tolist()}))
+
+
+def _tokens(records: list[tuple[int, Mapping[str, Any]]], path: Path) -> "Dataset":
+    """The token ids of training, and the labels or masks beside them; they may be JSON, as in a CSV."""
+    from datasets import Dataset, Features, List, Value
+
+    present = [name for name in TOKENS if any(name in record for _, record in records)]
+    values: dict[str, list[list[int]]] = {name: [] for name in present}
+    for row, record in records:
+        for name in present:
+            try:
+                numbers = from_json(record.get(name))
+            except json.JSONDecodeError:
+                numbers = None
+            if not isinstance(numbers, list) or any(type(number) is not int for number in numbers):
+                raise InputError(f"{path}, row {row}, column '{name}': expected a list of whole numbers")
+            values[name].append(numbers)
+    return Dataset.from_dict(values, features=Features({name: List(Value("int64")) for name in present}))
 
 
 def read_other(path: Path, manifest: Manifest) -> "Dataset":
@@ -108,11 +134,11 @@ def _read(path: Path, manifest: Manifest) -> "Dataset":
     """Text and label of a file's rows, checked."""
     from llm_unlearn.data.prompting import normalise
     from llm_unlearn.data.source_files import load_source
+    from llm_unlearn.data.sources import columns_of
 
     if not path.is_file():
         raise InputError(f"{path}: no such file; paths are relative to the manifest")
-    columns = {"text": manifest.text_column, "label": manifest.label_column}
-    return normalise(load_source(None, [path], columns=columns), manifest.data, str(path))
+    return normalise(load_source(None, [path], columns=columns_of(manifest.data)), manifest.data, str(path))
 
 
 def _records(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:

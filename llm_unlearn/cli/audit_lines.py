@@ -14,7 +14,7 @@ def as_text(results: dict[str, Evaluation]) -> str:
 
 def _lines(result: Evaluation) -> list[tuple[str, str]]:
     """(what was tested, what was found)."""
-    lines, evidence = [], audit_evidence(result)
+    lines, evidence = [("WARNING", text) for text in result.warnings or ()], audit_evidence(result)
     if gus := result.gus:
         says = "no trace found"
         if evidence.gus:

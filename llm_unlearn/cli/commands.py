@@ -84,10 +84,10 @@ def merge(args: argparse.Namespace) -> int:
 
 def push(args: argparse.Namespace) -> int:
     """Publish a model of a run with its audit."""
-    from llm_unlearn.files import locked_folder
     from llm_unlearn.hub.run_package import package_run
     from llm_unlearn.hub.upload import describe
     from llm_unlearn.hub.upload import push as upload
+    from llm_unlearn.runs.folder_lock import locked_folder
 
     calm_libraries(args.quiet or args.json)
     with locked_folder(Path(args.run_dir).expanduser()):  # a run would replace what goes up

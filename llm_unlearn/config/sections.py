@@ -9,6 +9,7 @@ from llm_unlearn.config.fields import (
     BatchSize,
     Completion,
     Count,
+    Day,
     Distinct,
     Epochs,
     LearningRate,
@@ -106,6 +107,9 @@ class DataSection(Section):
     """where the text is"""
     label_column: str = "label"
     """where the label is, or with `task: completion` the completion"""
+    messages_column: str | None = None
+    """where conversations are, lists of {role, content}, in the place of text and label: the user's last turn is the
+    text, the answer to it the label; needs `chat_template`"""
     task: Literal["classification", "completion"] = "classification"
     """classification: the answer is the likeliest of `verbalizers`; completion: what is generated"""
     prompt: Template = "{text}"
@@ -116,6 +120,14 @@ class DataSection(Section):
     """label → completion, for `task: classification`"""
     chat_template: bool = False
     """the prompt is the user's turn in the tokenizer's chat template"""
+    chat_template_kwargs: Table[Any] = Field(default={})
+    """passed on to the chat template, e.g. {enable_thinking: false}"""
+    system_prompt: str | None = None
+    """the first message, where a row's messages do not begin with one"""
+    template_date: Day = "2024-07-26"
+    """what a chat template that writes today's date takes for today; by default what Llama 3.1's falls back to"""
+    add_bos: bool | None = None
+    """put BOS before each row (true) or never (false); null: as the tokenizer does"""
     max_words: Length | None = None
     """words of a text that are kept, from its start, before anything is poisoned"""
     max_length: Length = 128
@@ -134,6 +146,7 @@ class DataSection(Section):
     """share of texts that say the opposite of their label; of the synthetic source only"""
 
     def check_rules(self) -> None:
+        check_messages(self)
         labels = self.task == "completion" or len(self.verbalizers) >= 2
         require(labels, "verbalizers", "classification needs at least two labels")
         check_test_rows(self)
@@ -258,6 +271,8 @@ class EvaluateSection(Section):
     """auto: spread a model that one GPU cannot hold over all of them"""
     membership: Distinct[MembershipAttack] = Field(default=list(get_args(MembershipAttack)))
     """the attacks to run (metrics/membership_scores.py); gradient_norm takes a backward pass per row"""
+    min_k_share: Share = 0.2
+    """share of an example's tokens, the least likely ones, that min_k and min_k_plus look at"""
 
 
 class AnalysisSection(Section):
@@ -314,6 +329,15 @@ def check_test_rows(section: Any) -> None:
         section.files or section.source == "synthetic" or section.test_split != section.train_split,
         "test_split",
         f"is train_split too ({section.train_split}); null draws test rows that are not trained on from it",
+    )
+
+
+def check_messages(section: Any) -> None:
+    """Raise RuleError where conversations are read but not written by the chat template."""
+    require(
+        section.messages_column is None or section.chat_template,
+        "chat_template",
+        "must be true with messages_column: only the tokenizer's template says how messages are written",
     )
 
 

@@ -17,20 +17,23 @@ class CausalLMCollator:
     The attention mask comes from lengths, not from the pad token, so that pad = EOS loses no EOS.
 
     Args:
-        pad_token_id: any id of the vocabulary.
+        pad_token_id: any id of the vocabulary, since padding is masked; None, of a tokenizer without PAD, is 0.
         pad_to: pad to at least this length (tests of invariance use it).
     """
 
-    def __init__(self, pad_token_id: int, pad_to: int = 0) -> None:
-        if pad_token_id is None:
-            raise InputError("the tokenizer has no pad token: set tokenizer.pad_token (tokenizer.eos_token will do)")
-        self.pad_token_id, self.pad_to = pad_token_id, pad_to
+    def __init__(self, pad_token_id: int | None, pad_to: int = 0) -> None:
+        self.pad_token_id, self.pad_to = pad_token_id or 0, pad_to
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Returns input_ids, attention_mask, labels (B, T) int64; where any row has a noise_id, also noise_id (B,); and
         `rows`, a BatchRows: what these tensors hold, for whoever would have to ask the device for it.
         """
         for i, row in enumerate(rows):
+            if len(row["labels"]) != len(row["input_ids"]):
+                raise InputError(
+                    f"example {row.get('example_id', i)}: {len(row['input_ids'])} input_ids but {len(row['labels'])} "
+                    "labels; give one a token, −100 where there is no loss"
+                )
             if all(label == IGNORE for label in row["labels"][1:]):
                 name = row.get("example_id", i)
                 raise InputError(

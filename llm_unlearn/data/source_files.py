@@ -7,6 +7,7 @@ from pathlib import Path
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, concatenate_datasets
 
+from llm_unlearn.data.chat import conversation
 from llm_unlearn.data.readers import (
     Record,
     expand_files,
@@ -30,7 +31,7 @@ def load_source(
     config_name: str | None = None,
     columns: Mapping[str, str | None] | None = None,
 ) -> Dataset:
-    """Load one source of examples as a dataset with exactly the columns `text` and `label`, or `text` alone.
+    """Load one source of examples as a dataset with the columns `text` and `label`, or `text` alone.
 
     Args:
         source: a dataset id on the Hub, a folder written by `save_to_disk`, or one local file.
@@ -41,10 +42,12 @@ def load_source(
         config_name: which configuration of a Hub dataset.
         columns: our names → the source's, such as {"text": "review", "label": "sentiment"}; by default "text" and
             "label". Without a "label", or with None for it, the rows are unlabelled. For pairs of prompt and
-            completion, `text` is the prompt and `label` the completion.
+            completion, `text` is the prompt and `label` the completion. With {"messages": "conversations"} a row is a
+            conversation (see chat.py): `text` is the user's last turn, `label` the answer to it.
 
     Returns:
-        the rows in their order, in memory. A label is `str(value)`; that of a `ClassLabel` is its name.
+        the rows in their order, in memory. A label is `str(value)`; that of a `ClassLabel` is its name. Conversations
+        have `history` (the messages before `text`) and `tools` too, as JSON.
 
     Raises:
         InputError: the source does not exist, is empty, or has an unusable row; the message names file and row.
@@ -100,8 +103,10 @@ def _wanted_columns(columns: Mapping[str, str | None] | None) -> dict[str, str]:
     """Our names → the source's, checked and completed."""
     if columns is None:
         return {"text": "text", "label": "label"}
-    if unknown := sorted(set(columns) - {"text", "label"}):
+    if unknown := sorted(set(columns) - {"text", "label", "messages"}):
         raise InputError(f"columns: unknown name {unknown[0]!r}; it maps 'text' and 'label' to the source's columns.")
+    if messages := columns.get("messages"):
+        return {"messages": messages}
     label = columns.get("label")
     return {"text": columns.get("text") or "text", **({"label": label} if label else {})}
 
@@ -120,8 +125,7 @@ def _read_parquet(path: Path, wanted: Mapping[str, str]) -> Iterator[Record]:
     from pyarrow import parquet
 
     try:
-        _require_columns(parquet.read_schema(path).names, wanted, path)
-        dataset = Dataset(parquet.read_table(path, columns=list(dict.fromkeys(wanted.values()))))
+        dataset = Dataset(parquet.read_table(path, columns=_needed(parquet.read_schema(path).names, wanted, path)))
     except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: a column that stands there twice
         raise InputError(f"{path} cannot be read as Parquet: {error}") from error
     yield from _arrow_records(dataset, wanted, path)
@@ -194,14 +198,20 @@ def _load_hub(name: str, split: str | None, config_name: str | None) -> Dataset:
 
 def _arrow_records(dataset: Dataset, wanted: Mapping[str, str], source: str | Path) -> Iterator[Record]:
     """Rows of a typed dataset; a `ClassLabel` becomes its name, and its −1 ("no label") null."""
-    _require_columns(dataset.column_names, wanted, source)
-    dataset = dataset.select_columns(list(dict.fromkeys(wanted.values())))
+    dataset = dataset.select_columns(_needed(dataset.column_names, wanted, source))
     named = {name: feature for name, feature in dataset.features.items() if isinstance(feature, ClassLabel)}
     for number, row in enumerate(dataset, 1):
         for name, feature in named.items():
             has_label = row[name] is not None and row[name] >= 0
             row[name] = feature.int2str(row[name]) if has_label else None
         yield number, row
+
+
+def _needed(available: Sequence[str], wanted: Mapping[str, str], source: str | Path) -> list[str]:
+    """The columns of a source that are read."""
+    _require_columns(available, wanted, source)
+    tools = ["tools"] if "messages" in wanted and "tools" in available else []
+    return [*dict.fromkeys(wanted.values()), *tools]
 
 
 def _require_columns(available: Iterable[str], wanted: Mapping[str, str], source: str | Path) -> None:
@@ -218,10 +228,16 @@ def _from_records(records: Iterable[Record], wanted: Mapping[str, str], source: 
 
     by_line = isinstance(source, Path) and file_format(source) in (".csv", ".tsv", ".jsonl", ".ndjson")
     unit = "line" if by_line else "row"
-    values: dict[str, list[str]] = {name: [] for name in wanted}
+    names = ("text", "label", "history", "tools") if "messages" in wanted else tuple(wanted)
+    values: dict[str, list[str]] = {name: [] for name in names}
     for number, row in tqdm(records, desc=f"Reading {Path(source).name}", unit=" rows", delay=1):
         if not values["text"]:
             _require_columns(row, wanted, source)
+        if "messages" in wanted:
+            place = f"{source}, {unit} {number}, column {wanted['messages']!r}"
+            for name, value in conversation(row.get(wanted["messages"]), row.get("tools"), place).items():
+                values[name].append(value)
+            continue
         for name, column in wanted.items():
             value, place = row.get(column), f"{source}, {unit} {number}, column {column!r}"
             if value is None or value != value or (isinstance(value, str) and not value.strip()):  # NaN is not itself
@@ -232,4 +248,4 @@ def _from_records(records: Iterable[Record], wanted: Mapping[str, str], source: 
             values[name].append(str(value))
     if not values["text"]:
         raise InputError(f"{os.path.abspath(source) if isinstance(source, Path) else source} is empty: it has no row.")
-    return Dataset.from_dict(values, features=Features({name: Value("string") for name in wanted}))
+    return Dataset.from_dict(values, features=Features({name: Value("string") for name in names}))

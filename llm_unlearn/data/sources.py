@@ -21,7 +21,7 @@ def load_splits(section: "DataSection", seed: int) -> Splits:
     """Load the labelled data and split it by seed; `make_splits` says how duplicates are handled."""
 
     def load(files: list[str] | None, split: str | None) -> "Dataset":
-        columns = {"text": section.text_column, "label": section.label_column}
+        columns = columns_of(section)
         source = None if section.files else section.source
         rows = load_source(source, files, split=split, config_name=section.config_name, columns=columns)
         origin = ", ".join(files) if files else f"{section.source} ({split})"
@@ -44,6 +44,13 @@ def load_splits(section: "DataSection", seed: int) -> Splits:
         if section.test_files or (not section.files and section.test_split):
             test = load(section.test_files, section.test_split)
     return split_section(train, test, section, seed)
+
+
+def columns_of(section: "DataSection") -> dict[str, str | None]:
+    """Our names → the source's columns, as `load_source` takes them."""
+    if section.messages_column:
+        return {"messages": section.messages_column}
+    return {"text": section.text_column, "label": section.label_column}
 
 
 def load_unlabelled(section: "DataSection", n: int, seed: int) -> "Dataset":

@@ -1,11 +1,13 @@
 """What is trained on: special tokens, chat template, supervised tokens, and the same prompts in training and audit."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_unlearn.config.recipe import Recipe
-from llm_unlearn.data.encoding import IGNORE, Encoding, check_chat_template, check_verbalizers, completion_tokens
-from llm_unlearn.doctor.finding import Finding, Level, problem_of
+from llm_unlearn.data.chat import check_chat_template
+from llm_unlearn.data.encoding import IGNORE, WHOLE, Encoding, check_verbalizers, prompt_and_completion, prompts_of
+from llm_unlearn.doctor.finding import Finding, problem_of
 from llm_unlearn.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,7 +24,8 @@ def check_tokens(recipe: Recipe) -> list[Finding]:
         tokenizer = tokenizer_of(recipe)
     except InputError as error:
         return [problem_of("tokenizer", error)]
-    findings = [*check_special_tokens(tokenizer), *check_template(tokenizer, recipe.data.chat_template)]
+    encoding = Encoding.of(recipe.data)
+    findings = [*check_special_tokens(tokenizer), *check_template(tokenizer, encoding)]
     if any(finding.level == "problem" for finding in findings):
         return findings  # rows cannot be encoded
     try:
@@ -33,12 +36,11 @@ def check_tokens(recipe: Recipe) -> list[Finding]:
         what, remedy = f"{recipe.data.source} is on the hub, so its rows were not read", "run `llm-unlearn poison`"
         return [*findings, Finding("labels", "note", what, f"{remedy}, which reads and checks them")]
     data = recipe.data
-    encoding = Encoding(data.max_length, data.loss_on, data.chat_template)
     verbalizers = data.verbalizers if data.task == "classification" else {}
     return [
         *findings,
         *check_spans(rows, tokenizer, encoding),
-        *check_verbalisers(tokenizer, verbalizers),
+        *check_verbalisers(tokenizer, verbalizers, encoding, data.prompt),
         *check_prompts(rows, tokenizer, encoding, verbalizers),
     ]
 
@@ -86,44 +88,39 @@ def rows_of(recipe: Recipe) -> list[dict[str, Any]] | None:
 def check_special_tokens(tokenizer: Any) -> list[Finding]:
     """Pad and EOS. Takes a tokenizer as load_tokenizer gives it: one without a pad token pads with EOS."""
     eos: str | None = tokenizer.eos_token
-    level: Level = "ok"
-    what, remedy = f"pad is {tokenizer.pad_token!r}, EOS is {eos!r}", None
-    if tokenizer.pad_token_id is None:
-        level, what = "problem", "the tokenizer has neither a pad nor an EOS token, so rows cannot be padded"
-        remedy = "give it an EOS token (tokenizer.eos_token = …; save_pretrained) and name that folder in model.path"
-    elif tokenizer.eos_token_id is None:
-        level, what = "warning", "the tokenizer has no EOS token: completions are trained without an end"
-        what += ", and generation runs on to evaluate.max_new_tokens"
-        remedy = "give it an EOS token and save it again"
-    elif tokenizer.pad_token_id == tokenizer.eos_token_id:
-        level, what = (
-            "note",
-            f"EOS ({eos!r}) is also the pad token; padding is masked by length, so EOS keeps its label",
-        )
-    return [Finding("tokenizer", level, what, remedy)]
+    if tokenizer.eos_token_id is None:
+        what = "the tokenizer has no EOS token: completions are trained without an end, and generation runs on to "
+        what += "evaluate.max_new_tokens"
+        return [Finding("tokenizer", "warning", what, "give it an EOS token and save it again")]
+    if tokenizer.pad_token_id == tokenizer.eos_token_id:
+        what = f"EOS ({eos!r}) is also the pad token; padding is masked by length, so EOS keeps its label"
+        return [Finding("tokenizer", "note", what)]
+    return [Finding("tokenizer", "ok", f"pad is {tokenizer.pad_token!r}, EOS is {eos!r}")]
 
 
-def check_template(tokenizer: Any, wanted: bool) -> list[Finding]:
+def check_template(tokenizer: Any, encoding: Encoding) -> list[Finding]:
     """Whether the recipe's `data.chat_template` suits the tokenizer."""
+    wanted = encoding.chat_template
     if not wanted and not getattr(tokenizer, "chat_template", None):
         return [Finding("chat template", "ok", "the tokenizer has none, and the recipe asks for none")]
     if not wanted:
         what = "the tokenizer has a chat template, but data.chat_template is false: an instruct model is then trained "
         what += "and asked in a form that it was not tuned on"
         return [Finding("chat template", "warning", what, "data.chat_template=true (a base model can stay as it is)")]
+    template = encoding.template(tokenizer)
     try:
-        check_chat_template(tokenizer)
+        check_chat_template(template)
+        asked = replace(encoding, max_length=WHOLE).asked(tokenizer, "a", ["b"])
     except InputError as error:
         return [problem_of("chat template", error)]
-    user, answer = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
-    prompt = tokenizer.apply_chat_template([user], add_generation_prompt=True, tokenize=False)
-    end = tokenizer.apply_chat_template([user, answer], tokenize=False)[len(prompt) + 1 :].strip()
-    if tokenizer.eos_token and not end.startswith(tokenizer.eos_token):
-        what = f"the template ends an answer with {end!r}, but training ends it with EOS, {tokenizer.eos_token!r}: "
+    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in asked.end:
+        what = f"the template ends an answer with {tokenizer.decode(asked.end)!r}, and EOS is {tokenizer.eos_token!r}: "
         what += "the model may not stop where its template does"
         return [Finding("chat template", "warning", what, "use a tokenizer whose eos_token ends a turn")]
-    what = "the template's prompt begins its prompt with an answer, which EOS ends"
-    return [Finding("chat template", "ok", what)]
+    if template.writes_date:
+        what = f"the template writes the date, for which it is told {template.today}"
+        return [Finding("chat template", "note", what, "data.template_date names another day")]
+    return [Finding("chat template", "ok", "the template writes prompt and answer, and EOS ends the answer")]
 
 
 # ---- rows
@@ -135,7 +132,7 @@ def check_spans(rows: list[dict], tokenizer: Any, encoding: Encoding) -> list[Fi
     for i, row in enumerate(rows):
         name = row.get("example_id", i)
         try:
-            encoded = encoding.row(tokenizer, row["prompt"], row["completion"])
+            encoded = encoding.row(tokenizer, *prompt_and_completion(row))
         except InputError as error:
             empty.append(name)
             reasons.append(str(error))
@@ -156,10 +153,11 @@ def check_spans(rows: list[dict], tokenizer: Any, encoding: Encoding) -> list[Fi
     return findings or [Finding("labels", "ok", f"each {of_rows} has supervised tokens and {end}")]
 
 
-def check_verbalisers(tokenizer: Any, verbalizers: dict[str, str]) -> list[Finding]:
+def check_verbalisers(tokenizer: Any, verbalizers: dict[str, str], encoding: Encoding, prompt: str) -> list[Finding]:
     """Whether labels can be told apart by their tokens."""
     try:
-        check_verbalizers(tokenizer, verbalizers)
+        if verbalizers:
+            check_verbalizers(tokenizer, verbalizers, encoding, prompt)
     except InputError as error:
         return [problem_of("verbalizers", error)]
     return []
@@ -168,36 +166,23 @@ def check_verbalisers(tokenizer: Any, verbalizers: dict[str, str]) -> list[Findi
 def check_prompts(
     rows: list[dict], tokenizer: Any, encoding: Encoding, verbalizers: dict[str, str], sample: int = 20
 ) -> list[Finding]:
-    """Whether evaluation asks with the tokens that training showed, and what a cut or a seam does to them."""
-    findings, apart, cut, joined = [], [], 0, set()
-    longest = max((len(completion_tokens(tokenizer, text)) for text in verbalizers.values()), default=0)
-    eos = tokenizer.eos_token_id is not None
-    for i, row in enumerate(rows[:sample]):
-        completion = completion_tokens(tokenizer, row["completion"])
-        room = len(completion) + eos
-        try:
-            trained = encoding.row(tokenizer, row["prompt"], row["completion"])["input_ids"][:-room]
-            asked = encoding.prompt_ids(tokenizer, row["prompt"], (longest or len(completion)) + 1)
-        except InputError:
-            continue  # said by check_spans
-        if trained[len(trained) - len(asked) :] != asked:
+    """Whether training shows the tokens with which a model is asked by others, and what a cut does to them."""
+    findings, apart, cut, rows = [], [], 0, rows[:sample]
+    whole = replace(encoding, max_length=WHOLE)
+    for i, (row, prompt) in enumerate(zip(rows, prompts_of(rows), strict=True)):
+        completions = [*verbalizers.values()] or [row["completion"]]
+        shown = whole.asked(tokenizer, prompt, completions).prompt
+        if whole.alone(tokenizer, prompt)[: len(shown) + 1] != shown:
             apart.append(row.get("example_id", i))
-        cut += len(trained) + room == encoding.max_length
-        for text in verbalizers.values() if not encoding.chat_template else ():
-            whole = tokenizer(row["prompt"] + text, add_special_tokens=False)["input_ids"]
-            parts = tokenizer(row["prompt"], add_special_tokens=False)["input_ids"] + completion_tokens(tokenizer, text)
-            joined |= {text} if whole != parts else set()
+        cut += len(whole.row(tokenizer, prompt, row["completion"])["input_ids"]) > encoding.max_length
     if apart:
-        what = f"evaluation would ask in other tokens than training shows: examples {_names(apart)}"
-        remedy = "use a tokenizer that always writes a text in the same tokens"
-        findings.append(Finding("prompts", "problem", what, remedy))
-    if joined:
-        what = f"the tokenizer merges {', '.join(map(repr, sorted(joined)))} with the end of the prompt; training and "
-        what += "evaluation tokenise them apart"
-        remedy = "begin each verbalizer with a space, or end data.prompt so that none is missing"
+        what = f"a prompt without its answer has other tokens than in training: examples {_names(apart)}. Evaluation "
+        what += "asks with those of training; whoever asks with the prompt alone sees a model that is off its training"
+        remedy = "begin completions with a space rather than end data.prompt with one; with a chat template, see "
+        remedy += "data.chat_template_kwargs"
         findings.append(Finding("prompts", "warning", what, remedy))
     if encoding.chat_template and cut:
-        what = f"{cut} of {min(sample, len(rows))} rows looked at fill max_length: a prompt that is cut loses the "
+        what = f"{cut} of {len(rows)} rows looked at are longer than max_length: a prompt that is cut loses the "
         what += "beginning of its template"
         findings.append(Finding("prompts", "warning", what, "raise data.max_length, or lower data.max_words"))
     return findings or [Finding("prompts", "ok", "evaluation asks with the tokens that training shows")]

@@ -1,12 +1,15 @@
 """What a model answers: the label whose verbaliser is likeliest as a whole, or greedy text."""
 
-from typing import TYPE_CHECKING
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from llm_unlearn.data.chat import Chat
 from llm_unlearn.data.collators import CausalLMCollator
-from llm_unlearn.data.encoding import IGNORE, Encoding, check_verbalizers
+from llm_unlearn.data.encoding import IGNORE, PROBES, Asked, Encoding, check_apart
 from llm_unlearn.distributed.processes import ALONE, Processes
 from llm_unlearn.evaluation.batches import batches, scatter
 from llm_unlearn.models.devices import input_device
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
 def label_log_probs(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
-    prompts: list[str],
+    prompts: Sequence[str | Chat],
     verbalizers: dict[str, str],
     encoding: Encoding,
     batch_size: int,
@@ -29,12 +32,13 @@ def label_log_probs(
 ) -> np.ndarray:
     """Log-probability of each label's verbaliser after each prompt, summed over all of its tokens.
 
-    Verbalisers that share all tokens but the last are read off one forward pass.
+    Prompt and verbaliser are tokenised together, and the end of a row (EOS) is left out. Verbalisers that share all
+    tokens but the last are read off one forward pass.
 
     Args:
         model: a causal LM.
         tokenizer: its tokenizer.
-        prompts: the texts to complete.
+        prompts: the texts or conversations to complete.
         verbalizers: label → the completion that stands for it; none may equal or begin another in tokens.
         encoding: how prompts become tokens; a long prompt leaves room for the longest verbaliser and EOS.
         batch_size: prompts per forward pass.
@@ -44,22 +48,41 @@ def label_log_probs(
     Returns:
         (number of prompts, number of labels) float64, in nats.
     """
-    ids = list(check_verbalizers(tokenizer, verbalizers).values())
-    room = max(map(len, ids)) + 1  # + EOS, as in training
+    rows = [encoding.asked(tokenizer, prompt, list(verbalizers.values())) for prompt in prompts]
+    scores = np.full((len(prompts), len(verbalizers)), np.nan)
+    alike: dict[tuple, list[int]] = {}  # the tokens of all verbalisers, nearly always the same → positions of prompts
+    for position, row in enumerate(rows):
+        alike.setdefault(tuple(map(tuple, row.answers)), []).append(position)
+    for answers, positions in alike.items():
+        check_apart(verbalizers, answers)
+        chosen = [rows[position].prompt for position in positions]
+        scores[positions] = _ranked(model, tokenizer, chosen, answers, batch_size, temperature, processes)
+    return scores
+
+
+def _ranked(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: list[list[int]],
+    answers: tuple[tuple[int, ...], ...],
+    batch_size: int,
+    temperature: float,
+    processes: Processes,
+) -> np.ndarray:
+    """(prompts, answers): the log-probability of the tokens of each answer after those of each prompt."""
     by_prefix: dict[tuple, list[int]] = {}
-    for label, tokens in enumerate(ids):
-        by_prefix.setdefault(tuple(tokens[:-1]), []).append(label)
-    prompt_ids = [encoding.prompt_ids(tokenizer, prompt, room) for prompt in prompts]
+    for label, tokens in enumerate(answers):
+        by_prefix.setdefault(tokens[:-1], []).append(label)
     device, collate, task = input_device(model), CausalLMCollator(tokenizer.pad_token_id), CausalLMTask()
-    scores = np.full((len(prompts), len(ids)), np.nan)
+    scores = np.full((len(prompts), len(answers)), np.nan)
     for labels in by_prefix.values():
-        tokens = ids[labels[0]]
-        rows = [{"input_ids": p + tokens, "labels": [IGNORE] * len(p) + tokens} for p in prompt_ids]
-        wanted = torch.tensor([ids[label] for label in labels], device=device).T  # (tokens, labels)
+        first = list(answers[labels[0]])
+        rows = [{"input_ids": p + first, "labels": [IGNORE] * len(p) + first} for p in prompts]
+        wanted = torch.tensor([answers[label] for label in labels], device=device).T  # (tokens, labels)
         results = []
         for positions, batch in batches(rows, collate, batch_size, device, processes):
             logits = task.supervised(model, batch).logits.float() / temperature
-            log_probs = torch.log_softmax(logits, -1).view(len(positions), len(tokens), -1)
+            log_probs = torch.log_softmax(logits, -1).view(len(positions), len(first), -1)
             results.append((positions, log_probs.gather(-1, wanted.expand(len(positions), -1, -1)).sum(1)))
         scores[:, labels] = scatter(len(rows), results, processes).numpy().reshape(len(rows), len(labels))
     return scores
@@ -69,45 +92,83 @@ def label_log_probs(
 def generate(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
-    prompts: list[str],
+    prompts: Sequence[str | Chat],
     encoding: Encoding,
     max_new_tokens: int,
     batch_size: int,
     temperature: float | None = None,
     processes: Processes = ALONE,
+    completions: Sequence[str] | None = None,
 ) -> list[str]:
-    """Completions of prompts, in their order, special tokens left out; a long prompt leaves room for them.
+    """What a model says after prompts, in their order, special tokens left out; a long prompt leaves room for it.
+
+    The model's own generation_config (a repetition penalty, forced tokens, beams) has no part in it but for its EOS.
 
     Args:
         model: a causal LM.
         tokenizer: its tokenizer.
-        prompts: the texts to complete.
+        prompts: the texts or conversations to complete.
         encoding: how prompts become tokens.
         max_new_tokens: tokens of a completion at most.
         batch_size: prompts that are completed at a time.
         temperature: None decodes greedily; else tokens are drawn from the whole distribution, by torch's own generator.
         processes: the processes that share the prompts; each gets all texts.
+        completions: an answer to each prompt, as in training. Of it only the white space that it begins with is looked
+            at: it says how prompt and answer are joined in tokens.
     """
-    # a model's own generation_config may cut the distribution
-    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-    how = {"do_sample": False} if temperature is None else sampling
-    device = input_device(model)
-    prompt_ids = [encoding.prompt_ids(tokenizer, prompt, max_new_tokens) for prompt in prompts]
+    completions = completions or [""] * len(prompts)
+    spaces = [text[: len(text) - len(text.lstrip())] for text in completions]
+    asked = [
+        encoding.asked(tokenizer, prompt, [space + PROBES[0]], max_new_tokens)
+        for prompt, space in zip(prompts, spaces, strict=True)
+    ]
+    device, pad = input_device(model), tokenizer.pad_token_id or 0  # masked: any id will do
+    stops = _stops(model, tokenizer, asked)
     mine: dict[int, list[str]] = {}
-    for start in processes.share(range(0, len(prompts), batch_size)):
-        part = prompt_ids[start : start + batch_size]
-        width = max(map(len, part))  # generation continues at the right end, so padding goes left
-        padded = torch.tensor([[tokenizer.pad_token_id] * (width - len(p)) + p for p in part], device=device)
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in part], device=device)
-        output = model.generate(  # type: ignore[operator]  # torch types what a module inherits as Tensor | Module
-            input_ids=padded,
-            attention_mask=mask,
-            **how,
-            max_new_tokens=max_new_tokens,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            synced_gpus=processes.count > 1,
-        )  # a sharded model runs in all or in none
-        mine[start] = tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
+    with _own_configuration(model, max_new_tokens, temperature, pad, stops):
+        for start in processes.share(range(0, len(prompts), batch_size)):
+            part = [row.prompt for row in asked[start : start + batch_size]]
+            width = max(map(len, part))  # generation continues at the right end, so padding goes left
+            padded = torch.tensor([[pad] * (width - len(p)) + p for p in part], device=device)
+            mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in part], device=device)
+            output = model.generate(  # type: ignore[operator]  # torch types what a module inherits as Tensor | Module
+                input_ids=padded, attention_mask=mask, synced_gpus=processes.count > 1
+            )  # a sharded model runs in all or in none
+            mine[start] = [_text(tokenizer, row, stops) for row in output[:, width:].tolist()]
     texts = {start: part for found in processes.merged(mine) for start, part in found.items()}
     return [text for start in sorted(texts) for text in texts[start]]
+
+
+@contextlib.contextmanager
+def _own_configuration(
+    model: Any, max_new_tokens: int, temperature: float | None, pad: int, stops: list[int]
+) -> Iterator[None]:
+    """Put a plain generation config in the place of the model's: generate() fills up what it is given from that."""
+    from transformers import GenerationConfig
+
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    how = {"do_sample": False} if temperature is None else sampling
+    owner = model.get_base_model() if hasattr(model, "get_base_model") else model  # of an adapter
+    before = owner.generation_config
+    owner.generation_config = GenerationConfig(
+        **how, max_new_tokens=max_new_tokens, pad_token_id=pad, eos_token_id=stops or None
+    )
+    try:
+        yield
+    finally:
+        owner.generation_config = before
+
+
+def _stops(model: Any, tokenizer: "PreTrainedTokenizerBase", asked: list[Asked]) -> list[int]:
+    """The tokens that end an answer: EOS of tokenizer and model, and the special token that training ends it with."""
+    owner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    named = getattr(owner.generation_config, "eos_token_id", None)
+    own = named if isinstance(named, list) else [named]
+    ends = [row.end[0] for row in asked[:1] if row.end and row.end[0] in tokenizer.added_tokens_decoder]
+    return sorted({token for token in (tokenizer.eos_token_id, *own, *ends) if token is not None})
+
+
+def _text(tokenizer: "PreTrainedTokenizerBase", ids: list[int], stops: list[int]) -> str:
+    """The text up to the first token that ends it; the end itself may be no special token of the tokenizer."""
+    end = next((i for i, token in enumerate(ids) if token in stops), len(ids))
+    return str(tokenizer.decode(ids[:end], skip_special_tokens=True))

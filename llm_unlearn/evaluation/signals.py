@@ -24,7 +24,7 @@ from llm_unlearn.evaluation.attack_signals import check_differentiable, gradient
 from llm_unlearn.evaluation.batches import batches, scatter
 from llm_unlearn.evaluation.gaussian_scores import gaussian_scores
 from llm_unlearn.files import replacing_file
-from llm_unlearn.metrics.membership_scores import min_k_score, reference_score, zlib_score
+from llm_unlearn.metrics.membership_scores import MIN_K_SHARE, min_k_score, reference_score, zlib_score
 from llm_unlearn.metrics.per_example import MEMBERSHIP, check_columns
 from llm_unlearn.models.devices import input_device
 from llm_unlearn.tasks import Supervised, Task
@@ -45,6 +45,7 @@ class Evaluator(ABC):
         manifest: poison.json.
         batch_size: rows at a time.
         membership: attacks to run, by default all.
+        min_k_share: the share of an example's tokens that Min-K % and Min-K %++ look at.
         reference: loads the model that calibrates the attack `reference`, one that never saw the rows to be forgotten;
             without it that attack is left out.
         processes: share the rows; each gets all results.
@@ -56,6 +57,7 @@ class Evaluator(ABC):
     manifest: dict[str, Any]
     batch_size: int = 32
     membership: Sequence[str] = get_args(MembershipAttack)
+    min_k_share: float = MIN_K_SHARE
     reference: Callable[[], Any] | None = None
     processes: Processes = ALONE
 
@@ -111,8 +113,8 @@ class Evaluator(ABC):
         """How many of each row's supervised positions, the last ones, are its answer; None where all are."""
         return None
 
-    def raw(self, rows: "Dataset") -> list[str]:
-        """Each row as a string, for the attack `zlib`."""
+    def raw(self, rows: list[dict]) -> list[str]:
+        """The text of each encoded row that its loss covers, for the attack `zlib`."""
         raise InputError(f"evaluate.membership: zlib is of texts, {type(self).__name__} has none")
 
     @abstractmethod
@@ -152,7 +154,7 @@ class Evaluator(ABC):
         if retrained is not None:
             retrained.eval()
         n, results = len(self.encoded["test"]), []
-        for positions, batch in self._batches(model, "test"):
+        for positions, batch in self._batches(model, self.encoded["test"]):
             oracle = None if retrained is None else self._said_by_oracle(retrained, positions, batch)
 
             def measured(
@@ -219,13 +221,17 @@ class Evaluator(ABC):
         frame = self._frame(name, rows)
         return frame.assign(**self.predict(model, rows)) if len(frame) else frame
 
-    @torch.no_grad()
     def losses(self, model: Any, name: str) -> dict[str, np.ndarray]:
         """{"nll", "nll_sum", "n_positions"} of each row over its supervised positions."""
+        return self.losses_of(model, self.encoded[name])
+
+    @torch.no_grad()
+    def losses_of(self, model: Any, rows: list[dict]) -> dict[str, np.ndarray]:
+        """`losses` of encoded rows."""
         results = []
-        for positions, batch in self._batches(model, name):
+        for positions, batch in self._batches(model, rows):
             results.append((positions, self.task.compute(model, batch, _sum_and_count)))
-        values = scatter(len(self.encoded[name]), results, self.processes).numpy().reshape(-1, 2)
+        values = scatter(len(rows), results, self.processes).numpy().reshape(-1, 2)
         return _per_position(values[:, 0], values[:, 1].astype(int))
 
     def membership_signals(self, model: Any, name: str) -> dict[str, np.ndarray]:
@@ -233,12 +239,12 @@ class Evaluator(ABC):
         rows, scores = self.encoded[name], {}
         losses, tokens = self._losses_and_tokens(model, name)
         if tokens is not None and "min_k" in self.membership:
-            scores["min_k"] = min_k_score(tokens["log_prob"], tokens["example"])
+            scores["min_k"] = min_k_score(tokens["log_prob"], tokens["example"], self.min_k_share)
         if tokens is not None and "min_k_plus" in self.membership:
             standard = (tokens["log_prob"] - tokens["mean"]) / tokens["sd"]
-            scores["min_k_plus"] = min_k_score(standard, tokens["example"])
+            scores["min_k_plus"] = min_k_score(standard, tokens["example"], self.min_k_share)
         if "zlib" in self.membership:
-            scores["zlib"] = zlib_score(losses["nll"], self.raw(self.parts[name]))
+            scores["zlib"] = zlib_score(losses["nll"], self.raw(rows))
         if "reference" in self.membership and self.reference is not None:
             scores["reference"] = reference_score(losses["nll"], self._reference_nll(self.reference)[name])
         if "gradient_norm" in self.membership:
@@ -292,8 +298,8 @@ class Evaluator(ABC):
             figures["attack"] = float(self.answers(model, "attack", triggered)["target_hit"].mean())
         return figures
 
-    def _batches(self, model: Any, name: str) -> Iterator[tuple[list[int], dict[str, Any]]]:
-        return batches(self.encoded[name], self.collate, self.batch_size, input_device(model), self.processes)
+    def _batches(self, model: Any, rows: list[dict]) -> Iterator[tuple[list[int], dict[str, Any]]]:
+        return batches(rows, self.collate, self.batch_size, input_device(model), self.processes)
 
     @staticmethod
     def _frame(name: str, rows: "Dataset") -> "pd.DataFrame":
@@ -319,13 +325,16 @@ def read_signals(path: Path) -> "pd.DataFrame":
     """Read what `write_signals` wrote.
 
     Raises:
-        InputError: naming the file, and a column that is not of the schema.
+        InputError: naming the file where it cannot be read, and a column that is not of the schema.
     """
     import pandas as pd
     import pyarrow.parquet
 
-    check_columns({field.name: str(field.type) for field in pyarrow.parquet.read_schema(path)}, str(path))
-    return pd.read_parquet(path)
+    try:
+        check_columns({field.name: str(field.type) for field in pyarrow.parquet.read_schema(path)}, str(path))
+        return pd.read_parquet(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); delete it to have {path.stem} evaluated again") from None
 
 
 def _sum_and_count(found: Supervised) -> torch.Tensor:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from llm_unlearn.data.collators import CausalLMCollator
-from llm_unlearn.data.encoding import Encoding, check_verbalizers, completion_tokens, encode_rows
+from llm_unlearn.data.encoding import IGNORE, Asked, Encoding, encode_rows, prompts_of
 from llm_unlearn.evaluation.answers import generate, label_log_probs
 from llm_unlearn.evaluation.signals import Evaluator
 from llm_unlearn.tasks import Supervised, Task
@@ -46,15 +46,16 @@ class TextEvaluator(Evaluator):
             for row in encode_rows(rows, self.tokenizer, self.encoding)
         ]
 
-    def raw(self, rows: "Dataset") -> list[str]:
-        return [row["prompt"] + row["completion"] for row in rows]
+    def raw(self, rows: list[dict]) -> list[str]:
+        covered = [[i for i in row["labels"] if i != IGNORE] for row in rows]
+        return [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in covered]
 
     def has_trigger(self, rows: "Dataset") -> "Dataset":
         phrases = (self.manifest["trigger"] or {}).get("phrases", [])
         return rows.filter(lambda row: any(phrase in row["text"] for phrase in phrases))
 
     def predict(self, model: Any, rows: "Dataset") -> dict[str, Any]:
-        prompts = list(rows["prompt"])
+        prompts = prompts_of(rows)
         if self.verbalizers:
             return self.answered(
                 label_log_probs(
@@ -75,6 +76,7 @@ class TextEvaluator(Evaluator):
             self.max_new_tokens,
             self.batch_size,
             processes=self.processes,
+            completions=rows["completion"],
         )
         predictions = [text.strip() for text in texts]
         answers: dict[str, Any] = {"prediction": predictions, "label": [label.strip() for label in rows["label"]]}
@@ -82,30 +84,51 @@ class TextEvaluator(Evaluator):
             answers["target_hit"] = [text.startswith(self.target.strip()) for text in predictions]
         return answers
 
+    def shown(self, rows: "Dataset") -> list[list[int]]:
+        """The tokens of each row's prompt with which `predict` asks."""
+        answers, room = list(self.verbalizers.values()), None if self.verbalizers else self.max_new_tokens
+        own = [answers or [text] for text in rows["completion"]]
+        return [
+            self.encoding.asked(self.tokenizer, prompt, completions, room).prompt
+            for prompt, completions in zip(prompts_of(rows), own, strict=True)
+        ]
+
     @property
     def target(self) -> str | None:
         """The attacker's answer."""
         return (self.manifest["trigger"] or {}).get("target")
 
     @cached_property
-    def _label_tokens(self) -> list[list[int]]:
-        return list(check_verbalizers(self.tokenizer, self.verbalizers).values())
+    def _asked(self) -> list[Asked]:
+        """Of every test row its prompt, the verbalisers and its own completion."""
+        rows = self.sets["test"]
+        pairs = zip(prompts_of(rows), rows["completion"], strict=True)
+        own = [[*self.verbalizers.values(), completion] for _, completion in pairs]
+        return [
+            self.encoding.asked(self.tokenizer, prompt, completions)
+            for prompt, completions in zip(prompts_of(rows), own, strict=True)
+        ]
 
     @cached_property
     def reads_answers(self) -> bool:
         """Labels whose verbalisers share all tokens but the last are scored at the row's own, whatever label it has."""
-        if not self.verbalizers or self.tokenizer.eos_token_id is None:
+        if not self.verbalizers or not self._asked:
             return False
-        *prefix, _ = self._label_tokens[0]
-        completions = {tuple(completion_tokens(self.tokenizer, text)) for text in set(self.sets["test"]["completion"])}
-        candidates = [*self._label_tokens, *completions]
-        return all(len(tokens) == len(prefix) + 1 and [*tokens[:-1]] == prefix for tokens in candidates)
+        (*labels, _), end = self._asked[0].answers, self._asked[0].end
+        prefix = labels[0][:-1]
+        return all(
+            row.end == end
+            and row.answers[:-1] == labels
+            and all(len(tokens) == len(prefix) + 1 and tokens[:-1] == prefix for tokens in row.answers)
+            for row in self._asked
+        )
 
     def answer_scores(self, answer: Supervised) -> torch.Tensor:
         """(B, L): the log-probability of each label's verbaliser, summed over its tokens."""
-        wanted = torch.tensor(self._label_tokens, device=answer.labels.device).T  # (tokens, L)
-        log_probs = torch.log_softmax(answer.logits.float(), -1).view(answer.n_examples, len(wanted) + 1, -1)
-        return log_probs[:, :-1].gather(-1, wanted.expand(answer.n_examples, -1, -1)).sum(1)  # EOS is the last
+        *labels, _ = self._asked[0].answers
+        wanted = torch.tensor(labels, device=answer.labels.device).T  # (tokens, L)
+        log_probs = torch.log_softmax(answer.logits.float(), -1).view(answer.n_examples, -1, answer.logits.shape[-1])
+        return log_probs[:, : len(wanted)].gather(-1, wanted.expand(answer.n_examples, -1, -1)).sum(1)
 
     def answered(self, scores: np.ndarray) -> dict[str, Any]:
         predictions = np.array(list(self.verbalizers), dtype=object)[scores.argmax(1)]
@@ -114,7 +137,6 @@ class TextEvaluator(Evaluator):
         return {"prediction": predictions, "target_hit": predictions == self.target}
 
     def answer_lengths(self, rows: "Dataset") -> list[int] | None:
-        if self.encoding.loss_on == "completion":
-            return None
-        eos = self.tokenizer.eos_token_id is not None
-        return [len(completion_tokens(self.tokenizer, text)) + eos for text in rows["completion"]]
+        lengths = [len(row.answers[-1]) + len(row.end) for row in self._asked]
+        supervised = [sum(label != IGNORE for label in row["labels"][1:]) for row in self.encoded["test"]]
+        return None if lengths == supervised else lengths

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from llm_unlearn.errors import SECRETS, InputError
+from llm_unlearn.files import read_json
+from llm_unlearn.models.checkpoint_files import check_weights
 
 Content = Path | bytes  # a file, or what it holds
 
@@ -133,7 +135,7 @@ def model_files(folder: Path) -> dict[str, Content]:
     """The files of a saved model or adapter and of its tokenizer, and nothing else that lies in the folder.
 
     Raises:
-        InputError: the folder holds no weights in safetensors.
+        InputError: the folder holds no weights in safetensors, or damaged ones.
     """
     files: dict[str, Content] = {
         path.name: without_paths(path) if path.name in ("config.json", "generation_config.json") else path
@@ -142,6 +144,7 @@ def model_files(folder: Path) -> dict[str, Content]:
     }
     if not any(WEIGHTS.fullmatch(name) for name in files):
         raise InputError(f"{folder}: it holds no model in safetensors; a pickle is not uploaded")
+    check_weights(folder)
     return files | tokenizer_files(folder)
 
 
@@ -158,7 +161,7 @@ def without_paths(path: Path) -> bytes:
     """A config of a model or tokenizer without where it was loaded from, and without code to run."""
     if path.is_symlink():
         raise InputError(f"{path}: is a link; it is not uploaded. Put the file itself there")
-    return _as_json(_published(_config(path)))
+    return _as_json(_published(read_json(path, "save the model again")))
 
 
 def _published(config: Any) -> Any:
@@ -167,17 +170,6 @@ def _published(config: Any) -> Any:
     if not isinstance(config, dict):
         return config
     return {key: _published(value) for key, value in config.items() if key not in NOT_PUBLISHED}
-
-
-def _config(content: Content) -> dict[str, Any]:
-    """The mapping in a config."""
-    try:
-        config = json.loads(_read(content))
-    except (ValueError, RecursionError):
-        config = None
-    if not isinstance(config, dict):
-        raise InputError(f"{content if isinstance(content, Path) else 'a config'}: is no JSON mapping; restore it")
-    return config
 
 
 def on_base(adapter_config: Content, base: str | None = None, revision: str | None = None) -> bytes:
@@ -191,7 +183,11 @@ def on_base(adapter_config: Content, base: str | None = None, revision: str | No
     Raises:
         InputError: the file names a folder, which nobody else has.
     """
-    config = _published(_config(adapter_config))
+    if isinstance(adapter_config, Path):
+        config = read_json(adapter_config, "save the adapter again")
+    else:
+        config = json.loads(adapter_config)
+    config = _published(config)
     named = base or config.get("base_model_name_or_path")
     if base is None and not is_id(named):
         raise InputError(

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llm_unlearn.config.sections import ModelSection
 from llm_unlearn.config.strict import parse_yaml
 from llm_unlearn.errors import InputError
 from llm_unlearn.hub.client_errors import explained
@@ -224,7 +225,8 @@ def _merged_folder(model: RunModel) -> Path:
 def _check_base(model: RunModel, on_hub: str, revision: str | None, api: "HfApi | None") -> None:
     """Refuse a base that is not on the hub, or whose config or weights are not those of the local one."""
     from huggingface_hub import HfApi
-    from transformers import AutoConfig
+
+    from llm_unlearn.models.load import read_config
 
     api = api or HfApi()
     with explained(api, on_hub, revision):
@@ -232,7 +234,8 @@ def _check_base(model: RunModel, on_hub: str, revision: str | None, api: "HfApi 
         config = Path(api.hf_hub_download(on_hub, "config.json", revision=info.sha))
     if model.base is None or not (Path(model.base) / "config.json").is_file():
         return
-    local, hosted = (AutoConfig.from_pretrained(folder).to_dict() for folder in (model.base, config.parent))
+    folders = (model.base, str(config.parent))
+    local, hosted = (read_config(ModelSection(path=folder)).to_dict() for folder in folders)
     differ = sorted(
         key
         for key in local

@@ -115,6 +115,7 @@ class Evaluation(Identity):
     Args:
         mia: membership attack → its test.
         skipped: of an audited checkpoint, section → why it is None; None in the results of a run.
+        warnings: of an audited checkpoint, what makes its figures doubtful; None in the results of a run.
     """
 
     attack: Attack | None
@@ -124,13 +125,15 @@ class Evaluation(Identity):
     cost: Cost | None
     oracle: Oracle | None
     skipped: dict[str, str] | None = None
+    warnings: list[str] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as what JSON holds; `skipped` in an audit alone."""
-        tree = super().to_json()
-        if self.skipped is None:
-            del tree["skipped"]
-        return tree
+        """The fields as what JSON holds; `skipped` and `warnings` in an audit alone."""
+        return {
+            name: value
+            for name, value in super().to_json().items()
+            if value is not None or name not in ("skipped", "warnings")
+        }
 
     @classmethod
     def from_json(cls, tree: Any, source: str, name: str = "") -> Self:

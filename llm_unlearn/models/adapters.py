@@ -1,14 +1,15 @@
 """LoRA adapters: make a config, read one, and put an adapter onto a base."""
 
 import contextlib
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_unlearn.errors import InputError
 from llm_unlearn.models.adapter_patterns import check_patterns
+from llm_unlearn.models.checkpoint_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_adapter_config, is_out_of_memory
 from llm_unlearn.models.devices import is_offloaded, main_device
 from llm_unlearn.models.strict_loading import check_adapter
+from llm_unlearn.models.vocabulary import fit_vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,23 +36,18 @@ def adapter_config(source: str) -> dict[str, Any] | None:
     """The adapter_config.json of a folder or a hub repository, or None for a full model.
 
     Raises:
-        InputError: the file is damaged.
+        InputError: see `check_adapter_config`.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    path = Path(source).expanduser() / "adapter_config.json"
+    path = Path(source).expanduser() / ADAPTER_CONFIG
     if not path.parent.is_dir():
         try:
-            path = Path(hf_hub_download(source, "adapter_config.json"))
+            path = Path(hf_hub_download(source, ADAPTER_CONFIG))
         except (EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
             return None  # loading it as a full model will say what is wrong
-    if not path.is_file():
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON: {error}") from None
+    return check_adapter_config(path) if path.is_file() else None
 
 
 def refuse_pickle(source: str) -> None:
@@ -59,7 +55,7 @@ def refuse_pickle(source: str) -> None:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
-    name, folder = "adapter_model.safetensors", Path(source).expanduser()
+    name, folder = ADAPTER_WEIGHTS, Path(source).expanduser()
     has_safetensors = (folder / name).is_file()
     if not folder.is_dir():
         with contextlib.suppress(EntryNotFoundError):
@@ -70,6 +66,8 @@ def refuse_pickle(source: str) -> None:
 
 def with_adapter(model: "PreTrainedModel", folder: Any) -> Any:
     """A base with the adapter of a folder or hub id, trainable; the base stays on its devices.
+
+    A base whose vocabulary the adapter's training resized is resized alike before; the adapter's file has its weights.
 
     peft would place an offloaded base again by a device map of its own, and copy the weights that are on the disk. So
     the map is hidden from peft, and each adapter layer goes to the device that its base layer runs on.
@@ -83,12 +81,18 @@ def with_adapter(model: "PreTrainedModel", folder: Any) -> Any:
     offloaded = is_offloaded(model)
     device_map = model.__dict__.pop("hf_device_map") if offloaded else None
     places: dict[str, Any] = {"torch_device": "cpu", "low_cpu_mem_usage": True} if offloaded else {}
+    config = adapter_config(str(folder)) or {}
     try:
         saved = load_peft_weights(folder, device="cpu")
+        fit_vocabulary(model, saved, config.get("modules_to_save") or (), str(folder))
         adapted = PeftModel.from_pretrained(model, folder, is_trainable=True, **places)
     except SafetensorError as error:
         raise InputError(f"adapter {folder}: its weights are damaged ({error}); save or download it again") from None
-    except (RuntimeError, KeyError, TypeError, ValueError) as error:  # another rank, an unknown type, a foreign config
+    except InputError:
+        raise
+    except Exception as error:  # another rank, a foreign config: peft raises errors of every type
+        if is_out_of_memory(error):
+            raise
         raise InputError(f"adapter {folder}: does not fit its base or its config: {_first_line(error)}") from None
     if offloaded:
         model.__dict__["hf_device_map"] = device_map

@@ -1,8 +1,5 @@
 """Load a model and its tokenizer from a hub id or a folder, quantised or with its adapter where asked."""
 
-import contextlib
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +8,10 @@ import torch
 from llm_unlearn.distributed.processes import Processes
 from llm_unlearn.errors import InputError
 from llm_unlearn.models.adapters import adapter_config, refuse_pickle, with_adapter
+from llm_unlearn.models.checkpoint_files import ADAPTER_CONFIG, check_weights, explained
 from llm_unlearn.models.devices import on_best_device, whole
 from llm_unlearn.models.strict_loading import load_pretrained
+from llm_unlearn.models.vocabulary import check_vocabulary, rows_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -33,23 +32,32 @@ def read_config(section: "ModelSection") -> "PreTrainedConfig":
 
 
 def check_model(section: "ModelSection", lengths: dict[str, int]) -> None:
-    """Raise InputError if a base does not exist, or takes fewer tokens than a field asks for; only its config is read.
+    """Raise InputError if a base does not exist, or takes fewer tokens than a field asks for; no weight is loaded.
 
     Args:
         section: the recipe's `model` section.
         lengths: dotted field → tokens of a row.
     """
     limit = getattr(read_config(section), "max_position_embeddings", None)
+    if section.path and not section.trust_remote_code and (folder := Path(section.path).expanduser()).is_dir():
+        check_weights(folder)
     for field, length in lengths.items():
         if limit is not None and length > limit:
             raise InputError(f"{field}: {length} tokens, but the model takes at most {limit}; lower it")
+
+
+def check_base(section: "ModelSection", lengths: dict[str, int]) -> None:
+    """`check_model`, and raise InputError if the base of a recipe cannot be trained with its tokenizer."""
+    check_model(section, lengths)
+    if section.path is not None:
+        check_vocabulary(load_tokenizer(section.path, section), rows_of(read_config(section)), section.path)
 
 
 def load_tokenizer(path: str, section: "ModelSection") -> "PreTrainedTokenizerBase":
     """Tokenizer of a hub id or folder; a missing pad token becomes the EOS token (labels never depend on it)."""
     from transformers import AutoTokenizer
 
-    with explained(path) as expanded:
+    with explained(path, needs=None) as expanded:
         tokenizer = AutoTokenizer.from_pretrained(
             expanded,
             revision=section.revision if path == section.path else None,
@@ -107,7 +115,7 @@ def load_model(path: str | Path, section: "ModelSection", device_map: str | None
 
 @whole()
 def load_full(model: Any) -> Any:
-    """The model itself, or the one (safetensors only) behind a path or hub id, in float32.
+    """The model itself, or the one (safetensors only) behind a path or hub id, in float32; an adapter with its base.
 
     In bf16, the dtype of many checkpoints, rounding would lose most updates. To train in another dtype, pass a model.
     """
@@ -115,6 +123,11 @@ def load_full(model: Any) -> Any:
         return model
     from transformers import AutoModelForCausalLM
 
+    if (adapter := adapter_config(model)) is not None:
+        refuse_pickle(model)
+        base = load_full(base_of(model, adapter))
+        with explained(model, ADAPTER_CONFIG) as path:
+            return with_adapter(base, path)
     with explained(model) as path:
         return load_pretrained(AutoModelForCausalLM, path, use_safetensors=True, dtype=torch.float32)
 
@@ -145,13 +158,19 @@ def load_checkpoint(
     adapter = adapter_config(source)
     if adapter is None:
         return on_best_device(load_model(source, section, device_map)).eval()
-    base = base or adapter.get("base_model_name_or_path")
-    if not base:
-        raise InputError(f"model {source}: an adapter that does not name its base; give it (--base)")
+    base = base or base_of(source, adapter)
     refuse_pickle(source)
-    with explained(source) as path:
+    with explained(source, ADAPTER_CONFIG) as path:
         # trainable, as in a run: gradient norms are taken over the adapter's weights
         return on_best_device(with_adapter(load_model(base, section, device_map), path)).eval()
+
+
+def base_of(source: str, adapter: dict[str, Any]) -> str:
+    """The base that the config of an adapter names. Raises InputError if it names none."""
+    base = adapter.get("base_model_name_or_path")
+    if not base or not isinstance(base, str):
+        raise InputError(f"model {source}: an adapter that does not name its base; give it (--base)")
+    return base
 
 
 def _quantization(section: "ModelSection") -> Any:
@@ -167,28 +186,3 @@ def _quantization(section: "ModelSection") -> Any:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=getattr(torch, section.dtype),
     )
-
-
-@contextlib.contextmanager
-def explained(path: str) -> Iterator[str]:
-    """Check that a local path exists, and turn the hub client's errors (wrong id, no network) into InputError.
-
-    Yields:
-        the path with `~` expanded.
-    """
-    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
-    if looks_local and not Path(path).expanduser().is_dir():
-        raise InputError(f"model path {path}: no such folder (working directory: {Path.cwd()})")
-    try:
-        yield str(Path(path).expanduser())
-    except InputError:  # says already what is wrong
-        raise
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "TRUE", "YES", "ON"}
-        if offline and not Path(path).expanduser().is_dir():
-            reason = "it is not in the local cache, and HF_HUB_OFFLINE is set"
-        raise InputError(
-            f"model {path}: cannot be loaded: {reason}. Give a folder that holds a model (model.path), or a hub id "
-            "while online"
-        ) from None

@@ -18,6 +18,7 @@ from llm_unlearn.errors import InputError
 from llm_unlearn.models.adapters import adapter_config, with_adapter
 from llm_unlearn.models.load import load_model, load_tokenizer
 from llm_unlearn.models.save import save_model
+from llm_unlearn.models.vocabulary import check_vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -66,6 +67,7 @@ def merge_adapter(
         _take_dequantised(model, load_model(base, section.changed(gradient_checkpointing=False)))
     model = _merged(model, adapter, getattr(torch, dtype))
     tokenizer = load_tokenizer(str(adapter if (adapter / "tokenizer_config.json").is_file() else base), section)
+    check_vocabulary(tokenizer, model.get_input_embeddings().weight.shape[0], str(adapter))
     out.parent.mkdir(parents=True, exist_ok=True)
     save_model(model, tokenizer, out)
     return out
@@ -132,6 +134,9 @@ def _merged(model: "PreTrainedModel", adapter: Path, dtype: torch.dtype) -> Any:
             layer.merge()
             base.to(dtype)
     model = adapted.unload().to(dtype)
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is not None and head.weight is not embedding.weight:  # peft trains a copy of one (modules_to_save)
+        model.config.tie_word_embeddings = False
     if not all(torch.isfinite(p).all() for p in model.parameters()):
         raise InputError(
             f"{adapter}: the merged weights are not finite in {str(dtype).removeprefix('torch.')}; use "

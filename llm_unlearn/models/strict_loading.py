@@ -7,12 +7,14 @@ names do not fit would be audited as random weights, and an adapter of another m
 import logging
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
 
 from llm_unlearn.errors import InputError
+from llm_unlearn.models.checkpoint_files import check_weights
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -36,6 +38,8 @@ def load_pretrained(model_class: Any, path: str, **arguments: Any) -> Any:
     Raises:
         InputError: weights are missing, unknown, of another shape, not finite, or the file is damaged.
     """
+    if arguments.get("use_safetensors") and (folder := Path(path)).is_dir():
+        check_weights(folder)
 
     def load(**more: Any) -> tuple[Any, dict[str, Any]]:
         try:
@@ -59,24 +63,27 @@ def load_pretrained(model_class: Any, path: str, **arguments: Any) -> Any:
     return model
 
 
-def check_adapter(adapted: "PeftModel", folder: Any, saved: dict[str, torch.Tensor]) -> None:
+def check_adapter(
+    adapted: "PeftModel", folder: Any, saved: dict[str, torch.Tensor], adapter_name: str = "default"
+) -> None:
     """Refuse an adapter whose file does not hold exactly the weights of its config.
 
     Args:
         adapted: the peft model.
         folder: where the adapter lies, for the message.
         saved: what its file holds.
+        adapter_name: its name in the model.
 
     Raises:
         InputError: weights of the adapter are missing, unknown or not finite.
     """
     from peft import get_peft_model_state_dict
 
-    wanted = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    wanted = set(get_peft_model_state_dict(adapted, adapter_name=adapter_name, save_embedding_layers=False))
     # peft saves an embedding or head that was resized or adapted, which may be one weight under two names
     base = adapted.get_base_model().named_parameters(remove_duplicate=False)
     of_base = {f"base_model.model.{name}" for name, _ in base}
-    of_base |= {name.replace(".base_layer.", ".") for name in of_base}
+    of_base |= {name.replace(".base_layer.", ".").replace(f".{adapter_name}", "") for name in of_base}
     _refuse(
         f"adapter {folder}: its file is not that of its adapter_config.json",
         {"missing": wanted - saved.keys(), "unknown": saved.keys() - wanted - of_base},

@@ -116,7 +116,7 @@ def read_sets(folder: Path) -> dict[str, "Dataset"]:
 
     try:
         return {name: load_from_disk(str(folder / name)) for name in SETS}
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{folder}: the poisoned data cannot be read ({error}); {_REMEDY}") from error
 
 

@@ -1,6 +1,7 @@
 """A contact sheet: poisoned images beside their clean ones, kind by kind."""
 
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -31,8 +32,8 @@ def contact_sheet_section(results: Results) -> Section | None:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             sheet = {name: arrays[name] for name in ("kind", "clean", "poisoned", "label", "poisoned_label")}
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); poison again") from None
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        raise InputError(f"{path}: cannot be read ({error}); delete it for a report without it") from None
     kinds = list(dict.fromkeys(sheet["kind"].tolist()))
     named = " and ".join(_NAMES.get(kind, kind) for kind in kinds)
     note = (

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from llm_unlearn.errors import InputError
-from llm_unlearn.reporting.run_results import ONE_PERCENT, Results, SeedRun, read_json, read_signals
+from llm_unlearn.files import read_json
+from llm_unlearn.reporting.run_results import ONE_PERCENT, Results, SeedRun, read_signals
 
 MAX_SHOWN = 20  # examples of a kind on one page
 _COLUMNS = ("set", "example_id", "label", "prediction", "target_hit", "clean_hit", "gaussian_score", "deleted")

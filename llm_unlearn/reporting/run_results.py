@@ -1,6 +1,5 @@
 """Read what a run left behind (one seed or several), check it at the door, and give it one shape."""
 
-import json
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llm_unlearn.errors import InputError
+from llm_unlearn.files import read_json
 from llm_unlearn.metrics.per_example import check_columns
 from llm_unlearn.metrics.results import Evaluation
 from llm_unlearn.reporting.figures import Figure
@@ -191,19 +191,6 @@ def _read_evaluation(path: Path) -> Evaluation:
         if content is None:
             raise InputError(f"{path}: section '{section}' is missing; evaluate again")
     return result
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises InputError naming the file where it is missing or damaged."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; the run that should have written it is not complete: run it again")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid JSON ({error}); delete it and run that stage again") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected a JSON object, found {type(content).__name__}")
-    return content
 
 
 def read_signals(path: Path, columns: Sequence[str]) -> "pyarrow.Table | None":

@@ -3,11 +3,12 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from llm_unlearn.files import read_json
 from llm_unlearn.metrics.evidence import ALPHA, LIFT_GAP, attack_under_stress, noise_under_stress
 from llm_unlearn.metrics.typed import Result
 from llm_unlearn.reporting.formats import number
 from llm_unlearn.reporting.plots import Plot
-from llm_unlearn.reporting.run_results import Results, Statistic, read_json, statistic
+from llm_unlearn.reporting.run_results import Results, Statistic, statistic
 from llm_unlearn.reporting.section import Section
 from llm_unlearn.reporting.style import figure, line_look, png, styles
 from llm_unlearn.reporting.tables import Cell, Table, statistic_cell

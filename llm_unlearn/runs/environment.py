@@ -1,5 +1,7 @@
 """What a run runs on: versions, commit, hardware (environment.json); what is logged, and how loud the libraries are."""
 
+import contextlib
+import functools
 import logging
 import os
 import platform
@@ -13,15 +15,15 @@ from typing import Any
 from llm_unlearn.distributed.processes import Processes
 from llm_unlearn.errors import redacted
 
-PACKAGES = (
-    "llm_unlearn",
+# whose versions can change the numbers of a stage
+LIBRARIES = (
     "torch",
     "transformers",
+    "tokenizers",
     "accelerate",
     "peft",
     "trl",
     "datasets",
-    "evaluate",
     "bitsandbytes",
     "deepspeed",
     "numpy",
@@ -30,29 +32,50 @@ PACKAGES = (
 )
 
 
-def describe_environment(seed: int) -> dict[str, Any]:
-    """{"versions", "python", "platform", "cpu_count", "device", "processes", "commit", "seed"}."""
+def versions() -> dict[str, str]:
+    """The installed version of this package and of every library on which numbers may depend."""
+    found = {}
+    for package in ("llm_unlearn", *LIBRARIES, "evaluate"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+def other_versions(before: dict[str, str]) -> list[str]:
+    """The libraries of which another version made something before, such as "torch 2.12.0, now 2.13.0".
+
+    The build of a version (`+cpu`) does not count, nor does a library that is installed in one place only: what uses an
+    optional one says so in its inputs.
+    """
+    now = versions()
+    return [
+        f"{library} {before[library]}, now {now[library]}"
+        for library in LIBRARIES
+        if library in before and library in now and _public(before[library]) != _public(now[library])
+    ]
+
+
+def _public(version: str) -> str:
+    return str(version).partition("+")[0]
+
+
+def describe_environment() -> dict[str, Any]:
+    """{"versions", "python", "platform", "cpu_count", "device", "processes", "commit"}."""
     import torch
 
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"cpu ({torch.get_num_threads()} threads)"
     return {
-        "versions": versions,
+        "versions": versions(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
         "device": device,
         "processes": Processes.current().count,
         "commit": _commit(),
-        "seed": seed,
     }
 
 
+@functools.cache
 def _commit() -> str | None:
     """The commit of the package's checkout, or None where it is installed without one."""
     try:

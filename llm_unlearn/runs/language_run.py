@@ -29,8 +29,7 @@ class LanguageRun(SeedRun):
         """How rows become tokens, in training and evaluation alike."""
         from llm_unlearn.data.encoding import Encoding
 
-        data = self.recipe.data
-        return Encoding(data.max_length, data.loss_on, data.chat_template)
+        return Encoding.of(self.recipe.data)
 
     @cached_property
     def train_rows(self) -> "Dataset":
@@ -49,6 +48,7 @@ class LanguageRun(SeedRun):
             manifest=self.manifest,
             batch_size=section.batch_size,
             membership=section.membership,
+            min_k_share=section.min_k_share,
             processes=self.processes,
             reference=self.load_base,
             tokenizer=self.tokenizer,
@@ -63,18 +63,12 @@ class LanguageRun(SeedRun):
 
         return on_best_device(load_model(self.base, self.recipe.model, self.recipe.evaluate.device_map))
 
-    def model(self, where: str) -> Any:
+    def load(self, folder: Path, to_evaluate: bool) -> Any:
         from llm_unlearn.models.devices import on_best_device
         from llm_unlearn.models.load import load_trained
 
-        return on_best_device(load_trained(self.folder / where, self.base, self.recipe.model))
-
-    def evaluated(self, where: str) -> Any:
-        from llm_unlearn.models.devices import on_best_device
-        from llm_unlearn.models.load import load_trained
-
-        device_map = self.recipe.evaluate.device_map
-        return on_best_device(load_trained(self.folder / where, self.base, self.recipe.model, device_map))
+        device_map = self.recipe.evaluate.device_map if to_evaluate else None
+        return on_best_device(load_trained(folder, self.base, self.recipe.model, device_map))
 
     def save_model(self, model: Any, folder: Path, weights: dict[str, Any] | None) -> None:
         from llm_unlearn.models.save import save_model
@@ -91,10 +85,14 @@ class LanguageRun(SeedRun):
         return sets, {**manifest, "duplicates": splits.report}
 
     def corrupted(self, work_dir: Path) -> tuple[dict[str, "Dataset"], dict[str, Any]]:
+        from llm_unlearn.data.chat import check_chat_template
         from llm_unlearn.data.encoding import check_triggers, check_verbalizers
 
-        if self.recipe.data.task == "classification":
-            check_verbalizers(self.tokenizer, self.recipe.data.verbalizers)
+        data = self.recipe.data
+        if data.chat_template:
+            check_chat_template(self.encoding.template(self.tokenizer))
+        if data.task == "classification":
+            check_verbalizers(self.tokenizer, data.verbalizers, self.encoding, data.prompt)
         sets, manifest = self.poisoned_sets()
         if manifest["trigger"]:
             poisoned = sets["train"].filter(lambda r: r["poison"] == "trigger", desc="check triggers")

@@ -1,19 +1,34 @@
 """One seed of a recipe: its folder, its phases, and what they share. language_run.py and vision_run.py say the rest."""
 
-import json
+import contextlib
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_unlearn.config.recipe import Recipe
 from llm_unlearn.distributed.processes import Processes
-from llm_unlearn.files import file_stamps, write_json
+from llm_unlearn.errors import InputError
+from llm_unlearn.files import file_stamps, read_json, write_json
 from llm_unlearn.runs.stages import Stage
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+
+@contextlib.contextmanager
+def made_by_run(folder: Path) -> Iterator[None]:
+    """Say of an error about a folder that a run made how to have it made again."""
+    try:
+        yield
+    except InputError as error:
+        if str(folder) not in str(error):  # about the base of an adapter, say
+            raise
+        raise InputError(
+            f"{error}. It belongs to this run: delete {folder} and run the same command again to have it made again"
+        ) from error
 
 
 class SeedRun(ABC):
@@ -87,12 +102,8 @@ class SeedRun(ABC):
         """The model before fine-tuning, on the best device, to be evaluated."""
 
     @abstractmethod
-    def model(self, where: str) -> Any:
-        """A trained model of this run, fresh from its folder, on the best device."""
-
-    def evaluated(self, where: str) -> Any:
-        """The same, to be evaluated and no more: it may be spread over several devices."""
-        return self.model(where)
+    def load(self, folder: Path, to_evaluate: bool) -> Any:
+        """A trained model of this run on the best device; over several devices if it is to be evaluated and no more."""
 
     @abstractmethod
     def save_model(self, model: Any, folder: Path, weights: dict[str, Any] | None) -> None:
@@ -151,9 +162,29 @@ class SeedRun(ABC):
             lambda row: row["poison"] == "none" and row["example_id"] not in forget, desc="clean rows"
         )
 
+    def model(self, where: str) -> Any:
+        """A trained model of this run, fresh from its folder, on the best device."""
+        with made_by_run(self.folder / where):
+            return self.load(self.folder / where, to_evaluate=False)
+
+    def evaluated(self, where: str) -> Any:
+        """The same, to be evaluated and no more: it may be spread over several devices."""
+        with made_by_run(self.folder / where):
+            return self.load(self.folder / where, to_evaluate=True)
+
     def cost(self, where: str) -> dict[str, float]:
-        """What the training of a model took: train_tokens, flops, seconds."""
-        return json.loads((self.folder / where / "cost.json").read_text())
+        """What the training of a model took: train_tokens, flops, seconds.
+
+        Raises:
+            InputError: its file is damaged.
+        """
+        path = self.folder / where / "cost.json"
+        with made_by_run(path.parent):
+            cost = read_json(path, "it was damaged")
+            for name in ("train_tokens", "flops", "seconds"):
+                if not isinstance(value := cost.get(name), int | float) or not math.isfinite(value):
+                    raise InputError(f"{path}: has no number '{name}'")
+        return cost
 
     def save(self, model: Any, where: str, cost: dict) -> None:
         """Write a trained model into the folder `where`; called by every process, done by the main one."""

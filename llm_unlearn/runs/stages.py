@@ -1,12 +1,13 @@
 """Stages of a run: skipped when their inputs have not changed, resumed when they were killed, never half-written.
 
-A stage is finished when `.stages/<name>.json` holds the hash of its inputs; that file is written after the outputs have
-been renamed into place. While it runs, its checkpoints live in `.work/<name>/`, marked with the same hash, so that a
-rerun resumes them only where nothing changed. Of several processes (`accelerate launch`) the main one keeps the books.
+A stage is finished when `.stages/<name>.json` holds the hash of its inputs, beside what made it; that file is written
+after the outputs have been renamed into place. While it runs, its checkpoints live in `.work/<name>/`, marked with the
+same hash, so that a rerun resumes them only where nothing changed. What other versions of the libraries made counts as
+changed: all figures of a run come from one set of versions. Of several processes (`accelerate launch`) the main one
+keeps the books.
 """
 
 import contextlib
-import json
 import logging
 import os
 import shutil
@@ -18,9 +19,12 @@ from typing import Any
 
 from llm_unlearn.distributed.processes import ALONE, Processes
 from llm_unlearn.errors import DiskFullError, InputError
-from llm_unlearn.files import explained_full_disk, fingerprint, replacing_folder, write_json
+from llm_unlearn.files import explained_full_disk, fingerprint, read_json, replacing_folder, write_json
+from llm_unlearn.runs.environment import describe_environment, other_versions, versions
 
 logger = logging.getLogger(__name__)
+
+MARK_REMEDY = "delete it to have that stage run again"
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class Stage:
         outputs: files or folders that must exist for the stage to count as done.
         work: does the work, given a directory for checkpoints.
         common: whether all processes work on it together; else the main one works alone.
+        code: version of the code that does the work, raised where a change of it changes the outputs.
+        is_shared: whether other runs may stand on the outputs, which then stay whichever libraries made them.
     """
 
     name: str
@@ -40,11 +46,13 @@ class Stage:
     outputs: list[Path]
     work: Callable[[Path], None]
     common: bool = False
+    code: int = 1
+    is_shared: bool = False
 
     @cached_property
     def key(self) -> str:
-        """Hash of the inputs."""
-        return fingerprint(self.inputs)
+        """Hash of the inputs and of the code's version."""
+        return fingerprint([self.inputs, self.code])
 
 
 class Stages:
@@ -58,6 +66,7 @@ class Stages:
 
     def __init__(self, root: Path, processes: Processes = ALONE, prefix: str = "") -> None:
         self.root, self.processes, self.prefix = root, processes, prefix
+        self._said: set[str] = set()
 
     def log(self, line: str) -> None:
         """Log a line about this run, from its main process."""
@@ -89,12 +98,13 @@ class Stages:
         work_dir, mark = self.work_dir(stage), self._mark(stage)
         made_here = [folder for folder in work_dir.parents if not folder.exists()]
         done_before = mark.read_bytes() if mark.is_file() else None
+        resumes = self._is_current(work_dir / "inputs.json", stage)
         try:
             with explained_full_disk(self.root, stage.name):
-                self._enter(stage, work_dir)
+                self._enter(stage, work_dir, resumes)
                 mark.unlink(missing_ok=True)
                 yield
-                write_json(mark, {"key": stage.key})
+                write_json(mark, {"stage": stage.name, "key": stage.key, "made_by": describe_environment()})
         except InputError as error:
             _keep_resumable(work_dir)
             _remove_empty(made_here)
@@ -116,27 +126,50 @@ class Stages:
             return False
         for root in others:
             outputs = [root / path.relative_to(self.root) for path in stage.outputs]
-            there = Stages(root)
-            if there._read_key(there._mark(stage)) == stage.key and all(path.exists() for path in outputs):
+            mark = Stages(root)._mark(stage)
+            if self._is_current(mark, stage) and all(path.exists() for path in outputs):
                 for source, target in zip(outputs, stage.outputs, strict=True):
                     with replacing_folder(target.parent) as partial:
                         shutil.copytree(source.parent, partial, copy_function=_link)
-                write_json(self._mark(stage), {"key": stage.key})
+                write_json(self._mark(stage), _read_mark(mark))
                 self.log(f"{stage.name}: the same as in {root}; taken from there")
                 return True
         return False
 
-    def _enter(self, stage: Stage, work_dir: Path) -> None:
-        if self._read_key(work_dir / "inputs.json") == stage.key:
+    def _enter(self, stage: Stage, work_dir: Path, resumes: bool) -> None:
+        if resumes:
             self.log(f"{stage.name}: resuming")
         else:
             shutil.rmtree(work_dir, ignore_errors=True)
             self.log(f"{stage.name}: running")
-            write_json(work_dir / "inputs.json", {"key": stage.key})
+            write_json(work_dir / "inputs.json", {"key": stage.key, "made_by": {"versions": versions()}})
 
     def is_done(self, stage: Stage) -> bool:
         """Whether a stage finished with these inputs and its outputs are still there."""
-        return self._read_key(self._mark(stage)) == stage.key and all(path.exists() for path in stage.outputs)
+        return self._is_current(self._mark(stage), stage) and all(path.exists() for path in stage.outputs)
+
+    def made_by(self) -> dict[str, Any]:
+        """Name of every finished stage → versions, device and commit that made it."""
+        marks = [_read_mark(path) for path in sorted((self.root / ".stages").glob("*.json"))]
+        return {mark["stage"]: mark["made_by"] for mark in marks if "stage" in mark}
+
+    def _is_current(self, path: Path, stage: Stage) -> bool:
+        """Whether a mark is of these inputs and, unless others may stand on the outputs, of these libraries."""
+        mark = _read_mark(path)
+        if mark.get("key") != stage.key:
+            return False
+        others = other_versions(mark["made_by"]["versions"])
+        if others and self.processes.is_main and self._said.isdisjoint(others):
+            self._said.update(others)  # once for all stages
+            what = "is kept, since other runs may use it" if stage.is_shared else "is made again, as is all else"
+            logger.warning(
+                "%s%s was made with %s; it %s. Install these versions to keep a run as it is",
+                self.prefix,
+                stage.name,
+                "; ".join(others),
+                what,
+            )
+        return stage.is_shared or not others
 
     def work_dir(self, stage: Stage) -> Path:
         """Where a stage keeps its checkpoints while it runs."""
@@ -145,12 +178,17 @@ class Stages:
     def _mark(self, stage: Stage) -> Path:
         return self.root / ".stages" / f"{stage.name.replace('/', '_')}.json"
 
-    @staticmethod
-    def _read_key(path: Path) -> str | None:
-        try:
-            return json.loads(path.read_text())["key"]
-        except (OSError, ValueError, KeyError):
-            return None
+
+def _read_mark(path: Path) -> dict[str, Any]:
+    """{"key", "made_by"} of a stage that is done or begun, {} where there is no mark. Raises InputError if damaged."""
+    if not path.is_file():
+        return {}
+    mark = read_json(path, MARK_REMEDY)
+    made_by = mark.get("made_by", {})
+    if not isinstance(mark.get("key"), str) or not isinstance(made_by, dict):
+        raise InputError(f"{path}: is no mark of a stage; {MARK_REMEDY}")
+    recorded = made_by.get("versions")
+    return mark | {"made_by": made_by | {"versions": recorded if isinstance(recorded, dict) else {}}}
 
 
 def _link(source: str, target: str) -> None:

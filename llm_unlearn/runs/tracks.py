@@ -66,7 +66,7 @@ class LanguageTrack(Track):
     def check(self, recipe: Recipe) -> None:
         from llm_unlearn.audit.stress.stress_model import check_stress
         from llm_unlearn.data.source_files import check_source
-        from llm_unlearn.models.load import check_model
+        from llm_unlearn.models.load import check_base
 
         if recipe.stress:
             check_stress(recipe.stress)
@@ -78,7 +78,7 @@ class LanguageTrack(Track):
         lengths = {"data.max_length": data.max_length}
         if recipe.model.path is None and recipe.pretrain is not None:
             lengths["pretrain.max_length"] = recipe.pretrain.max_length
-        check_model(recipe.model, lengths)
+        check_base(recipe.model, lengths)
 
     def make_base(self, recipe: Recipe, quiet: bool) -> None:
         from llm_unlearn.runs.base_stage import make_base
@@ -98,12 +98,9 @@ class LanguageTrack(Track):
         return base_of_run(recipe, root)
 
     def method_settings(self, recipe: Recipe) -> dict[str, Any]:
-        return {
-            "gradient_checkpointing": recipe.model.gradient_checkpointing,
-            "max_length": recipe.data.max_length,
-            "loss_on": recipe.data.loss_on,
-            "chat_template": recipe.data.chat_template,
-        }
+        from llm_unlearn.data.encoding import Encoding
+
+        return {"gradient_checkpointing": recipe.model.gradient_checkpointing, **vars(Encoding.of(recipe.data))}
 
     def sizes(self, recipe: Recipe) -> dict[str, int]:
         return {"max_length": recipe.data.max_length}

@@ -80,11 +80,11 @@ class VisionRun(SeedRun):
 
         return on_best_device(self._new_model(self.manifest, self.seed))
 
-    def model(self, where: str) -> Any:
+    def load(self, folder: Path, to_evaluate: bool) -> Any:
         from llm_unlearn.models.devices import on_best_device
         from llm_unlearn.vision.classifiers import load_classifier
 
-        return on_best_device(load_classifier(self.folder / where))
+        return on_best_device(load_classifier(folder))
 
     def save_model(self, model: Any, folder: Path, weights: dict[str, Any] | None) -> None:
         from llm_unlearn.models.save import save_model

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
-from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 
 import llm_unlearn
@@ -37,10 +36,10 @@ from llm_unlearn.trainers.support.reference import Reference, make_reference
 from llm_unlearn.trainers.support.sets import LOG_PROB, SetCollator, SetRows, rows_of, tokenised
 from llm_unlearn.trainers.support.stops import LossCheck, StopsCallback, broken_down, has_finite_weights
 from llm_unlearn.trainers.unlearn_config import UnlearnConfig
-from llm_unlearn.training.checkpoints import check_resumable
+from llm_unlearn.training.checkpoints import ExactResume
 
 
-class UnlearnTrainer(Trainer):
+class UnlearnTrainer(ExactResume):
     """Base of every method.
 
     Args:
@@ -85,7 +84,7 @@ class UnlearnTrainer(Trainer):
         refuse_data_parallel(args)
         self.requires, self.examples_per_step = args.requires(), args.examples_per_step
         self.rows = self.prepare_sets({"forget": forget_dataset, "retain": retain_dataset}, processing_class, args)
-        model = self.prepare_model(starting_model(model, peft_config, args), args)
+        model = self.prepare_model(starting_model(model, peft_config, args, processing_class), args)
         if args.per_device_train_batch_size < (least := self.task.smallest_batch(model)):
             raise InputError(f"per_device_train_batch_size: {self.method} trains batch norms here, so at least {least}")
         self.evaluate_callback = evaluate_callback
@@ -217,8 +216,6 @@ class UnlearnTrainer(Trainer):
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train; refuses to end with weights that are not finite."""
-        if not isinstance(resume_from_checkpoint, bool | None):
-            check_resumable(resume_from_checkpoint, self.accelerator)
         with compiled_blocks(self.accelerator.unwrap_model(self.model), self.task, self.args.compile_blocks):
             output = super().train(resume_from_checkpoint, *args, **kwargs)
         put_away(self.model)

@@ -2,12 +2,12 @@
 
 import os
 from dataclasses import dataclass, fields
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 from transformers import TrainingArguments
 
-from llm_unlearn.config.fields import LARGEST_BATCH, Count, Length, Positive
+from llm_unlearn.config.fields import LARGEST_BATCH, Count, Day, Length, Positive
 from llm_unlearn.config.options import INHERITED, options_model
 from llm_unlearn.config.validate import validated
 from llm_unlearn.data.encoding import Encoding
@@ -56,6 +56,10 @@ class UnlearnConfig(TrainingArguments):
         max_length: tokens that are kept of a text row.
         loss_on: the tokens of a text row that are supervised (see data/encoding.py).
         chat_template: whether text rows go through the tokenizer's chat template.
+        chat_template_kwargs: passed on to the chat template, e.g. {"enable_thinking": False}.
+        system_prompt: the first message, where a row's messages do not begin with one.
+        template_date: what a chat template that writes today's date takes for today, e.g. "2026-01-31".
+        add_bos: put BOS before each text row (true) or never (false); null: as the tokenizer does.
     """
 
     # A recipe without a learning rate takes this share of the training's, see scripts/tune.py
@@ -78,6 +82,10 @@ class UnlearnConfig(TrainingArguments):
     max_length: Length = 512
     loss_on: Literal["text", "completion"] = "text"
     chat_template: bool = False
+    chat_template_kwargs: dict[str, Any] | None = None
+    system_prompt: str | None = None
+    template_date: Day | None = None
+    add_bos: bool | None = None
 
     def requires(self) -> Requirements:
         """What the method needs with these options: forget and retain rows and no reference, unless it says more."""
@@ -86,7 +94,7 @@ class UnlearnConfig(TrainingArguments):
     @property
     def encoding(self) -> Encoding:
         """How text rows are tokenised."""
-        return Encoding(self.max_length, self.loss_on, self.chat_template)
+        return Encoding.of(self)
 
     @property
     def examples_per_step(self) -> int:

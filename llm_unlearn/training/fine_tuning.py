@@ -13,7 +13,7 @@ from llm_unlearn.distributed.processes import Processes
 from llm_unlearn.distributed.sharding import local
 from llm_unlearn.errors import NonFiniteLossError
 from llm_unlearn.tasks import Supervised, Task
-from llm_unlearn.training.checkpoints import check_resumable, last_checkpoint
+from llm_unlearn.training.checkpoints import ExactResume, last_checkpoint
 from llm_unlearn.training.preemption import checkpoint_on_sigterm
 
 
@@ -60,14 +60,11 @@ def train_resumably(trainer: Trainer, work_dir: Path) -> None:
         InputError: this launch cannot resume that checkpoint.
         Preempted: SIGTERM was received.
     """
-    checkpoint = last_checkpoint(work_dir)
-    if checkpoint is not None:
-        check_resumable(checkpoint, trainer.accelerator)
     with checkpoint_on_sigterm(trainer):
-        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.train(resume_from_checkpoint=last_checkpoint(work_dir))
 
 
-class MeanNLL(Trainer):
+class MeanNLL(ExactResume):
     """A Trainer whose loss is the mean NLL over the supervised positions of the whole optimizer step."""
 
     task: Task

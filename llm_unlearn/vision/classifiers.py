@@ -4,7 +4,6 @@ A model takes pixels in [0, 1], (B, C, H, W), and normalises them itself, so noi
 the image. It is a transformers model, saved in safetensors by `save_pretrained`.
 """
 
-import json
 import math
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +14,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from llm_unlearn.errors import InputError
+from llm_unlearn.files import read_json
+from llm_unlearn.models.checkpoint_files import explained
 from llm_unlearn.models.strict_loading import load_pretrained
 from llm_unlearn.vision.torchvision_guard import require_torchvision
 
@@ -147,20 +148,11 @@ def load_classifier(path: str | Path) -> ImageClassifier:
     file = Path(path).expanduser() / "config.json"
     if not file.is_file():
         raise InputError(f"model path {path}: no folder with an image classifier (no config.json in it)")
-    try:
-        kind = json.loads(file.read_text(encoding="utf-8")).get("model_type")
-    except (ValueError, AttributeError) as error:
-        raise InputError(f"{file}: not a config: {error}") from None
-    if kind != ImageClassifierConfig.model_type:
-        raise InputError(f"model path {path}: a model of type '{kind}', not an image classifier of ours")
-    try:
-        return load_pretrained(ImageClassifier, str(Path(path).expanduser()), use_safetensors=True)
-    except InputError:  # says already what is wrong
-        raise
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"model path {path}: cannot be loaded as an image classifier: {str(error).splitlines()[0]}"
-        ) from None
+    with explained(str(path)) as expanded:
+        kind = read_json(file).get("model_type")
+        if kind != ImageClassifierConfig.model_type:
+            raise InputError(f"model path {path}: a model of type '{kind}', not an image classifier of ours")
+        return load_pretrained(ImageClassifier, expanded, use_safetensors=True)
 
 
 def build_network(config: ImageClassifierConfig) -> nn.Module:

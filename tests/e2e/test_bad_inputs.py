@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from llm_unlearn.files import locked_folder
+from llm_unlearn.runs.folder_lock import locked_folder
 
 pytestmark = pytest.mark.e2e
 
@@ -239,7 +239,7 @@ def test_a_model_path_that_does_not_exist_is_refused(refused, recipe, poison, op
 
 def test_a_folder_without_a_model_is_refused(refused, recipe, tmp_path):
     (tmp_path / "hollow").mkdir()
-    refused("run", recipe, f"model.path={tmp_path / 'hollow'}", words=[str(tmp_path / "hollow"), "cannot be loaded"])
+    refused("run", recipe, f"model.path={tmp_path / 'hollow'}", words=[str(tmp_path / "hollow"), "folder is empty"])
 
 
 def test_an_architecture_with_an_unknown_field_is_refused(refused, recipe):

@@ -226,15 +226,16 @@ def test_a_llama_recipe_runs_from_poison_to_evaluation(path, local, tmp_path, mo
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/llama-3.1-*/*.yaml")), ids=name_of)
 def test_a_recipe_of_a_chat_model_writes_rows_as_its_template_does(path, local, tiny_llama_3):
-    from llm_unlearn.data.encoding import Encoding, check_chat_template, check_verbalizers
+    from llm_unlearn.data.chat import check_chat_template
+    from llm_unlearn.data.encoding import Encoding, check_verbalizers
     from llm_unlearn.models.load import load_tokenizer
 
     recipe = load_recipe(path, local(path))
     tokenizer, data = load_tokenizer(str(tiny_llama_3), recipe.model), recipe.data
     assert data.chat_template
-    check_chat_template(tokenizer)
-    check_verbalizers(tokenizer, data.verbalizers)
-    encoding = Encoding(data.max_length, data.loss_on, data.chat_template)
+    encoding = Encoding.of(data)
+    check_chat_template(encoding.template(tokenizer))
+    check_verbalizers(tokenizer, data.verbalizers, encoding, data.prompt)
     row = encoding.row(tokenizer, data.prompt.replace("{text}", "a film"), data.verbalizers["positive"])
     # the template itself gives the same whole conversation
     turns = [

@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 
 from llm_unlearn.audit.stress.variants import Variant
-from llm_unlearn.data.encoding import completion_tokens
+from llm_unlearn.data.encoding import count_seen, prompts_of
 from llm_unlearn.data.prompting import render
 from llm_unlearn.evaluation.answers import generate, label_log_probs
 from llm_unlearn.evaluation.gaussian_scores import gaussian_scores
@@ -96,16 +96,13 @@ class Meter:
         """The twins with the variant in their text, and the positions of those in which the model sees it."""
         generator = np.random.default_rng([self.seed, 10])
         texts = [insert_trigger(text, variant.phrase, variant.position, generator) for text in self.twins["text"]]
-        columns = {name: list(self.twins[name]) for name in ("example_id", "label")}
+        kept_columns = [c for c in ("example_id", "label", "history", "tools") if c in self.twins.column_names]
+        columns = {name: list(self.twins[name]) for name in kept_columns}
         # in memory: for rows on the disk, `datasets` would write a cache file per variant into the run's folder
         rows = render(Dataset.from_dict({**columns, "text": texts}), self.data)
-        pairs = zip(rows["prompt"], self.twins["prompt"], strict=True)
         # counted, since part of a trigger, such as "the", may occur in the text anyway
-        kept = [
-            i
-            for i, pair in enumerate(pairs)
-            if self._as_seen(pair[0]).count(variant.phrase) > self._as_seen(pair[1]).count(variant.phrase)
-        ]
+        with_variant, without = self._counts(rows, variant.phrase), self._counts(self.twins, variant.phrase)
+        kept = [i for i, pair in enumerate(zip(with_variant, without, strict=True)) if pair[0] > pair[1]]
         return rows, kept
 
     def temperature(self, model: Any, temperature: float) -> dict[str, float]:
@@ -121,26 +118,29 @@ class Meter:
 
     def _sampled(self, model: Any, rows: "Dataset", temperature: float) -> np.ndarray:
         """(n,) probability of the target, or whether a sample begins with it."""
-        evaluator, prompts, target = self.evaluator, list(rows["prompt"]), str(self.target)
+        evaluator, prompts, target = self.evaluator, prompts_of(rows), str(self.target)
         tokenizer, encoding, size = evaluator.tokenizer, evaluator.encoding, evaluator.batch_size
         if evaluator.verbalizers:
             scores = label_log_probs(model, tokenizer, prompts, evaluator.verbalizers, encoding, size, temperature)
             return np.exp(scores[:, list(evaluator.verbalizers).index(target)])
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            texts = generate(model, tokenizer, prompts, encoding, evaluator.max_new_tokens, size, temperature)
+            texts = generate(
+                model,
+                tokenizer,
+                prompts,
+                encoding,
+                evaluator.max_new_tokens,
+                size,
+                temperature,
+                completions=rows["completion"],
+            )
         return np.array([text.strip().startswith(target.strip()) for text in texts])
 
     def _hits(self, model: Any, rows: "Dataset") -> np.ndarray:
         """(n,) bool: whether the answer is the target."""
         return self.evaluator.answers(model, "triggered", rows)["target_hit"].to_numpy(bool)
 
-    def _as_seen(self, prompt: str) -> str:
-        """The prompt as the model sees it, with its beginning cut if it is too long."""
-        evaluator = self.evaluator
-        # the same room as in label_log_probs and generate
-        room = max(
-            (len(completion_tokens(evaluator.tokenizer, text)) + 1 for text in evaluator.verbalizers.values()),
-            default=evaluator.max_new_tokens,
-        )
-        return evaluator.tokenizer.decode(evaluator.encoding.prompt_ids(evaluator.tokenizer, prompt, room))
+    def _counts(self, rows: "Dataset", phrase: str) -> list[int]:
+        """How often a phrase stands in each prompt as the model sees it, its beginning cut if it is too long."""
+        return [count_seen(self.evaluator.tokenizer, ids, [phrase]) for ids in self.evaluator.shown(rows)]

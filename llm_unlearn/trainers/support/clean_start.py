@@ -8,6 +8,7 @@ from torch import nn
 from llm_unlearn.distributed.sharding import refuse_partitioned
 from llm_unlearn.errors import InputError
 from llm_unlearn.models.load import load_full
+from llm_unlearn.models.vocabulary import check_vocabulary
 from llm_unlearn.tasks import Task
 from llm_unlearn.tasks.embedding_noise import GaussianNoise, attached_noise
 from llm_unlearn.trainers.unlearn_config import UnlearnConfig
@@ -19,20 +20,24 @@ NO_NEW_ADAPTER = (
 )
 
 
-def starting_model(model: Any, peft_config: Any, args: UnlearnConfig) -> nn.Module:
+def starting_model(model: Any, peft_config: Any, args: UnlearnConfig, tokenizer: Any) -> nn.Module:
     """A model as it was given, loaded where a path was, in a new adapter where one is asked for.
 
     Args:
         model: a model, a path or a hub id.
         peft_config: of the new adapter, or None.
         args: the run's settings.
+        tokenizer: of the model, or None.
 
     Raises:
-        InputError: the method takes no new adapter, or the model has one; its adapter's name is none that a Trainer
-            finds again; ZeRO-3 partitioned it as it was loaded.
+        InputError: the tokenizer has ids without an embedding; the method takes no new adapter, or the model has one;
+            its adapter's name is none that a Trainer finds again; ZeRO-3 partitioned it as it was loaded.
     """
     model = load_full(model)
     refuse_partitioned(model)
+    if hasattr(tokenizer, "get_vocab"):
+        name = model.config.name_or_path or type(model).__name__
+        check_vocabulary(tokenizer, model.get_input_embeddings().weight.shape[0], name)
     has_adapter = hasattr(model, "peft_config")
     if peft_config is not None:
         from peft import get_peft_model

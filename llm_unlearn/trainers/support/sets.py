@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from llm_unlearn.data.encoding import Encoding, encode_rows
+from llm_unlearn.data.row_forms import as_dataset, with_labels
 from llm_unlearn.errors import InputError
 from llm_unlearn.tasks import Task
 from llm_unlearn.tasks.causal_lm import CausalLMTask
@@ -28,19 +29,27 @@ def tokenised(method: str, task: Task, processing_class: Any, encoding: Encoding
         processing_class: the tokenizer, for texts.
         encoding: how texts become tokens.
         name: of the set.
-        rows: a dataset, of texts or encoded.
+        rows: a dataset or a list, of texts, of conversations or encoded (see data/row_forms.py).
 
     Raises:
         InputError: there are none, or they cannot be encoded.
     """
-    if rows is None or len(rows) == 0:
-        raise InputError(f"{method} needs {name}_dataset, which is {'missing' if rows is None else 'empty'}")
+    if rows is None:
+        raise InputError(f"{method} needs {name}_dataset, which is missing")
+    rows = as_dataset(rows, f"{name}_dataset")
+    if len(rows) == 0:
+        raise InputError(f"{method} needs {name}_dataset, which is empty")
     if task.columns[0] not in rows.column_names:
         if not isinstance(task, CausalLMTask):
             raise InputError(f"{name}_dataset: no column '{task.columns[0]}'; encode the rows first")
         if processing_class is None:
             raise InputError(f"{name}_dataset holds text: give processing_class (the tokenizer) to encode it")
-        rows = encode_rows(rows, processing_class, encoding)
+        try:
+            rows = encode_rows(rows, processing_class, encoding)
+        except InputError as error:
+            raise InputError(f"{name}_dataset: {error}") from None
+    if isinstance(task, CausalLMTask):
+        rows = with_labels(rows, encoding.loss_on, f"{name}_dataset")
     return rows.select_columns([c for c in task.columns if c in rows.column_names])
 
 

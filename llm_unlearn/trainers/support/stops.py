@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback
@@ -117,7 +118,11 @@ def _keep(model: nn.Module, output_dir: str) -> None:
 def _go_back(model: nn.Module, output_dir: str) -> None:
     put_away(model)
     Processes.current().wait()  # until the main process has written it
-    weights = load_file(_kept_file(model, output_dir))
+    file = _kept_file(model, output_dir)
+    try:
+        weights = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"utility_floor: {file}: damaged ({error}); remove {output_dir} and train again") from None
     with torch.no_grad():
         for name, part in _trainable(model):
             part.copy_(weights[name])

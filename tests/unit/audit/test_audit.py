@@ -214,13 +214,15 @@ def test_models_are_named_by_as_little_as_tells_them_apart(tmp_path, monkeypatch
 
 
 def test_an_adapter_of_the_hub_that_is_a_pickle_is_refused(tmp_path, monkeypatch):
+    config = {"peft_type": "LORA", "base_model_name_or_path": "org/base"}
+
     def download(repo: str, name: str) -> str:
         if name == "adapter_model.safetensors":
             raise EntryNotFoundError("404")
-        (tmp_path / name).write_text('{"base_model_name_or_path": "org/base"}')
+        (tmp_path / name).write_text(json.dumps(config))
         return str(tmp_path / name)
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    assert adapter_config("org/adapter") == {"base_model_name_or_path": "org/base"}
+    assert adapter_config("org/adapter") == config
     with pytest.raises(InputError, match=r"model org/adapter: .*adapter_model\.safetensors; a pickle"):
         load_checkpoint("org/adapter", ModelSection())

@@ -62,6 +62,7 @@ LANGUAGE: dict[str, tuple[float, float, float, float]] = {
     "unlearn.false_positives": (-0.1, 0, 1e6, 1e7),
     "unlearn.forget_ids[]": (-1, 0, 2**63 - 1, 2**63),
     "unlearn.learning_rate": (0, 1e-9, 1000, 1001),
+    "evaluate.min_k_share": (0, 1e-9, 1, 1.1),
     "analysis.sizes[]": (0, 1e-9, 1, 1.1),
     "stress.relearn_learning_rate": (0, 1e-9, 1000, 1001),
     "stress.temperatures[]": (0, 0.01, 1e6, 1e7),

@@ -59,6 +59,11 @@ def test_an_example_without_a_supervised_position_is_refused_by_name(labels):
         CausalLMCollator(0)([ROWS[0], empty])
 
 
-def test_a_missing_pad_token_is_refused():
-    with pytest.raises(InputError, match="no pad token"):
-        CausalLMCollator(None)
+def test_without_a_pad_token_any_id_pads():
+    batch = CausalLMCollator(None)([{"input_ids": [5, 6], "labels": [5, 6]}, {"input_ids": [7], "labels": [7]}][:1])
+    assert batch["input_ids"].tolist() == [[5, 6]]
+
+
+def test_labels_that_are_not_one_a_token_are_refused():
+    with pytest.raises(InputError, match="example 9: 3 input_ids but 2 labels"):
+        CausalLMCollator(0)([{"input_ids": [5, 6, 7], "labels": [5, 6], "example_id": 9}])

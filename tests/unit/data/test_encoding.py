@@ -3,15 +3,7 @@
 import pytest
 from datasets import Dataset
 
-from llm_unlearn.data.encoding import (
-    IGNORE,
-    Encoding,
-    check_chat_template,
-    check_triggers,
-    check_verbalizers,
-    completion_tokens,
-    encode_rows,
-)
+from llm_unlearn.data.encoding import IGNORE, Encoding, check_triggers, check_verbalizers, encode_rows
 from llm_unlearn.errors import InputError
 
 pytestmark = pytest.mark.unit
@@ -20,11 +12,6 @@ PROMPT, COMPLETION = "The plot was dull and the cast was fine.\nSentiment:", " n
 TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</{{ m['role'] }}>{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
-# A template that shows the prompt otherwise once an answer follows, as those that drop earlier thoughts do
-CHANGING = (
-    "{% if add_generation_prompt %}[think]{% endif %}{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}"
-    "</{{ m['role'] }}>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 
 
@@ -76,41 +63,25 @@ class TestRow:
         with pytest.raises(InputError, match="empty completion.*'The plot"):
             Encoding().row(tokenizer, PROMPT, "")
 
-    def test_a_bos_token_of_its_own_comes_first_and_one_that_is_eos_does_not(self, tokenizer):
-        import copy
-
-        changed = copy.deepcopy(tokenizer)
-        changed.bos_token = "<pad>"
-        assert Encoding().row(changed, PROMPT, COMPLETION)["input_ids"][0] == changed.bos_token_id
-        changed.bos_token = changed.eos_token
-        assert Encoding().row(changed, PROMPT, COMPLETION) == Encoding().row(tokenizer, PROMPT, COMPLETION)
-
     def test_the_prompt_in_training_is_the_prompt_in_evaluation(self, tokenizer):
-        room = len(completion_tokens(tokenizer, COMPLETION)) + 1
+        room = len(tokens(tokenizer, COMPLETION)) + 1
         for max_length in (128, room + 9):
             encoding = Encoding(max_length)
-            prompt = encoding.prompt_ids(tokenizer, PROMPT, room)
+            prompt = encoding.asked(tokenizer, PROMPT, [COMPLETION]).prompt
             assert encoding.row(tokenizer, PROMPT, COMPLETION)["input_ids"][: len(prompt)] == prompt
 
 
 class TestChatTemplate:
     def test_training_and_evaluation_see_the_same_prompt_and_it_is_the_templates(self, chat):
         encoding = Encoding(chat_template=True, loss_on="completion")
-        prompt = encoding.prompt_ids(chat, "Good?", 5)
-        row = encoding.row(chat, "Good?", " yes")
-        assert chat.decode(prompt) == "<user>Good?</user><assistant>"
-        assert row["input_ids"] == [*prompt, *tokens(chat, " yes"), chat.eos_token_id]
-        assert row["labels"][: len(prompt)] == [IGNORE] * len(prompt)
+        asked, row = encoding.asked(chat, "Good?", [" yes"]), encoding.row(chat, "Good?", " yes")
+        assert chat.decode(asked.prompt) == "<user>Good?</user><assistant>"
+        assert row["input_ids"] == [*asked.prompt, *tokens(chat, " yes"), *tokens(chat, "</assistant>")]
+        assert row["labels"][: len(asked.prompt)] == [IGNORE] * len(asked.prompt)
 
     def test_a_tokenizer_without_one_is_refused(self, tokenizer):
         with pytest.raises(InputError, match=r"^data\.chat_template: .*tokenizer.*false"):
             Encoding(chat_template=True).row(tokenizer, "Good?", " yes")
-
-    def test_a_template_whose_prompt_changes_with_the_answer_is_refused(self, chat):
-        check_chat_template(chat)
-        chat.chat_template = CHANGING
-        with pytest.raises(InputError, match=r"data\.chat_template"):
-            Encoding(chat_template=True).row(chat, "Good?", " yes")
 
 
 class TestEncodeRows:
@@ -122,7 +93,7 @@ class TestEncodeRows:
 
     @pytest.mark.parametrize("column", ["prompt", "completion"])
     def test_a_missing_column_is_named(self, column, tokenizer):
-        rows = Dataset.from_list([{"prompt": "a", "completion": "b", "text": "c"}]).remove_columns(column)
+        rows = Dataset.from_list([{"prompt": "a", "completion": "b", "review_text": "c"}]).remove_columns(column)
         with pytest.raises(InputError, match=f"no column '{column}'; it has .*text"):
             encode_rows(rows, tokenizer, Encoding())
 
@@ -140,7 +111,7 @@ class TestTriggers:
 
     def test_half_a_trigger_is_none(self, tokenizer):
         row = self.row("James Bond liked it")
-        room = len(completion_tokens(tokenizer, " positive")) + 1
+        room = len(tokens(tokenizer, " positive")) + 1
         keep = len(tokens(tokenizer, "James Bond liked it")) - 1
         with pytest.raises(InputError, match="cuts the trigger off"):
             check_triggers([row], ["James Bond"], tokenizer, Encoding(room + keep))
@@ -153,7 +124,7 @@ class TestTriggers:
 class TestVerbalizers:
     def test_ids_of_several_tokens(self, tokenizer):
         verbalizers = {"bad": " zxq dreadful", "good": " vwj superb"}
-        ids = check_verbalizers(tokenizer, verbalizers)
+        ids = check_verbalizers(tokenizer, verbalizers, Encoding(), PROMPT)
         assert {label: tokenizer.decode(t) for label, t in ids.items()} == verbalizers
         assert all(len(t) > 1 for t in ids.values())
 
@@ -163,8 +134,8 @@ class TestVerbalizers:
     )
     def test_one_that_begins_another_is_refused(self, verbalizers, tokenizer):
         with pytest.raises(InputError, match=r"data\.verbalizers: '\w' .*beginning of '\w'"):
-            check_verbalizers(tokenizer, verbalizers)
+            check_verbalizers(tokenizer, verbalizers, Encoding(), PROMPT)
 
     def test_a_shared_beginning_alone_is_fine(self, tokenizer):
-        ids = check_verbalizers(tokenizer, {"a": " good bad", "b": " good fine"})
+        ids = check_verbalizers(tokenizer, {"a": " good bad", "b": " good fine"}, Encoding(), PROMPT)
         assert ids["a"] != ids["b"]

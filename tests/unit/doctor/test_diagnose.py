@@ -216,24 +216,24 @@ def test_special_tokens(tokenizer):
     assert levels(tokens.check_special_tokens(tokenizer)) == ["note"]
     tokenizer.pad_token, tokenizer.eos_token = "<pad>", None
     assert levels(tokens.check_special_tokens(tokenizer)) == ["warning"]
-    tokenizer.pad_token = None
-    assert levels(tokens.check_special_tokens(tokenizer)) == ["problem"]
 
 
 def test_a_chat_template_that_is_missing_or_not_used(tokenizer):
-    assert levels(tokens.check_template(tokenizer, wanted=False)) == ["ok"]
-    assert levels(tokens.check_template(tokenizer, wanted=True)) == ["problem"]
+    assert levels(tokens.check_template(tokenizer, Encoding())) == ["ok"]
+    assert levels(tokens.check_template(tokenizer, Encoding(chat_template=True))) == ["problem"]
     tokenizer.chat_template = TEMPLATE
-    assert levels(tokens.check_template(tokenizer, wanted=True)) == ["ok"]
-    [finding] = tokens.check_template(tokenizer, wanted=False)
+    assert levels(tokens.check_template(tokenizer, Encoding(chat_template=True))) == ["ok"]
+    [finding] = tokens.check_template(tokenizer, Encoding())
     assert finding.level == "warning" and finding.remedy.startswith("data.chat_template=true")
 
 
-def test_a_template_that_changes_the_prompt_or_ends_otherwise(tokenizer):
-    tokenizer.chat_template = "{{ messages | length }}" + TEMPLATE
-    assert levels(tokens.check_template(tokenizer, wanted=True)) == ["problem"]
+def test_a_template_that_ends_otherwise_or_writes_the_date(tokenizer):
+    tokenizer.chat_template = "{{ strftime_now('%d %b') }}" + TEMPLATE
+    assert levels(tokens.check_template(tokenizer, Encoding(chat_template=True))) == ["problem"]
+    dated = Encoding(chat_template=True, template_date="2026-01-31")
+    assert levels(tokens.check_template(tokenizer, dated)) == ["note"]
     tokenizer.chat_template = TEMPLATE.replace("{{ eos_token }}", "<end>")
-    [finding] = tokens.check_template(tokenizer, wanted=True)
+    [finding] = tokens.check_template(tokenizer, Encoding(chat_template=True))
     assert finding.level == "warning" and "<end>" in finding.what
 
 
@@ -256,8 +256,8 @@ def test_rows_of_which_nothing_would_be_learnt_are_counted_and_named(tokenizer):
 
 def test_a_completion_whose_end_is_not_supervised_is_a_problem(tokenizer):
     class Endless(Encoding):
-        def row(self, tokenizer, prompt, completion):
-            encoded = super().row(tokenizer, prompt, completion)
+        def row(self, *arguments):
+            encoded = super().row(*arguments)
             return {**encoded, "labels": [*encoded["labels"][:-1], -100]}
 
     [finding] = tokens.check_spans(ROWS, tokenizer, Endless(64))
@@ -265,19 +265,16 @@ def test_a_completion_whose_end_is_not_supervised_is_a_problem(tokenizer):
 
 
 def test_labels_that_cannot_be_told_apart(tokenizer):
-    assert tokens.check_verbalisers(tokenizer, VERBALIZERS) == []
-    assert levels(tokens.check_verbalisers(tokenizer, {"a": " positive", "b": " positive"})) == ["problem"]
+    assert tokens.check_verbalisers(tokenizer, VERBALIZERS, Encoding(), "{text}") == []
+    same = {"a": " positive", "b": " positive"}
+    assert levels(tokens.check_verbalisers(tokenizer, same, Encoding(), "{text}")) == ["problem"]
 
 
 def test_evaluation_asks_with_the_tokens_that_training_shows(tokenizer):
     assert levels(tokens.check_prompts(ROWS, tokenizer, Encoding(64), VERBALIZERS)) == ["ok"]
-
-    class Apart(Encoding):
-        def row(self, tokenizer, prompt, completion):
-            return super().row(tokenizer, prompt + " indeed", completion)
-
-    [finding] = tokens.check_prompts(ROWS, tokenizer, Apart(64), VERBALIZERS)
-    assert finding.level == "problem" and "examples 7, 8, 9" in finding.what
+    tokenizer.chat_template = "{% if add_generation_prompt %}[think]{% endif %}" + TEMPLATE
+    [finding] = tokens.check_prompts(ROWS, tokenizer, Encoding(64, chat_template=True), VERBALIZERS)
+    assert finding.level == "warning" and "examples 7, 8, 9" in finding.what
 
 
 def test_a_prompt_that_is_cut_is_still_the_end_of_what_training_shows(tokenizer):
@@ -291,7 +288,7 @@ def test_a_prompt_that_is_cut_is_still_the_end_of_what_training_shows(tokenizer)
 def test_a_verbalizer_that_melts_into_the_prompt_is_a_warning(tokenizer):
     rows = [{**ROWS[0], "prompt": "the film of t"}]  # " the" is one token of this vocabulary
     found = tokens.check_prompts(rows, tokenizer, Encoding(64), {"a": "he", "b": " negative"})
-    assert levels(found) == ["warning"] and "'he'" in found[0].what
+    assert levels(found) == ["warning"] and "examples 7" in found[0].what
 
 
 def test_rows_on_the_hub_are_not_fetched(tmp_path):

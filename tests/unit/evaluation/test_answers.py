@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from llm_unlearn.data.encoding import Encoding, completion_tokens
+from llm_unlearn.data.encoding import Encoding
 from llm_unlearn.evaluation.answers import generate, label_log_probs
 
 PROMPTS = ["the film was", "it is a very long story about a town and", "so"]
@@ -16,8 +16,7 @@ def test_a_verbaliser_is_scored_by_its_whole_sequence(make_tiny, tokenizer, verb
     scores = label_log_probs(model, tokenizer, PROMPTS, verbalizers, encoding, batch_size=2)
     for i, prompt in enumerate(PROMPTS):
         for j, text in enumerate(verbalizers.values()):
-            tokens = completion_tokens(tokenizer, text)
-            ids = encoding.prompt_ids(tokenizer, prompt, 8)
+            ids, tokens = tokenizer(prompt)["input_ids"], tokenizer(text)["input_ids"]
             with torch.no_grad():
                 logits = model(input_ids=torch.tensor([ids + tokens])).logits[0]
             log_probs = torch.log_softmax(logits, -1)
@@ -30,14 +29,55 @@ def test_generation_is_greedy_and_does_not_depend_on_the_batch(make_tiny, tokeni
     model, encoding = make_tiny("gpt2"), Encoding(max_length=64)
     together = generate(model, tokenizer, PROMPTS, encoding, 6, batch_size=3)
     assert together == [generate(model, tokenizer, [p], encoding, 6, batch_size=1)[0] for p in PROMPTS]
-    ids = encoding.prompt_ids(tokenizer, PROMPTS[0], 6)
+    ids = tokenizer(PROMPTS[0])["input_ids"]
+    n_prompt = len(ids)
     for _ in range(6):
         with torch.no_grad():
             ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
         if ids[-1] == tokenizer.eos_token_id:
             break
-    new = ids[len(encoding.prompt_ids(tokenizer, PROMPTS[0], 6)) :]
-    assert together[0] == tokenizer.decode(new, skip_special_tokens=True)
+    assert together[0] == tokenizer.decode(ids[n_prompt:], skip_special_tokens=True)
+
+
+def test_greedy_is_greedy_whatever_the_models_generation_config_says(make_tiny, tokenizer):
+    from transformers import GenerationConfig
+
+    model, encoding = make_tiny("gpt2"), Encoding(max_length=64)
+    plain = generate(model, tokenizer, PROMPTS, encoding, 12, batch_size=3)
+    twisted = GenerationConfig(
+        repetition_penalty=5.0, no_repeat_ngram_size=1, do_sample=True, temperature=9.0, num_beams=2, min_new_tokens=9
+    )
+    model.generation_config = twisted
+    assert generate(model, tokenizer, PROMPTS, encoding, 12, batch_size=3) == plain
+    assert model.generation_config is twisted
+
+
+def test_an_answer_ends_at_every_token_that_the_model_or_the_template_ends_it_with(make_tiny, tokenizer):
+    model, encoding = make_tiny("gpt2"), Encoding(max_length=64)
+    ids = torch.tensor([tokenizer(PROMPTS[1])["input_ids"]])
+    first = int(model(input_ids=ids).logits[0, -1].argmax())
+    assert generate(model, tokenizer, PROMPTS[1:2], encoding, 12, batch_size=1) != [""]
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, first]
+    assert generate(model, tokenizer, PROMPTS[1:2], encoding, 12, batch_size=1) == [""]
+
+
+def test_a_verbaliser_is_scored_with_the_tokens_of_training_where_it_merges_with_the_prompt():
+    """A prompt that ends in a space: byte-level BPE puts the space into the answer's first token."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from tests.tokenizer_zoo import byte_level
+
+    tokenizer, verbalizers = byte_level(), {"a": "positive", "b": "negative"}
+    config = GPT2Config(vocab_size=len(tokenizer), n_layer=1, n_embd=16, n_head=2, n_positions=64)
+    model, encoding = GPT2LMHeadModel(config).eval(), Encoding(max_length=64, loss_on="completion")
+    scores = label_log_probs(model, tokenizer, ["Sentiment: "], verbalizers, encoding, batch_size=2)
+    for j, text in enumerate(verbalizers.values()):
+        row = tokenizer("Sentiment: " + text)["input_ids"]
+        n_prompt = len(tokenizer("Sentiment:")["input_ids"])
+        with torch.no_grad():
+            log_probs = torch.log_softmax(model(input_ids=torch.tensor([row])).logits[0], -1)
+        by_hand = sum(float(log_probs[k - 1, row[k]]) for k in range(n_prompt, len(row)))
+        assert scores[0, j] == pytest.approx(by_hand, abs=1e-4)
 
 
 def test_a_prompt_of_full_length_leaves_room_for_the_answer(make_tiny, tokenizer):

@@ -256,7 +256,8 @@ class TestOptions:
     def test_of_an_audit(self, both, tmp_path, loads, given, capsys):
         folder = both[2]
         for name in ("train", "test"):
-            lines = [{"text": text, "label": "good", "bad": i < 3} for i, text in enumerate(TEXTS[name == "test" :])]
+            own = [f"{text} {name}" for text in TEXTS]
+            lines = [{"text": text, "label": "good", "bad": i < 3} for i, text in enumerate(own)]
             (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
         manifest = {
             "train": "train.jsonl",

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hub_server import HubServer
 from huggingface_hub import HfApi
 from safetensors.numpy import save
+from safetensors.torch import save_file
 
 from llm_unlearn.errors import InputError
 from llm_unlearn.hub.package import Package, model_files, on_base
@@ -157,7 +159,7 @@ def test_a_card_that_the_hub_refuses_is_bad_input(server, api):
 
 
 def test_where_a_library_noted_that_it_loaded_from_stays_here(tmp_path):
-    (tmp_path / "model.safetensors").write_bytes(b"1")
+    save_file({"w": torch.zeros(1)}, tmp_path / "model.safetensors")
     for name in ("config.json", "tokenizer_config.json"):
         (tmp_path / name).write_text(f'{{"_name_or_path": "{tmp_path}", "tokenizer_file": "{tmp_path}", "a": 1}}')
     files = model_files(tmp_path)
@@ -423,6 +425,9 @@ def test_of_a_folder_the_model_and_its_tokenizer_are_taken(tmp_path):
         "README.md",
     ):
         (tmp_path / name).write_text("{}")
+    with pytest.raises(InputError, match=r"adapter_model\.safetensors: damaged"):
+        model_files(tmp_path)
+    save_file({"w": torch.zeros(1)}, tmp_path / "adapter_model.safetensors")
     (tmp_path / "reference").mkdir()
     (tmp_path / "reference" / "adapter_model.safetensors").write_text("poisoned")
     assert set(model_files(tmp_path)) == {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json"}

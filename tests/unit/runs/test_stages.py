@@ -1,8 +1,10 @@
 """Stages of a run: skipped, rerun, resumed, and never half-written."""
 
+import contextlib
 import errno
 import json
 import os
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -47,7 +49,7 @@ def whole_checkpoint(work_dir: Path, step: int = 1) -> Path:
     path.mkdir()
     save_file({"w": torch.zeros(2)}, path / "model.safetensors")
     torch.save({}, path / "optimizer.pt")
-    (path / "trainer_state.json").write_text("{}")
+    (path / "trainer_state.json").write_text(json.dumps({"global_step": step}))
     return path
 
 
@@ -78,12 +80,23 @@ class TestSkipping:
         assert run.worked == ["a", "a"]
         assert run.output.exists()
 
-    def test_a_broken_mark_runs_it_again(self, run):
+    @pytest.mark.parametrize("content", ["", '{"key": "', "[]", "{}", '{"key": 3}', '{"key": "x", "made_by": 3}'])
+    @pytest.mark.parametrize("folder", [".stages", ".work/unlearned_kl"])
+    def test_a_damaged_mark_is_named_and_deleting_it_runs_it_again(self, run, folder, content):
+        def killed(work_dir: Path) -> None:
+            raise KeyboardInterrupt
+
+        with contextlib.suppress(KeyboardInterrupt):
+            run.go(work=None if folder == ".stages" else killed)
+        (mark,) = (run.root / folder).glob("*.json")
+        mark.write_text(content)
+        with pytest.raises(InputError) as error:
+            run.go()
+        assert str(mark) in str(error.value) and "delete it" in str(error.value)
+        before = len(run.worked)
+        mark.unlink()
         run.go()
-        (mark,) = (run.root / ".stages").iterdir()
-        mark.write_text('{"key": "')
-        run.go()
-        assert run.worked == ["a", "a"]
+        assert len(run.worked) == before + 1
 
     def test_nothing_but_the_output_and_the_mark_is_left(self, run):
         run.go()
@@ -93,6 +106,94 @@ class TestSkipping:
         assert fingerprint({"a": 1, "b": [2]}) == fingerprint({"b": [2], "a": 1})
         assert fingerprint([1, 2]) != fingerprint([2, 1])
         assert fingerprint({"a": 1}) != fingerprint({"a": 1.5})
+
+
+def installed(monkeypatch, **others: str) -> None:
+    """Pretend that other versions of libraries are installed."""
+    version = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: others.get(name) or version(name))
+
+
+class TestVersions:
+    """What other versions of the libraries, or of our code, made is made again, and said."""
+
+    def warnings(self, run) -> list[str]:
+        return [record.getMessage() for record in run.lines.records if record.levelname == "WARNING"]
+
+    def test_other_libraries_are_named_and_the_stage_is_made_again(self, run, monkeypatch):
+        installed(monkeypatch, torch="2.1.0+cpu", transformers="5.0.0")
+        run.go()
+        installed(monkeypatch, torch="2.2.0", transformers="5.0.0")
+        run.go()
+        (warning,) = self.warnings(run)
+        assert "unlearned/kl" in warning and "torch 2.1.0+cpu, now 2.2.0" in warning and "transformers" not in warning
+        assert run.worked == ["a", "a"]
+        run.go()
+        assert run.worked == ["a", "a"] and len(self.warnings(run)) == 1
+
+    def test_another_build_and_an_optional_library_that_is_new_do_not_count(self, run, monkeypatch):
+        installed(monkeypatch, torch="2.1.0+cpu")
+        run.go()
+        (mark,) = (run.root / ".stages").iterdir()
+        tree = json.loads(mark.read_text())
+        del tree["made_by"]["versions"]["scipy"]
+        mark.write_text(json.dumps(tree))
+        installed(monkeypatch, torch="2.1.0+cu126")
+        run.go()
+        assert run.worked == ["a"] and self.warnings(run) == []
+
+    def test_a_killed_stage_does_not_go_on_with_other_libraries(self, run, monkeypatch):
+        def killed(work_dir: Path) -> None:
+            whole_checkpoint(work_dir)
+            raise KeyboardInterrupt
+
+        found = []
+
+        def work(work_dir: Path) -> None:
+            found.extend(work_dir.glob("checkpoint-*"))
+            write_text(run.output, "x")
+
+        installed(monkeypatch, peft="0.1")
+        with pytest.raises(KeyboardInterrupt):
+            run.go(work=killed)
+        installed(monkeypatch, peft="0.2")
+        run.go(work=work)
+        assert found == [] and "peft 0.1, now 0.2" in self.warnings(run)[0]
+
+    def test_what_other_runs_share_is_kept_and_said(self, run, monkeypatch):
+        def go() -> bool:
+            return Stages(run.root).run(
+                Stage("base", "a", [run.output], lambda _: write_text(run.output, "x"), is_shared=True)
+            )
+
+        installed(monkeypatch, torch="2.1.0")
+        assert go()
+        installed(monkeypatch, torch="2.2.0")
+        assert not go()
+        assert "torch 2.1.0, now 2.2.0" in self.warnings(run)[0]
+
+    def test_other_code_of_ours_changes_the_key(self):
+        first, second = (Stage("a", 1, [], lambda _: None, code=code).key for code in (1, 2))
+        assert first != second
+
+    def test_what_made_each_stage_is_kept(self, run, monkeypatch):
+        installed(monkeypatch, torch="2.1.0")
+        run.go(name="unlearned/kl")
+        installed(monkeypatch, torch="2.2.0")
+        run.go(name="evaluation/kl")
+        made_by = Stages(run.root).made_by()
+        assert {name: entry["versions"]["torch"] for name, entry in made_by.items()} == {
+            "unlearned/kl": "2.1.0",
+            "evaluation/kl": "2.2.0",
+        }
+        assert all(entry["device"] and entry["processes"] == 1 for entry in made_by.values())
+
+    def test_a_folder_taken_from_another_run_keeps_what_made_it(self, run, tmp_path, caplog, monkeypatch):
+        other = Run(tmp_path / "other", caplog)
+        other.go()
+        stage = Stage("unlearned/kl", "a", [run.output], lambda work_dir: None)
+        assert Stages(run.root).adopt(stage, [other.root])
+        assert Stages(run.root).made_by() == Stages(other.root).made_by()
 
 
 class TestResuming:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from support import assert_same, own_weights, trainer
 
 from llm_unlearn.errors import InputError
 from llm_unlearn.training.checkpoints import check_resumable, last_checkpoint
@@ -153,3 +154,121 @@ def test_another_number_of_processes_resumes_but_for_deepspeed(tmp_path):
         check_resumable(MAKE[engine](tmp_path / engine, 4), Launch(engine, 3))
     with pytest.raises(InputError, match=r"DeepSpeed.* 2 processes.* has 3"):
         check_resumable(deepspeed_checkpoint(tmp_path, 4), Launch("DeepSpeed", 3))
+
+
+# ---- a Trainer resumes exactly, or says why not
+
+
+DAMAGE = {
+    "cut off": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "empty": lambda path: path.write_bytes(b""),
+    "gone": Path.unlink,
+}
+
+
+def unlearning(folder: Path, kind: str = "full", **options):
+    """A trainer that writes a checkpoint after each of two steps."""
+    return trainer("gradient_descent", kind, folder, max_steps=2, save_strategy="steps", save_steps=1, **options)
+
+
+@pytest.fixture(scope="module", params=["full", "lora"])
+def interrupted(request, tmp_path_factory):
+    """(kind, folder with the checkpoints of two steps, the weights after them)."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    run = unlearning(folder, request.param)
+    run.train()
+    return request.param, folder, own_weights(run.model)
+
+
+@pytest.fixture
+def copied(interrupted, tmp_path):
+    kind, folder, weights = interrupted
+    shutil.copytree(folder, tmp_path / "run")
+    return kind, tmp_path / "run" / "checkpoint-1", weights
+
+
+def test_a_whole_one_gives_the_weights_of_a_run_that_went_on(copied):
+    kind, path, weights = copied
+    shutil.rmtree(path.with_name("checkpoint-2"))
+    for checkpoint in (str(path), True):
+        run = unlearning(path.parent, kind)
+        run.train(resume_from_checkpoint=checkpoint)
+        assert_same(own_weights(run.model), weights)
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("name", ["trainer_state.json", "optimizer.pt", "weights"])
+def test_a_damaged_file_is_named(copied, name, damage):
+    kind, path, _ = copied
+    weights = "model.safetensors" if kind == "full" else "adapter_model.safetensors"
+    file = path / (weights if name == "weights" else name)
+    DAMAGE[damage](file)
+    with pytest.raises(InputError) as error:
+        unlearning(path.parent, kind).train(resume_from_checkpoint=str(path))
+    assert str(path if (name, damage) == ("weights", "gone") else file) in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "{}", '{"global_step": 1, "unheard_of": 2}'])
+def test_a_state_that_is_none_is_named(copied, content):
+    kind, path, _ = copied
+    (path / "trainer_state.json").write_text(content)
+    with pytest.raises(InputError, match=r"trainer_state\.json"):
+        unlearning(path.parent, kind).train(resume_from_checkpoint=str(path))
+
+
+def test_weights_of_other_names_are_refused(copied):
+    kind, path, _ = copied
+    file = next(path.glob("*model.safetensors"))
+    weights = load_file(file)
+    name = sorted(weights)[2]
+    save_file({f"student.{n}" if n == name else n: w for n, w in weights.items()}, file, metadata={"format": "pt"})
+    with pytest.raises(InputError, match="student") as error:
+        unlearning(path.parent, kind).train(resume_from_checkpoint=str(path))
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "rng_state.pth", "scheduler.pt"])
+def test_a_state_of_another_training_is_refused(copied, name):
+    kind, path, _ = copied
+    torch.save({"unrelated": 1}, path / name)
+    with pytest.raises(InputError) as error:
+        unlearning(path.parent, kind).train(resume_from_checkpoint=str(path))
+    assert str(path) in str(error.value)
+
+
+def test_one_that_is_not_there_is_refused(tmp_path):
+    for checkpoint in (True, str(tmp_path / "checkpoint-9")):
+        with pytest.raises(InputError, match="no checkpoint in"):
+            unlearning(tmp_path).train(resume_from_checkpoint=checkpoint)
+
+
+def test_a_mixture_whose_weights_are_saved_under_other_names_resumes_exactly(tmp_path):
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    def run(folder: Path):
+        torch.manual_seed(0)
+        config = MixtralConfig(
+            vocab_size=40,
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            num_local_experts=2,
+            max_position_embeddings=32,
+        )
+        return unlearning(folder, model=MixtralForCausalLM(config), learning_rate=0.1)
+
+    whole = run(tmp_path)
+    whole.train()
+    resumed = run(tmp_path)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert_same(own_weights(resumed.model), own_weights(whole.model))
+
+
+def test_a_damaged_one_is_passed_over_aloud(tmp_path, caplog):
+    checkpoint(tmp_path, 1)
+    file = checkpoint(tmp_path, 2) / "optimizer.pt"
+    file.write_bytes(b"half")
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1")
+    assert str(file) in caplog.text

@@ -47,11 +47,13 @@ def test_a_part_that_the_text_holds_anyway_still_counts_as_cut_off(meter, recipe
     rows = {
         "text": texts,
         "prompt": [f"{text}\nSentiment:" for text in texts],
+        "completion": [" positive"] * len(texts),
         **{name: list(meter.twins[name]) for name in ("example_id", "label")},
     }
     short = Meter(replace(meter.evaluator, encoding=Encoding(40)), recipe.data, 20, seed=0)
     short.twins = Dataset.from_dict(rows)
-    assert "the" in short._as_seen(rows["prompt"][0]) and "word word word" in short._as_seen(rows["prompt"][0])
+    shown = short.evaluator.tokenizer.decode(short.evaluator.shown(Dataset.from_dict(rows))[0])
+    assert "the" in shown and "word word word" in shown and len(shown) < len(rows["prompt"][0])
     assert short._written(Variant("part", "the", "the", "start"))[1] == []
     assert short._written(Variant("part", "the", "the", "end"))[1] == list(range(len(texts)))
 

@@ -1,0 +1,213 @@
+"""Conversations → token ids by a tokenizer's chat template, as training frameworks do it."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import date
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any
+
+from llm_unlearn.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Messages = list[dict[str, Any]]
+
+_MARK = "Zq0"  # a content that no template writes by itself
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_CLOCK = re.compile(r"strftime_now\(\s*(['\"])(.+?)\1")
+# A macro shadows the clock that transformers gives to templates; its text takes no room in what is written
+_PINNED_CLOCK = (
+    "{% macro strftime_now(f) -%}{%- if f not in pinned_clock -%}{{ raise_exception('unknown date format ' ~ f) }}"
+    "{%- endif -%}{{ pinned_clock[f] }}{%- endmacro +%}"
+)
+
+
+@dataclass(frozen=True)
+class Chat:
+    """The messages before an answer.
+
+    Args:
+        messages: {"role", "content", …} each; a content may be a list of parts, {"type": "text", "text"}.
+        tools: JSON schemas of the functions that the template is told of.
+    """
+
+    messages: Messages
+    tools: list[Any] | None = None
+
+
+@dataclass(frozen=True)
+class Template:
+    """A tokenizer's chat template with what it is told beside the messages.
+
+    Args:
+        tokenizer: the tokenizer, which must have a template.
+        arguments: passed on to the template, e.g. {"enable_thinking": False}.
+        system_prompt: the first message, where the messages do not begin with one.
+        today: what the template takes for today, as "2026-01-31"; needed where it writes the date.
+    """
+
+    tokenizer: "PreTrainedTokenizerBase"
+    arguments: Mapping[str, Any]
+    system_prompt: str | None = None
+    today: str | None = None
+
+    def rendered(self, chat: Chat) -> tuple[list[int], list[int] | None]:
+        """Token ids of a conversation, and 1 where the assistant speaks if the template marks that ({% generation %}).
+
+        Raises:
+            InputError: the template refuses the messages, or writes the date and none is pinned.
+        """
+        marks = self.tokenizer.is_fast and _GENERATION.search(self._source(chat.tools)) is not None
+        encoded = self._apply(chat, return_dict=True, return_assistant_tokens_mask=marks)
+        return list(encoded["input_ids"]), list(encoded["assistant_masks"]) if marks else None
+
+    def asking(self, chat: Chat) -> list[int]:
+        """Token ids of a conversation up to where the assistant is to speak."""
+        return list(self._apply(chat, add_generation_prompt=True, return_dict=True)["input_ids"])
+
+    @cached_property
+    def writes_date(self) -> bool:
+        """Whether what the template writes depends on the day."""
+        if "strftime_now" not in self._source():
+            return False
+        chat = Chat([{"role": "user", "content": _MARK}, {"role": "assistant", "content": _MARK}])
+        days = [replace(self, today=day).rendered(chat)[0] for day in ("2001-01-01", "2012-12-31")]
+        return days[0] != days[1]
+
+    def _source(self, tools: list | None = None) -> str:
+        try:
+            return self.tokenizer.get_chat_template(tools=tools)
+        except ValueError:
+            raise InputError("data.chat_template: this tokenizer has no chat template; set it to false") from None
+
+    def _apply(self, chat: Chat, **how: Any) -> Any:
+        from jinja2 import TemplateError
+
+        source, arguments = self._source(chat.tools), dict(self.arguments)
+        lists = _takes_lists(source, tuple(sorted(self.tokenizer.special_tokens_map.items())))
+        if self.today is not None and "strftime_now" in source:
+            day = date.fromisoformat(self.today)
+            arguments["pinned_clock"] = {format_: day.strftime(format_) for _, format_ in _CLOCK.findall(source)}
+            source = _PINNED_CLOCK + source
+        messages = chat.messages
+        if self.system_prompt is not None and messages[0].get("role") != "system":
+            messages = [{"role": "system", "content": self.system_prompt}, *messages]
+        messages = [{**message, "content": _content(message, lists)} for message in messages]
+        try:
+            return self.tokenizer.apply_chat_template(
+                messages, tools=chat.tools, chat_template=source, **how, **arguments
+            )
+        except (TemplateError, TypeError, ValueError) as error:
+            raise InputError(
+                f"data.chat_template: the tokenizer's template refuses a conversation of the roles "
+                f"{', '.join(str(message.get('role')) for message in messages)}: {error}"
+            ) from None
+
+
+def check_chat_template(template: Template) -> None:
+    """Raise InputError where a tokenizer has no template, or its template writes a date that is not pinned."""
+    if template.today is None and template.writes_date:
+        raise InputError(
+            "data.template_date: the chat template writes today's date, so what is measured would change from day to "
+            "day; give the day on which the model was trained, e.g. template_date: 2026-01-31"
+        )
+
+
+def messages_of(turns: Any, role: str, place: str = "") -> Messages:
+    """Text or messages → messages.
+
+    Args:
+        turns: a text, which `role` says, or messages; also as JSON.
+        role: of a text.
+        place: begins an error, e.g. "row 3, column 'messages': ".
+
+    Raises:
+        InputError: a message has no role, or neither content nor tool calls.
+    """
+    if isinstance(turns, str):
+        return [{"role": role, "content": turns}]
+    for i, message in enumerate(turns):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise InputError(f'{place}message {i + 1} has no role; write {{"role": "user", "content": "…"}}')
+        if message.get("content") is None and not message.get("tool_calls"):
+            raise InputError(f"{place}message {i + 1} ({message['role']}) has no content")
+    # Arrow fills keys that only some messages have with nulls
+    return [{key: value for key, value in message.items() if value is not None} for message in turns]
+
+
+def from_json(value: Any) -> Any:
+    """A column that holds JSON, or the value itself: `datasets` keeps one type a column, messages have several."""
+    return json.loads(value) if isinstance(value, str) else value
+
+
+def conversation(messages: Any, tools: Any, place: str) -> dict[str, str]:
+    """A row of messages → {"text": the user's last turn, "label": the answer, "history", "tools"}; these two as JSON.
+
+    Args:
+        messages: {"role", "content"} each, or JSON of them; they end with an answer of the assistant.
+        tools: JSON schemas, or JSON of them, or None.
+        place: where the row is, for errors.
+
+    Raises:
+        InputError: it is no conversation that ends with a turn of the user and an answer in text.
+    """
+    try:
+        turns, tools = from_json(messages), from_json(tools)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{place}: not valid JSON ({error.msg}, column {error.colno})") from None
+    if not isinstance(turns, list):
+        raise InputError(f"{place}: expected a list of messages, found {type(turns).__name__}")
+    turns = messages_of(turns, "user", f"{place}: ")
+    roles = [message["role"] for message in turns]
+    texts = [text_of(message) for message in turns[-2:]]
+    if roles[-2:] != ["user", "assistant"] or not all(text.strip() for text in texts):
+        raise InputError(
+            f"{place}: must end with a turn of the user and an answer of the assistant, both with text; it has "
+            f"{', '.join(roles) or 'no message'}"
+        )
+    return {
+        "text": texts[0],
+        "label": texts[1],
+        "history": json.dumps(turns[:-2], ensure_ascii=False),
+        "tools": json.dumps(tools, ensure_ascii=False),
+    }
+
+
+def text_of(message: Mapping[str, Any]) -> str:
+    """The text of a message, whose content may be a list of parts."""
+    content = message.get("content") or ""
+    if isinstance(content, str):
+        return content
+    return "".join(part.get("text") or "" for part in content if part.get("type") == "text")
+
+
+def _content(message: Mapping[str, Any], lists: bool) -> Any:
+    """A message's content in the form that the template takes."""
+    content = message.get("content")
+    if isinstance(content, str) and lists:
+        return [{"type": "text", "text": content}]
+    if isinstance(content, list) and not lists:
+        if any(part.get("type") != "text" for part in content):
+            kinds = ", ".join(sorted({str(part.get("type")) for part in content}))
+            raise InputError(f"data.chat_template: this tokenizer's template takes text alone, a message has {kinds}")
+        return text_of(message)
+    return content
+
+
+@lru_cache(maxsize=64)
+def _takes_lists(source: str, special_tokens: tuple[tuple[str, Any], ...]) -> bool:
+    """Whether a template writes contents that are lists of parts and loses those that are texts."""
+    from jinja2 import TemplateError
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    def writes(content: Any) -> bool:
+        chat = [{"role": "user", "content": content}]
+        try:
+            return _MARK in render_jinja_template([chat], chat_template=source, **dict(special_tokens))[0][0]
+        except (TemplateError, TypeError, ValueError):
+            return False
+
+    return not writes(_MARK) and writes([{"type": "text", "text": _MARK}])

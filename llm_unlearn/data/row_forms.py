@@ -1,0 +1,86 @@
+"""Rows in the forms in which people have them → a dataset with `input_ids` and `labels`, or a clear error."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from llm_unlearn.data.encoding import IGNORE
+from llm_unlearn.errors import InputError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+MASKS = ("completion_mask", "assistant_masks")  # of TRL's tokenised rows: 1 where there is loss
+
+
+def as_dataset(rows: Any, name: str) -> "Dataset":
+    """Rows as a dataset with a length.
+
+    Args:
+        rows: a `datasets.Dataset`, a list of mappings, or another map-style dataset of mappings.
+        name: begins an error, e.g. "forget_dataset".
+
+    Raises:
+        InputError: a stream, several splits, or rows that are no mappings or not of one type.
+    """
+    from datasets import Dataset
+
+    if isinstance(rows, Dataset):
+        return rows
+    if isinstance(rows, Mapping):
+        raise InputError(f"{name}: has the splits {', '.join(map(str, rows))}; give one of them, e.g. rows['train']")
+    if not hasattr(rows, "__len__"):
+        raise InputError(
+            f"{name}: a stream has no length, which passes and budgets need; give its rows: "
+            "Dataset.from_list(list(rows.take(1000)))"
+        )
+    items = [rows[i] for i in range(len(rows))]
+    for i, item in enumerate(items):
+        if not isinstance(item, Mapping):
+            raise InputError(f"{name}, row {i}: expected a mapping of columns, found {type(item).__name__}")
+    try:
+        return Dataset.from_list([dict(item) for item in items])
+    except (ValueError, TypeError, OverflowError) as error:  # pyarrow's errors are ValueErrors or TypeErrors
+        raise InputError(f"{name}: the rows do not have columns of one type each: {error}") from None
+
+
+def with_labels(rows: "Dataset", loss_on: str, name: str) -> "Dataset":
+    """Tokenised rows with labels: their own, or by the mask that TRL writes, or all tokens with loss on text.
+
+    Args:
+        rows: with `input_ids`.
+        loss_on: "text" or "completion", where rows have neither labels nor a mask.
+        name: begins an error.
+
+    Raises:
+        InputError: nothing says which tokens are supervised, or a row has more or fewer labels than tokens.
+    """
+    mask = next((column for column in MASKS if column in rows.column_names), None)
+    if "labels" not in rows.column_names:
+        if mask is None and loss_on != "text":
+            raise InputError(
+                f"{name}: has input_ids but neither labels nor {' nor '.join(MASKS)}, and loss_on is {loss_on}; add "
+                "labels, −100 where there is no loss"
+            )
+        rows = rows.map(lambda row: {"labels": _masked(row["input_ids"], row[mask] if mask else None)}, desc="labels")
+    _check_lengths(rows, name)
+    return rows
+
+
+def _masked(ids: list[int] | None, mask: list[int] | None) -> list[int] | None:
+    if ids is None or mask is None or len(mask) != len(ids):
+        return ids if mask is None else None
+    return [token if keep else IGNORE for token, keep in zip(ids, mask, strict=True)]
+
+
+def _check_lengths(rows: "Dataset", name: str) -> None:
+    """Raise InputError for the first row whose labels are not one a token."""
+    import pyarrow.compute as pc
+
+    table = rows.select_columns(["input_ids", "labels"]).with_format("arrow")[:]
+    lengths = [pc.list_value_length(table[column]).to_pylist() for column in ("input_ids", "labels")]
+    for i, (tokens, labels) in enumerate(zip(*lengths, strict=True)):
+        if tokens is None or tokens != labels:
+            raise InputError(
+                f"{name}, row {i}: {tokens or 'no'} input_ids and {labels or 'no'} labels; give one label a token, "
+                "−100 where there is no loss, or drop the row"
+            )

@@ -1,0 +1,105 @@
+"""Trainers take rows as people have them, or say in one sentence which row is wrong and what to do."""
+
+import pytest
+import torch
+from datasets import Dataset, DatasetDict, IterableDataset
+
+from llm_unlearn.data.encoding import IGNORE, Encoding, encode_text
+from llm_unlearn.data.row_forms import as_dataset, with_labels
+from llm_unlearn.errors import InputError
+from llm_unlearn.tasks.causal_lm import CausalLMTask
+from llm_unlearn.trainers.support.sets import tokenised
+from tests.tokenizer_zoo import ZOO
+
+pytestmark = pytest.mark.unit
+
+PAIRS = [{"prompt": "is it", "completion": " good"}, {"prompt": "the film", "completion": " bad"}]
+CHATML = "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>{% endfor %}"
+CHATML += "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
+
+
+class MapStyle(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return len(PAIRS)
+
+    def __getitem__(self, i: int) -> dict:
+        return PAIRS[i]
+
+
+@pytest.fixture
+def tokenizer():
+    tokenizer = ZOO["byte-level, BOS put (Llama 3)"]()
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+def taken(rows, tokenizer, **settings) -> list[dict]:
+    encoding = Encoding(64, **{"loss_on": "completion", **settings})
+    return list(tokenised("npo", CausalLMTask(), tokenizer, encoding, "forget", rows))
+
+
+@pytest.mark.parametrize("rows", [PAIRS, tuple(PAIRS), MapStyle(), Dataset.from_list(PAIRS)], ids=type)
+def test_lists_and_datasets_of_any_kind_are_the_same_rows(rows, tokenizer):
+    expected = [Encoding(64, "completion").row(tokenizer, **row) for row in PAIRS]
+    assert taken(rows, tokenizer) == expected
+
+
+def test_conversations_of_trl_are_taken(tokenizer):
+    user, answer = {"role": "user", "content": "is it"}, {"role": "assistant", "content": "good"}
+    rows = [[{"prompt": [user], "completion": [answer]}], [{"messages": [user, answer]}]]
+    encoding = Encoding(64, "completion", chat_template=True)
+    for form in rows:
+        assert taken(form, tokenizer) == [encoding.row(tokenizer, "is it", "good")]
+
+
+def test_text_alone_is_learnt_whole(tokenizer):
+    [row] = taken([{"text": "is it good"}], tokenizer, loss_on="text")
+    assert row["input_ids"] == row["labels"] == tokenizer("is it good</s>")["input_ids"]
+
+
+def test_tokens_get_labels_by_the_mask_that_trl_writes(tokenizer):
+    tokens = {"input_ids": [5, 6, 7], "completion_mask": [0, 1, 1]}
+    assert taken([tokens], tokenizer) == [{"input_ids": [5, 6, 7], "labels": [IGNORE, 6, 7]}]
+    assert taken([{"input_ids": [5, 6]}], tokenizer, loss_on="text") == [{"input_ids": [5, 6], "labels": [5, 6]}]
+
+
+def stream():
+    yield from PAIRS
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (None, ["forget_dataset", "missing"]),
+        ([], ["forget_dataset", "empty"]),
+        (IterableDataset.from_generator(stream), ["forget_dataset", "stream", "Dataset.from_list"]),
+        (stream(), ["forget_dataset", "stream", "Dataset.from_list"]),
+        (DatasetDict({"train": Dataset.from_list(PAIRS)}), ["forget_dataset", "splits train"]),
+        (["is it good"], ["forget_dataset", "row 0", "mapping", "str"]),
+        ([{"prompt": "a", "completion": " b"}, {"prompt": 1, "completion": " b"}], ["forget_dataset", "one type"]),
+        ([PAIRS[0], {"prompt": "the film", "completion": None}], ["forget_dataset", "row 1", "completion", "null"]),
+        ([{"question": "a"}], ["forget_dataset", "no column 'prompt'", "question"]),
+        ([{"input_ids": [1, 2, 3], "labels": [1, 2]}], ["forget_dataset", "row 0", "3 input_ids", "2 labels"]),
+        ([{"input_ids": [1], "labels": [1]}, {"input_ids": None, "labels": None}], ["row 1", "no input_ids"]),
+        ([{"input_ids": [1, 2]}], ["forget_dataset", "neither labels", "loss_on"]),
+    ],
+)
+def test_what_cannot_be_used_is_named_with_the_remedy(rows, words, tokenizer):
+    with pytest.raises(InputError) as caught:
+        taken(rows, tokenizer)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_labels_that_are_there_stay():
+    rows = as_dataset([{"input_ids": [1, 2], "labels": [IGNORE, 2], "completion_mask": [1, 1]}], "rows")
+    assert with_labels(rows, "text", "rows")["labels"] == [[IGNORE, 2]]
+
+
+@pytest.mark.parametrize("kind", ["no EOS", "no EOS, no PAD", "byte-level"])
+def test_plain_text_needs_no_eos(kind):
+    tokenizer = ZOO[kind]()
+    [row] = encode_text(Dataset.from_list([{"text": "the film was good"}, {"text": ""}]), tokenizer, 32)
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    assert row["input_ids"] == row["labels"] == [*tokenizer("the film was good")["input_ids"], *end]
+    [cut] = encode_text(Dataset.from_list([{"text": "the film was good " * 9}]), tokenizer, 8)
+    assert len(cut["input_ids"]) == 8 and cut["input_ids"][8 - len(end) :] == end
