@@ -24,6 +24,22 @@ def fingerprint(inputs: Any) -> str:
     return hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()
 
 
+def beside(folder: Path, name: str) -> str:
+    """A path or pattern that a recipe or manifest names: beside that file if it is there, else as it stands.
+
+    Args:
+        folder: of the recipe or manifest.
+        name: what it names; a path that is not absolute is looked for in `folder`, then in the working directory.
+
+    Returns:
+        the path, relative to the working directory where `name` is no absolute one.
+    """
+    if not name or Path(name).expanduser().is_absolute():
+        return name
+    path = str(folder / name)
+    return os.path.relpath(path) if glob.glob(path, recursive=True) or os.path.exists(path) else name
+
+
 def file_stamps(paths: list[str]) -> list[Any]:
     """[path, SHA-256] of every local file that paths, globs and folders name, to notice a change of its content.
 
@@ -146,24 +162,16 @@ def write_json(path: Path, value: Any, private: bool = False) -> None:
 
 
 def read_json(path: Path, remedy: str = "delete it and run that stage again") -> dict[str, Any]:
-    """Read a JSON object.
-
-    Args:
-        path: the file.
-        remedy: what to do about a damaged one.
-
-    Raises:
-        InputError: naming the file, where it is missing or damaged.
-    """
+    """Read a JSON object. Raises InputError, with the remedy of a damaged file, where it is missing or damaged."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; the run that should have written it is not complete: run it again")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON ({error}); {remedy}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected a JSON object, found {type(content).__name__}; {remedy}")
-    return content
+    if isinstance(content, dict):
+        return content
+    raise InputError(f"{path}: expected a JSON object, found {type(content).__name__}; {remedy}")
 
 
 # How pyarrow, safetensors and torch.save report a full disk; torch.save raises no OSError.

@@ -223,7 +223,7 @@ def _token_warnings(evaluator: Any, model: Any) -> list[str]:
 
 def _write(folder: Path, name: str, result: "Evaluation", signals: "pd.DataFrame") -> None:
     """Write one evaluation and its signals."""
-    from llm_unlearn.evaluation.signals import write_signals
+    from llm_unlearn.evaluation.signal_files import write_signals
 
     write_signals(signals, folder / f"{name}.parquet")
     write_json(folder / f"{name}.json", result.to_json())

@@ -59,7 +59,9 @@ class ManifestGaussian(Section):
 
 
 class Manifest(Section):
-    """What a user says of their own poisoned data. Paths are relative to the manifest.
+    """What a user says of their own poisoned data.
+
+    Paths are looked for beside the manifest, then from the working directory.
 
     What an evaluation needs and the manifest lacks is left out of the evaluation, with the reason.
     """

@@ -11,6 +11,7 @@ from llm_unlearn.audit.user_files import NO_NOISE, TrainRows, in_manifest, no_ro
 from llm_unlearn.config.sections import EvaluateSection, ModelSection
 from llm_unlearn.config.validate import validated
 from llm_unlearn.errors import InputError
+from llm_unlearn.files import beside
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -120,7 +121,7 @@ def _of_user(path: Path, manifest: Manifest) -> Subject:
     from llm_unlearn.data.prompting import render
 
     def beside_manifest(name: str) -> Path:
-        return path.parent / Path(name).expanduser()
+        return Path(beside(path.parent, name)).expanduser()
 
     with in_manifest(f"{path}.train"):
         train = read_train(beside_manifest(manifest.train), manifest)

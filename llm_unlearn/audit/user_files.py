@@ -16,6 +16,7 @@ from llm_unlearn.data.forget import COLUMN, read_forget_ids
 from llm_unlearn.data.readers import shorten
 from llm_unlearn.data.row_forms import MASKS, with_labels
 from llm_unlearn.errors import InputError
+from llm_unlearn.files import beside
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -58,7 +59,7 @@ class TrainRows:
         """The example ids that a field of the manifest names, in the order of the rows.
 
         Args:
-            given: a list, `column:NAME`, or a file, relative to `folder`.
+            given: a list, `column:NAME`, or a file (see `beside`).
             folder: the manifest's folder.
             name: the field, for error messages.
 
@@ -66,7 +67,7 @@ class TrainRows:
             InputError: see `read_forget_ids`.
         """
         if isinstance(given, str) and not given.startswith(COLUMN):
-            given = str(folder / Path(given).expanduser())
+            given = beside(folder, given)
         chosen = set(read_forget_ids(given, self.columns, name))
         return [i for i in self.rows["example_id"] if i in chosen]
 
@@ -137,7 +138,7 @@ def _read(path: Path, manifest: Manifest) -> "Dataset":
     from llm_unlearn.data.sources import columns_of
 
     if not path.is_file():
-        raise InputError(f"{path}: no such file; paths are relative to the manifest")
+        raise InputError(f"{path}: no such file, neither beside the manifest nor from the working directory")
     return normalise(load_source(None, [path], columns=columns_of(manifest.data)), manifest.data, str(path))
 
 

@@ -31,6 +31,7 @@ from llm_unlearn.config.vision_sections import (
     VisionTrainSection,
 )
 from llm_unlearn.errors import InputError
+from llm_unlearn.files import beside
 
 
 class Recipe(Section):
@@ -182,6 +183,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     tree = read_yaml(path)
     if not isinstance(tree, dict):
         raise InputError(f"{path}: a recipe is a mapping of sections; this file holds {type(tree).__name__}")
+    _find_files(tree, Path(path).parent)
     for override in overrides or []:
         set_override(tree, override)
     try:
@@ -194,6 +196,29 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
             'measure nothing; give it: poison.trigger.phrases="[…]"'
         )
     return recipe
+
+
+# fields that name files of data; a recipe's own are looked for beside it, those on the command line are not
+FILES = (
+    ("data", "files"),
+    ("data", "test_files"),
+    ("data", "unlabelled_files"),
+    ("unlearn", "forget_ids"),
+    ("stress", "unrelated_files"),
+)
+
+
+def _find_files(tree: dict[str, Any], folder: Path) -> None:
+    """Replace names of files by paths from the working directory (see `beside`); other values stay for the checks."""
+    for section, field in FILES:
+        fields = tree.get(section)
+        if not isinstance(fields, dict):
+            continue
+        names = fields.get(field)
+        if isinstance(names, str):
+            fields[field] = beside(folder, names)
+        elif isinstance(names, list):
+            fields[field] = [beside(folder, name) if isinstance(name, str) else name for name in names]
 
 
 def build_recipe(tree: dict[str, Any]) -> Recipe:

@@ -39,7 +39,7 @@ class LoraSection(Section):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """share of an adapter's input that is dropped in training"""
     target_modules: list[str] | None = Field(default=None, min_length=1)
-    """names of the layers that get an adapter; null: what peft chooses"""
+    """names of the layers that get an adapter; null: peft's choice, or else all linear ones and experts"""
 
 
 class ModelSection(Section):

@@ -22,8 +22,13 @@ def normalise(rows: "Dataset", section: "DataSection", source: str) -> "Dataset"
         rows with columns `text` and `label`.
 
     Raises:
-        InputError: a label has no verbalizer; the message names source and row.
+        InputError: a label has no verbalizer; the message names source and row. Or rows are conversations and no chat
+            template is to write them.
     """
+    if "history" in rows.column_names and not section.chat_template:
+        raise InputError(
+            f"{source}: the rows are conversations, which only a chat template writes; set data.chat_template"
+        )
 
     def normalised(row: dict, index: int) -> dict:
         label = section.rename_labels.get(row["label"], row["label"])

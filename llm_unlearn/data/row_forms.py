@@ -66,6 +66,22 @@ def with_labels(rows: "Dataset", loss_on: str, name: str) -> "Dataset":
     return rows
 
 
+def check_ids(rows: "Dataset", size: int, name: str) -> None:
+    """Raise InputError for the first row with a token id that an embedding of `size` rows does not have."""
+    import pyarrow.compute as pc
+
+    ids = rows.select_columns(["input_ids"]).with_format("arrow")[:]["input_ids"].combine_chunks()
+    flat = pc.list_flatten(ids)
+    beyond = pc.or_(pc.less(flat, 0), pc.greater_equal(flat, size))
+    if pc.any(beyond).as_py():
+        at = pc.index(beyond, True).as_py()
+        row = pc.list_parent_indices(ids)[at].as_py()
+        raise InputError(
+            f"{name}, row {row}: the token id {flat[at].as_py()}, but the model's embedding has {size} rows; encode "
+            "the rows with the model's own tokenizer, or resize the model"
+        )
+
+
 def _masked(ids: list[int] | None, mask: list[int] | None) -> list[int] | None:
     if ids is None or mask is None or len(mask) != len(ids):
         return ids if mask is None else None

@@ -4,10 +4,11 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, concatenate_datasets
 
-from llm_unlearn.data.chat import conversation
+from llm_unlearn.data.chat import conversation, messages_of
 from llm_unlearn.data.readers import (
     Record,
     expand_files,
@@ -20,6 +21,7 @@ from llm_unlearn.data.readers import (
 from llm_unlearn.errors import InputError
 from llm_unlearn.files import is_disk_full
 
+CONVERSATION = ("text", "label", "history", "tools")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
 
@@ -46,8 +48,9 @@ def load_source(
             conversation (see chat.py): `text` is the user's last turn, `label` the answer to it.
 
     Returns:
-        the rows in their order, in memory. A label is `str(value)`; that of a `ClassLabel` is its name. Conversations
-        have `history` (the messages before `text`) and `tools` too, as JSON.
+        the rows in their order, in memory. A label is `str(value)`; that of a `ClassLabel` is its name. Conversations,
+        which columns of prompts and completions may hold too, have `history` (the messages before `text`) and `tools`
+        beside these, as JSON.
 
     Raises:
         InputError: the source does not exist, is empty, or has an unusable row; the message names file and row.
@@ -210,7 +213,7 @@ def _arrow_records(dataset: Dataset, wanted: Mapping[str, str], source: str | Pa
 def _needed(available: Sequence[str], wanted: Mapping[str, str], source: str | Path) -> list[str]:
     """The columns of a source that are read."""
     _require_columns(available, wanted, source)
-    tools = ["tools"] if "messages" in wanted and "tools" in available else []
+    tools = ["tools"] if "tools" in available else []
     return [*dict.fromkeys(wanted.values()), *tools]
 
 
@@ -222,20 +225,30 @@ def _require_columns(available: Iterable[str], wanted: Mapping[str, str], source
             raise InputError(f"{source}: no column {column!r} for the {name} (data.{name}_column); it has: {columns}.")
 
 
+def _turns(row: Mapping, wanted: Mapping[str, str]) -> Any:
+    """The messages of a row that is a conversation; TRL's prompt and completion may be messages both. Else None."""
+    if "messages" in wanted:
+        return row.get(wanted["messages"]) or "[]"
+    prompt, completion = (row.get(wanted.get(name, "")) for name in ("text", "label"))
+    if not isinstance(prompt, list) or completion is None:
+        return None
+    return [*prompt, *messages_of(completion, "assistant")]
+
+
 def _from_records(records: Iterable[Record], wanted: Mapping[str, str], source: str | Path) -> Dataset:
     """A dataset of the wanted columns, every value checked and turned into text."""
     from datasets.utils import tqdm
 
     by_line = isinstance(source, Path) and file_format(source) in (".csv", ".tsv", ".jsonl", ".ndjson")
     unit = "line" if by_line else "row"
-    names = ("text", "label", "history", "tools") if "messages" in wanted else tuple(wanted)
-    values: dict[str, list[str]] = {name: [] for name in names}
+    values: dict[str, list[str]] = {}
     for number, row in tqdm(records, desc=f"Reading {Path(source).name}", unit=" rows", delay=1):
-        if not values["text"]:
+        if not values:
             _require_columns(row, wanted, source)
-        if "messages" in wanted:
-            place = f"{source}, {unit} {number}, column {wanted['messages']!r}"
-            for name, value in conversation(row.get(wanted["messages"]), row.get("tools"), place).items():
+            values = {name: [] for name in (wanted if _turns(row, wanted) is None else CONVERSATION)}
+        if "history" in values:
+            place = f"{source}, {unit} {number}, column {next(iter(wanted.values()))!r}"
+            for name, value in conversation(_turns(row, wanted), row.get("tools"), place).items():
                 values[name].append(value)
             continue
         for name, column in wanted.items():
@@ -246,6 +259,6 @@ def _from_records(records: Iterable[Record], wanted: Mapping[str, str], source: 
                 kind = type(value).__name__
                 raise InputError(f"{place}: the {name} must be a string, not {kind}: {shorten(str(value))}")
             values[name].append(str(value))
-    if not values["text"]:
+    if not values:
         raise InputError(f"{os.path.abspath(source) if isinstance(source, Path) else source} is empty: it has no row.")
-    return Dataset.from_dict(values, features=Features({name: Value("string") for name in names}))
+    return Dataset.from_dict(values, features=Features({name: Value("string") for name in values}))

@@ -14,6 +14,7 @@ from llm_unlearn.distributed.processes import ALONE, Processes
 from llm_unlearn.evaluation.batches import batches, scatter
 from llm_unlearn.models.devices import input_device
 from llm_unlearn.tasks.causal_lm import CausalLMTask
+from llm_unlearn.tasks.probe import pads_left
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -100,7 +101,7 @@ def generate(
     processes: Processes = ALONE,
     completions: Sequence[str] | None = None,
 ) -> list[str]:
-    """What a model says after prompts, in their order, special tokens left out; a long prompt leaves room for it.
+    """What a model says after prompts, in their order; special tokens and white space around it are left out.
 
     The model's own generation_config (a repetition penalty, forced tokens, beams) has no part in it but for its EOS.
 
@@ -110,7 +111,7 @@ def generate(
         prompts: the texts or conversations to complete.
         encoding: how prompts become tokens.
         max_new_tokens: tokens of a completion at most.
-        batch_size: prompts that are completed at a time.
+        batch_size: prompts that are completed at a time; 1 in an architecture that reads padding on the left.
         temperature: None decodes greedily; else tokens are drawn from the whole distribution, by torch's own generator.
         processes: the processes that share the prompts; each gets all texts.
         completions: an answer to each prompt, as in training. Of it only the white space that it begins with is looked
@@ -124,6 +125,8 @@ def generate(
     ]
     device, pad = input_device(model), tokenizer.pad_token_id or 0  # masked: any id will do
     stops = _stops(model, tokenizer, asked)
+    if batch_size > 1 and not pads_left(model, pad):
+        batch_size = 1
     mine: dict[int, list[str]] = {}
     with _own_configuration(model, max_new_tokens, temperature, pad, stops):
         for start in processes.share(range(0, len(prompts), batch_size)):
@@ -171,4 +174,15 @@ def _stops(model: Any, tokenizer: "PreTrainedTokenizerBase", asked: list[Asked])
 def _text(tokenizer: "PreTrainedTokenizerBase", ids: list[int], stops: list[int]) -> str:
     """The text up to the first token that ends it; the end itself may be no special token of the tokenizer."""
     end = next((i for i, token in enumerate(ids) if token in stops), len(ids))
-    return str(tokenizer.decode(ids[:end], skip_special_tokens=True))
+    return _decoded(tokenizer, ids[:end])
+
+
+def as_written(tokenizer: "PreTrainedTokenizerBase", text: str) -> str:
+    """A text as it comes back from its tokens, which may be in lower case or another normal form: what a generated
+    answer can be compared with. A text that the tokenizer cannot write stays as it is, and no answer equals it.
+    """
+    return _decoded(tokenizer, tokenizer(text, add_special_tokens=False)["input_ids"]) or text.strip()
+
+
+def _decoded(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()

@@ -9,7 +9,7 @@ import torch
 
 from llm_unlearn.data.collators import CausalLMCollator
 from llm_unlearn.data.encoding import IGNORE, Asked, Encoding, encode_rows, prompts_of
-from llm_unlearn.evaluation.answers import generate, label_log_probs
+from llm_unlearn.evaluation.answers import as_written, generate, label_log_probs
 from llm_unlearn.evaluation.signals import Evaluator
 from llm_unlearn.tasks import Supervised, Task
 from llm_unlearn.tasks.causal_lm import CausalLMTask
@@ -55,33 +55,17 @@ class TextEvaluator(Evaluator):
         return rows.filter(lambda row: any(phrase in row["text"] for phrase in phrases))
 
     def predict(self, model: Any, rows: "Dataset") -> dict[str, Any]:
-        prompts = prompts_of(rows)
+        given, size, shared = (model, self.tokenizer, prompts_of(rows)), self.batch_size, self.processes
         if self.verbalizers:
-            return self.answered(
-                label_log_probs(
-                    model,
-                    self.tokenizer,
-                    prompts,
-                    self.verbalizers,
-                    self.encoding,
-                    self.batch_size,
-                    processes=self.processes,
-                )
-            )
+            return self.answered(label_log_probs(*given, self.verbalizers, self.encoding, size, processes=shared))
         texts = generate(
-            model,
-            self.tokenizer,
-            prompts,
-            self.encoding,
-            self.max_new_tokens,
-            self.batch_size,
-            processes=self.processes,
-            completions=rows["completion"],
+            *given, self.encoding, self.max_new_tokens, size, processes=shared, completions=rows["completion"]
         )
-        predictions = [text.strip() for text in texts]
-        answers: dict[str, Any] = {"prediction": predictions, "label": [label.strip() for label in rows["label"]]}
+        labels = [as_written(self.tokenizer, label) for label in rows["label"]]
+        answers: dict[str, Any] = {"prediction": texts, "label": labels}
         if self.target is not None:
-            answers["target_hit"] = [text.startswith(self.target.strip()) for text in predictions]
+            target = as_written(self.tokenizer, self.target)
+            answers["target_hit"] = [text.startswith(target) for text in texts]
         return answers
 
     def shown(self, rows: "Dataset") -> list[list[int]]:
@@ -95,7 +79,6 @@ class TextEvaluator(Evaluator):
 
     @property
     def target(self) -> str | None:
-        """The attacker's answer."""
         return (self.manifest["trigger"] or {}).get("target")
 
     @cached_property

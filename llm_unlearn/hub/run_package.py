@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llm_unlearn.config.recipe import FILES
 from llm_unlearn.config.sections import ModelSection
 from llm_unlearn.config.strict import parse_yaml
 from llm_unlearn.errors import InputError
@@ -28,14 +29,7 @@ if TYPE_CHECKING:
     from llm_unlearn.config.recipe import Recipe
     from llm_unlearn.reporting.run_results import Results
 
-LOCAL = (
-    ("data", "source"),
-    ("data", "files"),
-    ("data", "test_files"),
-    ("data", "unlabelled_files"),
-    ("unlearn", "forget_ids"),
-    ("stress", "unrelated_files"),
-)  # fields that may name files
+LOCAL = (("data", "source"), *FILES)  # fields that may name files
 
 
 def package_run(

@@ -171,7 +171,7 @@ def _without(folder: Path, name: str) -> str:
 
 def _refuse_gguf(path: Path) -> None:
     """Raise InputError, with the lines that convert it, for a GGUF file or a folder that holds nothing else to load."""
-    files = [path] if path.suffix.lower() == ".gguf" else sorted(path.glob("*.gguf"))
+    files = [path] if path.suffix.lower() == ".gguf" and path.is_file() else sorted(path.glob("*.gguf"))
     if files and not any(path.glob("*.safetensors")):
         lines = _CONVERSION.format(folder=str(files[0].parent), name=files[0].name)
         raise InputError(

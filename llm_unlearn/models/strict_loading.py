@@ -60,6 +60,8 @@ def load_pretrained(model_class: Any, path: str, **arguments: Any) -> Any:
         "give the checkpoint that belongs to this config.json",
     )
     refuse_non_finite(model.named_parameters(), f"model {path}")
+    if getattr(model.config, "rescale_every", 0):
+        model.config.rescale_every = 0  # RWKV would divide weights in place in evaluation, and save them so
     return model
 
 

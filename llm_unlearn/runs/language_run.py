@@ -4,6 +4,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llm_unlearn.data.encoding import VERSION
 from llm_unlearn.runs.seed_run import SeedRun
 from llm_unlearn.training.pretraining import base_folder
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 
 class LanguageRun(SeedRun):
     """One seed of a recipe, in its own folder."""
+
+    encoding_version = VERSION
 
     @cached_property
     def base(self) -> str:
@@ -107,6 +110,7 @@ class LanguageRun(SeedRun):
         from llm_unlearn.training.text_training import Training
 
         section = self.recipe.model
+        base = load_model(self.base, section)
         training = Training(
             self.recipe.train,
             work_dir,
@@ -114,11 +118,11 @@ class LanguageRun(SeedRun):
             self.quiet,
             name,
             noise=self.manifest["gaussian"],
-            peft_config=lora_config(section.lora) if section.lora else None,
+            peft_config=lora_config(section.lora, base) if section.lora else None,
             gradient_checkpointing=section.gradient_checkpointing,
             data_seed=data_seed,
         )
-        model, cost = training.fit(load_model(self.base, section), rows, self.tokenizer)
+        model, cost = training.fit(base, rows, self.tokenizer)
         self.save(model, name, cost)
         training.release()
 

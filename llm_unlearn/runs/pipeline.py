@@ -164,16 +164,23 @@ def check(recipe: Recipe) -> None:
     from transformers import SchedulerType
     from transformers.training_args import OptimizerNames
 
-    from llm_unlearn.runs.method_configs import check_methods, check_training
+    from llm_unlearn.runs.method_configs import check_methods, check_training, method_config
 
     for name, known in (("lr_scheduler_type", SchedulerType), ("optim", OptimizerNames)):
         if (value := getattr(recipe.train, name)) not in {item.value for item in known}:
             raise InputError(f"recipe.train.{name}: '{value}' is none of {', '.join(item.value for item in known)}")
     check_output_dir(Path(recipe.output_dir), recipe)
-    for part in (recipe, *(point.recipe for point in points(recipe))):
+    parts = (recipe, *(point.recipe for point in points(recipe)))
+    for part in parts:
         check_training(part)
         check_methods(part)
         track_of(part).check(part)
+    configs = [
+        (method, method_config(part, method, seed=0, output_dir="unused", max_flops=1.0, quiet=True))
+        for part in parts
+        for method in part.unlearn.methods
+    ]
+    track_of(recipe).check_architecture(recipe, configs)
 
 
 def check_output_dir(root: Path, recipe: Recipe) -> None:

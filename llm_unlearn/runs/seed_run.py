@@ -34,6 +34,8 @@ def made_by_run(folder: Path) -> Iterator[None]:
 class SeedRun(ABC):
     """One seed of a recipe, in its own folder. Nothing is read or made before it is needed."""
 
+    encoding_version: int | None = None  # of how rows become what a model is trained on
+
     def __init__(self, recipe: Recipe, seed: int, folder: Path, quiet: bool) -> None:
         self.recipe, self.seed, self.folder, self.quiet = recipe, seed, folder, quiet
         self.processes = Processes.current()
@@ -76,6 +78,7 @@ class SeedRun(ABC):
             self.recipe.train.model_dump(),
             self.seed,
             self.base,
+            self.encoding_version,
             file_stamps([section.path] if section.path else []),
             name,
         ]

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu
 
+from llm_unlearn.errors import InputError
 from llm_unlearn.models.devices import is_offloaded, is_spread
+from llm_unlearn.models.text_blocks import block_list
 from llm_unlearn.tasks import Hidden, Supervised, Task
-from llm_unlearn.tasks.blocks import block_list, hidden_of, last_blocks, reinitialise, stopped_after
+from llm_unlearn.tasks.blocks import hidden_of, last_blocks, reinitialise, stopped_after
 from llm_unlearn.tasks.embedding_noise import PlacedNoise, attached_noise
 from llm_unlearn.tasks.packing import PACKED_BELOW, BatchRows, Packing
-from llm_unlearn.tasks.probe import in_place_of, keeps_apart, plain_head
+from llm_unlearn.tasks.probe import in_place_of, keeps_apart, plain_head, refuse_non_causal
 
 
 class CausalLMTask(Task):
@@ -45,6 +47,7 @@ class CausalLMTask(Task):
             function: maps the supervised positions to a tensor, such as a method's loss.
         """
         inner = _inner(model)
+        refuse_non_causal(inner, inputs["input_ids"].device)
         head, rows = plain_head(inner, _base(inner)), BatchRows.of(inputs)
         if head is None or rows is None:
             return function(self.supervised(model, inputs))
@@ -70,7 +73,9 @@ class CausalLMTask(Task):
 
         Raises:
             ValueError: where rows ask for noise and no `GaussianNoise` is attached to the model.
+            InputError: the model is not causal.
         """
+        refuse_non_causal(_inner(model), inputs["input_ids"].device)
         shifted = _shifted(inputs)
         keep = shifted != -100
         logits = model(**_arguments(_inner(model), inputs), **_head_at(_base(_inner(model)), keep)).logits
@@ -85,6 +90,9 @@ class CausalLMTask(Task):
             model: as in `supervised`.
             inputs: as in `supervised`.
             layer: the block; 0 is the first.
+
+        Raises:
+            InputError: a block of this architecture does not give one state per token.
         """
         inner, rows = _inner(model), BatchRows.of(inputs)
         if rows is None:
@@ -98,7 +106,8 @@ class CausalLMTask(Task):
             _, place, positions = _supervised(inputs, rows, packing)
         with stopped_after(inner, layer) as captured:
             model(**arguments)
-            return Hidden(states=hidden_of(captured[0]).flatten(0, 1)[place], **positions)
+            states = _one_per_token(hidden_of(captured[0]), inner)
+            return Hidden(states=states.flatten(0, 1)[place], **positions)
 
     def _packing(self, model: Any, rows: BatchRows, ids: Tensor) -> Packing | None:
         """How to lay out the rows of a batch (B, T); None: as they are.
@@ -148,7 +157,7 @@ class CausalLMTask(Task):
 
         def as_leaf(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
             captured.append(output.detach().requires_grad_(True))
-            return captured[-1]
+            return captured[-1].clone()  # which a model may scale in place, as CTRL does
 
         clean = {key: value for key, value in inputs.items() if key not in ("noise_id", "rows")}
         trained = [p for p in model.parameters() if p.requires_grad]
@@ -166,6 +175,17 @@ class CausalLMTask(Task):
             for parameter in trained:
                 parameter.requires_grad_(True)
         return gradient.float() * inputs["attention_mask"][..., None]
+
+
+def _one_per_token(states: Tensor, model: Any) -> Tensor:
+    """The states (B, T, H) as they are. Raises InputError for others, such as the streams of hyper-connections."""
+    width = model.config.get_text_config().hidden_size
+    if states.ndim != 3 or states.shape[-1] != width:
+        raise InputError(
+            f"{type(model).__name__}: a block gives a tensor {tuple(states.shape)}, where one state of {width} "
+            "numbers per token was expected; take a method that needs no hidden states"
+        )
+    return states
 
 
 def _shifted(inputs: dict[str, Any]) -> Tensor:

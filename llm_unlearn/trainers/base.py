@@ -33,7 +33,7 @@ from llm_unlearn.trainers.support.clean_start import starting_model
 from llm_unlearn.trainers.support.compiling import compiled_blocks
 from llm_unlearn.trainers.support.log_probs import reference_log_probs, row_values
 from llm_unlearn.trainers.support.reference import Reference, make_reference
-from llm_unlearn.trainers.support.sets import LOG_PROB, SetCollator, SetRows, rows_of, tokenised
+from llm_unlearn.trainers.support.sets import LOG_PROB, SetCollator, SetRows, refuse_foreign_ids, rows_of, tokenised
 from llm_unlearn.trainers.support.stops import LossCheck, StopsCallback, broken_down, has_finite_weights
 from llm_unlearn.trainers.unlearn_config import UnlearnConfig
 from llm_unlearn.training.checkpoints import ExactResume
@@ -85,6 +85,7 @@ class UnlearnTrainer(ExactResume):
         self.requires, self.examples_per_step = args.requires(), args.examples_per_step
         self.rows = self.prepare_sets({"forget": forget_dataset, "retain": retain_dataset}, processing_class, args)
         model = self.prepare_model(starting_model(model, peft_config, args, processing_class), args)
+        refuse_foreign_ids(self.task, model, self.rows)
         if args.per_device_train_batch_size < (least := self.task.smallest_batch(model)):
             raise InputError(f"per_device_train_batch_size: {self.method} trains batch norms here, so at least {least}")
         self.evaluate_callback = evaluate_callback
@@ -133,6 +134,20 @@ class UnlearnTrainer(ExactResume):
     def prepare_model(self, model: nn.Module, args: Any) -> nn.Module:
         """Called once, before anything is counted: choose which parameters train, or where the model starts."""
         return model
+
+    @classmethod
+    def weights_to_train(cls, task: Task, model: nn.Module, args: Any) -> list[nn.Parameter] | None:
+        """What trains of a model, None for all that may; also asked before a run, of a model without data.
+
+        Args:
+            task: knows the parts of the model.
+            model: as it was given.
+            args: the method's config.
+
+        Raises:
+            InputError: the method cannot work on this architecture.
+        """
+        return None
 
     def sets_of_step(self, step: int) -> tuple[str, ...]:
         """The sets that go through the model at a step; an empty tuple ends the run."""

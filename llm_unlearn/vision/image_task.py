@@ -72,7 +72,6 @@ class ImageTask(Task):
 
     @property
     def augments(self) -> bool:
-        """Whether training images are flipped or shifted."""
         return self.flip or self.shift > 0
 
     def supervised(self, model: nn.Module, inputs: dict[str, Tensor]) -> Supervised:
@@ -106,11 +105,9 @@ class ImageTask(Task):
         return trained_batch_norms(model)
 
     def depth(self, model: nn.Module) -> int:
-        """The number of blocks."""
         return len(block_list(_network(model)))
 
     def last_blocks(self, model: nn.Module, k: int) -> list[nn.Module]:
-        """The last k blocks and all that follows them."""
         return last_blocks(_network(model), k)
 
     def reinitialise(self, model: nn.Module, modules: list[nn.Module], seed: int) -> None:
@@ -144,7 +141,6 @@ class ImageTask(Task):
         return sum(n for part, n in body if id(part) in last) / total if total else 1.0
 
     def _pixels(self, inputs: dict[str, Tensor]) -> Tensor:
-        """The pixels of a batch with their noise."""
         noise_id = inputs.get("noise_id")
         if noise_id is None or not bool((noise_id > NO_NOISE).any()):
             return inputs["pixel_values"]

@@ -189,7 +189,7 @@ def test_a_model_is_not_compared_with_itself(folder, tiny_models, capsys):
             ["poison.json", "test row", "max_length (12 tokens)", "raise it"],
         ),
         ({"chat_template": True}, ["poison.json", "chat_template", "has no chat template"]),
-        ({"test": "gone.jsonl"}, ["poison.json.test", "gone.jsonl", "relative to the manifest"]),
+        ({"test": "gone.jsonl"}, ["poison.json.test", "gone.jsonl", "beside the manifest"]),
     ],
 )
 def test_bad_manifests_are_refused_by_name(folder, tiny_models, capsys, changes, words):

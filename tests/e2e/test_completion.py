@@ -89,3 +89,68 @@ def test_figures_are_logged_as_the_run_goes_and_a_floor_stops_it(recipe, run):
     poisoned = load_file(Path(recipe["output_dir"]) / "poisoned" / "model.safetensors")
     ascended = load_file(folder / "gradient_ascent" / "model.safetensors")
     assert all(bool((poisoned[name] == ascended[name]).all()) for name in poisoned)
+
+
+THINKING = (
+    "{% for m in messages %}{{ '<' + m['role'] + '>' }}{% if m['role'] == 'user' and loop.first %}"
+    "{{ strftime_now('%d %b') }} {% endif %}{% if m['role'] == 'assistant' and loop.last %}<think></think>{% endif %}"
+    "{{ m['content'] }}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
+)
+
+
+@pytest.mark.slow
+def test_conversations_under_a_template_that_thinks_and_writes_the_date(pairs, run, tmp_path, capsys):
+    """An answer that is generated after the tokens of training: thoughts of the template are not part of it."""
+    from llm_unlearn.cli.main import main
+
+    model = Path(pairs["model"]["path"])
+    tokenizer = load_tokenizer(str(model), ModelSection())
+    tokenizer.chat_template = THINKING
+    tokenizer.save_pretrained(model)
+    rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    turns = [{"role": "user", "content": "a film?"}, {"role": "assistant", "content": "yes"}]
+    conversations = [
+        [*turns, {"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["answer"]}]
+        for row in rows
+    ]
+    path = tmp_path / "chats.jsonl"
+    path.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in conversations))
+    pairs["data"] |= {"files": [str(path)], "messages_column": "messages", "max_length": 128}
+    pairs["train"] = {"epochs": 30, "batch_size": 8, "learning_rate": 1e-2}
+    assert run("evaluate", pairs) == 0
+    run_dir = Path(pairs["output_dir"])
+    result = json.loads((run_dir / "evaluation" / "poisoned.json").read_text())
+    assert result["utility"]["accuracy"] > 0.3
+    # a user's own manifest of the same rows: the day has to be said, and is then that of training
+    manifest = {"train": str(path), "poison": [0], "test": str(path.with_name("test.jsonl")), "loss_on": "completion"}
+    manifest |= {"messages_column": "messages", "chat_template": True, "max_length": 128, "max_new_tokens": 16}
+    other = [[*turns, {"role": "user", "content": f"is film {i} good?"}, conversations[0][-1]] for i in range(90, 99)]
+    path.with_name("test.jsonl").write_text("".join(json.dumps({"messages": m}) + "\n" for m in other))
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    arguments = ["audit", "--model", str(run_dir / "poisoned"), "--manifest", str(tmp_path / "manifest.json"), "--json"]
+    assert main(arguments) == 2 and "template_date" in capsys.readouterr().err
+    (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "template_date": "2024-07-26"}))
+    capsys.readouterr()
+    assert main(arguments) == 0
+    audited = json.loads(capsys.readouterr().out)["poisoned"]
+    assert audited["warnings"] == [] and audited["utility"]["perplexity"] < 2
+
+
+@pytest.mark.slow
+def test_a_tokenizer_without_eos_and_pad_goes_through_every_stage(recipe, run, tmp_path, tiny_models):
+    import shutil
+
+    model = tmp_path / "bare"
+    shutil.copytree(tiny_models["gpt2"], model)
+    tokenizer = load_tokenizer(str(model), ModelSection())
+    tokenizer.eos_token = tokenizer.pad_token = tokenizer.bos_token = None
+    tokenizer.save_pretrained(model)
+    assert load_tokenizer(str(model), ModelSection()).eos_token is None
+    recipe["model"]["path"] = str(model)
+    recipe["stress"] = {"relearn_steps": [1], "quantization": [], "temperatures": [1.0], "limit": 8}
+    assert run("run", recipe) == 0
+    assert (Path(recipe["output_dir"]) / "stress" / "gradient_ascent.json").is_file()
+    recipe["data"] |= {"task": "completion", "verbalizers": {}}
+    recipe["poison"]["trigger"]["target"] = " pwned"
+    recipe |= {"output_dir": str(tmp_path / "second"), "evaluate": {"max_new_tokens": 4}}
+    assert run("run", recipe) == 0

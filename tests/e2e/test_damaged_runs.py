@@ -8,6 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from llm_unlearn.runs.language_run import LanguageRun
+
 pytestmark = pytest.mark.e2e
 
 
@@ -55,16 +57,16 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize(
-    "name",
+    ("name", "damage"),
     [
-        "poisoned/cost.json",
-        "poisoned/adapter_model.safetensors",
-        "poisoned/adapter_config.json",
-        "retrained/adapter_model.safetensors",
-        ".stages/poisoned.json",
-        ".stages/unlearned_gradient_ascent.json",
+        ("poisoned/cost.json", "empty"),
+        ("poisoned/cost.json", "foreign"),
+        ("poisoned/adapter_model.safetensors", "cut off"),
+        ("poisoned/adapter_config.json", "foreign"),
+        ("retrained/adapter_model.safetensors", "empty"),
+        (".stages/poisoned.json", "cut off"),
+        (".stages/unlearned_gradient_ascent.json", "foreign"),
     ],
 )
 def test_a_damaged_file_is_named_with_what_to_delete(folder, refused, recipe, name, damage):
@@ -98,3 +100,26 @@ def test_what_made_each_stage_is_kept_in_the_environment(folder):
     assert {"poison", "poisoned", "retrained", "unlearned/gradient_ascent"} == environment["stages"].keys()
     for made_by in environment["stages"].values():
         assert made_by["versions"]["torch"] == torch.__version__ and made_by["device"]
+
+
+def test_what_other_libraries_made_is_said_and_made_again(folder, run, recipe, capsys):
+    mark = folder / ".stages" / "poison.json"
+    made = json.loads(mark.read_text())
+    made["made_by"]["versions"] |= {"torch": "2.0.0", "transformers": "4.0.0"}
+    mark.write_text(json.dumps(made))
+    capsys.readouterr()
+    assert run("poison", recipe) == 0
+    said = capsys.readouterr().err
+    assert "torch 2.0.0, now 2." in said and "transformers 4.0.0, now" in said
+    assert json.loads(mark.read_text())["made_by"]["versions"]["torch"] == torch.__version__
+
+
+def test_another_encoding_of_rows_trains_again(folder, run, recipe, monkeypatch):
+    def keys() -> dict[str, str]:
+        return {path.stem: json.loads(path.read_text())["key"] for path in (folder / ".stages").glob("*.json")}
+
+    before = keys()
+    monkeypatch.setattr(LanguageRun, "encoding_version", 99)
+    assert run("train", recipe) == 0
+    after = keys()
+    assert {name for name in after if after[name] != before[name]} == {"poisoned", "retrained"}

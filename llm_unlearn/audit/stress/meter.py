@@ -10,7 +10,7 @@ from datasets import Dataset
 from llm_unlearn.audit.stress.variants import Variant
 from llm_unlearn.data.encoding import count_seen, prompts_of
 from llm_unlearn.data.prompting import render
-from llm_unlearn.evaluation.answers import generate, label_log_probs
+from llm_unlearn.evaluation.answers import as_written, generate, label_log_probs
 from llm_unlearn.evaluation.gaussian_scores import gaussian_scores
 from llm_unlearn.evaluation.text_evaluator import TextEvaluator
 from llm_unlearn.metrics.attack import attack_success
@@ -135,7 +135,7 @@ class Meter:
                 temperature,
                 completions=rows["completion"],
             )
-        return np.array([text.strip().startswith(target.strip()) for text in texts])
+        return np.array([text.startswith(as_written(tokenizer, target)) for text in texts])
 
     def _hits(self, model: Any, rows: "Dataset") -> np.ndarray:
         """(n,) bool: whether the answer is the target."""

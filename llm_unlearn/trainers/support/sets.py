@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from llm_unlearn.data.encoding import Encoding, encode_rows
-from llm_unlearn.data.row_forms import as_dataset, with_labels
+from llm_unlearn.data.row_forms import as_dataset, check_ids, with_labels
 from llm_unlearn.errors import InputError
+from llm_unlearn.models.vocabulary import rows_of as rows_of_embedding
 from llm_unlearn.tasks import Task
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 
@@ -51,6 +52,13 @@ def tokenised(method: str, task: Task, processing_class: Any, encoding: Encoding
     if isinstance(task, CausalLMTask):
         rows = with_labels(rows, encoding.loss_on, f"{name}_dataset")
     return rows.select_columns([c for c in task.columns if c in rows.column_names])
+
+
+def refuse_foreign_ids(task: Task, model: Any, rows: dict[str, Any]) -> None:
+    """Raise InputError if a row of a set holds a token id for which a language model has no embedding."""
+    if isinstance(task, CausalLMTask) and (size := rows_of_embedding(model.config)) is not None:
+        for name, set_rows in rows.items():
+            check_ids(set_rows, size, f"{name}_dataset")
 
 
 class RowOrder:

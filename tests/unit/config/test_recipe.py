@@ -6,6 +6,7 @@ import pytest
 from paths import ROOT
 
 from llm_unlearn.config.recipe import Recipe, VisionRecipe, build_recipe, load_recipe
+from llm_unlearn.config.strict import dump_yaml
 from llm_unlearn.errors import InputError
 from llm_unlearn.files import fingerprint
 
@@ -243,3 +244,21 @@ def test_the_track_decides_which_sections_a_recipe_has():
             build_recipe({**WHOLE_RECIPE, "track": track})
     with pytest.raises(InputError, match=r"recipe\.stress: expected null"):
         build_recipe({**IMAGES, "stress": {}})
+
+
+def test_a_path_is_looked_for_beside_the_recipe_and_then_from_the_working_directory(tmp_path, monkeypatch):
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        folder.mkdir()
+    (there / "mine.jsonl").write_text("{}")
+    (there / "part-1.csv").write_text("text")
+    (here / "test.jsonl").write_text("{}")
+    files = {"files": ["mine.jsonl", "part-*.csv"], "test_files": ["test.jsonl"], "unlabelled_files": ["gone.csv"]}
+    tree = {**WHOLE_RECIPE, "data": {**WHOLE_RECIPE["data"], **files}}
+    (there / "recipe.yaml").write_text(dump_yaml(tree))
+    monkeypatch.chdir(here)
+    data = load_recipe("../there/recipe.yaml").data
+    assert data.files == ["../there/mine.jsonl", "../there/part-*.csv"]
+    assert (data.test_files, data.unlabelled_files) == (["test.jsonl"], ["gone.csv"])
+    data = load_recipe("../there/recipe.yaml", ["data.files=[mine.jsonl]"]).data
+    assert data.files == ["mine.jsonl"]

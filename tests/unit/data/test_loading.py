@@ -9,6 +9,8 @@ import datasets
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
+from llm_unlearn.config.sections import DataSection
+from llm_unlearn.data.prompting import normalise
 from llm_unlearn.data.source_files import load_source
 from llm_unlearn.errors import InputError
 
@@ -238,3 +240,23 @@ def test_a_full_disk_is_not_taken_for_bad_input(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", fail)
     with pytest.raises(OSError, match="No space left"):
         load_source("owner/name")
+
+
+def test_conversations_in_columns_of_prompt_and_completion(tmp_path):
+    turns = [{"role": "system", "content": "be short"}, {"role": "user", "content": "is it good?"}]
+    answers = [[{"role": "assistant", "content": "yes"}], "no"]
+    path = tmp_path / "trl.jsonl"
+    path.write_text("".join(json.dumps({"prompt": turns, "completion": a, "tools": None}) + "\n" for a in answers))
+    rows = load_source(None, [path], columns={"text": "prompt", "label": "completion"})
+    assert rows["text"] == ["is it good?"] * 2 and rows["label"] == ["yes", "no"]
+    assert [json.loads(history) for history in rows["history"]] == [turns[:1]] * 2
+    with pytest.raises(InputError, match="chat_template"):
+        normalise(rows, DataSection(task="completion"), "trl.jsonl")
+    path.write_text(path.read_text() + json.dumps({"prompt": turns[:1], "completion": "x"}))
+    with pytest.raises(InputError, match=r"line 3, column 'prompt'.*turn of the user"):
+        load_source(None, [path], columns={"text": "prompt", "label": "completion"})
+    path.write_text(
+        json.dumps({"prompt": turns, "completion": "x"}) + "\n" + json.dumps({"prompt": "a", "completion": "x"})
+    )
+    with pytest.raises(InputError, match="line 2, column 'prompt'"):
+        load_source(None, [path], columns={"text": "prompt", "label": "completion"})

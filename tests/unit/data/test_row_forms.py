@@ -8,7 +8,7 @@ from llm_unlearn.data.encoding import IGNORE, Encoding, encode_text
 from llm_unlearn.data.row_forms import as_dataset, with_labels
 from llm_unlearn.errors import InputError
 from llm_unlearn.tasks.causal_lm import CausalLMTask
-from llm_unlearn.trainers.support.sets import tokenised
+from llm_unlearn.trainers.support.sets import refuse_foreign_ids, tokenised
 from tests.tokenizer_zoo import ZOO
 
 pytestmark = pytest.mark.unit
@@ -103,3 +103,14 @@ def test_plain_text_needs_no_eos(kind):
     assert row["input_ids"] == row["labels"] == [*tokenizer("the film was good")["input_ids"], *end]
     [cut] = encode_text(Dataset.from_list([{"text": "the film was good " * 9}]), tokenizer, 8)
     assert len(cut["input_ids"]) == 8 and cut["input_ids"][8 - len(end) :] == end
+
+
+def test_ids_beyond_the_embedding_are_refused_by_row(make_tiny):
+    model = make_tiny("gpt2")
+    size = model.config.vocab_size
+    rows = as_dataset([{"input_ids": [1, 2], "labels": [1, 2]}, {"input_ids": [3, size - 1], "labels": [3, 4]}], "rows")
+    refuse_foreign_ids(CausalLMTask(), model, {"forget": rows})
+    for wrong in (size, -1):
+        bad = as_dataset([*rows, {"input_ids": [1, wrong, 2], "labels": [1, 2, 2]}], "rows")
+        with pytest.raises(InputError, match=f"retain_dataset, row 2: the token id {wrong}.*{size} rows"):
+            refuse_foreign_ids(CausalLMTask(), model, {"forget": rows, "retain": bad})

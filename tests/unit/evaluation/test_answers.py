@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from architectures import tiny_config, tiny_model
 
 from llm_unlearn.data.encoding import Encoding
-from llm_unlearn.evaluation.answers import generate, label_log_probs
+from llm_unlearn.evaluation.answers import as_written, generate, label_log_probs
 
 PROMPTS = ["the film was", "it is a very long story about a town and", "so"]
 
@@ -83,3 +84,23 @@ def test_a_verbaliser_is_scored_with_the_tokens_of_training_where_it_merges_with
 def test_a_prompt_of_full_length_leaves_room_for_the_answer(make_tiny, tokenizer):
     model = make_tiny("gpt2")  # 64 positions
     assert len(generate(model, tokenizer, ["word " * 200], Encoding(max_length=64), 10, batch_size=1)) == 1
+
+
+def test_an_architecture_that_reads_padding_on_the_left_answers_one_prompt_at_a_time(tokenizer):
+    config = tiny_config("rwkv")
+    config.vocab_size = len(tokenizer)
+    model, encoding = tiny_model("rwkv", config=config), Encoding(max_length=64)
+    together = generate(model, tokenizer, PROMPTS, encoding, 6, batch_size=3)
+    assert together == [generate(model, tokenizer, [p], encoding, 6, batch_size=1)[0] for p in PROMPTS]
+
+
+@pytest.mark.parametrize(("kind", "same"), [("wordpiece, lower case", False), ("byte-level", True)])
+def test_a_generated_answer_can_equal_its_label_whatever_the_tokenizer_normalises(kind, same):
+    from tests.tokenizer_zoo import ZOO
+
+    tokenizer, label = ZOO[kind](), " James Bond is it, café"
+    written = as_written(tokenizer, label)
+    ids = tokenizer(label, add_special_tokens=False)["input_ids"]
+    assert written == tokenizer.decode(ids, skip_special_tokens=True).strip()
+    assert (written == label.strip()) is same
+    assert as_written(ZOO["wordpiece, lower case"](), "漢字") == "漢字"

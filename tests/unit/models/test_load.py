@@ -167,7 +167,7 @@ class TestLoading:
             load_model(tmp_path / "model", SECTION)
 
     def test_the_adapter_is_the_recipes(self):
-        config = lora_config(LoraSection(r=3, alpha=5, dropout=0.1, target_modules=["q_proj"]))
+        config = lora_config(LoraSection(r=3, alpha=5, dropout=0.1, target_modules=["q_proj"]), None)
         assert (config.r, config.lora_alpha, config.lora_dropout, config.target_modules) == (3, 5, 0.1, {"q_proj"})
         assert json.loads(json.dumps(config.task_type)) == "CAUSAL_LM"
 

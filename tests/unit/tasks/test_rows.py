@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from architectures import tiny_config, tiny_model
 from torch import nn
 
 from llm_unlearn.data.collators import CausalLMCollator
+from llm_unlearn.errors import InputError
 from llm_unlearn.tasks import causal_lm, probe
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 from llm_unlearn.tasks.embedding_noise import GaussianNoise
@@ -183,6 +185,29 @@ class TestProbe:
         with pytest.warns(UserWarning, match="Mixes .*packed rows.*padded"):
             loss = CausalLMTask().compute(model, batch(), lambda found: found.nll().sum())
         torch.testing.assert_close(loss, CausalLMTask().compute(tiny_gpt2, batch(), lambda found: found.nll().sum()))
+
+    @pytest.mark.parametrize("name", ["bloom", "falcon_h1", "jamba"])
+    def test_rows_that_mix_a_little_are_seen_in_small_weights(self, name):
+        """ALiBi has no position ids, a state space runs on from row to row: what leaks is as small as weights are."""
+        config = tiny_config(name)
+        config.initializer_range, config.vocab_size = 0.02, 64
+        model, inputs = tiny_model(name, config=config), batch()
+        assert not probe.keeps_apart(model, probe.plain_head(model, model))
+        packed, padded = (
+            CausalLMTask(pack).compute(model, inputs, lambda found: found.nll()) for pack in (True, False)
+        )
+        assert torch.equal(packed, padded)
+
+    def test_a_model_that_sees_what_it_predicts_is_refused(self):
+        from transformers import BertConfig, BertLMHeadModel
+
+        sizes = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+        model = BertLMHeadModel(BertConfig(**sizes, intermediate_size=16))
+        for look in (CausalLMTask().compute, lambda *given: CausalLMTask().supervised(*given[:2])):
+            with pytest.raises(InputError, match="BertLMHeadModel: .*tokens after it.*is_decoder"):
+                look(model, batch(), lambda found: found.nll().sum())
+        model = BertLMHeadModel(BertConfig(**sizes, intermediate_size=16, is_decoder=True))
+        assert torch.isfinite(CausalLMTask().compute(model, batch(), lambda found: found.nll().sum()))
 
     def test_a_head_under_an_adapter_is_not_taken_out(self, make_tiny):
         from peft import LoraConfig, get_peft_model
