@@ -132,6 +132,9 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     try:
         yield partial
         for path in partial.rglob("*"):
+            if path.is_file():
+                with contextlib.suppress(PermissionError):  # a link to somebody else's
+                    path.chmod(partial.stat().st_mode & 0o666)  # by the umask; safetensors writes for the owner alone
             _sync(path)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)

@@ -4,7 +4,9 @@ import errno
 import os
 import time
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from llm_unlearn import files
 from llm_unlearn.errors import DiskFullError, InputError
@@ -141,3 +143,15 @@ def test_a_full_quota_is_a_full_disk(tmp_path):
     with pytest.raises(DiskFullError), replacing_file(tmp_path / "a.txt"):
         raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
     assert files.is_disk_full(RuntimeError("I/O error: Disk quota exceeded (os error 122)"))
+
+
+def test_weights_in_a_folder_follow_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        with replacing_folder(tmp_path / "model") as partial:
+            partial.mkdir()
+            save_file({"w": np.zeros(1)}, partial / "model.safetensors")
+            assert (partial / "model.safetensors").stat().st_mode & 0o777 == 0o600
+    finally:
+        os.umask(before)
+    assert (tmp_path / "model" / "model.safetensors").stat().st_mode & 0o777 == 0o640
