@@ -102,6 +102,8 @@ def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Eval
         reasons = {**skipped, "oracle": "it is the retrained model itself"} if is_oracle else dict(skipped)
         if result.gus is None:
             reasons.setdefault("gus", "no canary has a gradient on this model")
+        elif result.loss_rank is None:
+            reasons.setdefault("loss_rank", "the manifest does not say the `epsilon` of the canaries")
         results[name] = replace(result, skipped=reasons, warnings=warnings)
         if out:
             _write(out, name, results[name], signals)
@@ -177,6 +179,7 @@ def _evaluator(
         manifest=subject.poison,
         batch_size=batch_size or section.batch_size,
         membership=section.membership,
+        loss_rank_draws=section.loss_rank_draws,
         min_k_share=section.min_k_share,
         reference=partial(loader.load, reference) if reference else None,
         tokenizer=tokenizer,

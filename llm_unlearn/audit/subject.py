@@ -128,7 +128,7 @@ def _of_user(path: Path, manifest: Manifest) -> Subject:
     forget = train.ids(manifest.poison, path.parent, f"{path}.poison")
     trigger = _trigger(path, manifest, train)
     canaries = _canaries(path, manifest, train, forget)
-    gaussian = {"seed": manifest.gaussian.seed} if manifest.gaussian and canaries else None
+    gaussian = manifest.gaussian.model_dump(include={"seed", "epsilon"}) if manifest.gaussian and canaries else None
     poison = {"trigger": trigger, "forget_ids": forget, "gaussian": gaussian}
     sets = {"train": _marked(train, forget, canaries, trigger)}
     for name in ("heldout", "test"):

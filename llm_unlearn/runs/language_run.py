@@ -51,6 +51,7 @@ class LanguageRun(SeedRun):
             manifest=self.manifest,
             batch_size=section.batch_size,
             membership=section.membership,
+            loss_rank_draws=section.loss_rank_draws,
             min_k_share=section.min_k_share,
             processes=self.processes,
             reference=self.load_base,

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from tokenizer_zoo import ZOO
 
 from llm_unlearn.audit.audit_models import Options, audit
 from llm_unlearn.audit.subject import read_subject
@@ -15,7 +16,6 @@ from llm_unlearn.cli.main import main
 from llm_unlearn.data.collators import CausalLMCollator
 from llm_unlearn.data.encoding import Encoding, encode_rows
 from llm_unlearn.errors import InputError
-from tests.tokenizer_zoo import ZOO
 
 pytestmark = pytest.mark.unit
 

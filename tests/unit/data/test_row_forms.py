@@ -3,13 +3,13 @@
 import pytest
 import torch
 from datasets import Dataset, DatasetDict, IterableDataset
+from tokenizer_zoo import ZOO
 
 from llm_unlearn.data.encoding import IGNORE, Encoding, encode_text
 from llm_unlearn.data.row_forms import as_dataset, with_labels
 from llm_unlearn.errors import InputError
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 from llm_unlearn.trainers.support.sets import refuse_foreign_ids, tokenised
-from tests.tokenizer_zoo import ZOO
 
 pytestmark = pytest.mark.unit
 

@@ -64,9 +64,8 @@ def test_an_answer_ends_at_every_token_that_the_model_or_the_template_ends_it_wi
 
 def test_a_verbaliser_is_scored_with_the_tokens_of_training_where_it_merges_with_the_prompt():
     """A prompt that ends in a space: byte-level BPE puts the space into the answer's first token."""
+    from tokenizer_zoo import byte_level
     from transformers import GPT2Config, GPT2LMHeadModel
-
-    from tests.tokenizer_zoo import byte_level
 
     tokenizer, verbalizers = byte_level(), {"a": "positive", "b": "negative"}
     config = GPT2Config(vocab_size=len(tokenizer), n_layer=1, n_embd=16, n_head=2, n_positions=64)
@@ -96,7 +95,7 @@ def test_an_architecture_that_reads_padding_on_the_left_answers_one_prompt_at_a_
 
 @pytest.mark.parametrize(("kind", "same"), [("wordpiece, lower case", False), ("byte-level", True)])
 def test_a_generated_answer_can_equal_its_label_whatever_the_tokenizer_normalises(kind, same):
-    from tests.tokenizer_zoo import ZOO
+    from tokenizer_zoo import ZOO
 
     tokenizer, label = ZOO[kind](), " James Bond is it, café"
     written = as_written(tokenizer, label)
