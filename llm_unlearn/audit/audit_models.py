@@ -197,8 +197,9 @@ def _evaluator(
 def _check_prompts(subject: Subject, tokenizer: Any) -> None:
     """Raise InputError if rows would be misread: foreign ids, verbalisers without a fair ranking, a trigger cut off."""
     from llm_unlearn.data.chat import check_chat_template
-    from llm_unlearn.data.encoding import check_verbalizers, cuts_off, prompts_of
+    from llm_unlearn.data.encoding import prompts_of
     from llm_unlearn.data.row_forms import check_ids
+    from llm_unlearn.data.token_checks import check_verbalizers, cuts_off
 
     encoding, answers = subject.encoding, list(subject.verbalizers.values())
     if "input_ids" in subject.sets["train"].column_names:

@@ -9,7 +9,8 @@ import torch
 
 from llm_unlearn.data.chat import Chat
 from llm_unlearn.data.collators import CausalLMCollator
-from llm_unlearn.data.encoding import IGNORE, PROBES, Asked, Encoding, check_apart
+from llm_unlearn.data.encoding import IGNORE, PROBES, Asked, Encoding
+from llm_unlearn.data.token_checks import check_apart
 from llm_unlearn.distributed.processes import ALONE, Processes
 from llm_unlearn.errors import InputError
 from llm_unlearn.evaluation.batches import batches, scatter
