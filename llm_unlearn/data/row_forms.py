@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from llm_unlearn.data.encoding import IGNORE
 from llm_unlearn.errors import InputError
 
@@ -64,6 +66,21 @@ def with_labels(rows: "Dataset", loss_on: str, name: str) -> "Dataset":
         rows = rows.map(lambda row: {"labels": _masked(row["input_ids"], [row[mask] for mask in masks])}, desc="labels")
     _check_labels(rows, name)
     return rows
+
+
+def check_supervised(rows: "Dataset", name: str) -> None:
+    """Raise InputError for the first row without a label to predict; the first token of a row is never predicted."""
+    import pyarrow.compute as pc
+
+    labels = rows.select_columns(["labels"]).with_format("arrow")[:]["labels"].combine_chunks()
+    supervised = pc.list_flatten(pc.list_slice(labels, 1)).to_numpy(zero_copy_only=False) != IGNORE
+    parents = pc.list_parent_indices(pc.list_slice(labels, 1)).to_numpy()
+    counts = np.bincount(parents[supervised], minlength=len(rows))
+    if not counts.all():
+        raise InputError(
+            f"{name}, row {int(counts.argmin())}: no supervised token after the first (its labels are all −100, or its "
+            "text is one token); drop the row, or give it labels"
+        )
 
 
 def check_ids(rows: "Dataset", size: int, name: str) -> None:

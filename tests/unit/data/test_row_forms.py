@@ -76,6 +76,8 @@ def test_of_two_masks_both_count_as_in_trl(tokenizer):
 @pytest.mark.parametrize(
     ("row", "words"),
     [
+        ({"input_ids": [5, 6], "completion_mask": [0, 0]}, ["row 0", "no supervised token"]),
+        ({"input_ids": [5, 6], "labels": [5, -100]}, ["row 0", "no supervised token"]),  # the first is never predicted
         ({"prompt": 5, "completion": " a"}, ["row 0", "column 'prompt'", "int"]),
         ({"input_ids": [1.0, 2.0], "labels": [1.0, 2.0]}, ["'input_ids'", "whole numbers", "double"]),
         ({"input_ids": [1, None], "labels": [1, None]}, ["'input_ids'", "whole numbers", "nulls"]),
