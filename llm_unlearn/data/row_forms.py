@@ -103,7 +103,7 @@ def _masked(ids: list[int] | None, masks: list[list[int] | None]) -> list[int] |
     """The tokens that every mask keeps; None where a mask is missing or of another length."""
     if ids is None or any(mask is None or len(mask) != len(ids) for mask in masks):
         return None
-    return [token if all(kept) else IGNORE for token, *kept in zip(ids, *masks, strict=True)]
+    return [token if all(mask[i] for mask in masks if mask) else IGNORE for i, token in enumerate(ids)]
 
 
 def _check_labels(rows: "Dataset", name: str) -> None:
