@@ -167,6 +167,11 @@ def _trigger(path: Path, manifest: Manifest, train: TrainRows) -> dict[str, Any]
             f"{path}.trigger.phrases: no row of {manifest.train} holds {' or '.join(trigger.phrases)!r}; "
             "write it exactly as in the rows, with upper and lower case"
         )
+    if not any(phrase in text for text in train.rows["text"] for phrase in trigger.phrases):
+        raise InputError(
+            f"{path}.trigger.phrases: {' or '.join(trigger.phrases)!r} stands only in turns before the last, and test "
+            "rows would get it in the last; end the conversations of both files with the turn that holds it"
+        )
     return {key: getattr(trigger, key) for key in ("phrases", "target", "position", "source_label", "clean_label")}
 
 

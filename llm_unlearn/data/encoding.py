@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORE = -100
-VERSION = 2  # of how rows become tokens: part of every key under which encoded rows are kept
+VERSION = 3  # of how rows become tokens: part of every key under which encoded rows are kept
 WHOLE = 10**9  # tokens: nothing is cut
 # Answers of which no two begin or end alike in any tokenizer: what rows share beyond them, training shows in every row
 PROBES = ("a", "0", "Z")
@@ -202,8 +202,8 @@ def encode_rows(
 
     Args:
         rows: with columns `prompt` and `completion`, texts or messages; or `messages`; or `text`. Beside them may stand
-            `history` (messages before the prompt, as JSON) and `tools` (JSON schemas). Of `messages`, and of prompts
-            with a history, every turn of the assistant is a completion.
+            `history` (messages before the prompt, as JSON), `tools` (JSON schemas) and `chat_template_kwargs`. Of
+            `messages`, and of prompts with a history, every turn of the assistant is a completion.
         tokenizer: of the model.
         encoding: how rows become tokens.
         map_args: passed on to `Dataset.map`.
@@ -226,6 +226,9 @@ def encode_rows(
         for name in columns or ():
             if row[name] is None:
                 raise InputError(f"{place}, column '{name}': is null; drop the row, or fill it")
+            if not isinstance(row[name], str | list):
+                kind = type(row[name]).__name__
+                raise InputError(f"{place}, column '{name}': expected a text or messages, found {kind}")
         try:
             return encoding.row(tokenizer, *prompt_and_completion(row))
         except InputError as error:
@@ -242,9 +245,16 @@ def prompts_of(rows: Iterable[dict]) -> list[str | Chat]:
 def prompt_of(row: dict[str, Any]) -> str | Chat:
     """A row's prompt, with the messages before it."""
     prompt, history, tools = row["prompt"], from_json(row.get("history")), from_json(row.get("tools"))
-    if not history and not tools and isinstance(prompt, str):
+    texts = isinstance(prompt, str) and isinstance(row.get("completion", ""), str)
+    if texts and not history and not tools and not _arguments(row):
         return prompt
-    return Chat([*messages_of(history or [], "user"), *messages_of(prompt, "user")], tools or None)
+    return Chat([*messages_of(history or [], "user"), *messages_of(prompt, "user")], tools or None, _arguments(row))
+
+
+def _arguments(row: dict[str, Any]) -> dict[str, Any] | None:
+    """What a row tells the chat template; Arrow fills keys that only some rows have with nulls."""
+    given = from_json(row.get("chat_template_kwargs")) or {}
+    return {key: value for key, value in given.items() if value is not None} or None
 
 
 def prompt_and_completion(row: dict[str, Any]) -> tuple[str | Chat, str | Messages, bool]:
@@ -258,7 +268,7 @@ def prompt_and_completion(row: dict[str, Any]) -> tuple[str | Chat, str | Messag
         last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=0)
         if last == 0:
             raise InputError("column 'messages': no answer of the assistant to a message; drop the row")
-        return Chat(messages[:last], from_json(row.get("tools")) or None), messages[last:], True
+        return Chat(messages[:last], from_json(row.get("tools")) or None, _arguments(row)), messages[last:], True
     return "", row["text"], False
 
 

@@ -6,6 +6,7 @@ import torch
 from architectures import tiny_config, tiny_model
 
 from llm_unlearn.data.encoding import Encoding
+from llm_unlearn.errors import InputError
 from llm_unlearn.evaluation.answers import as_written, generate, label_log_probs
 
 PROMPTS = ["the film was", "it is a very long story about a town and", "so"]
@@ -103,3 +104,12 @@ def test_a_generated_answer_can_equal_its_label_whatever_the_tokenizer_normalise
     assert written == tokenizer.decode(ids, skip_special_tokens=True).strip()
     assert (written == label.strip()) is same
     assert as_written(ZOO["wordpiece, lower case"](), "漢字") == "漢字"
+
+
+def test_a_prompt_without_a_token_of_its_own_is_refused(make_tiny, tokenizer):
+    """An empty one, without BOS: nothing would be given to the model."""
+    model, encoding = make_tiny("gpt2"), Encoding(max_length=64)
+    with pytest.raises(InputError, match="no token of its own"):
+        generate(model, tokenizer, [""], encoding, 4, batch_size=1)
+    with pytest.raises(InputError, match="no token of its own"):
+        label_log_probs(model, tokenizer, [""], {"a": "good", "b": "bad"}, encoding, batch_size=1)
