@@ -19,7 +19,7 @@ from llm_unlearn.errors import InputError
 from llm_unlearn.models.adapters import adapter_config
 from llm_unlearn.models.load import load_checkpoint
 from llm_unlearn.models.save import save_model
-from tests.tokenizer_zoo import ZOO
+from tokenizer_zoo import ZOO
 
 pytestmark = pytest.mark.unit
 
