@@ -116,7 +116,8 @@ class UnlearnTrainer(ExactResume):
         """Keep θ0, or its log-probs, as the loss will ask for them: before the first step, the model is θ0."""
         if self.requires.reference_on and self.reference is None:
             autocast = self.args.bf16 and not self.is_deepspeed_enabled and not self.is_fsdp_enabled
-            self.reference = make_reference(self.model, torch.bfloat16 if autocast else None)
+            share = not self.is_deepspeed_enabled and not self.args.offload_reference
+            self.reference = make_reference(self.model, torch.bfloat16 if autocast else None, share)
         if self.reference is not None:
             self.reference.prepare(self.accelerator, self.args.offload_reference)
         for name in self.requires.log_probs_on:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from huggingface_hub.errors import EntryNotFoundError
+from tokenizer_zoo import ZOO
 from tokenizers import processors
 
 from llm_unlearn.audit.audit_models import Options, audit
@@ -19,7 +20,6 @@ from llm_unlearn.errors import InputError
 from llm_unlearn.models.adapters import adapter_config
 from llm_unlearn.models.load import load_checkpoint
 from llm_unlearn.models.save import save_model
-from tokenizer_zoo import ZOO
 
 pytestmark = pytest.mark.unit
 

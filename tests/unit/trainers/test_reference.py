@@ -26,6 +26,8 @@ def test_the_reference_does_not_follow_the_model(kind):
     disturb(model)
     assert not torch.allclose(model(input_ids=IDS).logits, before)
     with reference.as_model(model) as frozen:
+        # FSDP2 looks in its first forward, which is the reference's, for what trains
+        assert trainable == [n for n, p in model.named_parameters() if p.requires_grad]
         torch.testing.assert_close(frozen(input_ids=IDS).logits, before)
     assert trainable == [n for n, p in model.named_parameters() if p.requires_grad]
     assert not torch.allclose(model(input_ids=IDS).logits, before)  # switched back
@@ -145,3 +147,12 @@ def test_an_adapter_that_changes_its_base_has_no_adapter_reference(make_tiny, be
     config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", **beyond)
     with pytest.raises(InputError, match="base"):
         make_reference(get_peft_model(make_tiny("llama"), config))
+
+
+@pytest.mark.parametrize(("options", "shared"), [({}, True), ({"offload_reference": True}, False)])
+def test_weights_that_do_not_train_are_shared_unless_the_reference_is_placed_apart(options, shared, tmp_path):
+    """Moving an offloaded reference to the host would move them for the model that trains as well."""
+    run = trainer("rmu", "full", tmp_path, **options)
+    held = {id(p) for p in run.model.parameters() if not p.requires_grad}
+    assert bool(held & {id(p) for p in run.reference.model.parameters()}) == shared
+    run.train()
