@@ -60,7 +60,7 @@ def loss_rank_scores(
         size and the other rows.
     """
     task = task or CausalLMTask()
-    ids = [int(row.get("noise_id", row.get("example_id"))) for row in rows]
+    ids = [int(row["noise_id" if "noise_id" in row else "example_id"]) for row in rows]
     plain = [{key: value for key, value in row.items() if key != "noise_id"} for row in rows]
     own = [{**row, "noise_id": i} for row, i in zip(plain, ids, strict=True)]
     fresh = [{**row, "noise_id": _fresh_id(i, k)} for row, i in zip(plain, ids, strict=True) for k in range(draws + 1)]
