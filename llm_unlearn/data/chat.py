@@ -1,5 +1,6 @@
 """Conversations → token ids by a tokenizer's chat template, as training frameworks do it."""
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping
@@ -77,9 +78,16 @@ class Template:
         """Whether what the template writes depends on the day."""
         if "strftime_now" not in self._source():
             return False
-        chat = Chat([{"role": "user", "content": _MARK}, {"role": "assistant", "content": _MARK}])
-        days = [replace(self, today=day).rendered(chat)[0] for day in ("2001-01-01", "2012-12-31")]
-        return days[0] != days[1]
+        turns = [{"role": role, "content": _MARK} for role in ("system", "user", "assistant")]
+
+        def rendered(day: str, messages: Messages) -> list[int]:
+            return replace(self, today=day).rendered(Chat(messages))[0]
+
+        for messages in (turns[1:], turns):  # a template may need a system message, or take none
+            with contextlib.suppress(InputError):
+                if rendered("2001-01-01", messages) != rendered("2012-12-31", messages):
+                    return True
+        return False
 
     def _source(self, tools: list | None = None) -> str:
         try:

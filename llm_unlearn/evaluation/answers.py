@@ -141,7 +141,8 @@ def generate(
             output = model.generate(  # type: ignore[operator]  # torch types what a module inherits as Tensor | Module
                 input_ids=padded, attention_mask=mask, synced_gpus=processes.count > 1
             )  # a sharded model runs in all or in none
-            mine[start] = [_text(tokenizer, row, stops) for row in output[:, width:].tolist()]
+            new = zip(output[:, width:].tolist(), asked[start : start + batch_size], strict=True)
+            mine[start] = [answer_text(tokenizer, ids, stops, row.end) for ids, row in new]
     texts = {start: part for found in processes.merged(mine) for start, part in found.items()}
     return [text for start in sorted(texts) for text in texts[start]]
 
@@ -185,10 +186,13 @@ def _stops(model: Any, tokenizer: "PreTrainedTokenizerBase", asked: list[Asked])
     return sorted({token for token in (tokenizer.eos_token_id, *own, *ends) if token is not None})
 
 
-def _text(tokenizer: "PreTrainedTokenizerBase", ids: list[int], stops: list[int]) -> str:
-    """The text up to the first token that ends it; the end itself may be no special token of the tokenizer."""
-    end = next((i for i, token in enumerate(ids) if token in stops), len(ids))
-    return _decoded(tokenizer, ids[:end])
+def answer_text(tokenizer: "PreTrainedTokenizerBase", ids: list[int], stops: list[int], end: list[int]) -> str:
+    """The text up to the first token that ends it, or up to what ends every answer in training: several tokens, none of
+    them special, in templates that mark turns by words.
+    """
+    ends = (i for i, token in enumerate(ids) if token in stops or (end and ids[i : i + len(end)] == end))
+    stop = next(ends, len(ids))
+    return _decoded(tokenizer, ids[:stop])
 
 
 def as_written(tokenizer: "PreTrainedTokenizerBase", text: str) -> str:

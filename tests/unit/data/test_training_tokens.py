@@ -168,6 +168,14 @@ def test_the_date_that_a_template_writes_is_pinned():
     assert tokenizer.decode(row["input_ids"]) == expected
 
 
+def test_a_dated_template_that_needs_a_system_message_is_known_by_its_date():
+    needs = "{% if messages[0]['role'] != 'system' %}{{ raise_exception('system first') }}{% endif %}"
+    template = Encoding(chat_template=True, system_prompt="be short").template(chat(needs + DATED))
+    assert template.writes_date
+    assert Encoding(chat_template=True).template(chat(needs + DATED)).writes_date
+    assert not Encoding(chat_template=True).template(chat(needs + CHATML + "{# strftime_now #}")).writes_date
+
+
 def test_a_system_prompt_comes_first_unless_the_row_has_its_own():
     tokenizer, encoding = chat(CHATML), Encoding(256, chat_template=True, system_prompt="no film")
     text = tokenizer.decode(encoding.row(tokenizer, "is it good?", "yes")["input_ids"])

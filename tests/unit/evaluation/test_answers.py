@@ -7,7 +7,7 @@ from architectures import tiny_config, tiny_model
 
 from llm_unlearn.data.encoding import Encoding
 from llm_unlearn.errors import InputError
-from llm_unlearn.evaluation.answers import as_written, generate, label_log_probs
+from llm_unlearn.evaluation.answers import answer_text, as_written, generate, label_log_probs
 
 PROMPTS = ["the film was", "it is a very long story about a town and", "so"]
 
@@ -113,3 +113,20 @@ def test_a_prompt_without_a_token_of_its_own_is_refused(make_tiny, tokenizer):
         generate(model, tokenizer, [""], encoding, 4, batch_size=1)
     with pytest.raises(InputError, match="no token of its own"):
         label_log_probs(model, tokenizer, [""], {"a": "good", "b": "bad"}, encoding, batch_size=1)
+
+
+def test_an_answer_ends_where_a_template_ends_it_with_words(make_tiny, tokenizer):
+    """A template without a special token at the end of a turn: what it writes there is no part of the answer."""
+    import copy
+
+    model, chat = make_tiny("gpt2"), copy.deepcopy(tokenizer)
+    chat.chat_template = (
+        "{% for m in messages %}{{ m['content'] }} the film{% endfor %}{% if add_generation_prompt %}{% endif %}"
+    )
+    end = Encoding(64, chat_template=True).asked(chat, "it is", ["good"]).end
+    assert chat.decode(end) == " the film" and len(end) > 1
+    words = chat(" good and")["input_ids"]
+    assert answer_text(chat, words + end + words, [chat.eos_token_id], end) == "good and"
+    assert answer_text(chat, words + end[:1] + words, [chat.eos_token_id], end).count("good and") == 2
+    assert answer_text(chat, [*words, chat.eos_token_id, *words], [chat.eos_token_id], []) == "good and"
+    assert len(generate(model, chat, ["it is"], Encoding(64, chat_template=True), 4, batch_size=1)) == 1
