@@ -59,6 +59,18 @@ SHAPES: dict[str, tuple[dict[str, Any], int]] = {
         },
         128_256,
     ),
+    "llama-8b": (
+        {
+            **LLAMA,
+            "num_hidden_layers": 32,
+            "hidden_size": 4096,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "intermediate_size": 14_336,
+            "tie_word_embeddings": False,
+        },
+        128_256,
+    ),
 }
 TINY = {
     "gpt2": {**GPT2, "n_layer": 2, "n_head": 2, "n_embd": 16},
@@ -85,12 +97,13 @@ class Setting:
     Args:
         shape: a key of SHAPES.
         adapter: "full" or "lora".
-        rows: "text" (256 tokens, loss on all), "completion" (256 tokens and a label, loss on the label), "lengths" (32
-            to 512 tokens, log-normal, loss on all), "canaries" (as "text").
+        rows: "text" (256 tokens, loss on all), "long" (half as many rows of 512), "completion" (256 tokens and a label,
+            loss on the label), "lengths" (32 to 512 tokens, log-normal, loss on all), "canaries" (as "text").
         sets: how many sets of rows plain fine-tuning takes: 2 if the methods take forget and retain rows.
         device: "cpu" or "cuda".
-        bf16: autocast; a Llama's weights are then bfloat16 and a GPT-2's float32, as in the recipes.
+        bf16: autocast; the frozen base of a Llama's adapter is then bfloat16, and weights that train are float32.
         tiny: a toy model and short rows, for tests.
+        checkpointing: compute activations again in the backward pass.
     """
 
     shape: str = "gpt2"
@@ -100,11 +113,12 @@ class Setting:
     device: str = "cpu"
     bf16: bool = False
     tiny: bool = False
+    checkpointing: bool = False
 
     @property
     def batch(self) -> int:
         """Rows of one set in a batch."""
-        return 2 if self.tiny else 8
+        return 2 if self.tiny else 4 if self.rows == "long" else 8
 
     @property
     def batches(self) -> int:
@@ -128,6 +142,7 @@ def rows_of(setting: Setting, count: int, seed: int) -> Dataset:
     """Tokenised rows of random tokens."""
     generator, vocabulary = np.random.default_rng(seed), setting.architecture[1]
     short, usual, longest = (2, 16, 32) if setting.tiny else (32, 256, 512)
+    usual = longest if setting.rows == "long" else usual
     items = []
     for i in range(count):
         length = usual + (setting.rows == "completion")
@@ -149,10 +164,13 @@ def model_of(setting: Setting, dtype: torch.dtype | None = None) -> Any:  # a Pr
     """A model with random weights, the same for every contender; under LoRA (r = 16) in an adapter."""
     fields, vocabulary = setting.architecture
     if dtype is None:
-        dtype = torch.bfloat16 if setting.bf16 and fields["model_type"] == "llama" else torch.float32
+        frozen = setting.bf16 and fields["model_type"] == "llama" and setting.adapter == "lora"
+        dtype = torch.bfloat16 if frozen else torch.float32
     torch.manual_seed(0)
     with torch.device(setting.device):
         model = AutoModelForCausalLM.from_config(make_config(fields, vocabulary), dtype=dtype)
+    if setting.checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     if setting.adapter == "full":
         return model
     from peft import LoraConfig, get_peft_model

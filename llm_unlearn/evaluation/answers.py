@@ -9,8 +9,10 @@ import torch
 
 from llm_unlearn.data.chat import Chat
 from llm_unlearn.data.collators import CausalLMCollator
-from llm_unlearn.data.encoding import IGNORE, PROBES, Asked, Encoding, check_apart
+from llm_unlearn.data.encoding import IGNORE, PROBES, Asked, Encoding
+from llm_unlearn.data.token_checks import check_apart
 from llm_unlearn.distributed.processes import ALONE, Processes
+from llm_unlearn.errors import InputError
 from llm_unlearn.evaluation.batches import batches, scatter
 from llm_unlearn.models.devices import input_device
 from llm_unlearn.tasks.causal_lm import CausalLMTask
@@ -50,6 +52,7 @@ def label_log_probs(
         (number of prompts, number of labels) float64, in nats.
     """
     rows = [encoding.asked(tokenizer, prompt, list(verbalizers.values())) for prompt in prompts]
+    _refuse_empty(rows, prompts)
     scores = np.full((len(prompts), len(verbalizers)), np.nan)
     alike: dict[tuple, list[int]] = {}  # the tokens of all verbalisers, nearly always the same → positions of prompts
     for position, row in enumerate(rows):
@@ -123,6 +126,7 @@ def generate(
         encoding.asked(tokenizer, prompt, [space + PROBES[0]], max_new_tokens)
         for prompt, space in zip(prompts, spaces, strict=True)
     ]
+    _refuse_empty(asked, prompts)
     device, pad = input_device(model), tokenizer.pad_token_id or 0  # masked: any id will do
     stops = _stops(model, tokenizer, asked)
     if batch_size > 1 and not pads_left(model, pad):
@@ -137,9 +141,20 @@ def generate(
             output = model.generate(  # type: ignore[operator]  # torch types what a module inherits as Tensor | Module
                 input_ids=padded, attention_mask=mask, synced_gpus=processes.count > 1
             )  # a sharded model runs in all or in none
-            mine[start] = [_text(tokenizer, row, stops) for row in output[:, width:].tolist()]
+            new = zip(output[:, width:].tolist(), asked[start : start + batch_size], strict=True)
+            mine[start] = [answer_text(tokenizer, ids, stops, row.end) for ids, row in new]
     texts = {start: part for found in processes.merged(mine) for start, part in found.items()}
     return [text for start in sorted(texts) for text in texts[start]]
+
+
+def _refuse_empty(rows: list[Asked], prompts: Sequence[str | Chat]) -> None:
+    """Raise InputError where a prompt has no token that all of its answers share: nothing can be asked with it."""
+    for row, prompt in zip(rows, prompts, strict=True):
+        if not row.prompt:
+            raise InputError(
+                f"the prompt {str(prompt)[:60]!r} has no token of its own before the answer; begin answers with a "
+                "space, end the prompt with words that are not in the row, or set add_bos"
+            )
 
 
 @contextlib.contextmanager
@@ -171,10 +186,13 @@ def _stops(model: Any, tokenizer: "PreTrainedTokenizerBase", asked: list[Asked])
     return sorted({token for token in (tokenizer.eos_token_id, *own, *ends) if token is not None})
 
 
-def _text(tokenizer: "PreTrainedTokenizerBase", ids: list[int], stops: list[int]) -> str:
-    """The text up to the first token that ends it; the end itself may be no special token of the tokenizer."""
-    end = next((i for i, token in enumerate(ids) if token in stops), len(ids))
-    return _decoded(tokenizer, ids[:end])
+def answer_text(tokenizer: "PreTrainedTokenizerBase", ids: list[int], stops: list[int], end: list[int]) -> str:
+    """The text up to the first token that ends it, or up to what ends every answer in training: several tokens, none of
+    them special, in templates that mark turns by words.
+    """
+    ends = (i for i, token in enumerate(ids) if token in stops or (end and ids[i : i + len(end)] == end))
+    stop = next(ends, len(ids))
+    return _decoded(tokenizer, ids[:stop])
 
 
 def as_written(tokenizer: "PreTrainedTokenizerBase", text: str) -> str:

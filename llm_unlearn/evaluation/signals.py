@@ -22,6 +22,7 @@ from llm_unlearn.errors import InputError
 from llm_unlearn.evaluation.attack_signals import check_differentiable, gradient_norms, token_statistics
 from llm_unlearn.evaluation.batches import batches, scatter
 from llm_unlearn.evaluation.gaussian_scores import gaussian_scores
+from llm_unlearn.evaluation.loss_ranks import DRAWS, loss_rank_scores
 from llm_unlearn.metrics.membership_scores import MIN_K_SHARE, min_k_score, reference_score, zlib_score
 from llm_unlearn.metrics.per_example import MEMBERSHIP
 from llm_unlearn.models.devices import input_device
@@ -43,6 +44,8 @@ class Evaluator(ABC):
         manifest: poison.json.
         batch_size: rows at a time.
         membership: attacks to run, by default all.
+        loss_rank_draws: fresh noises that a canary's loss is ranked among; 0 leaves the test out, as does a manifest
+            without ε.
         min_k_share: the share of an example's tokens that Min-K % and Min-K %++ look at.
         reference: loads the model that calibrates the attack `reference`, one that never saw the rows to be forgotten;
             without it that attack is left out.
@@ -56,6 +59,7 @@ class Evaluator(ABC):
     batch_size: int = 32
     membership: Sequence[str] = get_args(MembershipAttack)
     min_k_share: float = MIN_K_SHARE
+    loss_rank_draws: int = DRAWS
     reference: Callable[[], Any] | None = None
     processes: Processes = ALONE
 
@@ -256,8 +260,9 @@ class Evaluator(ABC):
         return _per_position(total, np.bincount(tokens["example"], minlength=len(rows))), tokens
 
     def canaries(self, model: Any) -> "pd.DataFrame":
-        """Loss, Gaussian score and fresh-noise control of every canary, deleted or not."""
-        seed = self.manifest["gaussian"]["seed"]
+        """Loss, Gaussian score and loss rank of every canary, deleted or not, with the controls of both."""
+        noise = self.manifest["gaussian"]
+        seed = noise["seed"]
         rows, part = self.encoded["canary"], self.parts["canary"]
         if "noise_id" in part.column_names:  # whose noise it is; the same as example_id, but for a user's own data
             rows = [{**row, "noise_id": i} for row, i in zip(rows, part["noise_id"], strict=True)]
@@ -265,7 +270,12 @@ class Evaluator(ABC):
         scores = gaussian_scores(model, rows, self.collate, seeds, self.batch_size, self.task, self.processes)
         frame = self._frame("canary", part).assign(**self.losses(model, "canary"))
         deleted = frame["example_id"].isin(self.manifest["forget_ids"])
-        return frame.assign(gaussian_score=scores[:, 0], gaussian_control=scores[:, 1], deleted=deleted)
+        frame = frame.assign(gaussian_score=scores[:, 0], gaussian_control=scores[:, 1], deleted=deleted)
+        if not self.loss_rank_draws or noise.get("epsilon") is None:
+            return frame
+        draws, size = self.loss_rank_draws, self.batch_size
+        ranks = loss_rank_scores(model, rows, self.collate, noise, draws, size, self.task, self.processes)
+        return frame.assign(loss_rank=ranks[:, 0], loss_rank_control=ranks[:, 1])
 
     def quick_figures(self, model: Any, limit: int = 200) -> dict[str, float]:
         """Accuracy on held-out rows and attack success, for looking at as a run goes; never on reported test rows."""

@@ -57,6 +57,9 @@ def _fired(results: Results, name: str) -> dict[str, str]:
     if seen["gus"] and (gus := result.gus):
         shown = f"{number(gus.mean)} {_interval(gus.ci95)}"
         texts["gus"] = f"Gaussian Unlearning Score {shown}, without the noise 0 (p = {p_value(gus.p_value)})"
+    if seen["rank"] and (rank := result.loss_rank):
+        shown = f"{number(rank.mean)} {_interval(rank.ci95)}"
+        texts["rank"] = f"loss rank of the canaries {shown}, without the noise 0 (p = {p_value(rank.p_value)})"
     if seen["lift"] and result.attack and (excess := result.attack.excess):
         shown = f"{number(100 * excess.mean, 1)} {_interval(excess.ci95, 100, 1)}"
         texts["lift"] = f"{attack_words(results).name} lift above the retrained model's {shown} of 100 answers"
@@ -76,8 +79,8 @@ def _says_nothing(results: Results, name: str) -> list[str]:
     if missed := [kind for test, kind in names.items() if not poisoned[test]]:
         reasons.append(f"the same tests do not find it in the poisoned model itself ({', '.join(missed)})")
     # the retrained model is what the two others compare with
-    asked = [test for test, found in poisoned.items() if found and (test == "gus" or name != "retrained")]
-    absent = [names[test] for test in asked if here[test] is None]
+    asked = [test for test, found in poisoned.items() if found and (test in ("gus", "rank") or name != "retrained")]
+    absent = [names.get(test, "loss rank") for test in asked if here[test] is None]
     if absent or not (any(poisoned.values()) or missed):
         reasons.append(f"there is no usable figure of this model ({', '.join(absent) or 'no poison score'})")
     if calibrated(result) is False:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_unlearn.errors import InputError
+from llm_unlearn.models.adapter_patterns import check_patterns
 from llm_unlearn.models.checkpoint_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_adapter_config, is_out_of_memory
 from llm_unlearn.models.devices import is_offloaded, main_device
 from llm_unlearn.models.lora_targets import default_targets, is_linear
@@ -125,6 +126,7 @@ def with_adapter(model: "PreTrainedModel", folder: Any) -> Any:
     from peft.utils import load_peft_weights, set_peft_model_state_dict
     from safetensors import SafetensorError
 
+    check_patterns(adapter_config(str(folder)) or {}, (name for name, _ in model.named_modules()), str(folder))
     offloaded = is_offloaded(model)
     device_map = model.__dict__.pop("hf_device_map") if offloaded else None
     places: dict[str, Any] = {"torch_device": "cpu", "low_cpu_mem_usage": True} if offloaded else {}

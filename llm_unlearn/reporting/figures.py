@@ -36,6 +36,8 @@ excess = _of(lambda r: r.attack.excess if r.attack else None, lambda e: e.mean)
 excess_p = _of(lambda r: r.attack.excess if r.attack else None, lambda e: e.p_value)
 gus, gus_interval = _of(lambda r: r.gus, lambda g: g.mean), _of(lambda r: r.gus, lambda g: g.ci95)
 gus_p, spread_p = _of(lambda r: r.gus, lambda g: g.p_value), _of(lambda r: r.gus, lambda g: g.chi2_p_value)
+rank, rank_p = _of(lambda r: r.loss_rank, lambda g: g.mean), _of(lambda r: r.loss_rank, lambda g: g.p_value)
+rank_interval = _of(lambda r: r.loss_rank, lambda g: g.ci95)
 gus_tpr = _of(lambda r: r.gus, lambda g: g.tpr_at_fpr.get(ONE_PERCENT_FPR))
 others = _of(
     lambda r: r.gus.others if r.gus else None, lambda test: test.mean

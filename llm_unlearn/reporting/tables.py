@@ -117,6 +117,8 @@ def present(results: Results) -> list[Column]:
         Column(canaries, "GUS", figures.gus, number, 0.0, figures.gus_interval),
         Column(canaries, "p", figures.gus_p, p_value),
         Column(canaries, TPR, figures.gus_tpr, number, 0.01),
+        Column(canaries, "loss rank", figures.rank, number, 0.0, figures.rank_interval),
+        Column(canaries, "p (rank)", figures.rank_p, p_value),
         Column("Utility", "accuracy (%)", figures.accuracy, hundredths, "high", figures.accuracy_interval),
         Column("Utility", "perplexity", figures.perplexity, one, "low"),
         Column(mia, "AUC", auc, three, "retrained"),

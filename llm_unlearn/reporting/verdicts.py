@@ -79,6 +79,7 @@ def _fired(results: Results, name: str, evidence: list[Evidence]) -> str:
     points = f"accuracy {number(100 * lost.mean if lost else None, 1)} points below retrained"
     tests = [
         ([e.gus for e in evidence], f"Gaussian test ({p(figures.gus_p)})"),
+        ([e.rank for e in evidence], f"loss rank of the canaries ({p(figures.rank_p)})"),
         ([e.lift for e in evidence], lift),
         ([e.damage for e in evidence], f"{points} ({p(figures.lost_p)})"),
         ([e.spread for e in evidence], f"spread of the Gaussian scores (χ²: {p(figures.spread_p)})"),
@@ -115,9 +116,9 @@ def warnings(results: Results) -> list[str]:
                 f"The poison did not take{which} ({kind}): the poisoned model itself passes that test, so a method "
                 "that passes it has shown nothing."
             )
-    if any(e.gus or e.spread for e in retrained.evidence):
+    if any(e.gus or e.spread or e.rank for e in retrained.evidence):
         found.append(
-            "The retrained model, which never saw the deleted canaries, fails the Gaussian test "
+            "The retrained model, which never saw the deleted canaries, fails their tests "
             f"({retrained.fired}): either chance (1 in 1,000) or a fault in the run. Do not trust the Gaussian "
             "verdicts before it is explained."
         )

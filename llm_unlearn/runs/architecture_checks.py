@@ -8,6 +8,7 @@ import torch
 from llm_unlearn.errors import InputError
 from llm_unlearn.models.adapters import new_adapter
 from llm_unlearn.models.bare import bare_model
+from llm_unlearn.models.devices import whole
 from llm_unlearn.models.lora_targets import default_targets
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def check_architecture(section: "ModelSection", configs: list[tuple[str, Any]]) 
     from llm_unlearn.tasks.causal_lm import CausalLMTask
     from llm_unlearn.trainers import METHODS
 
-    with torch.device("meta"):
+    with whole(), torch.device("meta"):
         model = bare_model(section)
         # of a type that can be an encoder, too; a causal model of such a type says so
         if hasattr(model.config, "add_cross_attention") and not getattr(model.config, "is_decoder", True):

@@ -14,8 +14,9 @@ from llm_unlearn.config.recipe import Recipe
 from llm_unlearn.config.sweep import points
 from llm_unlearn.distributed.processes import Processes
 from llm_unlearn.errors import InputError
-from llm_unlearn.files import LOCK, explained_full_disk, locked_folder, write_json, write_text
+from llm_unlearn.files import explained_full_disk, write_json, write_text
 from llm_unlearn.runs.environment import log_level, log_lines
+from llm_unlearn.runs.folder_lock import LOCK, locked_folder
 from llm_unlearn.runs.phases import stages_until
 from llm_unlearn.runs.seed_run import SeedRun
 from llm_unlearn.runs.stages import Stages

@@ -1,8 +1,8 @@
 """The causal-LM task: supervised positions are the labelled tokens, noise enters at the embedding output."""
 
 import inspect
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from llm_unlearn.models.devices import is_offloaded, is_spread
 from llm_unlearn.models.text_blocks import block_list
 from llm_unlearn.tasks import Hidden, Supervised, Task
 from llm_unlearn.tasks.blocks import hidden_of, last_blocks, reinitialise, stopped_after
-from llm_unlearn.tasks.embedding_noise import PlacedNoise, attached_noise
+from llm_unlearn.tasks.embedding_noise import GaussianNoise, PlacedNoise, attached_noise
 from llm_unlearn.tasks.packing import PACKED_BELOW, BatchRows, Packing
 from llm_unlearn.tasks.probe import in_place_of, keeps_apart, plain_head, refuse_non_causal
 
@@ -139,6 +139,22 @@ class CausalLMTask(Task):
         tokens = np.array([len(ids) for ids in rows["input_ids"]])
         positions = np.array([sum(label != -100 for label in labels[1:]) for labels in rows["labels"]])
         return tokens, positions
+
+    @contextmanager
+    def with_noise(self, model: nn.Module, noise: dict[str, Any]) -> Iterator["CausalLMTask"]:
+        """Noise at the embedding output, see `Task.with_noise`; of a model that has noise attached, in its place."""
+        inner = _inner(model)
+        attached = attached_noise(inner)
+        before = (attached.epsilon, attached.seed) if attached else None
+        placed = attached or GaussianNoise(noise["epsilon"], noise["seed"]).attach(inner)
+        try:
+            placed.epsilon, placed.seed = noise["epsilon"], noise["seed"]
+            yield self
+        finally:
+            if before is None:
+                placed.remove()
+            else:
+                placed.epsilon, placed.seed = before
 
     def input_gradient(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         """∇ of each example's mean NLL with respect to its token embeddings, at the clean input.

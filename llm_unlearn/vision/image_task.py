@@ -6,7 +6,8 @@ would let poisoned images change the model outside its loss. A reinitialised bat
 has no statistics yet and learns them, as in training.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +70,11 @@ class ImageTask(Task):
 
     def __init__(self, noise: GaussianPixels | None = None, flip: bool = False, shift: int = 0) -> None:
         self.noise, self.flip, self.shift = noise, flip, shift
+
+    @contextmanager
+    def with_noise(self, model: nn.Module, noise: dict[str, Any]) -> Iterator["ImageTask"]:
+        """Noise on the pixels, see `Task.with_noise`; {"clip"} as in GaussianPixels."""
+        yield ImageTask(GaussianPixels(noise["epsilon"], noise["seed"], noise.get("clip", True)))
 
     @property
     def augments(self) -> bool:

@@ -65,7 +65,7 @@ class AdapterReference(Reference):
     It must not travel: savers write the active adapter alone.
 
     Raises:
-        InputError: the model has an adapter of that name that is not ours.
+        InputError: the model has an adapter of that name that is not ours, or its adapter changes the base itself.
     """
 
     def __init__(self, model: Any) -> None:
@@ -76,6 +76,8 @@ class AdapterReference(Reference):
         flags = [(p, p.requires_grad) for p in model.parameters()]
         if REFERENCE_ADAPTER not in model.peft_config:
             config = copy.deepcopy(model.peft_config[active])
+            _refuse_beyond_adapter(config)
+            config.inference_mode = True
             if isinstance(getattr(config, "init_lora_weights", None), str):
                 config.init_lora_weights = True  # pissa, olora and others write into the base; the copy below is all
             model.add_adapter(REFERENCE_ADAPTER, config)
@@ -204,6 +206,20 @@ def _zero3(model: nn.Module, config: dict[str, Any], offload: bool) -> nn.Module
     engine, *_ = deepspeed.initialize(model=model, config=config)
     engine.eval()
     return engine
+
+
+def _refuse_beyond_adapter(config: Any) -> None:
+    """Raise InputError where what trains is not all in the adapter: a copy of it would follow the model."""
+    if getattr(config, "bias", "none") != "none":
+        raise InputError(
+            f"the adapter trains biases of its base (bias={config.bias!r}), so that a frozen copy of it is no "
+            "reference; train an adapter with bias='none', or the merged model"
+        )
+    if getattr(config, "layer_replication", None):
+        raise InputError(
+            "the adapter repeats layers of its base (layer_replication), so that a second one is no copy of it; train "
+            "an adapter without"
+        )
 
 
 def make_reference(model: nn.Module, autocast: torch.dtype | None = None, share: bool = True) -> Reference:

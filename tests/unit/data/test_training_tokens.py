@@ -2,11 +2,12 @@
 
 import pytest
 from datasets import Dataset
+from tokenizer_zoo import ZOO
 
 from llm_unlearn.data.chat import check_chat_template
-from llm_unlearn.data.encoding import IGNORE, Encoding, cuts_off, encode_rows
+from llm_unlearn.data.encoding import IGNORE, Encoding, encode_rows
+from llm_unlearn.data.token_checks import cuts_off
 from llm_unlearn.errors import InputError
-from tests.tokenizer_zoo import ZOO
 
 pytestmark = pytest.mark.unit
 ROWS = [
@@ -165,6 +166,14 @@ def test_the_date_that_a_template_writes_is_pinned():
     row = pinned.row(tokenizer, "is it good?", "yes")
     expected = "Today is 26 July 2024.\n<s>user\nis it good?</s>\n<s>assistant\nyes</s>\n"
     assert tokenizer.decode(row["input_ids"]) == expected
+
+
+def test_a_dated_template_that_needs_a_system_message_is_known_by_its_date():
+    needs = "{% if messages[0]['role'] != 'system' %}{{ raise_exception('system first') }}{% endif %}"
+    template = Encoding(chat_template=True, system_prompt="be short").template(chat(needs + DATED))
+    assert template.writes_date
+    assert Encoding(chat_template=True).template(chat(needs + DATED)).writes_date
+    assert not Encoding(chat_template=True).template(chat(needs + CHATML + "{# strftime_now #}")).writes_date
 
 
 def test_a_system_prompt_comes_first_unless_the_row_has_its_own():

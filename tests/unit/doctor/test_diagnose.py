@@ -9,6 +9,7 @@ import torch
 
 from llm_unlearn.config.recipe import build_recipe
 from llm_unlearn.config.sections import LoraSection, ModelSection
+from llm_unlearn.data.chat import Chat
 from llm_unlearn.data.encoding import Encoding
 from llm_unlearn.data.synthetic import synthetic_texts
 from llm_unlearn.distributed.topology import Topology
@@ -271,6 +272,19 @@ def test_a_completion_whose_end_is_not_supervised_is_a_problem(tokenizer):
 
     [finding] = tokens.check_spans(ROWS, tokenizer, Endless(64))
     assert finding.level == "problem" and "EOS" in finding.what and "7, 8, 9" in finding.what
+
+
+def test_a_template_is_asked_with_what_rows_have(tokenizer):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = (
+        "{% if messages[0]['role'] != 'system' %}{{ raise_exception('no system message') }}{% endif %}"
+        "{% for m in messages %}{{ m['content'] }}<eos>{% endfor %}"
+    )
+    chat = Chat([{"role": "system", "content": "x"}, {"role": "user", "content": "y"}])
+    encoding = Encoding(chat_template=True)
+    assert levels(tokens.check_template(tokenizer, encoding, chat)) == ["ok"]
+    assert tokens.check_verbalisers(tokenizer, VERBALIZERS, encoding, chat) == []
+    assert levels(tokens.check_template(tokenizer, encoding)) == ["problem"]
 
 
 def test_labels_that_cannot_be_told_apart(tokenizer):

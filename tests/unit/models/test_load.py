@@ -195,3 +195,9 @@ def test_a_field_that_asks_for_more_tokens_than_a_base_takes_is_named():
         check_model(section, {"data.max_length": limit, "pretrain.max_length": limit})
         with pytest.raises(InputError, match=rf"^pretrain\.max_length: {limit + 1} tokens, .* at most {limit}"):
             check_model(section, {"data.max_length": limit, "pretrain.max_length": limit + 1})
+
+
+@pytest.mark.parametrize("architecture", [{"n_embd": 10**30}, {"n_layer": 2**31}, {"n_layer": 2000}])
+def test_a_base_beyond_all_bounds_is_refused(architecture):
+    with pytest.raises(InputError, match="model.architecture.*at most"):
+        check_model(ModelSection(architecture={"model_type": "gpt2", **architecture}), {})

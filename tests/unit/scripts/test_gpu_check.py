@@ -1,0 +1,142 @@
+"""scripts/gpu_check.py on a CPU with toys: what each section writes, what is wrong, and what outlives a cut."""
+
+import argparse
+import importlib
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from paths import ROOT
+
+pytestmark = pytest.mark.unit
+
+sys.path.insert(0, str(ROOT / "scripts"))
+gpu_check, numbers, speed = map(importlib.import_module, ("gpu_check", "gpu_check_numbers", "gpu_check_speed"))
+TINY = argparse.Namespace(
+    device="cpu", tiny=True, peak_tflops=None, methods=["kl"]
+)  # variants, large, qlora and engines: see the last test
+
+
+def lines(section, tmp_path, module):
+    report = gpu_check.Report(section, tmp_path / "lines.jsonl")
+    getattr(module, section)(report, TINY)
+    found = gpu_check.lines_of(report.path)
+    assert found and not [line for line in found if "failed" in line]
+    return {line["name"]: line for line in found}
+
+
+def test_every_section_has_a_function():
+    for name in gpu_check.SECTIONS:
+        assert hasattr(numbers, name) != hasattr(speed, name)
+
+
+def test_parity_of_a_cpu_with_itself_is_exact(tmp_path):
+    found = lines("parity", tmp_path, numbers)
+    assert set(found) == {f"kl {shape} {kind}" for shape in ("gpt2", "llama") for kind in ("full", "lora")}
+    for line in found.values():
+        assert line["loss"] == line["update"] == 0.0
+        assert line["bf16_update"] == line["cpu_bf16_update"] > 0
+        assert line["ok"]
+
+
+@pytest.mark.parametrize(
+    ("loss", "update", "half", "ok"),
+    [(0.0, 0.0, 0.03, True), (2e-4, 0.0, 0.0, False), (0.0, 2e-3, 0.0, False), (0.0, 0.0, 0.05, False)],
+)
+def test_parity_sees_another_loss_another_update_and_a_worse_bf16(loss, update, half, ok, tmp_path, monkeypatch):
+    def two_steps(case, device, folder, bf16=False):
+        there = torch.tensor([1.0, 0.0])
+        if bf16:  # on a CPU 0.01 away
+            return [1.0], there + torch.tensor([0.0, 0.01 if device == "cpu" else half])
+        return [1.0 + loss * (device == "cuda")], there + torch.tensor([0.0, update * (device == "cuda")])
+
+    monkeypatch.setattr(numbers, "two_steps", two_steps)
+    report = gpu_check.Report("parity", tmp_path / "lines.jsonl")
+    numbers.compare(report, "case", ("kl", "gpt2", "full"), argparse.Namespace(device="cuda"))
+    assert gpu_check.lines_of(report.path)[0]["ok"] is ok
+
+
+def test_steps_are_measured_beside_fine_tuning_on_as_many_rows_and_the_doctor_is_asked(tmp_path):
+    found = lines("steps", tmp_path, speed)
+    assert {f"kl 1b {a}" for a in ("full", "lora")} < set(found)
+    assert {f"fine_tuning 1b {a}, {n} sets" for a in ("full", "lora") for n in (1, 2)} < set(found)
+    assert found["doctor kl 1b full"]["reference"] > 0
+    assert all("ok" not in line for line in found.values())  # toys meet no bar, and a CPU has none
+
+
+def test_bars_are_judged_on_a_gpu(tmp_path, monkeypatch):
+    measuring = speed.Measuring(gpu_check.Report("steps", tmp_path / "lines.jsonl"), TINY)
+    monkeypatch.setattr(measuring, "judged", True)
+    setting = measuring.setting("llama-1b", "full")
+    for limit in (0.0, 1e9):
+        measuring.take("kl", setting, "kl", bar=lambda _, times, limit=limit: times <= limit)
+    assert [line["ok"] for line in gpu_check.lines_of(measuring.report.path)] == [False, True]
+
+
+def test_syncs_are_counted_by_the_line_that_asks(tmp_path):
+    watch = numbers.Watch("cpu")
+    for message in ("called a synchronizing CUDA operation", "something else"):
+        watch.seen(UserWarning(message))
+    assert list(watch.found.values()) == [1]
+    assert next(iter(watch.found)).startswith("unit/scripts/test_gpu_check.py:")
+    assert "ok" not in lines("syncs", tmp_path, numbers)["kl full"]  # a CPU shows nothing
+
+
+def test_what_fails_is_a_line_and_the_exit_code_says_so(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "lines.jsonl"
+    path.write_text('{"section": "old", "name": "of another run", "ok": false}\n')
+    report = gpu_check.Report("parity", path)
+
+    def broken():
+        raise ValueError("no")
+
+    def section(name, args, seconds):
+        report.trying("case", broken if name == "parity" else lambda: report.add("good", ok=True))
+        return 0
+
+    monkeypatch.setattr(gpu_check, "start_section", section)
+    assert gpu_check.main(["--sections", "ceilings", "--json", str(path)]) == 0
+    assert gpu_check.main(["--sections", "ceilings,parity", "--json", str(path)]) == 1
+    assert "parity: case" in capsys.readouterr().out
+    assert gpu_check.lines_of(path)[-2]["failed"] == "ValueError: no"
+
+
+def test_a_section_that_takes_too_long_is_ended_and_what_it_wrote_is_kept(tmp_path, monkeypatch):
+    path, script = tmp_path / "lines.jsonl", tmp_path / "slow.py"
+    script.write_text(
+        "import subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        f'open({str(path)!r}, \'a\').write(\'{{"section": "parity", "name": "first"}}\\n{{"section": \')\n'
+        f"open({str(tmp_path / 'child')!r}, 'w').write(str(child.pid))\n"
+        "time.sleep(60)\n"
+    )
+    monkeypatch.setattr(gpu_check, "__file__", str(script))
+    start = time.monotonic()
+    assert gpu_check.main(["--sections", "parity", "--limit", "2", "--json", str(path)]) == 1
+    assert time.monotonic() - start < 10
+    names = [line["name"] for line in gpu_check.lines_of(path)]
+    assert names[0] == "first"
+    child = (tmp_path / "child").read_text()
+    state = subprocess.run(["ps", "-o", "stat=", "-p", child], capture_output=True, text=True).stdout.strip()
+    assert state in ("", "Z")
+
+
+def test_an_unknown_section_is_refused(capsys):
+    with pytest.raises(SystemExit) as error:
+        gpu_check.main(["--sections", "parity,speed"])
+    assert error.value.code == 2
+    assert "speed" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_whole_script(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    command = [sys.executable, "scripts/gpu_check.py", "--device", "cpu", "--tiny", "--json", str(path)]
+    done = subprocess.run([*command, "--methods", "kl,npo"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    assert {line["section"] for line in found} == set(gpu_check.SECTIONS)
+    assert {line["ended"] for line in found if line["name"] == "section"} == {0}
