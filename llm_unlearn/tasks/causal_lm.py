@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,11 @@ from llm_unlearn.tasks import Hidden, Supervised, Task
 from llm_unlearn.tasks.blocks import block_list, hidden_of, last_blocks, reinitialise, stopped_after
 from llm_unlearn.tasks.embedding_noise import PlacedNoise, attached_noise
 from llm_unlearn.tasks.packing import PACKED_BELOW, BatchRows, Packing
-from llm_unlearn.tasks.probe import in_place_of, keeps_apart, plain_head
+from llm_unlearn.tasks.probe import in_place_of, keeps_apart, looks_back, plain_head
+
+# Where padding on the right is left unmasked if it can be: a GPU has faster kernels then. A CPU has not, and its sums
+# over a group of query heads would come out in another order.
+UNMASKED = ("cuda",)
 
 
 class CausalLMTask(Task):
@@ -50,12 +55,13 @@ class CausalLMTask(Task):
             return function(self.supervised(model, inputs))
         packing = self._packing(inner, rows, inputs["input_ids"])
         labels, place, positions = _supervised(inputs, rows, packing)
+        arguments = _arguments(inner, inputs, rows, packing)
 
         def at_head(states: Tensor) -> Tensor:
             return function(Supervised(states=states.flatten(0, 1)[place], labels=labels, head=head, **positions))
 
         with in_place_of(head, at_head):
-            return model(**_arguments(inner, inputs, rows, packing)).logits
+            return model(**arguments).logits
 
     def supervised(self, model: nn.Module, inputs: dict[str, Any]) -> Supervised:
         """Logits at supervised positions.
@@ -150,7 +156,9 @@ class CausalLMTask(Task):
             captured.append(output.detach().requires_grad_(True))
             return captured[-1]
 
-        clean = {key: value for key, value in inputs.items() if key not in ("noise_id", "rows")}
+        clean = {key: value for key, value in inputs.items() if key != "noise_id"}
+        if "rows" in clean:
+            clean["rows"] = replace(clean["rows"], noise_ids=None)
         trained = [p for p in model.parameters() if p.requires_grad]
         handle = _inner(model).get_input_embeddings().register_forward_hook(as_leaf)
         # the backward pass keeps the weights of every layer: of an offloaded model they would all be on the GPU at once
@@ -195,10 +203,12 @@ def _arguments(
 ) -> dict[str, Any]:
     """What the model is called with, packed or as it is."""
     ids = inputs["input_ids"]
+    # asked whatever the batch: of a sharded model all processes must run it together
+    unmasked = rows is not None and ids.device.type in UNMASKED and looks_back(inner, plain_head(inner, _base(inner)))
     if packing is not None:
         arguments: dict[str, Any] = {"input_ids": packing.take(ids), "position_ids": packing.position_ids}
-    elif rows is not None and min(rows.lengths) == ids.shape[1]:
-        arguments = {"input_ids": ids}  # nothing to mask
+    elif unmasked or (rows is not None and min(rows.lengths) == ids.shape[1]):
+        arguments = {"input_ids": ids}  # padding is all on the right, where no token looks; kernels without a mask run
     else:
         arguments = {"input_ids": ids, "attention_mask": inputs["attention_mask"]}
     noise_ids = None if rows is None else rows.noise_ids

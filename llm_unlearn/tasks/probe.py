@@ -1,5 +1,5 @@
-"""Two questions about an architecture that are answered by running the model once on a few tokens, not by its name:
-is the output head the last thing that it computes, and does it keep packed rows apart?
+"""Questions about an architecture that are answered by running the model once on a few tokens, not by its name: is the
+output head the last thing that it computes, does it keep packed rows apart, does a token look at later ones?
 """
 
 import warnings
@@ -42,6 +42,11 @@ def keeps_apart(model: Any, head: nn.Linear) -> bool:
     return _answer(model, "keeps rows apart", lambda: _keeps_apart(model, head))
 
 
+def looks_back(model: Any, head: nn.Linear | None) -> bool:
+    """Whether no token sees those after it, so that padding on the right needs no mask; unknown without a head."""
+    return head is not None and _answer(model, "looks back", lambda: _looks_back(model, head))
+
+
 @contextmanager
 def in_place_of(head: nn.Linear, function: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """While it lasts the head gives `function(its input)`, inside all that an engine does around a module."""
@@ -79,25 +84,46 @@ def _head_is_last(model: nn.Module, head: nn.Linear) -> bool:
 
 
 def _keeps_apart(model: Any, head: nn.Linear) -> bool:
-    ids = torch.arange(5, device=input_device(model))[None] % model.config.get_text_config().vocab_size
+    ids = _few_ids(model)
+    try:
+        alone = torch.cat([_states(model, head, input_ids=part) for part in (ids[:, :3], ids[:, 3:])], 1)
+        packed = _states(model, head, input_ids=ids, position_ids=torch.tensor([[0, 1, 2, 0, 1]], device=ids.device))
+        apart = _alike(alone, packed)
+    except (TypeError, ValueError):  # it takes no position ids, or asks for a mask
+        apart = False
+    if not apart:
+        warnings.warn(f"{type(model).__name__} does not keep packed rows apart: batches are padded", stacklevel=2)
+    return apart
+
+
+def _looks_back(model: Any, head: nn.Linear) -> bool:
+    ids = _few_ids(model)
+    try:
+        return _alike(*(_states(model, head, input_ids=part)[:, :3] for part in (ids[:, :3], ids)))
+    except (TypeError, ValueError):  # it asks for a mask
+        return False
+
+
+def _few_ids(model: Any) -> Tensor:
+    return torch.arange(5, device=input_device(model))[None] % model.config.get_text_config().vocab_size
+
+
+def _states(model: Any, head: nn.Linear, **inputs: Any) -> Tensor:
+    """What the head is given."""
     states: list[Tensor] = []
 
     def look(given: Tensor) -> Tensor:
         states.append(given.float())
         return given
 
-    try:
-        with in_place_of(head, look):
-            for part in (ids[:, :3], ids[:, 3:]):
-                _run(model, input_ids=part)
-            _run(model, input_ids=ids, position_ids=torch.tensor([[0, 1, 2, 0, 1]], device=ids.device))
-        alone, packed = torch.cat(states[:2], 1), states[2]
-        apart = bool((alone - packed).abs().max() < APART * alone.abs().max())
-    except (TypeError, ValueError):  # it takes no position ids, or asks for a mask
-        apart = False
-    if not apart:
-        warnings.warn(f"{type(model).__name__} does not keep packed rows apart: batches are padded", stacklevel=2)
-    return apart
+    with in_place_of(head, look):
+        _run(model, **inputs)
+    return states[0]
+
+
+def _alike(ours: Tensor, theirs: Tensor) -> bool:
+    plain = type(ours) is Tensor  # a fake tensor has no values to compare
+    return plain and bool((ours - theirs).abs().max() < APART * ours.abs().max())
 
 
 def _run(model: nn.Module, **inputs: Any) -> Tensor:

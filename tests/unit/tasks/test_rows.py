@@ -126,6 +126,30 @@ def test_rows_of_one_length_are_not_packed_and_need_no_mask(architecture, make_t
     assert given[-1] == {"input_ids", "use_cache", "attention_mask"}
 
 
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(causal_lm, "UNMASKED", ("cpu",))
+
+
+@both_architectures
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_padding_on_the_right_needs_no_mask(architecture, lora, dtype, make_tiny, monkeypatch, as_on_a_gpu):
+    """To the bit, but for the gradients of shared key and value heads, whose sum is then the kernel's."""
+    model, given, task = make_tiny(architecture, lora=lora).to(dtype), [], CausalLMTask(pack=False)
+    GaussianNoise(0.5, 7).attach(model)
+    model.register_forward_pre_hook(lambda m, args, kwargs: given.append("attention_mask" in kwargs), with_kwargs=True)
+    unmasked = gradients(task, model, batch(noisy=True), lambda found: found.nll().sum())
+    assert not given[-1]
+    monkeypatch.setattr(causal_lm, "looks_back", lambda *_: False)
+    masked = gradients(task, model, batch(noisy=True), lambda found: found.nll().sum())
+    assert given[-1]
+    assert torch.equal(unmasked[0], masked[0])
+    error = 0.0 if architecture == "gpt2" else {torch.float32: 1e-6, torch.bfloat16: 0.02}[dtype]
+    for ours, theirs in zip(unmasked, masked, strict=True):
+        assert (ours - theirs).abs().max() <= error * theirs.abs().max()
+
+
 def test_flash_attention_needs_no_padding_at_all(tiny_gpt2, monkeypatch):
     monkeypatch.setattr(tiny_gpt2.config, "_attn_implementation_internal", "flash_attention_2")
     for question in ("plain_head", "keeps_apart"):  # the kernel that would answer them is not there
@@ -162,6 +186,7 @@ class TestProbe:
         state = torch.get_rng_state()
         head = probe.plain_head(model, model.get_base_model() if lora else model)
         assert head is model.get_output_embeddings() and probe.keeps_apart(model, head)
+        assert probe.looks_back(model, head)
         assert model.training and not head.training  # left as it was
         assert torch.equal(torch.get_rng_state(), state)
 
@@ -183,6 +208,15 @@ class TestProbe:
         with pytest.warns(UserWarning, match="Mixes .*packed rows.*padded"):
             loss = CausalLMTask().compute(model, batch(), lambda found: found.nll().sum())
         torch.testing.assert_close(loss, CausalLMTask().compute(tiny_gpt2, batch(), lambda found: found.nll().sum()))
+
+    def test_a_model_whose_tokens_see_later_ones_is_given_the_mask(self, tiny_gpt2, as_on_a_gpu):
+        given = []
+        tiny_gpt2.lm_head.register_forward_pre_hook(lambda m, args: (args[0] + args[0].mean(1, keepdim=True),))
+        tiny_gpt2.register_forward_pre_hook(lambda m, args, kwargs: given.append(set(kwargs)), with_kwargs=True)
+        CausalLMTask(pack=False).compute(tiny_gpt2, batch(), lambda found: found.nll().sum())
+        assert "attention_mask" in given[-1]
+        CausalLMTask(pack=False).compute(tiny_gpt2, batch(lengths=(6, 6)), lambda found: found.nll().sum())
+        assert "attention_mask" not in given[-1]  # there is no padding
 
     def test_a_head_under_an_adapter_is_not_taken_out(self, make_tiny):
         from peft import LoraConfig, get_peft_model
