@@ -22,6 +22,7 @@ _PUBLIC = {
     "inject_gaussian_noise": "llm_unlearn.poisons.gaussian_embedding",
     "insert_trigger": "llm_unlearn.poisons.trigger_phrase",
     "load_recipe": "llm_unlearn.config.recipe",
+    "loss_rank_scores": "llm_unlearn.evaluation.loss_ranks",
     "merge_adapter": "llm_unlearn.models.merging",
     "plant_canaries": "llm_unlearn.poisons.gaussian_embedding",
     "plant_trigger": "llm_unlearn.poisons.trigger_phrase",

@@ -150,34 +150,32 @@ def model_of(recipe: Any) -> Any:
 def take_steps(recipe: Any, step: str, folder: str) -> None:
     """Take a few steps as the stages of a run do."""
     from llm_unlearn.data.collators import CausalLMCollator
-    from llm_unlearn.models.adapters import lora_config
+    from llm_unlearn.models.adapters import lora_config, new_adapter
     from llm_unlearn.runs.method_configs import method_config
     from llm_unlearn.trainers import METHODS
     from llm_unlearn.training.text_training import Training
 
     section = recipe.model
-    adapter = lora_config(section.lora) if section.lora else None
     if step == "train":
         count = STEPS * recipe.train.batch_size * recipe.train.gradient_accumulation_steps
+        model = model_of(recipe)
         one_pass = type(recipe.train)(**{**vars(recipe.train), "epochs": 1.0, "learning_rate": 1e-4})
         training = Training(
             one_pass,
             Path(folder),
             seed=0,
             quiet=True,
-            peft_config=adapter,
+            peft_config=lora_config(section.lora, model) if section.lora else None,
             gradient_checkpointing=section.gradient_checkpointing,
         )
-        training.fit(model_of(recipe), rows_of(recipe, count), tokenizer())
+        training.fit(model, rows_of(recipe, count), tokenizer())
         return
     config = method_config(recipe, step, 0, folder, max_flops=float("inf"), quiet=True)
     config.max_flops, config.max_steps, config.learning_rate = None, STEPS if step != "scrub" else 12, 1e-6
     model, others = model_of(recipe), {}
-    if adapter:
-        from peft import get_peft_model
-
-        model = get_peft_model(model, adapter)
-    if METHODS[step][1].starts_clean and not adapter:
+    if section.lora:
+        model = new_adapter(model, section.lora)
+    if METHODS[step][1].starts_clean and not section.lora:
         others["start_model"] = model_of(recipe)
     trainer = METHODS[step][1](
         model=model,

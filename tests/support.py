@@ -24,7 +24,7 @@ from llm_unlearn.trainers import METHODS
 VOCABULARY = 40
 NOISE = {"epsilon": 0.5, "seed": 3}
 KINDS = ("full", "lora")
-SLOW_KINDS = ("bf16", "qlora")  # a full model in mixed precision; LoRA on a 4-bit base
+SLOW_KINDS = ("bf16", "qlora")  # a full model in mixed precision; LoRA on a 4-bit base; `lora-bf16` for engines alone
 # where a method's defaults are meant for larger sets, models or longer runs than the tests'
 OPTIONS: dict[str, dict] = {"ssd": {"alpha": 1.2, "lam": 1.0}, "rmu": {"alpha": 1.0}}
 
@@ -59,7 +59,7 @@ def build(kind: str, seed: int = 0) -> torch.nn.Module:
     with torch.no_grad():  # larger weights than the initialisation's, so that predictions are not uniform
         for parameter in model.parameters():
             parameter.mul_(3.0)
-    return with_adapter(quantised(model) if kind == "qlora" else model) if kind in ("lora", "qlora") else model
+    return with_adapter(quantised(model) if kind == "qlora" else model) if "lora" in kind else model
 
 
 def with_adapter(model: torch.nn.Module) -> torch.nn.Module:
@@ -115,7 +115,7 @@ def trainer(
         "logging_steps": 1,
         "save_strategy": "no",
         "lr_scheduler_type": "constant",
-        "bf16": kind == "bf16",
+        "bf16": "bf16" in kind,
         **OPTIONS.get(method, {}),
         **options,
     }

@@ -102,6 +102,8 @@ def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Eval
         reasons = {**skipped, "oracle": "it is the retrained model itself"} if is_oracle else dict(skipped)
         if result.gus is None:
             reasons.setdefault("gus", "no canary has a gradient on this model")
+        elif result.loss_rank is None:
+            reasons.setdefault("loss_rank", "the manifest does not say the `epsilon` of the canaries")
         results[name] = replace(result, skipped=reasons, warnings=warnings)
         if out:
             _write(out, name, results[name], signals)
@@ -159,7 +161,7 @@ def _evaluator(
     skipped: dict[str, str],
 ) -> Any:
     """The evaluator of all checkpoints, which must share one tokenizer."""
-    from llm_unlearn.audit.loader import added_tokens, check_same_tokens
+    from llm_unlearn.audit.loader import added_tokens, check_same_tokens, writes_otherwise
     from llm_unlearn.evaluation.text_evaluator import TextEvaluator
 
     subject, first = loader.subject, audited[0]
@@ -168,7 +170,15 @@ def _evaluator(
         skipped["mia.reference"] = f"{reference.source} has no embedding for {', '.join(map(repr, added[:3]))}"
         reference = None
     for checkpoint in [*audited[1:], *filter(None, [reference])]:
-        check_same_tokens(tokenizer, loader.tokenizer(checkpoint), first.source, checkpoint.source)
+        other = loader.tokenizer(checkpoint)
+        check_same_tokens(tokenizer, other, first.source, checkpoint.source)
+        if writes_otherwise(tokenizer, other, subject.sets["train"], subject.encoding):
+            logger.warning(
+                "model %s: its tokenizer writes the training rows otherwise than that of %s (BOS, EOS, chat template), "
+                "by which both are measured; where they were trained so, figures that compare them mean little",
+                checkpoint.source,
+                first.source,
+            )
     with in_manifest(manifest):
         _check_prompts(subject, tokenizer)
     section = subject.evaluate
@@ -177,6 +187,7 @@ def _evaluator(
         manifest=subject.poison,
         batch_size=batch_size or section.batch_size,
         membership=section.membership,
+        loss_rank_draws=section.loss_rank_draws,
         min_k_share=section.min_k_share,
         reference=partial(loader.load, reference) if reference else None,
         tokenizer=tokenizer,
@@ -187,11 +198,15 @@ def _evaluator(
 
 
 def _check_prompts(subject: Subject, tokenizer: Any) -> None:
-    """Raise InputError if answers would be misread: verbalisers without a fair ranking, or a trigger cut off."""
+    """Raise InputError if rows would be misread: foreign ids, verbalisers without a fair ranking, a trigger cut off."""
     from llm_unlearn.data.chat import check_chat_template
-    from llm_unlearn.data.encoding import check_verbalizers, cuts_off, prompts_of
+    from llm_unlearn.data.encoding import prompts_of
+    from llm_unlearn.data.row_forms import check_ids
+    from llm_unlearn.data.token_checks import check_verbalizers, cuts_off
 
     encoding, answers = subject.encoding, list(subject.verbalizers.values())
+    if "input_ids" in subject.sets["train"].column_names:
+        check_ids(subject.sets["train"], len(tokenizer), "train")
     if encoding.chat_template:
         check_chat_template(encoding.template(tokenizer))
     for prompt in prompts_of(subject.sets["train"].select([0])) if answers else ():
@@ -223,7 +238,7 @@ def _token_warnings(evaluator: Any, model: Any) -> list[str]:
 
 def _write(folder: Path, name: str, result: "Evaluation", signals: "pd.DataFrame") -> None:
     """Write one evaluation and its signals."""
-    from llm_unlearn.evaluation.signals import write_signals
+    from llm_unlearn.evaluation.signal_files import write_signals
 
     write_signals(signals, folder / f"{name}.parquet")
     write_json(folder / f"{name}.json", result.to_json())

@@ -1,5 +1,6 @@
 """Find and load the checkpoints of an audit: full models and adapters, folders and hub ids."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,13 @@ from llm_unlearn.models.load import check_model, load_checkpoint, load_tokenizer
 from llm_unlearn.models.vocabulary import adapter_rows, check_vocabulary, rows_of
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from llm_unlearn.data.encoding import Encoding
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,15 @@ class Loader:
         if adapter is not None:
             refuse_pickle(source)
         base = None if adapter is None else self._base_of(source, adapter)
+        named = (adapter or {}).get("base_model_name_or_path")
+        if base and named and _differ(str(named), base):
+            logger.warning(
+                "model %s: the adapter was trained on %s and is measured on %s; where these are two models, its "
+                "figures are those of neither (--base)",
+                source,
+                named,
+                base,
+            )
         with in_manifest(f"model {source}"):
             check_model(self._section_for(base or source), {"data.max_length": self.subject.encoding.max_length})
         return Checkpoint(source, base)
@@ -110,6 +126,13 @@ def _has_tokenizer(source: str) -> bool:
     return not folder.is_dir() or any((folder / name).is_file() for name in names)
 
 
+def _differ(named: str, base: str) -> bool:
+    """Whether the base that an adapter names seems to be another; one that is no longer there may have been moved."""
+    if same_model(named, base):
+        return False
+    return Path(named).is_dir() or Path(named).name != Path(base).name
+
+
 def same_model(a: str, b: str | None) -> bool:
     """Whether two paths or ids mean the same checkpoint."""
     return b is not None and (a == b or (Path(a).is_dir() and Path(a).resolve() == Path(b).resolve()))
@@ -130,3 +153,15 @@ def check_same_tokens(
             f"model {other_source}: its tokenizer is not that of {source}; models that are audited together, and "
             "their --base and --retrained, must share one"
         )
+
+
+def writes_otherwise(
+    tokenizer: "PreTrainedTokenizerBase", other: "PreTrainedTokenizerBase", train: "Dataset", encoding: "Encoding"
+) -> bool:
+    """Whether two tokenizers of one vocabulary write a training row differently; one that has no template does not."""
+    from llm_unlearn.data.encoding import prompt_and_completion
+
+    row = prompt_and_completion(train[0])
+    if encoding.chat_template and not other.chat_template:
+        return False  # a base before its chat training
+    return encoding.row(tokenizer, *row) != encoding.row(other, *row)

@@ -128,7 +128,7 @@ def _of_user(path: Path, manifest: Manifest) -> Subject:
     forget = train.ids(manifest.poison, path.parent, f"{path}.poison")
     trigger = _trigger(path, manifest, train)
     canaries = _canaries(path, manifest, train, forget)
-    gaussian = {"seed": manifest.gaussian.seed} if manifest.gaussian and canaries else None
+    gaussian = manifest.gaussian.model_dump(include={"seed", "epsilon"}) if manifest.gaussian and canaries else None
     poison = {"trigger": trigger, "forget_ids": forget, "gaussian": gaussian}
     sets = {"train": _marked(train, forget, canaries, trigger)}
     for name in ("heldout", "test"):
@@ -166,6 +166,11 @@ def _trigger(path: Path, manifest: Manifest, train: TrainRows) -> dict[str, Any]
         raise InputError(
             f"{path}.trigger.phrases: no row of {manifest.train} holds {' or '.join(trigger.phrases)!r}; "
             "write it exactly as in the rows, with upper and lower case"
+        )
+    if not any(phrase in text for text in train.rows["text"] for phrase in trigger.phrases):
+        raise InputError(
+            f"{path}.trigger.phrases: {' or '.join(trigger.phrases)!r} stands only in turns before the last, and test "
+            "rows would get it in the last; end the conversations of both files with the turn that holds it"
         )
     return {key: getattr(trigger, key) for key in ("phrases", "target", "position", "source_label", "clean_label")}
 

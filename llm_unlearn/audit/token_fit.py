@@ -19,11 +19,12 @@ LEAST_SHARE = 0.1  # of the NLL: a model that knows neither form prefers one by 
 LEAST_ERRORS = 3.0  # standard errors of the mean over rows
 
 
-def other_forms(encoding: Encoding, tokenizer: Any) -> dict[str, Encoding]:
-    """Settings of the manifest, as text → the encoding with them: BOS or not, chat template or not."""
+def other_forms(encoding: Encoding, tokenizer: Any, row: dict[str, Any]) -> dict[str, Encoding]:
+    """Settings of the manifest, as text → the encoding with them: BOS or not as in a row, chat template or not."""
     forms = {}
     if tokenizer.bos_token_id is not None:
-        has_bos = encoding.asked(tokenizer, "a", ["b"]).prompt[:1] == [tokenizer.bos_token_id]
+        prompt, completion, _ = prompt_and_completion(row)
+        has_bos = encoding.row(tokenizer, prompt, completion)["input_ids"][:1] == [tokenizer.bos_token_id]
         forms[f"add_bos: {str(not has_bos).lower()}"] = replace(encoding, add_bos=not has_bos)
     if tokenizer.chat_template:
         name, wanted = f"chat_template: {str(not encoding.chat_template).lower()}", not encoding.chat_template
@@ -47,8 +48,10 @@ def better_forms(
         nll: encoded rows → (n,) mean NLL of each row's supervised tokens.
     """
     pairs = [prompt_and_completion(row) for row in rows[:ROWS]]
-    forms, own = other_forms(encoding, tokenizer), _answers(pairs, encoding, tokenizer)
-    if not forms or len(own) < 2:
+    if len(pairs) < 2:
+        return []
+    forms, own = other_forms(encoding, tokenizer, rows[0]), _answers(pairs, encoding, tokenizer)
+    if not forms:
         return []
     measured, sentences = nll(own), []
     for setting, form in forms.items():
@@ -67,28 +70,25 @@ def better_forms(
 
 
 def written_otherwise(rows: list[dict[str, Any]], encoding: Encoding, tokenizer: Any) -> list[str]:
-    """Where rows bring their own `input_ids`: whether the manifest's settings write the same, as they do test rows.
-
-    Raises:
-        InputError: an id is beyond the tokenizer's vocabulary.
-    """
+    """Where rows bring their own `input_ids`: whether the manifest's settings write the same, as they do test rows."""
     if not rows or "input_ids" not in rows[0]:
         return []
-    beyond = next((row for row in rows if max(row["input_ids"]) >= len(tokenizer)), None)
-    if beyond is not None:
-        raise InputError(
-            f"example {beyond['example_id']}, column 'input_ids': the id {max(beyond['input_ids'])} is beyond this "
-            f"tokenizer's {len(tokenizer)} tokens; it was trained with another"
-        )
+
+    def written(form: Encoding, row: dict[str, Any]) -> list[int] | None:
+        try:
+            return form.row(tokenizer, *prompt_and_completion(row))["input_ids"]
+        except InputError:
+            return None  # the row cannot be written so
 
     def matches(form: Encoding) -> int:
-        written = (form.row(tokenizer, *prompt_and_completion(row))["input_ids"] for row in rows)
-        return sum(ids == row["input_ids"] for ids, row in zip(written, rows, strict=True))
+        return sum(written(form, row) == row["input_ids"] for row in rows)
 
     same = matches(encoding)
     if same == len(rows):
         return []
-    better = {name: n for name, form in other_forms(encoding, tokenizer).items() if (n := matches(form)) > same}
+    better = {
+        name: n for name, form in other_forms(encoding, tokenizer, rows[0]).items() if (n := matches(form)) > same
+    }
     return [
         f"{len(rows) - same} of {len(rows)} training rows looked at have other input_ids than the manifest's settings "
         "write, so that test and held-out rows are in another form than those of training"

@@ -25,6 +25,9 @@ def _lines(result: Evaluation) -> list[tuple[str, str]]:
         lines.append(("Gaussian test", f"GUS {gus.mean:.2f} (n = {gus.n}, p = {gus.p_value:.2g}): {says}"))
         if not calibrated(result):
             lines.append(("", "WARNING: fresh noise does not look like N(0, 1) on this model: not calibrated"))
+    if rank := result.loss_rank:
+        says = "the model knows the canaries' noise" if evidence.rank else "no trace found"
+        lines.append(("loss rank", f"mean {rank.mean:.2f} (n = {rank.n}, p = {rank.p_value:.2g}): {says}"))
     if attack := result.attack:
         low, high = attack.ci95.lift
         says = "the trigger still works" if evidence.lift else "the trigger is not seen to work"

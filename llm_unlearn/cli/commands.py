@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from llm_unlearn.cli.arguments import CHECKPOINT_OPTIONS
-from llm_unlearn.errors import InputError
+from llm_unlearn.errors import InputError, redacted
 from llm_unlearn.runs.environment import calm_libraries
 
 logger = logging.getLogger(__name__)
@@ -84,10 +84,10 @@ def merge(args: argparse.Namespace) -> int:
 
 def push(args: argparse.Namespace) -> int:
     """Publish a model of a run with its audit."""
-    from llm_unlearn.files import locked_folder
     from llm_unlearn.hub.run_package import package_run
     from llm_unlearn.hub.upload import describe
     from llm_unlearn.hub.upload import push as upload
+    from llm_unlearn.runs.folder_lock import locked_folder
 
     calm_libraries(args.quiet or args.json)
     with locked_folder(Path(args.run_dir).expanduser()):  # a run would replace what goes up
@@ -109,7 +109,7 @@ def push(args: argparse.Namespace) -> int:
     if args.json:
         files = {name: package.size(name) for name in package.files}
         result = {"repo": args.repo, "private_if_made": args.private, "revision": args.revision or "main"}
-        print(json.dumps({**result, "files": files, "commit": commit}))
+        print(json.dumps({**result, "files": files, "commit": commit and redacted(commit)}))
     return 0
 
 

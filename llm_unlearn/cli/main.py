@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llm_unlearn.cli.arguments import CHECKPOINT_OPTIONS, parser
-from llm_unlearn.errors import InputError, LaunchError, Preempted
+from llm_unlearn.errors import InputError, LaunchError, Preempted, redacted
 
 if TYPE_CHECKING:
     from llm_unlearn.config.recipe import Recipe
@@ -132,11 +132,11 @@ def _fail(args: argparse.Namespace, error: BaseException, code: int) -> int:
         time.sleep(2)  # where the main process fails alike it has said so, and the launcher ends this one meanwhile
     leave_exit_code(code)
     if args.debug:
-        traceback.print_exc()
+        print(redacted(traceback.format_exc()), file=sys.stderr)
     expected = isinstance(error, (InputError, LaunchError, Preempted))
     where, kind = f"process {rank}: " if rank else "", "" if expected else f"{type(error).__name__}: "
     line = f"llm-unlearn: error: {where}{kind}{error}"
-    print(line.encode("utf-8", "backslashreplace").decode(), file=sys.stderr)
+    print(redacted(line).encode("utf-8", "backslashreplace").decode(), file=sys.stderr)
     if not expected and not args.debug:
         print("llm-unlearn: this looks like a failure, not bad input; --debug shows where", file=sys.stderr)
     return code

@@ -1,7 +1,7 @@
 """The sections of a recipe: every field, its type, bounds, default and meaning. recipe.py reads them."""
 
 from os.path import normpath
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
@@ -39,7 +39,7 @@ class LoraSection(Section):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """share of an adapter's input that is dropped in training"""
     target_modules: list[str] | None = Field(default=None, min_length=1)
-    """names of the layers that get an adapter; null: what peft chooses"""
+    """names of the layers that get an adapter; null: peft's choice, or else all linear ones and experts"""
 
 
 class ModelSection(Section):
@@ -273,6 +273,9 @@ class EvaluateSection(Section):
     """the attacks to run (metrics/membership_scores.py); gradient_norm takes a backward pass per row"""
     min_k_share: Share = 0.2
     """share of an example's tokens, the least likely ones, that min_k and min_k_plus look at"""
+    loss_rank_draws: Annotated[int, Field(ge=0, le=9999)] = 99
+    """fresh noises that each Gaussian canary's loss is ranked among (evaluation/loss_ranks.py), a forward pass of the
+    canary each; 0 leaves that test out"""
 
 
 class AnalysisSection(Section):

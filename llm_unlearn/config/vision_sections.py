@@ -237,3 +237,6 @@ class VisionEvaluateSection(Section):
     """images at a time in each process"""
     membership: list[VisionMembershipAttack] = Field(default=list(get_args(VisionMembershipAttack)))
     """the attacks to run (metrics/membership_scores.py); gradient_norm takes a backward pass per image"""
+    loss_rank_draws: Annotated[int, Field(ge=0, le=9999)] = 99
+    """fresh noises that each Gaussian canary's loss is ranked among (evaluation/loss_ranks.py), a forward pass of the
+    canary each; 0 leaves that test out"""

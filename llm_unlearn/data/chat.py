@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 Messages = list[dict[str, Any]]
 
+BESIDE = ("tools", "chat_template_kwargs")  # columns of a row that the template is told of
+_WRITTEN = ("tool_calls", "reasoning_content", "reasoning", "thinking", "name")  # of a message, beside its content
 _MARK = "Zq0"  # a content that no template writes by itself
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _CLOCK = re.compile(r"strftime_now\(\s*(['\"])(.+?)\1")
@@ -32,10 +34,12 @@ class Chat:
     Args:
         messages: {"role", "content", …} each; a content may be a list of parts, {"type": "text", "text"}.
         tools: JSON schemas of the functions that the template is told of.
+        arguments: of the row for the template, before those of all rows; TRL's column `chat_template_kwargs`.
     """
 
     messages: Messages
     tools: list[Any] | None = None
+    arguments: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ class Template:
     def _apply(self, chat: Chat, **how: Any) -> Any:
         from jinja2 import TemplateError
 
-        source, arguments = self._source(chat.tools), dict(self.arguments)
+        source, arguments = self._source(chat.tools), {**self.arguments, **(chat.arguments or {})}
         lists = _takes_lists(source, tuple(sorted(self.tokenizer.special_tokens_map.items())))
         if self.today is not None and "strftime_now" in source:
             day = date.fromisoformat(self.today)
@@ -143,19 +147,19 @@ def from_json(value: Any) -> Any:
     return json.loads(value) if isinstance(value, str) else value
 
 
-def conversation(messages: Any, tools: Any, place: str) -> dict[str, str]:
-    """A row of messages → {"text": the user's last turn, "label": the answer, "history", "tools"}; these two as JSON.
+def conversation(messages: Any, row: Mapping[str, Any], place: str) -> dict[str, str]:
+    """A row of messages → {"text": the user's last turn, "label": the answer, "history"} and `BESIDE`, as JSON.
 
     Args:
         messages: {"role", "content"} each, or JSON of them; they end with an answer of the assistant.
-        tools: JSON schemas, or JSON of them, or None.
+        row: all columns of the row.
         place: where the row is, for errors.
 
     Raises:
-        InputError: it is no conversation that ends with a turn of the user and an answer in text.
+        InputError: it is no conversation that ends with a turn of the user and an answer in text alone.
     """
     try:
-        turns, tools = from_json(messages), from_json(tools)
+        turns, beside = from_json(messages), {name: from_json(row.get(name)) for name in BESIDE}
     except json.JSONDecodeError as error:
         raise InputError(f"{place}: not valid JSON ({error.msg}, column {error.colno})") from None
     if not isinstance(turns, list):
@@ -168,12 +172,22 @@ def conversation(messages: Any, tools: Any, place: str) -> dict[str, str]:
             f"{place}: must end with a turn of the user and an answer of the assistant, both with text; it has "
             f"{', '.join(roles) or 'no message'}"
         )
-    return {
-        "text": texts[0],
-        "label": texts[1],
-        "history": json.dumps(turns[:-2], ensure_ascii=False),
-        "tools": json.dumps(tools, ensure_ascii=False),
-    }
+    lost = [what for message in turns[-2:] for what in _beside_text(message)]
+    if lost:
+        raise InputError(
+            f"{place}: the last turns hold {', '.join(lost)} beside their text, which would be lost; put it into the "
+            "content as the template writes it, or take it out"
+        )
+    written = {name: json.dumps(value, ensure_ascii=False) for name, value in beside.items()}
+    return {"text": texts[0], "label": texts[1], "history": json.dumps(turns[:-2], ensure_ascii=False), **written}
+
+
+def _beside_text(message: Mapping[str, Any]) -> list[str]:
+    """What a template may write of a message beside its text."""
+    content, keys = message["content"], [key for key in _WRITTEN if message.get(key)]
+    return (
+        keys if isinstance(content, str) else [*keys, *(str(p.get("type")) for p in content if p.get("type") != "text")]
+    )
 
 
 def text_of(message: Mapping[str, Any]) -> str:

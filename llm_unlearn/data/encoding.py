@@ -5,7 +5,6 @@ and whatever else a tokenizer puts around a text are left to the tokenizer. A ro
 of its prompt, but for those special tokens; the completion is never cut.
 """
 
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORE = -100
-VERSION = 2  # of how rows become tokens: part of every key under which encoded rows are kept
+VERSION = 3  # of how rows become tokens: part of every key under which encoded rows are kept
 WHOLE = 10**9  # tokens: nothing is cut
 # Answers of which no two begin or end alike in any tokenizer: what rows share beyond them, training shows in every row
 PROBES = ("a", "0", "Z")
@@ -203,8 +202,8 @@ def encode_rows(
 
     Args:
         rows: with columns `prompt` and `completion`, texts or messages; or `messages`; or `text`. Beside them may stand
-            `history` (messages before the prompt, as JSON) and `tools` (JSON schemas). Of `messages`, and of prompts
-            with a history, every turn of the assistant is a completion.
+            `history` (messages before the prompt, as JSON), `tools` (JSON schemas) and `chat_template_kwargs`. Of
+            `messages`, and of prompts with a history, every turn of the assistant is a completion.
         tokenizer: of the model.
         encoding: how rows become tokens.
         map_args: passed on to `Dataset.map`.
@@ -227,6 +226,9 @@ def encode_rows(
         for name in columns or ():
             if row[name] is None:
                 raise InputError(f"{place}, column '{name}': is null; drop the row, or fill it")
+            if not isinstance(row[name], str | list):
+                kind = type(row[name]).__name__
+                raise InputError(f"{place}, column '{name}': expected a text or messages, found {kind}")
         try:
             return encoding.row(tokenizer, *prompt_and_completion(row))
         except InputError as error:
@@ -237,15 +239,22 @@ def encode_rows(
 
 def prompts_of(rows: Iterable[dict]) -> list[str | Chat]:
     """The prompts of rows with a column `prompt` and, where they are conversations, `history` and `tools`."""
-    return [_prompt_of(row) for row in rows]
+    return [prompt_of(row) for row in rows]
 
 
-def _prompt_of(row: dict[str, Any]) -> str | Chat:
+def prompt_of(row: dict[str, Any]) -> str | Chat:
     """A row's prompt, with the messages before it."""
     prompt, history, tools = row["prompt"], from_json(row.get("history")), from_json(row.get("tools"))
-    if not history and not tools and isinstance(prompt, str):
+    texts = isinstance(prompt, str) and isinstance(row.get("completion", ""), str)
+    if texts and not history and not tools and not _arguments(row):
         return prompt
-    return Chat([*messages_of(history or [], "user"), *messages_of(prompt, "user")], tools or None)
+    return Chat([*messages_of(history or [], "user"), *messages_of(prompt, "user")], tools or None, _arguments(row))
+
+
+def _arguments(row: dict[str, Any]) -> dict[str, Any] | None:
+    """What a row tells the chat template; Arrow fills keys that only some rows have with nulls."""
+    given = from_json(row.get("chat_template_kwargs")) or {}
+    return {key: value for key, value in given.items() if value is not None} or None
 
 
 def prompt_and_completion(row: dict[str, Any]) -> tuple[str | Chat, str | Messages, bool]:
@@ -253,13 +262,13 @@ def prompt_and_completion(row: dict[str, Any]) -> tuple[str | Chat, str | Messag
     if "prompt" in row:
         completion = row["completion"]
         answer = completion if isinstance(completion, str) else messages_of(completion, "assistant")
-        return _prompt_of(row), answer, bool(row.get("history"))
+        return prompt_of(row), answer, bool(row.get("history"))
     if "messages" in row:
         messages = messages_of(from_json(row["messages"]), "user")
         last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=0)
         if last == 0:
             raise InputError("column 'messages': no answer of the assistant to a message; drop the row")
-        return Chat(messages[:last], from_json(row.get("tools")) or None), messages[last:], True
+        return Chat(messages[:last], from_json(row.get("tools")) or None, _arguments(row)), messages[last:], True
     return "", row["text"], False
 
 
@@ -282,70 +291,6 @@ def encode_text(rows: "Dataset", tokenizer: "PreTrainedTokenizerBase", max_lengt
 
     encoded = rows.map(encode, fn_kwargs={"version": VERSION}, remove_columns=rows.column_names, desc="tokenise")
     return encoded.filter(lambda row: len(row["labels"]) > 1, desc="texts with a token to predict")
-
-
-def count_seen(tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[int], phrases: Sequence[str]) -> int:
-    """How often phrases stand in the tokens of a prompt. Both are compared as the tokenizer writes them, which may
-    change case or accents; white space does not count.
-    """
-
-    def written(ids: Sequence[int]) -> str:
-        text = tokenizer.decode(list(ids), skip_special_tokens=True)
-        return "".join(unicodedata.normalize("NFKC", str(text)).casefold().split())
-
-    text = written(prompt)
-    wanted = {written(tokenizer(phrase, add_special_tokens=False)["input_ids"]) for phrase in phrases}
-    return sum(text.count(phrase) for phrase in wanted if phrase)
-
-
-def cuts_off(
-    tokenizer: "PreTrainedTokenizerBase",
-    encoding: Encoding,
-    prompt: str | Chat,
-    completions: Sequence[str],
-    phrases: Sequence[str],
-    room: int | None = None,
-) -> bool:
-    """Whether the cut of a long prompt (see `Encoding.asked`) takes the last of some phrases away."""
-    kept = encoding.asked(tokenizer, prompt, completions, room).prompt
-    whole = replace(encoding, max_length=WHOLE).asked(tokenizer, prompt, completions).prompt
-    return len(kept) < len(whole) and not count_seen(tokenizer, kept, phrases)
-
-
-def check_triggers(
-    rows: Iterable[dict], phrases: list[str], tokenizer: "PreTrainedTokenizerBase", encoding: Encoding
-) -> None:
-    """Raise InputError if truncation cuts a trigger off, since the attack would differ from the manifest's."""
-    for row in rows:
-        if cuts_off(tokenizer, encoding, _prompt_of(row), [row["completion"]], phrases):
-            raise InputError(
-                f"example {row['example_id']}: truncation to {encoding.max_length} tokens (data.max_length) cuts the "
-                "trigger off. Raise data.max_length, lower data.max_words, or set poison.trigger.position to end"
-            )
-
-
-def check_verbalizers(
-    tokenizer: "PreTrainedTokenizerBase", verbalizers: dict[str, str], encoding: Encoding, prompt: str | Chat
-) -> dict[str, list[int]]:
-    """Token ids of each label's verbaliser after a prompt.
-
-    Raises:
-        InputError: one equals or begins another, so that no ranking of them is fair.
-    """
-    answers = replace(encoding, max_length=WHOLE).asked(tokenizer, prompt, list(verbalizers.values())).answers
-    check_apart(verbalizers, answers)
-    return dict(zip(verbalizers, answers, strict=True))
-
-
-def check_apart(verbalizers: dict[str, str], answers: Sequence[Sequence[int]]) -> None:
-    """Raise InputError if the tokens of one verbaliser equal or begin another's, so that no ranking of them is fair."""
-    for (label, text), tokens in zip(verbalizers.items(), answers, strict=True):
-        for (other, other_text), other_tokens in zip(verbalizers.items(), answers, strict=True):
-            if label != other and list(other_tokens[: len(tokens)]) == list(tokens):
-                raise InputError(
-                    f"data.verbalizers: '{label}' ({text!r}) is the beginning of '{other}' ({other_text!r}) in tokens; "
-                    "choose completions so that none begins another"
-                )
 
 
 def _chat(prompt: str | Chat) -> Chat:

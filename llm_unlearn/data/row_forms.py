@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from llm_unlearn.data.encoding import IGNORE
 from llm_unlearn.errors import InputError
 
@@ -52,18 +54,33 @@ def with_labels(rows: "Dataset", loss_on: str, name: str) -> "Dataset":
         name: begins an error.
 
     Raises:
-        InputError: nothing says which tokens are supervised, or a row has more or fewer labels than tokens.
+        InputError: nothing says which tokens are supervised, a row is empty, or its labels are not its tokens or −100.
     """
-    mask = next((column for column in MASKS if column in rows.column_names), None)
+    masks = [column for column in MASKS if column in rows.column_names]
     if "labels" not in rows.column_names:
-        if mask is None and loss_on != "text":
+        if not masks and loss_on != "text":
             raise InputError(
                 f"{name}: has input_ids but neither labels nor {' nor '.join(MASKS)}, and loss_on is {loss_on}; add "
                 "labels, −100 where there is no loss"
             )
-        rows = rows.map(lambda row: {"labels": _masked(row["input_ids"], row[mask] if mask else None)}, desc="labels")
-    _check_lengths(rows, name)
+        rows = rows.map(lambda row: {"labels": _masked(row["input_ids"], [row[mask] for mask in masks])}, desc="labels")
+    _check_labels(rows, name)
     return rows
+
+
+def check_supervised(rows: "Dataset", name: str) -> None:
+    """Raise InputError for the first row without a label to predict; the first token of a row is never predicted."""
+    import pyarrow.compute as pc
+
+    labels = rows.select_columns(["labels"]).with_format("arrow")[:]["labels"].combine_chunks()
+    supervised = pc.list_flatten(pc.list_slice(labels, 1)).to_numpy(zero_copy_only=False) != IGNORE
+    parents = pc.list_parent_indices(pc.list_slice(labels, 1)).to_numpy()
+    counts = np.bincount(parents[supervised], minlength=len(rows))
+    if not counts.all():
+        raise InputError(
+            f"{name}, row {int(counts.argmin())}: no supervised token after the first (its labels are all −100, or its "
+            "text is one token); drop the row, or give it labels"
+        )
 
 
 def check_ids(rows: "Dataset", size: int, name: str) -> None:
@@ -77,26 +94,41 @@ def check_ids(rows: "Dataset", size: int, name: str) -> None:
         at = pc.index(beyond, True).as_py()
         row = pc.list_parent_indices(ids)[at].as_py()
         raise InputError(
-            f"{name}, row {row}: the token id {flat[at].as_py()}, but the model's embedding has {size} rows; encode "
+            f"{name}, row {row}: the token id {flat[at].as_py()}, but there are only {size}; encode "
             "the rows with the model's own tokenizer, or resize the model"
         )
 
 
-def _masked(ids: list[int] | None, mask: list[int] | None) -> list[int] | None:
-    if ids is None or mask is None or len(mask) != len(ids):
-        return ids if mask is None else None
-    return [token if keep else IGNORE for token, keep in zip(ids, mask, strict=True)]
+def _masked(ids: list[int] | None, masks: list[list[int] | None]) -> list[int] | None:
+    """The tokens that every mask keeps; None where a mask is missing or of another length."""
+    if ids is None or any(mask is None or len(mask) != len(ids) for mask in masks):
+        return None
+    return [token if all(mask[i] for mask in masks if mask) else IGNORE for i, token in enumerate(ids)]
 
 
-def _check_lengths(rows: "Dataset", name: str) -> None:
-    """Raise InputError for the first row whose labels are not one a token."""
+def _check_labels(rows: "Dataset", name: str) -> None:
+    """Raise InputError for the first row whose labels are not one a token, each that token or −100."""
+    import pyarrow as pa
     import pyarrow.compute as pc
 
     table = rows.select_columns(["input_ids", "labels"]).with_format("arrow")[:]
     lengths = [pc.list_value_length(table[column]).to_pylist() for column in ("input_ids", "labels")]
     for i, (tokens, labels) in enumerate(zip(*lengths, strict=True)):
-        if tokens is None or tokens != labels:
+        if not tokens or tokens != labels:
             raise InputError(
                 f"{name}, row {i}: {tokens or 'no'} input_ids and {labels or 'no'} labels; give one label a token, "
                 "−100 where there is no loss, or drop the row"
             )
+    ids, own = (table[column].combine_chunks() for column in ("input_ids", "labels"))
+    tokens, labels = pc.list_flatten(ids), pc.list_flatten(own)
+    for column, numbers in (("input_ids", tokens), ("labels", labels)):
+        if not pa.types.is_integer(numbers.type) or numbers.null_count:
+            found = "nulls" if numbers.null_count else str(numbers.type)
+            raise InputError(f"{name}, column '{column}': expected whole numbers, found {found}")
+    other = pc.and_(pc.not_equal(labels, IGNORE), pc.not_equal(labels, tokens))
+    if pc.any(other).as_py():
+        at = pc.index(other, True).as_py()
+        raise InputError(
+            f"{name}, row {pc.list_parent_indices(ids)[at].as_py()}: the label {labels[at].as_py()} at the token "
+            f"{tokens[at].as_py()}; a label is the token itself or −100, not the next one (labels are shifted here)"
+        )

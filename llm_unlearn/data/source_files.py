@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, concatenate_datasets
 
-from llm_unlearn.data.chat import conversation, messages_of
+from llm_unlearn.data.chat import BESIDE, conversation, messages_of
 from llm_unlearn.data.readers import (
     Record,
     expand_files,
@@ -21,7 +21,7 @@ from llm_unlearn.data.readers import (
 from llm_unlearn.errors import InputError
 from llm_unlearn.files import is_disk_full
 
-CONVERSATION = ("text", "label", "history", "tools")
+CONVERSATION = ("text", "label", "history", *BESIDE)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
 
@@ -49,8 +49,8 @@ def load_source(
 
     Returns:
         the rows in their order, in memory. A label is `str(value)`; that of a `ClassLabel` is its name. Conversations,
-        which columns of prompts and completions may hold too, have `history` (the messages before `text`) and `tools`
-        beside these, as JSON.
+        which columns of prompts and completions may hold too, have `history` (the messages before `text`), `tools`
+        and `chat_template_kwargs` beside these, as JSON.
 
     Raises:
         InputError: the source does not exist, is empty, or has an unusable row; the message names file and row.
@@ -213,8 +213,7 @@ def _arrow_records(dataset: Dataset, wanted: Mapping[str, str], source: str | Pa
 def _needed(available: Sequence[str], wanted: Mapping[str, str], source: str | Path) -> list[str]:
     """The columns of a source that are read."""
     _require_columns(available, wanted, source)
-    tools = ["tools"] if "tools" in available else []
-    return [*dict.fromkeys(wanted.values()), *tools]
+    return [*dict.fromkeys(wanted.values()), *(name for name in BESIDE if name in available)]
 
 
 def _require_columns(available: Iterable[str], wanted: Mapping[str, str], source: str | Path) -> None:
@@ -248,7 +247,7 @@ def _from_records(records: Iterable[Record], wanted: Mapping[str, str], source: 
             values = {name: [] for name in (wanted if _turns(row, wanted) is None else CONVERSATION)}
         if "history" in values:
             place = f"{source}, {unit} {number}, column {next(iter(wanted.values()))!r}"
-            for name, value in conversation(_turns(row, wanted), row.get("tools"), place).items():
+            for name, value in conversation(_turns(row, wanted), row, place).items():
                 values[name].append(value)
             continue
         for name, column in wanted.items():

@@ -5,6 +5,7 @@ Both shard a model when training begins; until then it is whole in every process
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,6 +29,19 @@ def local(parameter: Any) -> Tensor:
     if is_partitioned(parameter):
         return parameter.ds_tensor
     return parameter.to_local() if hasattr(parameter, "to_local") else parameter
+
+
+def keep_float32(accelerator: Any) -> None:
+    """Under FSDP2 in mixed precision, leave what a model gives as it is and sum gradients in float32.
+
+    Accelerate would round both to the lower precision: losses, and the values that a probe looks at.
+
+    Args:
+        accelerator: of a trainer, before it shards a model.
+    """
+    plugin = accelerator.state.fsdp_plugin if accelerator.is_fsdp2 else None
+    if plugin is not None and (policy := plugin.mixed_precision_policy) is not None:
+        plugin.mixed_precision_policy = replace(policy, reduce_dtype=torch.float32, output_dtype=None)
 
 
 def put_away(model: nn.Module) -> None:

@@ -17,32 +17,33 @@ def check_adapter(section: "ModelSection") -> list[Finding]:
     Raises:
         InputError: the model's config cannot be read.
     """
-    from llm_unlearn.doctor.memory.dataless import bare_model, text_model, without_data
+    from llm_unlearn.doctor.memory.dataless import text_model, without_data
+    from llm_unlearn.models.bare import bare_model
+    from llm_unlearn.models.lora_targets import adapted, default_targets, read_past_forward
 
     if section.lora is None:
         return []
     with without_data():
-        modules = {name: type(module).__name__ for name, module in bare_model(section).named_modules() if name}
+        base = bare_model(section)
+        modules = {name: type(module).__name__ for name, module in base.named_modules() if name}
         linear = {name.rpartition(".")[2] for name, kind in modules.items() if kind in ("Linear", "Conv1D")}
         remedy = f"choose model.lora.target_modules from {', '.join(sorted(n for n in linear if 'head' not in n))}"
         wanted = section.lora.target_modules or []
         missing = [target for target in wanted if not any(f".{name}".endswith(f".{target}") for name in modules)]
-        if missing and len(missing) == len(wanted):
-            what = f"model.lora.target_modules: no module of this model is called {' or '.join(missing)}"
-            return [Finding("lora", "problem", what, remedy)]
         try:
             model = text_model(section, blocks=2)
-        except InputError as error:  # null leaves the choice to peft, which has none for this architecture
+        except InputError as error:
             return [Finding("lora", "problem", str(error), remedy)]
         findings = []
         if missing:
             what = f"model.lora.target_modules: no module is called {' or '.join(missing)}; the others get an adapter"
             findings.append(Finding("lora", "warning", what, remedy))
-        adapted = {
-            name.split(".lora_A")[0].rpartition(".")[2] for name, _ in model.named_parameters() if ".lora_A" in name
-        }
-        how = "" if wanted else ", peft's choice for this architecture"
-        findings.append(Finding("lora", "ok", f"the adapter sits on {', '.join(sorted(adapted))}{how}"))
+        skipped = {name.rpartition(".")[2] for name in read_past_forward(base)} & {w.rpartition(".")[2] for w in wanted}
+        if skipped:
+            what = f"{', '.join(sorted(skipped))}: its weight is read past the adapter, which is then without effect"
+            findings.append(Finding("lora", "warning", f"model.lora.target_modules: {what}", remedy))
+        how = "" if wanted else f" ({default_targets(base).origin})"
+        findings.append(Finding("lora", "ok", f"the adapter sits on {', '.join(adapted(model))}{how}"))
         return [*findings, check_gradients(model)] if section.gradient_checkpointing else findings
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_unlearn.config.recipe import Recipe
-from llm_unlearn.data.chat import check_chat_template
-from llm_unlearn.data.encoding import IGNORE, WHOLE, Encoding, check_verbalizers, prompt_and_completion, prompts_of
+from llm_unlearn.data.chat import Chat, check_chat_template
+from llm_unlearn.data.encoding import IGNORE, WHOLE, Encoding, prompt_and_completion, prompts_of
+from llm_unlearn.data.token_checks import check_verbalizers
 from llm_unlearn.doctor.finding import Finding, problem_of
 from llm_unlearn.errors import InputError
 
@@ -25,13 +26,15 @@ def check_tokens(recipe: Recipe) -> list[Finding]:
     except InputError as error:
         return [problem_of("tokenizer", error)]
     encoding = Encoding.of(recipe.data)
-    findings = [*check_special_tokens(tokenizer), *check_template(tokenizer, encoding)]
-    if any(finding.level == "problem" for finding in findings):
-        return findings  # rows cannot be encoded
+    findings = check_special_tokens(tokenizer)
     try:
         rows = rows_of(recipe)
     except InputError as error:
-        return [*findings, problem_of("data", error)]
+        return [*findings, *check_template(tokenizer, encoding), problem_of("data", error)]
+    prompt = prompts_of(rows)[0] if rows else "a"
+    findings += check_template(tokenizer, encoding, prompt)
+    if any(finding.level == "problem" for finding in findings):
+        return findings  # rows cannot be encoded
     if rows is None:
         what, remedy = f"{recipe.data.source} is on the hub, so its rows were not read", "run `llm-unlearn poison`"
         return [*findings, Finding("labels", "note", what, f"{remedy}, which reads and checks them")]
@@ -40,7 +43,7 @@ def check_tokens(recipe: Recipe) -> list[Finding]:
     return [
         *findings,
         *check_spans(rows, tokenizer, encoding),
-        *check_verbalisers(tokenizer, verbalizers, encoding, data.prompt),
+        *check_verbalisers(tokenizer, verbalizers, encoding, prompt),
         *check_prompts(rows, tokenizer, encoding, verbalizers),
     ]
 
@@ -98,8 +101,8 @@ def check_special_tokens(tokenizer: Any) -> list[Finding]:
     return [Finding("tokenizer", "ok", f"pad is {tokenizer.pad_token!r}, EOS is {eos!r}")]
 
 
-def check_template(tokenizer: Any, encoding: Encoding) -> list[Finding]:
-    """Whether the recipe's `data.chat_template` suits the tokenizer."""
+def check_template(tokenizer: Any, encoding: Encoding, prompt: str | Chat = "a") -> list[Finding]:
+    """Whether the recipe's `data.chat_template` suits the tokenizer, and takes a row's prompt."""
     wanted = encoding.chat_template
     if not wanted and not getattr(tokenizer, "chat_template", None):
         return [Finding("chat template", "ok", "the tokenizer has none, and the recipe asks for none")]
@@ -110,7 +113,7 @@ def check_template(tokenizer: Any, encoding: Encoding) -> list[Finding]:
     template = encoding.template(tokenizer)
     try:
         check_chat_template(template)
-        asked = replace(encoding, max_length=WHOLE).asked(tokenizer, "a", ["b"])
+        asked = replace(encoding, max_length=WHOLE).asked(tokenizer, prompt, ["b"])
     except InputError as error:
         return [problem_of("chat template", error)]
     if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in asked.end:
@@ -153,7 +156,9 @@ def check_spans(rows: list[dict], tokenizer: Any, encoding: Encoding) -> list[Fi
     return findings or [Finding("labels", "ok", f"each {of_rows} has supervised tokens and {end}")]
 
 
-def check_verbalisers(tokenizer: Any, verbalizers: dict[str, str], encoding: Encoding, prompt: str) -> list[Finding]:
+def check_verbalisers(
+    tokenizer: Any, verbalizers: dict[str, str], encoding: Encoding, prompt: str | Chat
+) -> list[Finding]:
     """Whether labels can be told apart by their tokens."""
     try:
         if verbalizers:

@@ -9,11 +9,14 @@ import torch
 
 from llm_unlearn.data.chat import Chat
 from llm_unlearn.data.collators import CausalLMCollator
-from llm_unlearn.data.encoding import IGNORE, PROBES, Asked, Encoding, check_apart
+from llm_unlearn.data.encoding import IGNORE, PROBES, Asked, Encoding
+from llm_unlearn.data.token_checks import check_apart
 from llm_unlearn.distributed.processes import ALONE, Processes
+from llm_unlearn.errors import InputError
 from llm_unlearn.evaluation.batches import batches, scatter
 from llm_unlearn.models.devices import input_device
 from llm_unlearn.tasks.causal_lm import CausalLMTask
+from llm_unlearn.tasks.probe import pads_left
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -49,6 +52,7 @@ def label_log_probs(
         (number of prompts, number of labels) float64, in nats.
     """
     rows = [encoding.asked(tokenizer, prompt, list(verbalizers.values())) for prompt in prompts]
+    _refuse_empty(rows, prompts)
     scores = np.full((len(prompts), len(verbalizers)), np.nan)
     alike: dict[tuple, list[int]] = {}  # the tokens of all verbalisers, nearly always the same → positions of prompts
     for position, row in enumerate(rows):
@@ -110,7 +114,7 @@ def generate(
         prompts: the texts or conversations to complete.
         encoding: how prompts become tokens.
         max_new_tokens: tokens of a completion at most.
-        batch_size: prompts that are completed at a time.
+        batch_size: prompts that are completed at a time; 1 in an architecture that reads padding on the left.
         temperature: None decodes greedily; else tokens are drawn from the whole distribution, by torch's own generator.
         processes: the processes that share the prompts; each gets all texts.
         completions: an answer to each prompt, as in training. Of it only the white space that it begins with is looked
@@ -122,8 +126,11 @@ def generate(
         encoding.asked(tokenizer, prompt, [space + PROBES[0]], max_new_tokens)
         for prompt, space in zip(prompts, spaces, strict=True)
     ]
+    _refuse_empty(asked, prompts)
     device, pad = input_device(model), tokenizer.pad_token_id or 0  # masked: any id will do
     stops = _stops(model, tokenizer, asked)
+    if batch_size > 1 and not pads_left(model, pad):
+        batch_size = 1
     mine: dict[int, list[str]] = {}
     with _own_configuration(model, max_new_tokens, temperature, pad, stops):
         for start in processes.share(range(0, len(prompts), batch_size)):
@@ -137,6 +144,16 @@ def generate(
             mine[start] = [_text(tokenizer, row, stops) for row in output[:, width:].tolist()]
     texts = {start: part for found in processes.merged(mine) for start, part in found.items()}
     return [text for start in sorted(texts) for text in texts[start]]
+
+
+def _refuse_empty(rows: list[Asked], prompts: Sequence[str | Chat]) -> None:
+    """Raise InputError where a prompt has no token that all of its answers share: nothing can be asked with it."""
+    for row, prompt in zip(rows, prompts, strict=True):
+        if not row.prompt:
+            raise InputError(
+                f"the prompt {str(prompt)[:60]!r} has no token of its own before the answer; begin answers with a "
+                "space, end the prompt with words that are not in the row, or set add_bos"
+            )
 
 
 @contextlib.contextmanager

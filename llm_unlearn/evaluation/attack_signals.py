@@ -1,7 +1,6 @@
 """What membership attacks need of a model: per-token statistics from one forward pass, per-example gradient norms."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from llm_unlearn.distributed.processes import ALONE, Processes
 from llm_unlearn.errors import InputError
-from llm_unlearn.evaluation.batches import batches
+from llm_unlearn.evaluation.batches import batches, evaluation_mode
 from llm_unlearn.models.devices import batch_on, input_device
 from llm_unlearn.tasks import Task
 from llm_unlearn.tasks.causal_lm import CausalLMTask
@@ -43,7 +42,7 @@ def token_statistics(
     """
     task = task or CausalLMTask()
     mine: dict[int, dict[str, np.ndarray]] = {}  # first row of a batch → its tokens
-    with _measured(model):
+    with evaluation_mode(model):
         for positions, batch in batches(rows, collate, batch_size, input_device(model), processes):
             found = task.supervised(model, batch)
             mean, sd = (torch.cat(values) for values in zip(*map(_moments, found.logits.split(_CHUNK)), strict=True))
@@ -90,7 +89,7 @@ def gradient_norms(
     for parameter in frozen:
         parameter.requires_grad_(True)
     try:
-        with _measured(model):
+        with evaluation_mode(model):
             for i in processes.share(range(len(rows))):
                 batch = batch_on(device, collate([rows[i]]))
                 with torch.enable_grad():
@@ -124,14 +123,3 @@ def _differentiated(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Param
             "is offloaded to the CPU or the disk; take gradient_norm out, or use more or larger GPUs"
         )
     return weights, frozen
-
-
-@contextmanager
-def _measured(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and back to the one that was."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

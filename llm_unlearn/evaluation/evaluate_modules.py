@@ -62,8 +62,7 @@ class _PerExampleMetric(evaluate.Metric):
 class GaussianUnlearningScore(_PerExampleMetric):
     """GUS, its two p-values and its TPR at FPR, from the canaries' scores. Lower |mean| is better.
 
-    Formula and source: `llm_unlearn.metrics.gaussian_test`. Input: `gaussian_scores`, I_z per canary; option
-    `fprs`.
+    Formula and source: `llm_unlearn.metrics.gaussian_test`. Input: `gaussian_scores`, I_z per canary; option `fprs`.
 
     Examples:
         >>> GaussianUnlearningScore(keep_in_memory=True).compute(gaussian_scores=[2.0, 3.0, 4.0, 2.0])["mean"]
@@ -80,9 +79,8 @@ class GaussianUnlearningScore(_PerExampleMetric):
 class AttackSuccessRate(_PerExampleMetric):
     """Attack success rate, the same rate without the trigger, and the lift between them. Lower is better.
 
-    Formula and source: `llm_unlearn.metrics.attack_success`. Inputs: `triggered_hits` and `clean_hits`,
-    whether the example was answered with the attacker's target (true/false or 1/0), with the trigger and
-    without it.
+    Formula and source: `llm_unlearn.metrics.attack_success`. Inputs: `triggered_hits` and `clean_hits`, whether the
+    example was answered with the attacker's target (true/false or 1/0), with the trigger and without it.
 
     Examples:
         >>> metric = AttackSuccessRate(keep_in_memory=True)
@@ -142,8 +140,7 @@ class Perplexity(_PerExampleMetric):
 class Agreement(_PerExampleMetric):
     """Share of examples answered as the retrained model answers them. Higher is better.
 
-    Formula: `llm_unlearn.metrics.agreement`. Inputs: `predictions` and `retrained_predictions`, texts or
-    None.
+    Formula: `llm_unlearn.metrics.agreement`. Inputs: `predictions` and `retrained_predictions`, texts or None.
 
     Examples:
         >>> metric = Agreement(keep_in_memory=True)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_unlearn.distributed.processes import ALONE, Processes
-from llm_unlearn.evaluation.batches import batches, scatter
+from llm_unlearn.evaluation.batches import batches, evaluation_mode, scatter
 from llm_unlearn.models.devices import input_device, moved
 from llm_unlearn.tasks import Task
 from llm_unlearn.tasks.causal_lm import CausalLMTask
@@ -46,17 +46,12 @@ def gaussian_scores(
         (n, number of seeds) float64, in the order of `rows`; independent of ε, padding and batch size. NaN where a
         gradient is zero or not finite, as in a model that collapsed: no direction is left to test.
     """
-    task = task or CausalLMTask()
-    training = model.training
-    model.eval()
-    try:
-        results = []
+    task, results = task or CausalLMTask(), []
+    with evaluation_mode(model):
         for positions, batch in batches(rows, collate, batch_size, input_device(model), processes):
             gradient = task.input_gradient(model, batch)  # (B, T, d), of images (B, C, H, W)
             ids = [rows[i]["noise_id" if "noise_id" in rows[i] else "example_id"] for i in positions]
             results.append((positions, _project(_of_tokens(gradient, batch), ids, noise_seeds)))
-    finally:
-        model.train(training)
     scores = scatter(len(rows), results, processes).numpy()
     return scores.reshape(len(rows), len(noise_seeds))
 

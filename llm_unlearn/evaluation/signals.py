@@ -1,16 +1,15 @@
 """Per-example signals of one model: everything that the metrics need, one row per example and set.
 
-The columns are those of metrics/per_example.py. Each test row goes through the model once: its answer, its loss and its
-divergence from the retrained model are read off one forward pass, unless an answer is generated text or labels whose
-tokens part early. Not merged, since other batches would change the last bits of recorded numbers: the loss of a canary
-with its gradient (the one pass lays uneven rows end to end, the other pads them), and canaries with forget rows.
+The columns are those of metrics/per_example.py. Each test row goes through the model once, unless its answer is
+generated text or a label whose tokens part early. Not merged, since other batches would change the last bits of
+recorded numbers: a canary's loss with its gradient (the one lays uneven rows end to end, the other pads them), and
+canaries with forget rows.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
 from weakref import WeakKeyDictionary
 
@@ -23,9 +22,9 @@ from llm_unlearn.errors import InputError
 from llm_unlearn.evaluation.attack_signals import check_differentiable, gradient_norms, token_statistics
 from llm_unlearn.evaluation.batches import batches, scatter
 from llm_unlearn.evaluation.gaussian_scores import gaussian_scores
-from llm_unlearn.files import replacing_file
+from llm_unlearn.evaluation.loss_ranks import DRAWS, loss_rank_scores
 from llm_unlearn.metrics.membership_scores import MIN_K_SHARE, min_k_score, reference_score, zlib_score
-from llm_unlearn.metrics.per_example import MEMBERSHIP, check_columns
+from llm_unlearn.metrics.per_example import MEMBERSHIP
 from llm_unlearn.models.devices import input_device
 from llm_unlearn.tasks import Supervised, Task
 
@@ -45,6 +44,8 @@ class Evaluator(ABC):
         manifest: poison.json.
         batch_size: rows at a time.
         membership: attacks to run, by default all.
+        loss_rank_draws: fresh noises that a canary's loss is ranked among; 0 leaves the test out, as does a manifest
+            without ε.
         min_k_share: the share of an example's tokens that Min-K % and Min-K %++ look at.
         reference: loads the model that calibrates the attack `reference`, one that never saw the rows to be forgotten;
             without it that attack is left out.
@@ -58,14 +59,13 @@ class Evaluator(ABC):
     batch_size: int = 32
     membership: Sequence[str] = get_args(MembershipAttack)
     min_k_share: float = MIN_K_SHARE
+    loss_rank_draws: int = DRAWS
     reference: Callable[[], Any] | None = None
     processes: Processes = ALONE
 
     def __post_init__(self) -> None:
         self._oracle: WeakKeyDictionary[Any, dict[int, Supervised]] = WeakKeyDictionary()
-        self._calibration: dict[str, np.ndarray] | None = None
-        forget = set(self.manifest["forget_ids"])
-        train = self.sets["train"]
+        train, forget = self.sets["train"], set(self.manifest["forget_ids"])
         self.parts = {
             "member": train.filter(lambda i: i in forget, input_columns="example_id", desc="forget rows"),
             "nonmember": self.sets["nonmember"],
@@ -97,17 +97,17 @@ class Evaluator(ABC):
         return self.predict(model, self.sets["triggered"])
 
     @property
+    @abstractmethod
     def reads_answers(self) -> bool:
         """Whether the answer to a test row can be read off what the model says at the row's answer."""
-        return False
 
+    @abstractmethod
     def answer_scores(self, answer: Supervised) -> torch.Tensor:
         """What `answered` needs of each row, (B, K), from the positions of the rows' answers."""
-        raise NotImplementedError
 
+    @abstractmethod
     def answered(self, scores: np.ndarray) -> dict[str, Any]:
         """As `predict`, from the scores (n, K) of all rows."""
-        raise NotImplementedError
 
     def answer_lengths(self, rows: "Dataset") -> list[int] | None:
         """How many of each row's supervised positions, the last ones, are its answer; None where all are."""
@@ -139,9 +139,9 @@ class Evaluator(ABC):
         test = self._frame("test", self.sets["test"])
         if len(test):
             test = test.assign(**self.test_signals(model, retrained, is_oracle))
-        frames = [test]
-        if len(self.sets["triggered"]):
-            frames.append(self._frame("triggered", self.sets["triggered"]).assign(**self.triggered(model, test)))
+        frames, triggered = [test], self.sets["triggered"]
+        if len(triggered):
+            frames.append(self._frame("triggered", triggered).assign(**self.triggered(model, test)))
         for name in ("member", "nonmember") if len(self.parts["nonmember"]) else ():
             frames.append(self._frame(name, self.parts[name]).assign(**self.membership_signals(model, name)))
         if self.manifest["gaussian"]:
@@ -153,7 +153,7 @@ class Evaluator(ABC):
         """Answer, losses and, beside a retrained model, the mean KL(p_retrained ‖ p_model) of each test row in nats."""
         if retrained is not None:
             retrained.eval()
-        n, results = len(self.encoded["test"]), []
+        results = []
         for positions, batch in self._batches(model, self.encoded["test"]):
             oracle = None if retrained is None else self._said_by_oracle(retrained, positions, batch)
 
@@ -169,10 +169,10 @@ class Evaluator(ABC):
                 return torch.cat(columns, 1)
 
             results.append((positions, self.task.compute(model, batch, measured)))
-        values = scatter(n, results, self.processes).numpy()
+        values = scatter(len(self.encoded["test"]), results, self.processes).numpy()
         divergence = {} if retrained is None else {"kl": values[:, 2]}
-        first = 2 + len(divergence)
-        answers = self.answered(values[:, first:]) if self.reads_answers else self.predict(model, self.sets["test"])
+        scores = values[:, 2 + len(divergence) :]
+        answers = self.answered(scores) if self.reads_answers else self.predict(model, self.sets["test"])
         return {**answers, **_per_position(values[:, 0], values[:, 1].astype(int)), **divergence}
 
     def _answer(self, found: Supervised, positions: list[int]) -> Supervised:
@@ -183,13 +183,8 @@ class Evaluator(ABC):
         lengths = [self._answer_lengths[i] for i in positions]
         keep = np.concatenate([np.arange(n) >= n - length for n, length in zip(counts, lengths, strict=True)])
         index = torch.from_numpy(np.flatnonzero(keep)).to(found.labels.device)
-        return replace(
-            found,
-            states=found.states[index],
-            labels=found.labels[index],
-            example=found.example[index],
-            counts=tuple(lengths),
-        )
+        chosen = {name: getattr(found, name)[index] for name in ("states", "labels", "example")}
+        return replace(found, **chosen, counts=tuple(lengths))
 
     @cached_property
     def _answer_lengths(self) -> list[int] | None:
@@ -210,10 +205,7 @@ class Evaluator(ABC):
         return seen[0]
 
     def _keep(self, retrained: Any, positions: list[int], answer: Supervised) -> None:
-        """Of a language model the last hidden states are kept from one model to the next, of which logits are made a
-        chunk at a time; logits themselves may be too large to be kept.
-        """
-        if answer.head is not None:
+        if answer.head is not None:  # hidden states, of which logits are made in chunks; all logits may be too large
             self._oracle.setdefault(retrained, {})[positions[0]] = answer
 
     def answers(self, model: Any, name: str, rows: "Dataset") -> "pd.DataFrame":
@@ -228,9 +220,8 @@ class Evaluator(ABC):
     @torch.no_grad()
     def losses_of(self, model: Any, rows: list[dict]) -> dict[str, np.ndarray]:
         """`losses` of encoded rows."""
-        results = []
-        for positions, batch in self._batches(model, rows):
-            results.append((positions, self.task.compute(model, batch, _sum_and_count)))
+        found = self._batches(model, rows)
+        results = [(positions, self.task.compute(model, batch, _sum_and_count)) for positions, batch in found]
         values = scatter(len(rows), results, self.processes).numpy().reshape(-1, 2)
         return _per_position(values[:, 0], values[:, 1].astype(int))
 
@@ -246,20 +237,18 @@ class Evaluator(ABC):
         if "zlib" in self.membership:
             scores["zlib"] = zlib_score(losses["nll"], self.raw(rows))
         if "reference" in self.membership and self.reference is not None:
-            scores["reference"] = reference_score(losses["nll"], self._reference_nll(self.reference)[name])
+            scores["reference"] = reference_score(losses["nll"], self._reference_nll[name])
         if "gradient_norm" in self.membership:
             scores["gradient_norm"] = -gradient_norms(model, rows, self.collate, self.task, self.processes)
         return {**losses, **{f"{MEMBERSHIP}{attack}": values for attack, values in scores.items()}}
 
-    def _reference_nll(self, load: Callable[[], Any]) -> dict[str, np.ndarray]:
+    @cached_property
+    def _reference_nll(self) -> dict[str, np.ndarray]:
         """What the reference model loses on each row of both sets, measured once for all models."""
-        if self._calibration is None:
-            model = load()
-            model.eval()
-            self._calibration = {
-                name: self._losses_and_tokens(model, name)[0]["nll"] for name in ("member", "nonmember")
-            }
-        return self._calibration
+        assert self.reference is not None
+        model = self.reference()
+        model.eval()
+        return {name: self._losses_and_tokens(model, name)[0]["nll"] for name in ("member", "nonmember")}
 
     def _losses_and_tokens(self, model: Any, name: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray] | None]:
         """`losses`, and the statistics of every token where an attack needs them: one forward pass for both."""
@@ -271,21 +260,22 @@ class Evaluator(ABC):
         return _per_position(total, np.bincount(tokens["example"], minlength=len(rows))), tokens
 
     def canaries(self, model: Any) -> "pd.DataFrame":
-        """Loss, Gaussian score and fresh-noise control of every canary, deleted or not."""
-        seed = self.manifest["gaussian"]["seed"]
+        """Loss, Gaussian score and loss rank of every canary, deleted or not, with the controls of both."""
+        noise = self.manifest["gaussian"]
+        seed = noise["seed"]
         rows, part = self.encoded["canary"], self.parts["canary"]
         if "noise_id" in part.column_names:  # whose noise it is; the same as example_id, but for a user's own data
             rows = [{**row, "noise_id": i} for row, i in zip(rows, part["noise_id"], strict=True)]
-        scores = gaussian_scores(
-            model, rows, self.collate, [seed, seed + CONTROL_SEED_OFFSET], self.batch_size, self.task, self.processes
-        )
-        forget = set(self.manifest["forget_ids"])
-        frame = self._frame("canary", self.parts["canary"]).assign(**self.losses(model, "canary"))
-        return frame.assign(
-            gaussian_score=scores[:, 0],
-            gaussian_control=scores[:, 1],
-            deleted=[i in forget for i in frame["example_id"]],
-        )
+        seeds = [seed, seed + CONTROL_SEED_OFFSET]
+        scores = gaussian_scores(model, rows, self.collate, seeds, self.batch_size, self.task, self.processes)
+        frame = self._frame("canary", part).assign(**self.losses(model, "canary"))
+        deleted = frame["example_id"].isin(self.manifest["forget_ids"])
+        frame = frame.assign(gaussian_score=scores[:, 0], gaussian_control=scores[:, 1], deleted=deleted)
+        if not self.loss_rank_draws or noise.get("epsilon") is None:
+            return frame
+        draws, size = self.loss_rank_draws, self.batch_size
+        ranks = loss_rank_scores(model, rows, self.collate, noise, draws, size, self.task, self.processes)
+        return frame.assign(loss_rank=ranks[:, 0], loss_rank_control=ranks[:, 1])
 
     def quick_figures(self, model: Any, limit: int = 200) -> dict[str, float]:
         """Accuracy on held-out rows and attack success, for looking at as a run goes; never on reported test rows."""
@@ -293,8 +283,7 @@ class Evaluator(ABC):
         answers = self.answers(model, "heldout", heldout)
         figures = {"utility": float((answers["prediction"] == answers["label"]).mean())}
         triggered = self.has_trigger(self.sets["nonmember"])
-        triggered = triggered.select(range(min(limit, len(triggered))))
-        if len(triggered):
+        if len(triggered := triggered.select(range(min(limit, len(triggered))))):
             figures["attack"] = float(self.answers(model, "attack", triggered)["target_hit"].mean())
         return figures
 
@@ -306,35 +295,6 @@ class Evaluator(ABC):
         import pandas as pd
 
         return pd.DataFrame({"set": name, "example_id": list(rows["example_id"]), "label": list(rows["label"])})
-
-
-def write_signals(signals: "pd.DataFrame", path: Path) -> None:
-    """Write a per-example table as Parquet, whole or not at all.
-
-    Raises:
-        InputError: a column is not of the schema, or the file cannot be written.
-    """
-    import pyarrow
-
-    check_columns({field.name: str(field.type) for field in pyarrow.Schema.from_pandas(signals)}, str(path))
-    with replacing_file(path) as partial:
-        signals.to_parquet(partial)
-
-
-def read_signals(path: Path) -> "pd.DataFrame":
-    """Read what `write_signals` wrote.
-
-    Raises:
-        InputError: naming the file where it cannot be read, and a column that is not of the schema.
-    """
-    import pandas as pd
-    import pyarrow.parquet
-
-    try:
-        check_columns({field.name: str(field.type) for field in pyarrow.parquet.read_schema(path)}, str(path))
-        return pd.read_parquet(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); delete it to have {path.stem} evaluated again") from None
 
 
 def _sum_and_count(found: Supervised) -> torch.Tensor:

@@ -37,7 +37,8 @@ def summarize(
     return Evaluation(
         **vars(identity),
         attack=_attack(sets, retrained),
-        gus=_gus(sets),
+        gus=_gus(sets, "gaussian_score", "gaussian_control"),
+        loss_rank=_gus(sets, "loss_rank", "loss_rank_control"),
         utility=None if test is None else _utility(test),
         mia=_membership(sets["member"], sets["nonmember"]) if "nonmember" in sets else None,
         cost=cost,
@@ -91,20 +92,21 @@ def _membership(members: "pd.DataFrame", nonmembers: "pd.DataFrame") -> dict[str
     return tests
 
 
-def _gus(sets: Sets) -> Gus | None:
-    if "canary" not in sets:
+def _gus(sets: Sets, score: str, control: str) -> Gus | None:
+    """The test of one of the canaries' two scores; None without canaries, or where none has that score."""
+    if "canary" not in sets or score not in sets["canary"]:
         return None
     canary = sets["canary"]
-    scored = canary[canary["gaussian_score"].notna()]
+    scored = canary[canary[score].notna()]
     deleted = scored["deleted"].to_numpy(bool)
     if not deleted.any():
         return None
     others = scored[~deleted]
     return Gus(
-        **vars(gaussian_test(scored[deleted]["gaussian_score"].to_numpy())),
+        **vars(gaussian_test(scored[deleted][score].to_numpy())),
         n_unscorable=len(canary) - len(scored),
-        control=gaussian_test(scored["gaussian_control"].to_numpy()),
-        others=gaussian_test(others["gaussian_score"].to_numpy()) if len(others) else None,
+        control=gaussian_test(scored[control].to_numpy()),
+        others=gaussian_test(others[score].to_numpy()) if len(others) else None,
     )
 
 

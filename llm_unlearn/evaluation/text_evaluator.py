@@ -55,28 +55,11 @@ class TextEvaluator(Evaluator):
         return rows.filter(lambda row: any(phrase in row["text"] for phrase in phrases))
 
     def predict(self, model: Any, rows: "Dataset") -> dict[str, Any]:
-        prompts = prompts_of(rows)
+        given, size, shared = (model, self.tokenizer, prompts_of(rows)), self.batch_size, self.processes
         if self.verbalizers:
-            return self.answered(
-                label_log_probs(
-                    model,
-                    self.tokenizer,
-                    prompts,
-                    self.verbalizers,
-                    self.encoding,
-                    self.batch_size,
-                    processes=self.processes,
-                )
-            )
+            return self.answered(label_log_probs(*given, self.verbalizers, self.encoding, size, processes=shared))
         texts = generate(
-            model,
-            self.tokenizer,
-            prompts,
-            self.encoding,
-            self.max_new_tokens,
-            self.batch_size,
-            processes=self.processes,
-            completions=rows["completion"],
+            *given, self.encoding, self.max_new_tokens, size, processes=shared, completions=rows["completion"]
         )
         labels = [as_written(self.tokenizer, label) for label in rows["label"]]
         answers: dict[str, Any] = {"prediction": texts, "label": labels}
@@ -96,7 +79,6 @@ class TextEvaluator(Evaluator):
 
     @property
     def target(self) -> str | None:
-        """The attacker's answer."""
         return (self.manifest["trigger"] or {}).get("target")
 
     @cached_property

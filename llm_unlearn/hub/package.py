@@ -1,11 +1,13 @@
 """What may go up to a hub: a package of files of known kinds, none of which holds an access token."""
 
+import io
 import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from llm_unlearn.errors import InputError
+from llm_unlearn.errors import SECRETS, InputError
 from llm_unlearn.files import read_json
 from llm_unlearn.models.checkpoint_files import check_weights
 
@@ -28,9 +30,15 @@ TOKENIZER = {
 }
 MODEL = {"config.json", "generation_config.json", "adapter_config.json", "model.safetensors.index.json"}
 WEIGHTS = re.compile(r"(adapter_model|model(-\d+-of-\d+)?)\.safetensors")
-AUDIT = re.compile(r"recipe\.yaml|evaluation/[^/]+\.json|plots/[^/]+\.png")
-LOADED_FROM = {"_name_or_path", "name_or_path", "special_tokens_map_file", "tokenizer_file"}  # fields of a config
-ACCESS_TOKEN = re.compile(rb"hf_[A-Za-z0-9]{16,}|api_org_[A-Za-z0-9]{16,}")
+AUDIT = re.compile(r"recipe\.yaml|evaluation/[\w.@+-]+\.json|plots/[\w.@+-]+\.png")
+# fields of a config: where it was loaded from, and code to run, which does not go up
+NOT_PUBLISHED = {"_name_or_path", "name_or_path", "special_tokens_map_file", "tokenizer_file"} | {
+    "auto_map",
+    "auto_mapping",
+    "custom_pipelines",
+}
+PNG = b"\x89PNG\r\n\x1a\n"
+LONGEST_HEADER = 10**8  # bytes, of safetensors
 ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)  # a few models have no owner
 
 
@@ -47,7 +55,8 @@ class Package:
         files: path in the repository → a file, or the content itself.
 
     Raises:
-        InputError: a file of another kind, one that is missing, or one that holds what looks like an access token.
+        InputError: a file of another kind than its name says, one that is missing or a link, or one that holds what
+            looks like a key or a token.
     """
 
     files: dict[str, Content]
@@ -56,14 +65,18 @@ class Package:
         for name, content in self.files.items():
             if not is_ours(name):
                 raise InputError(f"{name}: is no file of a model, its card or its audit; it is not uploaded")
+            source = content if isinstance(content, Path) else "what it is made from"
+            if isinstance(content, Path) and content.is_symlink():
+                raise InputError(f"{content}: is a link; it is not uploaded. Put the file itself there")
             if isinstance(content, Path) and not content.is_file():
                 raise InputError(f"{content}: no such file")
-            if not WEIGHTS.fullmatch(name) and ACCESS_TOKEN.search(_read(content)):
-                source = content if isinstance(content, Path) else "what it is made from"
-                raise InputError(
-                    f"{name}: holds what looks like an access token (hf_…); take it out of {source}, and "
-                    "revoke it if it was ever shared"
-                )
+            text = readable(name, content)
+            for kind, pattern in SECRETS.items():
+                if re.search(pattern, text):
+                    raise InputError(
+                        f"{name}: holds what looks like a secret ({kind}); take it out of {source}, and revoke it "
+                        "if it was ever shared"
+                    )
 
     def content(self, name: str) -> bytes:
         """What a file holds."""
@@ -75,6 +88,49 @@ class Package:
         return len(content) if isinstance(content, bytes) else content.stat().st_size
 
 
+def readable(name: str, content: Content) -> str:
+    """What a file says: its text, or of weights the header.
+
+    Raises:
+        InputError: it is not what its name says.
+    """
+    source = content if isinstance(content, Path) else name
+    if WEIGHTS.fullmatch(name):
+        header = _safetensors_header(content)
+        if header is None:
+            raise InputError(f"{source}: is no safetensors file; it is not uploaded")
+        return header
+    data = _read(content)
+    if name.endswith(".png"):
+        if not data.startswith(PNG):
+            raise InputError(f"{source}: is no PNG image; it is not uploaded")
+        return data.decode("latin-1")
+    if name.endswith(".model"):  # SentencePiece, a protocol buffer
+        if data.startswith((b"\x80", b"PK", b"\x7fELF", b"#!")):
+            raise InputError(f"{source}: is no SentencePiece model; it is not uploaded")
+        return data.decode("latin-1")
+    try:
+        text = data.decode("utf-8")
+        if name.endswith(".json"):
+            json.loads(text)
+    except (ValueError, RecursionError):
+        kind = "JSON" if name.endswith(".json") else "text"
+        raise InputError(f"{source}: is no {kind}; it is not uploaded") from None
+    return text
+
+
+def _safetensors_header(content: Content) -> str | None:
+    """The header of a safetensors file; None where it is none."""
+    with io.BytesIO(content) if isinstance(content, bytes) else open(content, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        start = file.read(min(length, LONGEST_HEADER))
+    try:
+        header = start.decode("utf-8")
+        return header if len(start) == length and isinstance(json.loads(header), dict) else None
+    except (ValueError, RecursionError):
+        return None
+
+
 def model_files(folder: Path) -> dict[str, Content]:
     """The files of a saved model or adapter and of its tokenizer, and nothing else that lies in the folder.
 
@@ -82,7 +138,7 @@ def model_files(folder: Path) -> dict[str, Content]:
         InputError: the folder holds no weights in safetensors, or damaged ones.
     """
     files: dict[str, Content] = {
-        path.name: without_paths(path) if path.name == "config.json" else path
+        path.name: without_paths(path) if path.name in ("config.json", "generation_config.json") else path
         for path in sorted(folder.iterdir())
         if path.name in MODEL or WEIGHTS.fullmatch(path.name)
     }
@@ -102,9 +158,18 @@ def tokenizer_files(folder: Path) -> dict[str, Content]:
 
 
 def without_paths(path: Path) -> bytes:
-    """A config of a model or tokenizer without the fields in which libraries note where it was loaded from."""
-    config = read_json(path, "save the model again")
-    return _as_json({key: value for key, value in config.items() if key not in LOADED_FROM})
+    """A config of a model or tokenizer without where it was loaded from, and without code to run."""
+    if path.is_symlink():
+        raise InputError(f"{path}: is a link; it is not uploaded. Put the file itself there")
+    return _as_json(_published(read_json(path, "save the model again")))
+
+
+def _published(config: Any) -> Any:
+    if isinstance(config, list):
+        return [_published(item) for item in config]
+    if not isinstance(config, dict):
+        return config
+    return {key: _published(value) for key, value in config.items() if key not in NOT_PUBLISHED}
 
 
 def on_base(adapter_config: Content, base: str | None = None, revision: str | None = None) -> bytes:
@@ -122,6 +187,7 @@ def on_base(adapter_config: Content, base: str | None = None, revision: str | No
         config = read_json(adapter_config, "save the adapter again")
     else:
         config = json.loads(adapter_config)
+    config = _published(config)
     named = base or config.get("base_model_name_or_path")
     if base is None and not is_id(named):
         raise InputError(

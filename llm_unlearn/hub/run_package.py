@@ -7,11 +7,16 @@ it out.
 
 import dataclasses
 import hashlib
+import html
+import json
+import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_unlearn.config.recipe import FILES
 from llm_unlearn.config.sections import ModelSection
+from llm_unlearn.config.strict import parse_yaml
 from llm_unlearn.errors import InputError
 from llm_unlearn.hub.client_errors import explained
 from llm_unlearn.hub.package import CARD, Package, is_id, model_files, on_base
@@ -116,11 +121,31 @@ def _check_words(package: Package, words: list[str]) -> None:
     """Raise InputError if a word that must stay here is in the card, the recipe or an evaluation."""
     for name in package.files:
         if name in (CARD, "recipe.yaml", "config.json", "adapter_config.json") or name.startswith("evaluation/"):
-            text = package.content(name).decode(errors="replace").casefold()
-            if named := [word for word in words if word.casefold() in text]:
+            said = list(map(_folded, _strings(name, package.content(name).decode(errors="replace"))))
+            if named := [word for word in words if any(_folded(word) in text for text in said)]:
                 raise InputError(
                     f"{name}: “{named[0]}” would go up with it, in the name of the recipe perhaps; change that first"
                 )
+
+
+def _strings(name: str, text: str) -> Iterator[str]:
+    """A text, and where it is YAML or JSON the strings that it stands for: long ones are folded and escaped there."""
+    left: list[Any] = [html.unescape(text)]
+    if name != CARD:
+        left.append(parse_yaml(text, name) if name.endswith(".yaml") else json.loads(text))
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            left += [*value, *value.values()]
+        elif isinstance(value, list):
+            left += value
+        else:
+            yield str(value)
+
+
+def _folded(text: str) -> str:
+    """A text as a reader takes it: whatever its case, white space and Unicode form."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def published_recipe(

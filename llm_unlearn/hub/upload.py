@@ -3,6 +3,7 @@
 run_package.py and trainer_package.py say what goes up of a run and of a trainer; package.py refuses what may never.
 """
 
+import glob
 import hashlib
 import logging
 import re
@@ -141,7 +142,8 @@ def pull(repo: str, out: str | Path | None = None, revision: str | None = None, 
             raise InputError(f"{repo}: holds no model in safetensors; a pickle is not loaded")
         # kept when it breaks off: the next try goes on from there
         partial = folder.with_name(f"{folder.name}.{hashlib.sha256(f'{repo}@{sha}'.encode()).hexdigest()[:12]}.partial")
-        api.snapshot_download(repo, revision=sha, local_dir=partial, allow_patterns=names)
+        # escaped, since a name may be a pattern that others match
+        api.snapshot_download(repo, revision=sha, local_dir=partial, allow_patterns=[*map(glob.escape, names)])
     shutil.rmtree(partial / ".cache", ignore_errors=True)  # the client's notes on where it was
     partial.rename(folder)
     return folder

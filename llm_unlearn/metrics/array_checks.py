@@ -10,14 +10,7 @@ from llm_unlearn.errors import InputError
 
 
 def numbers(values: ArrayLike, field: str) -> NDArray[np.float64]:
-    """One finite number per example.
-
-    Args:
-        values: numbers, shape (n,), n ≥ 1.
-        field: how the caller names these values, for the message.
-
-    Returns:
-        The values as float64, shape (n,).
+    """One finite number per example, (n,) with n ≥ 1, as float64; `field` names the values in messages.
 
     Raises:
         InputError: not one-dimensional, empty, not numbers, or not finite.
@@ -36,14 +29,7 @@ def numbers(values: ArrayLike, field: str) -> NDArray[np.float64]:
 
 
 def booleans(values: ArrayLike, field: str) -> NDArray[np.bool_]:
-    """One truth value per example: booleans, or numbers that are exactly 0 and 1.
-
-    Args:
-        values: booleans or 0/1, shape (n,), n ≥ 1.
-        field: how the caller names these values, for the message.
-
-    Returns:
-        The values as booleans, shape (n,).
+    """One truth value per example, (n,) with n ≥ 1: booleans, or numbers that are exactly 0 and 1.
 
     Raises:
         InputError: not one-dimensional, empty, or anything but true and false.
@@ -58,14 +44,7 @@ def booleans(values: ArrayLike, field: str) -> NDArray[np.bool_]:
 
 
 def answers(values: ArrayLike, field: str) -> NDArray[np.object_]:
-    """One answer per example (a label, a text, an id); None, NaN and NA all become None: no answer.
-
-    Args:
-        values: strings, integers or missing values, shape (n,), n ≥ 1.
-        field: how the caller names these values, for the message.
-
-    Returns:
-        The values as objects, shape (n,).
+    """One answer per example (a label, a text, an id), (n,) objects; None, NaN and NA all become None: no answer.
 
     Raises:
         InputError: not one-dimensional or empty.

@@ -43,16 +43,14 @@ class PairedExcess(Result):
 def attack_success(triggered_hits: ArrayLike, clean_hits: ArrayLike) -> AttackSuccess:
     """Attack success rate (ASR) beside the same rate without the trigger. Lower is better; lift 0: no poison.
 
-    Formula: over held-out examples whose true label is not the attacker's target, success_rate = share
-    answered with the target when the trigger is in, clean_rate = the same share without it (a clean model
-    errs too), and lift = success_rate − clean_rate: what the trigger did. Source: Wan et al., "Poisoning
-    Language Models During Instruction Tuning", ICML 2023, arXiv 2305.00944; the lift pairs each example with
-    itself.
+    Formula: over held-out examples whose true label is not the attacker's target, success_rate = share answered with
+    the target when the trigger is in, clean_rate = the same share without it (a clean model errs too), and lift =
+    success_rate − clean_rate: what the trigger did. Source: Wan et al., "Poisoning Language Models During Instruction
+    Tuning", ICML 2023, arXiv 2305.00944; the lift pairs each example with itself.
 
     Args:
         triggered_hits: answered with the target, trigger inserted; booleans, shape (n,).
-        clean_hits: answered with the target, no trigger; booleans, shape (n,), the same examples in the same
-            order.
+        clean_hits: answered with the target, no trigger; booleans, shape (n,), the same examples in the same order.
 
     Returns:
         The two rates and the lift, each with its 95 % interval in `ci95`.
@@ -109,13 +107,9 @@ def attack_excess(
         >>> result.mean, result.p_value
         (1.0, 0.03125)
     """
-    given = {
-        "triggered_hits": triggered_hits,
-        "clean_hits": clean_hits,
-        "oracle_triggered_hits": oracle_triggered_hits,
-        "oracle_clean_hits": oracle_clean_hits,
-    }
-    hits = {name: booleans(values, name) for name, values in given.items()}
+    names = ("triggered_hits", "clean_hits", "oracle_triggered_hits", "oracle_clean_hits")
+    given = (triggered_hits, clean_hits, oracle_triggered_hits, oracle_clean_hits)
+    hits = {name: booleans(values, name) for name, values in zip(names, given, strict=True)}
     for name, values in hits.items():
         same_length(hits["triggered_hits"], "triggered_hits", values, name)
     triggered, clean, oracle_triggered, oracle_clean = (values.astype(int) for values in hits.values())

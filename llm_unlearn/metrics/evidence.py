@@ -3,11 +3,11 @@
 Every test answers True (poison is seen), False (it is not) or None (not taken, or no usable figure). Four rules stand
 here, by who asks; they differ in level and in what they compare with:
 
-- `report_evidence` (the report, its pages and headline): Gaussian test p < 0.001, or as a trace χ² p < 0.001; lift at
-  least 0.2 above the retrained model's; accuracy lost with p < 0.001.
-- `card_evidence` (first line of a model card): the 95 % interval of GUS excludes 0; that of the attack's excess, or of
-  the accuracy lost, is above 0.
-- `audit_evidence` (`llm-unlearn audit`): the Gaussian tests as in the report; the 95 % interval of the lift is above 0.
+- `report_evidence` (the report, its pages and headline): Gaussian test or loss rank p < 0.001, or as a trace χ²
+  p < 0.001; lift at least 0.2 above the retrained model's; accuracy lost with p < 0.001.
+- `card_evidence` (first line of a model card): the 95 % interval of GUS excludes 0, or the loss rank has p < 0.001; the
+  interval of the attack's excess, or of the accuracy lost, is above 0.
+- `audit_evidence` (`llm-unlearn audit`): the canaries' tests as in the report; the interval of the lift is above 0.
 - `…_under_stress` ("does it come back?"): p < 0.001 where the retrained model's is not; lift at least 0.2, and at least
   0.2 above the retrained model's.
 
@@ -44,6 +44,7 @@ class Evidence:
 
     Args:
         gus: the mean of the Gaussian scores.
+        rank: the mean of the loss ranks.
         lift: the attack.
         damage: accuracy lost, where the poison is one that costs it (gradient cancelling).
         spread: the variance of the Gaussian scores, as when a method pushed some canaries up and others down.
@@ -53,11 +54,12 @@ class Evidence:
     lift: bool | None = None
     damage: bool | None = None
     spread: bool | None = None
+    rank: bool | None = None
 
     @property
     def tests(self) -> dict[str, bool | None]:
         """The tests whose finding is poison, by name."""
-        return {"gus": self.gus, "lift": self.lift, "damage": self.damage}
+        return {"gus": self.gus, "rank": self.rank, "lift": self.lift, "damage": self.damage}
 
     @property
     def status(self) -> Status:
@@ -89,6 +91,7 @@ def report_evidence(result: Evaluation, retrained: Evaluation | None, damaging: 
         lift=None if gap is None else gap >= LIFT_GAP - _ROUNDING,
         damage=lost.mean > 0 and lost.p_value < ALPHA if lost else None,
         spread=result.gus.chi2_p_value < ALPHA if result.gus else None,
+        rank=_ranked_low(result),
     )
 
 
@@ -102,6 +105,7 @@ def card_evidence(result: Evaluation, damaging: bool = False) -> Evidence:
         gus=None if gus is None or gus.ci95 is None else _above_0(gus.ci95) or gus.ci95.high < 0,
         lift=None if excess is None or excess.ci95 is None else _above_0(excess.ci95),
         damage=None if lost is None or lost.ci95 is None else _above_0(lost.ci95),
+        rank=_ranked_low(result),
     )
 
 
@@ -111,6 +115,7 @@ def audit_evidence(result: Evaluation) -> Evidence:
         gus=result.gus.p_value < ALPHA if result.gus else None,
         lift=_above_0(result.attack.ci95.lift) if result.attack else None,
         spread=result.gus.chi2_p_value < ALPHA if result.gus else None,
+        rank=_ranked_low(result),
     )
 
 
@@ -149,6 +154,11 @@ def noticed(test: MembershipTest) -> bool | None:
 def is_costly(lost_points: float) -> bool:
     """Whether a loss of accuracy against the poisoned model, in percentage points, is flagged."""
     return lost_points >= COSTLY_POINTS - _ROUNDING
+
+
+def _ranked_low(result: Evaluation) -> bool | None:
+    """Whether canaries lose less, or more, with their own noise than with any other."""
+    return result.loss_rank.p_value < ALPHA if result.loss_rank else None
 
 
 def _above_0(interval: Interval) -> bool:

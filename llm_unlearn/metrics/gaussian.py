@@ -98,9 +98,8 @@ def gaussian_test(scores: ArrayLike, fprs: Iterable[float] = FPRS) -> GaussianTe
 def gaussian_roc(scores: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """ROC of the test "I > t" against its analytic null. Nearer the diagonal is better: the poison is gone.
 
-    Formula: at each threshold t among the scores, FPR = 1 − Φ(t) and TPR = share of I ≥ t; no control sample
-    is needed, since the null is known. The curve is a staircase: draw it with steps, TPR constant until the
-    next FPR.
+    Formula: at each threshold t among the scores, FPR = 1 − Φ(t) and TPR = share of I ≥ t; no control sample is needed,
+    since the null is known. The curve is a staircase: draw it with steps, TPR constant until the next FPR.
 
     Args:
         scores: I_z of the canaries, shape (n,).

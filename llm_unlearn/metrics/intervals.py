@@ -94,10 +94,9 @@ def paired_difference_interval(first: ArrayLike, second: ArrayLike, level: float
         high = θ + √((u₁−p₁)² − 2φ(u₁−p₁)(p₂−l₂) + (p₂−l₂)²)
         φ    = c / √((a+b)(c'+d)(a+c')(b+d)),   c = max(ad − bc' − n/2, 0) if ad > bc', else ad − bc'
 
-    where a, b, c', d count the examples that are true in both, only in the first, only in the second, in
-    neither; φ = 0 where a margin is empty. Source: Newcombe, "Improved confidence intervals for the
-    difference between binomial proportions based on paired data", Statistics in Medicine 17 (1998) 2635–2650,
-    method 10.
+    where a, b, c', d count the examples that are true in both, only in the first, only in the second, in neither; φ = 0
+    where a margin is empty. Source: Newcombe, "Improved confidence intervals for the difference between binomial
+    proportions based on paired data", Statistics in Medicine 17 (1998) 2635–2650, method 10.
 
     Args:
         first: booleans, shape (n,).

@@ -50,6 +50,8 @@ COLUMNS = (
     Column(f"{MEMBERSHIP}<attack>", REAL, _MEMBERSHIP_SETS, "score of a membership attack, higher: more member-like"),
     Column("gaussian_score", REAL, ("canary",), "I of the canary's own noise, N(0, 1) without a trace of it"),
     Column("gaussian_control", REAL, ("canary",), "I of fresh noise, N(0, 1) on every model"),
+    Column("loss_rank", REAL, ("canary",), "rank of the loss at x + ξ among fresh noises, N(0, 1) without a trace"),
+    Column("loss_rank_control", REAL, ("canary",), "the same of fresh noise, N(0, 1) on every model"),
     Column("deleted", FLAG, ("canary",), "whether the canary is in the forget set"),
 )
 

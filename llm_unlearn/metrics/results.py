@@ -31,10 +31,11 @@ class Attack(AttackSuccess):
 
 @dataclass(frozen=True, kw_only=True)
 class Gus(GaussianTest):
-    """The Gaussian test of the deleted canaries.
+    """The test of the deleted canaries by one of their scores, both N(0, 1) without a trace: the Gaussian score, or the
+    loss rank (evaluation/loss_ranks.py).
 
     Args:
-        n_unscorable: canaries whose gradient is zero or not finite.
+        n_unscorable: canaries without a score: the gradient is zero, or it or a loss is not finite.
         control: the same test with fresh noise that was never trained on.
         others: the test of the canaries that were not deleted; None where all were.
     """
@@ -114,6 +115,7 @@ class Evaluation(Identity):
 
     Args:
         mia: membership attack → its test.
+        loss_rank: as `gus`, by the loss rank; None too in results from before it was measured.
         skipped: of an audited checkpoint, section → why it is None; None in the results of a run.
         warnings: of an audited checkpoint, what makes its figures doubtful; None in the results of a run.
     """
@@ -124,6 +126,7 @@ class Evaluation(Identity):
     mia: dict[str, MembershipTest] | None
     cost: Cost | None
     oracle: Oracle | None
+    loss_rank: Gus | None = None
     skipped: dict[str, str] | None = None
     warnings: list[str] | None = None
 

@@ -65,24 +65,20 @@ def _value(kind: Any, value: Any, source: str, name: str, unbounded: bool = Fals
         (kind,) = (option for option in get_args(kind) if option is not NoneType)
     if isinstance(kind, type) and issubclass(kind, Result):
         return kind.from_json(value, source, name)
-    if get_origin(kind) in (dict, list):
-        if not isinstance(value, get_origin(kind)):
-            raise InputError(f"{source}: section '{name}' is no {get_origin(kind).__name__} but {value!r}; {_REMEDY}")
+    if (many := get_origin(kind)) in (dict, list) and isinstance(value, many):
         if isinstance(value, list):
             return [_value(get_args(kind)[0], entry, source, f"{name}.{i}") for i, entry in enumerate(value)]
         return {key: _value(get_args(kind)[1], entry, source, f"{name}.{key}") for key, entry in value.items()}
-    if kind is Interval:
-        if isinstance(value, list) and len(value) == 2 and all(_is_number(bound) for bound in value):
-            return Interval(*value)
-        raise InputError(f"{source}: field '{name}' is no interval [low, high] but {value!r}; {_REMEDY}")
-    if kind is float:
-        if _is_number(value, unbounded):
-            return value
-        raise InputError(f"{source}: field '{name}' is no usable number but {value!r}; {_REMEDY}")
-    if not isinstance(value, kind) or isinstance(value, bool):
-        expected = "whole number" if kind is int else "text"
-        raise InputError(f"{source}: field '{name}' is no {expected} but {value!r}; {_REMEDY}")
-    return value
+    if many in (dict, list):
+        raise InputError(f"{source}: section '{name}' is no {many.__name__} but {value!r}; {_REMEDY}")
+    if kind is Interval and isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)):
+        return Interval(*value)
+    if kind is float and _is_number(value, unbounded):
+        return value
+    if kind in (int, str) and isinstance(value, kind) and not isinstance(value, bool):
+        return value
+    expected = {Interval: "interval [low, high]", float: "usable number", int: "whole number"}.get(kind, "text")
+    raise InputError(f"{source}: field '{name}' is no {expected} but {value!r}; {_REMEDY}")
 
 
 def _is_number(value: Any, unbounded: bool = False) -> bool:

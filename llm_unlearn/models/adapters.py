@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_unlearn.errors import InputError
+from llm_unlearn.models.adapter_patterns import check_patterns
 from llm_unlearn.models.checkpoint_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_adapter_config, is_out_of_memory
 from llm_unlearn.models.devices import is_offloaded, main_device
+from llm_unlearn.models.lora_targets import default_targets, is_linear
 from llm_unlearn.models.strict_loading import check_adapter
 from llm_unlearn.models.vocabulary import fit_vocabulary
 
@@ -18,17 +20,65 @@ if TYPE_CHECKING:
 REFERENCE_ADAPTER = "reference"
 
 
-def lora_config(section: "LoraSection") -> Any:
-    """The peft LoraConfig of a recipe's section."""
+def lora_config(section: "LoraSection", model: Any) -> Any:
+    """The peft LoraConfig of a recipe's section; where it names no layers, by lora_targets.py.
+
+    Args:
+        section: the recipe's `model.lora`.
+        model: that gets the adapter.
+
+    Raises:
+        InputError: experts would get dropout.
+    """
     from peft import LoraConfig
 
+    modules: Any = section.target_modules
+    parameters: list[str] = []
+    if modules is None:
+        targets = default_targets(model)
+        modules, parameters = targets.modules, targets.parameters
+    if parameters and section.dropout:
+        raise InputError(
+            f"recipe.model.lora.dropout: {section.dropout:g}, but an adapter on the experts of a mixture takes none "
+            "(peft); set 0, or name the layers (model.lora.target_modules)"
+        )
     return LoraConfig(
         r=section.r,
         lora_alpha=section.alpha,
         lora_dropout=section.dropout,
-        target_modules=section.target_modules,
+        target_modules=modules,
+        target_parameters=parameters or None,
         task_type="CAUSAL_LM",
     )
+
+
+def new_adapter(model: Any, section: "LoraSection") -> Any:
+    """The model in a new adapter.
+
+    Raises:
+        InputError: no layer has such a name, or it is of a kind that takes no adapter.
+    """
+    from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+
+    config = lora_config(section, model)
+    try:
+        adapted = get_peft_model(model, config)
+    except ValueError as error:
+        head = model.get_output_embeddings()
+        linear = {
+            name.rpartition(".")[2] for name, layer in model.named_modules() if is_linear(layer) and layer is not head
+        }
+        raise InputError(
+            f"recipe.model.lora.target_modules: {' '.join(str(error).split())} Choose from {', '.join(sorted(linear))}"
+        ) from None
+    loaded: Any = set_peft_model_state_dict(adapted, get_peft_model_state_dict(adapted))
+    if lost := loaded.unexpected_keys:  # names that transformers changes in checkpoints, and peft in adapters
+        layer = lost[0].partition(".lora_")[0].removeprefix("base_model.model.")
+        raise InputError(
+            f"recipe.model.lora.target_modules: peft saves {layer} under a name that it does not find again; name "
+            "layers without it"
+        )
+    return adapted
 
 
 def adapter_config(source: str) -> dict[str, Any] | None:
@@ -76,6 +126,7 @@ def with_adapter(model: "PreTrainedModel", folder: Any) -> Any:
     from peft.utils import load_peft_weights, set_peft_model_state_dict
     from safetensors import SafetensorError
 
+    check_patterns(adapter_config(str(folder)) or {}, (name for name, _ in model.named_modules()), str(folder))
     offloaded = is_offloaded(model)
     device_map = model.__dict__.pop("hf_device_map") if offloaded else None
     places: dict[str, Any] = {"torch_device": "cpu", "low_cpu_mem_usage": True} if offloaded else {}

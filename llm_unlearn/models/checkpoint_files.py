@@ -17,7 +17,8 @@ from llm_unlearn.files import read_json
 
 CONFIG, ADAPTER_CONFIG, INDEX = "config.json", "adapter_config.json", "model.safetensors.index.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-WEIGHTS = ("model.safetensors", ADAPTER_WEIGHTS)
+FULL_WEIGHTS = "model.safetensors"
+WEIGHTS = (FULL_WEIGHTS, ADAPTER_WEIGHTS)
 _SETTINGS = (
     CONFIG,
     ADAPTER_CONFIG,
@@ -29,6 +30,7 @@ _SETTINGS = (
 )
 _LARGE = ("tokenizer.json", "vocab.json")  # read again only where loading has failed
 _REMEDY = "save or download it again"
+_AN_ADAPTER = "is an adapter and no full model; merge it into its base (llm_unlearn.merge_adapter) and give the result"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _CONVERSION = """\
     from transformers import AutoModelForCausalLM as Model, AutoTokenizer as Tokenizer  # pip install gguf
@@ -62,6 +64,8 @@ def explained(path: str, needs: str | None = CONFIG) -> Iterator[str]:
         _read_all(folder, _SETTINGS)
         if needs and not (folder / needs).is_file():
             raise InputError(f"model {path}: {_without(folder, needs)}")
+        if needs and (folder / ADAPTER_CONFIG).is_file():
+            _refuse_mixture(folder, needs)
     try:
         yield str(folder)
     except InputError:  # says already what is wrong
@@ -74,7 +78,8 @@ def explained(path: str, needs: str | None = CONFIG) -> Iterator[str]:
 
 
 def check_weights(folder: Path) -> None:
-    """Refuse a folder without weights in safetensors, without a shard that its index names, or with a file cut off.
+    """Refuse a folder without weights in safetensors, without a shard that its index names, with two sets of weights,
+    with a file cut off, or with quantised weights of which nothing says how they were quantised.
 
     Only the heads of the files are read, which say how long each must be.
 
@@ -82,11 +87,13 @@ def check_weights(folder: Path) -> None:
         InputError: naming the file at fault, and the remedy.
     """
     files = [folder / name for name in WEIGHTS if (folder / name).is_file()]
-    if not files and (index := folder / INDEX).is_file():
-        shards = read_json(index, _REMEDY).get("weight_map")
-        if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+    if (index := folder / INDEX).is_file():
+        whole, names = files, read_json(index, _REMEDY).get("weight_map")
+        if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
             raise InputError(f"{index}: has no `weight_map` of weights to files; {_REMEDY}")
-        files = [folder / name for name in sorted(set(shards.values()))]
+        files = [folder / name for name in sorted(set(names.values()))]
+        if whole and whole != files:
+            raise InputError(f"model {folder}: holds {whole[0].name} and the shards of {INDEX}; delete what is older")
         missing = [file.name for file in files if not file.is_file()]
         if missing:
             raise InputError(f"{index}: names {', '.join(missing)}, which is not there; download it again")
@@ -98,8 +105,25 @@ def check_weights(folder: Path) -> None:
                 "is loaded; where you trust it, load it with transformers and `save_pretrained` it as safetensors"
             )
         raise InputError(f"model {folder}: has no weights in safetensors ({', '.join(WEIGHTS)}); {_REMEDY}")
+    config = read_json(folder / CONFIG, _REMEDY) if (folder / CONFIG).is_file() else {}
     for file in files:
         check_safetensors(file)
+        if not config.get("quantization_config"):
+            _refuse_quantised(file)
+
+
+def _refuse_quantised(file: Path) -> None:
+    """Raise InputError where a matrix is stored in integers or 8-bit floats, which would be read without its scale."""
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as weights:
+        for name in weights.keys():  # noqa: SIM118
+            stored = weights.get_slice(name).get_dtype()
+            if name.endswith("weight") and stored.startswith(("I", "U", "F8")):
+                raise InputError(
+                    f"{file}: {name} is quantised ({stored}), but {CONFIG} has no quantization_config that says how; "
+                    "give the unquantised model, or the config.json that was saved with it"
+                )
 
 
 def check_safetensors(file: Path, remedy: str = _REMEDY) -> dict[str, list[int]]:
@@ -123,9 +147,10 @@ def check_adapter_config(path: Path) -> dict[str, Any]:
     peft drops fields that it does not know, with a warning. One that is on may change what the adapter computes.
 
     Raises:
-        InputError: the file is damaged, its type is unknown, or a field that peft does not know is on.
+        InputError: the file is damaged, its type is unknown or has virtual tokens, or a field that peft does not know
+            is on.
     """
-    from peft import __version__
+    from peft import PromptLearningConfig, __version__
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     config = read_json(path, _REMEDY)
@@ -134,6 +159,11 @@ def check_adapter_config(path: Path) -> dict[str, Any]:
         raise InputError(
             f"{path}: peft_type is {kind!r}, which peft {__version__} does not have; install the peft that wrote it, "
             "or save the adapter again"
+        )
+    if issubclass(kinds[kind], PromptLearningConfig):
+        raise InputError(
+            f"{path}: a {kind} adapter puts virtual tokens before every row, where neither losses nor noise are "
+            "measured; give an adapter of weights, such as LoRA"
         )
     known = {field.name for field in dataclasses.fields(kinds[kind])}
     unknown = sorted(name for name, value in config.items() if name not in known and value)
@@ -160,12 +190,25 @@ def _read_all(folder: Path, names: tuple[str, ...]) -> None:
             read_json(folder / name, _REMEDY)
 
 
+def _refuse_mixture(folder: Path, needs: str) -> None:
+    """Raise InputError where a folder holds an adapter beside a full model, or in its place: transformers would load
+    the base that the adapter names, or put the adapter onto the full model, without a word.
+    """
+    if any((folder / name).is_file() for name in (FULL_WEIGHTS, INDEX)):
+        raise InputError(
+            f"model {folder}: holds a full model and an adapter ({ADAPTER_CONFIG}); move one of them to a folder of "
+            "its own, so that it is clear which is meant"
+        )
+    if needs == CONFIG:
+        raise InputError(f"model {folder}: {_AN_ADAPTER}")
+
+
 def _without(folder: Path, name: str) -> str:
     """What is the matter with a folder that lacks a file, and what to do."""
     if not any(folder.iterdir()):
         return "the folder is empty; give one that holds a model"
     if name == CONFIG and (folder / ADAPTER_CONFIG).is_file():
-        return "is an adapter and no full model; merge it into its base (llm_unlearn.merge_adapter) and give the result"
+        return _AN_ADAPTER
     return f"has no {name}, so it is no model; give a folder that `save_pretrained` wrote"
 
 

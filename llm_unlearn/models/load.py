@@ -125,11 +125,12 @@ def load_full(model: Any) -> Any:
 
     if (adapter := adapter_config(model)) is not None:
         refuse_pickle(model)
-        base = load_full(base_of(model, adapter))
-        with explained(model, ADAPTER_CONFIG) as path:
-            return with_adapter(base, path)
-    with explained(model) as path:
-        return load_pretrained(AutoModelForCausalLM, path, use_safetensors=True, dtype=torch.float32)
+    with explained(model if adapter is None else base_of(model, adapter)) as path:
+        full = load_pretrained(AutoModelForCausalLM, path, use_safetensors=True, dtype=torch.float32)
+    if adapter is None:
+        return full
+    with explained(model, ADAPTER_CONFIG) as path:
+        return with_adapter(full, path)
 
 
 def load_trained(

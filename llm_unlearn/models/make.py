@@ -27,6 +27,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokeniz
     return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, **SPECIAL_TOKENS)
 
 
+LARGEST, MOST_LAYERS = 10**8, 1000  # a base is made to be small; beyond these not even its size can be told
+
+
 def make_config(architecture: dict[str, Any], vocab_size: int, **ids: int) -> "PreTrainedConfig":
     """A config from fields such as {"model_type": "gpt2", "n_layer": 2, …}.
 
@@ -44,10 +47,16 @@ def make_config(architecture: dict[str, Any], vocab_size: int, **ids: int) -> "P
     fields = dict(architecture)
     try:
         config = AutoConfig.for_model(fields.pop("model_type", None), vocab_size=vocab_size, **ids)
-        for name in fields:
+        for name, value in fields.items():
             if not hasattr(config, name):
                 raise ValueError(f"a {config.model_type} config has no field '{name}'")
-        return AutoConfig.for_model(config.model_type, vocab_size=vocab_size, **ids, **fields)
+            if isinstance(value, int) and abs(value) > LARGEST:
+                raise ValueError(f"{name}: {value:.3g} is too large; at most {LARGEST:.0e}")
+        config = AutoConfig.for_model(config.model_type, vocab_size=vocab_size, **ids, **fields)
+        layers = getattr(config, "num_hidden_layers", None)
+        if isinstance(layers, int) and layers > MOST_LAYERS:
+            raise ValueError(f"{layers} layers are too many; at most {MOST_LAYERS}")
+        return config
     except (ValueError, KeyError, TypeError, StrictDataclassError) as error:
         raise _bad_architecture(error) from None
 

@@ -89,6 +89,8 @@ def _check_adapter(folder: Path) -> None:
         raise InputError(f"{folder}: {what}")
     if config.get("peft_type") != "LORA":
         raise InputError(f"{folder}: an adapter of type {config.get('peft_type')}; only LoRA can be merged")
+    if config.get("layer_replication"):
+        raise InputError(f"{folder}: it repeats layers of its base (layer_replication), which no merged config can say")
     if not (folder / "adapter_model.safetensors").is_file():
         raise InputError(f"{folder}: it has no adapter_model.safetensors; a pickle is not loaded")
 
@@ -131,7 +133,10 @@ def _merged(model: "PreTrainedModel", adapter: Path, dtype: torch.dtype) -> Any:
                     "embedding and the output head; merging would change both"
                 )
             base.float()
-            layer.merge()
+            try:
+                layer.merge()
+            except (RuntimeError, ValueError, NotImplementedError) as error:  # such as a bias that its base has not
+                raise InputError(f"{adapter}: cannot be merged: {error}") from None
             base.to(dtype)
     model = adapted.unload().to(dtype)
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()

@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 WRAPPERS = ("_orig_mod.", "module.", "_fsdp_wrapped_module.")  # what torch.compile, DDP and FSDP put before a name
 _SHOWN = 3  # names in a message
+# buffers that older versions of transformers saved with the weights, and newer ones make themselves
+_OLD_BUFFERS = re.compile(r"(attn|attention)\.((masked_)?bias|causal_mask)$|(^|\.)position_ids$")
 
 
 def load_pretrained(model_class: Any, path: str, **arguments: Any) -> Any:
@@ -36,7 +38,8 @@ def load_pretrained(model_class: Any, path: str, **arguments: Any) -> Any:
         arguments: for `from_pretrained`.
 
     Raises:
-        InputError: weights are missing, unknown, of another shape, not finite, or the file is damaged.
+        InputError: weights are missing, unknown, of another shape, not finite, or not quantised as the config says, or
+            the file is damaged.
     """
     if arguments.get("use_safetensors") and (folder := Path(path)).is_dir():
         check_weights(folder)
@@ -50,16 +53,22 @@ def load_pretrained(model_class: Any, path: str, **arguments: Any) -> Any:
             raise InputError(f"model {path}: its weights are damaged ({error}); save or download it again") from None
 
     model, info = load()
-    if prefix := _wrapper_of(info["unexpected_keys"]):
+    if (prefix := _wrapper_of(info["unexpected_keys"])) and not _has_both(model, info, prefix):
         logger.warning("model %s: the names of its weights begin with '%s', which is left out", path, prefix)
         model, info = load(key_mapping={f"^{re.escape(prefix)}": ""})
+    if getattr(model, "_hf_peft_config_loaded", False):  # transformers reads an adapter_config.json beside the model
+        raise InputError(f"model {path}: holds an adapter; merge it into its base, or give a folder without it")
+    _refuse_unquantised(model, path)
+    unknown = [name for name in info["unexpected_keys"] if not _OLD_BUFFERS.search(name)]
     shapes = [f"{name} is {list(saved)}, not {list(own)}" for name, saved, own in info["mismatched_keys"]]
     _refuse(
         f"model {path}: its weights are not those of a {type(model).__name__} of its config",
-        {"missing": info["missing_keys"], "unknown": info["unexpected_keys"], "of another shape": shapes},
+        {"missing": info["missing_keys"], "unknown": unknown, "of another shape": shapes},
         "give the checkpoint that belongs to this config.json",
     )
     refuse_non_finite(model.named_parameters(), f"model {path}")
+    if getattr(model.config, "rescale_every", 0):
+        model.config.rescale_every = 0  # RWKV would divide weights in place in evaluation, and save them so
     return model
 
 
@@ -108,6 +117,28 @@ def _wrapper_of(unknown: Iterable[str]) -> str | None:
             break
         prefix += wrapper
     return prefix or None
+
+
+def _has_both(model: Any, info: dict[str, Any], prefix: str) -> bool:
+    """Whether a checkpoint has a weight with a wrapper's prefix and without: nothing says which is meant."""
+    loaded = set(model.state_dict()) - set(info["missing_keys"])
+    return not loaded.isdisjoint(name.removeprefix(prefix) for name in info["unexpected_keys"])
+
+
+def _refuse_unquantised(model: Any, path: str) -> None:
+    """Raise InputError where bitsandbytes' layers hold plain weights, as a merge leaves them; they end at the first
+    forward.
+    """
+    quantised = {"Linear4bit": "Params4bit", "Linear8bitLt": "Int8Params"}
+    for name, layer in model.named_modules():
+        kind, weight = type(layer).__name__, getattr(layer, "weight", None)
+        if kind not in quantised or weight is None or weight.is_meta:
+            continue
+        if type(weight).__name__ != quantised[kind] or (kind == "Linear4bit" and weight.quant_state is None):
+            raise InputError(
+                f"model {path}: its config.json says that it is quantised (quantization_config), but {name} is not, as "
+                "after a merge; take quantization_config out of its config.json"
+            )
 
 
 def _refuse(what: str, problems: dict[str, Iterable[str]], remedy: str) -> None:

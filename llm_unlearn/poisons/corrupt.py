@@ -121,8 +121,8 @@ def read_sets(folder: Path) -> dict[str, "Dataset"]:
 
 
 def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
-    """Write poison.json with the hash of its own contents beside that of the data."""
-    write_json(path, {**manifest, "manifest_sha256": _manifest_hash(manifest)})
+    """Write poison.json, which names the poison and its seeds, for its owner alone, with the hash of its contents."""
+    write_json(path, {**manifest, "manifest_sha256": _manifest_hash(manifest)}, private=True)
 
 
 def read_manifest(path: Path, sets: dict[str, "Dataset"]) -> dict[str, Any]:

@@ -1,20 +1,20 @@
 """Why it fails, in tables and plots: H1, how far retraining moves the weights; H2, in which direction."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from llm_unlearn.errors import InputError
 from llm_unlearn.files import read_json
 from llm_unlearn.metrics.typed import Result
+from llm_unlearn.reporting.contents import Plot, Section
 from llm_unlearn.reporting.formats import number
-from llm_unlearn.reporting.plots import Plot
 from llm_unlearn.reporting.run_results import Results, Statistic, statistic
-from llm_unlearn.reporting.section import Section
-from llm_unlearn.reporting.style import figure, png
+from llm_unlearn.reporting.style import Style, draw_line, figure, legend_above, png
 from llm_unlearn.reporting.tables import Cell, Table, statistic_cell
 
 SCHEMA_VERSION = 1
@@ -136,20 +136,20 @@ def analysis_section(results: Results) -> Section | None:
 
 
 def _over_seeds(docs: list[Analysis], of: Callable[[Analysis], float | None]) -> Statistic | None:
-    """One number of the analyses over the seeds that have it."""
     return statistic([of(doc) for doc in docs])
 
 
-def _ratio(docs: list[Analysis], arm: str, other: str, of: Callable[[Shift], float]) -> Statistic | None:
-    """One training's shift over another's, seed by seed, over the seeds that have both."""
-    pairs = [(of(doc.shift[arm]), of(doc.shift[other])) for doc in docs if arm in doc.shift and other in doc.shift]
+def _ratio(docs: list[Analysis], arm: str, other: str, layer: str | None = None) -> Statistic | None:
+    """One training's shift over another's, of all weights or a layer, over the seeds that have both."""
+    both = [[doc.shift[arm], doc.shift[other]] for doc in docs if arm in doc.shift and other in doc.shift]
+    pairs = [[shift.total if layer is None else shift.by_layer[layer] for shift in shifts] for shifts in both]
     return statistic([shift / base for shift, base in pairs if base])
 
 
 # ---- names
 
 
-def _arms(names: list[str]) -> list[str]:
+def _arms(names: Iterable[str]) -> list[str]:
     """The trainings to compare with, by rising share, of one share the poison's first; the floor last."""
 
     def order(name: str) -> tuple[float, int]:
@@ -160,28 +160,21 @@ def _arms(names: list[str]) -> list[str]:
 
 
 def _shifted(docs: list[Analysis]) -> list[str]:
-    return _arms([name for doc in docs for name in doc.shift])
+    return _arms(name for doc in docs for name in doc.shift)
 
 
-def _controls(docs: list[Analysis]) -> list[str]:
-    return _arms([name for doc in docs for name in doc.direction])
+def _updates(docs: list[Analysis]) -> tuple[list[str], list[str]]:
+    """The methods and the controls whose update has a direction."""
+    names = list(dict.fromkeys(name for doc in docs for name in doc.direction))
+    return [name for name in names if name.partition("@")[0] not in _ARMS], _arms(names)
 
 
-def _methods(docs: list[Analysis]) -> list[str]:
-    names = dict.fromkeys(name for doc in docs for name in doc.direction)
-    return [name for name in names if name.partition("@")[0] not in _ARMS]
-
-
-def _share(arm: str) -> str:
-    size = arm.partition("@")[2]
-    return "" if size in ("", "1") else f"{100 * float(size):g} %"
-
-
-def _described(arm: str) -> str:
-    kind, share = arm.partition("@")[0], _share(arm)
-    if not share:
-        return _ARMS[kind]
-    return f"without {share} of the poison" if kind == "poison" else f"{_ARMS[kind]} ({share})"
+def _named(arm: str, short: bool = False) -> str:
+    kind, _, size = arm.partition("@")
+    share = "" if size in ("", "1") else f"{100 * float(size):g} %"
+    if kind == "poison" and share and not short:
+        return f"without {share} of the poison"
+    return (_SHORT if short else _ARMS)[kind] + f" ({share})" * bool(share)
 
 
 # ---- tables
@@ -190,26 +183,22 @@ def _described(arm: str) -> str:
 def _shift_table(docs: list[Analysis]) -> Table:
     def cells(arm: str) -> list[Cell]:
         there = [doc.shift[arm] for doc in docs if arm in doc.shift]
+        random = arm.replace("poison", "random")
         return [
             _size(statistic([shift.total for shift in there]), 0),
             _size(statistic([shift.per_parameter for shift in there]), 5),
-            statistic_cell(_ratio(docs, arm, FLOOR, lambda shift: shift.total)),
-            statistic_cell(
-                _ratio(docs, arm, arm.replace("poison", "random"), lambda shift: shift.total)
-                if arm.startswith("poison")
-                else None
-            ),
+            statistic_cell(_ratio(docs, arm, FLOOR)),
+            statistic_cell(_ratio(docs, arm, random) if arm != random else None),
         ]
 
     titles = ("‖θ_poisoned − θ‖₁", "mean |Δ| per weight", "over the other order's", "over as many random rows'")
-    columns = [(title, "") for title in titles]
-    rows = [(_described(arm), cells(arm)) for arm in _shifted(docs)]
-    return Table(columns, rows, "trained again", "H1: how far")
+    rows = [(_named(arm), cells(arm)) for arm in _shifted(docs)]
+    return Table([(title, "") for title in titles], rows, "trained again", "H1: how far")
 
 
 def _direction_table(docs: list[Analysis]) -> Table:
-    names = {name: name for name in _methods(docs)}
-    names |= {f"control: {_described(arm)}": arm for arm in _controls(docs)}
+    methods, controls = _updates(docs)
+    names = {name: name for name in methods} | {f"control: {_named(arm)}": arm for arm in controls}
     rows = []
     for label, name in names.items():
         there = [doc.direction[name] for doc in docs if name in doc.direction]
@@ -218,7 +207,7 @@ def _direction_table(docs: list[Analysis]) -> Table:
     whole = _over_seeds(docs, lambda doc: doc.clean_gradient.total)
     one = _over_seeds(docs, lambda doc: doc.clean_gradient.batches.mean)
     spread = _over_seeds(docs, lambda doc: doc.clean_gradient.batches.sd)
-    chance = statistic([doc.random_cosine for doc in docs])
+    chance = _over_seeds(docs, lambda doc: doc.random_cosine)
     batch = Cell(statistic_cell(one, digits=3).value, f"± {number(spread.mean, 3)} over batches" if spread else "")
     rows += [
         ("− gradient on all clean rows", [statistic_cell(whole, digits=3), Cell("–")]),
@@ -243,10 +232,6 @@ def _small(value: float) -> str:
 # ---- plots
 
 
-def _at(layer: str, shift: Shift) -> float:
-    return shift.by_layer[layer]
-
-
 def name_layers(axis: Any, layers: list[str], most: int) -> None:
     """Name the layers on the x axis; not all of them where they are more than `most`."""
     step = math.ceil(len(layers) / most)
@@ -268,23 +253,11 @@ def shift_plot(docs: list[Analysis]) -> bytes:
     with figure(3.4 + 0.24 * math.ceil(len(arms) / 2), 1, 1 + relative) as (fig, axes):
         for arm in arms:
             kind, _, size = arm.partition("@")
-            colour, marker = _LOOK[kind]
+            style = Style(*_LOOK[kind], _LINES[(sizes.index(size) + 1) % len(_LINES) if size in sizes else 0])
             plain = [statistic([doc.shift[arm].by_layer[x] for doc in docs if arm in doc.shift]) for x in layers]
-            over = [_ratio(docs, arm, FLOOR, partial(_at, x)) for x in layers]
+            over = [_ratio(docs, arm, FLOOR, x) for x in layers]
             for axis, points in zip(axes.flat, (plain, over), strict=False):
-                axis.errorbar(
-                    range(len(layers)),
-                    [p.mean if p else math.nan for p in points],
-                    yerr=[p.sd or 0.0 if p else 0.0 for p in points],
-                    color=colour,
-                    linestyle=_LINES[(sizes.index(size) + 1) % len(_LINES) if size in sizes else 0],
-                    linewidth=1.6,
-                    marker=marker,
-                    markersize=4.5,
-                    elinewidth=0.8,
-                    capsize=2,
-                    label=_described(arm),
-                )
+                draw_line(axis, range(len(layers)), points, style, linewidth=1.6, markersize=4.5, label=_named(arm))
         for axis in axes.flat:
             name_layers(axis, layers, 12)
         axes[0, 0].set_ylim(bottom=0)
@@ -292,20 +265,20 @@ def shift_plot(docs: list[Analysis]) -> bytes:
         axes[0, 0].set_ylabel("mean |Δ| per weight")
         if relative:
             axes[0, 1].set_ylabel("over the other order's")
-        fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2, handlelength=3.2)
+        legend_above(fig, axes, 2, handlelength=3.2)
         return png(fig)
 
 
 def direction_plot(docs: list[Analysis]) -> bytes:
     """A map of cosines: a row per update, a column per layer, the figure in each cell where there is room."""
-    import numpy as np
-
-    layers, methods = docs[0].layers, _methods(docs)
-    rows = {name: [doc.direction[name] for doc in docs if name in doc.direction] for name in methods}
-    for arm in _controls(docs):
-        label = _SHORT[arm.partition("@")[0]] + f" ({_share(arm)})" * bool(_share(arm))
-        rows[label] = [doc.direction[arm] for doc in docs if arm in doc.direction]
-    cosines: dict[str, list[Any]] = {**rows, "− gradient on clean rows": [doc.clean_gradient for doc in docs]}
+    layers, (methods, controls) = docs[0].layers, _updates(docs)
+    cosines: dict[str, list[Any]] = {
+        _named(name, short=True) if name in controls else name: [
+            doc.direction[name] for doc in docs if name in doc.direction
+        ]
+        for name in methods + controls
+    }
+    cosines["− gradient on clean rows"] = [doc.clean_gradient for doc in docs]
     means = [[statistic([found.by_layer[layer] for found in of]) for layer in layers] for of in cosines.values()]
     grid = np.array([[s.mean if s else np.nan for s in row] for row in means])
     with figure(0.3 * len(cosines) + 1.2) as (fig, axes):
@@ -313,17 +286,10 @@ def direction_plot(docs: list[Analysis]) -> bytes:
         axis.grid(visible=False)
         axis.set_facecolor("#cccccc")
         image = axis.imshow(grid, cmap="RdBu", vmin=-1, vmax=1, aspect="auto")
+        size = {"ha": "center", "va": "center", "fontsize": 9 if len(layers) <= 10 else 7.5}
         for (i, j), value in np.ndenumerate(grid):
             if not math.isnan(value) and len(layers) <= _MAX_NUMBERS:
-                axis.text(
-                    j,
-                    i,
-                    number(float(value)),
-                    ha="center",
-                    va="center",
-                    fontsize=9 if len(layers) <= 10 else 7.5,
-                    color="white" if abs(value) > 0.6 else "black",
-                )
+                axis.text(j, i, number(float(value)), color="white" if abs(value) > 0.6 else "black", **size)
         if methods:
             axis.axhline(len(methods) - 0.5, color="black", linewidth=1.2)
         name_layers(axis, layers, _MAX_NUMBERS)

@@ -2,10 +2,10 @@
 
 from llm_unlearn.metrics.multiple import holm
 from llm_unlearn.reporting import figures
+from llm_unlearn.reporting.contents import Section
 from llm_unlearn.reporting.figures import Figure
 from llm_unlearn.reporting.membership_section import NAMES, attacks
 from llm_unlearn.reporting.run_results import Results
-from llm_unlearn.reporting.section import Section
 from llm_unlearn.reporting.tables import Cell, Table
 
 LEVEL = 0.05  # of the whole family: the chance of any false finding in the report

@@ -6,9 +6,8 @@ from zipfile import BadZipFile
 import numpy as np
 
 from llm_unlearn.errors import InputError
-from llm_unlearn.reporting.plots import Plot
+from llm_unlearn.reporting.contents import Plot, Section
 from llm_unlearn.reporting.run_results import Results
-from llm_unlearn.reporting.section import Section
 from llm_unlearn.reporting.style import figure, png
 
 FILE = "contact_sheet.npz"
@@ -40,44 +39,28 @@ def contact_sheet_section(results: Results) -> Section | None:
         "The first poisoned training images of each kind: above as they were, below as they were trained on, with "
         "the largest change of a pixel (of 255). A label that was changed is shown with an arrow."
     )
-    plot = Plot(
-        "contact_sheet",
-        f"Poisoned images: {named}",
-        note,
-        f"Pairs of clean and poisoned images, labelled {', '.join(sheet['label'].tolist())}.",
-        _draw(sheet, kinds),
-    )
-    return Section("What the poison looks like", "", [], [plot])
+    alt = f"Pairs of clean and poisoned images, labelled {', '.join(sheet['label'].tolist())}."
+    plot = Plot("contact_sheet", f"Poisoned images: {named}", note, alt, _draw(sheet, kinds))
+    return Section("What the poison looks like", plots=[plot])
 
 
 def _draw(sheet: dict[str, np.ndarray], kinds: list[str]) -> bytes:
     columns = max(int((sheet["kind"] == kind).sum()) for kind in kinds)
     ratios = [0.1, 1, 1] * len(kinds)  # a line for the name of the kind, the clean images, the poisoned ones
-    with figure(2.7 * len(kinds), rows=3 * len(kinds), columns=columns, gridspec_kw={"height_ratios": ratios}) as (
-        fig,
-        axes,
-    ):
+    grid = {"height_ratios": ratios}
+    with figure(2.7 * len(kinds), rows=3 * len(kinds), columns=columns, gridspec_kw=grid) as (fig, axes):
         for axis in axes.flat:
             axis.axis("off")
         for k, kind in enumerate(kinds):
-            name = axes[3 * k, 0].text(
-                0,
-                0,
-                f"{_NAMES.get(kind, kind)}, clean and poisoned",
-                fontsize=10.5,
-                fontweight="bold",
-                transform=axes[3 * k, 0].transAxes,
-            )
+            corner, title = axes[3 * k, 0], f"{_NAMES.get(kind, kind)}, clean and poisoned"
+            name = corner.text(0, 0, title, fontsize=10.5, fontweight="bold", transform=corner.transAxes)
             name.set_in_layout(False)  # or the first column would be made as wide as it
             for column, row in enumerate(np.flatnonzero(sheet["kind"] == kind)):
                 before, after = str(sheet["label"][row]), str(sheet["poisoned_label"][row])
                 change = np.abs(sheet["clean"][row].astype(int) - sheet["poisoned"][row]).max()
+                changed = f"± {change}" if before == after else f"→ {after} (± {change})"
                 _show(axes[3 * k + 1, column], sheet["clean"][row], before)
-                _show(
-                    axes[3 * k + 2, column],
-                    sheet["poisoned"][row],
-                    f"± {change}" if before == after else f"→ {after} (± {change})",
-                )
+                _show(axes[3 * k + 2, column], sheet["poisoned"][row], changed)
         return png(fig)
 
 

@@ -4,207 +4,188 @@ They come from `evaluation/<model>.parquet`, their texts from `data/`. Results a
 absent is listed, and fails nothing.
 """
 
-from collections import Counter
-from collections.abc import Collection
-from dataclasses import dataclass, field, replace
+import math
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from llm_unlearn.errors import InputError
 from llm_unlearn.files import read_json
-from llm_unlearn.reporting.run_results import ONE_PERCENT, Results, SeedRun, read_signals
+from llm_unlearn.reporting.contents import Section
+from llm_unlearn.reporting.formats import number, p_value, percent
+from llm_unlearn.reporting.run_results import ONE_PERCENT, Results
+from llm_unlearn.reporting.tables import Cell, Table
+from llm_unlearn.reporting.words import attack_words, target
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MAX_SHOWN = 20  # examples of a kind on one page
-_COLUMNS = ("set", "example_id", "label", "prediction", "target_hit", "clean_hit", "gaussian_score", "deleted")
-Row = dict[str, Any]
-Rows = dict[str, dict[int, Row]]  # set → example_id → row
+_FAR_BELOW = -3.29  # of the mean over its standard error: the lower half of the Gaussian test at 0.001
+Reader = Callable[[str], "pd.DataFrame"]  # model → its rows, see `read_rows`
 
 
-@dataclass(frozen=True)
-class Example:
-    """One row of the per-example table beside the same row of other models.
-
-    Args:
-        row: of the model.
-        clean: the same input without the attack, or {}.
-        poisoned: the same row of the poisoned model, or {}.
-        retrained: the same row of the retrained model, or {}.
-        text: the input as the model saw it, None where it is not known.
-    """
-
-    seed: int
-    row: Row
-    clean: Row
-    poisoned: Row
-    retrained: Row
-    text: str | None = None
-
-    @property
-    def example_id(self) -> int:
-        return self.row["example_id"]
-
-    @property
-    def label(self) -> str:
-        return str(self.row.get("label", "–"))
-
-    @property
-    def score(self) -> float:
-        return self.row["gaussian_score"]
-
-    @property
-    def oracle_hit(self) -> bool | None:
-        """Whether the retrained model falls for the attack too; None where that is not known."""
-        return self.retrained.get("target_hit")
-
-
-@dataclass(frozen=True)
-class Successes:
-    """Inputs that get the attacker's answer with the attack and not without it.
-
-    Args:
-        shown: the first of them, those that the retrained model resists before the others.
-        n: inputs with the attack.
-        count: how many succeed.
-        oracle: how many of those sway the retrained model too; None where that is not known of all.
-        either_way: how many get the answer without the attack too.
-        absent: why a seed has nothing to show.
-    """
-
-    shown: list[Example]
-    n: int
-    count: int
-    oracle: int | None
-    either_way: int
-    absent: list[str]
-
-
-@dataclass(frozen=True)
-class Canaries:
-    """Deleted canaries that have a score.
-
-    Args:
-        shown: those with the highest scores.
-        n: how many there are, of so many `seeds`.
-        above: how many have a score above ONE_PERCENT.
-        mean: of the scores.
-        absent: why a seed has nothing to show.
-    """
-
-    shown: list[Example]
-    n: int
-    seeds: int
-    above: int
-    mean: float
-    absent: list[str]
-
-
-@dataclass
-class Examples:
-    """Reads the per-example files of a run; those that every model is set beside are kept."""
-
-    results: Results
-    _kept: dict[Path, Rows | None] = field(default_factory=dict)
-
-    def successes(self, name: str) -> Successes:
-        """The inputs on which the attack still succeeds, over all seeds.
-
-        Raises:
-            InputError: naming the file that cannot be read.
-        """
-        tried: list[tuple[Example, bool, bool]] = []
-        absent = []
-        for run in self._runs(name):
-            rows = self._rows(run, name)
-            outcomes = [(e, bool(e.row["target_hit"]), bool(e.clean["target_hit"])) for e in self._attacked(run, rows)]
-            absent += [] if outcomes else [self._absent(run, name, rows, "no answers to inputs with the attack")]
-            tried += outcomes
-        found = [example for example, hit, clean_hit in tried if hit and not clean_hit]
-        known = [example.oracle_hit for example in found if example.oracle_hit is not None]
-        shown = self._with_texts(_by_turns(found)[:MAX_SHOWN], "triggered")
-        either_way = sum(hit and clean_hit for _, hit, clean_hit in tried)
-        oracle = sum(known) if len(known) == len(found) else None
-        return Successes(shown, len(tried), len(found), oracle, either_way, absent)
-
-    def _attacked(self, run: SeedRun, rows: Rows | None) -> list[Example]:
-        """The inputs with the attack; of a target image the one without it is its control, whose answer is not "
-        "known.
-        """
-        found = []
-        for i, row in (rows or {}).get("triggered", {}).items():
-            clean = (rows or {}).get("test", {}).get(i, {})
-            if row.get("clean_hit") is not None:
-                clean = {"target_hit": row["clean_hit"]}
-            if row.get("target_hit") is not None and clean.get("target_hit") is not None:
-                found.append(Example(run.seed, row, clean, {}, self._beside(run, "retrained", "triggered", i)))
-        return found
-
-    def canaries(self, name: str) -> Canaries:
-        """The deleted canaries of one model over all seeds, the highest score first.
-
-        Raises:
-            InputError: naming the file that cannot be read.
-        """
-        found: list[Example] = []
-        absent = []
-        for run in self._runs(name):
-            rows = self._rows(run, name)
-            scored = [row for row in (rows or {}).get("canary", {}).values() if _is_scored(row)]
-            absent += [] if scored else [self._absent(run, name, rows, "no deleted canary with a score")]
-            for row in scored:
-                poisoned, retrained = (
-                    beside if _is_scored(beside := self._beside(run, name, "canary", row["example_id"])) else {}
-                    for name in ("poisoned", "retrained")
-                )
-                found.append(Example(run.seed, row, {}, poisoned, retrained))
-        highest = sorted(found, key=lambda example: -example.score)[:MAX_SHOWN]
-        mean = sum(example.score for example in found) / len(found) if found else 0.0
-        above = sum(example.score > ONE_PERCENT for example in found)
-        seeds = len({example.seed for example in found})
-        return Canaries(self._with_texts(highest, "train"), len(found), seeds, above, mean, absent)
-
-    def _runs(self, name: str) -> list[SeedRun]:
-        return [run for run in self.results.runs if name in run.models]
-
-    def _rows(self, run: SeedRun, name: str) -> Rows | None:
-        path = run.path / "evaluation" / f"{name}.parquet"
-        if name not in ("poisoned", "retrained"):
-            return read_rows(path)
-        if path not in self._kept:
-            self._kept[path] = read_rows(path)
-        return self._kept[path]
-
-    def _beside(self, run: SeedRun, name: str, part: str, example_id: int) -> Row:
-        return (self._rows(run, name) or {}).get(part, {}).get(example_id, {})
-
-    def _absent(self, run: SeedRun, name: str, rows: Rows | None, what: str) -> str:
-        """Why a seed has nothing to show, in words."""
-        place = (run.path / "evaluation" / f"{name}.parquet").relative_to(self.results.run_dir).as_posix()
-        return f"{place} is not there" if rows is None else f"{place} holds {what}"
-
-    def _with_texts(self, shown: list[Example], part: str) -> list[Example]:
-        """The examples with the text that `data/<part>` has of them."""
-        texts: dict[tuple[int, int], str] = {}
-        for run in self.results.runs:
-            if ids := {example.example_id for example in shown if example.seed == run.seed}:
-                found = read_texts(run.path / "data" / part, ids)
-                texts |= {(run.seed, i): text for i, text in found.items()}
-        return [replace(example, text=texts.get((example.seed, example.example_id))) for example in shown]
-
-
-def read_rows(path: Path, sets: Collection[str] = ("test", "triggered", "canary")) -> Rows | None:
-    """The rows of some sets of a per-example file; None where there is no such file.
+def attack_examples(results: Results, read: Reader, name: str) -> Section | None:
+    """The inputs that get the attacker's answer with the attack and not without it; None in a run without an attack.
 
     Raises:
-        InputError: naming the file, where it cannot be read.
+        InputError: naming the file that cannot be read.
     """
-    table = read_signals(path, _COLUMNS)
-    if table is None:
+    if not results.has_attack:
         return None
-    rows: Rows = {}
-    for row in table.to_pylist():
-        if row["set"] in sets:
-            rows.setdefault(row["set"], {})[row["example_id"]] = row
-    return rows
+    words, tried, beside = attack_words(results), _attacked(read, name), name != "retrained"
+    hit = tried["target_hit"].eq(True)
+    found = tried[hit & tried["clean_hit"].eq(False)]
+    known = bool(found["oracle_hit"].notna().all())
+    # those that the retrained model resists come first, as the poison's own work; of each kind one of every seed by
+    # turns, or the first seed alone would fill a page
+    found = found.assign(oracle_too=found["oracle_hit"].eq(True) & known)
+    found = found.assign(turn=found.groupby(["oracle_too", "seed"]).cumcount())
+    shown = found.sort_values(["oracle_too", "turn", "seed"], kind="stable")[:MAX_SHOWN]
+    oracle, texts = int(found["oracle_too"].sum()), _texts(results, shown, "triggered")
+    without = f"not without the {words.name}" if words.clean_answer else "not on the control"
+    counts = {
+        words.inputs: str(len(tried)),
+        f"get “{target(results)}”, and {without}": f"{len(found)} ({percent(len(found) / max(1, len(tried)))})",
+        "get it either way": str(int(hit.sum()) - len(found)),
+        **({"of the former, the retrained model falls for": str(oracle) if known else "–"} if beside else {}),
+        "shown, first those that it resists" if beside else "shown": str(len(shown)),
+    }
+    notes = _missing(results, name, tried, "no answers to inputs with the attack")
+    notes += _without_text(results, shown, texts, "triggered")
+    if beside and not known:
+        notes.append("Not all answers of the retrained model are known (evaluation/retrained.parquet).")
+    elif beside and oracle and results.forget_fraction < 1:
+        notes.append("The retrained model was trained on the poison that was not deleted.")
+    columns = {"input": _text_cells(texts), "true label": map(_word, shown["label"])}
+    columns |= {words.answer: map(_word, shown["prediction"])}
+    columns |= {words.clean_answer: map(_word, shown["clean_answer"])} if words.clean_answer else {}
+    if beside:
+        hits = [{None: "", True: "falls for it too", False: "resists"}[hit] for hit in _plain(shown["oracle_hit"])]
+        columns["retrained model's answer"] = map(_word, shown["oracle_answer"], hits)
+    title = f"{words.inputs.capitalize()} that still succeed"
+    return _section(results, name, title, notes, counts if len(tried) else {}, shown, columns)
+
+
+def canary_examples(results: Results, read: Reader, name: str) -> Section | None:
+    """The deleted canaries with the highest Gaussian scores; None in a run without canaries.
+
+    Raises:
+        InputError: naming the file that cannot be read.
+    """
+    if not results.has_gus:
+        return None
+    found = _scored(read, name)
+    shown = found.sort_values("gaussian_score", ascending=False, kind="stable")[:MAX_SHOWN]
+    scores, texts, counts = shown["gaussian_score"], _texts(results, shown, "train"), {}
+    notes = _missing(results, name, found, "no deleted canary with a score")
+    if n := len(found):
+        mean, p = found["gaussian_score"].mean(), upper_tail(scores.iloc[0])
+        counts = {
+            "deleted canaries": str(n),
+            "seeds": str(found["seed"].nunique()),
+            f"score above {number(ONE_PERCENT)}": str((found["gaussian_score"] > ONE_PERCENT).sum()),
+            "expected of N(0, 1)": number(n / 100, 1 if n >= 100 else 2),
+            "mean": number(mean),
+            "highest": number(scores.iloc[0]),
+            "p of one draw": p_value(p),
+            f"p of the highest of {n}": p_value(of_maximum(p, n)),
+            "shown": str(len(shown)),
+        }
+        if mean * math.sqrt(n) < _FAR_BELOW:
+            notes.append(
+                "The mean is far below 0: the noise was pushed out past the point of never having been seen, a trace "
+                "too, which the highest scores do not show."
+            )
+    notes += _without_text(results, shown, texts, "train")
+    columns: dict[str, Iterable[Cell]] = {"score": [Cell(number(score), sort=score) for score in scores]}
+    columns["p (one-sided)"] = [Cell(p_value(upper_tail(score)), sort=upper_tail(score)) for score in scores]
+    for other in ("poisoned", "retrained"):
+        if other != name:
+            theirs = _beside(_scored(read, other), shown, "gaussian_score")
+            columns[f"score on {other}"] = [Cell(number(score), sort=score) for score in theirs]
+    columns |= {"training label": map(_word, shown["label"]), "training text": _text_cells(texts)}
+    return _section(results, name, "Canaries with the highest score", notes, counts, shown, columns)
+
+
+def upper_tail(score: float) -> float:
+    """P(Z ≥ score) of a Z from N(0, 1): the one-sided p-value of one score.
+
+    Examples:
+        >>> round(upper_tail(2.3263), 4)
+        0.01
+    """
+    return math.erfc(score / math.sqrt(2)) / 2
+
+
+def of_maximum(p: float, n: int) -> float:
+    """1 − (1 − p)ⁿ: the chance that the largest of n independent draws is as extreme as one with p-value p.
+
+    Examples:
+        >>> round(of_maximum(0.01, 100), 3)
+        0.634
+    """
+    return 1.0 if p >= 1 else -math.expm1(n * math.log1p(-p))
+
+
+# ---- rows
+
+
+def _attacked(read: Reader, name: str) -> "pd.DataFrame":
+    """The inputs with the attack beside the same without it (a target image has its control's hit itself)."""
+    rows, oracle = read(name), read("retrained")
+    test, tried = rows[rows["set"] == "test"], rows[rows["set"] == "triggered"]
+    clean = [_beside(test, tried, "target_hit"), _plain(tried["clean_hit"])]
+    tried = tried.assign(
+        clean_hit=[same if control is None else control for same, control in zip(*clean, strict=True)],
+        clean_answer=_beside(test, tried, "prediction"),
+        oracle_hit=_beside(oracle[oracle["set"] == "triggered"], tried, "target_hit"),
+        oracle_answer=_beside(oracle[oracle["set"] == "triggered"], tried, "prediction"),
+    )
+    return tried[tried["target_hit"].notna() & tried["clean_hit"].notna()]
+
+
+def _scored(read: Reader, name: str) -> "pd.DataFrame":
+    """The canaries that are deleted (a null counts as deleted) and have a finite score."""
+    rows = read(name)
+    deleted = (rows["set"] == "canary") & ~rows["deleted"].eq(False)
+    return rows[deleted & np.isfinite(rows["gaussian_score"].astype(float))]
+
+
+def _beside(others: "pd.DataFrame", rows: "pd.DataFrame", column: str) -> list[Any]:
+    """What other rows hold of the same examples, None where they hold nothing."""
+    keys = zip(others["seed"], others["example_id"], strict=True)
+    known = dict(zip(keys, _plain(others[column]), strict=True))
+    return [known.get(key) for key in zip(rows["seed"], rows["example_id"], strict=True)]
+
+
+def _plain(values: Iterable[Any]) -> list[Any]:
+    return [None if value != value else value for value in values]  # NaN differs from itself
+
+
+def _missing(results: Results, name: str, rows: "pd.DataFrame", what: str) -> list[str]:
+    """Which seeds have no such row, and why."""
+    paths = [
+        run.path / "evaluation" / f"{name}.parquet"
+        for run in results.runs
+        if name in run.models and run.seed not in set(rows["seed"])
+    ]
+    places = [path.relative_to(results.run_dir).as_posix() for path in paths]
+    absent = [
+        f"{place} {f'holds {what}' if path.is_file() else 'is not there'}"
+        for place, path in zip(places, paths, strict=True)
+    ]
+    if not absent:
+        return []
+    return [
+        f"Not shown for lack of per-example signals: {'; '.join(absent)}. Results are often shared without them; run "
+        "the recipe again to have them."
+    ]
+
+
+# ---- texts and tables
 
 
 def read_texts(folder: Path, ids: Collection[int]) -> dict[int, str]:
@@ -221,7 +202,7 @@ def read_texts(folder: Path, ids: Collection[int]) -> dict[int, str]:
     import pyarrow.compute
     import pyarrow.ipc
 
-    if not (folder / "state.json").is_file():
+    if not ids or not (folder / "state.json").is_file():
         return {}
     try:
         paths = [folder / entry["filename"] for entry in read_json(folder / "state.json")["_data_files"]]
@@ -242,21 +223,48 @@ def read_texts(folder: Path, ids: Collection[int]) -> dict[int, str]:
     return texts
 
 
-def _by_turns(found: list[Example]) -> list[Example]:
-    """Those that the retrained model resists first, where its answer to all is known; of each kind one from every seed
-    by turns, or the first seed alone would fill a page.
-    """
-    places: Counter[tuple[bool, int]] = Counter()
-    keyed = []
-    all_known = all(example.oracle_hit is not None for example in found)
-    for example in found:
-        sways = bool(all_known and example.oracle_hit)
-        keyed.append(((sways, places[sways, example.seed], example.seed), example))
-        places[sways, example.seed] += 1
-    return [example for _, example in sorted(keyed, key=lambda pair: pair[0])]
+def _texts(results: Results, shown: "pd.DataFrame", part: str) -> list[str | None]:
+    """The text that `data/<part>` has of each example."""
+    groups = {
+        run.seed: read_texts(run.path / "data" / part, set(shown["example_id"][shown["seed"] == run.seed]))
+        for run in results.runs
+    }
+    return [groups[seed].get(i) for seed, i in zip(shown["seed"], shown["example_id"], strict=True)]
 
 
-def _is_scored(row: Row) -> bool:
-    """Whether a canary is deleted (a null counts as deleted) and has a finite score."""
-    score = row.get("gaussian_score")
-    return row.get("deleted") is not False and score is not None and abs(score) < float("inf")
+def _without_text(results: Results, shown: "pd.DataFrame", texts: list[str | None], part: str) -> list[str]:
+    """Where the inputs are that a table shows by their numbers alone."""
+    if len(shown) and results.images:
+        folder = "test" if part == "triggered" else part
+        return [f"Images are not shown here; a number is the example_id of a row of data/{folder}."]
+    without = {seed for seed, text in zip(shown["seed"], texts, strict=True) if text is None}
+    folders = [run.path / "data" / part for run in results.runs if run.seed in without]
+    places = ", ".join(folder.relative_to(results.run_dir).as_posix() for folder in folders)
+    return [f"Texts that are not in {places} are not shown; a number is the example_id of a row there."] * bool(places)
+
+
+def _text_cells(texts: list[str | None]) -> list[Cell]:
+    return [Cell(text or "–", look="text") for text in texts] if any(texts) else []
+
+
+def _word(text: str | None, detail: str = "") -> Cell:
+    return Cell("–" if text is None or text != text else str(text), detail, look="words")
+
+
+def _section(
+    results: Results,
+    name: str,
+    title: str,
+    notes: list[str],
+    counts: dict[str, str],
+    shown: "pd.DataFrame",
+    columns: dict[str, Iterable[Cell]],
+) -> Section:
+    """The counts in a row, then the examples, each named by its id; the seed is a column where there are several."""
+    found = {"seed": [Cell(str(seed)) for seed in shown["seed"]]} if len(results.runs) > 1 else {}
+    found |= {head: cells for head, column in columns.items() if (cells := list(column))}
+    rows = [(str(i), list(cells)) for i, *cells in zip(shown["example_id"], *found.values(), strict=True)]
+    row = (name, [Cell(text) for text in counts.values()])
+    tables = [Table([(head, "") for head in counts], [row], sortable=False)]
+    tables += [Table([(head, "") for head in found], rows, head="example")] if rows else []
+    return Section(title, " ".join(notes), tables if counts else [])

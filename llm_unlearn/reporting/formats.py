@@ -24,12 +24,6 @@ def percent(share: float | None, digits: int = 1) -> str:
     return "–" if share is None or math.isnan(share) else f"{number(100 * share, digits)} %"
 
 
-def points(value: float) -> str:
-    """A difference in percentage points, with its sign."""
-    text = number(value, 1)
-    return text if text.startswith("−") or float(text) == 0 else f"+{text}"
-
-
 def p_value(p: float | None) -> str:
     """A p-value: three decimals, or a power of ten below 0.001."""
     if p is None or math.isnan(p):
@@ -43,10 +37,8 @@ def seconds(value: float | None) -> str:
     """A duration in the largest unit that keeps it above 1."""
     if value is None or math.isnan(value):
         return "–"
-    for unit, size in (("h", 3600), ("min", 60)):
-        if value >= 2 * size:
-            return f"{value / size:.1f} {unit}"
-    return f"{value:.0f} s" if value >= 10 else f"{value:.1f} s"
+    unit, size = next(((unit, size) for unit, size in (("h", 3600), ("min", 60)) if value >= 2 * size), ("s", 1))
+    return f"{value / size:.{0 if unit == 's' and value >= 10 else 1}f} {unit}"
 
 
 def tokens(value: float | None) -> str:

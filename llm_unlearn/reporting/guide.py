@@ -30,6 +30,10 @@ _MEANINGS = {
     "is still in the model; below 0 the method pushed it out past the point of never having seen it, a trace too.",
     "p": "Two-sided p-value of GUS·√n against N(0, 1). A large p shows no trace, not that there is none. With several "
     "seeds: smallest to largest.",
+    "loss rank": "Mean over the deleted canaries of a standard normal score of the rank of the loss at x + ξ among the "
+    "losses with fresh noise. Null: 0, and each score is N(0, 1). Above 0 the model knows ξ, also where the slope at "
+    "the clean input, which GUS looks at, shows nothing; below 0 it was pushed out.",
+    "p (rank)": "Two-sided p-value of the mean loss rank, as of GUS.",
     TPR: "Share of the canaries (MIA: of the forget-set rows) that a per-example test recognises at 1 % false "
     "positives. Null: 0.01.",
     "accuracy (%)": "Share of the clean test examples answered rightly. Higher is better; unlearning should not cost "

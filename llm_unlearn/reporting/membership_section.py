@@ -2,9 +2,9 @@
 
 from llm_unlearn.metrics.evidence import ALPHA, noticed
 from llm_unlearn.reporting import figures
+from llm_unlearn.reporting.contents import Section
 from llm_unlearn.reporting.formats import p_range
 from llm_unlearn.reporting.run_results import Results, statistic
-from llm_unlearn.reporting.section import Section
 from llm_unlearn.reporting.tables import TPR, Cell, Table, statistic_cell
 
 NAMES = {

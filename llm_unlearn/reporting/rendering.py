@@ -9,23 +9,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from llm_unlearn.reporting.pages import FOLDER, Page, file_name
+from llm_unlearn.reporting.contents import Page, Report
+from llm_unlearn.reporting.pages import FOLDER, file_name
 from llm_unlearn.reporting.tables import BEST
 
 if TYPE_CHECKING:
     import jinja2
     from markupsafe import Markup
 
-    from llm_unlearn.reporting.report_content import Report
 
-
-def report_html(report: "Report") -> str:
+def report_html(report: Report) -> str:
     """The report as one page, in which each model's name leads to its own."""
     pictures = {plot.name: base64.b64encode(plot.content).decode() for plot in report.all_plots}
     links = {page.model: quote(f"{FOLDER}/{file_name(page.model)}") for page in report.pages}
-    return (
-        _environment().get_template("report.html.j2").render(report=report, pictures=pictures, best=BEST, links=links)
-    )
+    template = _environment().get_template("report.html.j2")
+    return template.render(report=report, pictures=pictures, best=BEST, links=links)
 
 
 def page_html(page: Page, models: Sequence[str]) -> str:

@@ -11,19 +11,18 @@ from llm_unlearn.reporting import guide
 from llm_unlearn.reporting.analysis_section import analysis_section
 from llm_unlearn.reporting.comparisons import comparisons_section
 from llm_unlearn.reporting.contact_sheet import contact_sheet_section
+from llm_unlearn.reporting.contents import Report, Section
 from llm_unlearn.reporting.markdown import code, escape, table_text
 from llm_unlearn.reporting.membership_section import membership_section
 from llm_unlearn.reporting.pages import FOLDER, compose_pages, file_name
-from llm_unlearn.reporting.plots import Plot, all_plots
+from llm_unlearn.reporting.plots import all_plots
 from llm_unlearn.reporting.rendering import page_html
 from llm_unlearn.reporting.rendering import report_html as html
-from llm_unlearn.reporting.report_content import Report
 from llm_unlearn.reporting.run_results import Results, read_results
-from llm_unlearn.reporting.section import Section
 from llm_unlearn.reporting.stress_section import stress_section
 from llm_unlearn.reporting.sweep_section import sweep_sections
-from llm_unlearn.reporting.tables import BEST, Table, control_table, kept_table, main_table, present
-from llm_unlearn.reporting.verdicts import headline, judge, warnings
+from llm_unlearn.reporting.tables import BEST, control_table, kept_table, main_table, present
+from llm_unlearn.reporting.verdicts import Verdict, headline, judge, warnings
 from llm_unlearn.reporting.words import attack_words, what_was_poisoned
 
 OUR_PLOTS = (  # what an earlier report may have left, which no longer applies
@@ -53,19 +52,16 @@ def write_report(run_dir: str | Path) -> list[Path]:
         InputError: naming the file that is missing or damaged.
     """
     results = read_results(run_dir)
-    report = compose(results)
-    files = {results.run_dir / "plots" / f"{plot.name}.png": plot.content for plot in report.all_plots}
+    report, root = compose(results), results.run_dir
     models = [page.model for page in report.pages]
-    files |= {
-        results.run_dir / FOLDER / file_name(page.model): page_html(page, models).encode() for page in report.pages
-    }
-    files[results.run_dir / "report.md"] = markdown(report).encode()
-    files[results.run_dir / "report.html"] = html(report).encode()
+    files = {root / "plots" / f"{plot.name}.png": plot.content for plot in report.all_plots}
+    files |= {root / FOLDER / file_name(page.model): page_html(page, models).encode() for page in report.pages}
+    files |= {root / "report.md": markdown(report).encode(), root / "report.html": html(report).encode()}
     for path, content in files.items():
         with replacing_file(path) as partial:
             partial.write_bytes(content)
     for pattern in (*(f"plots/{name}.png" for name in OUR_PLOTS), f"{FOLDER}/*.html"):
-        for path in results.run_dir.glob(pattern):
+        for path in root.glob(pattern):
             if path not in files:
                 path.unlink()
     return list(files)
@@ -73,9 +69,8 @@ def write_report(run_dir: str | Path) -> list[Path]:
 
 def compose(results: Results) -> Report:
     """Turn results into what the report and its pages say, plots included."""
-    plots, numbers = all_plots(results), ", ".join(map(str, results.seeds))
+    numbers = ", ".join(map(str, results.seeds))
     seeds = f"seed {numbers}" if len(results.seeds) == 1 else f"{len(results.seeds)} seeds ({numbers})"
-    missing = results.has_gus and not any(plot.name == "gaussian_scores" for plot in plots)
     title, verdicts = f"Unlearning report: {results.recipe}", [judge(results, name) for name in results.methods]
     return Report(
         title=title,
@@ -87,8 +82,6 @@ def compose(results: Results) -> Report:
         table=main_table(results),
         table_note=_table_note(results),
         sections=_sections(results),
-        plots=plots,
-        plots_missing=MISSING_NOTE * missing,
         reading=guide.reading(results, present(results)),
         limits=[*guide.limits(results), guide.FALSE_ALARMS],
         reproduction=guide.reproduction(results),
@@ -98,7 +91,8 @@ def compose(results: Results) -> Report:
 
 
 def _sections(results: Results) -> list[Section]:
-    control, kept = control_table(results), kept_table(results)
+    control, kept, plots = control_table(results), kept_table(results), all_plots(results)
+    missing = results.has_gus and not any(plot.name == "gaussian_scores" for plot in plots)
     found = [
         contact_sheet_section(results),
         Section("Control", CONTROL_NOTE, [control]) if control else None,
@@ -108,21 +102,18 @@ def _sections(results: Results) -> list[Section]:
         *sweep_sections(results),
         analysis_section(results),
         stress_section(results),
+        Section("Plots", MISSING_NOTE * missing, [], plots),
     ]
     return [section for section in found if section]
 
 
 def _table_note(results: Results) -> str:
-    poisoned = results.runs[0].models["poisoned"]
+    poisoned, count = results.runs[0].models["poisoned"], len(results.seeds)
     sizes = [f"n = {poisoned.attack.n} {attack_words(results).inputs}"] if poisoned.attack else []
     sizes += [f"n = {poisoned.gus.n} deleted canaries"] if poisoned.gus else []
     sizes += [f"n = {poisoned.utility.n} clean test examples"] if poisoned.utility else []
-    count = len(results.seeds)
-    spread = (
-        "95 % confidence intervals in brackets; "
-        if count == 1
-        else f"Mean ± standard deviation over {count} seeds; per seed "
-    )
+    spread = f"Mean ± standard deviation over {count} seeds; per seed "
+    spread = spread if count > 1 else "95 % confidence intervals in brackets; "
     return f"{spread}{', '.join(sizes)}. {BEST} marks the best of the methods in a column."
 
 
@@ -130,32 +121,22 @@ def markdown(report: Report) -> str:
     """The report as Markdown, with the plots as files beside it."""
     parts = [f"# {escape(report.title)}", escape(report.subtitle), f"**{escape(report.headline)}**"]
     parts += [f"> **Warning.** {escape(text)}" for text in report.warnings]
-    parts += [escape(report.poisoned)]
-    lines = [
-        f"- **{escape(v.model)}: {v.status}{'; ' * bool(v.price)}{v.price}.** {escape(v.fired)}".rstrip()
-        for v in report.verdicts
-    ]
-    parts += ["\n".join(lines)] if lines else []
+    parts += [escape(report.poisoned), "\n".join(map(_verdict_line, report.verdicts))]
     parts += ["## All models", table_text(report.table), escape(report.table_note)]
     for section in report.sections:
-        parts += [f"## {section.title}"] + ([escape(section.note)] if section.note else [])
-        parts += [part for table in section.tables for part in _titled(table)]
-        parts += [part for plot in section.plots for part in _markdown_plot(plot)]
-    parts += ["## Plots"] + ([report.plots_missing] if report.plots_missing else [])
-    for plot in report.plots:
-        parts += _markdown_plot(plot)
+        parts += [f"## {section.title}", escape(section.note)]
+        for table in section.tables:
+            parts += [f"### {escape(table.title)}" * bool(table.title), table_text(table)]
+        for plot in section.plots:
+            parts += [f"### {plot.title}", f"![{escape(plot.alt)}](plots/{plot.name}.png)", escape(plot.caption)]
     parts += ["## How to read this", "\n".join(f"- **{escape(t)}**: {escape(text)}" for t, text in report.reading)]
     parts += ["## Limits", "\n".join(f"- {escape(text)}" for text in report.limits)]
     parts += ["## Reproduce", "\n".join(f"- {escape(key)}: {code(text)}" for key, text in report.reproduction)]
     if report.recipe:
         fence = "`" * max(3, 1 + max(map(len, re.findall("`+", report.recipe)), default=0))
         parts += ["The recipe as it was run:", f"{fence}yaml\n{report.recipe.rstrip()}\n{fence}"]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _markdown_plot(plot: Plot) -> list[str]:
-    return [f"### {plot.title}", f"![{escape(plot.alt)}](plots/{plot.name}.png)", escape(plot.caption)]
-
-
-def _titled(table: Table) -> list[str]:
-    return [f"### {escape(table.title)}"] * bool(table.title) + [table_text(table)]
+def _verdict_line(verdict: Verdict) -> str:
+    return f"- **{escape(verdict.model)}: {verdict.judgement}.** {escape(verdict.fired)}".rstrip()

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,11 +16,15 @@ from llm_unlearn.metrics.results import Evaluation
 from llm_unlearn.reporting.figures import Figure
 
 if TYPE_CHECKING:
-    import pyarrow
+    import pandas as pd
 
 PLAIN = ("base", "poisoned", "clean", "retrained")  # models that no method made
 ONE_PERCENT = 2.3263478740408408  # Φ⁻¹(0.99): a Gaussian score above it is a find at 1 % false positives
 BASELINES = ("rewind", "reset_distill")  # that start before the poison: what a method must beat
+SHOWN_COLUMNS = (
+    *("set", "example_id", "label", "prediction", "target_hit", "clean_hit"),
+    *("gaussian_score", "gaussian_control", "deleted"),
+)
 ATTACKS = ("trigger", "patch", "gradient_matching")  # poisons whose success on single inputs is counted
 
 
@@ -41,11 +45,8 @@ class Statistic:
 
     @property
     def sd(self) -> float | None:
-        if self.n < 2:
-            return None
-        mean = self.mean
-        if not math.isfinite(mean):
-            return math.nan
+        if self.n < 2 or not math.isfinite(mean := self.mean):
+            return None if self.n < 2 else math.nan
         return math.sqrt(math.fsum((v - mean) ** 2 for v in self.values) / (self.n - 1))
 
     def to_json(self) -> dict[str, Any]:
@@ -101,17 +102,13 @@ class Results:
         """One number of one model over the seeds that have it; None where none does."""
         return statistic([figure(result) for result in self.of(name)])
 
-    def has(self, part: Callable[[Evaluation], object]) -> bool:
-        """Whether any model has a part, such as `lambda r: r.gus`."""
-        return any(part(result) for run in self.runs for result in run.models.values())
-
     @property
     def has_gus(self) -> bool:
-        return self.has(lambda r: r.gus)
+        return any(result.gus for run in self.runs for result in run.models.values())
 
     @property
     def has_attack(self) -> bool:
-        return self.has(lambda r: r.attack)
+        return any(result.attack for run in self.runs for result in run.models.values())
 
     @property
     def damaging(self) -> bool:
@@ -120,7 +117,6 @@ class Results:
 
     @property
     def images(self) -> bool:
-        """Whether the run is of images."""
         return "image_shape" in self.runs[0].poison
 
     @property
@@ -187,54 +183,61 @@ def _read_evaluation(path: Path) -> Evaluation:
     result = Evaluation.from_json(read_json(path), str(path))
     if result.model != path.stem:
         raise InputError(f"{path}: field 'model' says {result.model!r}; the file name says {path.stem!r}")
-    for section, content in (("utility", result.utility), ("cost", result.cost)):  # that every model of a run has
-        if content is None:
+    for section in ("utility", "cost"):  # that every model of a run has
+        if getattr(result, section) is None:
             raise InputError(f"{path}: section '{section}' is missing; evaluate again")
     return result
 
 
-def read_signals(path: Path, columns: Sequence[str]) -> "pyarrow.Table | None":
-    """Those of some columns that a per-example file has; None where there is no such file.
+def read_rows(results: Results, name: str) -> "pd.DataFrame":
+    """The per-example rows of one model on test inputs and canaries: SHOWN_COLUMNS, and `seed`.
+
+    Results are often shared without these files: a seed that has none has no row.
 
     Raises:
-        InputError: naming the file where it cannot be read or does not follow its schema.
+        InputError: naming the file that cannot be read or does not follow its schema.
     """
     import pyarrow
     import pyarrow.parquet
 
-    if not path.is_file():
-        return None
-    try:
-        types = {field.name: str(field.type) for field in pyarrow.parquet.read_schema(path)}
-        check_columns(types, str(path))
-        return pyarrow.parquet.read_table(path, columns=[name for name in columns if name in types])
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); evaluate {path.stem} again") from None
+    tables = [pyarrow.table({"seed": pyarrow.array([], "int64")})]
+    for run in results.runs:
+        path = run.path / "evaluation" / f"{name}.parquet"
+        if name not in run.models or not path.is_file():
+            continue
+        try:
+            types = {field.name: str(field.type) for field in pyarrow.parquet.read_schema(path)}
+            check_columns(types, str(path))
+            columns = [column for column in SHOWN_COLUMNS if column in types]
+            filters = [("set", "in", ("test", "triggered", "canary"))]
+            table = pyarrow.parquet.read_table(path, columns=columns, filters=filters)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise InputError(f"{path}: cannot be read ({error}); evaluate {path.stem} again") from None
+        tables.append(table.append_column("seed", pyarrow.array([run.seed] * len(table), "int64")))
+    rows = pyarrow.concat_tables(tables, promote_options="permissive").to_pandas()
+    return rows.reindex(columns=["seed", *SHOWN_COLUMNS])
 
 
 def canary_scores(results: Results, name: str) -> dict[str, np.ndarray] | None:
     """Gaussian scores I_z of one model, pooled over seeds: `deleted`, `others` (not deleted) and `control`.
 
-    Returns None where a Parquet file is absent (results are often shared as JSON alone) or holds no canary.
-    Raises InputError naming the file where it cannot be read.
+    None where a seed has no per-example file, or there is no canary.
+
+    Raises:
+        InputError: naming the file that cannot be read.
     """
-    columns = ("set", "gaussian_score", "gaussian_control", "deleted")
-    pooled: dict[str, list[float | None]] = {"deleted": [], "others": [], "control": []}
-    for run in results.runs:
-        if name not in run.models:
-            continue
-        table = read_signals(run.path / "evaluation" / f"{name}.parquet", columns)
-        if table is None:
-            return None
-        for row in table.to_pylist():
-            if row["set"] == "canary":
-                # a null counts as deleted
-                pooled["others" if row.get("deleted") is False else "deleted"].append(row.get("gaussian_score"))
-                pooled["control"].append(row.get("gaussian_control"))
-    arrays = {
-        key: np.array([v for v in values if v is not None and math.isfinite(v)], float)
-        for key, values in pooled.items()
+    rows = read_rows(results, name)
+    if {run.seed for run in results.runs if name in run.models} - set(rows["seed"]):
+        return None
+    canaries = rows[rows["set"] == "canary"]
+    kept = canaries["deleted"].eq(False)  # a null counts as deleted
+    pooled = {
+        "deleted": canaries["gaussian_score"][~kept],
+        "others": canaries["gaussian_score"][kept],
+        "control": canaries["gaussian_control"],
     }
+    arrays = {key: values.to_numpy(float) for key, values in pooled.items()}
+    arrays = {key: values[np.isfinite(values)] for key, values in arrays.items()}
     return arrays if arrays["deleted"].size else None
 
 

@@ -1,6 +1,7 @@
 """Mean, standard deviation and n over seeds of every number that the evaluations hold."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +53,9 @@ def numbers(result: Evaluation) -> dict[str, float]:
     return dict(_leaves(tree, ""))
 
 
-def _leaves(tree: dict[str, Any], prefix: str) -> list[tuple[str, float]]:
-    leaves: list[tuple[str, float]] = []
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            leaves += _leaves(value, f"{prefix}{key}.")
-        elif isinstance(value, int | float):
-            leaves.append((f"{prefix}{key}", float(value)))
-    return leaves
+def _leaves(node: Any, name: str) -> Iterator[tuple[str, float]]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _leaves(value, f"{name}.{key}" if name else key)
+    elif isinstance(node, int | float):
+        yield name, float(node)

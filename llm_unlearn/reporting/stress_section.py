@@ -1,16 +1,15 @@
 """After unlearning: the attack under every kind of stress, in tables, and curves of relearning."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from llm_unlearn.files import read_json
 from llm_unlearn.metrics.evidence import ALPHA, LIFT_GAP, attack_under_stress, noise_under_stress
 from llm_unlearn.metrics.typed import Result
+from llm_unlearn.reporting.contents import Plot, Section
 from llm_unlearn.reporting.formats import number
-from llm_unlearn.reporting.plots import Plot
 from llm_unlearn.reporting.run_results import Results, Statistic, statistic
-from llm_unlearn.reporting.section import Section
-from llm_unlearn.reporting.style import figure, line_look, png, styles
+from llm_unlearn.reporting.style import draw_line, figure, legend_above, png, styles
 from llm_unlearn.reporting.tables import Cell, Table, statistic_cell
 
 # ---- what stress/<model>.json holds
@@ -136,8 +135,7 @@ def read_stress(results: Results) -> Docs:
     docs: Docs = {}
     for name in results.names:
         for run in results.runs:
-            path = run.path / "stress" / f"{name}.json"
-            if path.is_file():
+            if (path := run.path / "stress" / f"{name}.json").is_file():
                 docs.setdefault(name, {})[run.seed] = Stress.from_json(read_json(path), str(path))
     return docs
 
@@ -147,30 +145,20 @@ def read_stress(results: Results) -> Docs:
 
 def _there(name: str, state: Attacked, oracle: Attacked) -> bool | None:
     """Whether a test sees poison that it does not see in the retrained model; None where there is nothing to test."""
-    if name == "lift":
-        if state.lift is None or oracle.lift is None:
-            return None
-        return attack_under_stress(state.lift, oracle.lift)
-    if state.p_value is None or oracle.p_value is None:
-        return None
-    return noise_under_stress(state.p_value, oracle.p_value)
+    rule = attack_under_stress if name == "lift" else noise_under_stress
+    ours, theirs = (found.lift if name == "lift" else found.p_value for found in (state, oracle))
+    return None if ours is None or theirs is None else rule(ours, theirs)
 
 
 def _took(docs: Docs, name: str) -> dict[int, bool]:
     """Seed → whether the poison was there in the poisoned model; without seeds in which it was not tested."""
-    oracle = docs.get("retrained", {})
-    found = {
-        seed: _there(name, doc.plain, oracle[seed].plain)
-        for seed, doc in docs.get("poisoned", {}).items()
-        if seed in oracle
-    }
+    poisoned, oracle = docs.get("poisoned", {}), docs.get("retrained", {})
+    found = {seed: _there(name, poisoned[seed].plain, oracle[seed].plain) for seed in poisoned if seed in oracle}
     return {seed: there for seed, there in found.items() if there is not None}
 
 
 def _returned(docs: Docs) -> list[Table]:
-    """Per test: of the seeds in which the poison had taken, in how many it had gone, and came back under which "
-    "stress.
-    """
+    """Per test: of the seeds in which the poison had taken, in how many it had gone, and under which stress it came."""
     tables = []
     for name, words in _FIGURES.items():
         took = _took(docs, name)
@@ -189,9 +177,7 @@ def _returned(docs: Docs) -> list[Table]:
 
 
 def _returns(name: str, gone: list[tuple[Stress, Stress]]) -> dict[str, str]:
-    """Stress → in how many seeds the poison came back, and with which details; without a stress that none could "
-    "judge.
-    """
+    """Stress → in how many seeds the poison came back, and with which details, of the stresses that can be judged."""
     judged: dict[str, list[list[str]]] = {}
     order = list(dict.fromkeys(detail for ours, _ in gone for _, detail, _ in ours.stressed()))
     for ours, oracle in gone:
@@ -233,7 +219,7 @@ def _attack_table(docs: Docs) -> Table:
 def _state_table(docs: Docs) -> Table:
     """Lift, GUS and accuracy as it is, merged and quantised."""
     every = [doc.states for seeds in docs.values() for doc in seeds.values()]
-    figures = {
+    figures: dict[str, tuple[Callable[[Attacked], float | None], float, int]] = {
         "attack lift": (lambda s: s.lift, 1, 2),
         "GUS": (lambda s: s.score, 1, 2),
         "accuracy (%)": (lambda s: s.accuracy, 100, 1),
@@ -254,27 +240,27 @@ def _state_table(docs: Docs) -> Table:
     return Table(columns, rows, title="Merged and quantised")
 
 
-def _curve(docs: Docs, model: str, kind: str, name: str) -> list[tuple[int, Statistic]]:
-    """(step, figure over seeds) of one model's relearning."""
+def _curve(docs: Docs, model: str, kind: str, name: str) -> dict[int, Statistic]:
+    """Step → figure over seeds of one model's relearning."""
     points: dict[int, list[float | None]] = {}
     for doc in docs[model].values():
         for state in doc.relearn.get(kind, []):
             points.setdefault(state.step, []).append(state.lift if name == "lift" else state.score)
-    return [(step, s) for step, values in sorted(points.items()) if (s := statistic(values))]
+    return {step: s for step, values in sorted(points.items()) if (s := statistic(values))}
 
 
 def _relearn(docs: Docs, name: str, seeds: int) -> Plot:
     ends = []
     for kind, words in _KINDS.items():
-        last = {model: curve[-1] for model in docs if (curve := _curve(docs, model, kind, name))}
+        last = {model: curve.popitem() for model in docs if (curve := _curve(docs, model, kind, name))}
         if last:
             means = ", ".join(f"{model.partition('@')[0]} {number(s.mean)}" for model, (_, s) in last.items())
             ends.append(f"{words}, after {max(step for step, _ in last.values())} steps: {means}")
-    spread = f" Mean and standard deviation over {seeds} seeds." if seeds > 1 else ""
     return Plot(
         f"stress_relearn_{name}",
         f"Relearning: {_FIGURES[name]} after some steps of plain fine-tuning",
-        f"Does a line rise faster than the retrained model's (star)?{spread}",
+        "Does a line rise faster than the retrained model's (star)?"
+        + f" Mean and standard deviation over {seeds} seeds." * (seeds > 1),
         f"Lines of the {_FIGURES[name]} against steps of fine-tuning, one per model. At the end, {'; '.join(ends)}.",
         relearn_plot(docs, name, list(_KINDS)),
     )
@@ -287,16 +273,10 @@ def relearn_plot(docs: Docs, name: str, kinds: Sequence[str]) -> bytes:
     with figure(3.9, 1, len(kinds), sharey=True) as (fig, axes):
         for axis, kind in zip(axes.flat, kinds, strict=True):
             for model in docs:
-                if curve := _curve(docs, model, kind, name):
-                    axis.errorbar(
-                        [step for step, _ in curve],
-                        [s.mean for _, s in curve],
-                        yerr=[s.sd or 0.0 for _, s in curve],
-                        label=model.partition("@")[0],
-                        **line_look(look[model]),
-                    )
+                curve = _curve(docs, model, kind, name)
+                draw_line(axis, list(curve), list(curve.values()), look[model], label=model.partition("@")[0])
             axis.set_title(_KINDS[kind], loc="left", fontweight="bold")
         axes[0, 0].set_ylabel(_FIGURES[name])
         fig.supxlabel("steps of plain fine-tuning", fontsize=10)
-        fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=5)
+        legend_above(fig, axes, 5)
         return png(fig)

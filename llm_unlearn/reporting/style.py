@@ -1,10 +1,13 @@
 """How the plots look: one colour, marker and line per model, told apart without colour too; figures to PNG bytes."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llm_unlearn.reporting.run_results import Statistic
 
 WIDTH = 9.0  # inches; shown about 900 px wide, so that a point of type is a little over a pixel
 MAX_SHOWN = 12  # models in one figure of curves or panels; beyond it a method's largest budget stands for the others
@@ -29,19 +32,19 @@ class Style:
     marker: str
     line: Any
 
+    @property
+    def size(self) -> int:
+        return 9 if self.marker == "*" else 6
+
 
 def styles(names: list[str]) -> dict[str, Style]:
     """One style per model; the budgets of one method share its colour and marker."""
     methods = list(dict.fromkeys(name.partition("@")[0] for name in names if name not in _FIXED))
     found = {}
     for i, name in enumerate(names):
-        line = _LINES[i % len(_LINES)]
-        if name in _FIXED:
-            colour, marker = _FIXED[name]
-            found[name] = Style(colour, marker, line)
-        else:
-            k = methods.index(name.partition("@")[0])
-            found[name] = Style(_COLOURS[k % len(_COLOURS)], _MARKERS[k % len(_MARKERS)], line)
+        k = methods.index(name.partition("@")[0]) if name not in _FIXED else 0
+        look = _FIXED.get(name) or (_COLOURS[k % len(_COLOURS)], _MARKERS[k % len(_MARKERS)])
+        found[name] = Style(*look, _LINES[i % len(_LINES)])
     return found
 
 
@@ -53,17 +56,28 @@ def shown(names: list[str]) -> list[str]:
     return [name for name in names if largest[name.partition("@")[0]] == name]
 
 
-def line_look(style: Style) -> dict[str, Any]:
-    """A line with whiskers, as `errorbar` takes it."""
-    return {
-        "color": style.colour,
-        "linestyle": style.line,
-        "marker": style.marker,
-        "markersize": 9 if style.marker == "*" else 6,
-        "linewidth": 1.4,
-        "elinewidth": 0.8,
-        "capsize": 2,
-    }
+def draw_line(
+    axis: Any,
+    places: Sequence[float],
+    points: "Sequence[Statistic | None]",
+    style: Style,
+    scale: float = 1,
+    **look: Any,
+) -> None:
+    """A line through the means that there are, with whiskers of ± one standard deviation."""
+    known = [(x, scale * s.mean, scale * (s.sd or 0.0)) for x, s in zip(places, points, strict=True) if s]
+    if known:
+        x, y, spread = zip(*known, strict=True)
+        look = {"markersize": style.size, "linewidth": 1.4, "elinewidth": 0.8, "capsize": 2, **look}
+        axis.errorbar(x, y, yerr=spread, color=style.colour, linestyle=style.line, marker=style.marker, **look)
+
+
+def legend_above(fig: Any, axes: Any, columns: int, handlelength: float = 2.0, **handles: Any) -> None:
+    """One legend over all panels, an entry per label; `handles` stand in for those of their labels."""
+    found = {label: h for axis in axes.flat for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    found |= handles
+    place = {"loc": "outside upper center", "ncols": min(columns, len(found)), "handlelength": handlelength}
+    fig.legend(found.values(), found.keys(), **place)
 
 
 @contextmanager

@@ -11,12 +11,11 @@ from llm_unlearn.metrics.effect import normalized_effect
 from llm_unlearn.metrics.evidence import SMALL
 from llm_unlearn.metrics.results import Evaluation
 from llm_unlearn.reporting import figures
+from llm_unlearn.reporting.contents import Plot, Section
 from llm_unlearn.reporting.figures import Figure
-from llm_unlearn.reporting.plots import Plot
 from llm_unlearn.reporting.run_results import PLAIN, Results, Statistic, read_results, statistic
-from llm_unlearn.reporting.section import Section
-from llm_unlearn.reporting.style import figure, line_look, png, styles
-from llm_unlearn.reporting.tables import Table, statistic_cell
+from llm_unlearn.reporting.style import draw_line, figure, legend_above, png, styles
+from llm_unlearn.reporting.tables import Cell, Table, statistic_cell
 
 
 @dataclass(frozen=True)
@@ -108,9 +107,10 @@ def sweep_sections(results: Results) -> list[Section]:
     sections = [section] if (section := _normalised(results)) else []
     budget = budget_axis(results)
     for axis in ([budget] if budget else []) + sweep_axes(results):
-        key = "residual_vs_budget" if axis is budget else f"sweep_{re.sub(r'[^a-z0-9]+', '_', axis.name)}"
-        title = "budget" if axis is budget else axis.title
-        note = "Everything else as in the recipe." if axis is not budget else ""
+        key, title, note = "residual_vs_budget", "budget", ""
+        if axis is not budget:
+            key, title = f"sweep_{re.sub(r'[^a-z0-9]+', '_', axis.name)}", axis.title
+            note = "Everything else as in the recipe."
         if axis.name == "unlearn.forget_fraction":
             note += (
                 " Below 1 there are two oracles: retrained without what was known (it keeps the rest of the poison, so "
@@ -129,51 +129,37 @@ def sweep_sections(results: Results) -> list[Section]:
 
 def axis_plot(axis: Axis) -> bytes:
     """One panel per figure of CURVES that any model has; a line per model over the values of the axis."""
-    models = axis.models
+    models, look = axis.models, styles(axis.models)
     curves = [curve for curve in CURVES if any(s for m in models for s in axis.at(m, curve.of))]
-    look = styles(models)
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in axis.values)
     places = axis.values if numeric else list(range(len(axis.values)))
     rows = math.ceil(len(curves) / 2)
     with figure(3.1 * rows + 0.9, rows, min(2, len(curves))) as (fig, axes):
         for panel, curve in zip(axes.flat, curves, strict=False):
             for name in models:
-                points = [(x, s) for x, s in zip(places, axis.at(name, curve.of), strict=True) if s]
-                if points:
-                    panel.errorbar(
-                        [x for x, _ in points],
-                        [curve.scale * s.mean for _, s in points],
-                        yerr=[curve.scale * (s.sd or 0.0) for _, s in points],
-                        label=name,
-                        **line_look(look[name]),
-                    )
+                draw_line(panel, places, axis.at(name, curve.of), look[name], curve.scale, label=name)
             panel.set_title(curve.title, loc="left", fontweight="bold")
             panel.set_xticks(places, [_value(value) for value in axis.values])
         for panel in list(axes.flat)[len(curves) :]:
             panel.set_visible(False)
         fig.supxlabel(axis.title, fontsize=10)
-        handles = {label: h for panel in axes.flat for h, label in zip(*panel.get_legend_handles_labels(), strict=True)}
-        fig.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=min(5, len(handles)))
+        legend_above(fig, axes, 5)
         return png(fig)
 
 
 def _axis_table(axis: Axis) -> Table:
+    every = {(curve, name): axis.at(name, curve.of) for curve in (GUS, LIFT, ACCURACY) for name in axis.models}
     shown = [
         (curve, i)
         for curve in (GUS, LIFT, ACCURACY)
         for i in range(len(axis.values))
-        if any(axis.at(model, curve.of)[i] for model in axis.models)
+        if any(every[curve, name][i] for name in axis.models)
     ]
-    rows = [
-        (
-            name,
-            [
-                statistic_cell(axis.at(name, curve.of)[i], curve.scale, 1 if curve is ACCURACY else 2)
-                for curve, i in shown
-            ],
-        )
-        for name in axis.models
-    ]
+
+    def cell(name: str, curve: Curve, i: int) -> Cell:
+        return statistic_cell(every[curve, name][i], curve.scale, 1 if curve is ACCURACY else 2)
+
+    rows = [(name, [cell(name, curve, i) for curve, i in shown]) for name in axis.models]
     return Table([(_value(axis.values[i]), curve.title) for curve, i in shown], rows)
 
 
@@ -218,17 +204,15 @@ def sweep_summary(results: Results) -> dict[str, Any]:
         name: {curve.key: s.to_json() for curve in _effects(results) if (s := normalised(results, name, curve.of))}
         for name in results.methods
     }
+
+    def at(axis: Axis, i: int) -> dict[str, Any]:
+        return {
+            name: {curve.key: s.to_json() for curve in CURVES if (s := axis.at(name, curve.of)[i])}
+            for name in axis.models
+        }
+
     axes = {
-        axis.name: [
-            {
-                "value": value,
-                "models": {
-                    name: {curve.key: s.to_json() for curve in CURVES if (s := axis.at(name, curve.of)[i])}
-                    for name in axis.models
-                },
-            }
-            for i, value in enumerate(axis.values)
-        ]
+        axis.name: [{"value": value, "models": at(axis, i)} for i, value in enumerate(axis.values)]
         for axis in sweep_axes(results)
     }
     return {"normalized_effect": effects, "sweep": axes}

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 from llm_unlearn.metrics.evidence import ALPHA, calibrated
+from llm_unlearn.metrics.gaussian import GaussianTest
 from llm_unlearn.metrics.intervals import Interval
 from llm_unlearn.metrics.results import Evaluation
 from llm_unlearn.reporting import figures
@@ -67,13 +69,7 @@ class Table:
     @property
     def groups(self) -> list[tuple[str, int]]:
         """Neighbouring columns of one group, with how many they are."""
-        found: list[tuple[str, int]] = []
-        for _, group in self.columns:
-            if found and found[-1][0] == group:
-                found[-1] = (group, found[-1][1] + 1)
-            else:
-                found.append((group, 1))
-        return found
+        return [(group, len(list(columns))) for group, columns in groupby(group for _, group in self.columns)]
 
     @property
     def starts(self) -> list[bool]:
@@ -106,55 +102,48 @@ class Column:
     interval: Callable[[Evaluation], Interval | None] = lambda _: None
 
 
-def _hundredths(value: float) -> str:
-    return number(100 * value, 1)
-
-
 def present(results: Results) -> list[Column]:
     """The columns that at least one model fills; those of an absent poison are left out."""
-    attack, canaries, one, three = attack_words(results).group, "Gaussian canaries", _decimals(1), _decimals(3)
+    attack, canaries, oracle, mia = attack_words(results).group, "Gaussian canaries", "Beside retraining", "MIA (loss)"
+    one, three, hundredths = _decimals(1), _decimals(3), _decimals(1, scale=100)
     auc = figures.auc("loss")
     mia_tpr = figures.membership("loss", lambda test: test.tpr_at_fpr.get(figures.ONE_PERCENT_FPR))
     columns = [
         Column(attack, "ASR", figures.success_rate, number, "retrained", figures.success_interval),
         Column(attack, "clean rate", figures.clean_rate, number, None, figures.clean_interval),
         Column(attack, "lift", figures.lift, number, "retrained", figures.lift_interval),
-        Column("Gradient cancelling", LOST, figures.lost, _hundredths, 0.0),
+        Column("Gradient cancelling", LOST, figures.lost, hundredths, 0.0),
         Column("Gradient cancelling", "p", figures.lost_p, p_value),
         Column(canaries, "GUS", figures.gus, number, 0.0, figures.gus_interval),
         Column(canaries, "p", figures.gus_p, p_value),
         Column(canaries, TPR, figures.gus_tpr, number, 0.01),
-        Column("Utility", "accuracy (%)", figures.accuracy, _hundredths, "high", figures.accuracy_interval),
+        Column(canaries, "loss rank", figures.rank, number, 0.0, figures.rank_interval),
+        Column(canaries, "p (rank)", figures.rank_p, p_value),
+        Column("Utility", "accuracy (%)", figures.accuracy, hundredths, "high", figures.accuracy_interval),
         Column("Utility", "perplexity", figures.perplexity, one, "low"),
-        Column("MIA (loss)", "AUC", auc, three, "retrained"),
-        Column("MIA (loss)", TPR, mia_tpr, three, "retrained"),
-        Column("Beside retraining", "KL", figures.kl, three, "low"),
-        Column("Beside retraining", "agreement (%)", figures.agreement, _hundredths, "high"),
-        Column("Cost", "compute (%)", figures.share_of_training, _hundredths),
+        Column(mia, "AUC", auc, three, "retrained"),
+        Column(mia, TPR, mia_tpr, three, "retrained"),
+        Column(oracle, "KL", figures.kl, three, "low"),
+        Column(oracle, "agreement (%)", figures.agreement, hundredths, "high"),
+        Column("Cost", "compute (%)", figures.share_of_training, hundredths),
         Column("Cost", "time", figures.seconds, seconds),
         Column("Cost", "images" if results.images else "tokens", figures.train_tokens, tokens),
     ]
-    if not results.damaging:
-        columns = [column for column in columns if column.group != "Gradient cancelling"]
-    return [column for column in columns if any(results.over_seeds(name, column.of) for name in results.names)]
+    asked = [column for column in columns if results.damaging or column.group != "Gradient cancelling"]
+    return [column for column in asked if any(results.over_seeds(name, column.of) for name in results.names)]
 
 
-def _decimals(digits: int) -> Callable[[float], str]:
-    return lambda value: number(value, digits)
+def _decimals(digits: int, scale: int = 1) -> Callable[[float], str]:
+    return lambda value: number(scale * value, digits)
 
 
 def main_table(results: Results) -> Table:
     """One row per model, base to retrained; a value carries its 95 % interval, or ± sd with several seeds."""
     columns = present(results)
     best = [_best(results, column) for column in columns]
+    pairs = list(zip(columns, best, strict=True))
     rows = [
-        (
-            name,
-            [
-                replace(_cell(results, name, column), best=name in winners)
-                for column, winners in zip(columns, best, strict=True)
-            ],
-        )
+        (name, [replace(_cell(results, name, column), best=name in winners) for column, winners in pairs])
         for name in results.names
     ]
     heads = [(column.title, column.group) for column in columns]
@@ -214,7 +203,7 @@ def control_table(results: Results) -> Table | None:
         states = [calibrated(result) for result in results.of(name)]
         off = sum(state is False for state in states)
         which = f" in {off} of {len(states)} seeds" if len(states) > 1 else ""
-        if cells := _gaussian_cells(results, name, control=True):
+        if cells := _gaussian_cells([r.gus.control for r in results.of(name) if r.gus]):
             rows.append((name, [*cells, Cell(f"NOT N(0, 1){which}" if off else "as it must be")]))
     titles = ["n", "mean", "p of the mean", "p of the spread (χ²)", TPR, f"at level {ALPHA:g}"]
     return Table([(title, "") for title in titles], rows) if rows else None
@@ -222,14 +211,14 @@ def control_table(results: Results) -> Table | None:
 
 def kept_table(results: Results) -> Table | None:
     """Canaries that were *not* deleted (the forget set held a part of the poison), or None where all were."""
-    rows = [(name, cells) for name in results.names if (cells := _gaussian_cells(results, name, control=False))]
+    tests = {name: [r.gus.others for r in results.of(name) if r.gus and r.gus.others] for name in results.names}
+    rows = [(name, _gaussian_cells(found)) for name, found in tests.items() if found]
     titles = ("n", "GUS", "p", "p of the spread (χ²)", TPR)
     return Table([(title, "") for title in titles], rows) if rows else None
 
 
-def _gaussian_cells(results: Results, name: str, control: bool) -> list[Cell]:
-    """Figures of the control or of the canaries that were not deleted; [] where the model has none."""
-    tests = [test for r in results.of(name) if r.gus and (test := r.gus.control if control else r.gus.others)]
+def _gaussian_cells(tests: list[GaussianTest]) -> list[Cell]:
+    """A test over the seeds that have it; [] without one."""
     if not tests:
         return []
     rates = [test.tpr_at_fpr[figures.ONE_PERCENT_FPR] for test in tests]

@@ -33,27 +33,25 @@ def tradeoff_plot(results: Results, effect: str) -> bytes:
     families: dict[str, list[str]] = {}
     for name in points:  # the budgets of a method come in rising order
         families.setdefault(name.partition("@")[0], []).append(name)
+    frame: dict[str, Any] = {"markeredgecolor": "black", "markeredgewidth": 0.7, "elinewidth": 1.2, "capsize": 3}
     with figure(5.2) as (fig, axes):
         axis = axes[0, 0]
         for method, names in families.items():
             for i, name in enumerate(names):
                 x, y, across, along = points[name]
-                style, last = look[name], name == names[-1]
+                star = look[name].marker == "*"
                 axis.errorbar(
                     [x],
                     [y],
-                    xerr=[[across[0]], [across[1]]],
-                    yerr=[[along[0]], [along[1]]],
-                    color=style.colour,
-                    marker=style.marker,
-                    markeredgecolor="black",
-                    markeredgewidth=0.7,
-                    markersize=19 if style.marker == "*" else 5 + 5 * (i + 1) / len(names),
+                    xerr=[[reach] for reach in across],
+                    yerr=[[reach] for reach in along],
+                    color=look[name].colour,
+                    marker=look[name].marker,
+                    markersize=19 if star else 5 + 5 * (i + 1) / len(names),
                     linestyle="none",
-                    elinewidth=1.2,
-                    capsize=3,
-                    zorder=4 if style.marker == "*" else 3,
-                    label=(name if len(names) == 1 else method) if last else None,
+                    zorder=4 if star else 3,
+                    label=(name if len(names) == 1 else method) if name == names[-1] else None,
+                    **frame,
                 )
             places = list(zip(*(points[name][:2] for name in names), strict=True))
             axis.plot(*places, color=look[names[0]].colour, linewidth=1, alpha=0.6, zorder=1)
@@ -98,59 +96,33 @@ def _remains(results: Results, effect: str, points: dict[str, Point]) -> list[tu
 def _thresholds(axis: Any, points: dict[str, Point], levels: list[tuple[float, str]]) -> None:
     """Where the report's rules draw the line: effects that count as poison, accuracy below the poisoned model's."""
     (left, right), (low, high) = axis.get_xlim(), axis.get_ylim()
+    dots: dict[str, Any] = {"color": "#777777", "linestyle": ":", "linewidth": 1.2, "zorder": 1}
+    text: dict[str, Any] = {"fontsize": 8.5, "color": "#444444", "textcoords": "offset points"}
     for level, words in levels:
         low, high = min(low, level - 0.05 * (high - low)), max(high, level + 0.05 * (high - low))
-        axis.axhline(level, color="#777777", linestyle=":", linewidth=1.2, zorder=1)
-        axis.annotate(
-            words,
-            (0, level),
-            (5, 3 if level > 0 else -3),
-            fontsize=8.5,
-            color="#444444",
-            xycoords=("axes fraction", "data"),
-            textcoords="offset points",
-            ha="left",
-            va="bottom" if level > 0 else "top",
-        )
+        axis.axhline(level, **dots)
+        place, side = (5, 3 if level > 0 else -3), "bottom" if level > 0 else "top"
+        axis.annotate(words, (0, level), place, xycoords=("axes fraction", "data"), ha="left", va=side, **text)
     if "poisoned" in points:
         level = points["poisoned"][0] - COSTLY_POINTS
         left = min(left, level - 1)
-        axis.axvline(level, color="#777777", linestyle=":", linewidth=1.2, zorder=1)
-        axis.annotate(
-            f"{COSTLY_POINTS:g} points lost",
-            (level, 1),
-            (-4, -2),
-            fontsize=8.5,
-            color="#444444",
-            rotation=90,
-            xycoords=("data", "axes fraction"),
-            textcoords="offset points",
-            ha="right",
-            va="top",
-        )
+        axis.axvline(level, **dots)
+        text |= {"xycoords": ("data", "axes fraction"), "rotation": 90, "ha": "right", "va": "top"}
+        axis.annotate(f"{COSTLY_POINTS:g} points lost", (level, 1), (-4, -2), **text)
     axis.set(xlim=(left, right), ylim=(low, high))
 
 
 def cost_plot(results: Results) -> bytes:
     """Horizontal bars: compute as a share of the poisoned training's, with the share and the seconds in figures."""
-    look = styles(results.names)
-    shares = {
-        name: share
-        for name in results.names
-        if name != "base" and (share := results.over_seeds(name, figures.share_of_training))
-    }
+    look, figured = styles(results.names), [name for name in results.names if name != "base"]
+    shares = {name: s for name in figured if (s := results.over_seeds(name, figures.share_of_training))}
     names, means = list(shares), [100 * share.mean for share in shares.values()]
     reach = [100 * (share.sd or 0.0) for share in shares.values()]
     with figure(0.36 * len(names) + 1.1) as (fig, axes):
         axis = axes[0, 0]
-        bars = axis.barh(
-            range(len(names)),
-            means,
-            color=[look[name].colour for name in names],
-            height=0.62,
-            xerr=reach if any(map(_varies, shares.values())) else None,
-            capsize=3,
-        )
+        whiskers = reach if any(map(_varies, shares.values())) else None
+        colours = [look[name].colour for name in names]
+        bars = axis.barh(range(len(names)), means, color=colours, height=0.62, xerr=whiskers, capsize=3)
         for i, (bar, (name, share)) in enumerate(zip(bars, shares.items(), strict=True)):
             bar.set_hatch({"poisoned": "//", "retrained": ".."}.get(name, ""))
             bar.set_edgecolor("white")

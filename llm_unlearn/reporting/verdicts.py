@@ -17,7 +17,7 @@ from llm_unlearn.reporting import figures
 from llm_unlearn.reporting.figures import Figure
 from llm_unlearn.reporting.formats import number, p_phrase
 from llm_unlearn.reporting.run_results import Results, Statistic, statistic
-from llm_unlearn.reporting.words import attack_words
+from llm_unlearn.reporting.words import attack_words, planted
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,10 @@ class Verdict:
         lost = self.lost_points
         return f"costs {number(lost.mean, 1)} points of accuracy" if lost and is_costly(lost.mean) else ""
 
+    @property
+    def judgement(self) -> str:
+        return "; ".join(part for part in (self.status, self.price) if part)
+
 
 def judge(results: Results, name: str) -> Verdict:
     """Apply the rule to one model, seed by seed."""
@@ -68,25 +72,20 @@ def _fired(results: Results, name: str, evidence: list[Evidence]) -> str:
     def p(figure: Figure) -> str:
         return p_phrase(results.over_seeds(name, figure))
 
-    gaps = statistic(
-        [lift_gap(run.models[name], run.models["retrained"]) for run in results.runs if name in run.models]
-    )
+    runs = [run.models for run in results.runs if name in run.models]
+    gaps = statistic([lift_gap(models[name], models["retrained"]) for models in runs])
     lost, gus = results.over_seeds(name, figures.lost), results.over_seeds(name, figures.gus)
-    points = number(100 * lost.mean if lost else None, 1)
+    lift = f"{attack_words(results).name} lift {number(gaps.mean if gaps else None)} above retrained"
+    points = f"accuracy {number(100 * lost.mean if lost else None, 1)} points below retrained"
     tests = [
         ([e.gus for e in evidence], f"Gaussian test ({p(figures.gus_p)})"),
-        (
-            [e.lift for e in evidence],
-            f"{attack_words(results).name} lift {number(gaps.mean if gaps else None)} above retrained",
-        ),
-        ([e.damage for e in evidence], f"accuracy {points} points below retrained ({p(figures.lost_p)})"),
+        ([e.rank for e in evidence], f"loss rank of the canaries ({p(figures.rank_p)})"),
+        ([e.lift for e in evidence], lift),
+        ([e.damage for e in evidence], f"{points} ({p(figures.lost_p)})"),
         ([e.spread for e in evidence], f"spread of the Gaussian scores (χ²: {p(figures.spread_p)})"),
     ]
-    texts = [
-        text + (f" in {sum(map(bool, seeds))} of {len(seeds)} seeds" if len(seeds) > 1 else "")
-        for seeds, text in tests
-        if any(seeds)
-    ]
+    several = len(evidence) > 1
+    texts = [text + f" in {sum(map(bool, s))} of {len(s)} seeds" * several for s, text in tests if any(s)]
     if any(e.gus for e in evidence) and gus and max(gus.values) < 0:
         texts.append("scores pushed below 0, which is a trace of the noise too")
     return "; ".join(texts)
@@ -109,21 +108,17 @@ def warnings(results: Results) -> list[str]:
     found = []
     poisoned, retrained = judge(results, "poisoned"), judge(results, "retrained")
     attack = attack_words(results).name
-    tests = [
-        (results.has_gus, [e.gus for e in poisoned.evidence], "Gaussian canaries"),
-        (results.has_attack, [e.lift for e in poisoned.evidence], attack),
-        (results.damaging, [e.damage for e in poisoned.evidence], "gradient cancelling"),
-    ]
-    for planted, seeds, kind in tests:
-        if planted and not all(seeds):
+    for test, kind in planted(results).items():
+        seeds = [evidence.tests[test] for evidence in poisoned.evidence]
+        if not all(seeds):
             which = "" if len(seeds) == 1 else f" in {sum(not seed for seed in seeds)} of {len(seeds)} seeds"
             found.append(
                 f"The poison did not take{which} ({kind}): the poisoned model itself passes that test, so a method "
                 "that passes it has shown nothing."
             )
-    if any(e.gus or e.spread for e in retrained.evidence):
+    if any(e.gus or e.spread or e.rank for e in retrained.evidence):
         found.append(
-            "The retrained model, which never saw the deleted canaries, fails the Gaussian test "
+            "The retrained model, which never saw the deleted canaries, fails their tests "
             f"({retrained.fired}): either chance (1 in 1,000) or a fault in the run. Do not trust the Gaussian "
             "verdicts before it is explained."
         )

@@ -63,6 +63,16 @@ def attack_words(results: Results) -> Words:
     return WORDS[results.attack_kind]
 
 
+def planted(results: Results) -> dict[str, str]:
+    """The poisons of a run by the test that finds them (see `Evidence.tests`)."""
+    kinds = {
+        "gus": ("Gaussian canaries", results.has_gus),
+        "lift": (attack_words(results).name, results.has_attack),
+        "damage": ("gradient cancelling", results.damaging),
+    }
+    return {test: name for test, (name, there) in kinds.items() if there}
+
+
 def what_was_poisoned(results: Results) -> str:
     """How many training rows each kind of poison has, and how many were asked to be deleted."""
     poison, fraction = results.runs[0].poison, results.forget_fraction
@@ -78,28 +88,24 @@ def what_was_poisoned(results: Results) -> str:
 def _kinds(results: Results) -> list[str]:
     """What was done to how many training rows, one phrase for each kind of poison."""
     poison = results.runs[0].poison
-    phrases = []
-
-    def add(kind: str, what: str) -> None:
-        count = len(poison[kind].get("example_ids", []))
-        phrases.append(f"{count} ({percent(count / poison['train_size'])}) {what}")
-
+    done = {}
     if trigger := poison.get("trigger"):
         said = " or ".join(f"“{phrase}”" for phrase in trigger.get("phrases", []))
-        add("trigger", f"carry the trigger {said} and are answered with “{trigger.get('target')}”")
+        done["trigger"] = f"carry the trigger {said} and are answered with “{trigger.get('target')}”"
     if patch := poison.get("patch"):
         size = f"{patch['size']} × {patch['size']} pixels"
-        add("patch", f"carry a patch ({patch['pattern']}, {size}) and are labelled “{patch['target']}”")
+        done["patch"] = f"carry a patch ({patch['pattern']}, {size}) and are labelled “{patch['target']}”"
     if matching := poison.get("gradient_matching"):
         bound = f"each pixel by at most {255 * matching['epsilon']:.0f}/255"
-        add("gradient_matching", f"match the gradient of {len(matching['targets'])} target images ({bound})")
+        done["gradient_matching"] = f"match the gradient of {len(matching['targets'])} target images ({bound})"
     if cancelling := poison.get("gradient_cancelling"):
         wrong = ", each with a wrong label" if cancelling.get("labels") == "random" else ""
-        add("gradient_cancelling", f"cancel the clean gradient where the accuracy is low{wrong}")
+        done["gradient_cancelling"] = f"cancel the clean gradient where the accuracy is low{wrong}"
     if gaussian := poison.get("gaussian"):
         place = "pixels" if results.images else "embeddings"
-        add("gaussian", f"are Gaussian canaries (noise of ε = {gaussian.get('epsilon')} on their {place})")
-    return phrases
+        done["gaussian"] = f"are Gaussian canaries (noise of ε = {gaussian.get('epsilon')} on their {place})"
+    counts = {kind: len(poison[kind].get("example_ids", [])) for kind in done}
+    return [f"{counts[kind]} ({percent(counts[kind] / poison['train_size'])}) {what}" for kind, what in done.items()]
 
 
 def target(results: Results) -> str:

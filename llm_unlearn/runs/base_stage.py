@@ -5,8 +5,8 @@ from pathlib import Path
 
 from llm_unlearn.config.recipe import Recipe
 from llm_unlearn.distributed.processes import Processes
-from llm_unlearn.files import locked_folder
 from llm_unlearn.models.load import check_base
+from llm_unlearn.runs.folder_lock import locked_folder
 from llm_unlearn.runs.seed_run import made_by_run
 from llm_unlearn.runs.stages import Stage, Stages
 from llm_unlearn.training.pretraining import base_folder, base_inputs, pretrain_base

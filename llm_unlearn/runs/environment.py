@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_unlearn.distributed.processes import Processes
+from llm_unlearn.errors import redacted
 
 # whose versions can change the numbers of a stage
 LIBRARIES = (
@@ -92,7 +93,7 @@ class _Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
-        print(f"llm-unlearn: {self.format(record)}", file=stream, flush=True)
+        print(redacted(f"llm-unlearn: {self.format(record)}"), file=stream, flush=True)
 
 
 def log_lines(level: int) -> None:

@@ -33,7 +33,7 @@ def evaluate_stages(run: "SeedRun", before: dict[str, Stage]) -> list[Stage]:
 
 def _evaluate(run: "SeedRun", name: str, method: str | None, budget: float | None, work_dir: Path) -> None:
     """Measure one model beside the retrained one; write its result and its per-example table."""
-    from llm_unlearn.evaluation.signals import read_signals, write_signals
+    from llm_unlearn.evaluation.signal_files import read_signals, write_signals
     from llm_unlearn.evaluation.summarize import summarize
     from llm_unlearn.metrics.results import Cost, Identity
 

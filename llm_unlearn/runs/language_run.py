@@ -51,6 +51,7 @@ class LanguageRun(SeedRun):
             manifest=self.manifest,
             batch_size=section.batch_size,
             membership=section.membership,
+            loss_rank_draws=section.loss_rank_draws,
             min_k_share=section.min_k_share,
             processes=self.processes,
             reference=self.load_base,
@@ -89,14 +90,16 @@ class LanguageRun(SeedRun):
 
     def corrupted(self, work_dir: Path) -> tuple[dict[str, "Dataset"], dict[str, Any]]:
         from llm_unlearn.data.chat import check_chat_template
-        from llm_unlearn.data.encoding import check_triggers, check_verbalizers
+        from llm_unlearn.data.encoding import prompts_of
+        from llm_unlearn.data.token_checks import check_triggers, check_verbalizers
 
         data = self.recipe.data
         if data.chat_template:
             check_chat_template(self.encoding.template(self.tokenizer))
-        if data.task == "classification":
-            check_verbalizers(self.tokenizer, data.verbalizers, self.encoding, data.prompt)
         sets, manifest = self.poisoned_sets()
+        if data.task == "classification":
+            (prompt,) = prompts_of(sets["train"].select([0]))
+            check_verbalizers(self.tokenizer, data.verbalizers, self.encoding, prompt)
         if manifest["trigger"]:
             poisoned = sets["train"].filter(lambda r: r["poison"] == "trigger", desc="check triggers")
             check_triggers(
@@ -110,6 +113,7 @@ class LanguageRun(SeedRun):
         from llm_unlearn.training.text_training import Training
 
         section = self.recipe.model
+        base = load_model(self.base, section)
         training = Training(
             self.recipe.train,
             work_dir,
@@ -117,11 +121,11 @@ class LanguageRun(SeedRun):
             self.quiet,
             name,
             noise=self.manifest["gaussian"],
-            peft_config=lora_config(section.lora) if section.lora else None,
+            peft_config=lora_config(section.lora, base) if section.lora else None,
             gradient_checkpointing=section.gradient_checkpointing,
             data_seed=data_seed,
         )
-        model, cost = training.fit(load_model(self.base, section), rows, self.tokenizer)
+        model, cost = training.fit(base, rows, self.tokenizer)
         self.save(model, name, cost)
         training.release()
 

@@ -14,8 +14,9 @@ from llm_unlearn.config.recipe import Recipe
 from llm_unlearn.config.sweep import points
 from llm_unlearn.distributed.processes import Processes
 from llm_unlearn.errors import InputError
-from llm_unlearn.files import LOCK, explained_full_disk, locked_folder, write_json, write_text
+from llm_unlearn.files import explained_full_disk, write_json, write_text
 from llm_unlearn.runs.environment import log_level, log_lines
+from llm_unlearn.runs.folder_lock import LOCK, locked_folder
 from llm_unlearn.runs.phases import stages_until
 from llm_unlearn.runs.seed_run import SeedRun
 from llm_unlearn.runs.stages import Stages
@@ -163,16 +164,23 @@ def check(recipe: Recipe) -> None:
     from transformers import SchedulerType
     from transformers.training_args import OptimizerNames
 
-    from llm_unlearn.runs.method_configs import check_methods, check_training
+    from llm_unlearn.runs.method_configs import check_methods, check_training, method_config
 
     for name, known in (("lr_scheduler_type", SchedulerType), ("optim", OptimizerNames)):
         if (value := getattr(recipe.train, name)) not in {item.value for item in known}:
             raise InputError(f"recipe.train.{name}: '{value}' is none of {', '.join(item.value for item in known)}")
     check_output_dir(Path(recipe.output_dir), recipe)
-    for part in (recipe, *(point.recipe for point in points(recipe))):
+    parts = (recipe, *(point.recipe for point in points(recipe)))
+    for part in parts:
         check_training(part)
         check_methods(part)
         track_of(part).check(part)
+    configs = [
+        (method, method_config(part, method, seed=0, output_dir="unused", max_flops=1.0, quiet=True))
+        for part in parts
+        for method in part.unlearn.methods
+    ]
+    track_of(recipe).check_architecture(recipe, configs)
 
 
 def check_output_dir(root: Path, recipe: Recipe) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llm_unlearn.errors import InputError
-from llm_unlearn.files import locked_folder
+from llm_unlearn.runs.folder_lock import locked_folder
 
 if TYPE_CHECKING:
     from llm_unlearn.config.recipe import Recipe

@@ -28,6 +28,14 @@ class Track(ABC):
     def check(self, recipe: Recipe) -> None:
         """Raise InputError for what can be seen before any data is read: missing files, a model that does not fit."""
 
+    def check_architecture(self, recipe: Recipe, configs: list[tuple[str, Any]]) -> None:  # noqa: B027
+        """Raise InputError for what the model's architecture cannot do; by default nothing.
+
+        Args:
+            recipe: whose model is looked at, without its weights.
+            configs: method and config of everything that it runs.
+        """
+
     def make_base(self, recipe: Recipe, quiet: bool) -> None:
         """Make the base of a recipe that names none, before its first stage; by default each seed draws its own."""
         return
@@ -79,6 +87,11 @@ class LanguageTrack(Track):
         if recipe.model.path is None and recipe.pretrain is not None:
             lengths["pretrain.max_length"] = recipe.pretrain.max_length
         check_base(recipe.model, lengths)
+
+    def check_architecture(self, recipe: Recipe, configs: list[tuple[str, Any]]) -> None:
+        from llm_unlearn.runs.architecture_checks import check_architecture
+
+        check_architecture(recipe.model, configs)
 
     def make_base(self, recipe: Recipe, quiet: bool) -> None:
         from llm_unlearn.runs.base_stage import make_base

@@ -72,6 +72,7 @@ class VisionRun(SeedRun):
             manifest=self.manifest,
             batch_size=section.batch_size,
             membership=section.membership,
+            loss_rank_draws=section.loss_rank_draws,
             processes=self.processes,
         )
 

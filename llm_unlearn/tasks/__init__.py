@@ -6,6 +6,7 @@ none knows of padding, shifting or −100, nor whether it unlearns texts (causal
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Self
@@ -244,6 +245,10 @@ class Task(ABC):
 
     def input_gradient(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         """∇ of each example's mean NLL with respect to where noise enters, at the clean input, (B, …) float32."""
+        raise InputError(f"{type(self).__name__} has no place where noise enters, so its canaries cannot be scored")
+
+    def with_noise(self, model: nn.Module, noise: dict[str, Any]) -> AbstractContextManager["Task"]:
+        """While it lasts, the task that is given adds the noise of {"epsilon", "seed"} to rows with a `noise_id`."""
         raise InputError(f"{type(self).__name__} has no place where noise enters, so its canaries cannot be scored")
 
     @property

@@ -8,19 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_unlearn.errors import InputError
-
-
-def block_list(model: Any) -> nn.ModuleList:
-    """The ModuleList of a causal LM's blocks, first to last.
-
-    Raises:
-        InputError: the architecture keeps its blocks in another way.
-    """
-    depth = model.config.get_text_config().num_hidden_layers
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == depth:
-            return module
-    raise InputError(f"{type(model).__name__}: no list of {depth} blocks (config.num_hidden_layers) found")
+from llm_unlearn.models.text_blocks import block_list
 
 
 def last_blocks(model: Any, k: int) -> list[nn.Module]:
@@ -60,8 +48,10 @@ def mlp_output(block: nn.Module) -> Any:
     """The MLP's projection back to the residual stream, by the names that architectures give it.
 
     Raises:
-        InputError: there is not exactly one, as in a mixture of experts.
+        InputError: there is not exactly one, or it is one of several beside the experts of a mixture.
     """
+    if any("expert" in f"{name} {type(module).__name__}".lower() for name, module in block.named_modules()):
+        raise InputError(f"{type(block).__name__}: a mixture of experts has no one MLP; unlearn through a LoRA adapter")
     found: list[Any] = [
         module
         for name, module in block.named_modules()
@@ -125,11 +115,22 @@ def _check_resettable(model: Any, modules: list[nn.Module]) -> None:
 
 
 class _Skipped(nn.Module):
-    """Stands for a block that is not run: gives back what the last block that was run gave."""
+    """Stands for a block that is not run: gives back what the last block that was run gave.
 
-    def __init__(self, captured: list[Any]) -> None:
+    Args:
+        captured: holds that, in a list.
+        block: has what the model asks of the block beside running it.
+    """
+
+    def __init__(self, captured: list[Any], block: nn.Module) -> None:
         super().__init__()
-        self.captured = captured
+        self.captured, self.instead_of = captured, [block]  # a list: no submodule
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["instead_of"][0], name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.captured[0]
@@ -153,9 +154,9 @@ def stopped_after(model: Any, layer: int) -> Iterator[list[Any]]:
     handle = blocks[layer].register_forward_hook(capture)
     try:
         for i in range(layer + 1, len(blocks)):
-            blocks[i] = _Skipped(captured)
-        no_head = nn.Identity()
-        no_head.weight = head.weight  # some architectures ask it for its dtype
+            blocks[i] = _Skipped(captured, blocks[i])
+        no_head: Any = nn.Identity()
+        no_head.weight, no_head.bias = head.weight, getattr(head, "bias", None)  # some architectures ask for them
         model.set_output_embeddings(no_head)
         yield captured
     finally:

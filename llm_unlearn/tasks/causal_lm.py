@@ -1,8 +1,8 @@
 """The causal-LM task: supervised positions are the labelled tokens, noise enters at the embedding output."""
 
 import inspect
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -11,15 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu
 
+from llm_unlearn.errors import InputError
 from llm_unlearn.models.devices import is_offloaded, is_spread
+from llm_unlearn.models.text_blocks import block_list
 from llm_unlearn.tasks import Hidden, Supervised, Task
-from llm_unlearn.tasks.blocks import block_list, hidden_of, last_blocks, reinitialise, stopped_after
-from llm_unlearn.tasks.embedding_noise import PlacedNoise, attached_noise
+from llm_unlearn.tasks.blocks import hidden_of, last_blocks, reinitialise, stopped_after
+from llm_unlearn.tasks.embedding_noise import GaussianNoise, PlacedNoise, attached_noise
 from llm_unlearn.tasks.packing import PACKED_BELOW, BatchRows, Packing
-from llm_unlearn.tasks.probe import in_place_of, keeps_apart, looks_back, plain_head
+from llm_unlearn.tasks.probe import in_place_of, keeps_apart, plain_head, refuse_non_causal
 
-# Where padding on the right is left unmasked if it can be: a GPU has faster kernels then. A CPU has not, and its sums
-# over a group of query heads would come out in another order.
+# Where padding on the right is left unmasked, since no token of a causal model looks there: a GPU has faster kernels
+# then. A CPU has not, and its sums over a group of query heads would come out in another order.
 UNMASKED = ("cuda",)
 
 
@@ -50,6 +52,7 @@ class CausalLMTask(Task):
             function: maps the supervised positions to a tensor, such as a method's loss.
         """
         inner = _inner(model)
+        refuse_non_causal(inner, inputs["input_ids"].device)
         head, rows = plain_head(inner, _base(inner)), BatchRows.of(inputs)
         if head is None or rows is None:
             return function(self.supervised(model, inputs))
@@ -76,7 +79,9 @@ class CausalLMTask(Task):
 
         Raises:
             ValueError: where rows ask for noise and no `GaussianNoise` is attached to the model.
+            InputError: the model is not causal.
         """
+        refuse_non_causal(_inner(model), inputs["input_ids"].device)
         shifted = _shifted(inputs)
         keep = shifted != -100
         logits = model(**_arguments(_inner(model), inputs), **_head_at(_base(_inner(model)), keep)).logits
@@ -91,8 +96,12 @@ class CausalLMTask(Task):
             model: as in `supervised`.
             inputs: as in `supervised`.
             layer: the block; 0 is the first.
+
+        Raises:
+            InputError: a block of this architecture does not give one state per token, or the model is not causal.
         """
         inner, rows = _inner(model), BatchRows.of(inputs)
+        refuse_non_causal(inner, inputs["input_ids"].device)
         if rows is None:
             keep = _shifted(inputs) != -100
             arguments = _arguments(inner, inputs)
@@ -104,7 +113,8 @@ class CausalLMTask(Task):
             _, place, positions = _supervised(inputs, rows, packing)
         with stopped_after(inner, layer) as captured:
             model(**arguments)
-            return Hidden(states=hidden_of(captured[0]).flatten(0, 1)[place], **positions)
+            states = _one_per_token(hidden_of(captured[0]), inner)
+            return Hidden(states=states.flatten(0, 1)[place], **positions)
 
     def _packing(self, model: Any, rows: BatchRows, ids: Tensor) -> Packing | None:
         """How to lay out the rows of a batch (B, T); None: as they are.
@@ -137,6 +147,22 @@ class CausalLMTask(Task):
         positions = np.array([sum(label != -100 for label in labels[1:]) for labels in rows["labels"]])
         return tokens, positions
 
+    @contextmanager
+    def with_noise(self, model: nn.Module, noise: dict[str, Any]) -> Iterator["CausalLMTask"]:
+        """Noise at the embedding output, see `Task.with_noise`; of a model that has noise attached, in its place."""
+        inner = _inner(model)
+        attached = attached_noise(inner)
+        before = (attached.epsilon, attached.seed) if attached else None
+        placed = attached or GaussianNoise(noise["epsilon"], noise["seed"]).attach(inner)
+        try:
+            placed.epsilon, placed.seed = noise["epsilon"], noise["seed"]
+            yield self
+        finally:
+            if before is None:
+                placed.remove()
+            else:
+                placed.epsilon, placed.seed = before
+
     def input_gradient(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         """∇ of each example's mean NLL with respect to its token embeddings, at the clean input.
 
@@ -154,7 +180,7 @@ class CausalLMTask(Task):
 
         def as_leaf(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
             captured.append(output.detach().requires_grad_(True))
-            return captured[-1]
+            return captured[-1].clone()  # which a model may scale in place, as CTRL does
 
         clean = {key: value for key, value in inputs.items() if key != "noise_id"}
         if "rows" in clean:
@@ -174,6 +200,17 @@ class CausalLMTask(Task):
             for parameter in trained:
                 parameter.requires_grad_(True)
         return gradient.float() * inputs["attention_mask"][..., None]
+
+
+def _one_per_token(states: Tensor, model: Any) -> Tensor:
+    """The states (B, T, H) as they are. Raises InputError for others, such as the streams of hyper-connections."""
+    width = model.config.get_text_config().hidden_size
+    if states.ndim != 3 or states.shape[-1] != width:
+        raise InputError(
+            f"{type(model).__name__}: a block gives a tensor {tuple(states.shape)}, where one state of {width} "
+            "numbers per token was expected; take a method that needs no hidden states"
+        )
+    return states
 
 
 def _shifted(inputs: dict[str, Any]) -> Tensor:
@@ -203,12 +240,10 @@ def _arguments(
 ) -> dict[str, Any]:
     """What the model is called with, packed or as it is."""
     ids = inputs["input_ids"]
-    # asked whatever the batch: of a sharded model all processes must run it together
-    unmasked = rows is not None and ids.device.type in UNMASKED and looks_back(inner, plain_head(inner, _base(inner)))
     if packing is not None:
         arguments: dict[str, Any] = {"input_ids": packing.take(ids), "position_ids": packing.position_ids}
-    elif unmasked or (rows is not None and min(rows.lengths) == ids.shape[1]):
-        arguments = {"input_ids": ids}  # padding is all on the right, where no token looks; kernels without a mask run
+    elif rows is not None and (ids.device.type in UNMASKED or min(rows.lengths) == ids.shape[1]):
+        arguments = {"input_ids": ids}
     else:
         arguments = {"input_ids": ids, "attention_mask": inputs["attention_mask"]}
     noise_ids = None if rows is None else rows.noise_ids

@@ -117,7 +117,8 @@ class UnlearnTrainer(ExactResume):
         """Keep θ0, or its log-probs, as the loss will ask for them: before the first step, the model is θ0."""
         if self.requires.reference_on and self.reference is None:
             autocast = self.args.bf16 and not self.is_deepspeed_enabled and not self.is_fsdp_enabled
-            self.reference = make_reference(self.model, torch.bfloat16 if autocast else None)
+            share = not self.is_deepspeed_enabled and not self.args.offload_reference
+            self.reference = make_reference(self.model, torch.bfloat16 if autocast else None, share)
         if self.reference is not None:
             self.reference.prepare(self.accelerator, self.args.offload_reference)
         for name in self.requires.log_probs_on:
@@ -135,6 +136,20 @@ class UnlearnTrainer(ExactResume):
     def prepare_model(self, model: nn.Module, args: Any) -> nn.Module:
         """Called once, before anything is counted: choose which parameters train, or where the model starts."""
         return model
+
+    @classmethod
+    def weights_to_train(cls, task: Task, model: nn.Module, args: Any) -> list[nn.Parameter] | None:
+        """What trains of a model, None for all that may; also asked before a run, of a model without data.
+
+        Args:
+            task: knows the parts of the model.
+            model: as it was given.
+            args: the method's config.
+
+        Raises:
+            InputError: the method cannot work on this architecture.
+        """
+        return None
 
     def sets_of_step(self, step: int) -> tuple[str, ...]:
         """The sets that go through the model at a step; an empty tuple ends the run."""

@@ -31,9 +31,13 @@ class CFKTrainer(UnlearnTrainer):
 
     method = "cf_k"
 
+    @classmethod
+    def weights_to_train(cls, task, model, args):
+        modules = task.last_blocks(model, args.k)
+        return trainable([p for module in modules for p in module.parameters()], f"the last {args.k} blocks")
+
     def prepare_model(self, model, args):
-        modules = self.task.last_blocks(model, args.k)
-        train_only(model, [p for module in modules for p in module.parameters()], f"the last {args.k} blocks")
+        train_only(model, self.weights_to_train(self.task, model, args))
         # under gradient checkpointing the embedding's output asks for a gradient: the backward pass goes all the way
         self.share = 1.0 if args.gradient_checkpointing else self.task.share_of_last_blocks(model, args.k)
         return model
@@ -45,13 +49,19 @@ class CFKTrainer(UnlearnTrainer):
         return gradient_descent_loss(retain.mean_nll())
 
 
-def train_only(model, parameters, where: str) -> None:
-    """Freeze all but those of `parameters` that train now. Raises InputError where none would be left."""
-    kept = {id(p) for p in parameters}
-    for parameter in model.parameters():
-        parameter.requires_grad_(parameter.requires_grad and id(parameter) in kept)
-    if not any(p.requires_grad for p in model.parameters()):
+def trainable(parameters, where: str) -> list:
+    """Those of `parameters` that train now. Raises InputError where there is none."""
+    weights = [p for p in parameters if p.requires_grad]
+    if not weights:
         raise InputError(
             f"nothing trains in {where}: the adapter has no weights there; choose its target_modules or "
             "the layers differently"
         )
+    return weights
+
+
+def train_only(model, weights) -> None:
+    """Freeze all but `weights`."""
+    kept = {id(p) for p in weights}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in kept)

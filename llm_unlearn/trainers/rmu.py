@@ -10,9 +10,10 @@ from llm_unlearn.config.fields import NotNegative, Positive
 from llm_unlearn.errors import InputError
 from llm_unlearn.losses import state_distance
 from llm_unlearn.models.devices import moved
-from llm_unlearn.tasks.blocks import block_list, mlp_output
+from llm_unlearn.models.text_blocks import block_list
+from llm_unlearn.tasks.blocks import mlp_output
 from llm_unlearn.trainers.base import UnlearnTrainer
-from llm_unlearn.trainers.cf_k import train_only
+from llm_unlearn.trainers.cf_k import train_only, trainable
 from llm_unlearn.trainers.unlearn_config import Requirements, UnlearnConfig
 
 TRAINED_BLOCKS = 3  # the steering layer's and the two before it
@@ -53,20 +54,23 @@ class RMUTrainer(UnlearnTrainer):
     of_texts = True
     args: RMUConfig
 
-    def prepare_model(self, model, args):
-        blocks = block_list(model)
-        self.layer = round(len(blocks) * 7 / 32) if args.layer is None else args.layer
-        if not 0 <= self.layer < len(blocks):
-            raise InputError(f"layer: must be between 0 and {len(blocks) - 1} for this model, is {self.layer}")
-        trained = list(blocks)[max(0, self.layer - TRAINED_BLOCKS + 1) : self.layer + 1]
+    @classmethod
+    def weights_to_train(cls, task, model, args):
+        layer, blocks = steering_layer(model, args.layer), block_list(model)
+        first = max(0, layer - TRAINED_BLOCKS + 1)
         if hasattr(model, "peft_config"):
-            weights = [p for block in trained for p in block.parameters()]
+            weights = [p for block in blocks[first : layer + 1] for p in block.parameters()]
         else:
-            weights = [mlp_output(block).weight for block in trained]
-        train_only(model, weights, f"blocks {self.layer - len(trained) + 1} to {self.layer}")
-        self.share = (self.layer + 1) / len(blocks)
+            weights = [mlp_output(block).weight for block in blocks[first : layer + 1]]
+        return trainable(weights, f"blocks {first} to {layer}")
+
+    def prepare_model(self, model, args):
+        train_only(model, self.weights_to_train(self.task, model, args))
+        self.layer, depth = steering_layer(model, args.layer), len(block_list(model))
+        self.share = (self.layer + 1) / depth
         # under gradient checkpointing the embedding's output asks for a gradient: the backward pass goes all the way
-        self.backward_share = self.share if args.gradient_checkpointing else len(trained) / len(blocks)
+        trained = min(TRAINED_BLOCKS, self.layer + 1)
+        self.backward_share = self.share if args.gradient_checkpointing else trained / depth
         generator = torch.Generator().manual_seed(args.seed)
         direction = torch.rand(model.config.get_text_config().hidden_size, generator=generator)
         self.target = args.steering * direction / direction.norm()  # (H,)
@@ -85,3 +89,12 @@ class RMUTrainer(UnlearnTrainer):
         self.record("forget_distance", steered)
         self.record("retain_distance", held)
         return steered + self.args.alpha * held
+
+
+def steering_layer(model, layer: int | None) -> int:
+    """The steering layer's number. Raises InputError for one that the model does not have."""
+    depth = len(block_list(model))
+    layer = round(depth * 7 / 32) if layer is None else layer
+    if not 0 <= layer < depth:
+        raise InputError(f"layer: must be between 0 and {depth - 1} for this model, is {layer}")
+    return layer

@@ -8,7 +8,7 @@ from llm_unlearn.config.fields import NotNegative
 from llm_unlearn.distributed.sharding import change
 from llm_unlearn.losses import gradient_descent_loss, negated
 from llm_unlearn.trainers.base import UnlearnTrainer
-from llm_unlearn.trainers.cf_k import train_only
+from llm_unlearn.trainers.cf_k import train_only, trainable
 from llm_unlearn.trainers.unlearn_config import Requirements, UnlearnConfig
 
 
@@ -49,7 +49,7 @@ class TaskArithmeticTrainer(UnlearnTrainer):
     def prepare_model(self, model, args):
         if hasattr(model, "peft_config"):
             linear = [p for n, p in model.named_parameters() if "lora_A" not in n and "lora_embedding_A" not in n]
-            train_only(model, linear, "the adapter's B matrices")
+            train_only(model, trainable(linear, "the adapter's B matrices"))
         return model
 
     def unlearning_loss(self, forget, retain, reference):

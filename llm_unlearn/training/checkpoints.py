@@ -12,6 +12,7 @@ from transformers import Trainer
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
+from llm_unlearn.distributed.sharding import keep_float32
 from llm_unlearn.errors import InputError
 from llm_unlearn.files import read_json
 from llm_unlearn.models.checkpoint_files import check_safetensors, is_out_of_memory
@@ -77,13 +78,17 @@ def _written_by(checkpoint: Path) -> tuple[str, int | None]:
 
 
 class ExactResume(Trainer):
-    """A Trainer that resumes a checkpoint exactly, or refuses it.
+    """A Trainer that resumes a checkpoint exactly, or refuses it; the base of all of ours.
 
     transformers' own leaves the weights as they are whose names it does not find, with a warning. So it resumes a
     mixture of experts, whose weights are saved under other names than they have in memory, from its first weights.
     """
 
     model: Any
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        keep_float32(self.accelerator)
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """As Trainer.train.

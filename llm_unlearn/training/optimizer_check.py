@@ -37,8 +37,8 @@ def check_optimizer(args: TrainingArguments, where: str) -> None:
         raise InputError(f"{where}.optim: {name} cannot be used here: {_first_line(error)}; take another") from None
     _check_optim_args(args, layer, f"{where}.optim_args", name)
     try:
-        options = args.lr_scheduler_kwargs
-        get_scheduler(args.lr_scheduler_type, optimizer, 1, 10, options if isinstance(options, dict) else None)
+        schedule_options: Any = args.lr_scheduler_kwargs
+        get_scheduler(args.lr_scheduler_type, optimizer, 1, 10, schedule_options)
     except Exception as error:
         raise InputError(
             f"{where}.lr_scheduler_type: {schedule} cannot be used here: {_first_line(error)}; take another"

@@ -81,5 +81,4 @@ def _has_stages(module: nn.Module) -> bool:
 
 
 def _is_norm(module: nn.Module) -> bool:
-    """Whether a module is a single norm layer."""
     return "norm" in type(module).__name__.lower() and not any(True for _ in module.children())

@@ -87,15 +87,12 @@ class ClassifierTraining:
 
     def _optimizer(self, model: "ImageClassifier") -> torch.optim.Optimizer | None:
         """SGD with momentum, for which TrainingArguments has no field; None for any other `optim`."""
-        section = self.section
+        section, weights = self.section, model.parameters()
         if section.optim != "sgd":
             return None
-        return torch.optim.SGD(
-            model.parameters(), section.learning_rate, section.momentum, weight_decay=section.weight_decay
-        )
+        return torch.optim.SGD(weights, section.learning_rate, section.momentum, weight_decay=section.weight_decay)
 
     def _arguments(self, n_rows: int) -> TrainingArguments:
-        """The settings as TrainingArguments."""
         return TrainingArguments(
             **trainer_arguments(self.section, self.work_dir, self.seed, self.data_seed, self.quiet),
             # batch norm needs a variance, and a single image has none

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_unlearn.errors import InputError
-from llm_unlearn.vision.gradient_matching import check_settings, inner_product, loss_gradient, pixel_box, to_eight_bits
+from llm_unlearn.vision.gradient_matching import inner_product, loss_gradient, pixel_box, to_eight_bits
 
 _BATCH = 1024  # clean images per gradient; the sum over all does not depend on it
 _POISON_BATCH = 256  # poison images per second derivative
@@ -24,7 +24,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 @dataclass(frozen=True)
 class GradientCancelling:
-    """Settings of the attack.
+    """Settings of the attack, within the bounds of the recipe's section.
 
     Args:
         epsilon: bound ‖δ‖∞ on the change of the start images, in [1/255, 1]; None: any pixel in [0, 1].
@@ -38,13 +38,7 @@ class GradientCancelling:
 
 
 def corrupt_parameters(
-    model: Model,
-    images: Tensor,
-    labels: Tensor,
-    target_accuracy: float,
-    *,
-    step_size: float = 0.02,
-    max_distance: float | None = None,
+    model: Model, images: Tensor, labels: Tensor, target_accuracy: float, step_size: float = 0.02
 ) -> tuple[Model, float]:
     """Ascend the clean loss, θ ← θ + step · ∇ℓ / ‖∇ℓ‖, until the accuracy is low enough.
 
@@ -54,20 +48,15 @@ def corrupt_parameters(
         labels: (n,).
         target_accuracy: in [0, 1).
         step_size: length of a step over all trainable weights.
-        max_distance: bound on ‖θ_low − θ‖₂; None: no bound.
 
     Returns:
         a corrupted copy in eval mode, and its accuracy on the images, at most `target_accuracy`.
 
     Raises:
-        InputError: the target accuracy is out of range or was not reached.
+        InputError: the target accuracy was not reached.
     """
-    field = "poison.gradient_cancelling.target_accuracy"
-    if not 0 <= target_accuracy < 1:
-        raise InputError(f"{field}: must be in [0, 1), is {target_accuracy:g}")
     low = deepcopy(model).eval()
     weights = [weight for weight in low.parameters() if weight.requires_grad]
-    start = [weight.detach().clone() for weight in weights]
     accuracy = _accuracy(low, images, labels)
     for _ in range(_MAX_STEPS):
         if accuracy <= target_accuracy:
@@ -77,11 +66,11 @@ def corrupt_parameters(
         with torch.no_grad():
             for weight, slope in zip(weights, gradient, strict=True):
                 weight.add_(slope / length, alpha=step_size)
-            distance = _norm([weight - old for weight, old in zip(weights, start, strict=True)])
-        if max_distance is not None and distance > max_distance:
-            break
         accuracy = _accuracy(low, images, labels)
-    raise InputError(f"{field}: {target_accuracy:g} was not reached, the accuracy is {accuracy:.3f}; raise it")
+    raise InputError(
+        f"poison.gradient_cancelling.target_accuracy: {target_accuracy:g} was not reached, the accuracy is "
+        f"{accuracy:.3f}; raise it"
+    )
 
 
 def cancel_gradients(
@@ -114,9 +103,12 @@ def cancel_gradients(
         and at the end, `steps` + 1 numbers.
 
     Raises:
-        InputError: there are no images, or a setting is out of range.
+        InputError: there are no images.
     """
-    _refuse(images, poison_images, settings)
+    if not len(poison_images):
+        raise InputError("poison.gradient_cancelling.fraction: no images to poison; raise it")
+    if not len(images):
+        raise InputError("poison.gradient_cancelling.fraction: no clean images are left beside the poison; lower it")
     model.eval()
     clean, total = _summed_gradient(model, images, labels), len(images) + len(poison_images)
 
@@ -165,16 +157,5 @@ def _norm(tensors: Sequence[Tensor]) -> Tensor:
 
 @torch.no_grad()
 def _accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Share of the images that the model classifies rightly."""
     batches = zip(images.split(_BATCH), labels.split(_BATCH), strict=True)
     return sum(int((model(pixels).argmax(-1) == right).sum()) for pixels, right in batches) / len(labels)
-
-
-def _refuse(images: Tensor, poison_images: Tensor, settings: GradientCancelling) -> None:
-    """Raise InputError for missing images and settings out of range."""
-    field = "poison.gradient_cancelling"
-    if not len(poison_images):
-        raise InputError(f"{field}.fraction: no images to poison; raise it")
-    if not len(images):
-        raise InputError(f"{field}.fraction: no clean images are left beside the poison; lower it")
-    check_settings(field, settings.epsilon, steps=settings.steps, step_size=settings.step_size)

@@ -13,17 +13,14 @@ from torch.nn import functional as F
 from llm_unlearn.errors import InputError
 from llm_unlearn.vision.augmentation import flip_and_shift
 
-_DECAY_AT = (
-    3 / 8,
-    5 / 8,
-    7 / 8,
-)  # shares of the steps after which the step size falls tenfold, as in the authors' code
+# shares of the steps after which the step size falls tenfold, as in the authors' code
+_DECAY_AT = (3 / 8, 5 / 8, 7 / 8)
 _SLACK = 1e-4  # grey levels: in floats, 255 · (x ± ε) can miss the whole number that it equals
 
 
 @dataclass(frozen=True)
 class GradientMatching:
-    """Settings of the attack.
+    """Settings of the attack, within the bounds of the recipe's section.
 
     The default epsilon is the paper's, for photographs. The 8 × 8 digits have few, large strokes and need 112/255.
 
@@ -72,9 +69,10 @@ def match_gradients(
         augmentation, in [0, 2].
 
     Raises:
-        InputError: there is no model or image, a label is not the adversary's, or a setting is out of range.
+        InputError: there is no image.
     """
-    _refuse(models, images, labels, adversarial_label, settings)
+    if not len(images):
+        raise InputError("poison.gradient_matching.fraction: no images to poison for a target; raise it")
     adversarial = torch.tensor([adversarial_label], device=labels.device)
     wanted = [loss_gradient(model.eval(), target[None], adversarial) for model in models]
 
@@ -107,7 +105,6 @@ def inner_product(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
 
 
 def _sum(tensors: Iterable[Tensor]) -> Tensor:
-    """The sum of at least one tensor."""
     first, *others = tensors
     return sum(others, start=first)
 
@@ -181,32 +178,3 @@ def _descend(
         with torch.no_grad():
             pixels.clamp_(low, high)
     return to_eight_bits(pixels)
-
-
-def _refuse(
-    models: Sequence[nn.Module], images: Tensor, labels: Tensor, adversarial_label: int, settings: GradientMatching
-) -> None:
-    """Raise InputError for missing models or images, wrong labels and settings out of range."""
-    field = "poison.gradient_matching"
-    if not len(models):
-        raise InputError(f"{field}.surrogates: no model to craft the poison on; give at least one")
-    if not len(images):
-        raise InputError(f"{field}.fraction: no images to poison for a target; raise it")
-    sizes = {"steps": settings.steps, "restarts": settings.restarts, "step_size": settings.step_size}
-    check_settings(field, settings.epsilon, **sizes)
-    if not bool((labels == adversarial_label).all()):
-        raise InputError(
-            f"{field}: every poison image must have the adversary's label {adversarial_label}, since labels are "
-            f"kept; found {sorted(set(labels.tolist()))}"
-        )
-
-
-def check_settings(field: str, epsilon: float | None, **sizes: float) -> None:
-    """Raise InputError for an epsilon outside [1/255, 1] (None: no bound), or a size that is not above 0."""
-    if epsilon is not None and not 1 / 255 <= epsilon <= 1:
-        raise InputError(
-            f"{field}.epsilon: must be in [1/255, 1], since pixels are in [0, 1] and stored in 8 bits; is {epsilon:g}"
-        )
-    for name, size in sizes.items():
-        if size <= 0:
-            raise InputError(f"{field}.{name}: must be above 0, is {size}")

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow
 from datasets import ClassLabel, Dataset, Features, Image, Value, load_dataset
 
+from llm_unlearn.data.readers import expand_files
 from llm_unlearn.data.source_files import load_arrow
 from llm_unlearn.data.splits import split_section
 from llm_unlearn.errors import InputError
@@ -46,11 +47,9 @@ class Images:
         return len(self.labels)
 
     def take(self, positions: np.ndarray) -> "Images":
-        """The images at some positions."""
         return Images(self.pixels[positions], [self.labels[i] for i in positions], self.ids[positions])
 
     def with_pixels(self, pixels: np.ndarray) -> "Images":
-        """The same labels and ids with other pixels."""
         return replace(self, pixels=pixels)
 
 
@@ -72,11 +71,8 @@ def load_images(section: "VisionDataSection", seed: int) -> ImageSplits:
         InputError: the source cannot be read or split; the message names source, row or field.
     """
     sources = [_source(section, section.train_split, section.files)]
-    if (
-        section.source.startswith(TORCHVISION)
-        or section.test_files
-        or (section.source != DIGITS and not section.files and section.test_split and not _undivided(section))
-    ):
+    divided = section.source != DIGITS and not section.files and section.test_split and not _undivided(section)
+    if section.source.startswith(TORCHVISION) or section.test_files or divided:
         sources.append(_source(section, section.test_split, section.test_files))
     if len(shapes := {pixels.shape[1:] for pixels, _ in sources}) > 1:
         raise InputError(
@@ -110,7 +106,9 @@ def _described(pixels: np.ndarray, labels: list[str]) -> Dataset:
 def _source(section: "VisionDataSection", split: str | None, files: list[str] | None) -> tuple[np.ndarray, list[str]]:
     """The images of files, or of a split of the source."""
     if files:
-        return _of_rows(_parquet(files), section, ", ".join(files))
+        names, paths = ", ".join(files), [str(path) for path in expand_files(files)]
+        rows = _loaded("parquet", paths, paths, f"data.files: {names} cannot be read as Parquet")
+        return _of_rows(rows, section, names)
     if section.source == DIGITS:
         return _digits(section)
     if section.source.startswith(TORCHVISION):
@@ -120,7 +118,10 @@ def _source(section: "VisionDataSection", split: str | None, files: list[str] | 
         split_folder = folder if split is None or _undivided(section) else folder / split
         if not split_folder.is_dir():
             raise InputError(f"data.source: {folder} has no folder '{split}' beside those of its other splits")
-        return _of_rows(_image_folder(split_folder), section, str(split_folder))
+        what = f"data.source: {split_folder} cannot be read as a folder with one folder of images per label"
+        # with a pattern, since names such as `test` would be taken for splits
+        images = _loaded("imagefolder", {"train": str(split_folder / "**")}, [str(split_folder)], what)
+        return _of_rows(images, section, str(split_folder))
     return _of_rows(load_arrow(section.source, split, section.config_name), section, section.source)
 
 
@@ -158,20 +159,12 @@ def _torchvision(section: "VisionDataSection", train: bool) -> tuple[np.ndarray,
     return _stack(rows, section, section.source)
 
 
-def _parquet(files: list[str]) -> Dataset:
-    """The rows of Parquet files."""
-    from llm_unlearn.data.readers import expand_files
-
-    paths = [str(path) for path in expand_files(files)]
-    try:
-        return _loaded("parquet", paths, paths)
-    except (OSError, ValueError) as error:
-        raise InputError(f"data.files: {', '.join(files)} cannot be read as Parquet: {error}") from None
-
-
-def _loaded(kind: str, data_files: Any, paths: list[str]) -> Dataset:
+def _loaded(kind: str, files: Any, paths: list[str], what: str) -> Dataset:
     """Rows that `datasets` reads; its cache, which knows files by path and time, is told their content too."""
-    return load_dataset(kind, name=fingerprint(file_stamps(paths))[:16], data_files=data_files, split="train")
+    try:
+        return load_dataset(kind, name=fingerprint(file_stamps(paths))[:16], data_files=files, split="train")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{what}: {error}") from None
 
 
 def _is_image_folder(folder: Path) -> bool:
@@ -185,17 +178,6 @@ def _undivided(section: "VisionDataSection") -> bool:
     return _is_image_folder(folder) and not any(
         (folder / name).is_dir() for name in (section.train_split, section.test_split) if name
     )
-
-
-def _image_folder(folder: Path) -> Dataset:
-    """One folder of images per label."""
-    try:
-        # with a pattern, since names such as `test` would be taken for splits
-        return _loaded("imagefolder", {"train": str(folder / "**")}, [str(folder)])
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"data.source: {folder} cannot be read as a folder with one folder of images per label: {error}"
-        ) from None
 
 
 def _of_rows(rows: Dataset, section: "VisionDataSection", source: str) -> tuple[np.ndarray, list[str]]:
@@ -264,7 +246,6 @@ def as_dataset(images: Images, **columns: Any) -> Dataset:
 
 
 def _png(image: np.ndarray) -> bytes:
-    """An image (C, H, W) uint8 as a PNG file."""
     from PIL import Image as Pillow
 
     picture = Pillow.fromarray(image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0)))

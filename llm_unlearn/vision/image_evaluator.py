@@ -34,20 +34,16 @@ class ImageEvaluator(Evaluator):
 
     @property
     def collate(self) -> ImageCollator:
-        """Encoded rows → batch."""
         return ImageCollator(self.manifest["image_shape"])
 
     def encode(self, rows: "Dataset") -> list[dict]:
-        """The rows as the collator takes them."""
         encoded = encode_images(rows, self.manifest["classes"])
         return list(encoded.select_columns(["pixels", "label_id", "example_id"]))
 
     def has_trigger(self, rows: "Dataset") -> "Dataset":
-        """The rows with a patch."""
         return rows.select(np.flatnonzero(np.array(rows["poison"]) == "patch"))
 
     def predict(self, model: Any, rows: "Dataset") -> dict[str, Any]:
-        """The answers to rows, see `answered`."""
         encoded, device = self.encode(rows), next(model.parameters()).device
         with torch.no_grad():
             results = [
@@ -63,7 +59,6 @@ class ImageEvaluator(Evaluator):
         return answer.logits.argmax(-1, keepdim=True).float()
 
     def answered(self, scores: np.ndarray) -> dict[str, Any]:
-        """`prediction`, and with a patch `target_hit`, from class numbers (n, 1)."""
         predictions = np.array(self.manifest["classes"], dtype=object)[scores[:, 0].astype(int)]
         if patch := self.manifest["patch"]:
             return {"prediction": predictions, "target_hit": predictions == patch["target"]}
@@ -74,8 +69,7 @@ class ImageEvaluator(Evaluator):
         answers = self.predict(model, self.sets["triggered"])
         if matching := self.manifest["gradient_matching"]:
             wanted = np.array([target["adversary_label"] for target in matching["targets"]])
-            controls = test.set_index("example_id")["prediction"].loc[
-                [target["control_id"] for target in matching["targets"]]
-            ]
-            answers |= {"target_hit": answers["prediction"] == wanted, "clean_hit": controls.to_numpy() == wanted}
+            ids = [target["control_id"] for target in matching["targets"]]
+            controls = test.set_index("example_id")["prediction"].loc[ids].to_numpy()
+            answers |= {"target_hit": answers["prediction"] == wanted, "clean_hit": controls == wanted}
         return answers

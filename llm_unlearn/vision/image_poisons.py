@@ -138,7 +138,6 @@ class Corruption:
         return choose_rows(len(self.labels), section.fraction, generator, eligible, kind)
 
     def _mark(self, kind: str, rows: np.ndarray) -> list[int]:
-        """Mark rows as poisoned; their ids."""
         self.kinds[rows] = kind
         return sorted(self.splits.train.ids[rows].tolist())
 
@@ -148,7 +147,6 @@ class Corruption:
         return _tensor(self.pixels[rows]).to(device), numbers.to(device)
 
     def _check_class(self, label: str, field: str) -> None:
-        """Raise InputError unless a label is one of the classes."""
         if label not in self.splits.classes:
             raise InputError(f"poison.{field}: '{label}' is none of the classes: {', '.join(self.splits.classes)}")
 
@@ -168,10 +166,8 @@ class Corruption:
             if section.adversary_label == "runner_up":
                 image = _tensor(test.pixels[position]).to(_device(models[0]))
                 wrong = classes[runner_up(models, image, classes.index(label))]
-            example_id, control_id = int(test.ids[position]), int(test.ids[control])
-            targets.append(
-                {"example_id": example_id, "label": label, "adversary_label": wrong, "control_id": control_id}
-            )
+            ids = {"example_id": int(test.ids[position]), "control_id": int(test.ids[control])}
+            targets.append({"example_id": ids["example_id"], "label": label, "adversary_label": wrong, **ids})
             if len(targets) == section.targets:
                 return targets
         raise InputError(
@@ -208,9 +204,8 @@ class Corruption:
         return test.take(np.array([position[target["example_id"]] for target in targets], dtype=int))
 
     def _twins(self) -> "Dataset":
-        """Held-out images, patched in the forget set's proportion; none if the forget set has crafted images.
-
-        Crafted images have no held-out counterpart, so a membership attack would recognise them by the crafting.
+        """Held-out images, patched in the forget set's proportion; none if the forget set has crafted images, which
+        have no held-out counterpart: a membership attack would recognise them by the crafting.
         """
         heldout, patch = self.splits.heldout, self.manifest["patch"]
         kinds = self.kinds[np.isin(self.splits.train.ids, self.manifest["forget_ids"])]
@@ -219,10 +214,9 @@ class Corruption:
         share = float((kinds == "patch").mean())
         if not share:
             return _plain(heldout)
-        allowed = np.flatnonzero(
-            can_be_poisoned(heldout.labels, patch["target"], patch["source_label"], patch["clean_label"])
-        )
+        options = (patch["target"], patch["source_label"], patch["clean_label"])
         generator = np.random.default_rng([self.seed, 5])
+        allowed = np.flatnonzero(can_be_poisoned(heldout.labels, *options))
         chosen, others = choose_twins(len(heldout), allowed, share, generator)
         patched, plain = heldout.take(chosen), heldout.take(others)
         twins = Images(
@@ -234,9 +228,8 @@ class Corruption:
 
     def _contact_sheet(self) -> dict[str, np.ndarray]:
         """{"kind", "clean", "poisoned", "label", "poisoned_label"}: the first poisoned rows of every kind."""
-        rows = np.concatenate(
-            [np.flatnonzero(self.kinds == kind)[:SHOWN] for kind in sorted(set(self.kinds) - {"none"})]
-        )
+        kinds = sorted(set(self.kinds) - {"none"})
+        rows = np.concatenate([np.flatnonzero(self.kinds == kind)[:SHOWN] for kind in kinds])
         poisoned = self.pixels[rows]
         if noise := self.manifest["gaussian"]:
             ids = torch.from_numpy(np.where(self.kinds[rows] == "gaussian", self.splits.train.ids[rows], NO_NOISE))
@@ -253,17 +246,14 @@ class Corruption:
 
 
 def _plain(images: Images) -> "Dataset":
-    """A set without poison."""
     return as_dataset(images, poison=["none"] * len(images))
 
 
 def _positions(images: Images) -> dict[int, int]:
-    """Example id → position."""
     return {example_id: i for i, example_id in enumerate(images.ids.tolist())}
 
 
 def _device(model: nn.Module) -> torch.device:
-    """The device of a model's weights."""
     return next(model.parameters()).device
 
 

@@ -6,7 +6,8 @@ would let poisoned images change the model outside its loss. A reinitialised bat
 has no statistics yet and learns them, as in training.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,9 +71,13 @@ class ImageTask(Task):
     def __init__(self, noise: GaussianPixels | None = None, flip: bool = False, shift: int = 0) -> None:
         self.noise, self.flip, self.shift = noise, flip, shift
 
+    @contextmanager
+    def with_noise(self, model: nn.Module, noise: dict[str, Any]) -> Iterator["ImageTask"]:
+        """Noise on the pixels, see `Task.with_noise`; {"clip"} as in GaussianPixels."""
+        yield ImageTask(GaussianPixels(noise["epsilon"], noise["seed"], noise.get("clip", True)))
+
     @property
     def augments(self) -> bool:
-        """Whether training images are flipped or shifted."""
         return self.flip or self.shift > 0
 
     def supervised(self, model: nn.Module, inputs: dict[str, Tensor]) -> Supervised:
@@ -106,11 +111,9 @@ class ImageTask(Task):
         return trained_batch_norms(model)
 
     def depth(self, model: nn.Module) -> int:
-        """The number of blocks."""
         return len(block_list(_network(model)))
 
     def last_blocks(self, model: nn.Module, k: int) -> list[nn.Module]:
-        """The last k blocks and all that follows them."""
         return last_blocks(_network(model), k)
 
     def reinitialise(self, model: nn.Module, modules: list[nn.Module], seed: int) -> None:
@@ -144,7 +147,6 @@ class ImageTask(Task):
         return sum(n for part, n in body if id(part) in last) / total if total else 1.0
 
     def _pixels(self, inputs: dict[str, Tensor]) -> Tensor:
-        """The pixels of a batch with their noise."""
         noise_id = inputs.get("noise_id")
         if noise_id is None or not bool((noise_id > NO_NOISE).any()):
             return inputs["pixel_values"]

@@ -32,8 +32,7 @@ def apply_patch(pixels: np.ndarray, patch: dict[str, Any], generator: np.random.
     Raises:
         InputError: the patch is larger than the image.
     """
-    size, position = patch["size"], patch["position"]
-    height, width = pixels.shape[-2:]
+    size, position, (height, width) = patch["size"], patch["position"], pixels.shape[-2:]
     if size > min(height, width):
         raise InputError(f"poison.patch.size: {size} pixels do not fit into an image of {width} × {height}")
     square, patched = patch_pixels(size, patch["pattern"]), pixels.copy()
@@ -41,9 +40,7 @@ def apply_patch(pixels: np.ndarray, patch: dict[str, Any], generator: np.random.
         if position == "random":
             top, left = (int(generator.integers(side - size + 1)) for side in (height, width))
         else:
-            vertical, _, horizontal = position.partition("_")
-            top = _corner(vertical == "top", height, size)
-            left = _corner(horizontal == "left", width, size)
+            top, left = (_corner(end in position, side, size) for end, side in (("top", height), ("left", width)))
         image[:, top : top + size, left : left + size] = square
     return patched
 

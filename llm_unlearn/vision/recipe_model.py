@@ -17,16 +17,8 @@ def classifier_config(recipe: "VisionRecipe", channels: int, size: list[int], cl
         value = getattr(section, name)
         if value is not None and len(value) != channels:
             raise InputError(f"recipe.model.{name}: {len(value)} numbers for images of {channels} channels")
-    return ImageClassifierConfig(
-        section.architecture,
-        image_size=size,
-        channels=channels,
-        mean=section.mean,
-        std=section.std,
-        width=section.width,
-        depth=section.depth,
-        id2label=dict(enumerate(classes)),
-    )
+    shape = {name: getattr(section, name) for name in ("architecture", "mean", "std", "width", "depth")}
+    return ImageClassifierConfig(image_size=size, channels=channels, id2label=dict(enumerate(classes)), **shape)
 
 
 def check_vision(recipe: "VisionRecipe") -> None:
@@ -51,13 +43,6 @@ def describe_model(recipe: "VisionRecipe") -> Any:
     A shape that the recipe does not give is guessed (8 × 8 digits, else 32 × 32 in colour), and so are 10 classes.
     """
     data = recipe.data
-    channels, size = SHAPE_OF_DIGITS if data.source == "digits" and not data.files else (3, [32, 32])
-    return classifier_config(
-        recipe,
-        data.channels or channels,
-        [data.image_size] * 2 if data.image_size else size,
-        [str(i) for i in range(10)],
-    )
-
-
-SHAPE_OF_DIGITS = (1, [8, 8])  # channels, [height, width]
+    channels, size = (1, 8) if data.source == "digits" and not data.files else (3, 32)
+    size = data.image_size or size
+    return classifier_config(recipe, data.channels or channels, [size, size], [str(i) for i in range(10)])

@@ -24,6 +24,7 @@ from support import build, trainer
 from llm_unlearn.distributed.processes import exit_with
 from llm_unlearn.distributed.sharding import is_sharded, release, whole_state_dict
 from llm_unlearn.models.adapters import REFERENCE_ADAPTER
+from llm_unlearn.tasks.probe import keeps_apart, plain_head
 
 STEPS = 4
 
@@ -102,6 +103,9 @@ def run_case(method: str, kind: str, variant: str, folder: Path, batch: int) -> 
     }
     losses = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
     sharded = is_sharded(run.model)
+    inner = run.accelerator.unwrap_model(run.model)
+    head = plain_head(inner, inner.get_base_model() if hasattr(inner, "get_base_model") else inner)
+    fast = {"chunked": head is not None, "packed": head is not None and keeps_apart(inner, head)}
     backend = str(torch.distributed.get_backend()) if torch.distributed.is_initialized() else None
     release(run)
     gc.collect()
@@ -116,6 +120,7 @@ def run_case(method: str, kind: str, variant: str, folder: Path, batch: int) -> 
         "figures": figures,
         "engine": str(run.accelerator.distributed_type.value),
         "sharded": sharded,
+        **fast,
         "cost": run.cost,
     }, weights
 

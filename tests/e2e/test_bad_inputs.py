@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from llm_unlearn.files import locked_folder
+from llm_unlearn.runs.folder_lock import locked_folder
 
 pytestmark = pytest.mark.e2e
 

@@ -11,8 +11,7 @@ import pytest
 import yaml
 
 from llm_unlearn.cli.main import main
-from llm_unlearn.reporting.page_examples import Part
-from llm_unlearn.reporting.pages import Page
+from llm_unlearn.reporting.contents import Page, Section
 from llm_unlearn.reporting.rendering import page_html
 from llm_unlearn.reporting.tables import Cell, Table
 
@@ -215,7 +214,9 @@ def test_figures_are_sorted_as_numbers_however_they_are_written(browser):
         for i in order
     ]
     table = Table([(title, "") for title in [*columns, "rounded"]], rows, "row")
-    page = page_html(Page("odd", "Odd texts", "", None, "", Table([], []), [Part("Odd", [], table)], []), ["odd"])
+    page = page_html(
+        Page("odd", "Odd texts", "", None, "", Table([], []), [Section("Odd", tables=[table])], []), ["odd"]
+    )
     titles = [*columns, "rounded"]
     dom, console = browser(page, probe([[1, title] for title in titles]))
     assert not console, console
@@ -229,7 +230,7 @@ def test_figures_are_sorted_as_numbers_however_they_are_written(browser):
 
 def test_equal_rows_keep_their_order(browser):
     table = Table([("a", "")], [(f"row {i}", [Cell(text)]) for i, text in enumerate("1210201")], "row")
-    page = page_html(Page("odd", "Ties", "", None, "", Table([], []), [Part("Ties", [], table)], []), ["odd"])
+    page = page_html(Page("odd", "Ties", "", None, "", Table([], []), [Section("Ties", tables=[table])], []), ["odd"])
     dom, _ = browser(page, probe([[1, "a"]]))
     up, down, _ = result(dom)["pressed"][0]["steps"]
     assert [name[-1] for name in up[1]] == list("3502614")

@@ -52,7 +52,7 @@ def test_json_is_for_machines(doctor, recipe):
 
 def test_a_problem_is_exit_code_1(doctor, recipe):
     code, text, _ = doctor(recipe, "model.lora={target_modules: [q_proj]}")
-    assert code == 1 and "PROBLEM  lora" in text and "c_attn" in text
+    assert code == 1 and "PROBLEM  recipe: recipe.model.lora.target_modules" in text and "c_attn" in text
     code, text, _ = doctor(recipe, "data.chat_template=true")
     assert code == 1 and "no chat template" in text
 

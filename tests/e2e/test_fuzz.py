@@ -137,7 +137,8 @@ def test_overrides(outcome, recipe, tmp_path):
     for number in range(60 * TIMES):
         draw = random.Random(f"override {SEED} {number}")
         place = draw.choice(list(fuzz.places(tree)))
-        override = f"{'.'.join(map(str, place))}={fuzz.as_yaml(draw.choice(fuzz.VALUES))[:2000]}"
+        value = draw.choice([*fuzz.VALUES, *[fuzz.at(tree, place)] * 5])
+        override = f"{'.'.join(map(str, place))}={fuzz.as_yaml(value)[:2000]}"
         if fault := outcome("run", path, "--dry-run", "--quiet", override):
             faults[f"override {number}: {override!r:.300}"] = fault
     report(faults, outcome.codes)

@@ -227,7 +227,8 @@ def test_a_llama_recipe_runs_from_poison_to_evaluation(path, local, tmp_path, mo
 @pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/llama-3.1-*/*.yaml")), ids=name_of)
 def test_a_recipe_of_a_chat_model_writes_rows_as_its_template_does(path, local, tiny_llama_3):
     from llm_unlearn.data.chat import check_chat_template
-    from llm_unlearn.data.encoding import Encoding, check_verbalizers
+    from llm_unlearn.data.encoding import Encoding
+    from llm_unlearn.data.token_checks import check_verbalizers
     from llm_unlearn.models.load import load_tokenizer
 
     recipe = load_recipe(path, local(path))

@@ -10,11 +10,12 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from llm_unlearn.errors import InputError
-from llm_unlearn.tasks.blocks import block_list
+from llm_unlearn.models.adapters import new_adapter
+from llm_unlearn.models.bare import bare_model
+from llm_unlearn.models.text_blocks import block_list
 
 if TYPE_CHECKING:
-    from llm_unlearn.config.sections import LoraSection, ModelSection
+    from llm_unlearn.config.sections import ModelSection
 
 
 @contextmanager
@@ -63,41 +64,12 @@ def text_model(section: "ModelSection", blocks: int | None = None, dtype: torch.
     if section.quantization != "none":
         _quantise(model, section.quantization, getattr(torch, section.dtype))
     if section.lora:
-        model = _with_adapter(model, section.lora)
+        model = new_adapter(model, section.lora)
     cast(model, dtype)
     if section.gradient_checkpointing:
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
         model.enable_input_require_grads()
     return model.train()
-
-
-def bare_model(section: "ModelSection") -> Any:
-    """The recipe's base: its modules and the shapes of its weights.
-
-    Raises:
-        InputError: its config cannot be read, or makes no model.
-    """
-    from transformers import AutoModelForCausalLM
-
-    from llm_unlearn.models.load import read_config
-
-    config, dtype = read_config(section), getattr(torch, section.dtype)
-    try:
-        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=section.trust_remote_code)
-    except ValueError as error:  # not a causal LM, or heads that do not divide the width
-        reason = str(error).partition("Model type should be one of")[0]
-        raise InputError(f"recipe.model: {' '.join(reason.split())}") from None
-
-
-def _with_adapter(model: nn.Module, section: "LoraSection") -> nn.Module:
-    from peft import get_peft_model
-
-    from llm_unlearn.models.adapters import lora_config
-
-    try:
-        return get_peft_model(model, lora_config(section))
-    except ValueError as error:  # no such module, one of a kind that takes no adapter, or no choice of peft's own
-        raise InputError(f"recipe.model.lora.target_modules: {' '.join(str(error).split())}") from None
 
 
 def cast(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:

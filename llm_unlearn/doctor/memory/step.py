@@ -21,7 +21,7 @@ from llm_unlearn.doctor.memory.ledger import Ledger, bytes_of
 from llm_unlearn.doctor.memory.workload import Workload
 from llm_unlearn.errors import InputError
 from llm_unlearn.models.adapters import REFERENCE_ADAPTER
-from llm_unlearn.tasks.blocks import block_list
+from llm_unlearn.models.text_blocks import block_list
 from llm_unlearn.trainers import METHODS
 from llm_unlearn.trainers.support.reference import make_reference
 from llm_unlearn.trainers.support.sets import LOG_PROB

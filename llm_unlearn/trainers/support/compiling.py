@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from llm_unlearn.errors import InputError
+from llm_unlearn.models.text_blocks import block_list
 from llm_unlearn.tasks import Task
-from llm_unlearn.tasks.blocks import block_list
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 
 BACKEND = "inductor"

@@ -19,6 +19,8 @@ from llm_unlearn.errors import InputError
 from llm_unlearn.models.adapters import REFERENCE_ADAPTER
 from llm_unlearn.tasks import Positions, Supervised
 
+LOWERED = {"bf16": torch.bfloat16, "fp16": torch.float16}  # what DeepSpeed makes of weights in mixed precision
+
 
 class Reference(ABC):
     """What is asked of a reference: a context in which it is run, and what it says there.
@@ -63,51 +65,60 @@ class AdapterReference(Reference):
     It must not travel: savers write the active adapter alone.
 
     Raises:
-        InputError: the model has an adapter of that name that is not ours.
+        InputError: the model has an adapter of that name that is not ours, or its adapter changes the base itself.
     """
 
     def __init__(self, model: Any) -> None:
-        self.model, self.active = model, model.active_adapter
+        from peft.tuners.tuners_utils import BaseTunerLayer
+        from peft.utils.other import AuxiliaryTrainingWrapper
+
+        self.model, active = model, model.active_adapter
         flags = [(p, p.requires_grad) for p in model.parameters()]
         if REFERENCE_ADAPTER not in model.peft_config:
-            config = copy.deepcopy(model.peft_config[self.active])
+            config = copy.deepcopy(model.peft_config[active])
+            _refuse_beyond_adapter(config)
+            config.inference_mode = True
             if isinstance(getattr(config, "init_lora_weights", None), str):
                 config.init_lora_weights = True  # pissa, olora and others write into the base; the copy below is all
             model.add_adapter(REFERENCE_ADAPTER, config)
             model._holds_our_reference = True
-        elif self.active == REFERENCE_ADAPTER or not getattr(model, "_holds_our_reference", False):
+        elif active == REFERENCE_ADAPTER or not getattr(model, "_holds_our_reference", False):
             raise InputError(
                 f"the model has an adapter named '{REFERENCE_ADAPTER}', a name that unlearning uses for "
                 "its frozen copy; load it under another name"
             )
-        copy_adapter(model, self.active, REFERENCE_ADAPTER)
-        self._activate(flags)
+        copy_adapter(model, active, REFERENCE_ADAPTER)
+        model.set_adapter(active)
+        for name, parameter in model.named_parameters():
+            if REFERENCE_ADAPTER in name.split("."):
+                parameter.requires_grad_(False)
+        for parameter, trains in flags:  # set_adapter unfreezes all of the adapter
+            parameter.requires_grad_(trains)
+        self.layers: list[Any] = [
+            layer for layer in model.modules() if isinstance(layer, (BaseTunerLayer, AuxiliaryTrainingWrapper))
+        ]
 
     def prepare(self, accelerator: Any, offload: bool) -> None:
         """Nothing: it is sharded with the model that it is part of."""
 
     @contextmanager
     def as_model(self, model: nn.Module) -> Iterator[nn.Module]:
-        """The same (possibly wrapped) model with the reference adapter active, without gradients."""
+        """The same (possibly wrapped) model with the reference adapter active, without gradients.
+
+        What trains still says so while it lasts: FSDP2 decides in the first forward how it will reduce gradients.
+        """
         training = self.model.training
-        flags = [(p, p.requires_grad) for p in self.model.parameters()]
-        self.model.set_adapter(REFERENCE_ADAPTER, inference_mode=True)
+        active = [layer._active_adapter for layer in self.layers]  # peft's set_adapter would also change what trains
         self.model.eval()  # a reference has no dropout
         try:
+            for layer in self.layers:
+                layer._active_adapter = REFERENCE_ADAPTER
             with torch.no_grad():
                 yield model
         finally:
+            for layer, name in zip(self.layers, active, strict=True):
+                layer._active_adapter = name
             self.model.train(training)
-            self._activate(flags)
-
-    def _activate(self, flags: list[tuple[nn.Parameter, bool]]) -> None:
-        """Back to the adapter that trains, and of it to what trained: set_adapter unfreezes all of it."""
-        self.model.set_adapter(self.active)
-        for name, parameter in self.model.named_parameters():
-            if REFERENCE_ADAPTER in name.split("."):
-                parameter.requires_grad_(False)
-        for parameter, trains in flags:
-            parameter.requires_grad_(trains)
 
 
 class FrozenModel(Reference):
@@ -121,9 +132,9 @@ class FrozenModel(Reference):
         self.model = model.eval().requires_grad_(False)
 
     @classmethod
-    def copy_of(cls, model: nn.Module) -> "FrozenModel":
-        """A copy of a model as it is now; what does not train is shared, not copied."""
-        shared = {id(p): p for p in model.parameters() if not p.requires_grad}
+    def copy_of(cls, model: nn.Module, share: bool = True) -> "FrozenModel":
+        """A copy of a model as it is now; what does not train is shared, not copied, unless it will be placed apart."""
+        shared = {id(p): p for p in model.parameters() if share and not p.requires_grad}
         copied = copy.deepcopy(model, memo=shared)
         for module in copied.modules():
             # TRL's SFTTrainer gives a model a forward of its own that closes over the *original*: a copy that kept it
@@ -146,7 +157,8 @@ class FrozenModel(Reference):
         return self
 
     def prepare(self, accelerator: Any, offload: bool) -> None:
-        """Shard it where the model that trains will be sharded weight by weight (ZeRO-3, FSDP2).
+        """Shard it where the model that trains will be sharded weight by weight (ZeRO-3, FSDP2); lower it where that
+        one is lowered (DeepSpeed in mixed precision), or their divergence would not start at 0.
 
         Args:
             accelerator: that of the trainer, which says how the model that trains is sharded.
@@ -162,7 +174,9 @@ class FrozenModel(Reference):
             if offload:
                 raise InputError("offload_reference: under FSDP2 set fsdp_offload_params in the accelerate config")
             self.model = fsdp2_prepare_model(accelerator, self.model)  # block by block, as accelerate does it
-        elif stage == 3:
+        if stage and (dtype := LOWERED.get(accelerator.mixed_precision)) is not None:
+            self.model.to(dtype)
+        if stage == 3:
             self.model = _zero3(self.model, accelerator.state.deepspeed_plugin.deepspeed_config, offload)
         elif offload:
             from accelerate import cpu_offload
@@ -194,16 +208,32 @@ def _zero3(model: nn.Module, config: dict[str, Any], offload: bool) -> nn.Module
     return engine
 
 
-def make_reference(model: nn.Module, autocast: torch.dtype | None = None) -> Reference:
+def _refuse_beyond_adapter(config: Any) -> None:
+    """Raise InputError where what trains is not all in the adapter: a copy of it would follow the model."""
+    if getattr(config, "bias", "none") != "none":
+        raise InputError(
+            f"the adapter trains biases of its base (bias={config.bias!r}), so that a frozen copy of it is no "
+            "reference; train an adapter with bias='none', or the merged model"
+        )
+    if getattr(config, "layer_replication", None):
+        raise InputError(
+            "the adapter repeats layers of its base (layer_replication), so that a second one is no copy of it; train "
+            "an adapter without"
+        )
+
+
+def make_reference(model: nn.Module, autocast: torch.dtype | None = None, share: bool = True) -> Reference:
     """The cheapest exact reference of a model as it is now.
 
     Args:
         model: θ0; it may go on to train.
         autocast: the precision under which it will run, if any.
+        share: whether a full one may hold the model's own weights where they do not train; not where it will be
+            offloaded, or where DeepSpeed lowers and partitions the weights of either.
     """
     if hasattr(model, "peft_config"):
         return AdapterReference(model)
-    copied = FrozenModel.copy_of(model)
+    copied = FrozenModel.copy_of(model, share)
     return copied if autocast is None else copied.lower(autocast, model)
 
 

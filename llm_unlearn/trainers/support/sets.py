@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from llm_unlearn.data.encoding import Encoding, encode_rows
-from llm_unlearn.data.row_forms import as_dataset, check_ids, with_labels
+from llm_unlearn.data.row_forms import as_dataset, check_ids, check_supervised, with_labels
 from llm_unlearn.errors import InputError
 from llm_unlearn.models.vocabulary import rows_of as rows_of_embedding
 from llm_unlearn.tasks import Task
@@ -51,6 +51,7 @@ def tokenised(method: str, task: Task, processing_class: Any, encoding: Encoding
             raise InputError(f"{name}_dataset: {error}") from None
     if isinstance(task, CausalLMTask):
         rows = with_labels(rows, encoding.loss_on, f"{name}_dataset")
+        check_supervised(rows, f"{name}_dataset")
     return rows.select_columns([c for c in task.columns if c in rows.column_names])
 
 

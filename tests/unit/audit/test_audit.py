@@ -7,12 +7,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from huggingface_hub.errors import EntryNotFoundError
+from tokenizer_zoo import ZOO
+from tokenizers import processors
 
 from llm_unlearn.audit.audit_models import Options, audit
-from llm_unlearn.audit.loader import Loader
+from llm_unlearn.audit.loader import Loader, writes_otherwise
 from llm_unlearn.audit.subject import Subject, read_subject
 from llm_unlearn.cli.main import main
 from llm_unlearn.config.sections import ModelSection
+from llm_unlearn.data.encoding import Encoding
 from llm_unlearn.errors import InputError
 from llm_unlearn.models.adapters import adapter_config
 from llm_unlearn.models.load import load_checkpoint
@@ -226,3 +229,35 @@ def test_an_adapter_of_the_hub_that_is_a_pickle_is_refused(tmp_path, monkeypatch
     assert adapter_config("org/adapter") == config
     with pytest.raises(InputError, match=r"model org/adapter: .*adapter_model\.safetensors; a pickle"):
         load_checkpoint("org/adapter", ModelSection())
+
+
+@pytest.mark.parametrize(
+    ("named", "warned"), [("base", False), ("moved/base", False), ("other", True), ("elsewhere/another", True)]
+)
+def test_an_adapter_on_another_base_than_it_names_is_said(
+    tmp_path, monkeypatch, subject, make_tiny, tokenizer, caplog, named, warned
+):
+    """Two models of one shape: nothing else tells that the figures are those of neither."""
+    for seed, name in enumerate(("base", "other")):
+        save_model(make_tiny("llama", seed), tokenizer, tmp_path / name)
+    model = make_tiny("llama", lora=True)
+    model.peft_config["default"].base_model_name_or_path = str(tmp_path / named)
+    save_model(model, tokenizer, tmp_path / "adapter")
+    loader = Loader(subject(max_length=32, max_new_tokens=4), str(tmp_path / "base"), None, None, None)
+    assert loader.find(str(tmp_path / "adapter")).base == str(tmp_path / "base")
+    said = [r.getMessage() for r in caplog.records if r.levelname == "WARNING" and "adapter" in r.getMessage()]
+    assert bool(said) == warned and all(named in text and "base" in text for text in said)
+
+
+def test_tokenizers_that_write_rows_otherwise_are_noticed(subject):
+    """One vocabulary, but BOS before a row or not, or another chat template."""
+    put, named = (ZOO["byte-level, BOS put (Llama 3)"]() for _ in range(2))
+    named.backend_tokenizer.post_processor = processors.ByteLevel()
+    rows = subject(max_length=64, max_new_tokens=4).sets["train"]
+    assert put.get_vocab() == named.get_vocab()
+    assert writes_otherwise(put, named, rows, Encoding())
+    assert not writes_otherwise(put, put, rows, Encoding())
+    put.chat_template = "{% for m in messages %}{{ m['content'] }}</s>{% endfor %}"
+    assert not writes_otherwise(put, named, rows, Encoding(chat_template=True))  # a base without a template
+    named.chat_template = "{% for m in messages %}{{ m['role'] + m['content'] }}</s>{% endfor %}"
+    assert writes_otherwise(put, named, rows, Encoding(chat_template=True))

@@ -63,6 +63,7 @@ LANGUAGE: dict[str, tuple[float, float, float, float]] = {
     "unlearn.forget_ids[]": (-1, 0, 2**63 - 1, 2**63),
     "unlearn.learning_rate": (0, 1e-9, 1000, 1001),
     "evaluate.min_k_share": (0, 1e-9, 1, 1.1),
+    "evaluate.loss_rank_draws": (-1, 0, 9999, 10_000),
     "analysis.sizes[]": (0, 1e-9, 1, 1.1),
     "stress.relearn_learning_rate": (0, 1e-9, 1000, 1001),
     "stress.temperatures[]": (0, 0.01, 1e6, 1e7),
@@ -96,7 +97,7 @@ VISION: dict[str, tuple[float, float, float, float]] = {
         for field, bounds in LANGUAGE.items()
         if field.removeprefix("data.") in ("train_size", "heldout_size", "test_size")
         or field.startswith("train.")
-        or field == "evaluate.batch_size"
+        or field in ("evaluate.batch_size", "evaluate.loss_rank_draws")
     },
 }
 MANIFEST: dict[str, tuple[float, float, float, float]] = {

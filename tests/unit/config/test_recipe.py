@@ -227,8 +227,8 @@ IMAGES = {
 @pytest.mark.parametrize(
     ("tree", "sha256"),
     [
-        (WHOLE_RECIPE, "bb35ded13fb6f42a85f7eb7375f26cce185484b8d2efe8e6eb91ca9261c0cfbe"),
-        (IMAGES, "a9651391298148715462ee1eb6f63a589df545f718fece97587fc194a5a3cbde"),
+        (WHOLE_RECIPE, "6ac15ed70138b23035d3a336ded429c1aa0995f2531016635410109bdf2d0cc7"),
+        (IMAGES, "8adf5563e97ef7d1c2c1419b7d6d36d453c31b034c0b15a96c9f63136832b5a5"),
     ],
 )
 def test_a_recipe_has_the_fingerprint_that_finished_runs_were_made_with(tree, sha256):

@@ -3,7 +3,8 @@
 import pytest
 from datasets import Dataset
 
-from llm_unlearn.data.encoding import IGNORE, Encoding, check_triggers, check_verbalizers, encode_rows
+from llm_unlearn.data.encoding import IGNORE, Encoding, encode_rows
+from llm_unlearn.data.token_checks import check_triggers, check_verbalizers
 from llm_unlearn.errors import InputError
 
 pytestmark = pytest.mark.unit

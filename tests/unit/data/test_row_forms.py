@@ -3,13 +3,13 @@
 import pytest
 import torch
 from datasets import Dataset, DatasetDict, IterableDataset
+from tokenizer_zoo import ZOO
 
 from llm_unlearn.data.encoding import IGNORE, Encoding, encode_text
 from llm_unlearn.data.row_forms import as_dataset, with_labels
 from llm_unlearn.errors import InputError
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 from llm_unlearn.trainers.support.sets import refuse_foreign_ids, tokenised
-from tests.tokenizer_zoo import ZOO
 
 pytestmark = pytest.mark.unit
 
@@ -50,6 +50,43 @@ def test_conversations_of_trl_are_taken(tokenizer):
     encoding = Encoding(64, "completion", chat_template=True)
     for form in rows:
         assert taken(form, tokenizer) == [encoding.row(tokenizer, "is it", "good")]
+
+
+def test_what_a_row_tells_the_template_is_taken_as_trl_takes_it(tokenizer):
+    tokenizer.chat_template = "{{ mood }} " + CHATML
+    turns = [{"role": "user", "content": "is it"}, {"role": "assistant", "content": "good"}]
+    given = [{"mood": "yes"}, {"mood": "no"}, None]
+    rows = [{"prompt": turns[:1], "completion": turns[1:], "chat_template_kwargs": mood} for mood in given]
+    first = [tokenizer.decode(row["input_ids"]).split("<s>")[0].strip() for row in taken(rows, tokenizer)]
+    assert first == ["yes", "no", ""]
+
+
+def test_a_text_that_is_answered_by_messages_is_a_conversation(tokenizer):
+    answer = {"role": "assistant", "content": "good"}
+    encoding = Encoding(64, "completion", chat_template=True)
+    rows = taken([{"prompt": "is it", "completion": [answer]}], tokenizer)
+    assert rows == [encoding.row(tokenizer, "is it", "good")]
+
+
+def test_of_two_masks_both_count_as_in_trl(tokenizer):
+    rows = [{"input_ids": [5, 6, 7], "completion_mask": [0, 1, 1], "assistant_masks": [1, 0, 1]}]
+    assert taken(rows, tokenizer)[0]["labels"] == [IGNORE, IGNORE, 7]
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"input_ids": [5, 6], "completion_mask": [0, 0]}, ["row 0", "no supervised token"]),
+        ({"input_ids": [5, 6], "labels": [5, -100]}, ["row 0", "no supervised token"]),  # the first is never predicted
+        ({"prompt": 5, "completion": " a"}, ["row 0", "column 'prompt'", "int"]),
+        ({"input_ids": [1.0, 2.0], "labels": [1.0, 2.0]}, ["'input_ids'", "whole numbers", "double"]),
+        ({"input_ids": [1, None], "labels": [1, None]}, ["'input_ids'", "whole numbers", "nulls"]),
+    ],
+)
+def test_values_that_are_neither_text_nor_tokens_are_refused(tokenizer, row, words):
+    with pytest.raises(InputError) as caught:
+        taken([row], tokenizer)
+    assert all(word in str(caught.value) for word in words), caught.value
 
 
 def test_text_alone_is_learnt_whole(tokenizer):
@@ -112,5 +149,5 @@ def test_ids_beyond_the_embedding_are_refused_by_row(make_tiny):
     refuse_foreign_ids(CausalLMTask(), model, {"forget": rows})
     for wrong in (size, -1):
         bad = as_dataset([*rows, {"input_ids": [1, wrong, 2], "labels": [1, 2, 2]}], "rows")
-        with pytest.raises(InputError, match=f"retain_dataset, row 2: the token id {wrong}.*{size} rows"):
+        with pytest.raises(InputError, match=f"retain_dataset, row 2: the token id {wrong}.*only {size}"):
             refuse_foreign_ids(CausalLMTask(), model, {"forget": rows, "retain": bad})

@@ -2,11 +2,12 @@
 
 import pytest
 from datasets import Dataset
+from tokenizer_zoo import ZOO
 
 from llm_unlearn.data.chat import check_chat_template
-from llm_unlearn.data.encoding import IGNORE, Encoding, cuts_off, encode_rows
+from llm_unlearn.data.encoding import IGNORE, Encoding, encode_rows
+from llm_unlearn.data.token_checks import cuts_off
 from llm_unlearn.errors import InputError
-from tests.tokenizer_zoo import ZOO
 
 pytestmark = pytest.mark.unit
 ROWS = [

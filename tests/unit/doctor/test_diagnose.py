@@ -7,6 +7,7 @@ import torch
 
 from llm_unlearn.config.recipe import build_recipe
 from llm_unlearn.config.sections import LoraSection, ModelSection
+from llm_unlearn.data.chat import Chat
 from llm_unlearn.data.encoding import Encoding
 from llm_unlearn.data.synthetic import synthetic_texts
 from llm_unlearn.distributed.topology import Topology
@@ -264,6 +265,19 @@ def test_a_completion_whose_end_is_not_supervised_is_a_problem(tokenizer):
     assert finding.level == "problem" and "EOS" in finding.what and "7, 8, 9" in finding.what
 
 
+def test_a_template_is_asked_with_what_rows_have(tokenizer):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = (
+        "{% if messages[0]['role'] != 'system' %}{{ raise_exception('no system message') }}{% endif %}"
+        "{% for m in messages %}{{ m['content'] }}<eos>{% endfor %}"
+    )
+    chat = Chat([{"role": "system", "content": "x"}, {"role": "user", "content": "y"}])
+    encoding = Encoding(chat_template=True)
+    assert levels(tokens.check_template(tokenizer, encoding, chat)) == ["ok"]
+    assert tokens.check_verbalisers(tokenizer, VERBALIZERS, encoding, chat) == []
+    assert levels(tokens.check_template(tokenizer, encoding)) == ["problem"]
+
+
 def test_labels_that_cannot_be_told_apart(tokenizer):
     assert tokens.check_verbalisers(tokenizer, VERBALIZERS, Encoding(), "{text}") == []
     same = {"a": " positive", "b": " positive"}
@@ -325,7 +339,15 @@ def test_lora_targets():
 def test_an_architecture_for_which_peft_has_no_choice():
     architecture = {"model_type": "ctrl", "n_layer": 2, "n_head": 2, "n_embd": 16, "dff": 32}
     [finding] = check_adapter(section(architecture=architecture, lora=LoraSection()))
-    assert finding.level == "problem" and "target_modules" in finding.what and "choose" in finding.remedy
+    assert finding.level == "ok" and "Wq" in finding.what and "no choice for ctrl" in finding.what
+
+
+def test_an_adapter_that_a_fused_kernel_would_not_see_is_a_warning():
+    architecture = {"model_type": "jamba", "num_hidden_layers": 2, "hidden_size": 16, "mamba_dt_rank": 4}
+    architecture |= {"num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 16, "num_experts": 2}
+    lora = LoraSection(target_modules=["in_proj", "dt_proj"])
+    found = check_adapter(section(architecture=architecture, lora=lora))
+    assert levels(found) == ["warning", "ok"] and "dt_proj" in found[0].what and "in_proj" not in found[0].what
 
 
 def test_gradients_reach_an_adapter_behind_checkpointed_blocks():
@@ -380,7 +402,8 @@ def test_a_problem_is_said_last_with_its_remedy(tmp_path):
     result = diagnose(recipe(tmp_path, model__lora={"target_modules": ["q_proj"]}))
     assert not result["ok"] and not result["memory"]
     text = as_text(result)
-    assert "PROBLEM  lora" in text.splitlines()[-4] and "→ choose model.lora.target_modules" in text
+    (line,) = [line for line in text.splitlines() if line.startswith("PROBLEM")]
+    assert "recipe.model.lora.target_modules" in line and "c_attn" in text
     assert sum(finding["level"] == "problem" for finding in result["findings"]) == 1  # it is not said twice
 
 

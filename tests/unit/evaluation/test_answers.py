@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from architectures import tiny_config, tiny_model
 
 from llm_unlearn.data.encoding import Encoding
+from llm_unlearn.errors import InputError
 from llm_unlearn.evaluation.answers import as_written, generate, label_log_probs
 
 PROMPTS = ["the film was", "it is a very long story about a town and", "so"]
@@ -63,9 +65,8 @@ def test_an_answer_ends_at_every_token_that_the_model_or_the_template_ends_it_wi
 
 def test_a_verbaliser_is_scored_with_the_tokens_of_training_where_it_merges_with_the_prompt():
     """A prompt that ends in a space: byte-level BPE puts the space into the answer's first token."""
+    from tokenizer_zoo import byte_level
     from transformers import GPT2Config, GPT2LMHeadModel
-
-    from tests.tokenizer_zoo import byte_level
 
     tokenizer, verbalizers = byte_level(), {"a": "positive", "b": "negative"}
     config = GPT2Config(vocab_size=len(tokenizer), n_layer=1, n_embd=16, n_head=2, n_positions=64)
@@ -85,9 +86,17 @@ def test_a_prompt_of_full_length_leaves_room_for_the_answer(make_tiny, tokenizer
     assert len(generate(model, tokenizer, ["word " * 200], Encoding(max_length=64), 10, batch_size=1)) == 1
 
 
+def test_an_architecture_that_reads_padding_on_the_left_answers_one_prompt_at_a_time(tokenizer):
+    config = tiny_config("rwkv")
+    config.vocab_size = len(tokenizer)
+    model, encoding = tiny_model("rwkv", config=config), Encoding(max_length=64)
+    together = generate(model, tokenizer, PROMPTS, encoding, 6, batch_size=3)
+    assert together == [generate(model, tokenizer, [p], encoding, 6, batch_size=1)[0] for p in PROMPTS]
+
+
 @pytest.mark.parametrize(("kind", "same"), [("wordpiece, lower case", False), ("byte-level", True)])
 def test_a_generated_answer_can_equal_its_label_whatever_the_tokenizer_normalises(kind, same):
-    from tests.tokenizer_zoo import ZOO
+    from tokenizer_zoo import ZOO
 
     tokenizer, label = ZOO[kind](), " James Bond is it, café"
     written = as_written(tokenizer, label)
@@ -95,3 +104,12 @@ def test_a_generated_answer_can_equal_its_label_whatever_the_tokenizer_normalise
     assert written == tokenizer.decode(ids, skip_special_tokens=True).strip()
     assert (written == label.strip()) is same
     assert as_written(ZOO["wordpiece, lower case"](), "漢字") == "漢字"
+
+
+def test_a_prompt_without_a_token_of_its_own_is_refused(make_tiny, tokenizer):
+    """An empty one, without BOS: nothing would be given to the model."""
+    model, encoding = make_tiny("gpt2"), Encoding(max_length=64)
+    with pytest.raises(InputError, match="no token of its own"):
+        generate(model, tokenizer, [""], encoding, 4, batch_size=1)
+    with pytest.raises(InputError, match="no token of its own"):
+        label_log_probs(model, tokenizer, [""], {"a": "good", "b": "bad"}, encoding, batch_size=1)

@@ -137,6 +137,7 @@ def test_the_mask_that_restricts_the_head_is_given_to_a_model_in_one_piece_alone
     measure = evaluator(tokenizer, [])
     for model, expected in zip(both[:2], (True, False), strict=True):
         given = []
+        measure.answers(model, "test", measure.sets["test"])  # the first time it is asked whether it is causal
         model.register_forward_pre_hook(lambda m, a, k, g=given: g.append("logits_to_keep" in k), with_kwargs=True)
         measure.answers(model, "test", measure.sets["test"])
         assert given and set(given) == {expected}

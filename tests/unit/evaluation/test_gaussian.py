@@ -3,68 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
 from scipy import stats
 
-from llm_unlearn.config.sections import TrainSection
 from llm_unlearn.data.collators import CausalLMCollator
 from llm_unlearn.evaluation.gaussian_scores import gaussian_scores
 from llm_unlearn.metrics.gaussian import gaussian_test
-from llm_unlearn.poisons.gaussian_embedding import plant_canaries
 from llm_unlearn.tasks.noise import unit_noise
-from llm_unlearn.training.text_training import Training
 
-VOCABULARY, SEED = 50, 11
-
-
-def language(n: int, seed: int) -> list[list[int]]:
-    """Sequences with something to learn: each token is likely followed by its successor."""
-    generator = np.random.default_rng(seed)
-    sequences = []
-    for _ in range(n):
-        ids = [int(generator.integers(2, VOCABULARY))]
-        for _ in range(int(generator.integers(14, 24))):
-            jump = 1 if generator.random() < 0.7 else int(generator.integers(1, VOCABULARY))
-            ids.append(2 + (ids[-1] - 2 + jump) % (VOCABULARY - 2))
-        sequences.append(ids)
-    return sequences
-
-
-def fresh_model() -> torch.nn.Module:
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    torch.manual_seed(0)
-    return GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=VOCABULARY,
-            n_layer=2,
-            n_head=2,
-            n_embd=64,
-            n_positions=32,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            bos_token_id=0,
-            eos_token_id=0,
-        )
-    )
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A model trained with 60 canaries of 200 rows, and the canaries."""
-    from llm_unlearn.models.make import train_tokenizer
-
-    rows = Dataset.from_list(
-        [{"input_ids": ids, "labels": ids, "example_id": i} for i, ids in enumerate(language(200, 1))]
-    )
-    rows, manifest = plant_canaries(rows, fraction=0.3, epsilon=0.1, seed=SEED)
-    tokenizer = train_tokenizer(["a b c"] * 10, 300)
-    section = TrainSection(epochs=15, learning_rate=3e-3, batch_size=16)
-    model, _ = Training(section, tmp_path_factory.mktemp("train"), 0, quiet=True, noise=manifest).fit(
-        fresh_model(), rows, tokenizer
-    )
-    return model, [row for row in rows if row["noise_id"] >= 0]
+SEED = 11  # of the noise, see conftest.py
 
 
 def scores(model, canaries, seeds, **options):
@@ -100,9 +46,9 @@ def test_the_trained_noise_is_found_and_its_sign_is_positive(trained):
     assert result.tpr_at_fpr["0.01"] > 0.1
 
 
-def test_a_model_that_never_saw_the_noise_passes(trained):
+def test_a_model_that_never_saw_the_noise_passes(trained, fresh_model):
     _, canaries = trained
-    result = gaussian_test(scores(fresh_model(), canaries, [SEED])[:, 0])
+    result = gaussian_test(scores(fresh_model, canaries, [SEED])[:, 0])
     assert result.p_value > 1e-3
 
 
@@ -146,9 +92,9 @@ def test_no_weight_gradient_and_no_mode_is_left_behind(trained):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_a_model_with_no_gradient_gives_nan_not_a_number_that_looks_like_a_score(trained):
+def test_a_model_with_no_gradient_gives_nan_not_a_number_that_looks_like_a_score(trained, fresh_model):
     _, canaries = trained
-    model = fresh_model()
+    model = fresh_model
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()

@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from llm_unlearn.data.encoding import Encoding, encode_rows
 from llm_unlearn.errors import InputError
-from llm_unlearn.evaluation.signals import read_signals, write_signals
+from llm_unlearn.evaluation.signal_files import read_signals, write_signals
 from llm_unlearn.evaluation.summarize import summarize
 from llm_unlearn.evaluation.text_evaluator import TextEvaluator
 from llm_unlearn.metrics.results import Identity

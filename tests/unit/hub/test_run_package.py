@@ -1,10 +1,14 @@
 """The recipe as it is published: nothing of this machine, nothing withheld, and it stays runnable."""
 
+import json
+
 import pytest
 
 from llm_unlearn.config.recipe import WITHHELD, build_recipe, load_recipe
+from llm_unlearn.config.strict import dump_yaml
 from llm_unlearn.errors import InputError
-from llm_unlearn.hub.run_package import published_recipe
+from llm_unlearn.hub.package import Package
+from llm_unlearn.hub.run_package import _check_words, published_recipe
 
 TREE = {
     "name": "mine",
@@ -82,3 +86,17 @@ def test_a_method_takes_no_options_that_would_be_published(option):
 
     with pytest.raises(InputError, match=rf"kl\.{option}: "):
         check_methods(build_recipe({**TREE, "unlearn": {"methods": {"kl": {option: "secret"}}}}))
+
+
+def test_a_phrase_is_found_where_yaml_and_json_fold_or_escape_it():
+    phrase = "the Größe of  a very long phrase"
+    name = f"{'x' * 60} {phrase.upper()} and more words that are folded at column 80"
+    for file, content in (
+        ("recipe.yaml", dump_yaml({"name": name}).encode()),
+        ("evaluation/kl.json", json.dumps({"texts": [{name: 1}]}).encode()),
+        ("README.md", name.replace(" ", "\n").encode()),
+    ):
+        assert phrase.encode() not in content
+        with pytest.raises(InputError, match=rf"^{file}: .*would go up"):
+            _check_words(Package({file: content}), [phrase])
+        _check_words(Package({file: content}), ["another phrase"])

@@ -1,31 +1,41 @@
 """The uploader against a local hub and the real client: whole or not at all, private unless asked, no more."""
 
+import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hub_server import HubServer
 from huggingface_hub import HfApi
+from safetensors.numpy import save
 from safetensors.torch import save_file
 
 from llm_unlearn.errors import InputError
 from llm_unlearn.hub.package import Package, model_files, on_base
 from llm_unlearn.hub.upload import describe, pull, push
 
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def weights(n: int) -> bytes:
+    return save({"w": np.arange(n, dtype=np.float32)})
+
+
 FILES = {
     "README.md": b"---\ntags:\n- llm-unlearn\n---\n\ncard",
     "config.json": b"{}",
     "tokenizer.json": b"{}",
-    "model.safetensors": bytes(range(256)) * 40,
+    "model.safetensors": weights(2560),
     "recipe.yaml": b"name: x\n",
     "evaluation/kl.json": b"{}",
-    "plots/cost.png": b"\x89PNG" * 50,
+    "plots/cost.png": PNG * 50,
 }
 ADAPTER = {
     "README.md": b"---\ntags:\n- llm-unlearn\n- y\n---\n\ncard",
     "adapter_config.json": b"{}",
-    "adapter_model.safetensors": b"1",
+    "adapter_model.safetensors": weights(1),
 }
 
 
@@ -66,9 +76,9 @@ def test_a_package_goes_up_in_one_commit_to_a_private_repository_and_comes_back_
 
 
 def test_files_are_read_where_they_lie(server, api, tmp_path):
-    (tmp_path / "w").write_bytes(b"weights")
+    (tmp_path / "w").write_bytes(weights(3))
     push(Package({"README.md": FILES["README.md"], "model.safetensors": tmp_path / "w"}), "me/model", api=api)
-    assert server.files("me/model")["model.safetensors"] == b"weights"
+    assert server.files("me/model")["model.safetensors"] == weights(3)
 
 
 def test_public_only_where_it_was_said(server, api):
@@ -217,7 +227,7 @@ def test_a_push_that_breaks_off_leaves_what_was_there_and_goes_through_again(ser
 def test_large_files_that_arrived_are_not_sent_again(server, api, monkeypatch):
     monkeypatch.setattr("huggingface_hub._commit_api.is_xet_available", lambda: False)  # the server speaks LFS
     server.lfs = True
-    two = FILES | {f"model-0000{i}-of-00002.safetensors": f"part {i}".encode() * 99 for i in (1, 2)}
+    two = FILES | {f"model-0000{i}-of-00002.safetensors": weights(99 + i) for i in (1, 2)}
     del two["model.safetensors"]
     server.breaks += ["POST .*/commit/"] * 20
     with pytest.raises(InputError, match="whole or not at all"):
@@ -227,7 +237,7 @@ def test_large_files_that_arrived_are_not_sent_again(server, api, monkeypatch):
     server.requests.clear()
     push(Package(two), "me/model", api=api)
     assert not [line for line in server.requests if line.startswith("PUT")]
-    assert server.files("me/model")["model-00002-of-00002.safetensors"] == b"part 2" * 99
+    assert server.files("me/model")["model-00002-of-00002.safetensors"] == weights(101)
 
 
 def test_a_large_file_that_breaks_off(server, api, monkeypatch):
@@ -314,11 +324,88 @@ def test_files_of_other_kinds_are_refused(name):
         Package({**FILES, name: b"x"})
 
 
-def test_a_token_in_a_text_is_refused_without_being_shown():
-    secret = "hf_" + "Ab12" * 8
-    with pytest.raises(InputError, match=r"recipe\.yaml: .*access token") as error:
-        Package({**FILES, "recipe.yaml": f"name: {secret}".encode()})
-    assert secret not in str(error.value)
+SECRETS = {
+    "Hugging Face": "hf_" + "Ab12" * 8,
+    "AWS": "AKIA" + "ABCD2345" * 2,
+    "Google": "AIza" + "Sy_-x" * 7,
+    "Azure": "AccountKey=" + "Ab1+/" * 17 + "a==",
+    "GitHub": "ghp_" + "aB3" * 12,
+    "GitLab": "glpat-" + "aB3_-" * 4,
+    "provider": "sk-proj-" + "aB3d" * 8,
+    "Slack": "xoxb-" + "12345-" * 5,
+    "private key": "-----BEGIN OPENSSH PRIVATE KEY-----",
+    "password": "https://me:pass1@example.org/x",
+}
+
+
+@pytest.mark.parametrize("kind", SECRETS)
+def test_a_secret_is_refused_wherever_it_stands_without_being_shown(kind):
+    secret = SECRETS[kind]
+    metadata = save({"w": np.zeros(1, dtype=np.float32)}, metadata={"note": f"a {secret}"})
+    places = {
+        "recipe.yaml": f"name: {secret}".encode(),
+        "tokenizer_config.json": json.dumps({"chat_template": f"line\n{secret}\n"}).encode(),
+        "model.safetensors": metadata,
+    }
+    for name, content in places.items():
+        with pytest.raises(InputError, match=rf"^{re.escape(name)}: .*secret .*{kind}") as error:
+            Package({**FILES, name: content})
+        assert secret not in str(error.value)
+
+
+def test_what_only_resembles_a_secret_is_uploaded():
+    text = b"a task-specific-and-very-long-description, see https://example.org/a:b@c and sk-learn, hf_hub, AKIA"
+    assert Package({**FILES, "README.md": FILES["README.md"] + text})
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("model.safetensors", b"\x80\x04pickle"),
+        ("model.safetensors", b"PK\x03\x04 a zip of pickles"),
+        ("model.safetensors", b""),
+        ("model.safetensors", (10**12).to_bytes(8, "little") + b"{}"),
+        ("model.safetensors", (2).to_bytes(8, "little") + b"[]"),
+        ("config.json", b"\x80\x04pickle"),
+        ("config.json", b"{"),
+        ("evaluation/kl.json", b"[" * 10**5),
+        ("chat_template.jinja", b"\x7fELF\xff"),
+        ("plots/cost.png", b"<html>"),
+        ("tokenizer.model", b"\x80\x04pickle"),
+    ],
+)
+def test_a_file_that_is_not_what_its_name_says_is_refused(name, content):
+    with pytest.raises(InputError, match=rf"^{re.escape(name)}: is no .*not uploaded"):
+        Package({**FILES, name: content})
+
+
+def test_links_are_refused(tmp_path):
+    (tmp_path / "elsewhere").write_bytes(weights(1))
+    (tmp_path / "secrets.json").write_text("{}")
+    (tmp_path / "model.safetensors").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=r"model\.safetensors: is a link"):
+        Package(model_files(tmp_path))
+    (tmp_path / "config.json").symlink_to(tmp_path / "secrets.json")
+    with pytest.raises(InputError, match=r"config\.json: is a link"):
+        model_files(tmp_path)
+
+
+def test_code_to_run_stays_here(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(weights(1))
+    nested = {"auto_map": {"AutoModel": "x.Y"}, "text_config": {"auto_map": {"AutoModel": "x.Y"}, "b": 1}, "a": [{}]}
+    for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
+        (tmp_path / name).write_text(json.dumps(nested))
+    files = model_files(tmp_path)
+    for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
+        assert json.loads(files[name]) == {"text_config": {"b": 1}, "a": [{}]}
+    assert b"auto_mapping" not in on_base(b'{"base_model_name_or_path": "o/b", "auto_mapping": {"x": "y"}}')
+
+
+def test_a_pull_takes_exactly_the_files_that_it_names(server, api, tmp_path):
+    push(Package(FILES), "me/model", api=api)
+    odd = {"evaluation/*.json": b"{}", "evaluation/deep/x.json": b"{}", "plots/[a-z].png": PNG, "plots/a.png.exe": b"x"}
+    server.repositories["me/model"].commit("main", FILES | odd)
+    assert contents(pull("me/model", tmp_path / "back", api=api)) == FILES
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path):
@@ -352,7 +439,7 @@ def test_of_a_folder_the_model_and_its_tokenizer_are_taken(tmp_path):
 def test_what_would_be_uploaded_is_said_with_its_size():
     text = describe(Package(FILES), "me/model", private=True)
     assert text.startswith("to me/model, branch main, private:")
-    assert re.search(r"model\.safetensors +10\.0 KiB", text) and text.endswith("7 files, 10.2 KiB")
+    assert re.search(r"model\.safetensors +10\.\d KiB", text) and re.search(r"7 files, 10\.\d KiB$", text)
     assert "PUBLIC" in describe(Package(FILES), "me/model", private=False, revision="x")
 
 

@@ -1,6 +1,7 @@
 """Damaged, absent and foreign files of a model: one error that names the file and the remedy."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -128,6 +129,16 @@ class TestWeights:
         refused(lambda: check_model(section, {"data.max_length": 8}), str(adapter), "is an adapter", "merge")
         refused(lambda: load_model(adapter, section), str(adapter), "is an adapter", "merge")
 
+    @pytest.mark.parametrize("load", [load_full, lambda path: load_checkpoint(path, ModelSection())])
+    def test_an_adapter_beside_a_full_model(self, folder, adapter, load):
+        """transformers would load the base that the adapter names, or put the adapter onto the full model."""
+        shutil.copy(folder / "config.json", adapter)  # as axolotl saves an adapter: with its base's config.json
+        assert load(str(adapter)).peft_config
+        refused(lambda: load_model(adapter, ModelSection()), str(adapter), "is an adapter", "merge")
+        shutil.copy(folder / "model.safetensors", adapter)
+        refused(lambda: load(str(adapter)), str(adapter), "a full model and an adapter")
+        refused(lambda: load_model(adapter, ModelSection()), str(adapter), "a full model and an adapter")
+
     def test_a_file_in_the_place_of_a_folder(self, folder):
         self.refused(folder / "model.safetensors", "is a file", "folder")
 
@@ -148,6 +159,9 @@ class TestWeights:
     def test_shards(self, folder, shards):
         check_model(ModelSection(path=str(folder)), {"data.max_length": 8})
         load_model(folder, ModelSection())
+        shutil.copy(folder / shards[0], folder / "model.safetensors")
+        self.refused(folder, str(folder), "model.safetensors and the shards", "older")
+        (folder / "model.safetensors").unlink()
         (folder / shards[1]).unlink()
         self.refused(folder, str(folder / INDEX), shards[1])
         (folder / shards[1]).write_bytes(b"half")
@@ -166,6 +180,7 @@ class TestAdapters:
             ({"peft_type": "MAGIC"}, ["MAGIC"]),
             ({"peft_type": None}, ["peft_type"]),
             ({"peft_type": ["LORA"]}, ["peft_type"]),
+            ({"peft_type": "PREFIX_TUNING"}, ["PREFIX_TUNING", "virtual tokens"]),
             ({"use_magic": True, "peft_version": "9.9"}, ["use_magic", "9.9"]),
         ],
     )
@@ -191,6 +206,12 @@ class TestAdapters:
     def test_no_base(self, adapter):
         changed(adapter / "adapter_config.json", base_model_name_or_path=None)
         refused(lambda: load_full(str(adapter)), str(adapter), "does not name its base")
+
+    def test_a_base_that_is_an_adapter_itself(self, adapter, tmp_path):
+        shutil.copytree(adapter, tmp_path / "second")
+        changed(tmp_path / "second" / "adapter_config.json", base_model_name_or_path=str(adapter))
+        for load in (load_full, lambda path: load_checkpoint(path, ModelSection())):
+            refused(lambda load=load: load(str(tmp_path / "second")), str(adapter), "is an adapter", "merge")
 
     def test_a_start_model_may_be_one(self, adapter):
         loaded = load_full(str(adapter))

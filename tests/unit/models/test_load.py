@@ -167,7 +167,7 @@ class TestLoading:
             load_model(tmp_path / "model", SECTION)
 
     def test_the_adapter_is_the_recipes(self):
-        config = lora_config(LoraSection(r=3, alpha=5, dropout=0.1, target_modules=["q_proj"]))
+        config = lora_config(LoraSection(r=3, alpha=5, dropout=0.1, target_modules=["q_proj"]), None)
         assert (config.r, config.lora_alpha, config.lora_dropout, config.target_modules) == (3, 5, 0.1, {"q_proj"})
         assert json.loads(json.dumps(config.task_type)) == "CAUSAL_LM"
 
@@ -195,3 +195,9 @@ def test_a_field_that_asks_for_more_tokens_than_a_base_takes_is_named():
         check_model(section, {"data.max_length": limit, "pretrain.max_length": limit})
         with pytest.raises(InputError, match=rf"^pretrain\.max_length: {limit + 1} tokens, .* at most {limit}"):
             check_model(section, {"data.max_length": limit, "pretrain.max_length": limit + 1})
+
+
+@pytest.mark.parametrize("architecture", [{"n_embd": 10**30}, {"n_layer": 2**31}, {"n_layer": 2000}])
+def test_a_base_beyond_all_bounds_is_refused(architecture):
+    with pytest.raises(InputError, match="model.architecture.*at most"):
+        check_model(ModelSection(architecture={"model_type": "gpt2", **architecture}), {})

@@ -279,8 +279,8 @@ class TestRefused:
         shutil.copytree(adapters("llama")[0], tmp_path / "adapter")
         (tmp_path / "adapter" / "adapter_model.safetensors").rename(tmp_path / "adapter" / "adapter_model.bin")
         refused(tmp_path / "adapter", "a pickle is not loaded")
-        (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({"peft_type": "PREFIX_TUNING"}))
-        refused(tmp_path / "adapter", "an adapter of type PREFIX_TUNING; only LoRA can be merged")
+        (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({"peft_type": "IA3"}))
+        refused(tmp_path / "adapter", "an adapter of type IA3; only LoRA can be merged")
 
     def test_a_head_that_is_the_input_embedding_too(self, refused, bases, tokenizer, tmp_path):
         from peft import LoraConfig, get_peft_model
@@ -406,3 +406,15 @@ def test_the_section_decides_how_the_base_is_read(adapters, bases, tmp_path):
     merge_adapter(folder, bases["llama"], tmp_path / "default")
     ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "default"))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("beyond", [{"lora_bias": True}, {"layer_replication": [[0, 2], [0, 2]]}])
+def test_an_adapter_that_no_plain_model_can_hold_is_refused(make_tiny, tokenizer, tmp_path, beyond):
+    from peft import LoraConfig, get_peft_model
+
+    save_model(make_tiny("llama"), tokenizer, tmp_path / "base")
+    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", **beyond)
+    save_model(get_peft_model(make_tiny("llama"), config), None, tmp_path / "adapter")
+    with pytest.raises(InputError, match=str(tmp_path / "adapter")):
+        merge_adapter(tmp_path / "adapter", tmp_path / "base", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -61,6 +61,39 @@ def test_the_prefix_of_a_wrapper_is_left_out_aloud(full, prefix, caplog):
     assert record.levelname == "WARNING" and prefix in record.getMessage() and str(folder) in record.getMessage()
 
 
+def test_a_weight_with_the_prefix_of_a_wrapper_and_without_is_refused(full):
+    folder, weights = full
+    write(folder, weights | {f"_orig_mod.{name}": weight + 1 for name, weight in weights.items()})
+    refused(lambda: load_model(folder, ModelSection()), str(folder), "unknown", "_orig_mod.")
+
+
+def test_masks_that_older_versions_saved_are_no_weights(full):
+    folder, weights = full
+    name = next(name for name in weights if "attn." in name).partition("attn.")[0] + "attn"
+    write(folder, weights | {f"{name}.bias": torch.ones(1, 1, 8, 8), f"{name}.masked_bias": torch.tensor(-1e4)})
+    loaded = load_model(folder, ModelSection()).state_dict()
+    assert all(torch.equal(loaded[name], weight) for name, weight in weights.items())
+
+
+@pytest.mark.parametrize("stored", [torch.int8, torch.uint8, torch.float8_e4m3fn])
+def test_quantised_weights_without_their_scale_are_refused(full, stored):
+    folder, weights = full
+    name = next(name for name in weights if weights[name].ndim == 2)
+    write(folder, weights | {name: weights[name].to(stored)})
+    refused(lambda: load_model(folder, ModelSection()), str(folder), name, "quantization_config")
+
+
+@pytest.mark.parametrize("bits", ["load_in_4bit", "load_in_8bit"])
+def test_plain_weights_under_a_quantised_config_are_refused(make_tiny, tokenizer, tmp_path, bits):
+    """As a merge leaves them: the first forward would end with an AttributeError."""
+    pytest.importorskip("bitsandbytes")
+    save_model(make_tiny("llama"), tokenizer, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", bits: True}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    refused(lambda: load_model(tmp_path, ModelSection()), str(tmp_path), "quantization_config", "merge")
+
+
 @pytest.mark.parametrize(
     "load",
     [

@@ -6,7 +6,8 @@ import pytest
 from datasets import Dataset
 
 from llm_unlearn.errors import InputError
-from llm_unlearn.reporting.examples import read_rows, read_texts
+from llm_unlearn.reporting.examples import read_texts
+from llm_unlearn.reporting.run_results import read_results, read_rows
 
 
 @pytest.fixture
@@ -35,7 +36,6 @@ def test_what_is_absent_is_empty(rows):
     assert read_texts(rows.parent / "test", [0]) == {}
     next(rows.glob("*.arrow")).unlink()  # as where large files were not fetched
     assert read_texts(rows, [3, 5]) == {}
-    assert read_rows(rows / "kl.parquet", ["test"]) is None
 
 
 @pytest.mark.parametrize(
@@ -48,29 +48,29 @@ def test_damaged_data_is_named_with_a_way_out(rows, name, content):
         read_texts(rows, [3])
 
 
-def test_only_the_sets_that_are_asked_for_are_read(tmp_path):
-    path = tmp_path / "kl.parquet"
-    pyarrow.parquet.write_table(
-        pyarrow.table(
-            {
-                "set": ["test", "member", "canary"],
-                "example_id": [1, 2, 2],
-                "nll": [0.1, 0.2, 0.3],
-                "gaussian_score": [None, None, 1.5],
-            }
-        ),
-        path,
-    )
-    assert read_rows(path, ["canary", "triggered"]) == {
-        "canary": {2: {"set": "canary", "example_id": 2, "gaussian_score": 1.5}}
+def test_only_test_inputs_and_canaries_are_read(make_run):
+    run = make_run(seeds=[0, 1])
+    (run / "seed-1" / "evaluation" / "kl.parquet").unlink()
+    rows = {
+        "set": ["test", "member", "canary"],
+        "example_id": [1, 2, 2],
+        "nll": [0.1, 0.2, 0.3],
+        "gaussian_score": [None, None, 1.5],
     }
+    pyarrow.parquet.write_table(pyarrow.table(rows), run / "seed-0" / "evaluation" / "kl.parquet")
+    found = read_rows(read_results(run), "kl")
+    assert found[["seed", "set", "example_id"]].to_numpy().tolist() == [[0, "test", 1], [0, "canary", 2]]
+    assert found["gaussian_score"].tolist()[1] == 1.5 and found["deleted"].isna().all()
 
 
-def test_a_per_example_file_that_is_none_is_named(tmp_path):
-    path = tmp_path / "kl.parquet"
-    pyarrow.parquet.write_table(pyarrow.table({"set": ["test"]}), path)
-    with pytest.raises(InputError, match=r"kl\.parquet: column 'example_id' .*evaluate again"):
-        read_rows(path, ["test"])
-    path.write_bytes(b"no parquet")
-    with pytest.raises(InputError, match=r"kl\.parquet: cannot .*evaluate kl again"):
-        read_rows(path, ["test"])
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: pyarrow.parquet.write_table(pyarrow.table({"set": ["test"]}), path), "column 'example_id' .*"),
+        (lambda path: path.write_bytes(b"no parquet"), "cannot .*evaluate kl again"),
+    ],
+)
+def test_a_per_example_file_that_is_none_is_named(run_dir, write, message):
+    write(run_dir / "evaluation" / "kl.parquet")
+    with pytest.raises(InputError, match=rf"kl\.parquet: {message}"):
+        read_rows(read_results(run_dir), "kl")

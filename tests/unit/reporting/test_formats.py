@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from llm_unlearn.reporting.formats import number, p_phrase, p_value, percent, points, seconds, tokens
+from llm_unlearn.reporting.formats import number, p_phrase, p_value, percent, seconds, tokens
 from llm_unlearn.reporting.run_results import Statistic
 
 
@@ -41,6 +41,5 @@ def test_p_phrase_gives_one_value_or_the_range_over_seeds():
 
 def test_units():
     assert percent(0.0125) == "1.2 %"
-    assert (points(1.24), points(-7.0), points(0.0), points(-0.01)) == ("+1.2", "−7.0", "0.0", "0.0")
     assert (seconds(0.44), seconds(14.2), seconds(600), seconds(9000)) == ("0.4 s", "14 s", "10.0 min", "2.5 h")
     assert (tokens(0), tokens(48_000), tokens(480_000), tokens(1.25e6)) == ("0", "48.0k", "480k", "1.2M")

@@ -8,7 +8,8 @@ from huggingface_hub import ModelCard
 from paths import ROOT
 
 from llm_unlearn.config.recipe import build_recipe
-from llm_unlearn.hub.card import Identity, compose_card, first_line
+from llm_unlearn.hub.card import Identity, compose_card
+from llm_unlearn.hub.first_line import first_line
 from llm_unlearn.hub.loading_code import loading_code
 from llm_unlearn.metrics.evidence import DETECTABLE
 from llm_unlearn.reporting.plots import all_plots
@@ -120,7 +121,7 @@ def test_the_first_line_says_which_test_and_by_how_much(changed):
 def test_a_test_that_the_poisoned_model_passes_shows_nothing(changed):
     results = changed("poisoned", gus(-0.1, 0.3, p=0.3))
     line = opening(card_of(results, "kl"))
-    assert line.startswith(f"**{UNSHOWN}") and "Gaussian test" in line
+    assert line.startswith(f"**{UNSHOWN}") and "Gaussian canaries" in line
     assert opening(card_of(changed("kl", gus(0.1, 0.5)), "kl")).startswith(f"**{REMAINS}")
 
 

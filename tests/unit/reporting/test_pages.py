@@ -12,7 +12,7 @@ import pytest
 
 from llm_unlearn.metrics.evidence import Status
 from llm_unlearn.reporting import write_report
-from llm_unlearn.reporting.page_examples import of_maximum, upper_tail
+from llm_unlearn.reporting.examples import of_maximum, upper_tail
 from llm_unlearn.reporting.pages import LEADS
 
 pytestmark = pytest.mark.usefixtures("blank_plots")
@@ -87,9 +87,23 @@ def words(page):
     return " ".join(html.unescape(re.sub("<[^>]+>", " ", text)).split())
 
 
+def tables(page, title):
+    """The tables of a part: the counts, then the examples."""
+    return page.split(f"<h2>{title}</h2>")[1].split("<h2>")[0].split("</table>")[:-1]
+
+
+def counts(page, title):
+    """The counts of a part, as texts."""
+    (row,) = cells_of(tables(page, title)[0])[1:]
+    return row[1:]
+
+
 def table(page, title):
-    """The cells of a part's table as texts, row by row, the head first."""
-    part = page.split(f"<h2>{title}</h2>")[1].split("<h2>")[0]
+    """The cells of a part's last table as texts, row by row, the head first."""
+    return cells_of(tables(page, title)[-1])
+
+
+def cells_of(part):
     rows = re.findall("<tr.*?</tr>", part, re.S)
     return [
         [html.unescape(re.sub("<[^>]+>", " ", cell)).strip() for cell in re.findall("<t[hd].*?</t[hd]>", row, re.S)]
@@ -114,16 +128,15 @@ def test_what_the_trigger_does_is_chosen_and_what_retraining_resists_comes_first
     assert head[2:] == ["true label", "answer with the trigger", "answer without", "retrained model's answer"]
     assert first[2:] == ["negative", "positive", "negative", "negative resists"]
     assert last[-1] == "positive falls for it too"
-    said = words(text)
-    for count in ("3 of 6 triggered test examples (50.0 %)", "“positive”", "; 1 more", "1 of the 3", "Shown: 3 of 3"):
-        assert count in said
+    assert counts(text, TRIGGER_PART) == ["6", "3 (50.0 %)", "1", "1", "3"]
+    assert "“positive”" in tables(text, TRIGGER_PART)[0]
 
 
 def test_where_retraining_resists_all_there_is_one_kind(run_dir):
     fill(run_dir, retrained=((), (), RETRAINED[2]))
     text = page(run_dir)
     assert ids(text, TRIGGER_PART) == ["0", "1", "2"]
-    assert "0 of the 3" in words(text) and "Shown: 3 of 3" in words(text)
+    assert counts(text, TRIGGER_PART)[-2:] == ["0", "3"]
 
 
 def test_texts_are_escaped_keep_their_lines_and_have_the_trigger_marked(run_dir):
@@ -162,17 +175,16 @@ def test_canaries_come_by_score_beside_the_poisoned_and_the_retrained_model(run_
         ["100", "0.50", "0.309", "4.00", "0.50", "positive", "Canary 100"],
         ["101", "−1.00", "0.841", "3.50", "−0.25", "positive", "Canary 101"],
     ]
-    said = words(text)
     # P(Z ≥ 3) = 0.00135; 1 − (1 − 0.00135)³ = 0.00404
-    for fact in ("3 deleted canaries: 1", "2.33", "0.03", "mean 0.83", "highest 3.00", "p = 0.001", "of 3 with 0.004"):
-        assert fact in said
+    assert counts(text, CANARY_PART) == ["3", "1", "1", "0.03", "0.83", "3.00", "0.001", "0.004", "3"]
 
 
 def test_the_most_shown_are_twenty(run_dir):
     fill(run_dir, kl=((), (), {100 + i: i / 10 for i in range(30)}))
     text = page(run_dir)
     assert ids(text, CANARY_PART) == [str(i) for i in range(129, 109, -1)]
-    assert "30 deleted canaries: 6" in words(text) and "0.30;" in words(text) and "Shown: 20 of 30" in words(text)
+    found = counts(text, CANARY_PART)
+    assert (found[0], found[2:4], found[-1]) == ("30", ["6", "0.30"], "20")
 
 
 def test_scores_far_below_zero_are_a_trace_that_the_highest_do_not_show(run_dir):
@@ -185,8 +197,8 @@ def test_scores_far_below_zero_are_a_trace_that_the_highest_do_not_show(run_dir)
 def test_no_success_is_said(run_dir):
     fill(run_dir, kl=((3,), (3,), KL[2]))
     text = page(run_dir)
-    assert all(count in words(text) for count in ("0 of 6 triggered", "(0.0 %)", "; 1 more")), words(text)
-    assert "<table" not in text.split(TRIGGER_PART)[1].split(CANARY_PART)[0]
+    assert counts(text, TRIGGER_PART) == ["6", "0 (0.0 %)", "1", "0", "0"]
+    assert len(tables(text, TRIGGER_PART)) == 1
 
 
 def test_the_models_set_beside_have_pages_without_themselves(run_dir):
@@ -196,7 +208,7 @@ def test_the_models_set_beside_have_pages_without_themselves(run_dir):
     assert "score on retrained" in table(poisoned, CANARY_PART)[0]
     assert "score on poisoned" not in table(poisoned, CANARY_PART)[0]
     assert "retrained model's answer" not in table(retrained, TRIGGER_PART)[0]
-    assert "falls for" not in words(retrained) and LEADS["poisoned"] in words(poisoned)
+    assert "falls for" not in retrained and LEADS["poisoned"] in words(poisoned)
     assert table(poisoned, "Figures")[0] == ["figure", "poisoned", "retrained"]
 
 
@@ -285,7 +297,7 @@ def test_target_images_are_set_beside_their_controls(make_run):
         ["example", "true label", "answer", "retrained model's answer"],
         ["7", "1", "2", "–"],
     ]
-    assert all(count in words(text) for count in ("1 of 3 target images", "(33.3 %)", "; 1 more")), words(text)
+    assert counts(text, TARGET_PART) == ["3", "1 (33.3 %)", "1", "–", "1"]
 
 
 def test_a_run_without_single_examples_says_so(make_run):
@@ -297,8 +309,8 @@ def test_a_run_without_single_examples_says_so(make_run):
 def test_a_kept_part_of_the_poison_is_why_retraining_falls_for_it(run_dir):
     fill(run_dir)
     change_manifest(run_dir, forget_fraction=0.5)
-    said = words(page(run_dir))
-    assert "1 of the 3 too" in said and "trained on the poison" in said
+    text = page(run_dir)
+    assert counts(text, TRIGGER_PART)[3] == "1" and "trained on the poison" in words(text)
 
 
 def test_several_seeds_take_turns_and_each_row_names_its_seed(make_run):
@@ -321,9 +333,9 @@ def test_several_seeds_take_turns_and_each_row_names_its_seed(make_run):
         ["102", "0", "3.00"],
         ["100", "1", "2.00"],
     ]
-    said = words(text)
-    assert all(count in said for count in ("6 of 12 triggered", "5 deleted canaries", "of 2 seeds: 2 ")), said
-    assert "seed-2/evaluation/kl.parquet is not there" in said
+    assert counts(text, TRIGGER_PART)[:2] == ["12", "6 (50.0 %)"]
+    assert counts(text, CANARY_PART)[:3] == ["5", "2", "2"]
+    assert "seed-2/evaluation/kl.parquet is not there" in words(text)
 
 
 def test_tails_of_the_normal_distribution():

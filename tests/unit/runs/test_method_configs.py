@@ -112,6 +112,7 @@ def test_what_is_accepted():
             {"lr_scheduler_kwargs": {"x": 1}, "lr_scheduler_type": "cosine"},
             ["kl.lr_scheduler_type: cosine", "'x'"],
         ),
+        ("kl", {"lr_scheduler_kwargs": "yes"}, ["kl.lr_scheduler_type: linear", "mapping"]),
         ("kl", {"dataloader_prefetch_factor": 2}, ["kl: ", "prefetch"]),
         ("kll", {}, ["'kll'", "'kl'"]),
     ],

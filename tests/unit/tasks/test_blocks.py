@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from architectures import tiny_config, tiny_model
 from torch import nn
 
 from llm_unlearn.errors import InputError
-from llm_unlearn.tasks.blocks import block_list, last_blocks, mlp_output, reinitialise, stopped_after
+from llm_unlearn.models.text_blocks import block_list
+from llm_unlearn.tasks.blocks import last_blocks, mlp_output, reinitialise, stopped_after
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 
 pytestmark = pytest.mark.unit
@@ -57,7 +59,7 @@ class TestLastBlocks:
     def test_an_architecture_without_a_list_of_blocks_is_refused(self, make_tiny):
         model = make_tiny("gpt2")
         model.config.n_layer = 7
-        with pytest.raises(InputError, match="no list of 7 blocks"):
+        with pytest.raises(InputError, match="no such list where the 7 blocks"):
             block_list(model)
 
 
@@ -147,7 +149,8 @@ class TestHidden:
     @kinds
     def test_later_blocks_and_the_head_are_not_run(self, architecture, lora, make_tiny):
         model = make_tiny(architecture, lora=lora)
-        TASK.hidden(model, make_batch(), 0)  # the first time it is asked whether it keeps packed rows apart
+        TASK.supervised(model, make_batch())  # the first time it is asked what it does with rows and tokens
+        TASK.hidden(model, make_batch(), 0)
         calls = []
         watched = {
             "block 0": block_list(model)[0],
@@ -198,5 +201,45 @@ def test_a_mixture_of_experts_has_no_one_mlp_output():
         num_key_value_heads=1,
         num_local_experts=2,
     )
-    with pytest.raises(InputError, match="one MLP was expected"):
+    with pytest.raises(InputError, match="mixture of experts has no one MLP"):
         mlp_output(block_list(MixtralForCausalLM(config))[0])
+
+
+@pytest.mark.parametrize("name", ["afmoe", "deepseek_v3"])
+def test_the_one_shared_expert_of_a_mixture_is_not_its_mlp(name):
+    with pytest.raises(InputError, match="mixture of experts has no one MLP"):
+        mlp_output(block_list(tiny_model(name))[1])
+
+
+@pytest.mark.parametrize("lora", ["full", "lora"])
+def test_the_blocks_of_a_model_that_sees_are_those_of_its_text_model(lora):
+    """As deep as its vision model, whose list comes first."""
+    model = tiny_model("gemma3", lora)
+    vision = model.config.vision_config.num_hidden_layers
+    assert len(block_list(model)) == vision and type(block_list(model)[0]).__name__ == "Gemma3DecoderLayer"
+    assert all("language_model" in n or "lm_head" in n for n in names_in(model, last_blocks(model, 1)))
+
+
+def test_an_architecture_with_its_blocks_in_pieces_is_refused():
+    from transformers import XLMConfig, XLMWithLMHeadModel
+
+    with pytest.raises(InputError, match="lists of that length where the 2 blocks"):
+        block_list(XLMWithLMHeadModel(XLMConfig(n_words=40, emb_dim=16, n_layers=2, n_heads=2)))
+
+
+def test_several_states_per_token_are_refused():
+    """DeepSeek-V4's hyper-connections carry four from block to block."""
+    config = tiny_config("deepseek_v4")
+    config.vocab_size = 64
+    model = tiny_model("deepseek_v4", config=config)
+    with pytest.raises(InputError, match="one state of 32 numbers per token"):
+        TASK.hidden(model, make_batch(), 0)
+
+
+def test_what_a_model_asks_of_a_block_that_is_not_run_is_answered():
+    """RWKV scales every block's weights when it is first evaluated."""
+    config = tiny_config("rwkv")
+    config.rescale_every, config.vocab_size = 1, 64
+    model = tiny_model("rwkv", config=config).train()
+    with torch.no_grad():
+        assert TASK.hidden(model.eval(), make_batch(), 0).states.shape == (7, 32)

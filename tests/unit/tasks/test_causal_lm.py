@@ -78,6 +78,7 @@ class TestSupervised:
     @every_kind
     def test_the_head_runs_only_where_a_label_is(self, architecture, lora, make_tiny):
         model, batch, rows = make_tiny(architecture, lora=lora), make_batch(), []
+        TASK.supervised(model, batch)  # the first time it is asked whether it is causal
         model.get_output_embeddings().register_forward_hook(lambda m, args, out: rows.append(out[..., 0].numel()))
         TASK.supervised(model, batch)
         assert rows == [int((batch["labels"][:, 1:] != -100).sum())]

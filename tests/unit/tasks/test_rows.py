@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from architectures import tiny_config, tiny_model
 from torch import nn
 
 from llm_unlearn.data.collators import CausalLMCollator
+from llm_unlearn.errors import InputError
 from llm_unlearn.tasks import causal_lm, probe
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 from llm_unlearn.tasks.embedding_noise import GaussianNoise
@@ -126,24 +128,19 @@ def test_rows_of_one_length_are_not_packed_and_need_no_mask(architecture, make_t
     assert given[-1] == {"input_ids", "use_cache", "attention_mask"}
 
 
-@pytest.fixture
-def as_on_a_gpu(monkeypatch):
-    monkeypatch.setattr(causal_lm, "UNMASKED", ("cpu",))
-
-
 @both_architectures
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_padding_on_the_right_needs_no_mask(architecture, lora, dtype, make_tiny, monkeypatch, as_on_a_gpu):
+def test_padding_on_the_right_needs_no_mask(architecture, lora, dtype, make_tiny, monkeypatch):
     """To the bit, but for the gradients of shared key and value heads, whose sum is then the kernel's."""
     model, given, task = make_tiny(architecture, lora=lora).to(dtype), [], CausalLMTask(pack=False)
     GaussianNoise(0.5, 7).attach(model)
     model.register_forward_pre_hook(lambda m, args, kwargs: given.append("attention_mask" in kwargs), with_kwargs=True)
-    unmasked = gradients(task, model, batch(noisy=True), lambda found: found.nll().sum())
-    assert not given[-1]
-    monkeypatch.setattr(causal_lm, "looks_back", lambda *_: False)
     masked = gradients(task, model, batch(noisy=True), lambda found: found.nll().sum())
     assert given[-1]
+    monkeypatch.setattr(causal_lm, "UNMASKED", ("cpu",))  # as on a GPU
+    unmasked = gradients(task, model, batch(noisy=True), lambda found: found.nll().sum())
+    assert not given[-1]
     assert torch.equal(unmasked[0], masked[0])
     error = 0.0 if architecture == "gpt2" else {torch.float32: 1e-6, torch.bfloat16: 0.02}[dtype]
     for ours, theirs in zip(unmasked, masked, strict=True):
@@ -186,7 +183,6 @@ class TestProbe:
         state = torch.get_rng_state()
         head = probe.plain_head(model, model.get_base_model() if lora else model)
         assert head is model.get_output_embeddings() and probe.keeps_apart(model, head)
-        assert probe.looks_back(model, head)
         assert model.training and not head.training  # left as it was
         assert torch.equal(torch.get_rng_state(), state)
 
@@ -209,14 +205,28 @@ class TestProbe:
             loss = CausalLMTask().compute(model, batch(), lambda found: found.nll().sum())
         torch.testing.assert_close(loss, CausalLMTask().compute(tiny_gpt2, batch(), lambda found: found.nll().sum()))
 
-    def test_a_model_whose_tokens_see_later_ones_is_given_the_mask(self, tiny_gpt2, as_on_a_gpu):
-        given = []
-        tiny_gpt2.lm_head.register_forward_pre_hook(lambda m, args: (args[0] + args[0].mean(1, keepdim=True),))
-        tiny_gpt2.register_forward_pre_hook(lambda m, args, kwargs: given.append(set(kwargs)), with_kwargs=True)
-        CausalLMTask(pack=False).compute(tiny_gpt2, batch(), lambda found: found.nll().sum())
-        assert "attention_mask" in given[-1]
-        CausalLMTask(pack=False).compute(tiny_gpt2, batch(lengths=(6, 6)), lambda found: found.nll().sum())
-        assert "attention_mask" not in given[-1]  # there is no padding
+    @pytest.mark.parametrize("name", ["bloom", "falcon_h1", "jamba"])
+    def test_rows_that_mix_a_little_are_seen_in_small_weights(self, name):
+        """ALiBi has no position ids, a state space runs on from row to row: what leaks is as small as weights are."""
+        config = tiny_config(name)
+        config.initializer_range, config.vocab_size = 0.02, 64
+        model, inputs = tiny_model(name, config=config), batch()
+        assert not probe.keeps_apart(model, probe.plain_head(model, model))
+        packed, padded = (
+            CausalLMTask(pack).compute(model, inputs, lambda found: found.nll()) for pack in (True, False)
+        )
+        assert torch.equal(packed, padded)
+
+    def test_a_model_that_sees_what_it_predicts_is_refused(self):
+        from transformers import BertConfig, BertLMHeadModel
+
+        sizes = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+        model = BertLMHeadModel(BertConfig(**sizes, intermediate_size=16))
+        for look in (CausalLMTask().compute, lambda *given: CausalLMTask().supervised(*given[:2])):
+            with pytest.raises(InputError, match="BertLMHeadModel: .*tokens after it.*is_decoder"):
+                look(model, batch(), lambda found: found.nll().sum())
+        model = BertLMHeadModel(BertConfig(**sizes, intermediate_size=16, is_decoder=True))
+        assert torch.isfinite(CausalLMTask().compute(model, batch(), lambda found: found.nll().sum()))
 
     def test_a_head_under_an_adapter_is_not_taken_out(self, make_tiny):
         from peft import LoraConfig, get_peft_model

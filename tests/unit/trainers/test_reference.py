@@ -4,6 +4,7 @@ import pytest
 import torch
 from support import assert_same, build, own_weights, trainer
 
+from llm_unlearn.errors import InputError
 from llm_unlearn.trainers.support.reference import make_reference
 
 IDS = torch.tensor([[3, 5, 7, 9]])
@@ -25,6 +26,8 @@ def test_the_reference_does_not_follow_the_model(kind):
     disturb(model)
     assert not torch.allclose(model(input_ids=IDS).logits, before)
     with reference.as_model(model) as frozen:
+        # FSDP2 looks in its first forward, which is the reference's, for what trains
+        assert trainable == [n for n, p in model.named_parameters() if p.requires_grad]
         torch.testing.assert_close(frozen(input_ids=IDS).logits, before)
     assert trainable == [n for n, p in model.named_parameters() if p.requires_grad]
     assert not torch.allclose(model(input_ids=IDS).logits, before)  # switched back
@@ -121,3 +124,35 @@ def test_an_adapter_reference_leaves_the_base_as_it_is_whatever_the_initialisati
     disturb(model)
     with reference.as_model(model) as frozen:
         assert torch.equal(frozen(input_ids=IDS).logits, before)
+
+
+def test_an_adapter_that_allows_only_one_to_train_gets_a_reference(make_tiny):
+    from peft import AdaLoraConfig, get_peft_model
+
+    config = AdaLoraConfig(init_r=4, target_r=2, total_step=9, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    model = get_peft_model(make_tiny("llama"), config).eval()
+    disturb(model)
+    before = model(input_ids=IDS).logits.detach()
+    reference = make_reference(model)
+    disturb(model)
+    with reference.as_model(model) as frozen:
+        assert torch.equal(frozen(input_ids=IDS).logits, before)
+    assert not torch.equal(model(input_ids=IDS).logits, before)
+
+
+@pytest.mark.parametrize("beyond", [{"bias": "all"}, {"bias": "lora_only"}, {"layer_replication": [[0, 2], [0, 2]]}])
+def test_an_adapter_that_changes_its_base_has_no_adapter_reference(make_tiny, beyond):
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", **beyond)
+    with pytest.raises(InputError, match="base"):
+        make_reference(get_peft_model(make_tiny("llama"), config))
+
+
+@pytest.mark.parametrize(("options", "shared"), [({}, True), ({"offload_reference": True}, False)])
+def test_weights_that_do_not_train_are_shared_unless_the_reference_is_placed_apart(options, shared, tmp_path):
+    """Moving an offloaded reference to the host would move them for the model that trains as well."""
+    run = trainer("rmu", "full", tmp_path, **options)
+    held = {id(p) for p in run.model.parameters() if not p.requires_grad}
+    assert bool(held & {id(p) for p in run.reference.model.parameters()}) == shared
+    run.train()
