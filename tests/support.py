@@ -1,13 +1,17 @@
-"""Tiny models, rows and trainers that tests of the methods and of recipes share."""
+"""Tiny models, rows and trainers that tests of the methods and of recipes share; what is asked of a device."""
 
 import json
+import os
+import traceback
 from pathlib import Path
 
 import numpy as np
 import torch
 from datasets import Dataset
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.trainer_callback import PrinterCallback
 
+import llm_unlearn
 from llm_unlearn.data.collators import CausalLMCollator
 from llm_unlearn.data.synthetic import synthetic_reviews, synthetic_texts
 from llm_unlearn.models.adapters import REFERENCE_ADAPTER
@@ -134,6 +138,36 @@ def trainer(
     )
     run.remove_callback(PrinterCallback)  # a line per step, for hundreds of runs
     return run
+
+
+class Asked(TorchDispatchMode):
+    """Lines of our own code at which the host would wait: for a number from the device, for the size of a result, or
+    for a copy between two devices. On a CPU there is no copy; the device `meta`, which has no numbers, stands for one.
+    """
+
+    OPERATIONS = ("_local_scalar_dense", "aten.nonzero.", "masked_select", "aten.equal.", "is_nonzero", "unique")
+    PACKAGE = str(Path(llm_unlearn.__file__).parent)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if self.waits(str(func), args, kwargs):
+            caller = [f for f in traceback.extract_stack() if f"{os.sep}torch{os.sep}" not in f.filename][-2]
+            if caller.filename.startswith(self.PACKAGE):  # transformers asks for what it makes a mask of
+                self.lines.append(f"{caller.filename}:{caller.lineno} {func}")
+        return func(*args, **kwargs)
+
+    def waits(self, name: str, args: tuple, kwargs: dict) -> bool:
+        if name.startswith("aten._to_copy"):
+            device = torch.device(kwargs.get("device") or args[0].device)
+            return device.type != args[0].device.type and not kwargs.get("non_blocking", False)
+        if name.startswith("aten.copy_"):
+            return args[0].device.type != args[1].device.type and not (args[2:] or [kwargs.get("non_blocking")])[0]
+        masked = "aten.index." in name and any(t is not None and t.dtype == torch.bool for t in args[1])
+        return masked or any(operation in name for operation in self.OPERATIONS)
 
 
 def own_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:

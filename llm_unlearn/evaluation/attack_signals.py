@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from llm_unlearn.distributed.processes import ALONE, Processes
 from llm_unlearn.errors import InputError
 from llm_unlearn.evaluation.batches import batches, evaluation_mode
-from llm_unlearn.models.devices import input_device
+from llm_unlearn.models.devices import batch_on, input_device
 from llm_unlearn.tasks import Task
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 
@@ -90,7 +90,7 @@ def gradient_norms(
     try:
         with evaluation_mode(model):
             for i in processes.share(range(len(rows))):
-                batch = {key: value.to(device) for key, value in collate([rows[i]]).items()}
+                batch = batch_on(device, collate([rows[i]]))
                 with torch.enable_grad():
                     loss = task.compute(model, batch, lambda found: found.mean_nll())
                 gradients = torch.autograd.grad(loss, weights or frozen, allow_unused=True)

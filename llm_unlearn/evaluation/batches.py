@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_unlearn.distributed.processes import ALONE, Processes
+from llm_unlearn.models.devices import batch_on
 
 
 @contextmanager
@@ -34,7 +35,7 @@ def batches(
     for start in processes.share(range(0, len(order), size)):
         positions = order[start : start + size]
         batch = collate([rows[i] for i in positions])
-        yield positions, {key: value.to(device) for key, value in batch.items()}
+        yield positions, batch_on(device, batch)
 
 
 def scatter(n: int, results: Iterable[tuple[list[int], Tensor]], processes: Processes = ALONE) -> Tensor:

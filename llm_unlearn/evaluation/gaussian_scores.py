@@ -7,6 +7,7 @@ isotropic and independent of g.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 
 from llm_unlearn.distributed.processes import ALONE, Processes
 from llm_unlearn.evaluation.batches import batches, evaluation_mode, scatter
-from llm_unlearn.models.devices import input_device
+from llm_unlearn.models.devices import input_device, moved
 from llm_unlearn.tasks import Task
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 from llm_unlearn.tasks.noise import unit_noise
+from llm_unlearn.tasks.packing import BatchRows
 
 
 def gaussian_scores(
@@ -49,17 +51,27 @@ def gaussian_scores(
         for positions, batch in batches(rows, collate, batch_size, input_device(model), processes):
             gradient = task.input_gradient(model, batch)  # (B, T, d), of images (B, C, H, W)
             ids = [rows[i]["noise_id" if "noise_id" in rows[i] else "example_id"] for i in positions]
-            results.append((positions, _project(gradient, batch.get("attention_mask"), ids, noise_seeds)))
+            results.append((positions, _project(_of_tokens(gradient, batch), ids, noise_seeds)))
     scores = scatter(len(rows), results, processes).numpy()
     return scores.reshape(len(rows), len(noise_seeds))
 
 
-def _project(gradient: Tensor, mask: Tensor | None, example_ids: list[int], seeds: list[int]) -> Tensor:
-    """−⟨g, z⟩ / ‖g‖ of each row for each seed: (B, S) float64, ε cancelled. Without a mask there is no padding."""
-    scores = torch.empty(len(example_ids), len(seeds), dtype=torch.float64)
-    for row, example_id in enumerate(example_ids):
-        g = (gradient[row] if mask is None else gradient[row][mask[row].bool()]).double()  # (length, d)
-        for column, seed in enumerate(seeds):
-            z = torch.from_numpy(unit_noise(seed, example_id, *g.shape)).to(g)
-            scores[row, column] = -(g * z).sum() / g.norm()
-    return scores
+def _of_tokens(gradient: Tensor, batch: dict[str, Any]) -> list[Tensor]:
+    """Each row's gradient without its padding, (length, d); an image (C, H, W) has none."""
+    if "attention_mask" not in batch:
+        return list(gradient)
+    if (rows := BatchRows.of(batch)) is None:  # padded on the left, say: the device is asked where tokens are
+        return [g[kept.bool()] for g, kept in zip(gradient, batch["attention_mask"], strict=True)]
+    return [g[:length] for g, length in zip(gradient, rows.lengths, strict=True)]
+
+
+def _project(gradients: list[Tensor], example_ids: list[int], seeds: list[int]) -> Tensor:
+    """−⟨g, z⟩ / ‖g‖ of each row for each seed: (B, S) float64 on the gradients' device, ε cancelled.
+
+    The host draws a row's noise while the device is still at work on what came before; it waits for nothing here.
+    """
+    scores = []
+    for g, example_id in zip((g.double() for g in gradients), example_ids, strict=True):
+        drawn = (torch.from_numpy(unit_noise(seed, example_id, *g.shape)) for seed in seeds)
+        scores.append(torch.stack([-(g * moved(z, g.device).to(g.dtype)).sum() / g.norm() for z in drawn]))
+    return torch.stack(scores)

@@ -1,4 +1,4 @@
-"""Which devices hold the weights of a model.
+"""Which devices hold the weights of a model, and how a batch gets there.
 
 A model is loaded whole, or accelerate's `device_map` spreads it over several devices and may offload weights to the CPU
 or the disk. An offloaded weight is on the device `meta` until its layer runs: hooks fetch it to the main device and
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,6 +37,16 @@ def input_device(model: Any) -> torch.device:
     mapped = getattr(model, "hf_device_map", None)
     device = next((model.get_input_embeddings() if mapped else model).parameters()).device
     return main_device(model) if device.type == "meta" else device
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on a device. A GPU takes it from pinned memory, so that the host need not wait for that."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+
+def batch_on(device: torch.device, batch: dict[str, Any]) -> dict[str, Any]:
+    """A collated batch with its tensors `moved`; what else it holds stays on the host."""
+    return {key: moved(value, device) if isinstance(value, Tensor) else value for key, value in batch.items()}
 
 
 @contextmanager

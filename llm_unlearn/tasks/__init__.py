@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from llm_unlearn.errors import InputError
 from llm_unlearn.losses import example_mean, example_sum
+from llm_unlearn.models.devices import moved
 from llm_unlearn.models.flops import FlopCounter
 from llm_unlearn.tasks.head import head_sum, head_values
 from llm_unlearn.tasks.kernels import Kernel, autograd_kernel, kl_kernel, nll_kernel
@@ -56,7 +57,7 @@ class Positions:
             return self.sum(torch.ones_like(self.weight))
         if self.counts is None:
             return torch.bincount(self.example, minlength=self.n_examples)
-        return torch.tensor(self.counts, device=self.example.device)
+        return moved(torch.tensor(self.counts), self.example.device)
 
     def split(self, sets: Mapping[str, slice]) -> dict[str, Self]:
         """The positions of each set of a batch, with the set's rows renumbered from 0.

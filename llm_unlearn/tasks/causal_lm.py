@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,10 @@ from llm_unlearn.tasks.blocks import hidden_of, last_blocks, reinitialise, stopp
 from llm_unlearn.tasks.embedding_noise import GaussianNoise, PlacedNoise, attached_noise
 from llm_unlearn.tasks.packing import PACKED_BELOW, BatchRows, Packing
 from llm_unlearn.tasks.probe import in_place_of, keeps_apart, plain_head, refuse_non_causal
+
+# Where padding on the right is left unmasked, since no token of a causal model looks there: a GPU has faster kernels
+# then. A CPU has not, and its sums over a group of query heads would come out in another order.
+UNMASKED = ("cuda",)
 
 
 class CausalLMTask(Task):
@@ -53,12 +58,13 @@ class CausalLMTask(Task):
             return function(self.supervised(model, inputs))
         packing = self._packing(inner, rows, inputs["input_ids"])
         labels, place, positions = _supervised(inputs, rows, packing)
+        arguments = _arguments(inner, inputs, rows, packing)
 
         def at_head(states: Tensor) -> Tensor:
             return function(Supervised(states=states.flatten(0, 1)[place], labels=labels, head=head, **positions))
 
         with in_place_of(head, at_head):
-            return model(**_arguments(inner, inputs, rows, packing)).logits
+            return model(**arguments).logits
 
     def supervised(self, model: nn.Module, inputs: dict[str, Any]) -> Supervised:
         """Logits at supervised positions.
@@ -92,9 +98,10 @@ class CausalLMTask(Task):
             layer: the block; 0 is the first.
 
         Raises:
-            InputError: a block of this architecture does not give one state per token.
+            InputError: a block of this architecture does not give one state per token, or the model is not causal.
         """
         inner, rows = _inner(model), BatchRows.of(inputs)
+        refuse_non_causal(inner, inputs["input_ids"].device)
         if rows is None:
             keep = _shifted(inputs) != -100
             arguments = _arguments(inner, inputs)
@@ -175,7 +182,9 @@ class CausalLMTask(Task):
             captured.append(output.detach().requires_grad_(True))
             return captured[-1].clone()  # which a model may scale in place, as CTRL does
 
-        clean = {key: value for key, value in inputs.items() if key not in ("noise_id", "rows")}
+        clean = {key: value for key, value in inputs.items() if key != "noise_id"}
+        if "rows" in clean:
+            clean["rows"] = replace(clean["rows"], noise_ids=None)
         trained = [p for p in model.parameters() if p.requires_grad]
         handle = _inner(model).get_input_embeddings().register_forward_hook(as_leaf)
         # the backward pass keeps the weights of every layer: of an offloaded model they would all be on the GPU at once
@@ -233,8 +242,8 @@ def _arguments(
     ids = inputs["input_ids"]
     if packing is not None:
         arguments: dict[str, Any] = {"input_ids": packing.take(ids), "position_ids": packing.position_ids}
-    elif rows is not None and min(rows.lengths) == ids.shape[1]:
-        arguments = {"input_ids": ids}  # nothing to mask
+    elif rows is not None and (ids.device.type in UNMASKED or min(rows.lengths) == ids.shape[1]):
+        arguments = {"input_ids": ids}
     else:
         arguments = {"input_ids": ids, "attention_mask": inputs["attention_mask"]}
     noise_ids = None if rows is None else rows.noise_ids

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_unlearn.errors import InputError
+from llm_unlearn.models.devices import moved
 from llm_unlearn.tasks.noise import check_noise, unit_noise
 
 
@@ -81,7 +82,7 @@ class GaussianNoise:
         for example_id, start, length in zip(noise.ids, noise.starts, noise.lengths, strict=True):
             if example_id >= 0:
                 z = torch.from_numpy(unit_noise(self.seed, example_id, length, like.shape[-1])) * self.epsilon
-                flat[start : start + length] = z.to(like.dtype).to(like.device, non_blocking=True)
+                flat[start : start + length] = moved(z.to(like.dtype), like.device)
         return out
 
     def batch_noise(self, noise_id: Tensor, attention_mask: Tensor | None, like: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llm_unlearn.models.devices import moved
+
 PACKED_BELOW = 0.9  # of the padded batch's tokens; for less, packing costs as much as it saves
 
 
@@ -104,12 +106,10 @@ class Packing:
         for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
             index[start : start + length] = row * width + np.arange(length)
             position_ids[start : start + length] = np.arange(length)
+        numbers = moved(torch.from_numpy(np.concatenate([index, position_ids, starts])), device)  # one copy for all
+        index_, positions_, starts_ = numbers.split([len(index), len(index), len(starts)])
         shape = (len(room), capacity)
-        index_, positions_, starts_ = (
-            torch.from_numpy(array).to(device, non_blocking=True)
-            for array in (index.reshape(shape), position_ids.reshape(shape), starts)
-        )
-        return cls(index_, positions_, starts_, tuple(starts.tolist()))
+        return cls(index_.view(shape), positions_.view(shape), starts_, tuple(starts.tolist()))
 
     def take(self, values: Tensor) -> Tensor:
         """(B, T, …) as padded → (bins, width, …) as packed."""

@@ -24,6 +24,7 @@ from llm_unlearn.data.collators import default_collator
 from llm_unlearn.distributed.sharding import put_away
 from llm_unlearn.errors import InputError, NonFiniteLossError
 from llm_unlearn.models.adapters import REFERENCE_ADAPTER
+from llm_unlearn.models.devices import batch_on
 from llm_unlearn.models.flops import FlopCounter
 from llm_unlearn.tasks import Positions, Supervised, Task
 from llm_unlearn.tasks.causal_lm import CausalLMTask
@@ -278,7 +279,7 @@ class UnlearnTrainer(ExactResume):
         """(n,) `value` (B,) of every row's supervised positions under the model as it is; each process gets all."""
 
         def compute(some: list[Any]) -> Tensor:
-            batch = self._prepare_inputs(self.data_collator.collate(some))
+            batch = self._prepare_inputs(batch_on(self.args.device, self.data_collator.collate(some)))
             return self.task.compute(self.model_wrapped, batch, value)
 
         with self.accelerator.autocast():

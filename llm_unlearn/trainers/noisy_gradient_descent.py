@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import torch
 from transformers import TrainerCallback
 
 from llm_unlearn.config.fields import NotNegative
 from llm_unlearn.distributed.sharding import shard_like
 from llm_unlearn.losses import gradient_descent_loss
 from llm_unlearn.trainers.base import UnlearnTrainer
+from llm_unlearn.trainers.support.normal_draws import normal_draws
 from llm_unlearn.trainers.unlearn_config import Requirements, UnlearnConfig
 
 
@@ -57,12 +57,13 @@ class NoisyGradientDescentTrainer(UnlearnTrainer):
 
 
 class GradientNoise(TrainerCallback):
-    """Adds the noise, drawn on the CPU from (seed, step): the same on every device and rank, and after a resume."""
+    """Adds the noise, drawn where the gradients are by a counter: the same on every device and rank (but for the last
+    bits) and after a resume.
+    """
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        stream = np.random.SeedSequence([args.seed, state.global_step]).generate_state(1, np.uint64)
-        generator = torch.Generator().manual_seed(int(stream[0]))
-        for parameter in model.parameters():
-            if parameter.grad is not None:
-                noise = torch.randn(parameter.shape, generator=generator) * args.sigma
-                parameter.grad.add_(shard_like(noise.to(parameter.grad.device, parameter.grad.dtype), parameter.grad))
+        key = int(np.random.SeedSequence([args.seed, state.global_step]).generate_state(1, np.uint64)[0])
+        for stream, parameter in enumerate(p for p in model.parameters() if p.requires_grad):
+            if (gradient := parameter.grad) is not None:
+                noise = normal_draws(parameter.shape, key, stream, gradient.device).mul_(args.sigma)
+                gradient.add_(shard_like(noise.to(gradient.dtype), gradient))

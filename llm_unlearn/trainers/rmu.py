@@ -9,6 +9,7 @@ from pydantic import Field
 from llm_unlearn.config.fields import NotNegative, Positive
 from llm_unlearn.errors import InputError
 from llm_unlearn.losses import state_distance
+from llm_unlearn.models.devices import moved
 from llm_unlearn.models.text_blocks import block_list
 from llm_unlearn.tasks.blocks import mlp_output
 from llm_unlearn.trainers.base import UnlearnTrainer
@@ -83,7 +84,7 @@ class RMUTrainer(UnlearnTrainer):
         return function(self.task.hidden(model, inputs, self.layer))
 
     def unlearning_loss(self, forget, retain, reference):
-        steered = forget.mean(state_distance(forget.states, self.target.to(forget.states.device))).mean()
+        steered = forget.mean(state_distance(forget.states, moved(self.target, forget.states.device))).mean()
         held = retain.mean(state_distance(retain.states, reference["retain"].states)).mean()
         self.record("forget_distance", steered)
         self.record("retain_distance", held)

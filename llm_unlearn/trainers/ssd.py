@@ -12,6 +12,7 @@ from transformers.trainer_utils import TrainOutput
 from llm_unlearn.config.fields import NotNegative
 from llm_unlearn.errors import InputError
 from llm_unlearn.losses import ssd_dampened
+from llm_unlearn.models.devices import batch_on
 from llm_unlearn.tasks import Supervised
 from llm_unlearn.trainers.base import UnlearnTrainer
 from llm_unlearn.trainers.unlearn_config import UnlearnConfig
@@ -98,19 +99,23 @@ class SSDTrainer(UnlearnTrainer):
         self.model.eval()
         diagonal = {n: torch.zeros_like(p, dtype=torch.float32) for n, p in self.trained()}
         rows = self.train_dataset.rows_drawn(name)
+        finite = torch.ones((), dtype=torch.bool, device=self.args.device)
         mine = rows[self.args.process_index :: self.args.world_size]
         for index in tqdm(mine, desc=f"ssd: {name}", disable=self.args.disable_tqdm):
-            batch = self._prepare_inputs(self.data_collator.collate([self.rows[name][index]]))
+            batch = self._prepare_inputs(
+                batch_on(self.args.device, self.data_collator.collate([self.rows[name][index]]))
+            )
             self.model.zero_grad()
             with self.accelerator.autocast():
                 loss = self.task.compute(self.model, batch, Supervised.mean_nll)
-            if not torch.isfinite(loss):
-                raise self.non_finite("loss")
+            finite &= torch.isfinite(loss)
             loss.backward()
             for n, p in self.trained():
                 if p.grad is not None:
                     diagonal[n] += p.grad.float() ** 2 / len(rows)
         self.model.zero_grad()
+        if not finite:  # asked once, so that no row waits for the device
+            raise self.non_finite("loss")
         return self.accelerator.reduce(diagonal, "sum")
 
     def trained(self):

@@ -105,6 +105,8 @@ class UnlearnConfig(TrainingArguments):
         if self.torch_compile or self.torch_compile_backend or self.torch_compile_mode:
             raise InputError("torch_compile: would compile noise and head again at every step; set compile_blocks")
         self._check_options()
+        if self.accelerator_config is None:  # from pinned memory a batch goes to a GPU without the host waiting for it
+            self.accelerator_config = {"non_blocking": self.dataloader_pin_memory and not self.use_cpu}
         super().__post_init__()
         launched = {
             "deepspeed": vars(self).get("deepspeed_plugin") is not None,  # by `accelerate launch`

@@ -49,6 +49,7 @@ def trainer_arguments(section: Any, work_dir: Path, seed: int, data_seed: int | 
         "remove_unused_columns": False,
         "use_cpu": not torch.cuda.is_available(),
         "dataloader_pin_memory": torch.cuda.is_available(),
+        "accelerator_config": {"non_blocking": torch.cuda.is_available()},
         **{name: getattr(section, name) for name in names},
     }
 

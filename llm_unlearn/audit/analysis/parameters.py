@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_unlearn.errors import InputError
+from llm_unlearn.models.devices import batch_on
 
 Weights = dict[str, Tensor]
 
@@ -91,8 +92,7 @@ def descents(model: nn.Module, batches: Iterable[dict[str, Tensor]], task: Any) 
         for batch in batches:
             model.zero_grad(set_to_none=True)
             with torch.enable_grad():
-                on_device = {key: value.to(device) for key, value in batch.items()}
-                task.compute(model, on_device, lambda answer: answer.mean_nll()).backward()
+                task.compute(model, batch_on(device, batch), lambda answer: answer.mean_nll()).backward()
             yield _descent(model)
     finally:
         model.zero_grad(set_to_none=True)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from llm_unlearn.models.devices import input_device
+from llm_unlearn.models.devices import batch_on, input_device
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 from llm_unlearn.tasks.embedding_noise import GaussianNoise
 
@@ -60,7 +60,7 @@ def relearn(
             torch.manual_seed(seed)
             for step in range(1, max(steps) + 1):
                 model.train()
-                batch = {key: value.to(device) for key, value in collate(next(batches)).items()}
+                batch = batch_on(device, collate(next(batches)))
                 if noise and "noise_id" not in batch:
                     batch["noise_id"] = torch.full((len(batch["labels"]),), -1, device=device)
                 loss = task.compute(model, batch, lambda answer: answer.total_nll() / len(answer.labels))

@@ -128,6 +128,25 @@ def test_rows_of_one_length_are_not_packed_and_need_no_mask(architecture, make_t
     assert given[-1] == {"input_ids", "use_cache", "attention_mask"}
 
 
+@both_architectures
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_padding_on_the_right_needs_no_mask(architecture, lora, dtype, make_tiny, monkeypatch):
+    """To the bit, but for the gradients of shared key and value heads, whose sum is then the kernel's."""
+    model, given, task = make_tiny(architecture, lora=lora).to(dtype), [], CausalLMTask(pack=False)
+    GaussianNoise(0.5, 7).attach(model)
+    model.register_forward_pre_hook(lambda m, args, kwargs: given.append("attention_mask" in kwargs), with_kwargs=True)
+    masked = gradients(task, model, batch(noisy=True), lambda found: found.nll().sum())
+    assert given[-1]
+    monkeypatch.setattr(causal_lm, "UNMASKED", ("cpu",))  # as on a GPU
+    unmasked = gradients(task, model, batch(noisy=True), lambda found: found.nll().sum())
+    assert not given[-1]
+    assert torch.equal(unmasked[0], masked[0])
+    error = 0.0 if architecture == "gpt2" else {torch.float32: 1e-6, torch.bfloat16: 0.02}[dtype]
+    for ours, theirs in zip(unmasked, masked, strict=True):
+        assert (ours - theirs).abs().max() <= error * theirs.abs().max()
+
+
 def test_flash_attention_needs_no_padding_at_all(tiny_gpt2, monkeypatch):
     monkeypatch.setattr(tiny_gpt2.config, "_attn_implementation_internal", "flash_attention_2")
     for question in ("plain_head", "keeps_apart"):  # the kernel that would answer them is not there

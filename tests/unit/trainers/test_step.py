@@ -1,41 +1,20 @@
 """What a step asks of the host, and how a loss that is not finite is seen without waiting for it."""
 
-import os
-import traceback
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from support import trainer
-from torch.utils._python_dispatch import TorchDispatchMode
+from support import NOISE, Asked, trainer
 
-import llm_unlearn
 from llm_unlearn.errors import NonFiniteLossError
+from llm_unlearn.evaluation.gaussian_scores import gaussian_scores
+from llm_unlearn.models.devices import batch_on
+from llm_unlearn.tasks.embedding_noise import GaussianNoise, PlacedNoise
+from llm_unlearn.tasks.packing import Packing
 from llm_unlearn.trainers import METHODS
 from llm_unlearn.trainers.support.stops import LossCheck
 
 pytestmark = pytest.mark.unit
-
-PACKAGE = str(Path(llm_unlearn.__file__).parent)
-
-
-class Asked(TorchDispatchMode):
-    """Lines of our own code at which the host would wait for a number from the device, or for the size of a result."""
-
-    OPERATIONS = ("_local_scalar_dense", "aten.nonzero.", "masked_select", "aten.equal.", "is_nonzero", "unique")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        masked = "aten.index." in str(func) and any(t is not None and t.dtype == torch.bool for t in args[1])
-        if masked or any(name in str(func) for name in self.OPERATIONS):
-            caller = [f for f in traceback.extract_stack() if f"{os.sep}torch{os.sep}" not in f.filename][-2]
-            if caller.filename.startswith(PACKAGE):  # transformers asks once a forward whether there is a mask to make
-                self.lines.append(f"{caller.filename}:{caller.lineno} {func}")
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "ssd"])
@@ -60,6 +39,55 @@ def test_it_would_be_seen(tmp_path, monkeypatch):
     with Asked() as asked:
         run.compute_loss(run.model, inputs)
     assert any("packing.py" in line for line in asked.lines)
+
+
+class TestCopies:
+    """What goes to the device, with `meta` in its place: a number that were asked of it would be an error."""
+
+    META = torch.device("meta")
+
+    def test_a_batch_its_packing_and_its_noise_are_not_waited_for(self, tmp_path):
+        run = trainer("grad_diff", "full", tmp_path)
+        batch = run.data_collator([run.train_dataset[i] for i in range(4)])
+        noise, states = GaussianNoise(**NOISE), torch.empty(2, 5, 16, device="meta")
+        with Asked() as asked:
+            there = batch_on(self.META, batch)
+            packing = Packing.of((3, 2), 4, 5, self.META)
+            noise.placed(PlacedNoise((-1, 7), (0, 5), (5, 4)), states)
+        assert asked.lines == []
+        assert there["input_ids"].is_meta and packing.index.is_meta and there["rows"] is batch["rows"]
+
+    def test_a_copy_that_is_waited_for_would_be_seen(self, monkeypatch):
+        monkeypatch.setattr(Asked, "PACKAGE", "")
+        with Asked() as asked:
+            torch.zeros(2).to("meta")
+            torch.empty(2, device="meta").copy_(torch.zeros(2))
+            torch.zeros(2).to("meta", non_blocking=True)
+        assert len(asked.lines) == 2
+
+    def test_a_trainers_loader_pins_its_batches_and_does_not_wait(self, tmp_path):
+        for on_cpu in (False, True):
+            loader = trainer("grad_diff", "full", tmp_path, use_cpu=on_cpu).get_train_dataloader()
+            assert loader._non_blocking is loader.base_dataloader.pin_memory is not on_cpu
+        theirs = trainer("grad_diff", "full", tmp_path, use_cpu=False, accelerator_config={"non_blocking": False})
+        assert theirs.get_train_dataloader()._non_blocking is False
+
+
+def test_gaussian_scores_wait_for_the_device_once_however_many_rows_there_are(tmp_path, monkeypatch):
+    """Twelve rows of uneven length and two seeds are projected without a question; the scores come in one copy."""
+    run = trainer("grad_diff", "full", tmp_path)
+    rows = [{**row, "noise_id": i} for i, row in enumerate([*run.rows["forget"], *run.rows["forget"]])]
+    collate = run.data_collator.collate
+    gaussian_scores(run.model, rows, collate, [0], 12)  # asks once what the model can do
+    with Asked() as asked:
+        gaussian_scores(run.model, rows, collate, [0, 1], 12)
+    assert asked.lines == []
+    from llm_unlearn.evaluation.gaussian_scores import _project
+
+    gradients = [torch.empty(len(row["input_ids"]), 16, device="meta") for row in rows]
+    with Asked() as asked:
+        assert _project(gradients, list(range(12)), [0, 1]).shape == (12, 2)
+    assert asked.lines == []
 
 
 class TestLossCheck:
