@@ -5,6 +5,7 @@ Box and Muller 1958. Integers are the same on every device, floats to the last b
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ ROUNDS = 10
 MULTIPLIERS, WEYL, LOW = (0xD2511F53, 0xCD9E8D57), (0x9E3779B9, 0xBB67AE85), 0xFFFFFFFF
 CHUNK = 2**18  # blocks of four at a time: what is in between stays in a cache
 
-Word = Tensor | int  # 32 bits
+Word = Any  # 32 bits, in an int64 tensor or a number
 
 
 def philox(counter: tuple[Word, Word, Word, Word], key: tuple[int, int]) -> tuple[Word, Word, Word, Word]:
