@@ -32,7 +32,13 @@ MEASURES = {
     "beyond": "{0} / {1}: memory beyond weights, gradients and optimizer",
     "copies": "{0} − {1}: peak memory, in copies of the weights (bf16 under --bf16)",
 }
-SHAPES = ["gpt2", "llama", "gpt2-medium", "llama-1b", "llama-8b"]  # as in benchmark_steps.py, which takes seconds to import
+SHAPES = [
+    "gpt2",
+    "llama",
+    "gpt2-medium",
+    "llama-1b",
+    "llama-8b",
+]  # as in benchmark_steps.py, which takes seconds to import
 MET = {True: "met", False: "**not met**", None: "not measured"}
 LEGEND = """Median [quartiles] over rounds; tokens without padding. fine_tuning: plain NLL on as many rows as methods
 take of both sets; sft: TRL's SFTTrainer on the same rows; naive_…: two forwards, logits of the whole vocabulary at

@@ -24,7 +24,7 @@ def audited(recipe):
     }
 
 
-@pytest.mark.parametrize("lora", [None, {"r": 4}])
+@pytest.mark.parametrize("lora", [None, pytest.param({"r": 4}, marks=pytest.mark.slow)])
 def test_from_recipe_to_report(audited, run, lora, capsys):
     audited["model"]["lora"] = lora
     assert run("run", audited) == 0

@@ -21,7 +21,7 @@ def test_a_full_disk_while_poisoning_leaves_nothing_and_a_rerun_finishes(refused
 
     with monkeypatch.context() as patch:
         patch.setattr(Dataset, "save_to_disk", full_disk)
-        refused("poison", recipe, words=["no space left on the disk during 'poison'", "run the same command again"])
+        refused("poison", recipe, words=["no space left on the disk", "during 'poison'", "run the same command again"])
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full_disk)
         refused("poison", recipe, words=["cannot be written", "No space left on device"])

@@ -12,7 +12,7 @@ from llm_unlearn.trainers import METHODS
 pytestmark = pytest.mark.e2e
 
 
-@pytest.mark.parametrize("lora", [None, {"r": 2}], ids=["full", "lora"])
+@pytest.mark.parametrize("lora", [None, pytest.param({"r": 2}, marks=pytest.mark.slow)], ids=["full", "lora"])
 def test_every_method_runs_from_a_recipe_within_its_budget(recipe, run, lora):
     recipe["model"]["lora"] = lora
     recipe["unlearn"]["methods"] = {method: None for method in METHODS} | {

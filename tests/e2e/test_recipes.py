@@ -192,12 +192,10 @@ def figures(value: Any) -> list[float]:
     return [value] if isinstance(value, float) else []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path",
-    [
-        ROOT / "recipes" / "llama-lora-imdb" / "lora.yaml",
-        *(pytest.param(path, marks=pytest.mark.slow) for path in sorted(ROOT.glob("recipes/llama-3.1-*/*.yaml"))),
-    ],
+    [ROOT / "recipes" / "llama-lora-imdb" / "lora.yaml", *sorted(ROOT.glob("recipes/llama-3.1-*/*.yaml"))],
     ids=name_of,
 )
 def test_a_llama_recipe_runs_from_poison_to_evaluation(path, local, tmp_path, monkeypatch, capsys):

@@ -22,6 +22,7 @@ def swept(recipe):
     }
 
 
+@pytest.mark.slow
 def test_a_sweep_in_two_processes(swept, run, tmp_path, capsys):
     assert run("run", swept, "--jobs", "2") == 0
     root = tmp_path / "runs" / "tiny"
