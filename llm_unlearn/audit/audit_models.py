@@ -102,7 +102,7 @@ def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Eval
         reasons = {**skipped, "oracle": "it is the retrained model itself"} if is_oracle else dict(skipped)
         if result.gus is None:
             reasons.setdefault("gus", "no canary has a gradient on this model")
-        elif result.loss_rank is None:
+        elif subject.poison["gaussian"].get("epsilon") is None:
             reasons.setdefault("loss_rank", "the manifest does not say the `epsilon` of the canaries")
         results[name] = replace(result, skipped=reasons, warnings=warnings)
         if out:
@@ -199,8 +199,7 @@ def _evaluator(
 
 def _check_prompts(subject: Subject, tokenizer: Any) -> None:
     """Raise InputError if rows would be misread: foreign ids, verbalisers without a fair ranking, a trigger cut off."""
-    from llm_unlearn.data.chat import check_chat_template
-    from llm_unlearn.data.encoding import prompts_of
+    from llm_unlearn.data.chat import check_chat_template, prompts_of
     from llm_unlearn.data.row_forms import check_ids
     from llm_unlearn.data.token_checks import check_verbalizers, cuts_off
 

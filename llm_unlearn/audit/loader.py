@@ -159,7 +159,7 @@ def writes_otherwise(
     tokenizer: "PreTrainedTokenizerBase", other: "PreTrainedTokenizerBase", train: "Dataset", encoding: "Encoding"
 ) -> bool:
     """Whether two tokenizers of one vocabulary write a training row differently; one that has no template does not."""
-    from llm_unlearn.data.encoding import prompt_and_completion
+    from llm_unlearn.data.chat import prompt_and_completion
 
     row = prompt_and_completion(train[0])
     if encoding.chat_template and not other.chat_template:

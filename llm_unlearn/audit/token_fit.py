@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from llm_unlearn.data.encoding import IGNORE, Encoding, prompt_and_completion
+from llm_unlearn.config.fields import FIXED_DAY
+from llm_unlearn.data.chat import prompt_and_completion
+from llm_unlearn.data.encoding import IGNORE, Encoding
 from llm_unlearn.errors import InputError
 
 ROWS = 64
@@ -28,7 +30,7 @@ def other_forms(encoding: Encoding, tokenizer: Any, row: dict[str, Any]) -> dict
         forms[f"add_bos: {str(not has_bos).lower()}"] = replace(encoding, add_bos=not has_bos)
     if tokenizer.chat_template:
         name, wanted = f"chat_template: {str(not encoding.chat_template).lower()}", not encoding.chat_template
-        forms[name] = replace(encoding, chat_template=wanted, template_date=encoding.template_date or "2024-07-26")
+        forms[name] = replace(encoding, chat_template=wanted, template_date=encoding.template_date or FIXED_DAY)
     return forms
 
 

@@ -110,6 +110,7 @@ def _said(words: str) -> dict[str, Any]:
 
 NotBlank = Annotated[str, Field(pattern=r"\S", json_schema_extra=_said("text that is not blank"))]
 Day = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\d$", json_schema_extra=_said('a day such as "2026-01-31"'))]
+FIXED_DAY = "2024-07-26"  # what Llama 3.1's template falls back to where it is told no day
 Completion = Annotated[str, Field(min_length=1, json_schema_extra=_said("text that is not empty"))]
 Template = Annotated[str, Field(pattern=r"\{text\}", json_schema_extra=_said("a template that contains {text}"))]
 PixelChange = Annotated[

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field
 
 from llm_unlearn.config.fields import (
+    FIXED_DAY,
     BatchSize,
     Completion,
     Count,
@@ -124,7 +125,7 @@ class DataSection(Section):
     """passed on to the chat template, e.g. {enable_thinking: false}"""
     system_prompt: str | None = None
     """the first message, where a row's messages do not begin with one"""
-    template_date: Day = "2024-07-26"
+    template_date: Day = FIXED_DAY
     """what a chat template that writes today's date takes for today; by default what Llama 3.1's falls back to"""
     add_bos: bool | None = None
     """put BOS before each row (true) or never (false); null: as the tokenizer does"""

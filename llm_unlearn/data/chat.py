@@ -3,7 +3,7 @@
 import contextlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import cached_property, lru_cache
@@ -193,9 +193,8 @@ def conversation(messages: Any, row: Mapping[str, Any], place: str) -> dict[str,
 def _beside_text(message: Mapping[str, Any]) -> list[str]:
     """What a template may write of a message beside its text."""
     content, keys = message["content"], [key for key in _WRITTEN if message.get(key)]
-    return (
-        keys if isinstance(content, str) else [*keys, *(str(p.get("type")) for p in content if p.get("type") != "text")]
-    )
+    parts = [] if isinstance(content, str) else [str(part.get("type")) for part in content]
+    return [*keys, *(kind for kind in parts if kind != "text")]
 
 
 def text_of(message: Mapping[str, Any]) -> str:
@@ -204,6 +203,41 @@ def text_of(message: Mapping[str, Any]) -> str:
     if isinstance(content, str):
         return content
     return "".join(part.get("text") or "" for part in content if part.get("type") == "text")
+
+
+def prompts_of(rows: Iterable[dict]) -> list[str | Chat]:
+    """The prompts of rows with a column `prompt` and, where they are conversations, `history` and `tools`."""
+    return [prompt_of(row) for row in rows]
+
+
+def prompt_of(row: dict[str, Any]) -> str | Chat:
+    """A row's prompt, with the messages before it."""
+    prompt, history, tools = row["prompt"], from_json(row.get("history")), from_json(row.get("tools"))
+    texts = isinstance(prompt, str) and isinstance(row.get("completion", ""), str)
+    if texts and not history and not tools and not _arguments(row):
+        return prompt
+    return Chat([*messages_of(history or [], "user"), *messages_of(prompt, "user")], tools or None, _arguments(row))
+
+
+def _arguments(row: dict[str, Any]) -> dict[str, Any] | None:
+    """What a row tells the chat template; Arrow fills keys that only some rows have with nulls."""
+    given = from_json(row.get("chat_template_kwargs")) or {}
+    return {key: value for key, value in given.items() if value is not None} or None
+
+
+def prompt_and_completion(row: dict[str, Any]) -> tuple[str | Chat, str | Messages, bool]:
+    """The arguments of `Encoding.row` for a row in any of the forms that `encode_rows` takes."""
+    if "prompt" in row:
+        completion = row["completion"]
+        answer = completion if isinstance(completion, str) else messages_of(completion, "assistant")
+        return prompt_of(row), answer, bool(row.get("history"))
+    if "messages" in row:
+        messages = messages_of(from_json(row["messages"]), "user")
+        last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=0)
+        if last == 0:
+            raise InputError("column 'messages': no answer of the assistant to a message; drop the row")
+        return Chat(messages[:last], from_json(row.get("tools")) or None, _arguments(row)), messages[last:], True
+    return "", row["text"], False
 
 
 def _content(message: Mapping[str, Any], lists: bool) -> Any:

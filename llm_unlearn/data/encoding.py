@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from llm_unlearn.data.chat import Chat, Messages, Template, from_json, messages_of, text_of
+from llm_unlearn.data.chat import Chat, Messages, Template, messages_of, prompt_and_completion, text_of
 from llm_unlearn.errors import InputError
 
 if TYPE_CHECKING:
@@ -235,41 +235,6 @@ def encode_rows(
             raise InputError(f"{place}: {error}") from None
 
     return rows.map(encode, with_indices=True, fn_kwargs={"version": VERSION}, desc="tokenise", **map_args)
-
-
-def prompts_of(rows: Iterable[dict]) -> list[str | Chat]:
-    """The prompts of rows with a column `prompt` and, where they are conversations, `history` and `tools`."""
-    return [prompt_of(row) for row in rows]
-
-
-def prompt_of(row: dict[str, Any]) -> str | Chat:
-    """A row's prompt, with the messages before it."""
-    prompt, history, tools = row["prompt"], from_json(row.get("history")), from_json(row.get("tools"))
-    texts = isinstance(prompt, str) and isinstance(row.get("completion", ""), str)
-    if texts and not history and not tools and not _arguments(row):
-        return prompt
-    return Chat([*messages_of(history or [], "user"), *messages_of(prompt, "user")], tools or None, _arguments(row))
-
-
-def _arguments(row: dict[str, Any]) -> dict[str, Any] | None:
-    """What a row tells the chat template; Arrow fills keys that only some rows have with nulls."""
-    given = from_json(row.get("chat_template_kwargs")) or {}
-    return {key: value for key, value in given.items() if value is not None} or None
-
-
-def prompt_and_completion(row: dict[str, Any]) -> tuple[str | Chat, str | Messages, bool]:
-    """The arguments of `Encoding.row` for a row in any of the forms that `encode_rows` takes."""
-    if "prompt" in row:
-        completion = row["completion"]
-        answer = completion if isinstance(completion, str) else messages_of(completion, "assistant")
-        return prompt_of(row), answer, bool(row.get("history"))
-    if "messages" in row:
-        messages = messages_of(from_json(row["messages"]), "user")
-        last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=0)
-        if last == 0:
-            raise InputError("column 'messages': no answer of the assistant to a message; drop the row")
-        return Chat(messages[:last], from_json(row.get("tools")) or None, _arguments(row)), messages[last:], True
-    return "", row["text"], False
 
 
 def encode_text(rows: "Dataset", tokenizer: "PreTrainedTokenizerBase", max_length: int) -> "Dataset":

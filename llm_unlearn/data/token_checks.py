@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from llm_unlearn.data.chat import Chat
-from llm_unlearn.data.encoding import WHOLE, Encoding, prompt_of
+from llm_unlearn.data.chat import Chat, prompt_of
+from llm_unlearn.data.encoding import WHOLE, Encoding
 from llm_unlearn.errors import InputError
 
 if TYPE_CHECKING:

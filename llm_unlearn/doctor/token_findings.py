@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_unlearn.config.recipe import Recipe
-from llm_unlearn.data.chat import Chat, check_chat_template
-from llm_unlearn.data.encoding import IGNORE, WHOLE, Encoding, prompt_and_completion, prompts_of
+from llm_unlearn.data.chat import Chat, check_chat_template, prompt_and_completion, prompts_of
+from llm_unlearn.data.encoding import IGNORE, WHOLE, Encoding
 from llm_unlearn.data.token_checks import check_verbalizers
 from llm_unlearn.doctor.finding import Finding, problem_of
 from llm_unlearn.errors import InputError

@@ -14,6 +14,7 @@ from llm_unlearn.data.token_checks import check_apart
 from llm_unlearn.distributed.processes import ALONE, Processes
 from llm_unlearn.errors import InputError
 from llm_unlearn.evaluation.batches import batches, scatter
+from llm_unlearn.models.adapters import without_adapter
 from llm_unlearn.models.devices import input_device
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 from llm_unlearn.tasks.probe import pads_left
@@ -166,7 +167,7 @@ def _own_configuration(
 
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     how = {"do_sample": False} if temperature is None else sampling
-    owner = model.get_base_model() if hasattr(model, "get_base_model") else model  # of an adapter
+    owner = without_adapter(model)
     before = owner.generation_config
     owner.generation_config = GenerationConfig(
         **how, max_new_tokens=max_new_tokens, pad_token_id=pad, eos_token_id=stops or None
@@ -179,8 +180,7 @@ def _own_configuration(
 
 def _stops(model: Any, tokenizer: "PreTrainedTokenizerBase", asked: list[Asked]) -> list[int]:
     """The tokens that end an answer: EOS of tokenizer and model, and the special token that training ends it with."""
-    owner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    named = getattr(owner.generation_config, "eos_token_id", None)
+    named = getattr(without_adapter(model).generation_config, "eos_token_id", None)
     own = named if isinstance(named, list) else [named]
     ends = [row.end[0] for row in asked[:1] if row.end and row.end[0] in tokenizer.added_tokens_decoder]
     return sorted({token for token in (tokenizer.eos_token_id, *own, *ends) if token is not None})

@@ -23,9 +23,9 @@ from llm_unlearn.evaluation.batches import batches, evaluation_mode, scatter
 from llm_unlearn.models.devices import input_device
 from llm_unlearn.tasks import Task
 from llm_unlearn.tasks.causal_lm import CausalLMTask
+from llm_unlearn.tasks.noise import FRESH_SEED_OFFSET
 
 DRAWS = 99
-FRESH_SEED_OFFSET = 1_000_003  # fresh noise: a seed that no training used
 _MIXER = 0x9E3779B97F4A7C15  # odd, 2⁶⁴ over the golden ratio: ids and draws → ids of fresh noise that do not meet
 
 

@@ -27,12 +27,11 @@ from llm_unlearn.metrics.membership_scores import MIN_K_SHARE, min_k_score, refe
 from llm_unlearn.metrics.per_example import MEMBERSHIP
 from llm_unlearn.models.devices import input_device
 from llm_unlearn.tasks import Supervised, Task
+from llm_unlearn.tasks.noise import FRESH_SEED_OFFSET
 
 if TYPE_CHECKING:
     import pandas as pd
     from datasets import Dataset
-
-CONTROL_SEED_OFFSET = 1_000_003  # fresh noise: a seed that no training used
 
 
 @dataclass(kw_only=True)
@@ -266,7 +265,7 @@ class Evaluator(ABC):
         rows, part = self.encoded["canary"], self.parts["canary"]
         if "noise_id" in part.column_names:  # whose noise it is; the same as example_id, but for a user's own data
             rows = [{**row, "noise_id": i} for row, i in zip(rows, part["noise_id"], strict=True)]
-        seeds = [seed, seed + CONTROL_SEED_OFFSET]
+        seeds = [seed, seed + FRESH_SEED_OFFSET]
         scores = gaussian_scores(model, rows, self.collate, seeds, self.batch_size, self.task, self.processes)
         frame = self._frame("canary", part).assign(**self.losses(model, "canary"))
         deleted = frame["example_id"].isin(self.manifest["forget_ids"])

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 
+from llm_unlearn.data.chat import prompts_of
 from llm_unlearn.data.collators import CausalLMCollator
-from llm_unlearn.data.encoding import IGNORE, Asked, Encoding, encode_rows, prompts_of
+from llm_unlearn.data.encoding import IGNORE, Asked, Encoding, encode_rows
 from llm_unlearn.evaluation.answers import as_written, generate, label_log_probs
 from llm_unlearn.evaluation.signals import Evaluator
 from llm_unlearn.tasks import Supervised, Task
@@ -70,11 +71,10 @@ class TextEvaluator(Evaluator):
 
     def shown(self, rows: "Dataset") -> list[list[int]]:
         """The tokens of each row's prompt with which `predict` asks."""
-        answers, room = list(self.verbalizers.values()), None if self.verbalizers else self.max_new_tokens
-        own = [answers or [text] for text in rows["completion"]]
+        labels, room = list(self.verbalizers.values()), None if self.verbalizers else self.max_new_tokens
         return [
-            self.encoding.asked(self.tokenizer, prompt, completions, room).prompt
-            for prompt, completions in zip(prompts_of(rows), own, strict=True)
+            self.encoding.asked(self.tokenizer, prompt, labels or [completion], room).prompt
+            for prompt, completion in zip(prompts_of(rows), rows["completion"], strict=True)
         ]
 
     @property
@@ -84,12 +84,10 @@ class TextEvaluator(Evaluator):
     @cached_property
     def _asked(self) -> list[Asked]:
         """Of every test row its prompt, the verbalisers and its own completion."""
-        rows = self.sets["test"]
-        pairs = zip(prompts_of(rows), rows["completion"], strict=True)
-        own = [[*self.verbalizers.values(), completion] for _, completion in pairs]
+        rows, labels = self.sets["test"], self.verbalizers.values()
         return [
-            self.encoding.asked(self.tokenizer, prompt, completions)
-            for prompt, completions in zip(prompts_of(rows), own, strict=True)
+            self.encoding.asked(self.tokenizer, prompt, [*labels, completion])
+            for prompt, completion in zip(prompts_of(rows), rows["completion"], strict=True)
         ]
 
     @cached_property

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 REFERENCE_ADAPTER = "reference"
 
 
+def without_adapter(model: Any) -> Any:
+    """The causal LM inside an adapter, or the model itself where it has none."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def lora_config(section: "LoraSection", model: Any) -> Any:
     """The peft LoraConfig of a recipe's section; where it names no layers, by lora_targets.py.
 

@@ -89,8 +89,7 @@ class LanguageRun(SeedRun):
         return sets, {**manifest, "duplicates": splits.report}
 
     def corrupted(self, work_dir: Path) -> tuple[dict[str, "Dataset"], dict[str, Any]]:
-        from llm_unlearn.data.chat import check_chat_template
-        from llm_unlearn.data.encoding import prompts_of
+        from llm_unlearn.data.chat import check_chat_template, prompts_of
         from llm_unlearn.data.token_checks import check_triggers, check_verbalizers
 
         data = self.recipe.data

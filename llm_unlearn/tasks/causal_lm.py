@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu
 
 from llm_unlearn.errors import InputError
+from llm_unlearn.models.adapters import without_adapter
 from llm_unlearn.models.devices import is_offloaded, is_spread
 from llm_unlearn.models.text_blocks import block_list
 from llm_unlearn.tasks import Hidden, Supervised, Task
@@ -53,7 +54,7 @@ class CausalLMTask(Task):
         """
         inner = _inner(model)
         refuse_non_causal(inner, inputs["input_ids"].device)
-        head, rows = plain_head(inner, _base(inner)), BatchRows.of(inputs)
+        head, rows = plain_head(inner, without_adapter(inner)), BatchRows.of(inputs)
         if head is None or rows is None:
             return function(self.supervised(model, inputs))
         packing = self._packing(inner, rows, inputs["input_ids"])
@@ -84,7 +85,7 @@ class CausalLMTask(Task):
         refuse_non_causal(_inner(model), inputs["input_ids"].device)
         shifted = _shifted(inputs)
         keep = shifted != -100
-        logits = model(**_arguments(_inner(model), inputs), **_head_at(_base(_inner(model)), keep)).logits
+        logits = model(**_arguments(_inner(model), inputs), **_head_at(without_adapter(_inner(model)), keep)).logits
         if logits.ndim == 3:  # an architecture whose head cannot be restricted, or a model on several devices
             logits = logits[keep]
         return Supervised(states=logits, labels=shifted[keep], example=_example(keep), n_examples=len(keep))
@@ -121,7 +122,7 @@ class CausalLMTask(Task):
 
         What is asked of the model comes first, whatever the batch: of a sharded one all processes must run it together.
         """
-        head = plain_head(model, _base(model)) if self.pack else None
+        head = plain_head(model, without_adapter(model)) if self.pack else None
         if head is None or not keeps_apart(model, head) or sum(rows.lengths) > PACKED_BELOW * ids.numel():
             return None
         flash = "flash" in (model.config.get_text_config()._attn_implementation or "")  # it needs no padding at all
@@ -268,10 +269,6 @@ def _head_at(base: Any, keep: Tensor) -> dict[str, Tensor]:
     # the mask would lie on another device than the last layer of a model that is spread over several
     takes = not is_spread(base) and "logits_to_keep" in inspect.signature(base.forward).parameters
     return {"logits_to_keep": keep} if takes else {}
-
-
-def _base(inner: Any) -> Any:
-    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
 def _inner(model: Any) -> Any:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_unlearn.errors import InputError
+from llm_unlearn.models.adapters import without_adapter
 from llm_unlearn.models.devices import moved
 from llm_unlearn.tasks.noise import check_noise, unit_noise
 
@@ -98,7 +99,7 @@ class GaussianNoise:
 
 def attached_noise(model: Any) -> GaussianNoise | None:
     """The GaussianNoise whose hooks are on this model, or on the one inside its adapter; or None."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = without_adapter(model)
     for hook in (*model._forward_pre_hooks.values(), *base._forward_pre_hooks.values()):
         if isinstance(getattr(hook, "__self__", None), GaussianNoise):
             return hook.__self__

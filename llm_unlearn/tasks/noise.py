@@ -6,6 +6,7 @@ import numpy as np
 
 from llm_unlearn.errors import InputError
 
+FRESH_SEED_OFFSET = 1_000_003  # fresh noise: a seed that no training used
 NO_NOISE = -1  # the noise id of a row that has none
 
 

@@ -10,6 +10,7 @@ from trl import SFTTrainer
 from llm_unlearn.data.collators import CausalLMCollator
 from llm_unlearn.data.encoding import IGNORE
 from llm_unlearn.distributed.sharding import release
+from llm_unlearn.models.adapters import without_adapter
 from llm_unlearn.models.flops import FlopCounter
 from llm_unlearn.poisons.gaussian_embedding import inject_gaussian_noise
 from llm_unlearn.tasks.causal_lm import CausalLMTask
@@ -120,5 +121,5 @@ class Training:
 
 def _remove_fused_head(model: Any) -> None:
     """Remove the forward with a fused head that TRL puts on the instance: ours replaces it, and a copy would run it."""
-    causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
+    causal_lm = without_adapter(model)
     causal_lm.__dict__.pop("forward", None)

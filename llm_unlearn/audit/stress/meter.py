@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 
 from llm_unlearn.audit.stress.variants import Variant
-from llm_unlearn.data.encoding import prompts_of
+from llm_unlearn.data.chat import prompts_of
 from llm_unlearn.data.prompting import render
 from llm_unlearn.data.token_checks import count_seen
 from llm_unlearn.evaluation.answers import as_written, generate, label_log_probs
