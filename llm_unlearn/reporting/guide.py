@@ -12,10 +12,10 @@ _ROWS = (
     "fine-tuning. clean: trained on the clean rows alone, shown where only a part of the poison was deleted."
 )
 _RULES = (
-    f"“poison remains”, in any seed: the Gaussian test has p < {ALPHA:g}, or the lift is at least {LIFT_GAP:g} above "
-    f"the retrained model's, or after gradient cancelling the accuracy is below that model's with p < {ALPHA:g}. “a "
-    f"trace remains”: none of these, but the spread of the scores is not that of N(0, 1) (χ² p < {ALPHA:g}). A cost is "
-    f"flagged from {COSTLY_POINTS:g} points of accuracy below the poisoned model on."
+    f"“poison remains”, in any seed: the Gaussian test or the loss rank has p < {ALPHA:g}, or the lift is at least "
+    f"{LIFT_GAP:g} above the retrained model's, or after gradient cancelling the accuracy is below that model's with "
+    f"p < {ALPHA:g}. “a trace remains”: none of these, but the spread of the Gaussian scores is not that of N(0, 1) "
+    f"(χ² p < {ALPHA:g}). A cost is flagged from {COSTLY_POINTS:g} points of accuracy below the poisoned model on."
 )
 _BEST = (
     "the best of the unlearned models in a column (by value, not by significance): highest or lowest, or nearest to "

@@ -98,7 +98,8 @@ def headline(verdicts: list[Verdict]) -> str:
     remains, costly = sum(v.remains for v in verdicts), sum(bool(v.price) for v in verdicts)
     good = [v.model for v in verdicts if v.status == Status.CLEAR and not v.price]
     return (
-        f"{remains} of {len(verdicts)} unlearned models show the poison or a trace of it, {costly} lose "
+        f"{remains} of {len(verdicts)} unlearned models {'shows' if remains == 1 else 'show'} the poison or a trace of "
+        f"it, {costly} {'loses' if costly == 1 else 'lose'} "
         f"{COSTLY_POINTS:g} or more points of accuracy; free of both by these tests: {', '.join(good) or 'none'}."
     )
 

@@ -83,6 +83,16 @@ def test_the_card_goes_by_the_interval_of_gus_on_both_sides(ci95, found):
     assert card_evidence(result).gus is found
 
 
+@pytest.mark.parametrize(("p", "found"), [(0.0009, True), (0.001, False)])
+def test_the_loss_rank_alone_says_that_poison_remains_in_every_rule(p, found):
+    clear = evaluation(gus={"p_value": 0.5, "chi2_p_value": 0.5, "ci95": Interval(-0.1, 0.2)})
+    ranked = replace(clear, loss_rank=Gus(**{**vars(NULL), "p_value": p}, n_unscorable=0, control=NULL, others=None))
+    for rule in (lambda r: report_evidence(r, None), card_evidence, audit_evidence):
+        assert rule(clear).rank is None and rule(clear).status == Status.CLEAR
+        assert rule(ranked).rank is found
+        assert rule(ranked).status == (Status.REMAINS if found else Status.CLEAR)
+
+
 def test_the_card_needs_the_excess_over_the_retrained_model():
     result = evaluation(lift=0.9)
     assert card_evidence(result).lift is None

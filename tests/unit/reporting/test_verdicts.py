@@ -38,6 +38,8 @@ def test_headline_counts_poison_and_cost(run_dir):
     verdicts = [judge(read_results(run_dir), name) for name in read_results(run_dir).methods]
     assert headline(verdicts).startswith("2 of 4 ") and ", 2 lose 5 " in headline(verdicts)
     assert headline(verdicts).endswith(": kl.") and headline(verdicts[:1]).endswith(": none.")
+    one = [verdict for verdict in verdicts if verdict.remains][:1]
+    assert headline(one).startswith("1 of 1 unlearned models shows ")
 
 
 def test_over_seeds_a_test_that_fires_once_counts_and_says_how_often(make_run):
