@@ -47,7 +47,7 @@ def comparisons_section(results: Results) -> Section | None:
     note = (
         f"p-values of unlearned models: {len(found)}; below {LEVEL:g}: {before}; {MARK} after Holm's correction over "
         f"all of them: {survivors}. A cell says in how many seeds. A finding is a trace of the poison (GUS, spread, "
-        "loss rank, lift) or of the rows (membership); none is no proof of absence. Tests are two-sided: a lift far below "
-        "the retrained model's counts too."
+        "loss rank, lift) or of the rows (membership); none is no proof of absence. Tests are two-sided: a lift far "
+        "below the retrained model's counts too."
     )
     return Section("How many tests, and what survives", note, [Table([(test, "") for test in present], rows)])
