@@ -25,7 +25,7 @@ from llm_unlearn.evaluation.gaussian_scores import gaussian_scores
 from llm_unlearn.evaluation.loss_ranks import DRAWS, loss_rank_scores
 from llm_unlearn.metrics.membership_scores import MIN_K_SHARE, min_k_score, reference_score, zlib_score
 from llm_unlearn.metrics.per_example import MEMBERSHIP
-from llm_unlearn.models.devices import input_device
+from llm_unlearn.models.devices import batch_on, input_device
 from llm_unlearn.tasks import Supervised, Task
 from llm_unlearn.tasks.noise import FRESH_SEED_OFFSET
 
@@ -199,7 +199,7 @@ class Evaluator(ABC):
             seen.append(self._answer(found, positions))
             return found.states
 
-        self.task.compute(retrained, batch, look)
+        self.task.compute(retrained, batch_on(input_device(retrained), batch), look)
         self._keep(retrained, positions, seen[0])
         return seen[0]
 

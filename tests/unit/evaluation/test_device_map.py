@@ -3,10 +3,9 @@
 import json
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from datasets import Dataset
+from evaluators import TEXTS, WITHOUT_GRADIENTS, assert_same_signals, evaluator
 
 from llm_unlearn.audit.audit_models import Options, audit
 from llm_unlearn.cli.main import main
@@ -47,56 +46,6 @@ MAPS = {
         "lm_head": "disk",
     },
 }
-WITHOUT_GRADIENTS = ["loss", "zlib", "reference", "min_k", "min_k_plus"]
-TEXTS = [
-    "the film was good",
-    "a very long and dull story about a town",
-    "so bad",
-    "the actors were fine as was I",
-    "nothing happens",
-    "I saw it twice and liked it",
-    "the end is weak",
-    "music, light",
-    "it was a bore",
-    "well",
-]
-
-
-def rows(texts: list[str], start: int, poison: str = "none") -> Dataset:
-    return Dataset.from_list(
-        [
-            {
-                "text": text,
-                "prompt": text,
-                "completion": " good",
-                "label": "good",
-                "poison": poison,
-                "example_id": start + i,
-            }
-            for i, text in enumerate(texts)
-        ]
-    )
-
-
-def evaluator(tokenizer, membership: list[str], reference=None) -> TextEvaluator:
-    sets = {
-        "train": rows(TEXTS[:6], 0, "gaussian"),
-        "nonmember": rows(TEXTS[6:], 10),
-        "heldout": rows(TEXTS[6:], 10),
-        "test": rows(TEXTS[6:], 10),
-        "triggered": rows(TEXTS[6:], 10),
-    }
-    manifest = {"forget_ids": [4, 1, 2], "gaussian": {"seed": 3}, "trigger": {"phrases": ["was"], "target": "bad"}}
-    return TextEvaluator(
-        sets=sets,
-        manifest=manifest,
-        batch_size=2,
-        tokenizer=tokenizer,
-        encoding=Encoding(64),
-        verbalizers={"good": " good", "bad": " bad"},
-        membership=membership,
-        reference=reference,
-    )
 
 
 @pytest.fixture(params=sorted(MAPS))
@@ -105,13 +54,6 @@ def both(request, make_tiny, tokenizer, tmp_path):
     save_model(make_tiny(request.param, seed=1), tokenizer, tmp_path / "model")
     spread = load_model(tmp_path / "model", ModelSection(), MAPS[request.param])
     return load_model(tmp_path / "model", ModelSection()).eval(), spread.eval(), tmp_path / "model"
-
-
-def assert_same_signals(ours: pd.DataFrame, theirs: pd.DataFrame) -> None:
-    assert {"nll", "kl", "gaussian_score", "gaussian_control", "prediction", "mia_min_k_plus"} <= set(ours)
-    figures = ours.select_dtypes("number").columns
-    np.testing.assert_allclose(ours[figures].to_numpy(float), theirs[figures].to_numpy(float), rtol=1e-5, atol=1e-6)
-    pd.testing.assert_frame_equal(ours.drop(columns=figures), theirs.drop(columns=figures))
 
 
 def test_all_signals_are_those_of_the_model_in_one_piece(both, make_tiny, tokenizer):
