@@ -19,6 +19,7 @@ import torch
 from llm_unlearn.config.sections import MembershipAttack
 from llm_unlearn.distributed.processes import ALONE, Processes
 from llm_unlearn.errors import InputError
+from llm_unlearn.evaluation.arithmetic import FLOAT32, Arithmetic, in_its_arithmetic
 from llm_unlearn.evaluation.attack_signals import check_differentiable, gradient_norms, token_statistics
 from llm_unlearn.evaluation.batches import batches, scatter
 from llm_unlearn.evaluation.gaussian_scores import gaussian_scores
@@ -48,6 +49,7 @@ class Evaluator(ABC):
         min_k_share: the share of an example's tokens that Min-K % and Min-K %++ look at.
         reference: loads the model that calibrates the attack `reference`, one that never saw the rows to be forgotten;
             without it that attack is left out.
+        arithmetic: the precision that models are run in.
         processes: share the rows; each gets all results.
     """
 
@@ -60,6 +62,7 @@ class Evaluator(ABC):
     min_k_share: float = MIN_K_SHARE
     loss_rank_draws: int = DRAWS
     reference: Callable[[], Any] | None = None
+    arithmetic: Arithmetic = FLOAT32
     processes: Processes = ALONE
 
     def __post_init__(self) -> None:
@@ -122,6 +125,7 @@ class Evaluator(ABC):
 
     # ---- what is measured
 
+    @in_its_arithmetic
     def signals(self, model: Any, retrained: Any = None, is_oracle: bool = False) -> "pd.DataFrame":
         """The per-example table of a model.
 
@@ -207,6 +211,7 @@ class Evaluator(ABC):
         if answer.head is not None:  # hidden states, of which logits are made in chunks; all logits may be too large
             self._oracle.setdefault(retrained, {})[positions[0]] = answer
 
+    @in_its_arithmetic
     def answers(self, model: Any, name: str, rows: "Dataset") -> "pd.DataFrame":
         """Predictions, and whether they are the attacker's target."""
         frame = self._frame(name, rows)
@@ -216,6 +221,7 @@ class Evaluator(ABC):
         """{"nll", "nll_sum", "n_positions"} of each row over its supervised positions."""
         return self.losses_of(model, self.encoded[name])
 
+    @in_its_arithmetic
     @torch.no_grad()
     def losses_of(self, model: Any, rows: list[dict]) -> dict[str, np.ndarray]:
         """`losses` of encoded rows."""

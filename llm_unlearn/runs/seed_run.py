@@ -17,6 +17,8 @@ from llm_unlearn.runs.stages import Stage
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from llm_unlearn.evaluation.arithmetic import Arithmetic
+
 
 @contextlib.contextmanager
 def made_by_run(folder: Path) -> Iterator[None]:
@@ -95,6 +97,11 @@ class SeedRun(ABC):
     @abstractmethod
     def train_rows(self) -> "Dataset":
         """The corrupted training rows, as a trainer takes them."""
+
+    @property
+    @abstractmethod
+    def arithmetic(self) -> "Arithmetic":
+        """The precision of the evaluation."""
 
     @property
     @abstractmethod

@@ -227,8 +227,8 @@ IMAGES = {
 @pytest.mark.parametrize(
     ("tree", "sha256"),
     [
-        (WHOLE_RECIPE, "6ac15ed70138b23035d3a336ded429c1aa0995f2531016635410109bdf2d0cc7"),
-        (IMAGES, "8adf5563e97ef7d1c2c1419b7d6d36d453c31b034c0b15a96c9f63136832b5a5"),
+        (WHOLE_RECIPE, "be8d7e2ef2ef70eceefee517ca9563f08deb10b3e034ed78794928df60473043"),
+        (IMAGES, "cd495e4b367e8395b11dfa2c461400c60b88a88a66507458ba9cdda85a86982e"),
     ],
 )
 def test_a_recipe_has_the_fingerprint_that_finished_runs_were_made_with(tree, sha256):

@@ -195,7 +195,7 @@ class TestOptions:
         with pytest.raises(InputError, match=r"evaluate\.device_map: auto.* 2 processes.*one process"):
             load_model(both[2], ModelSection(), "auto")
 
-    @pytest.mark.parametrize("given", [[], ["--device-map", "auto"]])
+    @pytest.mark.parametrize("given", [[], ["--device-map", "auto", "--bf16"]])
     def test_of_an_audit(self, both, tmp_path, loads, given, capsys):
         folder = both[2]
         for name in ("train", "test"):
@@ -214,8 +214,9 @@ class TestOptions:
         assert main(arguments) == 0, capsys.readouterr().err
         assert loads == ["auto" if given else None]
         found = json.loads(capsys.readouterr().out)
+        assert {result["precision"] for result in found.values()} == {"bfloat16" if given else "float32"}
         loads.clear()
-        options = Options(device_map="auto")
+        options = Options(device_map="auto", bf16=bool(given))
         results = audit([str(folder)], str(tmp_path / "poison.json"), options)
         assert {name: result.to_json() for name, result in results.items()} == found
         assert loads == ["auto"]

@@ -61,9 +61,10 @@ def test_all_of_evaluation_is_that_of_a_cpu(architecture, lora, make_tiny, token
         both = spread(model)
         both = with_adapter(both, tmp_path).eval() if lora else both
         assert is_spread(both) and {str(p.device) for p in both.parameters()} == {"cuda:0", "cuda:1"}
-        other = spread(oracle, first=1)  # its inputs go to the other device
-        measure = evaluator(tokenizer, ATTACKS, reference=lambda: other)
-        ours = measure.signals(both, other)
+        lone = copy.deepcopy(oracle).to("cuda:1")  # whole, and not where the model's inputs are
+        measure = evaluator(tokenizer, ATTACKS, reference=lambda: lone)
+        ours = measure.signals(both, lone)
+        other = spread(oracle, first=1)
         assert generate(both, tokenizer, TEXTS[:5], Encoding(64), 6, batch_size=3) == said and any(said)
         assert np.allclose(measure.signals(other, both)["kl"], divergences, rtol=1e-4, atol=1e-6, equal_nan=True)
     assert_same_signals(ours, theirs)
