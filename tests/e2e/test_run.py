@@ -12,15 +12,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from scipy import stats
 
 from llm_unlearn.cli.main import main
+from llm_unlearn.config.recipe import load_recipe
 from llm_unlearn.evaluation.summarize import summarize
 from llm_unlearn.metrics.results import Cost, Identity
+from llm_unlearn.runs.language_run import LanguageRun
 
 pytestmark = pytest.mark.e2e
 
+CLEAN_STEPS = 3
 METHODS = {"gradient_descent": None, "kl": None}
 RECIPE = {
     "name": "tiny",
@@ -55,6 +59,7 @@ RECIPE = {
     },
     "train": {"epochs": 2, "batch_size": 8, "save_steps": 5},
     "unlearn": {"budgets": [0.5], "batch_size": 4, "save_steps": 2, "methods": METHODS},
+    "evaluate": {"clean_steps": CLEAN_STEPS},
 }
 MODELS = ["base", "poisoned", "retrained", *METHODS]
 
@@ -127,9 +132,8 @@ def test_every_metric_can_be_recomputed_without_a_model(finished):
         signals = pd.read_parquet(run_dir / "evaluation" / f"{name}.parquet")
         identity = Identity(**{k: result[k] for k in ("model", "kind", "method", "budget", "seed", "recipe")})
         cost = Cost(**result["cost"], seconds=0.0)
-        again = json.loads(
-            json.dumps(summarize(signals, identity, cost, None if name == "retrained" else retrained).to_json())
-        )
+        oracle, steps = None if name == "retrained" else retrained, CLEAN_STEPS
+        again = json.loads(json.dumps(summarize(signals, identity, cost, oracle, steps).to_json()))
         del again["cost"]["seconds"]
         assert again == result
         # and a few by hand
@@ -143,6 +147,37 @@ def test_every_metric_can_be_recomputed_without_a_model(finished):
         assert result["utility"]["perplexity"] == pytest.approx(
             np.exp(test["nll_sum"].sum() / test["n_positions"].sum())
         )
+
+
+def test_the_poison_is_tested_again_after_clean_steps(finished):
+    """Against the model trained by hand: AdamW at the training's rate on rows that are neither poisoned nor deleted."""
+    run_dir, recipe = finished
+    found = results(run_dir)
+    assert {name for name, result in found.items() if result["later"]} == {"retrained", *METHODS}
+    assert all(found[name]["later"]["steps"] == CLEAN_STEPS for name in METHODS)
+    assert found["kl"]["later"]["attack"]["excess"] and not found["retrained"]["later"]["attack"]["excess"]
+    run = LanguageRun(load_recipe(recipe), 0, run_dir, quiet=True)
+    model, rows = run.model("unlearned/kl"), run.clean_rows()
+    forget = set(run.manifest["forget_ids"])
+    assert len(rows) == 80 - 24 and not forget & set(rows["example_id"]) and set(rows["poison"]) == {"none"}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
+    order = np.random.default_rng([0, 9]).permutation(len(rows))
+    for step in range(CLEAN_STEPS):
+        nll, count = 0.0, 0
+        for i in order[8 * step : 8 * step + 8]:
+            ids, labels = (torch.tensor(rows[int(i)][name]) for name in ("input_ids", "labels"))
+            logits = model(ids[None]).logits[0, :-1]
+            nll = nll + torch.nn.functional.cross_entropy(logits, labels[1:], reduction="sum", ignore_index=-100)
+            count += int((labels[1:] != -100).sum())
+        optimizer.zero_grad()
+        (nll / count).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    ours = run.evaluator.canaries(model.eval())
+    table = pd.read_parquet(run_dir / "evaluation" / "kl.parquet")
+    theirs = table[table["set"] == "later_canary"]
+    assert np.allclose(ours["gaussian_score"], theirs["gaussian_score"], atol=2e-3)
+    assert not np.allclose(ours["gaussian_score"], table[table["set"] == "canary"]["gaussian_score"], atol=2e-2)
 
 
 def test_running_again_skips_everything_and_changes_nothing(finished, capsys):

@@ -64,6 +64,7 @@ LANGUAGE: dict[str, tuple[float, float, float, float]] = {
     "unlearn.learning_rate": (0, 1e-9, 1000, 1001),
     "evaluate.min_k_share": (0, 1e-9, 1, 1.1),
     "evaluate.loss_rank_draws": (-1, 0, 9999, 10_000),
+    "evaluate.clean_steps": (-1, 0, 100_000, 100_001),
     "analysis.sizes[]": (0, 1e-9, 1, 1.1),
     "stress.relearn_learning_rate": (0, 1e-9, 1000, 1001),
     "stress.temperatures[]": (0, 0.01, 1e6, 1e7),
@@ -97,7 +98,7 @@ VISION: dict[str, tuple[float, float, float, float]] = {
         for field, bounds in LANGUAGE.items()
         if field.removeprefix("data.") in ("train_size", "heldout_size", "test_size")
         or field.startswith("train.")
-        or field in ("evaluate.batch_size", "evaluate.loss_rank_draws")
+        or field in ("evaluate.batch_size", "evaluate.loss_rank_draws", "evaluate.clean_steps")
     },
 }
 MANIFEST: dict[str, tuple[float, float, float, float]] = {

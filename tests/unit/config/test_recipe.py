@@ -227,8 +227,8 @@ IMAGES = {
 @pytest.mark.parametrize(
     ("tree", "sha256"),
     [
-        (WHOLE_RECIPE, "6ac15ed70138b23035d3a336ded429c1aa0995f2531016635410109bdf2d0cc7"),
-        (IMAGES, "8adf5563e97ef7d1c2c1419b7d6d36d453c31b034c0b15a96c9f63136832b5a5"),
+        (WHOLE_RECIPE, "839f2ee37f731f0712f3d7355a5e636602ca3ff78614caee012641aa3f8ee8f7"),
+        (IMAGES, "562298581c7b99bdf52a8007cc68af84a3a335edd1a1870b13abd1a17c303132"),
     ],
 )
 def test_a_recipe_has_the_fingerprint_that_finished_runs_were_made_with(tree, sha256):
