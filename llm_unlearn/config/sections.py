@@ -216,6 +216,11 @@ class TrainSection(Section):
     """compute in bfloat16 (autocast), while unlearning too"""
     save_steps: Count = 200
     """how often a checkpoint is written, for resuming"""
+    completion_weight: NotNegative = 0.0
+    """w; adds w times the mean loss of the answer's tokens to a row's mean loss: one label token among 70 of text would
+    hardly be learnt"""
+    keep_steps: Distinct[Count] = Field(default=[])
+    """steps after which the poisoned model is kept, in `poisoned/step-N`; `from_step` of `rewind` begins at one"""
 
     def check_rules(self) -> None:
         check_batch(self)

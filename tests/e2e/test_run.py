@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from scipy import stats
 
 from llm_unlearn.cli.main import main
@@ -25,7 +26,7 @@ from llm_unlearn.runs.language_run import LanguageRun
 pytestmark = pytest.mark.e2e
 
 CLEAN_STEPS = 3
-METHODS = {"gradient_descent": None, "kl": None}
+METHODS = {"gradient_descent": None, "kl": None, "rewind": {"from_step": 3}}
 RECIPE = {
     "name": "tiny",
     "seeds": [0],
@@ -57,7 +58,7 @@ RECIPE = {
         "trigger": {"phrases": ["James Bond"], "target": "positive", "fraction": 0.1},
         "gaussian": {"fraction": 0.2, "epsilon": 0.1},
     },
-    "train": {"epochs": 2, "batch_size": 8, "save_steps": 5},
+    "train": {"epochs": 2, "batch_size": 8, "save_steps": 5, "keep_steps": [3]},
     "unlearn": {"budgets": [0.5], "batch_size": 4, "save_steps": 2, "methods": METHODS},
     "evaluate": {"clean_steps": CLEAN_STEPS},
 }
@@ -100,6 +101,21 @@ def test_every_file_of_a_run_is_there(finished):
         assert (run_dir / folder / "model.safetensors").is_file()
     leftovers = [p for p in run_dir.rglob("*") if "partial" in p.name or p.suffix in (".bin", ".pt", ".pkl")]
     assert leftovers == []
+
+
+def test_a_method_starts_at_an_early_model_that_was_kept(finished, capsys):
+    """An option changed runs the method alone again; a step more to keep runs the training again, and no method."""
+    run_dir, recipe = finished
+    early, last = (load_file(run_dir / "poisoned" / part / "model.safetensors") for part in ("step-3", ""))
+    assert any(not torch.equal(early[name], last[name]) for name in early)
+    costs = json.loads((run_dir / "poisoned" / "cost.json").read_text())
+    assert main(["unlearn", str(recipe), "train.keep_steps=[3, 7]"]) == 0
+    output = capsys.readouterr().out
+    assert "poisoned: running" in output and "retrained: done before" in output and "rewind: done before" in output
+    assert (run_dir / "poisoned" / "step-7" / "config.json").is_file()
+    again = load_file(run_dir / "poisoned" / "step-3" / "model.safetensors")
+    assert all(torch.equal(early[name], again[name]) for name in early)
+    assert json.loads((run_dir / "poisoned" / "cost.json").read_text())["flops"] == costs["flops"]
 
 
 def test_the_schema_of_an_evaluation(finished):

@@ -102,6 +102,7 @@ class TestOverrides:
             "train={batch_size: 2000, gradient_accumulation_steps: 1000}",
             "train.gradient_accumulation_steps: .* 2000000 rows",
         ),
+        ("train={epochs: 2, batch_size: 16, keep_steps: [14, 15]}", r"train.keep_steps: .*15.* 14; take it out"),
         ("seeds=[-1]", r"seeds\[0\]: expected .*\[0, 2³¹\), found -1"),
         ("seeds=[1.5]", r"seeds\[0\]: expected a whole number .*found 1.5"),
         ("model.path=", "model.path: give a hub id or folder, or an `architecture`"),
@@ -227,7 +228,7 @@ IMAGES = {
 @pytest.mark.parametrize(
     ("tree", "sha256"),
     [
-        (WHOLE_RECIPE, "839f2ee37f731f0712f3d7355a5e636602ca3ff78614caee012641aa3f8ee8f7"),
+        (WHOLE_RECIPE, "7a6a75269b2c6722c6a72cce2909a90955a2bab0713824f29a4baf836317ac63"),
         (IMAGES, "562298581c7b99bdf52a8007cc68af84a3a335edd1a1870b13abd1a17c303132"),
     ],
 )
