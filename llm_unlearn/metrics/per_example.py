@@ -53,6 +53,7 @@ COLUMNS = (
     Column("loss_rank", REAL, ("canary",), "rank of the loss at x + ξ among fresh noises, N(0, 1) without a trace"),
     Column("loss_rank_control", REAL, ("canary",), "the same of fresh noise, N(0, 1) on every model"),
     Column("deleted", FLAG, ("canary",), "whether the canary is in the forget set"),
+    Column("hidden", FLAG, ("canary",), "whether it is there as plain text, its noise unknown to the method"),
 )
 
 

@@ -61,7 +61,9 @@ class Meter:
         return figures
 
     def gus(self, model: Any) -> dict[str, Any] | None:
-        """The Gaussian test on the deleted canaries; None without any, or if no gradient is left."""
+        """The Gaussian test on the deleted canaries, on those alone that are hidden where some are; None without any,
+        or if no gradient is left.
+        """
         if not self._deleted:
             return None
         evaluator, seeds = self.evaluator, [self.evaluator.manifest["gaussian"]["seed"]]
@@ -72,10 +74,10 @@ class Meter:
 
     @cached_property
     def _deleted(self) -> list[dict]:
-        if not self.evaluator.manifest["gaussian"]:
+        if not (gaussian := self.evaluator.manifest["gaussian"]):
             return []
-        forget = set(self.evaluator.manifest["forget_ids"])
-        return [row for row in self.evaluator.encoded["canary"] if row["example_id"] in forget]
+        reported = set(gaussian.get("hidden_ids") or self.evaluator.manifest["forget_ids"])
+        return [row for row in self.evaluator.noisy_canaries if row["example_id"] in reported]
 
     def variants(self, model: Any, variants: list[Variant]) -> list[dict[str, Any]]:
         """Measure the attack with each variant of the trigger, on the same examples.
