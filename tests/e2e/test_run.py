@@ -175,7 +175,7 @@ def test_dry_run_knows_what_is_done_and_writes_nothing(finished, capsys):
     plan = json.loads(capsys.readouterr().out)
     done = {entry["stage"]: entry["done"] for entry in plan["stages"]}
     assert done["poison"] and not done["poisoned"] and not done["unlearned/kl"]
-    assert plan["sizes"]["forget"] == 24 and plan["sizes"]["canaries"] == 16
+    assert plan["sizes"]["forget"] == 24 and plan["sizes"]["canaries"] == 2 * plan["sizes"]["hidden_canaries"] == 16
     assert plan["memory_bytes"]["total"] > plan["memory_bytes"]["weights"] > 0
     assert main(["run", str(recipe), "--dry-run", "train.epochs=3"]) == 0
     assert capsys.readouterr().out == plan["text"] + "\n"

@@ -15,6 +15,7 @@ from llm_unlearn.data.synthetic import synthetic_texts
 from llm_unlearn.distributed.topology import Topology
 from llm_unlearn.doctor import token_findings as tokens
 from llm_unlearn.doctor.adapter_findings import check_adapter, check_gradients, weights_without_gradient
+from llm_unlearn.doctor.canary_findings import check_canaries
 from llm_unlearn.doctor.diagnose import as_text, diagnose
 from llm_unlearn.doctor.finding import size_text
 from llm_unlearn.doctor.machine_findings import (
@@ -81,6 +82,33 @@ def recipe(tmp_path, **changes):
 
 def levels(findings, check=None):
     return [finding.level for finding in findings if check in (None, finding.check)]
+
+
+# ---- canaries
+
+
+@pytest.mark.parametrize(
+    ("gaussian", "unlearn", "level", "words"),
+    [
+        ({"fraction": 0.8}, {}, "warning", ["16 of 32", f"{4.132 / 4:.2f}", "214"]),
+        ({"fraction": 0.9}, {}, "ok", ["18 of 36", f"{4.132 / 18**0.5:.2f}"]),
+        ({"fraction": 0.9}, {"forget_fraction": 0.5}, "warning", ["9 of 18"]),
+        ({"fraction": 0.9, "audit_share": 1.0}, {"forget_fraction": 0.5}, "ok", ["18 of 18"]),
+        ({"fraction": 0.9, "audit_share": 0.0}, {}, "warning", ["none of 36", "looks clean"]),
+    ],
+)
+def test_only_hidden_canaries_count(tmp_path, gaussian, unlearn, level, words):
+    methods = {"batch_size": 4, "methods": {"gradient_ascent": None}}
+    made = recipe(tmp_path, poison={"gaussian": {"epsilon": 0.1, **gaussian}}, unlearn=methods | unlearn)
+    (finding,) = check_canaries(made)
+    assert finding.level == level and bool(finding.remedy) == (level == "warning")
+    assert all(word in f"{finding.what} {finding.remedy}" for word in words), finding
+
+
+def test_without_canaries_or_where_a_file_names_the_deleted_rows_nothing_is_said_of_them(tmp_path):
+    trigger = {"trigger": {"target": "positive", "fraction": 0.1}}
+    named = {"methods": {"gradient_ascent": None}, "forget_ids": [1, 2]}
+    assert check_canaries(recipe(tmp_path, poison=trigger)) == check_canaries(recipe(tmp_path, unlearn=named)) == []
 
 
 # ---- versions
