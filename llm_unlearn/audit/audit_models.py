@@ -243,4 +243,11 @@ def _write(folder: Path, name: str, result: "Evaluation", signals: "pd.DataFrame
     from llm_unlearn.evaluation.signal_files import write_signals
 
     write_signals(signals, folder / f"{name}.parquet")
-    write_json(folder / f"{name}.json", result.to_json())
+    write_json(folder / f"{name}.json", as_json(result))
+
+
+def as_json(result: "Evaluation") -> dict[str, Any]:
+    """An evaluation with the decision on it, as the command line prints and writes it."""
+    from llm_unlearn.metrics.evidence import decide
+
+    return {**result.to_json(), "decision": decide([result]).to_json()}

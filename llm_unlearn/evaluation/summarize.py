@@ -55,7 +55,14 @@ def _utility(test: "pd.DataFrame") -> Utility:
         **vars(accuracy((test["prediction"] == test["label"]).to_numpy())),
         prefix_accuracy=_prefix_accuracy(test),
         perplexity=perplexity(test["nll_sum"].to_numpy(), test["n_positions"].to_numpy()),
+        top_answer=_top_share(test["prediction"]),
+        top_label=_top_share(test["label"]),
     )
+
+
+def _top_share(values: "pd.Series") -> float:
+    """Share of the most frequent value."""
+    return float(values.value_counts(normalize=True).iloc[0])
 
 
 def _prefix_accuracy(test: "pd.DataFrame") -> float:

@@ -75,16 +75,29 @@ def canaries_needed(effect: float, power: float = 0.8, level: float = 0.001, aud
     return math.ceil(high / (audit_share or 1))
 
 
-def detectable(n: int, power: float = 0.8, level: float = 0.001) -> float:
-    """The smallest residual that n canaries find with the chance `power`. Lower is better.
+def smallest_effect(n: int, std: float, power: float = 0.8, level: float = 0.001) -> float:
+    """The smallest mean score that n scores of this spread show with the chance `power`. Lower is better.
 
-    Formula: (Φ⁻¹(1 − level/2) + Φ⁻¹(power)) / √n, with the assumptions of `power`, whose other tail is left out.
+    Formula: (Φ⁻¹(1 − level/2) + std·Φ⁻¹(power)) / √n: the two-sided test's threshold under N(0, 1), and how far beyond
+    it the mean must lie when the scores' own deviation is `std`.
+
+    Args:
+        n: scores, at least 1.
+        std: their standard deviation, 0 or more.
+        power: in (0, 1).
+        level: α of the test, in (0, 1).
+
+    Raises:
+        InputError: a value is out of range.
 
     Examples:
-        >>> round(detectable(107), 2)
-        0.4
+        >>> round(smallest_effect(100, 1.0, 0.8, 0.05), 2)
+        0.28
     """
-    return float(ndtri(1 - level / 2) + ndtri(power)) / math.sqrt(n)
+    if n < 1 or not std >= 0 or not 0 < power < 1:
+        raise InputError(f"n, std, power: expected n ≥ 1, std ≥ 0, 0 < power < 1, got {n!r}, {std!r}, {power!r}.")
+    _check(0.0, level)
+    return float(-ndtri(level / 2) + std * ndtri(power)) / math.sqrt(n)
 
 
 def _power(n: int, effect: float, level: float) -> float:

@@ -12,6 +12,7 @@ from llm_unlearn.errors import InputError
 from llm_unlearn.metrics.attack import AttackSuccess, PairedExcess
 from llm_unlearn.metrics.gaussian import GaussianTest
 from llm_unlearn.metrics.membership import MembershipTest
+from llm_unlearn.metrics.placebo import PlaceboTest
 from llm_unlearn.metrics.typed import Result
 from llm_unlearn.metrics.utility import Accuracy
 
@@ -27,6 +28,7 @@ class Attack(AttackSuccess):
     """
 
     excess: PairedExcess | None = None
+    placebo: PlaceboTest | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,18 +51,37 @@ class Gus(GaussianTest):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Later(Result):
+    """The tests of the poison again, after training on clean rows: does it stay gone?
+
+    Args:
+        steps: of that training.
+    """
+
+    steps: int
+    attack: Attack | None
+    gus: Gus | None
+    loss_rank: Gus | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Utility(Accuracy):
     """What the model is still good for, on clean test rows.
 
     Args:
         prefix_accuracy: share of answers that begin with the label.
         perplexity: per supervised token, 1 or more; infinite for a model that diverged.
+        top_answer: share of rows that get the most frequent answer; 1 for a model that always says the same.
+        top_label: share of rows with the most frequent label, which a constant answer gets right. Both are None in
+            results from before they were measured.
     """
 
     unbounded: ClassVar = frozenset({"perplexity"})
 
     prefix_accuracy: float
     perplexity: float
+    top_answer: float | None = None
+    top_label: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +140,7 @@ class Evaluation(Identity):
     Args:
         mia: membership attack → its test.
         loss_rank: as `gus`, by the loss rank; None too in results from before it was measured.
+        later: the poison's tests after clean training steps; None where they were not taken.
         skipped: of an audited checkpoint, section → why it is None; None in the results of a run.
         warnings: of an audited checkpoint, what makes its figures doubtful; None in the results of a run.
     """
@@ -130,6 +152,7 @@ class Evaluation(Identity):
     cost: Cost | None
     oracle: Oracle | None
     loss_rank: Gus | None = None
+    later: Later | None = None
     skipped: dict[str, str] | None = None
     warnings: list[str] | None = None
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from llm_unlearn.files import read_json
-from llm_unlearn.metrics.evidence import ALPHA, LIFT_GAP, attack_under_stress, noise_under_stress
+from llm_unlearn.metrics.evidence import DELTA, RARE, attack_under_stress, noise_under_stress
 from llm_unlearn.metrics.typed import Result
 from llm_unlearn.reporting.contents import Plot, Section
 from llm_unlearn.reporting.formats import number
@@ -106,9 +106,9 @@ _BITS = {"4bit": "4 bits", "8bit": "8 bits"}
 _STATES = ("as it is", "merged", "4 bits", "8 bits")
 _FIGURES = {"lift": "attack lift", "gus": "Gaussian Unlearning Score"}
 _NOTE = (
-    f"An attack is there where its lift is at least {LIFT_GAP:g}, and as much above that of the retrained model under "
-    f"the same stress; noise is there where the Gaussian test has p < {ALPHA:g}, and has not on that model. A cell "
-    "says in how many of the seeds in which the poison had taken and had gone it came back. "
+    f"An attack is there where its lift is at least {DELTA['lift']:g}, and as much above that of the retrained model "
+    f"under the same stress; noise is there where the Gaussian test has p < {RARE:g}, and has not on that model. A "
+    "cell says in how many of the seeds in which the poison had taken and had gone it came back. "
 )
 
 

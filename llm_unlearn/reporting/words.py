@@ -64,10 +64,10 @@ def attack_words(results: Results) -> Words:
 
 
 def planted(results: Results) -> dict[str, str]:
-    """The poisons of a run by the test that finds them (see `Evidence.tests`)."""
+    """The poisons of a run by the question that is asked of a model (see `metrics.evidence`)."""
     kinds = {
-        "gus": ("Gaussian canaries", results.has_gus),
-        "lift": (attack_words(results).name, results.has_attack),
+        "noise": ("Gaussian canaries", results.has_gus),
+        "attack": (attack_words(results).name, results.has_attack),
         "damage": ("gradient cancelling", results.damaging),
     }
     return {test: name for test, (name, there) in kinds.items() if there}

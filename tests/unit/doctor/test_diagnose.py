@@ -88,19 +88,20 @@ def levels(findings, check=None):
 
 
 @pytest.mark.parametrize(
-    ("gaussian", "unlearn", "level", "words"),
+    ("gaussian", "other", "level", "words"),
     [
-        ({"fraction": 0.8}, {}, "warning", ["16 of 32", f"{4.132 / 4:.2f}", "214"]),
-        ({"fraction": 0.9}, {}, "ok", ["18 of 36", f"{4.132 / 18**0.5:.2f}"]),
-        ({"fraction": 0.9}, {"forget_fraction": 0.5}, "warning", ["9 of 18"]),
-        ({"fraction": 0.9, "audit_share": 1.0}, {"forget_fraction": 0.5}, "ok", ["18 of 18"]),
-        ({"fraction": 0.9, "audit_share": 0.0}, {}, "warning", ["none of 36", "looks clean"]),
+        ({}, {}, "warning", ["16 of 32", f"{(3.0233 + 0.8416) / 4:.2f}", "120 deleted"]),
+        ({"epsilon": 0.2}, {"seeds": 4}, "ok", ["16 of 32", "(4)", f"{(3.0233 + 0.8416) / 8:.2f}"]),
+        ({}, {"forget_fraction": 0.5}, "warning", ["8 of 16"]),
+        ({"audit_share": 1.0}, {"forget_fraction": 0.5, "seeds": 4}, "ok", ["16 of 16"]),
+        ({"audit_share": 0.0}, {}, "warning", ["none of 32", "looks clean"]),
     ],
 )
-def test_only_hidden_canaries_count(tmp_path, gaussian, unlearn, level, words):
-    methods = {"batch_size": 4, "methods": {"gradient_ascent": None}}
-    made = recipe(tmp_path, poison={"gaussian": {"epsilon": 0.1, **gaussian}}, unlearn=methods | unlearn)
-    (finding,) = check_canaries(made)
+def test_only_hidden_canaries_count(tmp_path, gaussian, other, level, words):
+    """At the level 0.01 / 4 (z = 3.0233) and with power 0.8 (z = 0.8416)."""
+    seeds, gaussian = list(range(other.pop("seeds", 1))), {"fraction": 0.8, "epsilon": 0.1, **gaussian}
+    unlearn = {"batch_size": 4, "methods": {"gradient_ascent": None}, **other}
+    (finding,) = check_canaries(recipe(tmp_path, poison={"gaussian": gaussian}, unlearn=unlearn, seeds=seeds))
     assert finding.level == level and bool(finding.remedy) == (level == "warning")
     assert all(word in f"{finding.what} {finding.remedy}" for word in words), finding
 
