@@ -34,6 +34,7 @@ def audit(args: argparse.Namespace) -> int:
         dtype=args.dtype,
         quantization=args.quantization,
         device_map=args.device_map,
+        by_recipe=args.manifest is None,
     )
     results = audit_models(args.model, args.manifest or _manifest_of(args), options)
     trees = {name: as_json(result) for name, result in results.items()}

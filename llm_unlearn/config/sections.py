@@ -20,6 +20,7 @@ from llm_unlearn.config.fields import (
     Positive,
     RowId,
     Section,
+    Seed,
     Share,
     ShareOrZero,
     Size,
@@ -180,6 +181,12 @@ class GaussianSection(Section):
     """of all training rows; rows that carry the trigger are not taken"""
     epsilon: Positive
     """ε, standard deviation at each entry of an embedding; counts relative to the embeddings' rms"""
+    audit_share: ShareOrZero = 0.5
+    """share of the canaries to be deleted that are hidden: given to the methods as plain text, without noise; the
+    verdict is theirs. 0: none, and a method that works on known noise alone looks clean"""
+    noise_seed: Seed | None = None
+    """null: the noise is drawn from the system, and its secret kept in poison.json; a number, to which that of the run
+    is added: the same noise again, which whoever knows the recipe knows too"""
 
 
 class PoisonSection(Section):

@@ -274,18 +274,26 @@ class Evaluator(ABC):
         total = np.bincount(tokens["example"], -tokens["log_prob"], len(rows))
         return _per_position(total, np.bincount(tokens["example"], minlength=len(rows))), tokens
 
+    @cached_property
+    def noisy_canaries(self) -> list[dict]:
+        """The encoded canaries, each with the id of its noise."""
+        return [
+            {**row, "noise_id": i}
+            for row, i in zip(self.encoded["canary"], self.parts["canary"]["noise_id"], strict=True)
+        ]
+
     def canaries(self, model: Any) -> "pd.DataFrame":
         """Loss, Gaussian score and loss rank of every canary, deleted or not, with the controls of both."""
-        noise = self.manifest["gaussian"]
-        seed = noise["seed"]
-        rows, part = self.encoded["canary"], self.parts["canary"]
-        if "noise_id" in part.column_names:  # whose noise it is; the same as example_id, but for a user's own data
-            rows = [{**row, "noise_id": i} for row, i in zip(rows, part["noise_id"], strict=True)]
-        seeds = [seed, seed + FRESH_SEED_OFFSET]
+        noise, rows = self.manifest["gaussian"], self.noisy_canaries
+        seeds = [noise["seed"], noise["seed"] + FRESH_SEED_OFFSET]
         scores = gaussian_scores(model, rows, self.collate, seeds, self.batch_size, self.task, self.processes)
-        frame = self._frame("canary", part).assign(**self.losses(model, "canary"))
-        deleted = frame["example_id"].isin(self.manifest["forget_ids"])
-        frame = frame.assign(gaussian_score=scores[:, 0], gaussian_control=scores[:, 1], deleted=deleted)
+        frame = self._frame("canary", self.parts["canary"]).assign(**self.losses(model, "canary"))
+        marks = {"deleted": self.manifest["forget_ids"], "hidden": noise.get("hidden_ids", [])}
+        frame = frame.assign(
+            gaussian_score=scores[:, 0],
+            gaussian_control=scores[:, 1],
+            **{name: frame["example_id"].isin(ids) for name, ids in marks.items()},
+        )
         if not self.loss_rank_draws or noise.get("epsilon") is None:
             return frame
         draws, size = self.loss_rank_draws, self.batch_size

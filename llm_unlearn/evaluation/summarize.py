@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm_unlearn.metrics.attack import PairedExcess, attack_excess, attack_success
-from llm_unlearn.metrics.gaussian import gaussian_test
+from llm_unlearn.metrics.gaussian import GaussianTest, gaussian_test
 from llm_unlearn.metrics.membership import MembershipTest, membership_inference
 from llm_unlearn.metrics.per_example import LATER, MEMBERSHIP
 from llm_unlearn.metrics.results import Attack, Cost, Evaluation, Gus, Identity, Later, Oracle, Utility
@@ -123,20 +123,28 @@ def _membership(members: "pd.DataFrame", nonmembers: "pd.DataFrame") -> dict[str
 
 
 def _gus(sets: Sets, score: str, control: str) -> Gus | None:
-    """The test of one of the canaries' two scores; None without canaries, or where none has that score."""
+    """The test of one of the canaries' two scores, of the hidden ones where there are any; None without canaries, or
+    where none of those has that score.
+    """
     if "canary" not in sets or score not in sets["canary"]:
         return None
     canary = sets["canary"]
-    scored = canary[canary[score].notna()]
-    deleted = scored["deleted"].to_numpy(bool)
-    if not deleted.any():
+    deleted = canary["deleted"].to_numpy(bool)
+    hidden = deleted & (canary["hidden"].to_numpy(bool) if "hidden" in canary else False)
+    reported = hidden if hidden.any() else deleted
+    scored = canary[score].notna().to_numpy()
+
+    def test(group: NDArray[np.bool_]) -> GaussianTest | None:
+        return gaussian_test(canary[score][group & scored].to_numpy()) if (group & scored).any() else None
+
+    if (verdict := test(reported)) is None:
         return None
-    others = scored[~deleted]
     return Gus(
-        **vars(gaussian_test(scored[deleted][score].to_numpy())),
-        n_unscorable=len(canary) - len(scored),
-        control=gaussian_test(scored[control].to_numpy()),
-        others=gaussian_test(others[score].to_numpy()) if len(others) else None,
+        **vars(verdict),
+        n_unscorable=int((~scored).sum()),
+        control=gaussian_test(canary[control][scored].to_numpy()),
+        others=test(~deleted),
+        shown=test(deleted & ~reported),
     )
 
 

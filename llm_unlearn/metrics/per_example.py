@@ -64,6 +64,7 @@ COLUMNS = (
     Column("loss_rank", REAL, _CANARIES, "rank of the loss at x + ξ among fresh noises, N(0, 1) without a trace"),
     Column("loss_rank_control", REAL, _CANARIES, "the same of fresh noise, N(0, 1) on every model"),
     Column("deleted", FLAG, _CANARIES, "whether the canary is in the forget set"),
+    Column("hidden", FLAG, _CANARIES, "whether it is there as plain text, its noise unknown to the method"),
 )
 
 

@@ -34,17 +34,20 @@ class Attack(AttackSuccess):
 @dataclass(frozen=True, kw_only=True)
 class Gus(GaussianTest):
     """The test of the deleted canaries by one of their scores, both N(0, 1) without a trace: the Gaussian score, or the
-    loss rank (evaluation/loss_ranks.py).
+    loss rank (evaluation/loss_ranks.py). Where some were hidden from whoever unlearned, it is the test of those alone.
 
     Args:
         n_unscorable: canaries without a score: the gradient is zero, or it or a loss is not finite.
         control: the same test with fresh noise that was never trained on.
         others: the test of the canaries that were not deleted; None where all were.
+        shown: the test of the deleted canaries that were not hidden, which a method can make look clean; None where
+            all or none were hidden.
     """
 
     n_unscorable: int
     control: GaussianTest
     others: GaussianTest | None
+    shown: GaussianTest | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -90,7 +90,7 @@ class LanguageRun(SeedRun):
         from llm_unlearn.poisons.corrupt import corrupt
 
         splits = load_splits(self.recipe.data, self.seed)
-        sets, manifest = corrupt(splits, self.recipe, self.seed)
+        sets, manifest = corrupt(splits, self.recipe, self.seed, self.secret)
         return sets, {**manifest, "duplicates": splits.report}
 
     def corrupted(self, work_dir: Path) -> tuple[dict[str, "Dataset"], dict[str, Any]]:

@@ -274,7 +274,9 @@ def test_an_audit_from_planting_to_the_answer(on_cpu, tokenizer, capsys):
     assert "tpr_at_fpr" in capsys.readouterr().out
     # the command, which tokenises the rows itself, scores the very tokens that were trained on
     found = json.loads(Path("audit/unlearned.json").read_text())["gus"]
-    assert found["n"] == 6 and found["mean"] == pytest.approx(names["scores"][:, 0].mean(), abs=1e-4)
+    assert found["n"] == found["shown"]["n"] == 3 and found["mean"] == pytest.approx(
+        names["scores"][:, 0].mean(), abs=1e-4
+    )
 
 
 def test_the_method_of_the_page_works(on_cpu, tokenizer, make_tiny, tmp_path, monkeypatch):

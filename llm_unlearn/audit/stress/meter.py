@@ -67,7 +67,9 @@ class Meter:
         return figures
 
     def gus(self, model: Any, shown: Collection[int] = ()) -> dict[str, Any] | None:
-        """The Gaussian test on the deleted canaries but those in `shown`; None without any, or without a gradient."""
+        """The Gaussian test on the deleted canaries but those in `shown`, on those alone that are hidden where some
+        are; None without any, or if no gradient is left.
+        """
         rows = [row for row in self._deleted if row["example_id"] not in set(shown)]
         if not rows:
             return None
@@ -79,10 +81,10 @@ class Meter:
 
     @cached_property
     def _deleted(self) -> list[dict]:
-        if not self.evaluator.manifest["gaussian"]:
+        if not (gaussian := self.evaluator.manifest["gaussian"]):
             return []
-        forget = set(self.evaluator.manifest["forget_ids"])
-        return [row for row in self.evaluator.encoded["canary"] if row["example_id"] in forget]
+        reported = set(gaussian.get("hidden_ids") or self.evaluator.manifest["forget_ids"])
+        return [row for row in self.evaluator.noisy_canaries if row["example_id"] in reported]
 
     def variants(self, model: Any, variants: list[Variant]) -> list[dict[str, Any]]:
         """Measure the attack with each variant of the trigger, on the same examples.

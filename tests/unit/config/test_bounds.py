@@ -51,6 +51,8 @@ LANGUAGE: dict[str, tuple[float, float, float, float]] = {
     "poison.trigger.fraction": (0, 1e-9, 1, 1.1),
     "poison.gaussian.fraction": (0, 1e-9, 1, 1.1),
     "poison.gaussian.epsilon": (0, 1e-9, 1e6, 1e7),
+    "poison.gaussian.audit_share": (-0.1, 0, 1, 1.1),
+    "poison.gaussian.noise_seed": (-1, 0, 2**31 - 1, 2**31),
     "pretrain.epochs": (0, 0.01, 1e6, 1e7),
     "pretrain.learning_rate": (0, 1e-9, 1000, 1001),
     "train.epochs": (0, 0.01, 1e6, 1e7),
@@ -111,6 +113,7 @@ MANIFEST: dict[str, tuple[float, float, float, float]] = {
     "gaussian.seed": (-1, 0, 2**63 - 1, 2**63),
     "gaussian.epsilon": (0, 1e-9, 1e6, 1e7),
     "gaussian.ids[]": (-1, 0, 2**63 - 1, 2**63),
+    "gaussian.hidden[]": (-1, 0, 2**63 - 1, 2**63),
 }
 TABLES: dict[type[Section], dict[str, tuple[float, float, float, float]]] = {
     Recipe: LANGUAGE,

@@ -228,7 +228,7 @@ IMAGES = {
 @pytest.mark.parametrize(
     ("tree", "sha256"),
     [
-        (WHOLE_RECIPE, "7a6a75269b2c6722c6a72cce2909a90955a2bab0713824f29a4baf836317ac63"),
+        (WHOLE_RECIPE, "9e714c9f4b3e31b42f336fb2da48f6e2d171cf72c12a89f1db91cebb17d981ac"),
         (IMAGES, "562298581c7b99bdf52a8007cc68af84a3a335edd1a1870b13abd1a17c303132"),
     ],
 )

@@ -64,6 +64,19 @@ def test_a_patch_is_no_trigger(image_run):
     assert not any("trigger" in text for text in (report.poisoned, *fired, *report.warnings, report.table_note))
 
 
+@pytest.mark.parametrize(
+    ("noise", "said", "unsaid"),
+    [
+        ({"secret": "0a1b2c", "hidden_ids": [1]}, "1 of the deleted ones hidden", "fixed by the recipe"),
+        ({"secret": None, "hidden_ids": [1]}, "fixed by the recipe", "None"),
+        ({}, "fixed by the recipe", "hidden"),  # of a run from before there were secrets
+    ],
+)
+def test_canaries_are_hidden_and_their_noise_is_a_secret_or_not(image_run, noise, said, unsaid):
+    report = compose(read_results(image_run({"gaussian": {"epsilon": 0.1, "example_ids": [1, 2], **noise}})))
+    assert said in report.poisoned and unsaid not in report.poisoned
+
+
 def test_the_targets_of_gradient_matching_are_spoken_of_as_such(image_run):
     report = compose(read_results(image_run(MATCHING)))
     assert "8 target images" in report.poisoned and "16/255" in report.poisoned
