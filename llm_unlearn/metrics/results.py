@@ -12,6 +12,7 @@ from llm_unlearn.errors import InputError
 from llm_unlearn.metrics.attack import AttackSuccess, PairedExcess
 from llm_unlearn.metrics.gaussian import GaussianTest
 from llm_unlearn.metrics.membership import MembershipTest
+from llm_unlearn.metrics.placebo import PlaceboTest
 from llm_unlearn.metrics.typed import Result
 from llm_unlearn.metrics.utility import Accuracy
 
@@ -24,9 +25,12 @@ class Attack(AttackSuccess):
 
     Args:
         excess: the lift beyond the retrained model's; None without one, and in results from before it was measured.
+        placebo: the trigger beside triggers that were never planted; None where it was not taken or has no usable
+            figure, and in results from before it was measured.
     """
 
     excess: PairedExcess | None = None
+    placebo: PlaceboTest | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
