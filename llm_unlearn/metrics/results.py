@@ -25,6 +25,8 @@ class Attack(AttackSuccess):
 
     Args:
         excess: the lift beyond the retrained model's; None without one, and in results from before it was measured.
+        placebo: the trigger beside triggers that were never planted; None where it was not taken or has no usable
+            figure, and in results from before it was measured.
     """
 
     excess: PairedExcess | None = None
