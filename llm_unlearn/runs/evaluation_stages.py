@@ -42,7 +42,7 @@ def _evaluate(run: "SeedRun", name: str, method: str | None, budget: float | Non
     folder_name, is_oracle = f"unlearned/{name}" if method else name, name == "retrained"
     if name == "base":
         model = run.load_base()
-        cost = {"train_tokens": 0, "flops": 0.0, "seconds": 0.0}
+        cost: dict[str, Any] = {"train_tokens": 0, "flops": 0.0, "seconds": 0.0}
     else:
         model, cost = run.retrained if is_oracle else run.evaluated(folder_name), run.cost(folder_name)
     signals = run.evaluator.signals(model, None if is_oracle else run.retrained, is_oracle)
@@ -56,6 +56,9 @@ def _evaluate(run: "SeedRun", name: str, method: str | None, budget: float | Non
         flops=cost["flops"],
         seconds=cost["seconds"],
         share_of_training=cost["flops"] / run.cost("poisoned")["flops"],
+        device_seconds=cost.get("device_seconds"),
+        steps=cost.get("steps"),
+        forget_seen=cost.get("forget_seen"),
     )
     identity = Identity(
         model=name,
