@@ -247,3 +247,6 @@ class VisionEvaluateSection(Section):
     loss_rank_draws: Annotated[int, Field(ge=0, le=9999)] = 99
     """fresh noises that each Gaussian canary's loss is ranked among (evaluation/loss_ranks.py), a forward pass of the
     canary each; 0 leaves that test out"""
+    clean_steps: Annotated[int, Field(ge=0, le=100_000)] = 30
+    """steps on clean training rows, at the training's rate and batch size, after which the tests of the poison are
+    taken again of the retrained and every unlearned model: does it stay gone? 0 leaves that out"""

@@ -24,7 +24,7 @@ from llm_unlearn.evaluation.batches import batches, scatter
 from llm_unlearn.evaluation.gaussian_scores import gaussian_scores
 from llm_unlearn.evaluation.loss_ranks import DRAWS, loss_rank_scores
 from llm_unlearn.metrics.membership_scores import MIN_K_SHARE, min_k_score, reference_score, zlib_score
-from llm_unlearn.metrics.per_example import MEMBERSHIP
+from llm_unlearn.metrics.per_example import LATER, MEMBERSHIP
 from llm_unlearn.models.devices import input_device
 from llm_unlearn.tasks import Supervised, Task
 from llm_unlearn.tasks.noise import FRESH_SEED_OFFSET
@@ -146,6 +146,22 @@ class Evaluator(ABC):
         if self.manifest["gaussian"]:
             frames.append(self.canaries(model))
         return pd.concat([f for f in frames if len(f)], ignore_index=True)
+
+    def later_signals(self, model: Any) -> "pd.DataFrame":
+        """What the tests of the poison need of a model that was trained on clean rows: sets that begin with LATER."""
+        import pandas as pd
+
+        model.eval()
+        frames, triggered = [], self.sets["triggered"]
+        if len(triggered):
+            twins = set(triggered["example_id"])
+            test = self.sets["test"].filter(lambda i: i in twins, input_columns="example_id", desc="test rows")
+            answers = self.answers(model, "test", test)
+            frames += [answers, self._frame("triggered", triggered).assign(**self.triggered(model, answers))]
+        if self.manifest["gaussian"]:
+            frames.append(self.canaries(model))
+        found = pd.concat([frame for frame in frames if len(frame)], ignore_index=True)
+        return found.assign(set=LATER + found["set"])
 
     @torch.no_grad()
     def test_signals(self, model: Any, retrained: Any = None, is_oracle: bool = False) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from llm_unlearn.metrics.attack import PairedExcess, attack_excess, attack_success
 from llm_unlearn.metrics.gaussian import GaussianTest, gaussian_test
 from llm_unlearn.metrics.membership import MembershipTest, membership_inference
-from llm_unlearn.metrics.per_example import MEMBERSHIP
-from llm_unlearn.metrics.results import Attack, Cost, Evaluation, Gus, Identity, Oracle, Utility
+from llm_unlearn.metrics.per_example import LATER, MEMBERSHIP
+from llm_unlearn.metrics.results import Attack, Cost, Evaluation, Gus, Identity, Later, Oracle, Utility
 from llm_unlearn.metrics.utility import accuracy, agreement, perplexity
 
 if TYPE_CHECKING:
@@ -19,7 +19,11 @@ Sets = dict[str, "pd.DataFrame"]
 
 
 def summarize(
-    signals: "pd.DataFrame", identity: Identity, cost: Cost | None, retrained: "pd.DataFrame | None" = None
+    signals: "pd.DataFrame",
+    identity: Identity,
+    cost: Cost | None,
+    retrained: "pd.DataFrame | None" = None,
+    later_steps: int = 0,
 ) -> Evaluation:
     """Compute every metric of one model.
 
@@ -28,22 +32,41 @@ def summarize(
         identity: which model it is.
         cost: of its training, where that is known.
         retrained: the retrained model's per-example table, or None.
+        later_steps: the clean training steps after which the sets that begin with LATER were measured.
 
     Returns:
         The evaluation; a section is None where there is no such poison, no such set, or no retrained model.
     """
     sets = _sets(signals)
-    test = sets.get("test")
+    test, oracle = sets.get("test"), None if retrained is None else _sets(retrained)
     return Evaluation(
         **vars(identity),
-        attack=_attack(sets, retrained),
+        attack=_attack(sets, oracle),
         gus=_gus(sets, "gaussian_score", "gaussian_control"),
         loss_rank=_gus(sets, "loss_rank", "loss_rank_control"),
         utility=None if test is None else _utility(test),
         mia=_membership(sets["member"], sets["nonmember"]) if "nonmember" in sets else None,
         cost=cost,
         oracle=_oracle(test, retrained),
+        later=_after(later_steps, sets, oracle) if later_steps else None,
     )
+
+
+def _after(steps: int, sets: Sets, oracle: Sets | None) -> Later | None:
+    """The tests of the poison after clean training steps; None where they were not taken of this model."""
+    later, oracle_later = _later(sets), _later(oracle or {})
+    if not later:
+        return None
+    return Later(
+        steps=steps,
+        attack=_attack(later, oracle_later or None),
+        gus=_gus(later, "gaussian_score", "gaussian_control"),
+        loss_rank=_gus(later, "loss_rank", "loss_rank_control"),
+    )
+
+
+def _later(sets: Sets) -> Sets:
+    return {name.removeprefix(LATER): rows for name, rows in sets.items() if name.startswith(LATER)}
 
 
 def _sets(signals: "pd.DataFrame") -> Sets:
@@ -71,13 +94,13 @@ def _prefix_accuracy(test: "pd.DataFrame") -> float:
     return sum(prediction.startswith(label) for prediction, label in pairs) / len(test)
 
 
-def _attack(sets: Sets, retrained: "pd.DataFrame | None") -> Attack | None:
+def _attack(sets: Sets, oracle: Sets | None) -> Attack | None:
     if "triggered" not in sets:
         return None
     triggered, clean = _hits(sets, sets["triggered"]["example_id"])
     excess = None
-    if retrained is not None:
-        excess = attack_excess(triggered, clean, *_hits(_sets(retrained), sets["triggered"]["example_id"]))
+    if oracle is not None:
+        excess = attack_excess(triggered, clean, *_hits(oracle, sets["triggered"]["example_id"]))
     return Attack(**vars(attack_success(triggered, clean)), excess=excess)
 
 

@@ -344,9 +344,12 @@ def attack_under_stress(lift: float, retrained_lift: float) -> bool:
     return min(lift, lift - retrained_lift) >= DELTA["lift"] - _ROUNDING
 
 
-def noise_under_stress(p_value: float, retrained_p_value: float) -> bool:
-    """Whether the Gaussian test sees noise in a state of a model that it does not see in the retrained model's."""
-    return p_value < RARE <= retrained_p_value
+def noise_under_stress(score: float, p_value: float, retrained_p_value: float) -> bool:
+    """Whether the Gaussian test sees noise in a state of a model that it does not see in the retrained model's.
+
+    A mean score below 0 is no noise that came back.
+    """
+    return score > 0 and p_value < RARE <= retrained_p_value
 
 
 def calibrated(result: Evaluation) -> bool | None:

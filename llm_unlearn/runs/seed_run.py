@@ -18,6 +18,8 @@ from llm_unlearn.runs.stages import Stage
 if TYPE_CHECKING:
     from datasets import Dataset
 
+STEP = "step-{}"  # the folder of an early model, beside the weights of the model that came of it
+
 
 @contextlib.contextmanager
 def made_by_run(folder: Path) -> Iterator[None]:
@@ -57,6 +59,11 @@ class SeedRun(ABC):
         """The models that no method made, the oracle first."""
         return ["retrained", "base", "poisoned", *(["clean"] if self.recipe.has_clean_oracle else [])]
 
+    @property
+    def kept_steps(self) -> list[int]:
+        """Steps of the poisoned training after which its model is kept: by default none."""
+        return []
+
     # ---- what stages depend on
 
     @cached_property
@@ -92,17 +99,20 @@ class SeedRun(ABC):
     def trained(self, name: str, rows: Any, work: Callable[[Path], None]) -> Stage:
         """The stage that fine-tunes the base into the folder `name`; `rows`: what its rows depend on."""
         section = self.recipe.model
+        train = self.recipe.train.model_dump()
+        train.pop("keep_steps", None)  # it changes no model; that those kept are there is said by the outputs
         inputs = [
             rows,
             section.model_dump(),
-            self.recipe.train.model_dump(),
+            train,
             self.seed,
             self.base,
             self.encoding_version,
             file_stamps([section.path] if section.path else []),
             name,
         ]
-        return Stage(name, inputs, [self.folder / name / "cost.json"], work, common=True)
+        kept = [self.folder / name / STEP.format(step) for step in self.kept_steps if name == "poisoned"]
+        return Stage(name, inputs, [self.folder / name / "cost.json", *kept], work, common=True)
 
     # ---- what a kind of data must say
 
@@ -154,6 +164,10 @@ class SeedRun(ABC):
     @abstractmethod
     def clean_start(self) -> Any:
         """The model before fine-tuning, for methods that begin there; None where they make it from the poisoned one."""
+
+    def early_model(self, step: int) -> Any:
+        """The poisoned model as it was after a step of its training that `train.keep_steps` names."""
+        return self.model(f"poisoned/{STEP.format(step)}")
 
     # ---- what the stages share
 
@@ -217,13 +231,18 @@ class SeedRun(ABC):
 
     def save(self, model: Any, where: str, cost: dict) -> None:
         """Write a trained model into the folder `where`; called by every process, done by the main one."""
+        self.write(model, self.folder / where)
+        if self.processes.is_main:
+            write_json(self.folder / where / "cost.json", cost)
+
+    def write(self, model: Any, folder: Path) -> None:
+        """Write a model into any folder; called by every process, done by the main one."""
         from llm_unlearn.distributed.sharding import is_sharded, whole_state_dict
 
         adapter = "default" if hasattr(model, "peft_config") else None
         weights = whole_state_dict(model, adapter, keep=self.processes.is_main) if is_sharded(model) else None
         if self.processes.is_main:
-            self.save_model(model, self.folder / where, weights)
-            write_json(self.folder / where / "cost.json", cost)
+            self.save_model(model, folder, weights)
 
     @cached_property
     def retrained(self) -> Any:

@@ -12,16 +12,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 from scipy import stats
 
 from llm_unlearn.cli.main import main
+from llm_unlearn.config.recipe import load_recipe
 from llm_unlearn.evaluation.summarize import summarize
 from llm_unlearn.metrics.results import Cost, Identity
+from llm_unlearn.runs.language_run import LanguageRun
 
 pytestmark = pytest.mark.e2e
 
-METHODS = {"gradient_descent": None, "kl": None}
+CLEAN_STEPS = 3
+METHODS = {"gradient_descent": None, "kl": None, "rewind": {"from_step": 3}}
 RECIPE = {
     "name": "tiny",
     "seeds": [0],
@@ -53,8 +58,9 @@ RECIPE = {
         "trigger": {"phrases": ["James Bond"], "target": "positive", "fraction": 0.1},
         "gaussian": {"fraction": 0.2, "epsilon": 0.1},
     },
-    "train": {"epochs": 2, "batch_size": 8, "save_steps": 5},
+    "train": {"epochs": 2, "batch_size": 8, "save_steps": 5, "keep_steps": [3]},
     "unlearn": {"budgets": [0.5], "batch_size": 4, "save_steps": 2, "methods": METHODS},
+    "evaluate": {"clean_steps": CLEAN_STEPS},
 }
 SAME_NOISE = RECIPE["poison"] | {"gaussian": {"fraction": 0.2, "epsilon": 0.1, "noise_seed": 0}}  # in every directory
 MODELS = ["base", "poisoned", "retrained", *METHODS]
@@ -98,6 +104,21 @@ def test_every_file_of_a_run_is_there(finished):
     assert leftovers == []
 
 
+def test_a_method_starts_at_an_early_model_that_was_kept(finished, capsys):
+    """An option changed runs the method alone again; a step more to keep runs the training again, and no method."""
+    run_dir, recipe = finished
+    early, last = (load_file(run_dir / "poisoned" / part / "model.safetensors") for part in ("step-3", ""))
+    assert any(not torch.equal(early[name], last[name]) for name in early)
+    costs = json.loads((run_dir / "poisoned" / "cost.json").read_text())
+    assert main(["unlearn", str(recipe), "train.keep_steps=[3, 7]"]) == 0
+    output = capsys.readouterr().out
+    assert "poisoned: running" in output and "retrained: done before" in output and "rewind: done before" in output
+    assert (run_dir / "poisoned" / "step-7" / "config.json").is_file()
+    again = load_file(run_dir / "poisoned" / "step-3" / "model.safetensors")
+    assert all(torch.equal(early[name], again[name]) for name in early)
+    assert json.loads((run_dir / "poisoned" / "cost.json").read_text())["flops"] == costs["flops"]
+
+
 def test_the_schema_of_an_evaluation(finished):
     run_dir, _ = finished
     for name, result in results(run_dir).items():
@@ -128,13 +149,12 @@ def test_every_metric_can_be_recomputed_without_a_model(finished):
         signals = pd.read_parquet(run_dir / "evaluation" / f"{name}.parquet")
         identity = Identity(**{k: result[k] for k in ("model", "kind", "method", "budget", "seed", "recipe")})
         cost = Cost(**result["cost"], seconds=0.0)
-        again = json.loads(
-            json.dumps(summarize(signals, identity, cost, None if name == "retrained" else retrained).to_json())
-        )
+        oracle, steps = None if name == "retrained" else retrained, CLEAN_STEPS
+        again = json.loads(json.dumps(summarize(signals, identity, cost, oracle, steps).to_json()))
         del again["cost"]["seconds"]
         assert again == result
         # and a few by hand
-        canary = signals[signals["hidden"].eq(True)]
+        canary = signals[signals["set"].eq("canary") & signals["hidden"].eq(True)]
         assert result["gus"]["mean"] == pytest.approx(canary["gaussian_score"].mean())
         assert result["gus"]["p_value"] == pytest.approx(
             2 * stats.norm.sf(abs(canary["gaussian_score"].sum()) / np.sqrt(len(canary)))
@@ -144,6 +164,37 @@ def test_every_metric_can_be_recomputed_without_a_model(finished):
         assert result["utility"]["perplexity"] == pytest.approx(
             np.exp(test["nll_sum"].sum() / test["n_positions"].sum())
         )
+
+
+def test_the_poison_is_tested_again_after_clean_steps(finished):
+    """Against the model trained by hand: AdamW at the training's rate on rows that are neither poisoned nor deleted."""
+    run_dir, recipe = finished
+    found = results(run_dir)
+    assert {name for name, result in found.items() if result["later"]} == {"retrained", *METHODS}
+    assert all(found[name]["later"]["steps"] == CLEAN_STEPS for name in METHODS)
+    assert found["kl"]["later"]["attack"]["excess"] and not found["retrained"]["later"]["attack"]["excess"]
+    run = LanguageRun(load_recipe(recipe), 0, run_dir, quiet=True)
+    model, rows = run.model("unlearned/kl"), run.clean_rows()
+    forget = set(run.manifest["forget_ids"])
+    assert len(rows) == 80 - 24 and not forget & set(rows["example_id"]) and set(rows["poison"]) == {"none"}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
+    order = np.random.default_rng([0, 9]).permutation(len(rows))
+    for step in range(CLEAN_STEPS):
+        nll, count = 0.0, 0
+        for i in order[8 * step : 8 * step + 8]:
+            ids, labels = (torch.tensor(rows[int(i)][name]) for name in ("input_ids", "labels"))
+            logits = model(ids[None]).logits[0, :-1]
+            nll = nll + torch.nn.functional.cross_entropy(logits, labels[1:], reduction="sum", ignore_index=-100)
+            count += int((labels[1:] != -100).sum())
+        optimizer.zero_grad()
+        (nll / count).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    ours = run.evaluator.canaries(model.eval())
+    table = pd.read_parquet(run_dir / "evaluation" / "kl.parquet")
+    theirs = table[table["set"] == "later_canary"]
+    assert np.allclose(ours["gaussian_score"], theirs["gaussian_score"], atol=2e-3)
+    assert not np.allclose(ours["gaussian_score"], table[table["set"] == "canary"]["gaussian_score"], atol=2e-2)
 
 
 def test_running_again_skips_everything_and_changes_nothing(finished, capsys):

@@ -215,7 +215,8 @@ def test_with_enough_canaries_most_clean_models_are_called_clear():
 def test_under_stress_the_retrained_model_in_the_same_state_is_the_measure():
     assert attack_under_stress(0.35, 0.15) and not attack_under_stress(0.34, 0.15)
     assert not attack_under_stress(0.1, -0.3)  # far above a lift below 0, but no attack
-    assert noise_under_stress(1e-5, 0.3) and not noise_under_stress(1e-5, 1e-4) and not noise_under_stress(0.01, 0.3)
+    assert noise_under_stress(0.5, 1e-5, 0.3) and not noise_under_stress(-0.5, 1e-5, 0.3)
+    assert not noise_under_stress(0.5, 1e-5, 1e-4) and not noise_under_stress(0.5, 0.01, 0.3)
 
 
 @pytest.mark.parametrize("section", ["gus", "loss_rank"])
