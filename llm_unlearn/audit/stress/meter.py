@@ -67,8 +67,8 @@ class Meter:
         return figures
 
     def gus(self, model: Any, shown: Collection[int] = ()) -> dict[str, Any] | None:
-        """The Gaussian test on the deleted canaries but those in `shown`, on those alone that are hidden where some
-        are; None without any, or if no gradient is left.
+        """The Gaussian test on the deleted canaries (on the hidden ones, where some are) but those in `shown`; None
+        without any, or without a gradient.
         """
         rows = [row for row in self._deleted if row["example_id"] not in set(shown)]
         if not rows:
