@@ -32,6 +32,7 @@ def rows(texts: list[str], start: int, poison: str = "none") -> Dataset:
                 "label": "good",
                 "poison": poison,
                 "example_id": start + i,
+                "noise_id": start + i if poison == "gaussian" else -1,
             }
             for i, text in enumerate(texts)
         ]

@@ -102,6 +102,7 @@ class TestOverrides:
             "train={batch_size: 2000, gradient_accumulation_steps: 1000}",
             "train.gradient_accumulation_steps: .* 2000000 rows",
         ),
+        ("train={epochs: 2, batch_size: 16, keep_steps: [14, 15]}", r"train.keep_steps: .*15.* 14; take it out"),
         ("seeds=[-1]", r"seeds\[0\]: expected .*\[0, 2³¹\), found -1"),
         ("seeds=[1.5]", r"seeds\[0\]: expected a whole number .*found 1.5"),
         ("model.path=", "model.path: give a hub id or folder, or an `architecture`"),
@@ -227,8 +228,8 @@ IMAGES = {
 @pytest.mark.parametrize(
     ("tree", "sha256"),
     [
-        (WHOLE_RECIPE, "be8d7e2ef2ef70eceefee517ca9563f08deb10b3e034ed78794928df60473043"),
-        (IMAGES, "cd495e4b367e8395b11dfa2c461400c60b88a88a66507458ba9cdda85a86982e"),
+        (WHOLE_RECIPE, "35f72b5f1506d9330dd76f54883b40cb40f7e1f7a9576f2bf2520a97e8daf4c1"),
+        (IMAGES, "aec42caf672c26218716639ce21f38c9c7554f4873f837e587c2ac1d1701b380"),
     ],
 )
 def test_a_recipe_has_the_fingerprint_that_finished_runs_were_made_with(tree, sha256):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from evaluators import TEXTS, WITHOUT_GRADIENTS, assert_same_signals, evaluator
 
-from llm_unlearn.audit.audit_models import Options, audit
+from llm_unlearn.audit.audit_models import Options, as_json, audit
 from llm_unlearn.cli.main import main
 from llm_unlearn.config.recipe import Recipe, load_recipe
 from llm_unlearn.config.sections import ModelSection
@@ -218,7 +218,7 @@ class TestOptions:
         loads.clear()
         options = Options(device_map="auto", bf16=bool(given))
         results = audit([str(folder)], str(tmp_path / "poison.json"), options)
-        assert {name: result.to_json() for name, result in results.items()} == found
+        assert {name: as_json(result) for name, result in results.items()} == found
         assert loads == ["auto"]
 
     def test_a_model_that_was_placed_is_not_moved(self, both, monkeypatch):
