@@ -63,7 +63,8 @@ def _float32_products(precision: str) -> Iterator[None]:
 
 
 FLOAT32 = Arithmetic()
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def in_its_arithmetic(measure: Callable[P, R]) -> Callable[P, R]:
