@@ -282,6 +282,10 @@ class EvaluateSection(Section):
     """tokens of a generated answer, for `task: completion`"""
     device_map: Literal["auto"] | None = None
     """auto: spread a model that one GPU cannot hold over all of them"""
+    bf16: bool = False
+    """run models in bfloat16 (autocast), whatever `train.bf16` says; scores then depend a little on the batch"""
+    tf32: bool = False
+    """on a CUDA GPU, compute float32 products in TF32 (10 bits of mantissa, faster); false: exactly"""
     membership: Distinct[MembershipAttack] = Field(default=list(get_args(MembershipAttack)))
     """the attacks to run (metrics/membership_scores.py); gradient_norm takes a backward pass per row"""
     min_k_share: Share = 0.2
