@@ -63,8 +63,19 @@ class ModelSection(Section):
     """train adapters alone; null: all weights"""
     gradient_checkpointing: bool = False
     """compute activations twice instead of keeping them"""
+    offload_activations: bool = False
+    """keep what `gradient_checkpointing` does keep, the input of each block, in the host's memory; slower"""
+    use_liger_kernel: bool = False
+    """train with Liger's RMSNorm, RoPE and SwiGLU, on a GPU; needs `liger-kernel`"""
     trust_remote_code: bool = False
     """run code that comes with the model, and load weights other than safetensors"""
+
+    def check_rules(self) -> None:
+        require(
+            self.gradient_checkpointing or not self.offload_activations,
+            "offload_activations",
+            "offloads what gradient_checkpointing keeps; set model.gradient_checkpointing: true",
+        )
 
 
 class PretrainSection(Section):

@@ -228,7 +228,7 @@ IMAGES = {
 @pytest.mark.parametrize(
     ("tree", "sha256"),
     [
-        (WHOLE_RECIPE, "35f72b5f1506d9330dd76f54883b40cb40f7e1f7a9576f2bf2520a97e8daf4c1"),
+        (WHOLE_RECIPE, "1be853614ca0d5b50e68a6587690f3e002dc014a1b8f0836866c5674fbf355af"),
         (IMAGES, "aec42caf672c26218716639ce21f38c9c7554f4873f837e587c2ac1d1701b380"),
     ],
 )
