@@ -33,6 +33,7 @@ class Options:
         batch_size: by default 32.
         dtype: by default "float32".
         quantization: by default "none".
+        attn_implementation: the kernel of attention, by default transformers' choice.
         device_map: "auto" spreads each model over all GPUs.
     """
 
@@ -42,6 +43,7 @@ class Options:
     batch_size: int | None = None
     dtype: str | None = None
     quantization: str | None = None
+    attn_implementation: str | None = None
     device_map: str | None = None
 
 
@@ -69,7 +71,8 @@ def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Eval
     out = _made(options.out)
     for note in subject.notes:
         logger.info(note)
-    loader = Loader(subject, options.base, options.dtype, options.quantization, options.device_map)
+    given = {name: getattr(options, name) for name in ("dtype", "quantization", "attn_implementation")}
+    loader = Loader(subject, options.base, given, options.device_map)
     skipped = {**subject.missing, "cost": "what a checkpoint took to make is not in it"}
     checkpoints = {name: loader.find(source) for name, source in names.items()}
     oracle_path = options.retrained or subject.retrained

@@ -227,7 +227,7 @@ IMAGES = {
 @pytest.mark.parametrize(
     ("tree", "sha256"),
     [
-        (WHOLE_RECIPE, "6ac15ed70138b23035d3a336ded429c1aa0995f2531016635410109bdf2d0cc7"),
+        (WHOLE_RECIPE, "b6e48e6f781fcc13631ea02d90249c88590257f2137422c916950d84a8a72557"),
         (IMAGES, "8adf5563e97ef7d1c2c1419b7d6d36d453c31b034c0b15a96c9f63136832b5a5"),
     ],
 )
