@@ -228,7 +228,7 @@ IMAGES = {
 @pytest.mark.parametrize(
     ("tree", "sha256"),
     [
-        (WHOLE_RECIPE, "1be853614ca0d5b50e68a6587690f3e002dc014a1b8f0836866c5674fbf355af"),
+        (WHOLE_RECIPE, "e47f1526807d8e8b6ef6aae617e02310973f712c2d7090f85bd2fb025373f7d1"),
         (IMAGES, "aec42caf672c26218716639ce21f38c9c7554f4873f837e587c2ac1d1701b380"),
     ],
 )
