@@ -70,9 +70,7 @@ def _parts(word: str) -> tuple[str, str, str]:
     return (before, core, after) if core else ("", word, "")
 
 
-def _alike(
-    word: str, known: Counter[str], avoided: set[str], wanted: int, generator: np.random.Generator
-) -> list[str]:
+def _alike(word: str, known: Counter[str], avoided: set[str], wanted: int, generator: np.random.Generator) -> list[str]:
     """Words of the shape of one, the `wanted` ones whose frequency (in octaves) and length are nearest to its own."""
     taken = {other.casefold() for other in known} | avoided
     kind = unicodedata.category(word[0].lower())  # of a script, so that halves of words of another are not taken

@@ -73,6 +73,7 @@ class VisionRun(SeedRun):
             batch_size=section.batch_size,
             membership=section.membership,
             loss_rank_draws=section.loss_rank_draws,
+            placebo=PlaceboSettings.of(section),
             processes=self.processes,
         )
 
