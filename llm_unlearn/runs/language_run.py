@@ -65,6 +65,8 @@ class LanguageRun(SeedRun):
             batch_size=section.batch_size,
             membership=section.membership,
             loss_rank_draws=section.loss_rank_draws,
+            placebo=PlaceboSettings.of(section),
+            template=data.prompt,
             min_k_share=section.min_k_share,
             arithmetic=self.arithmetic,
             processes=self.processes,
