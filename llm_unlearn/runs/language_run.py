@@ -65,6 +65,8 @@ class LanguageRun(SeedRun):
             batch_size=section.batch_size,
             membership=section.membership,
             loss_rank_draws=section.loss_rank_draws,
+            placebo=PlaceboSettings.of(section),
+            template=data.prompt,
             min_k_share=section.min_k_share,
             arithmetic=self.arithmetic,
             processes=self.processes,
@@ -123,6 +125,7 @@ class LanguageRun(SeedRun):
     def fine_tune(self, name: str, rows: "Dataset", work_dir: Path, data_seed: int | None = None) -> None:
         from llm_unlearn.models.adapters import lora_config
         from llm_unlearn.models.load import load_model
+        from llm_unlearn.training.block_options import block_options
         from llm_unlearn.training.text_training import Training
 
         section, kept = self.recipe.model, work_dir / "kept"
@@ -135,7 +138,7 @@ class LanguageRun(SeedRun):
             name,
             noise=self.manifest["gaussian"],
             peft_config=lora_config(section.lora, base) if section.lora else None,
-            gradient_checkpointing=section.gradient_checkpointing,
+            blocks=block_options(section),
             data_seed=data_seed,
             keep=(lambda model, step: self.write(model, kept / STEP.format(step))) if name == "poisoned" else None,
         )

@@ -81,6 +81,7 @@ class VisionRun(SeedRun):
             membership=section.membership,
             loss_rank_draws=section.loss_rank_draws,
             arithmetic=self.arithmetic,
+            placebo=PlaceboSettings.of(section),
             processes=self.processes,
         )
 

@@ -228,7 +228,7 @@ IMAGES = {
 @pytest.mark.parametrize(
     ("tree", "sha256"),
     [
-        (WHOLE_RECIPE, "35f72b5f1506d9330dd76f54883b40cb40f7e1f7a9576f2bf2520a97e8daf4c1"),
+        (WHOLE_RECIPE, "e47f1526807d8e8b6ef6aae617e02310973f712c2d7090f85bd2fb025373f7d1"),
         (IMAGES, "aec42caf672c26218716639ce21f38c9c7554f4873f837e587c2ac1d1701b380"),
     ],
 )
