@@ -90,6 +90,8 @@ def test_a_users_own_file_gives_every_section(folder, tiny_models, capsys):
     assert result == json.loads((out / "gpt2.json").read_text())
     assert (result["schema_version"], result["kind"], result["recipe"]) == (1, "audited", "poison")
     assert set(result["mia"]) == {"loss", "zlib", "reference", "min_k", "min_k_plus", "gradient_norm"}
+    # the base is the model audited here: the control is what it shows
+    assert result["mia_control"]["loss"] == result["mia"]["loss"] and "reference" not in result["mia_control"]
     assert result["mia"]["loss"]["n_members"] == 8 and result["mia"]["reference"]["auc"] == 0.5  # by itself
     assert result["gus"]["n"] == result["loss_rank"]["n"] == 3 and result["utility"]["n"] == 30
     frame = pd.read_parquet(out / "gpt2.parquet")
