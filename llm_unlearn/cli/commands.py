@@ -34,6 +34,8 @@ def audit(args: argparse.Namespace) -> int:
         dtype=args.dtype,
         quantization=args.quantization,
         device_map=args.device_map,
+        bf16=args.bf16,
+        tf32=args.tf32,
         by_recipe=args.manifest is None,
     )
     results = audit_models(args.model, args.manifest or _manifest_of(args), options)

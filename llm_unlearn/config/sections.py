@@ -63,8 +63,19 @@ class ModelSection(Section):
     """train adapters alone; null: all weights"""
     gradient_checkpointing: bool = False
     """compute activations twice instead of keeping them"""
+    offload_activations: bool = False
+    """keep what `gradient_checkpointing` does keep, the input of each block, in the host's memory; slower"""
+    use_liger_kernel: bool = False
+    """train with Liger's RMSNorm, RoPE and SwiGLU, on a GPU; needs `liger-kernel`"""
     trust_remote_code: bool = False
     """run code that comes with the model, and load weights other than safetensors"""
+
+    def check_rules(self) -> None:
+        require(
+            self.gradient_checkpointing or not self.offload_activations,
+            "offload_activations",
+            "offloads what gradient_checkpointing keeps; set model.gradient_checkpointing: true",
+        )
 
 
 class PretrainSection(Section):
@@ -282,6 +293,10 @@ class EvaluateSection(Section):
     """tokens of a generated answer, for `task: completion`"""
     device_map: Literal["auto"] | None = None
     """auto: spread a model that one GPU cannot hold over all of them"""
+    bf16: bool = False
+    """run models in bfloat16 (autocast), whatever `train.bf16` says; scores then depend a little on the batch"""
+    tf32: bool = False
+    """on a CUDA GPU, compute float32 products in TF32 (10 bits of mantissa, faster); false: exactly"""
     membership: Distinct[MembershipAttack] = Field(default=list(get_args(MembershipAttack)))
     """the attacks to run (metrics/membership_scores.py); gradient_norm takes a backward pass per row"""
     min_k_share: Share = 0.2
@@ -387,3 +402,11 @@ def check_labels(trigger: Any, verbalizers: dict[str, str], where: str) -> None:
             f"{where}.{name}",
             f"'{label}' has no verbalizer; known labels: {', '.join(verbalizers)}",
         )
+
+
+def check_placebos(placebos: list[str] | None, planted: list[str], field: str) -> None:
+    """Raise RuleError where a placebo is a trigger in part, and would do in part what that does."""
+    words = {word.casefold() for phrase in planted for word in phrase.split()}
+    for placebo in placebos or ():
+        shared = sorted(words & {word.casefold() for word in placebo.split()})
+        require(not shared, field, f"{placebo!r} shares {', '.join(map(repr, shared))} with a trigger; leave it out")

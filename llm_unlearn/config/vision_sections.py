@@ -242,6 +242,10 @@ class VisionEvaluateSection(Section):
 
     batch_size: BatchSize = 256
     """images at a time in each process"""
+    bf16: bool = False
+    """run models in bfloat16 (autocast), whatever `train.bf16` says"""
+    tf32: bool = False
+    """on a CUDA GPU, compute float32 products and convolutions in TF32 (10 bits of mantissa, faster); false: exactly"""
     membership: list[VisionMembershipAttack] = Field(default=list(get_args(VisionMembershipAttack)))
     """the attacks to run (metrics/membership_scores.py); gradient_norm takes a backward pass per image"""
     loss_rank_draws: Annotated[int, Field(ge=0, le=9999)] = 99

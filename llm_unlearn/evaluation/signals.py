@@ -19,14 +19,15 @@ import torch
 from llm_unlearn.config.sections import MembershipAttack
 from llm_unlearn.distributed.processes import ALONE, Processes
 from llm_unlearn.errors import InputError
+from llm_unlearn.evaluation.arithmetic import FLOAT32, Arithmetic, in_its_arithmetic
 from llm_unlearn.evaluation.attack_signals import check_differentiable, gradient_norms, token_statistics
 from llm_unlearn.evaluation.batches import batches, scatter
 from llm_unlearn.evaluation.gaussian_scores import gaussian_scores
 from llm_unlearn.evaluation.loss_ranks import DRAWS, loss_rank_scores
-from llm_unlearn.evaluation.placebos import PlaceboSettings, effects_in_turn
+from llm_unlearn.evaluation.placebos import DEFAULT, PlaceboSettings, effects_in_turn, placebo_table
 from llm_unlearn.metrics.membership_scores import MIN_K_SHARE, min_k_score, reference_score, zlib_score
 from llm_unlearn.metrics.per_example import LATER, MEMBERSHIP
-from llm_unlearn.models.devices import input_device
+from llm_unlearn.models.devices import batch_on, input_device
 from llm_unlearn.tasks import Supervised, Task
 from llm_unlearn.tasks.noise import FRESH_SEED_OFFSET
 
@@ -50,6 +51,7 @@ class Evaluator(ABC):
         min_k_share: the share of an example's tokens that Min-K % and Min-K %++ look at.
         reference: loads the model that calibrates the attack `reference`, one that never saw the rows to be forgotten;
             without it that attack is left out.
+        arithmetic: the precision that models are run in.
         processes: share the rows; each gets all results.
     """
 
@@ -61,8 +63,9 @@ class Evaluator(ABC):
     membership: Sequence[str] = get_args(MembershipAttack)
     min_k_share: float = MIN_K_SHARE
     loss_rank_draws: int = DRAWS
-    placebo: PlaceboSettings = PlaceboSettings()
+    placebo: PlaceboSettings = DEFAULT
     reference: Callable[[], Any] | None = None
+    arithmetic: Arithmetic = FLOAT32
     processes: Processes = ALONE
 
     def __post_init__(self) -> None:
@@ -135,10 +138,11 @@ class Evaluator(ABC):
     @property
     def n_probed(self) -> int:
         """How many rows that are."""
-        raise NotImplementedError
+        return 0
 
     # ---- what is measured
 
+    @in_its_arithmetic
     def signals(self, model: Any, retrained: Any = None, is_oracle: bool = False) -> "pd.DataFrame":
         """The per-example table of a model.
 
@@ -164,6 +168,7 @@ class Evaluator(ABC):
             frames.append(self.canaries(model))
         return pd.concat([f for f in frames if len(f)], ignore_index=True)
 
+    @in_its_arithmetic
     def later_signals(self, model: Any) -> "pd.DataFrame":
         """What the tests of the poison need of a model that was trained on clean rows: sets that begin with LATER."""
         import pandas as pd
@@ -233,7 +238,7 @@ class Evaluator(ABC):
             seen.append(self._answer(found, positions))
             return found.states
 
-        self.task.compute(retrained, batch, look)
+        self.task.compute(retrained, batch_on(input_device(retrained), batch), look)
         self._keep(retrained, positions, seen[0])
         return seen[0]
 
@@ -241,6 +246,7 @@ class Evaluator(ABC):
         if answer.head is not None:  # hidden states, of which logits are made in chunks; all logits may be too large
             self._oracle.setdefault(retrained, {})[positions[0]] = answer
 
+    @in_its_arithmetic
     def answers(self, model: Any, name: str, rows: "Dataset") -> "pd.DataFrame":
         """Predictions, and whether they are the attacker's target."""
         frame = self._frame(name, rows)
@@ -250,6 +256,7 @@ class Evaluator(ABC):
         """{"nll", "nll_sum", "n_positions"} of each row over its supervised positions."""
         return self.losses_of(model, self.encoded[name])
 
+    @in_its_arithmetic
     @torch.no_grad()
     def losses_of(self, model: Any, rows: list[dict]) -> dict[str, np.ndarray]:
         """`losses` of encoded rows."""
@@ -320,17 +327,8 @@ class Evaluator(ABC):
 
     def placebos(self, model: Any) -> "pd.DataFrame":
         """The effect of each planted trigger, and of its placebos until their rank is known; a row for each."""
-        import pandas as pd
-
-        frames, stop_at = [], self.placebo.stop_at
-        for number, triggers in enumerate(self.triggers):
-            found = effects_in_turn(triggers, partial(self.effects, model), stop_at)
-            counts = {"n_rows": self.n_probed, "stop_at": stop_at}
-            frames.append(pd.DataFrame({"trigger": number, "draw": np.arange(len(found)), "effect": found, **counts}))
-        if not frames:
-            return pd.DataFrame()
-        table = pd.concat(frames, ignore_index=True)
-        return table.assign(set="placebo", example_id=np.arange(len(table)))
+        found = [effects_in_turn(each, partial(self.effects, model), self.placebo.stop_at) for each in self.triggers]
+        return placebo_table(found, self.n_probed, self.placebo.stop_at)
 
     def quick_figures(self, model: Any, limit: int = 200) -> dict[str, float]:
         """Accuracy on held-out rows and attack success, for looking at as a run goes; never on reported test rows."""

@@ -228,8 +228,8 @@ IMAGES = {
 @pytest.mark.parametrize(
     ("tree", "sha256"),
     [
-        (WHOLE_RECIPE, "9e714c9f4b3e31b42f336fb2da48f6e2d171cf72c12a89f1db91cebb17d981ac"),
-        (IMAGES, "562298581c7b99bdf52a8007cc68af84a3a335edd1a1870b13abd1a17c303132"),
+        (WHOLE_RECIPE, "1be853614ca0d5b50e68a6587690f3e002dc014a1b8f0836866c5674fbf355af"),
+        (IMAGES, "aec42caf672c26218716639ce21f38c9c7554f4873f837e587c2ac1d1701b380"),
     ],
 )
 def test_a_recipe_has_the_fingerprint_that_finished_runs_were_made_with(tree, sha256):
