@@ -181,6 +181,7 @@ def _evaluator(
 ) -> Any:
     """The evaluator of all checkpoints, which must share one tokenizer."""
     from llm_unlearn.audit.loader import added_tokens, check_same_tokens, writes_otherwise
+    from llm_unlearn.evaluation.placebos import PlaceboSettings
     from llm_unlearn.evaluation.text_evaluator import TextEvaluator
 
     subject, first = loader.subject, audited[0]
@@ -208,6 +209,8 @@ def _evaluator(
         arithmetic=_arithmetic(loader, options),
         membership=section.membership,
         loss_rank_draws=section.loss_rank_draws,
+        placebo=PlaceboSettings.of(section),
+        template=subject.template,
         min_k_share=section.min_k_share,
         reference=partial(loader.load, reference) if reference else None,
         tokenizer=tokenizer,

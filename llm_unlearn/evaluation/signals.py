@@ -8,7 +8,7 @@ canaries with forget rows.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
 from weakref import WeakKeyDictionary
@@ -24,7 +24,7 @@ from llm_unlearn.evaluation.attack_signals import check_differentiable, gradient
 from llm_unlearn.evaluation.batches import batches, scatter
 from llm_unlearn.evaluation.gaussian_scores import gaussian_scores
 from llm_unlearn.evaluation.loss_ranks import DRAWS, loss_rank_scores
-from llm_unlearn.evaluation.placebos import PlaceboSettings, effects_in_turn
+from llm_unlearn.evaluation.placebos import DEFAULT, PlaceboSettings, effects_in_turn, placebo_table
 from llm_unlearn.metrics.membership_scores import MIN_K_SHARE, min_k_score, reference_score, zlib_score
 from llm_unlearn.metrics.per_example import LATER, MEMBERSHIP
 from llm_unlearn.models.devices import batch_on, input_device
@@ -63,7 +63,7 @@ class Evaluator(ABC):
     membership: Sequence[str] = get_args(MembershipAttack)
     min_k_share: float = MIN_K_SHARE
     loss_rank_draws: int = DRAWS
-    placebo: PlaceboSettings = field(default_factory=PlaceboSettings)
+    placebo: PlaceboSettings = DEFAULT
     reference: Callable[[], Any] | None = None
     arithmetic: Arithmetic = FLOAT32
     processes: Processes = ALONE
@@ -138,7 +138,7 @@ class Evaluator(ABC):
     @property
     def n_probed(self) -> int:
         """How many rows that are."""
-        raise NotImplementedError
+        return 0
 
     # ---- what is measured
 
@@ -339,17 +339,8 @@ class Evaluator(ABC):
 
     def placebos(self, model: Any) -> "pd.DataFrame":
         """The effect of each planted trigger, and of its placebos until their rank is known; a row for each."""
-        import pandas as pd
-
-        frames, stop_at = [], self.placebo.stop_at
-        for number, triggers in enumerate(self.triggers):
-            found = effects_in_turn(triggers, partial(self.effects, model), stop_at)
-            counts = {"n_rows": self.n_probed, "stop_at": stop_at}
-            frames.append(pd.DataFrame({"trigger": number, "draw": np.arange(len(found)), "effect": found, **counts}))
-        if not frames:
-            return pd.DataFrame()
-        table = pd.concat(frames, ignore_index=True)
-        return table.assign(set="placebo", example_id=np.arange(len(table)))
+        found = [effects_in_turn(each, partial(self.effects, model), self.placebo.stop_at) for each in self.triggers]
+        return placebo_table(found, self.n_probed, self.placebo.stop_at)
 
     def quick_figures(self, model: Any, limit: int = 200) -> dict[str, float]:
         """Accuracy on held-out rows and attack success, for looking at as a run goes; never on reported test rows."""
