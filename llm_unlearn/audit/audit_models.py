@@ -35,6 +35,8 @@ class Options:
         quantization: by default "none".
         attn_implementation: the kernel of attention, by default transformers' choice.
         device_map: "auto" spreads each model over all GPUs.
+        by_recipe: the manifest was made from a recipe that anyone may have, not taken from the run of the models: noise
+            that the system drew is not theirs, and is not looked for.
     """
 
     base: str | None = None
@@ -45,6 +47,7 @@ class Options:
     quantization: str | None = None
     attn_implementation: str | None = None
     device_map: str | None = None
+    by_recipe: bool = False
 
 
 def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Evaluation]":
@@ -67,7 +70,7 @@ def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Eval
 
     if options.batch_size is not None and options.batch_size < 1:
         raise InputError(f"--batch-size {options.batch_size}: must be at least 1")
-    names, subject = _names(models), read_subject(Path(manifest))
+    names, subject = _names(models), read_subject(Path(manifest), options.by_recipe)
     out = _made(options.out)
     for note in subject.notes:
         logger.info(note)
@@ -243,4 +246,11 @@ def _write(folder: Path, name: str, result: "Evaluation", signals: "pd.DataFrame
     from llm_unlearn.evaluation.signal_files import write_signals
 
     write_signals(signals, folder / f"{name}.parquet")
-    write_json(folder / f"{name}.json", result.to_json())
+    write_json(folder / f"{name}.json", as_json(result))
+
+
+def as_json(result: "Evaluation") -> dict[str, Any]:
+    """An evaluation with the decision on it, as the command line prints and writes it."""
+    from llm_unlearn.metrics.evidence import decide
+
+    return {**result.to_json(), "decision": decide([result]).to_json()}

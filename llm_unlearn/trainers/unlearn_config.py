@@ -7,11 +7,12 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 from pydantic import Field
 from transformers import TrainingArguments
 
-from llm_unlearn.config.fields import LARGEST_BATCH, Count, Day, Length, Positive
+from llm_unlearn.config.fields import LARGEST_BATCH, Count, Day, Length, NotNegative, Positive
 from llm_unlearn.config.options import INHERITED, options_model
 from llm_unlearn.config.validate import validated
 from llm_unlearn.data.encoding import Encoding
 from llm_unlearn.errors import InputError
+from llm_unlearn.training.block_options import settle_blocks
 
 # What TrainingArguments has and no method looks at, and why
 WITHOUT_EFFECT = {
@@ -52,7 +53,7 @@ class UnlearnConfig(TrainingArguments):
         reference_cache_dir: where log-probs of the reference are kept and looked for; null: in the output directory.
         offload_reference: keep a frozen full reference in the host's memory and bring it a module at a time; slower.
         compile_blocks: run the blocks of a language model through torch.compile while it trains: on two CPU cores 6 to
-            11 % off a step, after some 25 seconds of compiling. Not under DeepSpeed and FSDP, where it was not tried.
+            11 % off a step, after some 25 seconds of compiling. Not under DeepSpeed, where it was not tried.
         max_length: tokens that are kept of a text row.
         loss_on: the tokens of a text row that are supervised (see data/encoding.py).
         chat_template: whether text rows go through the tokenizer's chat template.
@@ -60,6 +61,8 @@ class UnlearnConfig(TrainingArguments):
         system_prompt: the first message, where a row's messages do not begin with one.
         template_date: what a chat template that writes today's date takes for today, e.g. "2026-01-31".
         add_bos: put BOS before each text row (true) or never (false); null: as the tokenizer does.
+        completion_weight: w; a mean over a retain row has w times the mean over its answer added, so that ℓ(r) is
+            mean_t ℓ_t − w · (1/|y|) log π(y | prompt): one label token among 70 of text would hardly be learnt.
     """
 
     # A recipe without a learning rate takes this share of the training's, see scripts/tune.py
@@ -86,6 +89,7 @@ class UnlearnConfig(TrainingArguments):
     system_prompt: str | None = None
     template_date: Day | None = None
     add_bos: bool | None = None
+    completion_weight: NotNegative = 0.0
 
     def requires(self) -> Requirements:
         """What the method needs with these options: forget and retain rows and no reference, unless it says more."""
@@ -108,18 +112,21 @@ class UnlearnConfig(TrainingArguments):
         if self.accelerator_config is None:  # from pinned memory a batch goes to a GPU without the host waiting for it
             self.accelerator_config = {"non_blocking": self.dataloader_pin_memory and not self.use_cpu}
         super().__post_init__()
+        settle_blocks(self)
         launched = {
             "deepspeed": vars(self).get("deepspeed_plugin") is not None,  # by `accelerate launch`
             "fsdp": os.environ.get("ACCELERATE_USE_FSDP") == "true",
         }
         for name, reason in self.refuses.items():
             value = vars(self).get(name)
-            if launched.get(name) or (value is not None and value is not False):
+            if launched.get(name) or (value is not None and value != getattr(type(self), name, None)):
                 raise InputError(f"{name}: {reason}; leave it out")
         if self.forget_loss_ceiling is not None and "forget" not in self.requires().sets:
             raise InputError("forget_loss_ceiling: the method sees no forget row and never fires; leave it out")
-        if self.compile_blocks and any(launched.values()):
-            raise InputError("compile_blocks: not tried under DeepSpeed and FSDP; leave it out")
+        if self.completion_weight and "retain" not in self.requires().sets:
+            raise InputError("completion_weight: the method sees no retain row; leave it out")
+        if self.compile_blocks and launched["deepspeed"]:
+            raise InputError("compile_blocks: not tried under DeepSpeed; leave it out, or launch with ddp or fsdp2")
         if self.remove_unused_columns:
             raise InputError("remove_unused_columns=True would drop the forget and retain rows; set it to False")
         if self.push_to_hub and self.hub_strategy != "end":

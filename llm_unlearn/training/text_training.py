@@ -1,6 +1,6 @@
 """Fine-tune on (corrupted) rows, with TRL's SFTTrainer and the noise hook; also pre-trains a small base."""
 
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,13 +9,15 @@ from trl import SFTTrainer
 
 from llm_unlearn.data.collators import CausalLMCollator
 from llm_unlearn.data.encoding import IGNORE
+from llm_unlearn.data.row_forms import with_weights
 from llm_unlearn.distributed.sharding import release
 from llm_unlearn.models.adapters import without_adapter
 from llm_unlearn.models.flops import FlopCounter
 from llm_unlearn.poisons.gaussian_embedding import inject_gaussian_noise
 from llm_unlearn.tasks.causal_lm import CausalLMTask
-from llm_unlearn.training.fine_tuning import MeanNLL, StopOnNonFinite, train_resumably, trainer_arguments
+from llm_unlearn.training.fine_tuning import KeepSteps, MeanNLL, StopOnNonFinite, train_resumably, trainer_arguments
 from llm_unlearn.training.progress import show_progress
+from llm_unlearn.training.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -27,8 +29,9 @@ if TYPE_CHECKING:
 class FineTuner(MeanNLL, SFTTrainer):
     """TRL's SFTTrainer with the NLL of our task contract: the head runs once, at supervised positions.
 
-    The loss is SFTTrainer's, the mean over the tokens of the whole optimizer step. Its entropy and accuracy are left
-    out: on a CPU they cost more than the step itself.
+    The loss is SFTTrainer's, the mean over the tokens of the whole optimizer step: a row counts by its length. With
+    `completion_weight` a row's mean has that times the mean over its answer added. SFTTrainer's entropy and accuracy
+    are left out: on a CPU they cost more than the step itself.
     """
 
     task = CausalLMTask()
@@ -48,6 +51,7 @@ class Training:
         peft_config: wraps the model in a new adapter, or None.
         gradient_checkpointing: recompute activations in the backward pass.
         data_seed: seed of the order alone, if it differs.
+        keep: (model, step) → nothing, called after each of `section.keep_steps`; None: none is kept.
     """
 
     section: "TrainSection"
@@ -59,13 +63,14 @@ class Training:
     peft_config: Any = None
     gradient_checkpointing: bool = False
     data_seed: int | None = None
+    keep: Callable[[Any, int], None] | None = None
 
     def fit(self, model: "PreTrainedModel", rows: "Dataset", tokenizer: "PreTrainedTokenizerBase") -> tuple[Any, dict]:
         """Train, resuming from the newest complete checkpoint in work_dir.
 
         Args:
             model: trained in place.
-            rows: columns input_ids, labels and (with noise) noise_id.
+            rows: columns input_ids, labels, (with noise) noise_id and (with a completion weight) completion_mask.
             tokenizer: of the model.
 
         Returns:
@@ -74,7 +79,9 @@ class Training:
         Raises:
             NonFiniteLossError: the loss or a weight became NaN or infinite.
         """
+        rows = with_weights(rows, self.section.completion_weight, "train rows")
         columns = ["input_ids", "labels", *(["noise_id"] if self.noise else [])]
+        columns += ["weight"] if self.section.completion_weight else []
         trainer = FineTuner(
             model=model,
             args=self._arguments(),
@@ -82,7 +89,7 @@ class Training:
             data_collator=CausalLMCollator(tokenizer.pad_token_id),
             processing_class=tokenizer,
             peft_config=self.peft_config,
-            callbacks=[StopOnNonFinite()],
+            callbacks=[StopOnNonFinite(), *([KeepSteps(self.section.keep_steps, self.keep)] if self.keep else [])],
         )
         self._trainer = trainer
         trained: Any = trainer.model
@@ -90,15 +97,15 @@ class Training:
         show_progress(trainer, self.description, self.quiet)
         noise = inject_gaussian_noise(trainer, self.noise) if self.noise else None
         counter = FlopCounter.of(trained)
-        start = time.perf_counter()
+        watch = Stopwatch()
         train_resumably(trainer, self.work_dir)
-        seconds = time.perf_counter() - start
+        taken = watch.read(trainer.args.device.type)
         if noise is not None:
             noise.remove()
         tokens = sum(len(ids) for ids in rows["input_ids"])
         positions = sum(sum(label != IGNORE for label in labels[1:]) for labels in rows["labels"])
         flops = counter.training(tokens, positions) * self.section.epochs
-        cost = {"train_tokens": round(tokens * self.section.epochs), "flops": flops, "seconds": seconds}
+        cost = {"train_tokens": round(tokens * self.section.epochs), "flops": flops, **taken}
         return trainer.accelerator.unwrap_model(trainer.model), cost
 
     def release(self) -> None:
