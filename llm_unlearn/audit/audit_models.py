@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from llm_unlearn.audit.loader import Checkpoint, Loader
+    from llm_unlearn.evaluation.arithmetic import Arithmetic
     from llm_unlearn.metrics.results import Evaluation
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,8 @@ class Options:
         quantization: by default "none".
         attn_implementation: the kernel of attention, by default transformers' choice.
         device_map: "auto" spreads each model over all GPUs.
+        bf16: run models under autocast to bfloat16; by default not.
+        tf32: compute float32 products of a CUDA GPU in TF32; by default exactly.
         by_recipe: the manifest was made from a recipe that anyone may have, not taken from the run of the models: noise
             that the system drew is not theirs, and is not looked for.
     """
@@ -47,6 +50,8 @@ class Options:
     quantization: str | None = None
     attn_implementation: str | None = None
     device_map: str | None = None
+    bf16: bool | None = None
+    tf32: bool | None = None
     by_recipe: bool = False
 
 
@@ -82,7 +87,7 @@ def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Eval
     oracle = loader.find(oracle_path) if oracle_path else None
     reference = _reference(loader, options, skipped)
     audited = [*checkpoints.values(), *filter(None, [oracle])]
-    evaluator = _evaluator(loader, audited, manifest, options.batch_size, reference, skipped)
+    evaluator = _evaluator(loader, audited, manifest, options, reference, skipped)
     oracle_model, oracle_signals = None, None
     if oracle:
         logger.info("%s: evaluating, as the oracle", oracle.source)
@@ -102,7 +107,13 @@ def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Eval
         for warning in warnings:
             logger.warning("%s: %s", name, warning)
         identity = Identity(
-            model=name, kind="audited", method=None, budget=None, seed=subject.seed, recipe=subject.name
+            model=name,
+            kind="audited",
+            method=None,
+            budget=None,
+            seed=subject.seed,
+            recipe=subject.name,
+            precision=evaluator.arithmetic.precision,
         )
         result = summarize(signals, identity, None, None if is_oracle else oracle_signals)
         reasons = {**skipped, "oracle": "it is the retrained model itself"} if is_oracle else dict(skipped)
@@ -162,7 +173,7 @@ def _evaluator(
     loader: "Loader",
     audited: "list[Checkpoint]",
     manifest: str,
-    batch_size: int | None,
+    options: Options,
     reference: "Checkpoint | None",
     skipped: dict[str, str],
 ) -> Any:
@@ -191,7 +202,8 @@ def _evaluator(
     return TextEvaluator(
         sets=subject.sets,
         manifest=subject.poison,
-        batch_size=batch_size or section.batch_size,
+        batch_size=options.batch_size or section.batch_size,
+        arithmetic=_arithmetic(loader, options),
         membership=section.membership,
         loss_rank_draws=section.loss_rank_draws,
         min_k_share=section.min_k_share,
@@ -201,6 +213,14 @@ def _evaluator(
         verbalizers=subject.verbalizers,
         max_new_tokens=section.max_new_tokens,
     )
+
+
+def _arithmetic(loader: "Loader", options: Options) -> "Arithmetic":
+    from llm_unlearn.evaluation.arithmetic import Arithmetic
+
+    section = loader.subject.evaluate
+    bf16 = section.bf16 if options.bf16 is None else options.bf16
+    return Arithmetic(bf16, section.tf32 if options.tf32 is None else options.tf32, loader.section.dtype)
 
 
 def _check_prompts(subject: Subject, tokenizer: Any) -> None:

@@ -26,6 +26,8 @@ CHECKPOINT_OPTIONS = (
     "quantization",
     "attn_implementation",
     "device_map",
+    "bf16",
+    "tf32",
 )
 
 
@@ -113,6 +115,9 @@ def _add_checkpoint(command: argparse.ArgumentParser, title: str, description: s
         help="default: the run's, or transformers' choice",
     )
     group.add_argument("--device-map", choices=("auto",), help="auto: spread each model over all GPUs")
+    for name, what in (("bf16", "run models in bfloat16"), ("tf32", "float32 products of a CUDA GPU in TF32")):
+        text = f"{what} (default: the run's, or not)"
+        group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, help=text)
 
 
 def _add_merge(commands: Any) -> None:

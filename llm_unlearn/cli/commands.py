@@ -35,6 +35,8 @@ def audit(args: argparse.Namespace) -> int:
         quantization=args.quantization,
         attn_implementation=args.attn_implementation,
         device_map=args.device_map,
+        bf16=args.bf16,
+        tf32=args.tf32,
         by_recipe=args.manifest is None,
     )
     results = audit_models(args.model, args.manifest or _manifest_of(args), options)

@@ -137,6 +137,8 @@ class Identity(Result):
         budget: of an unlearned model, else None.
         seed: of the run.
         recipe: the name of the run's recipe.
+        precision: the lowest one at work while it was measured: float32, tf32, bfloat16 or float16; None in results
+            from before it was recorded.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -146,6 +148,7 @@ class Identity(Result):
     budget: float | None
     seed: int
     recipe: str
+    precision: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

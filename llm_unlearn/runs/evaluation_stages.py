@@ -25,9 +25,8 @@ def evaluate_stages(run: "SeedRun", before: dict[str, Stage]) -> list[Stage]:
             run.recipe.evaluate.model_dump(),
         ]
         outputs = [run.folder / "evaluation" / f"{name}{suffix}" for suffix in (".json", ".parquet")]
-        stages.append(
-            Stage(f"evaluation/{name}", inputs, outputs, partial(_evaluate, run, name, method, budget), common=True)
-        )
+        work, about = partial(_evaluate, run, name, method, budget), {"precision": run.arithmetic.precision}
+        stages.append(Stage(f"evaluation/{name}", inputs, outputs, work, common=True, about=about))
     return stages
 
 
@@ -67,6 +66,7 @@ def _evaluate(run: "SeedRun", name: str, method: str | None, budget: float | Non
         budget=budget,
         seed=run.seed,
         recipe=run.recipe.name,
+        precision=run.arithmetic.precision,
     )
     result = summarize(signals, identity, spent, oracle, steps)  # before anything is written
     if not run.processes.is_main:

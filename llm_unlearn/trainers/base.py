@@ -46,6 +46,7 @@ from llm_unlearn.trainers.support.sets import (
 )
 from llm_unlearn.trainers.support.stops import LossCheck, StopsCallback, broken_down, has_finite_weights
 from llm_unlearn.trainers.unlearn_config import UnlearnConfig
+from llm_unlearn.training.block_options import use_kernels
 from llm_unlearn.training.checkpoints import ExactResume
 
 
@@ -117,6 +118,7 @@ class UnlearnTrainer(ExactResume):
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = (
             False  # means of micro-batches: the Trainer divides
         )
+        use_kernels(self.model, args)
         self._hold_reference()
         self.components: dict[str, list[Tensor]] = {}
         self.loss_check = LossCheck(partial(self.non_finite, "loss"))
