@@ -286,6 +286,13 @@ def test_another_precision_gives_every_section_too(folder, tiny_models, capsys, 
     assert found[1]["utility"]["perplexity"] == pytest.approx(found[0]["utility"]["perplexity"], rel=0.05)
 
 
+@pytest.mark.parametrize(("dtype", "said"), [("bfloat16", "needs the package flash-attn"), ("float32", "16 bits")])
+def test_attention_that_cannot_be_had_is_refused(folder, tiny_models, capsys, dtype, said):
+    arguments = ("--model", tiny_models["llama"], "--manifest", manifest(folder), "--dtype", dtype)
+    assert audit(*arguments, "--attn-implementation", "flash_attention_2") == 2
+    assert said in capsys.readouterr().err
+
+
 def test_a_model_without_a_tokenizer_takes_that_of_the_base(folder, tiny_models, capsys):
     bare = folder / "bare"
     bare.mkdir()
