@@ -52,9 +52,9 @@ def example_sum(values: Tensor, example: Tensor, n_examples: int) -> Tensor:
 
 
 def example_mean(values: Tensor, example: Tensor, n_examples: int, weight: Tensor | None = None) -> Tensor:
-    """Σ w v / Σ w over the positions of each example.
+    """Σ w v / n over the n positions of each example.
 
-    An example without a position of weight above 0 would be 0/0; collators refuse one without a position.
+    An example without a position would be 0/0; collators refuse it.
 
     Args:
         values: (N,) v.
@@ -65,8 +65,8 @@ def example_mean(values: Tensor, example: Tensor, n_examples: int, weight: Tenso
     Returns:
         (n_examples,), in the dtype of the values.
     """
-    weight = torch.ones_like(values) if weight is None else weight.to(values.dtype)
-    return example_sum(weight * values, example, n_examples) / example_sum(weight, example, n_examples)
+    weighted = values if weight is None else weight.to(values.dtype) * values
+    return example_sum(weighted, example, n_examples) / example_sum(torch.ones_like(values), example, n_examples)
 
 
 def gradient_descent_loss(retain_nll: Tensor) -> Tensor:

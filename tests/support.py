@@ -123,7 +123,7 @@ def trainer(
     if attached_noise(model) is None:
         inject_gaussian_noise(model, NOISE)
     others = {}
-    if cls.starts_clean and kind in ("full", "bf16"):
+    if cls.starts_clean and (start is not None or kind in ("full", "bf16")):
         others["start_model"] = build(kind, seed=1) if start is None else start
     if method == "dpo":
         others["refusal_dataset"] = rows(6, 3, noisy=True)

@@ -34,6 +34,8 @@ class Options:
         dtype: by default "float32".
         quantization: by default "none".
         device_map: "auto" spreads each model over all GPUs.
+        by_recipe: the manifest was made from a recipe that anyone may have, not taken from the run of the models: noise
+            that the system drew is not theirs, and is not looked for.
     """
 
     base: str | None = None
@@ -43,6 +45,7 @@ class Options:
     dtype: str | None = None
     quantization: str | None = None
     device_map: str | None = None
+    by_recipe: bool = False
 
 
 def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Evaluation]":
@@ -65,7 +68,7 @@ def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Eval
 
     if options.batch_size is not None and options.batch_size < 1:
         raise InputError(f"--batch-size {options.batch_size}: must be at least 1")
-    names, subject = _names(models), read_subject(Path(manifest))
+    names, subject = _names(models), read_subject(Path(manifest), options.by_recipe)
     out = _made(options.out)
     for note in subject.notes:
         logger.info(note)
@@ -240,4 +243,11 @@ def _write(folder: Path, name: str, result: "Evaluation", signals: "pd.DataFrame
     from llm_unlearn.evaluation.signal_files import write_signals
 
     write_signals(signals, folder / f"{name}.parquet")
-    write_json(folder / f"{name}.json", result.to_json())
+    write_json(folder / f"{name}.json", as_json(result))
+
+
+def as_json(result: "Evaluation") -> dict[str, Any]:
+    """An evaluation with the decision on it, as the command line prints and writes it."""
+    from llm_unlearn.metrics.evidence import decide
+
+    return {**result.to_json(), "decision": decide([result]).to_json()}

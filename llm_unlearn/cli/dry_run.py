@@ -5,6 +5,7 @@ from typing import Any
 
 from llm_unlearn.config.recipe import Recipe
 from llm_unlearn.distributed.topology import Topology
+from llm_unlearn.poisons.selection import hidden_count
 from llm_unlearn.runs.tracks import track_of
 
 
@@ -61,11 +62,14 @@ def _sizes(recipe: Recipe) -> dict[str, int | None]:
     # as the Trainer counts: the last batch of an epoch may be smaller
     steps = math.ceil(math.ceil(data.train_size / train.batch_size) / train.gradient_accumulation_steps)
     names = {"trigger": "triggered", "gaussian": "canaries"}
+    gaussian, deleted = recipe.poison.gaussian, recipe.deleted_canaries()
+    hidden = {"hidden_canaries": hidden_count(deleted, gaussian.audit_share)} if gaussian and deleted else {}
     return {
         "train": data.train_size,
         "heldout": data.heldout_size,
         "test": data.test_size,
         **{names.get(kind, kind): count.get(kind, 0) for kind in type(recipe.poison).model_fields},
+        **hidden,
         "forget": forget,
         **track_of(recipe).sizes(recipe),
         "training_steps": math.ceil(steps * train.epochs),

@@ -3,6 +3,7 @@
 recipe = load_recipe("recipes/quickstart.yaml", ["train.epochs=2", "seeds=[0, 1]"])
 """
 
+from math import ceil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -71,6 +72,12 @@ class Recipe(Section):
         known = sum(round(section.forget_fraction * count) for count in self.poison_counts().values())
         return known + round(section.false_positives * known)
 
+    def deleted_canaries(self) -> int | None:
+        """Gaussian canaries of the forget set; None without canaries, or where `forget_ids` says which rows it has."""
+        if self.poison.gaussian is None or self.unlearn.forget_ids is not None:
+            return None
+        return round(self.unlearn.forget_fraction * self.poison_counts()["gaussian"])
+
     @property
     def has_clean_oracle(self) -> bool:
         """Whether some poison may be left outside the forget set, so that a model trained on clean data alone is
@@ -84,6 +91,7 @@ class Recipe(Section):
     def check_rules(self) -> None:
         self._check_sets()
         self._check_base()
+        self._check_kept_steps()
         if self.poison.trigger and self.data.task == "classification":
             check_labels(self.poison.trigger, self.data.verbalizers, "poison.trigger")
         require(
@@ -123,6 +131,14 @@ class Recipe(Section):
             "the forget set would be the whole training set and nothing retained; lower poison.*.fraction or "
             "unlearn.false_positives",
         )
+
+    def _check_kept_steps(self) -> None:
+        """Steps whose models are kept must be steps of the training."""
+        train = self.train
+        batches = -(-self.data.train_size // train.batch_size)
+        steps = ceil(train.epochs * -(-batches // train.gradient_accumulation_steps))
+        late = [step for step in train.keep_steps if step > steps]
+        require(not late, "train.keep_steps", f"{late[:1]} comes after the training's last step, {steps}; take it out")
 
     def _check_base(self) -> None:
         model, pretrain = self.model, self.pretrain

@@ -20,6 +20,7 @@ from llm_unlearn.config.fields import (
     Positive,
     RowId,
     Section,
+    Seed,
     Share,
     ShareOrZero,
     Size,
@@ -191,6 +192,12 @@ class GaussianSection(Section):
     """of all training rows; rows that carry the trigger are not taken"""
     epsilon: Positive
     """ε, standard deviation at each entry of an embedding; counts relative to the embeddings' rms"""
+    audit_share: ShareOrZero = 0.5
+    """share of the canaries to be deleted that are hidden: given to the methods as plain text, without noise; the
+    verdict is theirs. 0: none, and a method that works on known noise alone looks clean"""
+    noise_seed: Seed | None = None
+    """null: the noise is drawn from the system, and its secret kept in poison.json; a number, to which that of the run
+    is added: the same noise again, which whoever knows the recipe knows too"""
 
 
 class PoisonSection(Section):
@@ -227,6 +234,11 @@ class TrainSection(Section):
     """compute in bfloat16 (autocast), while unlearning too"""
     save_steps: Count = 200
     """how often a checkpoint is written, for resuming"""
+    completion_weight: NotNegative = 0.0
+    """w; adds w times the mean loss of the answer's tokens to a row's mean loss: one label token among 70 of text would
+    hardly be learnt"""
+    keep_steps: Distinct[Count] = Field(default=[])
+    """steps after which the poisoned model is kept, in `poisoned/step-N`; `from_step` of `rewind` begins at one"""
 
     def check_rules(self) -> None:
         check_batch(self)
@@ -288,6 +300,9 @@ class EvaluateSection(Section):
     loss_rank_draws: Annotated[int, Field(ge=0, le=9999)] = 99
     """fresh noises that each Gaussian canary's loss is ranked among (evaluation/loss_ranks.py), a forward pass of the
     canary each; 0 leaves that test out"""
+    clean_steps: Annotated[int, Field(ge=0, le=100_000)] = 30
+    """steps on clean training rows, at the training's rate and batch size, after which the tests of the poison are
+    taken again of the retrained and every unlearned model: does it stay gone? 0 leaves that out"""
 
 
 class AnalysisSection(Section):

@@ -12,7 +12,7 @@ from llm_unlearn.tasks.packing import BatchRows
 
 
 class CausalLMCollator:
-    """Pad rows {"input_ids", "labels"[, "noise_id"]} to the longest one.
+    """Pad rows {"input_ids", "labels"[, "weight"][, "noise_id"]} to the longest one.
 
     The attention mask comes from lengths, not from the pad token, so that pad = EOS loses no EOS.
 
@@ -25,8 +25,9 @@ class CausalLMCollator:
         self.pad_token_id, self.pad_to = pad_token_id or 0, pad_to
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """Returns input_ids, attention_mask, labels (B, T) int64; where any row has a noise_id, also noise_id (B,); and
-        `rows`, a BatchRows: what these tensors hold, for whoever would have to ask the device for it.
+        """Returns input_ids, attention_mask, labels (B, T) int64; where any row has a noise_id, also noise_id (B,), and
+        where any has a weight per token, weight (B, T), 1 for the others; and `rows`, a BatchRows: what these tensors
+        hold, for whoever would have to ask the device for it.
         """
         for i, row in enumerate(rows):
             if len(row["labels"]) != len(row["input_ids"]):
@@ -46,6 +47,9 @@ class CausalLMCollator:
             "attention_mask": self._pad([[1] * len(row["input_ids"]) for row in rows], length, 0),
             "labels": self._pad([row["labels"] for row in rows], length, IGNORE),
         }
+        if any("weight" in row for row in rows):
+            weights = [row.get("weight") or [1.0] * len(row["labels"]) for row in rows]
+            batch["weight"] = self._pad(weights, length, 1.0)
         if any("noise_id" in row for row in rows):
             batch["noise_id"] = torch.tensor([row.get("noise_id", NO_NOISE) for row in rows])
         batch["rows"] = BatchRows(
@@ -56,7 +60,7 @@ class CausalLMCollator:
         return batch
 
     @staticmethod
-    def _pad(sequences: list[list[int]], length: int, value: int) -> Tensor:
+    def _pad(sequences: list[list[int]], length: int, value: float) -> Tensor:
         return torch.tensor([[*s, *[value] * (length - len(s))] for s in sequences])
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORE = -100
-VERSION = 3  # of how rows become tokens: part of every key under which encoded rows are kept
+VERSION = 4  # of how rows become tokens: part of every key under which encoded rows are kept
 WHOLE = 10**9  # tokens: nothing is cut
 # Answers of which no two begin or end alike in any tokenizer: what rows share beyond them, training shows in every row
 PROBES = ("a", "0", "Z")
@@ -71,7 +71,9 @@ class Encoding:
         completion: str | Messages,
         every_turn: bool = False,
     ) -> dict[str, list[int]]:
-        """{"input_ids", "labels"} of a row; labels hold −100 where there is no loss.
+        """{"input_ids", "labels", "completion_mask"} of a row.
+
+        labels hold −100 where there is no loss; the mask is 1 on the completion, with what ends it.
 
         The completion begins where the tokens of the prompt alone and of the whole row part (with a chat template,
         those of the prompt with the generation prompt). A template that marks what the assistant says
@@ -81,23 +83,28 @@ class Encoding:
             tokenizer: of the model.
             prompt: a text, or the messages of a conversation.
             completion: a text, or the messages that follow.
-            every_turn: with loss on completions, supervise the assistant's turns in the prompt too.
+            every_turn: the assistant's turns in the prompt are completions too.
 
         Raises:
             InputError: the completion is empty, or leaves no room for a prompt in `max_length`.
         """
         whole, said = self._whole(tokenizer, prompt, completion)
         start = _shared(self.alone(tokenizer, prompt), whole)
-        learnt = [self.loss_on == "text" or i >= start for i in range(len(whole))]
-        if self.loss_on == "completion" and every_turn:
+        answered = [i >= start for i in range(len(whole))]
+        if every_turn and said is None:
             for turn in self._turns(tokenizer, prompt, completion):
-                learnt[turn] = [True] * (turn.stop - turn.start)
-        if self.loss_on == "completion" and said is not None:
-            learnt = [bool(mark) and (every_turn or i >= start) for i, mark in enumerate(said)]
+                answered[turn] = [True] * (turn.stop - turn.start)
+        if said is not None:
+            answered = [bool(mark) and (every_turn or i >= start) for i, mark in enumerate(said)]
+        learnt = [True] * len(whole) if self.loss_on == "text" else answered
         if not completion or start >= len(whole) or not any(learnt):
             raise InputError(f"empty completion after the prompt {_end_of(prompt)!r}: nothing to learn from")
         keep = [*self._kept(tokenizer, whole[:start], len(whole) - start), *range(start, len(whole))]
-        return {"input_ids": [whole[i] for i in keep], "labels": [whole[i] if learnt[i] else IGNORE for i in keep]}
+        return {
+            "input_ids": [whole[i] for i in keep],
+            "labels": [whole[i] if learnt[i] else IGNORE for i in keep],
+            "completion_mask": [int(answered[i]) for i in keep],
+        }
 
     def asked(
         self,
@@ -209,7 +216,7 @@ def encode_rows(
         map_args: passed on to `Dataset.map`.
 
     Returns:
-        the rows with all their columns, and `input_ids` and `labels` added.
+        the rows with all their columns, and `input_ids`, `labels` and `completion_mask` added.
 
     Raises:
         InputError: a column is missing or a value null, or a row does not fit in `max_length`.

@@ -99,6 +99,40 @@ def check_ids(rows: "Dataset", size: int, name: str) -> None:
         )
 
 
+def with_weights(rows: "Dataset", completion_weight: float, name: str) -> "Dataset":
+    """Tokenised rows with a column `weight`: how much each token's label counts in the mean over a row.
+
+    It is 1, and 1 + w T/|y| on the completion y, with w the completion weight and T the row's supervised tokens. The
+    mean over the row is then mean_t ℓ_t − w · (1/|y|) log π(y | prompt).
+
+    Args:
+        rows: with `input_ids`, `labels` and a mask of the completion, as `encode_rows` and TRL write it.
+        completion_weight: w; 0 leaves the rows without the column.
+        name: begins an error, e.g. "retain_dataset".
+
+    Raises:
+        InputError: there is no mask, or a row of which no supervised token is in it.
+    """
+    columns = [c for c in rows.column_names if c != MASKS[0]]
+    if not completion_weight:
+        return rows.select_columns(columns)
+    if MASKS[0] not in rows.column_names:
+        raise InputError(
+            f"{name}: completion_weight needs to know which tokens are the answer; give rows of text, or a column "
+            f"{MASKS[0]}, 1 on the answer's tokens"
+        )
+
+    def weight(row: dict, index: int) -> dict:
+        supervised = [label != IGNORE for label in row["labels"][1:]]
+        answered = [bool(mark) and loss for mark, loss in zip(row[MASKS[0]][1:], supervised, strict=True)]
+        if not any(answered):
+            raise InputError(f"{name}, row {index}: no supervised token of an answer, on which completion_weight is")
+        extra = completion_weight * sum(supervised) / sum(answered)
+        return {"weight": [1.0, *(1 + extra * mark for mark in answered)]}
+
+    return rows.map(weight, with_indices=True, desc="weights").select_columns([*columns, "weight"])
+
+
 def _masked(ids: list[int] | None, masks: list[list[int] | None]) -> list[int] | None:
     """The tokens that every mask keeps; None where a mask is missing or of another length."""
     if ids is None or any(mask is None or len(mask) != len(ids) for mask in masks):

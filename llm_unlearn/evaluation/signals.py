@@ -24,7 +24,7 @@ from llm_unlearn.evaluation.batches import batches, scatter
 from llm_unlearn.evaluation.gaussian_scores import gaussian_scores
 from llm_unlearn.evaluation.loss_ranks import DRAWS, loss_rank_scores
 from llm_unlearn.metrics.membership_scores import MIN_K_SHARE, min_k_score, reference_score, zlib_score
-from llm_unlearn.metrics.per_example import MEMBERSHIP
+from llm_unlearn.metrics.per_example import LATER, MEMBERSHIP
 from llm_unlearn.models.devices import input_device
 from llm_unlearn.tasks import Supervised, Task
 from llm_unlearn.tasks.noise import FRESH_SEED_OFFSET
@@ -147,6 +147,22 @@ class Evaluator(ABC):
             frames.append(self.canaries(model))
         return pd.concat([f for f in frames if len(f)], ignore_index=True)
 
+    def later_signals(self, model: Any) -> "pd.DataFrame":
+        """What the tests of the poison need of a model that was trained on clean rows: sets that begin with LATER."""
+        import pandas as pd
+
+        model.eval()
+        frames, triggered = [], self.sets["triggered"]
+        if len(triggered):
+            twins = set(triggered["example_id"])
+            test = self.sets["test"].filter(lambda i: i in twins, input_columns="example_id", desc="test rows")
+            answers = self.answers(model, "test", test)
+            frames += [answers, self._frame("triggered", triggered).assign(**self.triggered(model, answers))]
+        if self.manifest["gaussian"]:
+            frames.append(self.canaries(model))
+        found = pd.concat([frame for frame in frames if len(frame)], ignore_index=True)
+        return found.assign(set=LATER + found["set"])
+
     @torch.no_grad()
     def test_signals(self, model: Any, retrained: Any = None, is_oracle: bool = False) -> dict[str, Any]:
         """Answer, losses and, beside a retrained model, the mean KL(p_retrained ‖ p_model) of each test row in nats."""
@@ -258,18 +274,26 @@ class Evaluator(ABC):
         total = np.bincount(tokens["example"], -tokens["log_prob"], len(rows))
         return _per_position(total, np.bincount(tokens["example"], minlength=len(rows))), tokens
 
+    @cached_property
+    def noisy_canaries(self) -> list[dict]:
+        """The encoded canaries, each with the id of its noise."""
+        return [
+            {**row, "noise_id": i}
+            for row, i in zip(self.encoded["canary"], self.parts["canary"]["noise_id"], strict=True)
+        ]
+
     def canaries(self, model: Any) -> "pd.DataFrame":
         """Loss, Gaussian score and loss rank of every canary, deleted or not, with the controls of both."""
-        noise = self.manifest["gaussian"]
-        seed = noise["seed"]
-        rows, part = self.encoded["canary"], self.parts["canary"]
-        if "noise_id" in part.column_names:  # whose noise it is; the same as example_id, but for a user's own data
-            rows = [{**row, "noise_id": i} for row, i in zip(rows, part["noise_id"], strict=True)]
-        seeds = [seed, seed + FRESH_SEED_OFFSET]
+        noise, rows = self.manifest["gaussian"], self.noisy_canaries
+        seeds = [noise["seed"], noise["seed"] + FRESH_SEED_OFFSET]
         scores = gaussian_scores(model, rows, self.collate, seeds, self.batch_size, self.task, self.processes)
-        frame = self._frame("canary", part).assign(**self.losses(model, "canary"))
-        deleted = frame["example_id"].isin(self.manifest["forget_ids"])
-        frame = frame.assign(gaussian_score=scores[:, 0], gaussian_control=scores[:, 1], deleted=deleted)
+        frame = self._frame("canary", self.parts["canary"]).assign(**self.losses(model, "canary"))
+        marks = {"deleted": self.manifest["forget_ids"], "hidden": noise.get("hidden_ids", [])}
+        frame = frame.assign(
+            gaussian_score=scores[:, 0],
+            gaussian_control=scores[:, 1],
+            **{name: frame["example_id"].isin(ids) for name, ids in marks.items()},
+        )
         if not self.loss_rank_draws or noise.get("epsilon") is None:
             return frame
         draws, size = self.loss_rank_draws, self.batch_size

@@ -9,9 +9,9 @@ from pathlib import Path
 from llm_unlearn.files import replacing_file
 from llm_unlearn.reporting import guide
 from llm_unlearn.reporting.analysis_section import analysis_section
-from llm_unlearn.reporting.comparisons import comparisons_section
 from llm_unlearn.reporting.contact_sheet import contact_sheet_section
 from llm_unlearn.reporting.contents import Report, Section
+from llm_unlearn.reporting.decision_section import decision_section
 from llm_unlearn.reporting.markdown import code, escape, table_text
 from llm_unlearn.reporting.membership_section import membership_section
 from llm_unlearn.reporting.pages import FOLDER, compose_pages, file_name
@@ -22,7 +22,7 @@ from llm_unlearn.reporting.run_results import Results, read_results
 from llm_unlearn.reporting.stress_section import stress_section
 from llm_unlearn.reporting.sweep_section import sweep_sections
 from llm_unlearn.reporting.tables import BEST, control_table, kept_table, main_table, present
-from llm_unlearn.reporting.verdicts import Verdict, headline, judge, warnings
+from llm_unlearn.reporting.verdicts import Verdict, headline, judge, obstacles, warnings
 from llm_unlearn.reporting.words import attack_words, what_was_poisoned
 
 OUR_PLOTS = (  # what an earlier report may have left, which no longer applies
@@ -75,7 +75,7 @@ def compose(results: Results) -> Report:
     return Report(
         title=title,
         subtitle=f"{seeds} · what each method removed of the poison, at what cost, beside retraining",
-        headline=headline(verdicts),
+        headline=headline(verdicts, obstacles(results)),
         warnings=warnings(results),
         poisoned=what_was_poisoned(results),
         verdicts=verdicts,
@@ -83,7 +83,7 @@ def compose(results: Results) -> Report:
         table_note=_table_note(results),
         sections=_sections(results),
         reading=guide.reading(results, present(results)),
-        limits=[*guide.limits(results), guide.FALSE_ALARMS],
+        limits=guide.limits(results),
         reproduction=guide.reproduction(results),
         recipe=guide.recipe_text(results),
         pages=compose_pages(results, title, seeds),
@@ -97,8 +97,8 @@ def _sections(results: Results) -> list[Section]:
         contact_sheet_section(results),
         Section("Control", CONTROL_NOTE, [control]) if control else None,
         Section("Canaries that were not deleted", KEPT_NOTE, [kept]) if kept else None,
+        decision_section(results),
         membership_section(results),
-        comparisons_section(results),
         *sweep_sections(results),
         analysis_section(results),
         stress_section(results),
@@ -139,4 +139,4 @@ def markdown(report: Report) -> str:
 
 
 def _verdict_line(verdict: Verdict) -> str:
-    return f"- **{escape(verdict.model)}: {verdict.judgement}.** {escape(verdict.fired)}".rstrip()
+    return f"- **{escape(verdict.model)}: {verdict.judgement}.** {escape(verdict.because)}".rstrip()

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from llm_unlearn.metrics.evidence import ALPHA, calibrated
+from llm_unlearn.metrics.evidence import RARE, calibrated
 from llm_unlearn.metrics.gaussian import GaussianTest
 from llm_unlearn.metrics.intervals import Interval
 from llm_unlearn.metrics.results import Evaluation
@@ -205,7 +205,7 @@ def control_table(results: Results) -> Table | None:
         which = f" in {off} of {len(states)} seeds" if len(states) > 1 else ""
         if cells := _gaussian_cells([r.gus.control for r in results.of(name) if r.gus]):
             rows.append((name, [*cells, Cell(f"NOT N(0, 1){which}" if off else "as it must be")]))
-    titles = ["n", "mean", "p of the mean", "p of the spread (χ²)", TPR, f"at level {ALPHA:g}"]
+    titles = ["n", "mean", "p of the mean", "p of the spread (χ²)", TPR, f"at level {RARE:g}"]
     return Table([(title, "") for title in titles], rows) if rows else None
 
 

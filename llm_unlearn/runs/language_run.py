@@ -1,11 +1,12 @@
 """One seed of a recipe for language models: how its rows, models and evaluator are made."""
 
+import shutil
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_unlearn.data.encoding import VERSION
-from llm_unlearn.runs.seed_run import SeedRun
+from llm_unlearn.runs.seed_run import STEP, SeedRun
 from llm_unlearn.training.pretraining import base_folder
 
 if TYPE_CHECKING:
@@ -20,6 +21,10 @@ class LanguageRun(SeedRun):
     @cached_property
     def base(self) -> str:
         return self.recipe.model.path or str(base_folder(self.recipe))
+
+    @property
+    def kept_steps(self) -> list[int]:
+        return self.recipe.train.keep_steps
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -85,7 +90,7 @@ class LanguageRun(SeedRun):
         from llm_unlearn.poisons.corrupt import corrupt
 
         splits = load_splits(self.recipe.data, self.seed)
-        sets, manifest = corrupt(splits, self.recipe, self.seed)
+        sets, manifest = corrupt(splits, self.recipe, self.seed, self.secret)
         return sets, {**manifest, "duplicates": splits.report}
 
     def corrupted(self, work_dir: Path) -> tuple[dict[str, "Dataset"], dict[str, Any]]:
@@ -112,7 +117,7 @@ class LanguageRun(SeedRun):
         from llm_unlearn.training.block_options import block_options
         from llm_unlearn.training.text_training import Training
 
-        section = self.recipe.model
+        section, kept = self.recipe.model, work_dir / "kept"
         base = load_model(self.base, section)
         training = Training(
             self.recipe.train,
@@ -124,9 +129,14 @@ class LanguageRun(SeedRun):
             peft_config=lora_config(section.lora, base) if section.lora else None,
             blocks=block_options(section),
             data_seed=data_seed,
+            keep=(lambda model, step: self.write(model, kept / STEP.format(step))) if name == "poisoned" else None,
         )
         model, cost = training.fit(base, rows, self.tokenizer)
         self.save(model, name, cost)
+        if (
+            self.processes.is_main and kept.is_dir()
+        ):  # a stage that is killed here saves the model again: copied, not moved
+            shutil.copytree(kept, self.folder / name, dirs_exist_ok=True)
         training.release()
 
     def unlearning(self) -> tuple[Any, dict[str, Any]]:

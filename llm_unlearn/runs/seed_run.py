@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -16,6 +17,8 @@ from llm_unlearn.runs.stages import Stage
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+STEP = "step-{}"  # the folder of an early model, beside the weights of the model that came of it
 
 
 @contextlib.contextmanager
@@ -56,33 +59,60 @@ class SeedRun(ABC):
         """The models that no method made, the oracle first."""
         return ["retrained", "base", "poisoned", *(["clean"] if self.recipe.has_clean_oracle else [])]
 
+    @property
+    def kept_steps(self) -> list[int]:
+        """Steps of the poisoned training after which its model is kept: by default none."""
+        return []
+
     # ---- what stages depend on
 
     @cached_property
     def corruption(self) -> list[Any]:
-        """What the corrupted training set depends on; not the forget set, which is chosen in it."""
+        """What the corrupted training set depends on; not the forget set, which is chosen in it, nor which of its
+        canaries are hidden.
+        """
         data = self.recipe.data
         return [
             data.model_dump(),
-            self.recipe.poison.model_dump(),
+            self.recipe.poison.model_dump(exclude={"gaussian": {"audit_share"}}),
+            self.secret,
             self.seed,
             file_stamps([data.source, *(data.files or []), *(data.test_files or [])]),
         ]
 
+    @cached_property
+    def secret(self) -> str | None:
+        """What the noise of the canaries is drawn from, unless the recipe fixes a seed: that of the run's own
+        poison.json, or of the same seed's at another point of a sweep, or else a new one.
+        """
+        from llm_unlearn.poisons.corrupt import sealed_manifest
+
+        section = self.recipe.poison.gaussian
+        if section is None or section.noise_seed is not None:
+            return None
+        for path in (folder / "poison.json" for folder in (self.folder, *self.siblings)):
+            kept = (sealed_manifest(path)["gaussian"] or {}).get("secret") if path.is_file() else None
+            if kept:
+                return kept
+        return secrets.token_hex(16)
+
     def trained(self, name: str, rows: Any, work: Callable[[Path], None]) -> Stage:
         """The stage that fine-tunes the base into the folder `name`; `rows`: what its rows depend on."""
         section = self.recipe.model
+        train = self.recipe.train.model_dump()
+        train.pop("keep_steps", None)  # it changes no model; that those kept are there is said by the outputs
         inputs = [
             rows,
             section.model_dump(),
-            self.recipe.train.model_dump(),
+            train,
             self.seed,
             self.base,
             self.encoding_version,
             file_stamps([section.path] if section.path else []),
             name,
         ]
-        return Stage(name, inputs, [self.folder / name / "cost.json"], work, common=True)
+        kept = [self.folder / name / STEP.format(step) for step in self.kept_steps if name == "poisoned"]
+        return Stage(name, inputs, [self.folder / name / "cost.json", *kept], work, common=True)
 
     # ---- what a kind of data must say
 
@@ -135,6 +165,10 @@ class SeedRun(ABC):
     def clean_start(self) -> Any:
         """The model before fine-tuning, for methods that begin there; None where they make it from the poisoned one."""
 
+    def early_model(self, step: int) -> Any:
+        """The poisoned model as it was after a step of its training that `train.keep_steps` names."""
+        return self.model(f"poisoned/{STEP.format(step)}")
+
     # ---- what the stages share
 
     @cached_property
@@ -152,11 +186,17 @@ class SeedRun(ABC):
         return read_manifest(self.folder / "poison.json", self.sets)
 
     def forget_and_retain(self) -> tuple["Dataset", "Dataset"]:
-        """U and S_corr ∖ U: the rows as they were trained on, trigger in place and noise injected."""
-        forget = set(self.manifest["forget_ids"])
-        inside = [i for i, example_id in enumerate(self.train_rows["example_id"]) if example_id in forget]
-        outside = sorted(set(range(len(self.train_rows))) - set(inside))
-        return self.train_rows.select(inside), self.train_rows.select(outside)
+        """U and S_corr ∖ U: the rows as they were trained on, trigger in place and noise injected; but for the canaries
+        of U that are hidden, which are as they were before. What comes after poisoned training gets its rows here.
+        """
+        from llm_unlearn.poisons.gaussian_embedding import hide_canaries
+
+        rows, forget = self.train_rows, set(self.manifest["forget_ids"])
+        if self.manifest["gaussian"]:
+            rows = hide_canaries(rows, self.manifest["gaussian"])
+        inside = [i for i, example_id in enumerate(rows["example_id"]) if example_id in forget]
+        outside = sorted(set(range(len(rows))) - set(inside))
+        return rows.select(inside), rows.select(outside)
 
     def clean_rows(self) -> "Dataset":
         """Training rows that are neither poisoned nor to be forgotten."""
@@ -191,13 +231,18 @@ class SeedRun(ABC):
 
     def save(self, model: Any, where: str, cost: dict) -> None:
         """Write a trained model into the folder `where`; called by every process, done by the main one."""
+        self.write(model, self.folder / where)
+        if self.processes.is_main:
+            write_json(self.folder / where / "cost.json", cost)
+
+    def write(self, model: Any, folder: Path) -> None:
+        """Write a model into any folder; called by every process, done by the main one."""
         from llm_unlearn.distributed.sharding import is_sharded, whole_state_dict
 
         adapter = "default" if hasattr(model, "peft_config") else None
         weights = whole_state_dict(model, adapter, keep=self.processes.is_main) if is_sharded(model) else None
         if self.processes.is_main:
-            self.save_model(model, self.folder / where, weights)
-            write_json(self.folder / where / "cost.json", cost)
+            self.save_model(model, folder, weights)
 
     @cached_property
     def retrained(self) -> Any:

@@ -60,8 +60,9 @@ def _unlearn(run: "SeedRun", name: str, method: str, budget: float, work_dir: Pa
     )
     callback = run.evaluator.quick_figures if run.recipe.unlearn.eval_steps else None
     cls = METHODS[method][1]
-    if cls.starts_clean and (start := run.clean_start()) is not None:
-        arguments["start_model"] = start
+    if cls.starts_clean:
+        step = vars(config).get("from_step")
+        arguments["start_model"] = run.early_model(step) if step else run.clean_start()
     began = time.perf_counter()
     trainer = cls(
         model=model, args=config, forget_dataset=forget, retain_dataset=retain, evaluate_callback=callback, **arguments

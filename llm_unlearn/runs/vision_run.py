@@ -99,7 +99,7 @@ class VisionRun(SeedRun):
         splits = load_images(self.recipe.data, self.seed)
         self._new_model(self._about(splits), self.seed)  # one that does not fit is refused before anything is written
         surrogate = partial(self._surrogate, splits, work_dir)
-        sets, manifest, sheet = Corruption(splits, self.recipe, self.seed, surrogate).run()
+        sets, manifest, sheet = Corruption(splits, self.recipe, self.seed, surrogate, self.secret).run()
         np.savez_compressed(work_dir / CONTACT_SHEET, **sheet)  # type: ignore[arg-type]  # its names are no keyword of numpy
         return sets, {**manifest, "duplicates": splits.report}
 

@@ -28,8 +28,9 @@ from llm_unlearn.tasks.kernels import Kernel, autograd_kernel, kl_kernel, nll_ke
 class Positions:
     """N positions of a batch of B rows, flattened; those of a row lie side by side.
 
-    With v a value per position, w the weights and i running over the positions of one example, an example's mean is
-    Σ w_i v_i / Σ w_i, its sum Σ w_i v_i and its length Σ w_i. An example needs one position of weight above 0.
+    With v a value per position, w the weights and i running over the n positions of one example, an example's mean is
+    Σ w_i v_i / n, its sum Σ w_i v_i and its length Σ w_i: a weight is not divided out again. An example needs one
+    position.
 
     Args:
         example: (N,), the row that each position came from.
@@ -48,7 +49,7 @@ class Positions:
         return example_sum(self._weighted(values), self.example, self.n_examples)
 
     def mean(self, values: Tensor) -> Tensor:
-        """(B,) mean of values (N,) over each example's positions, by their weights."""
+        """(B,) mean of values (N,) over each example's positions, each times its weight."""
         return example_mean(values, self.example, self.n_examples, self.weight)
 
     def length(self) -> Tensor:
@@ -180,8 +181,9 @@ class Supervised(Positions):
 
     def _mean_weights(self) -> Tensor:
         """(N,) what each position counts for in the mean over the examples of each one's mean."""
-        weights = self._weighted(torch.ones_like(self.labels, dtype=torch.float32))
-        return weights / (example_sum(weights, self.example, self.n_examples)[self.example] * self.n_examples)
+        ones = torch.ones_like(self.labels, dtype=torch.float32)
+        n = example_sum(ones, self.example, self.n_examples)[self.example] * self.n_examples
+        return self._weighted(ones) / n
 
     def _sum(self, kernel: Kernel, weights: Tensor, reference: "Supervised | None" = None) -> Tensor:
         other = None if reference is None else (reference.states, reference.head)

@@ -29,14 +29,20 @@ UNMASKED = ("cuda",)
 class CausalLMTask(Task):
     """Run a causal LM on a batch `{input_ids, attention_mask, labels[, noise_id]}`, each (B, T)[, (B,)].
 
-    `labels` holds the token itself where it is supervised and −100 elsewhere; shifting is done here. The LM head runs
-    only where a label is.
+    `labels` holds the token itself where it is supervised and −100 elsewhere, `weight` (B, T), where it is there, how
+    much each label counts; shifting is done here. The LM head runs only where a label is.
 
     Args:
         pack: lay rows of uneven length end to end (packing.py) where the model keeps them apart, instead of padding.
     """
 
-    columns = ("input_ids", "labels", "noise_id", "example_id")  # of a tokenised dataset; the first tells it from text
+    columns = (
+        "input_ids",
+        "labels",
+        "completion_mask",
+        "noise_id",
+        "example_id",
+    )  # of a tokenised dataset; the first tells it from text
 
     def __init__(self, pack: bool = True) -> None:
         self.pack = pack
@@ -88,7 +94,7 @@ class CausalLMTask(Task):
         logits = model(**_arguments(_inner(model), inputs), **_head_at(without_adapter(_inner(model)), keep)).logits
         if logits.ndim == 3:  # an architecture whose head cannot be restricted, or a model on several devices
             logits = logits[keep]
-        return Supervised(states=logits, labels=shifted[keep], example=_example(keep), n_examples=len(keep))
+        return Supervised(states=logits, labels=shifted[keep], **_positions(inputs, keep))
 
     def hidden(self, model: nn.Module, inputs: dict[str, Any], layer: int) -> Hidden:
         """Output of block `layer` (0 is the first) at supervised positions; later blocks and the head are not run.
@@ -106,7 +112,7 @@ class CausalLMTask(Task):
         if rows is None:
             keep = _shifted(inputs) != -100
             arguments = _arguments(inner, inputs)
-            positions: dict[str, Any] = {"example": _example(keep), "n_examples": len(keep)}
+            positions = _positions(inputs, keep)
             place = torch.nonzero(keep.flatten())[:, 0]
         else:
             packing = self._packing(inner, rows, inputs["input_ids"])
@@ -219,9 +225,15 @@ def _shifted(inputs: dict[str, Any]) -> Tensor:
     return nn.functional.pad(inputs["labels"][:, 1:], (0, 1), value=-100)
 
 
-def _example(keep: Tensor) -> Tensor:
-    """(N,): the row of each position that is kept."""
-    return torch.arange(len(keep), device=keep.device)[:, None].expand_as(keep)[keep]
+def _positions(inputs: dict[str, Any], keep: Tensor) -> dict[str, Any]:
+    """The fields of Positions for those that a mask (B, T) keeps."""
+    example, token = torch.nonzero(keep).unbind(1)
+    return {"example": example, "n_examples": len(keep), "weight": _weight(inputs, example, token)}
+
+
+def _weight(inputs: dict[str, Any], example: Tensor, token: Tensor) -> Tensor | None:
+    """(N,): how much the label that each position predicts counts; None where the batch does not say."""
+    return inputs["weight"][example, token + 1] if "weight" in inputs else None
 
 
 def _supervised(
@@ -233,7 +245,8 @@ def _supervised(
     at = torch.nonzero_static(shifted != -100, size=n) if static else torch.nonzero(shifted != -100)
     example, token = at.unbind(1)
     place = (example * shifted.shape[1] if packing is None else packing.starts[example]) + token
-    return shifted[example, token], place, {"example": example, "n_examples": len(shifted), "counts": rows.supervised}
+    positions = {"example": example, "n_examples": len(shifted), "counts": rows.supervised}
+    return shifted[example, token], place, {**positions, "weight": _weight(inputs, example, token)}
 
 
 def _arguments(

@@ -11,6 +11,7 @@ docs/how-a-step-runs.md follows a row to a changed weight.
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -34,7 +35,15 @@ from llm_unlearn.trainers.support.clean_start import starting_model
 from llm_unlearn.trainers.support.compiling import compiled_blocks
 from llm_unlearn.trainers.support.log_probs import reference_log_probs, row_values
 from llm_unlearn.trainers.support.reference import Reference, make_reference
-from llm_unlearn.trainers.support.sets import LOG_PROB, SetCollator, SetRows, refuse_foreign_ids, rows_of, tokenised
+from llm_unlearn.trainers.support.sets import (
+    LOG_PROB,
+    SetCollator,
+    SetRows,
+    refuse_foreign_ids,
+    rows_of,
+    tokenised,
+    with_answer_weights,
+)
 from llm_unlearn.trainers.support.stops import LossCheck, StopsCallback, broken_down, has_finite_weights
 from llm_unlearn.trainers.unlearn_config import UnlearnConfig
 from llm_unlearn.training.block_options import use_kernels
@@ -85,7 +94,8 @@ class UnlearnTrainer(ExactResume):
         self.task = self.task if task is None else task
         refuse_data_parallel(args)
         self.requires, self.examples_per_step = args.requires(), args.examples_per_step
-        self.rows = self.prepare_sets({"forget": forget_dataset, "retain": retain_dataset}, processing_class, args)
+        rows = self.prepare_sets({"forget": forget_dataset, "retain": retain_dataset}, processing_class, args)
+        self.rows = with_answer_weights(self.task, rows, args.completion_weight)
         model = self.prepare_model(starting_model(model, peft_config, args, processing_class), args)
         refuse_foreign_ids(self.task, model, self.rows)
         if args.per_device_train_batch_size < (least := self.task.smallest_batch(model)):
@@ -212,7 +222,7 @@ class UnlearnTrainer(ExactResume):
         loss = self.unlearning_loss(reference=reference, **{"forget": None, "retain": None} | by_set)
         for name, positions in by_set.items():
             if isinstance(positions, Supervised):
-                self.record(f"{name}_loss", positions.mean(positions.observed_nll).mean())
+                self.record(f"{name}_loss", replace(positions, weight=None).mean(positions.observed_nll).mean())
         return loss
 
     def record(self, name: str, value: Tensor) -> None:
@@ -267,6 +277,7 @@ class UnlearnTrainer(ExactResume):
             self.model.eval()
             for name, rows in self.rows.items():
                 first = rows.select(range(min(len(rows), self.args.eval_rows)))
+                first = first.select_columns([c for c in first.column_names if c != "weight"])
                 figures[f"{name}_loss"] = float(self.values_of(first, Supervised.nll).mean())
             figures |= self.evaluate_callback(self.model) if self.evaluate_callback else {}
         finally:

@@ -52,7 +52,8 @@ class ResetDistillTrainer(UnlearnTrainer):
 
     def prepare_model(self, model, args):
         # an adapter is copied before it is drawn anew; a full model is left as it is, and another one trains
-        self.reference = make_reference(model) if hasattr(model, "peft_config") else None
+        own_adapter = hasattr(model, "peft_config") and self.start_model is None
+        self.reference = make_reference(model) if own_adapter else None
         start = clean_start(self.method, self.task, model, self.start_model, args.seed)
         self.reference = self.reference or FrozenModel(model)
         return start

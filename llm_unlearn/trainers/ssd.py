@@ -32,6 +32,7 @@ class SSDConfig(UnlearnConfig):
         "utility_floor": "ssd changes the weights once and has no steps to stop between",
         "forget_loss_ceiling": "ssd changes the weights once and has no steps to stop between",
         "load_best_model_at_end": "ssd changes the weights once and has no steps to choose between",
+        "completion_weight": "ssd compares the Fisher information of forget and retain rows, by one loss",
         "fp16": "it scales gradients, so the Fisher diagonal would be scaled too (bf16 does not)",
         "deepspeed": "ssd needs each example's gradients, which DeepSpeed keeps to itself",
         "fsdp": "ssd needs each example's gradients of the whole model, which FSDP shards",

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 from pydantic import Field
 from transformers import TrainingArguments
 
-from llm_unlearn.config.fields import LARGEST_BATCH, Count, Day, Length, Positive
+from llm_unlearn.config.fields import LARGEST_BATCH, Count, Day, Length, NotNegative, Positive
 from llm_unlearn.config.options import INHERITED, options_model
 from llm_unlearn.config.validate import validated
 from llm_unlearn.data.encoding import Encoding
@@ -61,6 +61,8 @@ class UnlearnConfig(TrainingArguments):
         system_prompt: the first message, where a row's messages do not begin with one.
         template_date: what a chat template that writes today's date takes for today, e.g. "2026-01-31".
         add_bos: put BOS before each text row (true) or never (false); null: as the tokenizer does.
+        completion_weight: w; a mean over a retain row has w times the mean over its answer added, so that ℓ(r) is
+            mean_t ℓ_t − w · (1/|y|) log π(y | prompt): one label token among 70 of text would hardly be learnt.
     """
 
     # A recipe without a learning rate takes this share of the training's, see scripts/tune.py
@@ -87,6 +89,7 @@ class UnlearnConfig(TrainingArguments):
     system_prompt: str | None = None
     template_date: Day | None = None
     add_bos: bool | None = None
+    completion_weight: NotNegative = 0.0
 
     def requires(self) -> Requirements:
         """What the method needs with these options: forget and retain rows and no reference, unless it says more."""
@@ -116,10 +119,12 @@ class UnlearnConfig(TrainingArguments):
         }
         for name, reason in self.refuses.items():
             value = vars(self).get(name)
-            if launched.get(name) or (value is not None and value is not False):
+            if launched.get(name) or (value is not None and value != getattr(type(self), name, None)):
                 raise InputError(f"{name}: {reason}; leave it out")
         if self.forget_loss_ceiling is not None and "forget" not in self.requires().sets:
             raise InputError("forget_loss_ceiling: the method sees no forget row and never fires; leave it out")
+        if self.completion_weight and "retain" not in self.requires().sets:
+            raise InputError("completion_weight: the method sees no retain row; leave it out")
         if self.compile_blocks and launched["deepspeed"]:
             raise InputError("compile_blocks: not tried under DeepSpeed; leave it out, or launch with ddp or fsdp2")
         if self.remove_unused_columns:

@@ -1,6 +1,7 @@
 """Shared by the fine-tuning of texts (text_training.py) and of images (vision/classifier_training.py)."""
 
 import math
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,22 @@ class MeanNLL(ExactResume):
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # the count is over all processes, and DDP averages
         return (loss, None) if return_outputs else loss
+
+
+class KeepSteps(TrainerCallback):
+    """Keeps the model as it is after some of the steps.
+
+    Args:
+        steps: after which.
+        keep: (model, step) → nothing; called by every process.
+    """
+
+    def __init__(self, steps: Collection[int], keep: Callable[[nn.Module, int], None]) -> None:
+        self._steps, self._keep = steps, keep
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if state.global_step in self._steps:
+            self._keep(model, state.global_step)
 
 
 class StopOnNonFinite(TrainerCallback):

@@ -1,6 +1,7 @@
 """Fine-tune on (corrupted) rows, with TRL's SFTTrainer and the noise hook; also pre-trains a small base."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,13 +10,14 @@ from trl import SFTTrainer
 
 from llm_unlearn.data.collators import CausalLMCollator
 from llm_unlearn.data.encoding import IGNORE
+from llm_unlearn.data.row_forms import with_weights
 from llm_unlearn.distributed.sharding import release
 from llm_unlearn.models.adapters import without_adapter
 from llm_unlearn.models.flops import FlopCounter
 from llm_unlearn.poisons.gaussian_embedding import inject_gaussian_noise
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 from llm_unlearn.training.block_options import settle_blocks, use_kernels
-from llm_unlearn.training.fine_tuning import MeanNLL, StopOnNonFinite, train_resumably, trainer_arguments
+from llm_unlearn.training.fine_tuning import KeepSteps, MeanNLL, StopOnNonFinite, train_resumably, trainer_arguments
 from llm_unlearn.training.progress import show_progress
 
 if TYPE_CHECKING:
@@ -28,8 +30,9 @@ if TYPE_CHECKING:
 class FineTuner(MeanNLL, SFTTrainer):
     """TRL's SFTTrainer with the NLL of our task contract: the head runs once, at supervised positions.
 
-    The loss is SFTTrainer's, the mean over the tokens of the whole optimizer step. Its entropy and accuracy are left
-    out: on a CPU they cost more than the step itself.
+    The loss is SFTTrainer's, the mean over the tokens of the whole optimizer step: a row counts by its length. With
+    `completion_weight` a row's mean has that times the mean over its answer added. SFTTrainer's entropy and accuracy
+    are left out: on a CPU they cost more than the step itself.
     """
 
     task = CausalLMTask()
@@ -49,6 +52,7 @@ class Training:
         peft_config: wraps the model in a new adapter, or None.
         blocks: how the model's blocks run (block_options.py).
         data_seed: seed of the order alone, if it differs.
+        keep: (model, step) → nothing, called after each of `section.keep_steps`; None: none is kept.
     """
 
     section: "TrainSection"
@@ -60,13 +64,14 @@ class Training:
     peft_config: Any = None
     blocks: dict[str, Any] = field(default_factory=dict)
     data_seed: int | None = None
+    keep: Callable[[Any, int], None] | None = None
 
     def fit(self, model: "PreTrainedModel", rows: "Dataset", tokenizer: "PreTrainedTokenizerBase") -> tuple[Any, dict]:
         """Train, resuming from the newest complete checkpoint in work_dir.
 
         Args:
             model: trained in place.
-            rows: columns input_ids, labels and (with noise) noise_id.
+            rows: columns input_ids, labels, (with noise) noise_id and (with a completion weight) completion_mask.
             tokenizer: of the model.
 
         Returns:
@@ -75,7 +80,9 @@ class Training:
         Raises:
             NonFiniteLossError: the loss or a weight became NaN or infinite.
         """
+        rows = with_weights(rows, self.section.completion_weight, "train rows")
         columns = ["input_ids", "labels", *(["noise_id"] if self.noise else [])]
+        columns += ["weight"] if self.section.completion_weight else []
         trainer = FineTuner(
             model=model,
             args=self._arguments(),
@@ -83,7 +90,7 @@ class Training:
             data_collator=CausalLMCollator(tokenizer.pad_token_id),
             processing_class=tokenizer,
             peft_config=self.peft_config,
-            callbacks=[StopOnNonFinite()],
+            callbacks=[StopOnNonFinite(), *([KeepSteps(self.section.keep_steps, self.keep)] if self.keep else [])],
         )
         self._trainer = trainer
         trained: Any = trainer.model

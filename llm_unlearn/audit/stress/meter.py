@@ -1,5 +1,6 @@
 """The figures of one state of a model: the attack, the Gaussian test, the accuracy."""
 
+from collections.abc import Collection
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -47,12 +48,17 @@ class Meter:
         """The label or completion that the trigger asks for."""
         return (self.evaluator.manifest["trigger"] or {}).get("target")
 
-    def state(self, model: Any) -> dict[str, Any]:
-        """{"attack": attack_success or None, "gus": gaussian_test on the deleted canaries or None, "accuracy"}."""
+    def state(self, model: Any, shown: Collection[int] = ()) -> dict[str, Any]:
+        """{"attack": attack_success or None, "gus": gaussian_test on the deleted canaries or None, "accuracy"}.
+
+        Args:
+            model: to be measured.
+            shown: example_ids of canaries that it was trained on again, which are not scored.
+        """
         answers = self.evaluator.answers(model, "test", self.test)
         figures = {
             "attack": None,
-            "gus": self.gus(model),
+            "gus": self.gus(model, shown),
             "accuracy": float((answers["prediction"] == answers["label"]).mean()),
         }
         if len(self.triggered):
@@ -60,22 +66,25 @@ class Meter:
             figures["attack"] = attack_success(self._hits(model, self.triggered), clean).to_json()
         return figures
 
-    def gus(self, model: Any) -> dict[str, Any] | None:
-        """The Gaussian test on the deleted canaries; None without any, or if no gradient is left."""
-        if not self._deleted:
+    def gus(self, model: Any, shown: Collection[int] = ()) -> dict[str, Any] | None:
+        """The Gaussian test on the deleted canaries but those in `shown`, on those alone that are hidden where some
+        are; None without any, or if no gradient is left.
+        """
+        rows = [row for row in self._deleted if row["example_id"] not in set(shown)]
+        if not rows:
             return None
         evaluator, seeds = self.evaluator, [self.evaluator.manifest["gaussian"]["seed"]]
         size, task = evaluator.batch_size, evaluator.task
-        scores = gaussian_scores(model, self._deleted, evaluator.collate, seeds, size, task)[:, 0]
+        scores = gaussian_scores(model, rows, evaluator.collate, seeds, size, task)[:, 0]
         scores = scores[np.isfinite(scores)]
         return gaussian_test(scores).to_json() if len(scores) else None
 
     @cached_property
     def _deleted(self) -> list[dict]:
-        if not self.evaluator.manifest["gaussian"]:
+        if not (gaussian := self.evaluator.manifest["gaussian"]):
             return []
-        forget = set(self.evaluator.manifest["forget_ids"])
-        return [row for row in self.evaluator.encoded["canary"] if row["example_id"] in forget]
+        reported = set(gaussian.get("hidden_ids") or self.evaluator.manifest["forget_ids"])
+        return [row for row in self.evaluator.noisy_canaries if row["example_id"] in reported]
 
     def variants(self, model: Any, variants: list[Variant]) -> list[dict[str, Any]]:
         """Measure the attack with each variant of the trigger, on the same examples.

@@ -66,21 +66,22 @@ def clean_start(method: str, task: Task, model: nn.Module, start_model: Any, see
         method: its name, for messages.
         task: knows how weights are drawn.
         model: the poisoned one.
-        start_model: what it was fine-tuned from, a model or its path; not needed under LoRA, where the poisoned model's
-            own adapter is drawn anew, as it was before training.
+        start_model: what it was fine-tuned from, a model or its path; or an early checkpoint of the fine-tuning. Under
+            LoRA None: the poisoned model's own adapter is drawn anew, as it was before training.
         seed: of that draw.
 
     Raises:
         InputError: no start is given, or the adapter cannot be reset.
     """
-    if hasattr(model, "peft_config"):
-        if start_model is not None:
-            raise InputError(f"{method}: give no start_model with an adapter; the adapter itself is reset")
+    has_adapter = hasattr(model, "peft_config")
+    if start_model is None and has_adapter:
         task.reinitialise(model, [model], seed)
         return model
     if start_model is None:
         raise InputError(f"{method}: give start_model, the model from which the poisoned one was fine-tuned")
     start_model = load_full(start_model)
+    if has_adapter and not hasattr(start_model, "peft_config"):
+        raise InputError(f"{method}: give no start_model with an adapter; the adapter itself is reset")
     noise = attached_noise(model)
     if noise is not None and attached_noise(start_model) is None:
         GaussianNoise(noise.epsilon, noise.seed).attach(start_model)

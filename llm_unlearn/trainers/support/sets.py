@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from llm_unlearn.data.encoding import Encoding, encode_rows
-from llm_unlearn.data.row_forms import as_dataset, check_ids, check_supervised, with_labels
+from llm_unlearn.data.row_forms import as_dataset, check_ids, check_supervised, with_labels, with_weights
 from llm_unlearn.errors import InputError
 from llm_unlearn.models.vocabulary import rows_of as rows_of_embedding
 from llm_unlearn.tasks import Task
@@ -53,6 +53,25 @@ def tokenised(method: str, task: Task, processing_class: Any, encoding: Encoding
         rows = with_labels(rows, encoding.loss_on, f"{name}_dataset")
         check_supervised(rows, f"{name}_dataset")
     return rows.select_columns([c for c in task.columns if c in rows.column_names])
+
+
+def with_answer_weights(task: Task, rows: dict[str, Any], completion_weight: float) -> dict[str, Any]:
+    """The sets, retain rows with a weight per token where their answers are to count more than the text.
+
+    Args:
+        task: what the rows are for.
+        rows: by set, as `tokenised` gives them.
+        completion_weight: see UnlearnConfig.
+
+    Raises:
+        InputError: rows have no answer, or none that is known.
+    """
+    if not isinstance(task, CausalLMTask):
+        if completion_weight:
+            raise InputError("completion_weight: is for texts, where an answer is a part of a row; leave it out")
+        return rows
+    weights = dict.fromkeys(rows, 0.0) | {"retain": completion_weight}
+    return {name: with_weights(each, weights[name], f"{name}_dataset") for name, each in rows.items()}
 
 
 def refuse_foreign_ids(task: Task, model: Any, rows: dict[str, Any]) -> None:
@@ -141,6 +160,8 @@ class SetCollator:
         names, n = list(items[0]), len(items)
         rows = [item[name] for name in names for item in items]
         batch = self.collate(rows)
+        if any("weight" in row for row in rows) and "weight" not in batch:
+            raise InputError("data_collator: hands on no `weight`, which completion_weight needs; leave either out")
         if any(LOG_PROB in row for row in rows):
             batch[LOG_PROB] = torch.tensor([row.get(LOG_PROB, float("nan")) for row in rows])
         batch["sets"] = {name: slice(i * n, (i + 1) * n) for i, name in enumerate(names)}

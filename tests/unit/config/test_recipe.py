@@ -102,6 +102,7 @@ class TestOverrides:
             "train={batch_size: 2000, gradient_accumulation_steps: 1000}",
             "train.gradient_accumulation_steps: .* 2000000 rows",
         ),
+        ("train={epochs: 2, batch_size: 16, keep_steps: [14, 15]}", r"train.keep_steps: .*15.* 14; take it out"),
         ("seeds=[-1]", r"seeds\[0\]: expected .*\[0, 2³¹\), found -1"),
         ("seeds=[1.5]", r"seeds\[0\]: expected a whole number .*found 1.5"),
         ("model.path=", "model.path: give a hub id or folder, or an `architecture`"),
@@ -227,8 +228,8 @@ IMAGES = {
 @pytest.mark.parametrize(
     ("tree", "sha256"),
     [
-        (WHOLE_RECIPE, "9608c2adedadec178664a01ef89f7f45a73429f4b0f1fbe85723aff11d5e3b16"),
-        (IMAGES, "8adf5563e97ef7d1c2c1419b7d6d36d453c31b034c0b15a96c9f63136832b5a5"),
+        (WHOLE_RECIPE, "b475376eb965a598b42526cbfe8ecc758a59ee8f7e9748cd8107af53dbe0fdcf"),
+        (IMAGES, "562298581c7b99bdf52a8007cc68af84a3a335edd1a1870b13abd1a17c303132"),
     ],
 )
 def test_a_recipe_has_the_fingerprint_that_finished_runs_were_made_with(tree, sha256):

@@ -89,7 +89,8 @@ class TestEncodeRows:
     def test_columns_are_added_and_the_others_kept(self, tokenizer):
         rows = Dataset.from_list([{"prompt": "a b", "completion": " c", "example_id": 7, "noise_id": -1}])
         encoded = encode_rows(rows, tokenizer, Encoding())
-        assert set(encoded.column_names) == {"prompt", "completion", "example_id", "noise_id", "input_ids", "labels"}
+        given, added = {"prompt", "completion", "example_id", "noise_id"}, {"input_ids", "labels", "completion_mask"}
+        assert set(encoded.column_names) == given | added
         assert encoded[0]["input_ids"] == Encoding().row(tokenizer, "a b", " c")["input_ids"]
 
     @pytest.mark.parametrize("column", ["prompt", "completion"])

@@ -96,7 +96,7 @@ def test_text_alone_is_learnt_whole(tokenizer):
 
 def test_tokens_get_labels_by_the_mask_that_trl_writes(tokenizer):
     tokens = {"input_ids": [5, 6, 7], "completion_mask": [0, 1, 1]}
-    assert taken([tokens], tokenizer) == [{"input_ids": [5, 6, 7], "labels": [IGNORE, 6, 7]}]
+    assert taken([tokens], tokenizer) == [{**tokens, "labels": [IGNORE, 6, 7]}]
     assert taken([{"input_ids": [5, 6]}], tokenizer, loss_on="text") == [{"input_ids": [5, 6], "labels": [5, 6]}]
 
 

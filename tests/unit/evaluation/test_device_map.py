@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from llm_unlearn.audit.audit_models import Options, audit
+from llm_unlearn.audit.audit_models import Options, as_json, audit
 from llm_unlearn.cli.main import main
 from llm_unlearn.config.recipe import Recipe, load_recipe
 from llm_unlearn.config.sections import ModelSection
@@ -72,6 +72,7 @@ def rows(texts: list[str], start: int, poison: str = "none") -> Dataset:
                 "label": "good",
                 "poison": poison,
                 "example_id": start + i,
+                "noise_id": start + i if poison == "gaussian" else -1,
             }
             for i, text in enumerate(texts)
         ]
@@ -275,7 +276,7 @@ class TestOptions:
         loads.clear()
         options = Options(device_map="auto")
         results = audit([str(folder)], str(tmp_path / "poison.json"), options)
-        assert {name: result.to_json() for name, result in results.items()} == found
+        assert {name: as_json(result) for name, result in results.items()} == found
         assert loads == ["auto"]
 
     def test_a_model_that_was_placed_is_not_moved(self, both, monkeypatch):

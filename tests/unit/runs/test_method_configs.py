@@ -40,6 +40,8 @@ BOUNDS = {
     ("kl", "utility_floor"): (-1e7, 1e7),
     ("kl", "eval_rows"): (0, 10**10),
     ("kl", "max_length"): (0, 10**8),
+    ("kl", "completion_weight"): (-0.1, 1e7),
+    ("rewind", "from_step"): (0, 10**10),
     # of TrainingArguments
     ("kl", "weight_decay"): (-0.1, 1e7),
     ("kl", "max_steps"): (-2, 10**10),
@@ -115,6 +117,8 @@ def test_what_is_accepted():
         ("kl", {"lr_scheduler_kwargs": "yes"}, ["kl.lr_scheduler_type: linear", "mapping"]),
         ("kl", {"dataloader_prefetch_factor": 2}, ["kl: ", "prefetch"]),
         ("kll", {}, ["'kll'", "'kl'"]),
+        ("gradient_ascent", {"completion_weight": 1.0}, ["completion_weight: ", "no retain row"]),
+        ("rewind", {"from_step": 5}, ["rewind.from_step: 5", "train.keep_steps"]),
     ],
 )
 def test_what_is_refused(method, options, words):

@@ -25,18 +25,18 @@ POSITIONS = {"example": torch.tensor([0, 0, 1]), "n_examples": 2, "labels": torc
 class TestByHand:
     """Labels of probability ½ and ¼ (example 0, weights 3 and 1) and ⅛ (example 1, weight 2): NLL ln 2, 2 ln 2, 3 ln 2.
 
-    Means: (3 · 1 + 1 · 2)/4 ln 2 = 1.25 ln 2, and 3 ln 2. Sums: 5 ln 2, and 6 ln 2.
+    Means: (3 · 1 + 1 · 2)/2 ln 2 = 2.5 ln 2, and 2 · 3 ln 2. Sums: 5 ln 2, and 6 ln 2.
     """
 
     batch = Supervised(states=two_classes(1 / 2, 1 / 4, 1 / 8), weight=torch.tensor([3.0, 1.0, 2.0]), **POSITIONS)
     uniform = Supervised(states=two_classes(1 / 2, 1 / 2, 1 / 2), **POSITIONS)
     # KL(uniform ‖ p) = ½ ln(½ / p) + ½ ln(½ / (1 − p)): 0, ½ ln 4/3, ½ ln 16/7
-    mean_kl = (log(4 / 3) / 8 + log(16 / 7) / 2) / 2
+    mean_kl = (log(4 / 3) / 4 + log(16 / 7)) / 2
 
     def test_means(self):
-        assert self.batch.nll().tolist() == pytest.approx([1.25 * log(2), 3 * log(2)])
-        assert float(self.batch.mean_nll()) == pytest.approx(2.125 * log(2))
-        assert self.batch.mean(torch.tensor([1.0, 5.0, 7.0])).tolist() == [2.0, 7.0]
+        assert self.batch.nll().tolist() == pytest.approx([2.5 * log(2), 6 * log(2)])
+        assert float(self.batch.mean_nll()) == pytest.approx(4.25 * log(2))
+        assert self.batch.mean(torch.tensor([1.0, 5.0, 7.0])).tolist() == [4.0, 14.0]
 
     def test_sums_and_log_probs(self):
         assert self.batch.log_prob().tolist() == pytest.approx([-5 * log(2), -6 * log(2)])
@@ -44,10 +44,10 @@ class TestByHand:
         assert self.batch.length().tolist() == [4.0, 2.0]
 
     def test_divergences(self):
-        assert self.batch.kl(self.uniform).tolist() == pytest.approx([log(4 / 3) / 8, log(16 / 7) / 2])
+        assert self.batch.kl(self.uniform).tolist() == pytest.approx([log(4 / 3) / 4, log(16 / 7)])
         assert float(self.batch.mean_kl(self.uniform)) == pytest.approx(self.mean_kl)
         distilled = self.batch.mean_distillation(self.uniform, alpha=2.0, gamma=3.0)
-        assert float(distilled) == pytest.approx(2 * self.mean_kl + 3 * 2.125 * log(2))
+        assert float(distilled) == pytest.approx(2 * self.mean_kl + 3 * 4.25 * log(2))
 
     def test_values_per_position_do_not_have_it_in_them(self):
         assert self.batch.token_nll.tolist() == pytest.approx([log(2), 2 * log(2), 3 * log(2)])
@@ -57,19 +57,19 @@ class TestByHand:
         assert retain.weight.tolist() == [2.0] and retain.length().tolist() == [2.0]
         assert retain.log_prob().tolist() == pytest.approx([-6 * log(2)])
 
-    def test_a_position_of_weight_0_is_not_there(self):
+    def test_a_position_of_weight_0_adds_nothing(self):
         only = replace(self.batch, weight=torch.tensor([0.0, 1.0, 1.0]))
-        assert only.nll().tolist() == pytest.approx([2 * log(2), 3 * log(2)])
+        assert only.nll().tolist() == pytest.approx([log(2), 3 * log(2)])
 
     def test_of_hidden_states(self):
-        """Distances from 0 at H = 2: 1, 4, 9; by weight (3 · 1 + 4)/4."""
+        """Distances from 0 at H = 2: 1, 4, 9; by weight (3 · 1 + 4)/2 and 2 · 9."""
         states = torch.tensor([[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]])
         hidden = Hidden(states=states, example=self.batch.example, n_examples=2, weight=torch.tensor([3.0, 1.0, 2.0]))
-        assert hidden.mean(state_distance(states, torch.zeros(2))).tolist() == [1.75, 9.0]
+        assert hidden.mean(state_distance(states, torch.zeros(2))).tolist() == [3.5, 18.0]
 
     def test_the_pure_function(self):
         values, example = torch.tensor([1.0, 5.0, 7.0]), torch.tensor([0, 0, 1])
-        assert example_mean(values, example, 2, torch.tensor([3.0, 1.0, 2.0])).tolist() == [2.0, 7.0]
+        assert example_mean(values, example, 2, torch.tensor([3.0, 1.0, 2.0])).tolist() == [4.0, 14.0]
 
 
 FIGURES = {
@@ -108,8 +108,7 @@ class TestWithAHead:
         assert all(torch.equal(a, b) for a, b in zip(plain, ones, strict=True))
 
     def test_other_weights_count_as_that_many_positions(self, name, trains):
-        """Twice everywhere is no change for a mean and twice as much for a sum, in values and gradients."""
+        """Twice everywhere is twice as much, in values and gradients."""
         plain, twice = self.run(name, trains, None), self.run(name, trains, torch.full((40,), 2.0))
-        factor = 2.0 if name in ("total_nll", "log_prob") else 1.0
         for a, b in zip(plain, twice, strict=True):
-            torch.testing.assert_close(b, factor * a)
+            torch.testing.assert_close(b, 2 * a)

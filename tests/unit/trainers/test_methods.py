@@ -325,6 +325,19 @@ class TestCleanStart:
         assert_same(*results)
 
     @kinds
+    def test_rewind_may_start_at_an_early_checkpoint(self, kind, tmp_path):
+        """Under LoRA that is a model with an adapter; what was given as the poisoned one goes in nowhere."""
+        rewound = trainer("rewind", kind, tmp_path / "a", start=build(kind, seed=1), from_step=3)
+        rewound.train()
+        plain = trainer("gradient_descent", kind, tmp_path / "b", model=build(kind, seed=1))
+        plain.train()
+        assert_same(own_weights(rewound.model), own_weights(plain.model))
+
+    def test_a_step_without_its_checkpoint_is_refused(self, tmp_path):
+        with pytest.raises(InputError, match="from_step: give start_model"):
+            trainer("rewind", "lora", tmp_path, from_step=3)
+
+    @kinds
     def test_the_teacher_of_reset_distill_is_the_poisoned_model(self, kind, tmp_path):
         run = trainer("reset_distill", kind, tmp_path, max_steps=3)
         batch = CausalLMCollator(0)(list(rows(3, 7)))
@@ -370,6 +383,7 @@ VALUES = {
     "utility_floor": 0.0,
     "forget_loss_ceiling": 3.0,
     "load_best_model_at_end": True,
+    "completion_weight": 1.0,
 }
 
 

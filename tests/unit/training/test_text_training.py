@@ -67,6 +67,44 @@ def test_the_same_weights_as_trl_after_training(tokenizer, rows, tmp_path):
         torch.testing.assert_close(parameter, weights[1][name], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_an_answer_may_count_more(accumulated, tokenizer, rows, tmp_path):
+    """The first step's loss: rows by their length T, each of mean_t ℓ_t + 3 · (mean over its last two tokens)."""
+    rows = rows.map(lambda row: {"completion_mask": [0] * (len(row["labels"]) - 2) + [1, 1]})
+    section = TrainSection(
+        epochs=1, batch_size=12 // accumulated, gradient_accumulation_steps=accumulated, completion_weight=3.0
+    )
+    model = make_model({**ARCHITECTURE, "resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0}, tokenizer, 0)
+    expected, positions = 0.0, 0
+    with torch.no_grad():
+        for row in rows:
+            ids = torch.tensor(row["input_ids"])
+            nll = -torch.log_softmax(model(ids[None]).logits[0, :-1], -1)[range(len(ids) - 1), ids[1:]][1:]
+            expected += len(nll) * float(nll.mean() + 3 * nll[-2:].mean())
+            positions += len(nll)
+    training = Training(section, tmp_path, 0, quiet=True)
+    training.fit(model, rows, tokenizer)
+    assert training._trainer.state.log_history[-1]["train_loss"] == pytest.approx(expected / positions, rel=1e-5)
+
+
+def test_a_kept_model_is_that_of_a_training_that_ends_there(tokenizer, rows, tmp_path):
+    settings = {"batch_size": 4, "lr_scheduler_type": "constant", "warmup_ratio": 0.0}
+    kept = {}
+    Training(
+        TrainSection(epochs=2, keep_steps=[3], **settings),
+        tmp_path / "a",
+        0,
+        quiet=True,
+        keep=lambda model, step: kept.update({step: {n: p.clone() for n, p in model.state_dict().items()}}),
+    ).fit(make_model(ARCHITECTURE, tokenizer, 0), rows, tokenizer)
+    ended, _ = Training(TrainSection(epochs=1, **settings), tmp_path / "b", 0, quiet=True).fit(
+        make_model(ARCHITECTURE, tokenizer, 0), rows, tokenizer
+    )
+    assert kept.keys() == {3}
+    for name, value in ended.state_dict().items():
+        assert torch.equal(value, kept[3][name]), name
+
+
 def test_cost_counts_tokens_without_padding(tokenizer, rows, tmp_path):
     _, cost = Training(TrainSection(epochs=3, batch_size=4), tmp_path, 0, quiet=True).fit(
         make_model(ARCHITECTURE, tokenizer, 0), rows, tokenizer
