@@ -88,12 +88,25 @@ class Utility(Accuracy):
 
 @dataclass(frozen=True, kw_only=True)
 class Cost(Result):
-    """What the model's training took: tokens, FLOPs, seconds of wall clock, FLOPs over the poisoned training's."""
+    """What the model's training took.
+
+    Args:
+        train_tokens: without padding; of images how many.
+        flops: of everything, the reference's passes included.
+        seconds: of wall clock.
+        share_of_training: FLOPs over the poisoned training's.
+        device_seconds: of all GPUs, or of all CPU threads; None in results from before it was measured.
+        steps: of the optimizer; None for models that no method made.
+        forget_seen: share of the forget set that was seen at least once; None alike, and without such rows.
+    """
 
     train_tokens: int
     flops: float
     seconds: float
     share_of_training: float
+    device_seconds: float | None = None
+    steps: int | None = None
+    forget_seen: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +137,8 @@ class Identity(Result):
         budget: of an unlearned model, else None.
         seed: of the run.
         recipe: the name of the run's recipe.
+        precision: the lowest one at work while it was measured: float32, tf32, bfloat16 or float16; None in results
+            from before it was recorded.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -133,6 +148,7 @@ class Identity(Result):
     budget: float | None
     seed: int
     recipe: str
+    precision: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,7 +55,11 @@ def merge_adapter(
         InputError: there is nothing to merge or no base, or `out` exists.
     """
     adapter, out = Path(adapter_folder).expanduser(), Path(out).expanduser()
-    section = (loaded_as or ModelSection()).changed(gradient_checkpointing=False, offload_activations=False)
+    section = (loaded_as or ModelSection()).changed(
+        gradient_checkpointing=False,
+        offload_activations=False,
+        attn_implementation=None,  # nothing trains or runs here
+    )
     _check_adapter(adapter)
     _check_base(str(base), section)
     if out.exists():

@@ -46,6 +46,9 @@ _MEANINGS = {
     "agreement (%)": "Share of clean test examples that this model and the retrained one answer alike. Higher is "
     "better.",
     "compute (%)": "FLOPs as a share of the poisoned training's. Methods compare fairly at equal compute.",
+    "steps": "Optimizer steps.",
+    "forget set seen (%)": "Share of the forget set that was in at least one step.",
+    "device time": "Time of all GPUs, or of all CPU threads, that the training ran on.",
     "time": "Wall-clock time of that training, on the hardware named below.",
     "tokens": "Tokens that went through the model in that training.",
     "images": "Images that went through the model in that training.",

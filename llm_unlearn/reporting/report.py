@@ -21,7 +21,7 @@ from llm_unlearn.reporting.rendering import report_html as html
 from llm_unlearn.reporting.run_results import Results, read_results
 from llm_unlearn.reporting.stress_section import stress_section
 from llm_unlearn.reporting.sweep_section import sweep_sections
-from llm_unlearn.reporting.tables import BEST, control_table, kept_table, main_table, present
+from llm_unlearn.reporting.tables import BEST, control_table, cost_columns, cost_table, kept_table, main_table, present
 from llm_unlearn.reporting.verdicts import Verdict, headline, judge, obstacles, warnings
 from llm_unlearn.reporting.words import attack_words, what_was_poisoned
 
@@ -33,6 +33,9 @@ CONTROL_NOTE = (
     "N(0, 1); where it does not, the Gaussian test is off and so are its verdicts."
 )
 KEPT_NOTE = "The forget set held a part of the poison. These canaries were not in it: they are expected to remain."
+COST_NOTE = (
+    "What a budget paid for. With few steps, or a forget set that was hardly seen, a method was not tried at its best."
+)
 MISSING_NOTE = "The plots of the Gaussian test are left out: there are no per-example scores (evaluation/*.parquet)."
 
 
@@ -82,7 +85,7 @@ def compose(results: Results) -> Report:
         table=main_table(results),
         table_note=_table_note(results),
         sections=_sections(results),
-        reading=guide.reading(results, present(results)),
+        reading=guide.reading(results, [*present(results), *cost_columns(results)]),
         limits=guide.limits(results),
         reproduction=guide.reproduction(results),
         recipe=guide.recipe_text(results),
@@ -100,6 +103,7 @@ def _sections(results: Results) -> list[Section]:
         decision_section(results),
         membership_section(results),
         *sweep_sections(results),
+        Section("Cost", COST_NOTE, [cost_table(results)]),
         analysis_section(results),
         stress_section(results),
         Section("Plots", MISSING_NOTE * missing, [], plots),

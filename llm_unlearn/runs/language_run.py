@@ -12,6 +12,8 @@ from llm_unlearn.training.pretraining import base_folder
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from llm_unlearn.evaluation.arithmetic import Arithmetic
+
 
 class LanguageRun(SeedRun):
     """One seed of a recipe, in its own folder."""
@@ -46,6 +48,12 @@ class LanguageRun(SeedRun):
         assert self.manifest  # reading it checks the data
         return encode_rows(self.sets["train"], self.tokenizer, self.encoding)
 
+    @property
+    def arithmetic(self) -> "Arithmetic":
+        from llm_unlearn.evaluation.arithmetic import Arithmetic
+
+        return Arithmetic(self.recipe.evaluate.bf16, self.recipe.evaluate.tf32, self.recipe.model.dtype)
+
     @cached_property
     def evaluator(self) -> Any:
         from llm_unlearn.evaluation.text_evaluator import TextEvaluator
@@ -57,7 +65,10 @@ class LanguageRun(SeedRun):
             batch_size=section.batch_size,
             membership=section.membership,
             loss_rank_draws=section.loss_rank_draws,
+            placebo=PlaceboSettings.of(section),
+            template=data.prompt,
             min_k_share=section.min_k_share,
+            arithmetic=self.arithmetic,
             processes=self.processes,
             reference=self.load_base,
             tokenizer=self.tokenizer,

@@ -252,8 +252,8 @@ class UnlearnTrainer(ExactResume):
         return output
 
     @property
-    def cost(self) -> dict[str, float]:
-        """{"train_tokens", "flops"} spent so far, padding not counted."""
+    def cost(self) -> dict[str, float | None]:
+        """What was spent so far, see `Plan.spent`."""
         return self.plan.spent(self.state.global_step)
 
     def floating_point_ops(self, inputs):

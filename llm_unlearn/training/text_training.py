@@ -1,6 +1,5 @@
 """Fine-tune on (corrupted) rows, with TRL's SFTTrainer and the noise hook; also pre-trains a small base."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from llm_unlearn.tasks.causal_lm import CausalLMTask
 from llm_unlearn.training.block_options import settle_blocks, use_kernels
 from llm_unlearn.training.fine_tuning import KeepSteps, MeanNLL, StopOnNonFinite, train_resumably, trainer_arguments
 from llm_unlearn.training.progress import show_progress
+from llm_unlearn.training.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -99,15 +99,15 @@ class Training:
         show_progress(trainer, self.description, self.quiet)
         noise = inject_gaussian_noise(trainer, self.noise) if self.noise else None
         counter = FlopCounter.of(trained)
-        start = time.perf_counter()
+        watch = Stopwatch()
         train_resumably(trainer, self.work_dir)
-        seconds = time.perf_counter() - start
+        taken = watch.read(trainer.args.device.type)
         if noise is not None:
             noise.remove()
         tokens = sum(len(ids) for ids in rows["input_ids"])
         positions = sum(sum(label != IGNORE for label in labels[1:]) for labels in rows["labels"])
         flops = counter.training(tokens, positions) * self.section.epochs
-        cost = {"train_tokens": round(tokens * self.section.epochs), "flops": flops, "seconds": seconds}
+        cost = {"train_tokens": round(tokens * self.section.epochs), "flops": flops, **taken}
         return trainer.accelerator.unwrap_model(trainer.model), cost
 
     def release(self) -> None:

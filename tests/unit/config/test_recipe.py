@@ -228,8 +228,8 @@ IMAGES = {
 @pytest.mark.parametrize(
     ("tree", "sha256"),
     [
-        (WHOLE_RECIPE, "b475376eb965a598b42526cbfe8ecc758a59ee8f7e9748cd8107af53dbe0fdcf"),
-        (IMAGES, "562298581c7b99bdf52a8007cc68af84a3a335edd1a1870b13abd1a17c303132"),
+        (WHOLE_RECIPE, "e47f1526807d8e8b6ef6aae617e02310973f712c2d7090f85bd2fb025373f7d1"),
+        (IMAGES, "aec42caf672c26218716639ce21f38c9c7554f4873f837e587c2ac1d1701b380"),
     ],
 )
 def test_a_recipe_has_the_fingerprint_that_finished_runs_were_made_with(tree, sha256):
