@@ -8,7 +8,7 @@ canaries with forget rows.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
 from weakref import WeakKeyDictionary
@@ -63,7 +63,7 @@ class Evaluator(ABC):
     membership: Sequence[str] = get_args(MembershipAttack)
     min_k_share: float = MIN_K_SHARE
     loss_rank_draws: int = DRAWS
-    placebo: PlaceboSettings = PlaceboSettings()
+    placebo: PlaceboSettings = field(default_factory=PlaceboSettings)
     reference: Callable[[], Any] | None = None
     arithmetic: Arithmetic = FLOAT32
     processes: Processes = ALONE

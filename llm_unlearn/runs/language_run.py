@@ -56,6 +56,7 @@ class LanguageRun(SeedRun):
 
     @cached_property
     def evaluator(self) -> Any:
+        from llm_unlearn.evaluation.placebos import PlaceboSettings
         from llm_unlearn.evaluation.text_evaluator import TextEvaluator
 
         data, section = self.recipe.data, self.recipe.evaluate
