@@ -1,5 +1,6 @@
 """What each step of a run will do and cost, known before the first since the draw of rows is fixed."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -40,7 +41,7 @@ def plan_steps(
     counter: FlopCounter,
     sizes: Mapping[str, tuple[np.ndarray, np.ndarray]],
     passes: int | None,
-    sets_of_step: Callable[[int], tuple[str, ...]],
+    sets_of_step: Callable[[int, float], tuple[str, ...]],
     flops: Callable[[FlopCounter, str, int, int], float],
 ) -> Plan:
     """The steps that will be taken: up to `max_steps`, or what `max_flops` pays for, or the passes.
@@ -51,7 +52,7 @@ def plan_steps(
         counter: of the model that trains.
         sizes: (tokens, supervised positions) of each row of each set, arrays (n,).
         passes: how many steps `num_train_epochs` stands for; None: until no set is left.
-        sets_of_step: the sets of a step; an empty tuple ends the run.
+        sets_of_step: the sets of a step, by its number and the share of the run before it; an empty tuple ends the run.
         flops: of a set's rows in one step (counter, set, tokens, supervised positions), the reference's pass included.
 
     Raises:
@@ -65,7 +66,7 @@ def plan_steps(
     drawn = dict.fromkeys(sizes, 0)
     plan, total = Plan([], [], setup), setup
     while limit is None or len(plan.costs) < limit:
-        names = sets_of_step(len(plan.costs))
+        names = sets_of_step(len(plan.costs), max(len(plan.costs) / (limit or 1), total / (args.max_flops or math.inf)))
         if not names:
             break
         step_flops, step_tokens = 0.0, 0
