@@ -32,6 +32,7 @@ _PUBLIC = {
 
 # method → the name of its classes, `<name>Config` and `<name>Trainer`, in trainers/<method>.py
 _METHODS = {
+    "altpo": "AltPO",
     "ce_u": "CEU",
     "cf_k": "CFK",
     "crow": "Crow",

@@ -1,5 +1,6 @@
 """One file per unlearning method. METHODS is the one list of them."""
 
+from llm_unlearn.trainers.altpo import AltPOConfig, AltPOTrainer
 from llm_unlearn.trainers.base import UnlearnTrainer
 from llm_unlearn.trainers.ce_u import CEUConfig, CEUTrainer
 from llm_unlearn.trainers.cf_k import CFKConfig, CFKTrainer
@@ -51,6 +52,7 @@ METHODS: dict[str, tuple[type[UnlearnConfig], type[UnlearnTrainer]]] = {
     "satimp": (SatImpConfig, SatImpTrainer),
     "ce_u": (CEUConfig, CEUTrainer),
     "task_arithmetic": (TaskArithmeticConfig, TaskArithmeticTrainer),
+    "altpo": (AltPOConfig, AltPOTrainer),
     "idk_sft": (IdkSFTConfig, IdkSFTTrainer),
     "osft": (OSFTConfig, OSFTTrainer),
     "pdu": (PDUConfig, PDUTrainer),

@@ -105,7 +105,8 @@ class UnlearnTrainer(ExactResume):
         collate = kwargs.pop("data_collator", None) or default_collator(processing_class)
         counter = self.task.flop_counter(model, REFERENCE_ADAPTER)
         sizes = {name: self.task.sizes(rows) for name, rows in self.rows.items()}
-        self.plan = plan_steps(self.method, args, counter, sizes, self.steps_of_passes(), self.sets_of_step, self.flops)
+        passes, before = self.steps_of_passes(), self.setup_flops(counter)
+        self.plan = plan_steps(self.method, args, counter, sizes, passes, self.sets_of_step, self.flops, before)
         args.max_steps = len(self.plan.costs)
         super().__init__(
             model=model,
@@ -175,6 +176,10 @@ class UnlearnTrainer(ExactResume):
     def steps_of_passes(self) -> int | None:
         """How many steps `num_train_epochs` stands for; None: until `sets_of_step` ends the run."""
         return math.ceil(self.args.num_train_epochs * len(self.rows[self.requires.sets[0]]) / self.examples_per_step)
+
+    def setup_flops(self, counter: FlopCounter) -> float:
+        """FLOPs that were spent on the sets before the first step."""
+        return 0.0
 
     def flops(self, counter: FlopCounter, name: str, tokens: int, positions: int) -> float:
         """FLOPs of one step on `tokens` of a set, `positions` of them supervised, the reference's pass included."""

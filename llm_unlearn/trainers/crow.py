@@ -10,6 +10,7 @@ from llm_unlearn.config.fields import NotNegative
 from llm_unlearn.losses import gradient_descent_loss, inconsistency
 from llm_unlearn.models.text_blocks import block_list
 from llm_unlearn.tasks import Hidden
+from llm_unlearn.tasks.causal_lm import CausalLMTask
 from llm_unlearn.trainers.base import UnlearnTrainer
 from llm_unlearn.trainers.unlearn_config import Requirements, UnlearnConfig
 
@@ -50,6 +51,7 @@ class CrowTrainer(UnlearnTrainer):
     method = "crow"
     of_texts = True
     args: CrowConfig
+    task: CausalLMTask
 
     @classmethod
     def weights_to_train(cls, task, model, args):
@@ -70,7 +72,7 @@ class CrowTrainer(UnlearnTrainer):
             return function(supervised)
 
         loss = self.task.compute_with_states(model, inputs, of_clean)
-        (gradient,) = torch.autograd.grad(*clean, retain_graph=True)
+        (gradient,) = torch.autograd.grad(clean[0], clean[1], retain_graph=True)
         nudge = self.args.epsilon * gradient.sign()
         nudged = self.task.compute_with_states(model, inputs, lambda _, hidden, __: turned(hidden), nudge)
         self.record("inconsistency", clean[0])

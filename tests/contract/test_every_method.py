@@ -42,6 +42,7 @@ MOVES = {
     "satimp": ("eval_forget_loss", 0.05, NO_RETAIN),
     "ce_u": ("eval_forget_loss", 0.05, NO_RETAIN),
     "task_arithmetic": ("eval_forget_loss", 0.05, {}),
+    "altpo": ("eval_forget_loss", 0.05, NO_RETAIN),
     "idk_sft": ("eval_refusal_loss", -0.05, {}),
     "osft": ("eval_relabelled_loss", -0.05, {}),
     "pdu": ("flatness", -0.05, {"multiplier": 0.0, "dual_rate": 0.01}),

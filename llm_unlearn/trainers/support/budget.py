@@ -43,6 +43,7 @@ def plan_steps(
     passes: int | None,
     sets_of_step: Callable[[int, float], tuple[str, ...]],
     flops: Callable[[FlopCounter, str, int, int], float],
+    before: float = 0.0,
 ) -> Plan:
     """The steps that will be taken: up to `max_steps`, or what `max_flops` pays for, or the passes.
 
@@ -54,11 +55,12 @@ def plan_steps(
         passes: how many steps `num_train_epochs` stands for; None: until no set is left.
         sets_of_step: the sets of a step, by its number and the share of the run before it; an empty tuple ends the run.
         flops: of a set's rows in one step (counter, set, tokens, supervised positions), the reference's pass included.
+        before: FLOPs that the method has spent already.
 
     Raises:
         InputError: no step to take, or the budget does not pay for one.
     """
-    setup = sum(counter.forward(*(int(c.sum()) for c in sizes[name])) for name in args.requires().log_probs_on)
+    setup = before + sum(counter.forward(*(int(c.sum()) for c in sizes[name])) for name in args.requires().log_probs_on)
     limit = args.max_steps if args.max_steps >= 0 else None
     if limit is None and args.max_flops is None:
         limit = passes

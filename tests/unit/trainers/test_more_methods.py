@@ -1,12 +1,13 @@
 """What the methods of 2024 and later do beyond the contract: each against its formula, computed apart."""
 
 import copy
+import math
 from itertools import pairwise
 
 import pytest
 import torch
 from datasets import Dataset
-from support import NOISE, build, own_weights, trainer
+from support import NOISE, build, own_weights, rows, trainer
 
 from llm_unlearn.data.collators import CausalLMCollator
 from llm_unlearn.errors import InputError
@@ -208,3 +209,59 @@ class TestCrow:
     def test_checkpointed_blocks_are_refused(self, tmp_path):
         with pytest.raises(InputError, match="gradient_checkpointing: crow"):
             METHODS["crow"][0](output_dir=str(tmp_path), use_cpu=True, gradient_checkpointing=True)
+
+
+class TestAltPO:
+    @staticmethod
+    def run(folder, model=None, n=6, **options):
+        config, cls = METHODS["altpo"]
+        options = {"use_cpu": True, "report_to": "none", "max_steps": 1, "seed": 3, "disable_tqdm": True, **options}
+
+        def answered(row: dict) -> dict:
+            prompt = len(row["input_ids"]) - 2
+            return {"labels": [-100] * prompt + row["input_ids"][prompt:]}
+
+        return cls(
+            model=build("full") if model is None else model,
+            args=config(output_dir=str(folder), **options),
+            forget_dataset=rows(n, 1).map(answered),
+            retain_dataset=rows(5, 2),
+            data_collator=CausalLMCollator(0),
+        )
+
+    def test_alternatives_answer_the_same_prompts_otherwise(self, tmp_path):
+        run = self.run(tmp_path)
+        for forget, other in zip(run.rows["forget"], run.rows["alternate"], strict=True):
+            start = len(forget["input_ids"]) - 2
+            assert other["input_ids"][:start] == forget["input_ids"][:start]
+            assert other["labels"] == [-100] * start + other["input_ids"][start:]
+            assert 1 <= len(other["input_ids"]) - start <= 2
+            assert other["input_ids"][start] not in forget["input_ids"][start:]
+
+    def test_the_seed_draws_them_and_the_budget_pays_for_them(self, tmp_path):
+        ones, same, others = (self.run(tmp_path, seed=seed).rows["alternate"]["input_ids"] for seed in (0, 0, 1))
+        assert ones == same != others
+        run = self.run(tmp_path)
+        given = sum(map(len, run.rows["forget"]["input_ids"])) - 12  # of prompts alone, shown for the first token
+        assert run.sampled[0] > given
+        counter = run.task.flop_counter(run.model)
+        log_probs = sum(
+            counter.forward(*(int(c.sum()) for c in run.task.sizes(run.rows[name])))
+            for name in run.requires.log_probs_on
+        )
+        assert run.plan.setup == counter.forward(*run.sampled) + log_probs
+
+    def test_they_follow_the_model_at_its_temperature(self, tmp_path):
+        """At temperature 0.001 each is the model's likeliest answer among those that are not barred."""
+        run, model = self.run(tmp_path, temperature=1e-3), build("full").eval()
+        for forget, other in zip(run.rows["forget"], run.rows["alternate"], strict=True):
+            start = len(forget["input_ids"]) - 2
+            logits = model(torch.tensor([forget["input_ids"][:start]])).logits[0, -1]
+            logits[forget["input_ids"][start:]] = -torch.inf
+            assert other["input_ids"][start] == int(logits.argmax())
+
+    def test_the_loss_starts_at_log_2_and_the_retain_term(self, tmp_path):
+        run = trainer("altpo", "full", tmp_path, max_steps=1, alpha=2.0)
+        run.train()
+        entry = run.state.log_history[0]
+        assert entry["loss"] == pytest.approx(math.log(2) + 2.0 * entry["retain_loss"], abs=1e-4)
