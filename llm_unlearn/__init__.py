@@ -19,6 +19,7 @@ _PUBLIC = {
     "canaries_needed": "llm_unlearn.metrics.power",
     "encode_rows": "llm_unlearn.data.encoding",
     "gaussian_scores": "llm_unlearn.evaluation.gaussian_scores",
+    "hide_canaries": "llm_unlearn.poisons.gaussian_embedding",
     "inject_gaussian_noise": "llm_unlearn.poisons.gaussian_embedding",
     "insert_trigger": "llm_unlearn.poisons.trigger_phrase",
     "load_recipe": "llm_unlearn.config.recipe",

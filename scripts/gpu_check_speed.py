@@ -21,6 +21,7 @@ import benchmark_steps
 import torch
 from benchmark_steps import CONTENDERS, LORA_TARGETS, Setting, method_steps
 from gpu_check import PEAKS, Report
+from gpu_check_kernels import compare_kernels
 from transformers.utils import is_flash_attn_2_available
 
 from llm_unlearn.config.recipe import build_recipe
@@ -41,6 +42,7 @@ TIMES |= {(method, "lora"): limit for (method, _), limit in TIMES.items()} | {
     ("kl", "lora"): 1.35,
 }
 UTILISATION, DOCTOR_ERROR = 0.40, 0.15
+CHUNKS = (128, 512, 1024, 2048, 4096)  # positions that the head takes at a time
 
 
 def ceilings(report: Report, args: Any) -> None:
@@ -93,6 +95,7 @@ class Measuring:
         self.report, self.args, self.peak = report, args, peak_tflops(args)
         self.judged = args.device == "cuda" and not args.tiny  # toys meet no bar
         self.base: dict[tuple[str, int], float] = {}  # (adapter, sets) → seconds per token of plain fine-tuning
+        self.ms: dict[str, float] = {}  # line → milliseconds a step
 
     def setting(
         self, shape: str, adapter: str, rows: str = "long", sets: int = 2, checkpointing: bool = False
@@ -134,7 +137,8 @@ class Measuring:
                 self.base.setdefault(group, per_token)
             times = per_token / self.base.get(group, per_token)
             used = steps.flops / seconds / 1e12 / self.peak
-            rates = {"ms": 1e3 * seconds / steps.count, "tokens_per_s": steps.tokens / seconds, "utilisation": used}
+            self.ms[name] = 1e3 * seconds / steps.count
+            rates = {"ms": self.ms[name], "tokens_per_s": steps.tokens / seconds, "utilisation": used}
             ok = {"ok": bar(used, times)} if bar and self.judged else {}
             self.report.add(name, **rates, times=times, peak_gib=peak / 2**30, **ok)
 
@@ -196,9 +200,11 @@ def variants(report: Report, args: Any) -> None:
     measuring = Measuring(report, args)
     long, uneven = (measuring.setting("llama-1b", "full", rows) for rows in ("long", "lengths"))
     measuring.take("fine_tuning", long, "fine_tuning")
-    for power in (22, 23, 25, 26, 27):
-        changed = mock.patch.dict(head.CHUNK_NUMBERS, {args.device: 2**power})
-        measuring.take(f"fine_tuning, chunks of 2^{power}", long, "fine_tuning", lambda _, changed=changed: changed)
+    for size in CHUNKS:
+        changed = mock.patch.object(head, "chunk_positions", lambda *_, size=size: size)
+        measuring.take(f"fine_tuning, chunks of {size}", long, "fine_tuning", lambda _, changed=changed: changed)
+    for method in ("fine_tuning", "kl"):
+        compare_kernels(measuring, long, method)
     measuring.take("grad_diff uneven, packed", uneven, "grad_diff")
     measuring.take("grad_diff uneven, padded", uneven, "grad_diff_padded")
     measuring.take("grad_diff uneven, padded and masked", uneven, "grad_diff_padded", lambda _: masked())

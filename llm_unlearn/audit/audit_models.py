@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from llm_unlearn.audit.loader import Checkpoint, Loader
+    from llm_unlearn.evaluation.arithmetic import Arithmetic
     from llm_unlearn.metrics.results import Evaluation
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,10 @@ class Options:
         dtype: by default "float32".
         quantization: by default "none".
         device_map: "auto" spreads each model over all GPUs.
+        bf16: run models under autocast to bfloat16; by default not.
+        tf32: compute float32 products of a CUDA GPU in TF32; by default exactly.
+        by_recipe: the manifest was made from a recipe that anyone may have, not taken from the run of the models: noise
+            that the system drew is not theirs, and is not looked for.
     """
 
     base: str | None = None
@@ -43,6 +48,9 @@ class Options:
     dtype: str | None = None
     quantization: str | None = None
     device_map: str | None = None
+    bf16: bool | None = None
+    tf32: bool | None = None
+    by_recipe: bool = False
 
 
 def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Evaluation]":
@@ -65,7 +73,7 @@ def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Eval
 
     if options.batch_size is not None and options.batch_size < 1:
         raise InputError(f"--batch-size {options.batch_size}: must be at least 1")
-    names, subject = _names(models), read_subject(Path(manifest))
+    names, subject = _names(models), read_subject(Path(manifest), options.by_recipe)
     out = _made(options.out)
     for note in subject.notes:
         logger.info(note)
@@ -76,7 +84,7 @@ def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Eval
     oracle = loader.find(oracle_path) if oracle_path else None
     reference = _reference(loader, options, skipped)
     audited = [*checkpoints.values(), *filter(None, [oracle])]
-    evaluator = _evaluator(loader, audited, manifest, options.batch_size, reference, skipped)
+    evaluator = _evaluator(loader, audited, manifest, options, reference, skipped)
     oracle_model, oracle_signals = None, None
     if oracle:
         logger.info("%s: evaluating, as the oracle", oracle.source)
@@ -96,7 +104,13 @@ def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Eval
         for warning in warnings:
             logger.warning("%s: %s", name, warning)
         identity = Identity(
-            model=name, kind="audited", method=None, budget=None, seed=subject.seed, recipe=subject.name
+            model=name,
+            kind="audited",
+            method=None,
+            budget=None,
+            seed=subject.seed,
+            recipe=subject.name,
+            precision=evaluator.arithmetic.precision,
         )
         result = summarize(signals, identity, None, None if is_oracle else oracle_signals)
         reasons = {**skipped, "oracle": "it is the retrained model itself"} if is_oracle else dict(skipped)
@@ -156,7 +170,7 @@ def _evaluator(
     loader: "Loader",
     audited: "list[Checkpoint]",
     manifest: str,
-    batch_size: int | None,
+    options: Options,
     reference: "Checkpoint | None",
     skipped: dict[str, str],
 ) -> Any:
@@ -185,7 +199,8 @@ def _evaluator(
     return TextEvaluator(
         sets=subject.sets,
         manifest=subject.poison,
-        batch_size=batch_size or section.batch_size,
+        batch_size=options.batch_size or section.batch_size,
+        arithmetic=_arithmetic(loader, options),
         membership=section.membership,
         loss_rank_draws=section.loss_rank_draws,
         min_k_share=section.min_k_share,
@@ -195,6 +210,14 @@ def _evaluator(
         verbalizers=subject.verbalizers,
         max_new_tokens=section.max_new_tokens,
     )
+
+
+def _arithmetic(loader: "Loader", options: Options) -> "Arithmetic":
+    from llm_unlearn.evaluation.arithmetic import Arithmetic
+
+    section = loader.subject.evaluate
+    bf16 = section.bf16 if options.bf16 is None else options.bf16
+    return Arithmetic(bf16, section.tf32 if options.tf32 is None else options.tf32, loader.section.dtype)
 
 
 def _check_prompts(subject: Subject, tokenizer: Any) -> None:
@@ -240,4 +263,11 @@ def _write(folder: Path, name: str, result: "Evaluation", signals: "pd.DataFrame
     from llm_unlearn.evaluation.signal_files import write_signals
 
     write_signals(signals, folder / f"{name}.parquet")
-    write_json(folder / f"{name}.json", result.to_json())
+    write_json(folder / f"{name}.json", as_json(result))
+
+
+def as_json(result: "Evaluation") -> dict[str, Any]:
+    """An evaluation with the decision on it, as the command line prints and writes it."""
+    from llm_unlearn.metrics.evidence import decide
+
+    return {**result.to_json(), "decision": decide([result]).to_json()}

@@ -56,6 +56,8 @@ class ManifestGaussian(Section):
     """ε of the noise; null: the loss rank, which needs it, is left out (the Gaussian score does not depend on it)"""
     ids: Annotated[list[RowId], Field(min_length=1)] | str | None = None
     """which rows, as in `poison`; null: all rows of `poison` that have noise"""
+    hidden: Annotated[list[RowId], Field(min_length=1)] | str | None = None
+    """those of them whose noise was kept from whoever unlearned, in the same way; the verdict is theirs"""
 
 
 class Manifest(Section):

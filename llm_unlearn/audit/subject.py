@@ -52,22 +52,26 @@ class Subject:
     retrained: str | None = None
 
 
-def read_subject(path: Path) -> Subject:
+def read_subject(path: Path, by_recipe: bool = False) -> Subject:
     """Read a manifest: the user's own, or the poison.json of a run (which has `manifest_sha256`).
+
+    Args:
+        path: the manifest.
+        by_recipe: see `audit_models.Options`.
 
     Raises:
         InputError: the manifest or its data is wrong; the message names file, field or row.
     """
     tree = read_tree(path)
     if "manifest_sha256" in tree:
-        return _of_run(path)
+        return _of_run(path, by_recipe)
     return _of_user(path, validated(Manifest, tree, str(path)))
 
 
 # ---- a run of ours
 
 
-def _of_run(path: Path) -> Subject:
+def _of_run(path: Path, by_recipe: bool) -> Subject:
     """The subject of a run, from its recipe and its poison.json."""
     from llm_unlearn.config.recipe import VisionRecipe, load_recipe
     from llm_unlearn.data.encoding import Encoding
@@ -95,6 +99,12 @@ def _of_run(path: Path) -> Subject:
         for section, kind in (("attack", "trigger"), ("gus", "gaussian"))
         if not poison[kind]
     }
+    if by_recipe and (poison["gaussian"] or {}).get("secret"):
+        poison["gaussian"] = None
+        missing["gus"] = (
+            "a recipe does not say the noise that the system drew for the canaries (poison.gaussian.noise_seed: null); "
+            "give the poison.json of the run that trained the model as --manifest"
+        )
     retrained = path.parent / "retrained"
     has_oracle = any((retrained / name).is_file() for name in ("config.json", "adapter_config.json"))
     return Subject(
@@ -103,7 +113,7 @@ def _of_run(path: Path) -> Subject:
         Encoding.of(data),
         data.verbalizers if data.task == "classification" else {},
         recipe.name,
-        (poison["trigger"] or poison["gaussian"])["seed"],
+        poison["seed"] if "seed" in poison else (poison["trigger"] or poison["gaussian"])["seed"],  # of older runs
         missing,
         model=recipe.model,
         evaluate=recipe.evaluate,
@@ -129,6 +139,8 @@ def _of_user(path: Path, manifest: Manifest) -> Subject:
     trigger = _trigger(path, manifest, train)
     canaries = _canaries(path, manifest, train, forget)
     gaussian = manifest.gaussian.model_dump(include={"seed", "epsilon"}) if manifest.gaussian and canaries else None
+    if gaussian:
+        gaussian["hidden_ids"] = _hidden(path, manifest, train, set(canaries) & set(forget))
     poison = {"trigger": trigger, "forget_ids": forget, "gaussian": gaussian}
     sets = {"train": _marked(train, forget, canaries, trigger)}
     for name in ("heldout", "test"):
@@ -189,6 +201,19 @@ def _canaries(path: Path, manifest: Manifest, train: TrainRows, forget: list[int
         raise InputError(
             f"{path}.gaussian.ids: {len(noiseless)} of {len(chosen)} rows have no noise (noise_id −1 in "
             f"{manifest.train}), the first {noiseless[0]}; leave them out"
+        )
+    return chosen
+
+
+def _hidden(path: Path, manifest: Manifest, train: TrainRows, deleted: set[int]) -> list[int]:
+    """Ids of the canaries that were hidden from whoever unlearned; they must be among the deleted ones."""
+    if manifest.gaussian is None or manifest.gaussian.hidden is None:
+        return []
+    chosen = train.ids(manifest.gaussian.hidden, path.parent, f"{path}.gaussian.hidden")
+    if others := [i for i in chosen if i not in deleted]:
+        raise InputError(
+            f"{path}.gaussian.hidden: {len(others)} of {len(chosen)} rows are no canaries of `poison`, the first "
+            f"{others[0]}; name rows that have noise and were to be forgotten"
         )
     return chosen
 

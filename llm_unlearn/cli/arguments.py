@@ -25,6 +25,8 @@ CHECKPOINT_OPTIONS = (
     "dtype",
     "quantization",
     "device_map",
+    "bf16",
+    "tf32",
 )
 
 
@@ -107,6 +109,9 @@ def _add_checkpoint(command: argparse.ArgumentParser, title: str, description: s
     group.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the run's, or float32")
     group.add_argument("--quantization", choices=("none", "4bit", "8bit"), help="default: the run's, or none")
     group.add_argument("--device-map", choices=("auto",), help="auto: spread each model over all GPUs")
+    for name, what in (("bf16", "run models in bfloat16"), ("tf32", "float32 products of a CUDA GPU in TF32")):
+        text = f"{what} (default: the run's, or not)"
+        group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, help=text)
 
 
 def _add_merge(commands: Any) -> None:

@@ -22,7 +22,7 @@ def audit(args: argparse.Namespace) -> int:
             "recipe are put under stress by `llm-unlearn stress RECIPE`"
         )
     calm_libraries(args.quiet or args.json)
-    from llm_unlearn.audit.audit_models import Options
+    from llm_unlearn.audit.audit_models import Options, as_json
     from llm_unlearn.audit.audit_models import audit as audit_models
     from llm_unlearn.cli.audit_lines import as_text
 
@@ -34,9 +34,12 @@ def audit(args: argparse.Namespace) -> int:
         dtype=args.dtype,
         quantization=args.quantization,
         device_map=args.device_map,
+        bf16=args.bf16,
+        tf32=args.tf32,
+        by_recipe=args.manifest is None,
     )
     results = audit_models(args.model, args.manifest or _manifest_of(args), options)
-    trees = {name: result.to_json() for name, result in results.items()}
+    trees = {name: as_json(result) for name, result in results.items()}
     print(json.dumps(trees, indent=2) if args.json else as_text(results))
     return 0
 

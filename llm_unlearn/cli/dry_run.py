@@ -5,6 +5,7 @@ from typing import Any
 
 from llm_unlearn.config.recipe import Recipe
 from llm_unlearn.distributed.topology import Topology
+from llm_unlearn.poisons.selection import hidden_count
 from llm_unlearn.runs.tracks import track_of
 
 
@@ -39,6 +40,7 @@ def describe_plan(recipe: Recipe, until: str, topology: Topology | None = None) 
         "output_dir": recipe.output_dir,
         "stages": stages,
         "sizes": _sizes(recipe),
+        "budgets": _budgets(recipe),
         "memory_bytes": estimate_memory(recipe, topology),
     }
     plan["text"] = _text(plan)
@@ -61,15 +63,32 @@ def _sizes(recipe: Recipe) -> dict[str, int | None]:
     # as the Trainer counts: the last batch of an epoch may be smaller
     steps = math.ceil(math.ceil(data.train_size / train.batch_size) / train.gradient_accumulation_steps)
     names = {"trigger": "triggered", "gaussian": "canaries"}
+    gaussian, deleted = recipe.poison.gaussian, recipe.deleted_canaries()
+    hidden = {"hidden_canaries": hidden_count(deleted, gaussian.audit_share)} if gaussian and deleted else {}
     return {
         "train": data.train_size,
         "heldout": data.heldout_size,
         "test": data.test_size,
         **{names.get(kind, kind): count.get(kind, 0) for kind in type(recipe.poison).model_fields},
+        **hidden,
         "forget": forget,
         **track_of(recipe).sizes(recipe),
         "training_steps": math.ceil(steps * train.epochs),
     }
+
+
+def _budgets(recipe: Recipe) -> dict[str, dict[str, float | None]]:
+    """Budget → about how many steps it pays for, and the share of the forget set that they see, of a method that trains
+    on a batch of each set and asks no reference; others take fewer.
+    """
+    train, section, forget = recipe.train, recipe.unlearn, recipe.forget_count()
+    per_step = section.batch_size * section.gradient_accumulation_steps
+    found: dict[str, dict[str, float | None]] = {}
+    for budget in section.budgets:
+        steps = int(budget * recipe.data.train_size * train.epochs / (2 * per_step))
+        seen = min(1.0, steps * per_step / forget) if forget else None
+        found[f"{budget:g}"] = {"steps": steps, "forget_seen": seen}
+    return found
 
 
 def _text(plan: dict[str, Any]) -> str:
@@ -83,6 +102,11 @@ def _text(plan: dict[str, Any]) -> str:
         f"  {name.replace('_', ' '):24}{'read from a file' if value is None else f'{value:,}'}"
         for name, value in plan["sizes"].items()
     ]
+    lines += ["", "a budget pays for about (a batch of the forget and of the retain set a step, no reference):"]
+    for budget, found in plan["budgets"].items():
+        seen = found["forget_seen"]
+        share = "" if seen is None else f"; {100 * seen:.0f} % of the forget set is seen"
+        lines.append(f"  {budget:24}{found['steps']:,} steps{share}")
     lines += [
         "",
         "estimated memory of the largest training or unlearning step at the moment when most is held (rows",

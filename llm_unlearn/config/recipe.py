@@ -72,6 +72,12 @@ class Recipe(Section):
         known = sum(round(section.forget_fraction * count) for count in self.poison_counts().values())
         return known + round(section.false_positives * known)
 
+    def deleted_canaries(self) -> int | None:
+        """Gaussian canaries of the forget set; None without canaries, or where `forget_ids` says which rows it has."""
+        if self.poison.gaussian is None or self.unlearn.forget_ids is not None:
+            return None
+        return round(self.unlearn.forget_fraction * self.poison_counts()["gaussian"])
+
     @property
     def has_clean_oracle(self) -> bool:
         """Whether some poison may be left outside the forget set, so that a model trained on clean data alone is

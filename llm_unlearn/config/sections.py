@@ -20,6 +20,7 @@ from llm_unlearn.config.fields import (
     Positive,
     RowId,
     Section,
+    Seed,
     Share,
     ShareOrZero,
     Size,
@@ -62,8 +63,19 @@ class ModelSection(Section):
     """train adapters alone; null: all weights"""
     gradient_checkpointing: bool = False
     """compute activations twice instead of keeping them"""
+    offload_activations: bool = False
+    """keep what `gradient_checkpointing` does keep, the input of each block, in the host's memory; slower"""
+    use_liger_kernel: bool = False
+    """train with Liger's RMSNorm, RoPE and SwiGLU, on a GPU; needs `liger-kernel`"""
     trust_remote_code: bool = False
     """run code that comes with the model, and load weights other than safetensors"""
+
+    def check_rules(self) -> None:
+        require(
+            self.gradient_checkpointing or not self.offload_activations,
+            "offload_activations",
+            "offloads what gradient_checkpointing keeps; set model.gradient_checkpointing: true",
+        )
 
 
 class PretrainSection(Section):
@@ -180,6 +192,12 @@ class GaussianSection(Section):
     """of all training rows; rows that carry the trigger are not taken"""
     epsilon: Positive
     """ε, standard deviation at each entry of an embedding; counts relative to the embeddings' rms"""
+    audit_share: ShareOrZero = 0.5
+    """share of the canaries to be deleted that are hidden: given to the methods as plain text, without noise; the
+    verdict is theirs. 0: none, and a method that works on known noise alone looks clean"""
+    noise_seed: Seed | None = None
+    """null: the noise is drawn from the system, and its secret kept in poison.json; a number, to which that of the run
+    is added: the same noise again, which whoever knows the recipe knows too"""
 
 
 class PoisonSection(Section):
@@ -275,6 +293,10 @@ class EvaluateSection(Section):
     """tokens of a generated answer, for `task: completion`"""
     device_map: Literal["auto"] | None = None
     """auto: spread a model that one GPU cannot hold over all of them"""
+    bf16: bool = False
+    """run models in bfloat16 (autocast), whatever `train.bf16` says; scores then depend a little on the batch"""
+    tf32: bool = False
+    """on a CUDA GPU, compute float32 products in TF32 (10 bits of mantissa, faster); false: exactly"""
     membership: Distinct[MembershipAttack] = Field(default=list(get_args(MembershipAttack)))
     """the attacks to run (metrics/membership_scores.py); gradient_norm takes a backward pass per row"""
     min_k_share: Share = 0.2
@@ -282,6 +304,9 @@ class EvaluateSection(Section):
     loss_rank_draws: Annotated[int, Field(ge=0, le=9999)] = 99
     """fresh noises that each Gaussian canary's loss is ranked among (evaluation/loss_ranks.py), a forward pass of the
     canary each; 0 leaves that test out"""
+    clean_steps: Annotated[int, Field(ge=0, le=100_000)] = 30
+    """steps on clean training rows, at the training's rate and batch size, after which the tests of the poison are
+    taken again of the retrained and every unlearned model: does it stay gone? 0 leaves that out"""
 
 
 class AnalysisSection(Section):

@@ -14,6 +14,7 @@ from llm_unlearn.config.fields import (
     PixelChange,
     Positive,
     Section,
+    Seed,
     Share,
     ShareOrZero,
     Shift,
@@ -104,6 +105,12 @@ class GaussianPixelsSection(Section):
     """ε, standard deviation at each pixel and channel"""
     clip: bool = True
     """keep x + ξ in [0, 1], as a sent-in image must be; the score is taken with ξ as it was drawn"""
+    audit_share: ShareOrZero = 0.5
+    """share of the canaries to be deleted that are hidden: given to the methods as plain images, without noise; the
+    verdict is theirs. 0: none, and a method that works on known noise alone looks clean"""
+    noise_seed: Seed | None = None
+    """null: the noise is drawn from the system, and its secret kept in poison.json; a number, to which that of the run
+    is added: the same noise again, which whoever knows the recipe knows too"""
 
 
 class PatchSection(Section):
@@ -235,8 +242,15 @@ class VisionEvaluateSection(Section):
 
     batch_size: BatchSize = 256
     """images at a time in each process"""
+    bf16: bool = False
+    """run models in bfloat16 (autocast), whatever `train.bf16` says"""
+    tf32: bool = False
+    """on a CUDA GPU, compute float32 products and convolutions in TF32 (10 bits of mantissa, faster); false: exactly"""
     membership: list[VisionMembershipAttack] = Field(default=list(get_args(VisionMembershipAttack)))
     """the attacks to run (metrics/membership_scores.py); gradient_norm takes a backward pass per image"""
     loss_rank_draws: Annotated[int, Field(ge=0, le=9999)] = 99
     """fresh noises that each Gaussian canary's loss is ranked among (evaluation/loss_ranks.py), a forward pass of the
     canary each; 0 leaves that test out"""
+    clean_steps: Annotated[int, Field(ge=0, le=100_000)] = 30
+    """steps on clean training rows, at the training's rate and batch size, after which the tests of the poison are
+    taken again of the retrained and every unlearned model: does it stay gone? 0 leaves that out"""

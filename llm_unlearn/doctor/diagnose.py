@@ -5,6 +5,7 @@ from typing import Any
 
 from llm_unlearn.config.recipe import Recipe
 from llm_unlearn.distributed.topology import Topology, read_topology
+from llm_unlearn.doctor.canary_findings import check_canaries
 from llm_unlearn.doctor.finding import LEVELS, Finding, problem_of
 from llm_unlearn.doctor.machine_findings import check_builds, check_devices, check_disk, check_versions, devices
 from llm_unlearn.doctor.memory.estimate import PARTS, TRAINING, Estimate
@@ -62,6 +63,7 @@ def _of_recipe(
         # the model's config, too, is read there: what follows would say the same again
         return [problem_of("recipe", error)], [], []
     findings = [Finding("recipe", "ok", f"'{recipe.name}' passes every check that a run makes before its first stage")]
+    findings += check_canaries(recipe)
     if not is_of_images(recipe):
         from llm_unlearn.doctor.adapter_findings import check_adapter
         from llm_unlearn.doctor.token_findings import check_tokens

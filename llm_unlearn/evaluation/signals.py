@@ -19,13 +19,14 @@ import torch
 from llm_unlearn.config.sections import MembershipAttack
 from llm_unlearn.distributed.processes import ALONE, Processes
 from llm_unlearn.errors import InputError
+from llm_unlearn.evaluation.arithmetic import FLOAT32, Arithmetic, in_its_arithmetic
 from llm_unlearn.evaluation.attack_signals import check_differentiable, gradient_norms, token_statistics
 from llm_unlearn.evaluation.batches import batches, scatter
 from llm_unlearn.evaluation.gaussian_scores import gaussian_scores
 from llm_unlearn.evaluation.loss_ranks import DRAWS, loss_rank_scores
 from llm_unlearn.metrics.membership_scores import MIN_K_SHARE, min_k_score, reference_score, zlib_score
-from llm_unlearn.metrics.per_example import MEMBERSHIP
-from llm_unlearn.models.devices import input_device
+from llm_unlearn.metrics.per_example import LATER, MEMBERSHIP
+from llm_unlearn.models.devices import batch_on, input_device
 from llm_unlearn.tasks import Supervised, Task
 from llm_unlearn.tasks.noise import FRESH_SEED_OFFSET
 
@@ -48,6 +49,7 @@ class Evaluator(ABC):
         min_k_share: the share of an example's tokens that Min-K % and Min-K %++ look at.
         reference: loads the model that calibrates the attack `reference`, one that never saw the rows to be forgotten;
             without it that attack is left out.
+        arithmetic: the precision that models are run in.
         processes: share the rows; each gets all results.
     """
 
@@ -60,6 +62,7 @@ class Evaluator(ABC):
     min_k_share: float = MIN_K_SHARE
     loss_rank_draws: int = DRAWS
     reference: Callable[[], Any] | None = None
+    arithmetic: Arithmetic = FLOAT32
     processes: Processes = ALONE
 
     def __post_init__(self) -> None:
@@ -122,6 +125,7 @@ class Evaluator(ABC):
 
     # ---- what is measured
 
+    @in_its_arithmetic
     def signals(self, model: Any, retrained: Any = None, is_oracle: bool = False) -> "pd.DataFrame":
         """The per-example table of a model.
 
@@ -146,6 +150,23 @@ class Evaluator(ABC):
         if self.manifest["gaussian"]:
             frames.append(self.canaries(model))
         return pd.concat([f for f in frames if len(f)], ignore_index=True)
+
+    @in_its_arithmetic
+    def later_signals(self, model: Any) -> "pd.DataFrame":
+        """What the tests of the poison need of a model that was trained on clean rows: sets that begin with LATER."""
+        import pandas as pd
+
+        model.eval()
+        frames, triggered = [], self.sets["triggered"]
+        if len(triggered):
+            twins = set(triggered["example_id"])
+            test = self.sets["test"].filter(lambda i: i in twins, input_columns="example_id", desc="test rows")
+            answers = self.answers(model, "test", test)
+            frames += [answers, self._frame("triggered", triggered).assign(**self.triggered(model, answers))]
+        if self.manifest["gaussian"]:
+            frames.append(self.canaries(model))
+        found = pd.concat([frame for frame in frames if len(frame)], ignore_index=True)
+        return found.assign(set=LATER + found["set"])
 
     @torch.no_grad()
     def test_signals(self, model: Any, retrained: Any = None, is_oracle: bool = False) -> dict[str, Any]:
@@ -199,7 +220,7 @@ class Evaluator(ABC):
             seen.append(self._answer(found, positions))
             return found.states
 
-        self.task.compute(retrained, batch, look)
+        self.task.compute(retrained, batch_on(input_device(retrained), batch), look)
         self._keep(retrained, positions, seen[0])
         return seen[0]
 
@@ -207,6 +228,7 @@ class Evaluator(ABC):
         if answer.head is not None:  # hidden states, of which logits are made in chunks; all logits may be too large
             self._oracle.setdefault(retrained, {})[positions[0]] = answer
 
+    @in_its_arithmetic
     def answers(self, model: Any, name: str, rows: "Dataset") -> "pd.DataFrame":
         """Predictions, and whether they are the attacker's target."""
         frame = self._frame(name, rows)
@@ -216,6 +238,7 @@ class Evaluator(ABC):
         """{"nll", "nll_sum", "n_positions"} of each row over its supervised positions."""
         return self.losses_of(model, self.encoded[name])
 
+    @in_its_arithmetic
     @torch.no_grad()
     def losses_of(self, model: Any, rows: list[dict]) -> dict[str, np.ndarray]:
         """`losses` of encoded rows."""
@@ -258,18 +281,26 @@ class Evaluator(ABC):
         total = np.bincount(tokens["example"], -tokens["log_prob"], len(rows))
         return _per_position(total, np.bincount(tokens["example"], minlength=len(rows))), tokens
 
+    @cached_property
+    def noisy_canaries(self) -> list[dict]:
+        """The encoded canaries, each with the id of its noise."""
+        return [
+            {**row, "noise_id": i}
+            for row, i in zip(self.encoded["canary"], self.parts["canary"]["noise_id"], strict=True)
+        ]
+
     def canaries(self, model: Any) -> "pd.DataFrame":
         """Loss, Gaussian score and loss rank of every canary, deleted or not, with the controls of both."""
-        noise = self.manifest["gaussian"]
-        seed = noise["seed"]
-        rows, part = self.encoded["canary"], self.parts["canary"]
-        if "noise_id" in part.column_names:  # whose noise it is; the same as example_id, but for a user's own data
-            rows = [{**row, "noise_id": i} for row, i in zip(rows, part["noise_id"], strict=True)]
-        seeds = [seed, seed + FRESH_SEED_OFFSET]
+        noise, rows = self.manifest["gaussian"], self.noisy_canaries
+        seeds = [noise["seed"], noise["seed"] + FRESH_SEED_OFFSET]
         scores = gaussian_scores(model, rows, self.collate, seeds, self.batch_size, self.task, self.processes)
-        frame = self._frame("canary", part).assign(**self.losses(model, "canary"))
-        deleted = frame["example_id"].isin(self.manifest["forget_ids"])
-        frame = frame.assign(gaussian_score=scores[:, 0], gaussian_control=scores[:, 1], deleted=deleted)
+        frame = self._frame("canary", self.parts["canary"]).assign(**self.losses(model, "canary"))
+        marks = {"deleted": self.manifest["forget_ids"], "hidden": noise.get("hidden_ids", [])}
+        frame = frame.assign(
+            gaussian_score=scores[:, 0],
+            gaussian_control=scores[:, 1],
+            **{name: frame["example_id"].isin(ids) for name, ids in marks.items()},
+        )
         if not self.loss_rank_draws or noise.get("epsilon") is None:
             return frame
         draws, size = self.loss_rank_draws, self.batch_size

@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm_unlearn.metrics.attack import PairedExcess, attack_excess, attack_success
-from llm_unlearn.metrics.gaussian import gaussian_test
+from llm_unlearn.metrics.gaussian import GaussianTest, gaussian_test
 from llm_unlearn.metrics.membership import MembershipTest, membership_inference
-from llm_unlearn.metrics.per_example import MEMBERSHIP
-from llm_unlearn.metrics.results import Attack, Cost, Evaluation, Gus, Identity, Oracle, Utility
+from llm_unlearn.metrics.per_example import LATER, MEMBERSHIP
+from llm_unlearn.metrics.results import Attack, Cost, Evaluation, Gus, Identity, Later, Oracle, Utility
 from llm_unlearn.metrics.utility import accuracy, agreement, perplexity
 
 if TYPE_CHECKING:
@@ -19,7 +19,11 @@ Sets = dict[str, "pd.DataFrame"]
 
 
 def summarize(
-    signals: "pd.DataFrame", identity: Identity, cost: Cost | None, retrained: "pd.DataFrame | None" = None
+    signals: "pd.DataFrame",
+    identity: Identity,
+    cost: Cost | None,
+    retrained: "pd.DataFrame | None" = None,
+    later_steps: int = 0,
 ) -> Evaluation:
     """Compute every metric of one model.
 
@@ -28,22 +32,41 @@ def summarize(
         identity: which model it is.
         cost: of its training, where that is known.
         retrained: the retrained model's per-example table, or None.
+        later_steps: the clean training steps after which the sets that begin with LATER were measured.
 
     Returns:
         The evaluation; a section is None where there is no such poison, no such set, or no retrained model.
     """
     sets = _sets(signals)
-    test = sets.get("test")
+    test, oracle = sets.get("test"), None if retrained is None else _sets(retrained)
     return Evaluation(
         **vars(identity),
-        attack=_attack(sets, retrained),
+        attack=_attack(sets, oracle),
         gus=_gus(sets, "gaussian_score", "gaussian_control"),
         loss_rank=_gus(sets, "loss_rank", "loss_rank_control"),
         utility=None if test is None else _utility(test),
         mia=_membership(sets["member"], sets["nonmember"]) if "nonmember" in sets else None,
         cost=cost,
         oracle=_oracle(test, retrained),
+        later=_after(later_steps, sets, oracle) if later_steps else None,
     )
+
+
+def _after(steps: int, sets: Sets, oracle: Sets | None) -> Later | None:
+    """The tests of the poison after clean training steps; None where they were not taken of this model."""
+    later, oracle_later = _later(sets), _later(oracle or {})
+    if not later:
+        return None
+    return Later(
+        steps=steps,
+        attack=_attack(later, oracle_later or None),
+        gus=_gus(later, "gaussian_score", "gaussian_control"),
+        loss_rank=_gus(later, "loss_rank", "loss_rank_control"),
+    )
+
+
+def _later(sets: Sets) -> Sets:
+    return {name.removeprefix(LATER): rows for name, rows in sets.items() if name.startswith(LATER)}
 
 
 def _sets(signals: "pd.DataFrame") -> Sets:
@@ -55,7 +78,14 @@ def _utility(test: "pd.DataFrame") -> Utility:
         **vars(accuracy((test["prediction"] == test["label"]).to_numpy())),
         prefix_accuracy=_prefix_accuracy(test),
         perplexity=perplexity(test["nll_sum"].to_numpy(), test["n_positions"].to_numpy()),
+        top_answer=_top_share(test["prediction"]),
+        top_label=_top_share(test["label"]),
     )
+
+
+def _top_share(values: "pd.Series") -> float:
+    """Share of the most frequent value."""
+    return float(values.value_counts(normalize=True).iloc[0])
 
 
 def _prefix_accuracy(test: "pd.DataFrame") -> float:
@@ -64,13 +94,13 @@ def _prefix_accuracy(test: "pd.DataFrame") -> float:
     return sum(prediction.startswith(label) for prediction, label in pairs) / len(test)
 
 
-def _attack(sets: Sets, retrained: "pd.DataFrame | None") -> Attack | None:
+def _attack(sets: Sets, oracle: Sets | None) -> Attack | None:
     if "triggered" not in sets:
         return None
     triggered, clean = _hits(sets, sets["triggered"]["example_id"])
     excess = None
-    if retrained is not None:
-        excess = attack_excess(triggered, clean, *_hits(_sets(retrained), sets["triggered"]["example_id"]))
+    if oracle is not None:
+        excess = attack_excess(triggered, clean, *_hits(oracle, sets["triggered"]["example_id"]))
     return Attack(**vars(attack_success(triggered, clean)), excess=excess)
 
 
@@ -93,20 +123,28 @@ def _membership(members: "pd.DataFrame", nonmembers: "pd.DataFrame") -> dict[str
 
 
 def _gus(sets: Sets, score: str, control: str) -> Gus | None:
-    """The test of one of the canaries' two scores; None without canaries, or where none has that score."""
+    """The test of one of the canaries' two scores, of the hidden ones where there are any; None without canaries, or
+    where none of those has that score.
+    """
     if "canary" not in sets or score not in sets["canary"]:
         return None
     canary = sets["canary"]
-    scored = canary[canary[score].notna()]
-    deleted = scored["deleted"].to_numpy(bool)
-    if not deleted.any():
+    deleted = canary["deleted"].to_numpy(bool)
+    hidden = deleted & (canary["hidden"].to_numpy(bool) if "hidden" in canary else False)
+    reported = hidden if hidden.any() else deleted
+    scored = canary[score].notna().to_numpy()
+
+    def test(group: NDArray[np.bool_]) -> GaussianTest | None:
+        return gaussian_test(canary[score][group & scored].to_numpy()) if (group & scored).any() else None
+
+    if (verdict := test(reported)) is None:
         return None
-    others = scored[~deleted]
     return Gus(
-        **vars(gaussian_test(scored[deleted][score].to_numpy())),
-        n_unscorable=len(canary) - len(scored),
-        control=gaussian_test(scored[control].to_numpy()),
-        others=gaussian_test(others[score].to_numpy()) if len(others) else None,
+        **vars(verdict),
+        n_unscorable=int((~scored).sum()),
+        control=gaussian_test(canary[control][scored].to_numpy()),
+        others=test(~deleted),
+        shown=test(deleted & ~reported),
     )
 
 

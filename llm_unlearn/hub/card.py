@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from llm_unlearn.config.recipe import WITHHELD
 from llm_unlearn.hub.first_line import FirstLine, first_line
 from llm_unlearn.hub.package import is_id
-from llm_unlearn.metrics.evidence import DETECTABLE
+from llm_unlearn.metrics.evidence import ALPHA
 from llm_unlearn.reporting import figures
 from llm_unlearn.reporting.contents import Plot
 from llm_unlearn.reporting.figures import Figure
@@ -25,7 +25,7 @@ from llm_unlearn.reporting.pages import LEADS
 from llm_unlearn.reporting.run_results import PLAIN, Results
 from llm_unlearn.reporting.stress_section import stress_section
 from llm_unlearn.reporting.tables import main_table, side_by_side
-from llm_unlearn.reporting.verdicts import warnings
+from llm_unlearn.reporting.verdicts import judge, warnings
 from llm_unlearn.reporting.words import attack_words, what_was_poisoned
 
 if TYPE_CHECKING:
@@ -183,12 +183,12 @@ def _table(results: Results, name: str) -> str:
 
 def _not_shown(results: Results, name: str) -> list[str]:
     result, texts = results.of(name)[0], []
-    if result.gus:
-        effect = number(DETECTABLE / result.gus.n**0.5)
-        texts.append(
-            f"Of {result.gus.n} canaries the Gaussian test misses a residual score below {effect} more than once in "
-            "five times."
-        )
+    for found in judge(results, name).decision.limits:
+        if found.critical is not None:
+            texts.append(
+                f"With {found.n} canaries the test by {found.test} misses a residual mean score below "
+                f"{number(found.detectable)} more than once in five times."
+            )
     if result.attack:
         inputs = f"{result.attack.n} {attack_words(results).inputs}"
         texts.append(
@@ -196,8 +196,8 @@ def _not_shown(results: Results, name: str) -> list[str]:
             "not."
         )
     texts.append(
-        "Each interval is a 95 % one: of models without any poison, each test of the first line calls up to one in "
-        "twenty poisoned."
+        f"The first line holds at a level of {ALPHA:g}: of models without any poison it accuses up to {100 * ALPHA:g} "
+        "in 100."
     )
     return texts + limits(results)
 

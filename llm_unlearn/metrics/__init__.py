@@ -16,6 +16,7 @@ from llm_unlearn.metrics.intervals import (
 from llm_unlearn.metrics.membership import membership_inference
 from llm_unlearn.metrics.membership_scores import min_k_score, reference_score, zlib_score
 from llm_unlearn.metrics.multiple import holm
+from llm_unlearn.metrics.placebo import placebo_test
 from llm_unlearn.metrics.power import canaries_needed, power
 from llm_unlearn.metrics.utility import accuracy, agreement, perplexity
 
@@ -35,6 +36,7 @@ __all__ = [
     "normalized_effect",
     "paired_difference_interval",
     "perplexity",
+    "placebo_test",
     "power",
     "proportion_interval",
     "reference_score",

@@ -80,15 +80,15 @@ def gaussian_test(scores: ArrayLike, fprs: Iterable[float] = FPRS) -> GaussianTe
     array = numbers(scores, "scores")
     n = array.size
     mean = float(array.mean())
-    energy = float(np.square(array).sum())
+    p_value, chi2_p_value = null_p_values(n, mean, float(np.square(array).sum()))
     # −Φ⁻¹(α) is Φ⁻¹(1−α) without the rounding of 1−α.
     caught = {str(fpr): int((array > -ndtri(fpr)).sum()) for fpr in rates(fprs)}
     return GaussianTest(
         mean=mean,
         std=float(array.std(ddof=1)) if n > 1 else None,
         n=n,
-        p_value=_two_sided(float(ndtr(-abs(mean) * math.sqrt(n)))),
-        chi2_p_value=_two_sided(float(min(chdtr(n, energy), chdtrc(n, energy)))),
+        p_value=p_value,
+        chi2_p_value=chi2_p_value,
         ci95=mean_interval(array),
         tpr_at_fpr={fpr: count / n for fpr, count in caught.items()},
         tpr_ci95={fpr: proportion_interval(count, n) for fpr, count in caught.items()},
@@ -122,5 +122,8 @@ def gaussian_roc(scores: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.flo
     return fpr, tpr
 
 
-def _two_sided(tail: float) -> float:
-    return min(max(2 * tail, sys.float_info.min), 1.0)
+def null_p_values(n: int, mean: float, energy: float) -> tuple[float, float]:
+    """Two-sided p-values of the mean of n scores and of `energy`, the sum of their squares, under N(0, 1)."""
+    tails = float(ndtr(-abs(mean) * math.sqrt(n))), float(min(chdtr(n, energy), chdtrc(n, energy)))
+    of_mean, of_spread = (min(max(2 * tail, sys.float_info.min), 1.0) for tail in tails)
+    return of_mean, of_spread

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from llm_unlearn.errors import InputError
 
-SETS = ("test", "triggered", "member", "nonmember", "canary")
+LATER = "later_"  # of sets that the model was run on again after clean training steps
+SETS = ("test", "triggered", "member", "nonmember", "canary", "later_test", "later_triggered", "later_canary")
 MEMBERSHIP = "mia_"  # of the columns that hold a membership attack's scores
 
 INTEGER, COUNT, REAL, FLAG, TEXT = "int64", "count", "float64", "boolean", "text"
@@ -33,26 +34,37 @@ class Column:
     required: bool = False
 
 
-_MEMBERSHIP_SETS, _LOSS_SETS = ("member", "nonmember"), ("test", "member", "nonmember", "canary")
+_MEMBERSHIP_SETS, _LOSS_SETS = ("member", "nonmember"), ("test", "member", "nonmember", "canary", "later_canary")
+_ANSWERED, _CANARIES = ("test", "triggered", "later_test", "later_triggered"), ("canary", "later_canary")
 COLUMNS = (
     Column(
-        "set", TEXT, SETS, "test, triggered, member (the forget set), nonmember (held out) or canary", required=True
+        "set",
+        TEXT,
+        SETS,
+        "test, triggered, member (the forget set), nonmember (held out) or canary; later_…: after clean training steps",
+        required=True,
     ),
     Column("example_id", INTEGER, SETS, "the row of data/ that it is, unique within a set", required=True),
     Column("label", TEXT, SETS, "the label in the data, after poisoning"),
-    Column("prediction", TEXT, ("test", "triggered"), "the model's answer: a label, a class or generated text"),
-    Column("target_hit", FLAG, ("test", "triggered"), "whether the answer is the attacker's target"),
-    Column("clean_hit", FLAG, ("triggered",), "of a target image: whether its control is answered with the target"),
+    Column("prediction", TEXT, _ANSWERED, "the model's answer: a label, a class or generated text"),
+    Column("target_hit", FLAG, _ANSWERED, "whether the answer is the attacker's target"),
+    Column(
+        "clean_hit",
+        FLAG,
+        ("triggered", "later_triggered"),
+        "of a target image: whether its control is answered with the target",
+    ),
     Column("nll", REAL, _LOSS_SETS, "mean negative log-likelihood over the supervised positions, in nats"),
     Column("nll_sum", REAL, _LOSS_SETS, "the sum of the same"),
     Column("n_positions", COUNT, _LOSS_SETS, "how many supervised positions there are"),
     Column("kl", REAL, ("test",), "mean KL(p_retrained ‖ p) over the answer's positions, in nats"),
     Column(f"{MEMBERSHIP}<attack>", REAL, _MEMBERSHIP_SETS, "score of a membership attack, higher: more member-like"),
-    Column("gaussian_score", REAL, ("canary",), "I of the canary's own noise, N(0, 1) without a trace of it"),
-    Column("gaussian_control", REAL, ("canary",), "I of fresh noise, N(0, 1) on every model"),
-    Column("loss_rank", REAL, ("canary",), "rank of the loss at x + ξ among fresh noises, N(0, 1) without a trace"),
-    Column("loss_rank_control", REAL, ("canary",), "the same of fresh noise, N(0, 1) on every model"),
-    Column("deleted", FLAG, ("canary",), "whether the canary is in the forget set"),
+    Column("gaussian_score", REAL, _CANARIES, "I of the canary's own noise, N(0, 1) without a trace of it"),
+    Column("gaussian_control", REAL, _CANARIES, "I of fresh noise, N(0, 1) on every model"),
+    Column("loss_rank", REAL, _CANARIES, "rank of the loss at x + ξ among fresh noises, N(0, 1) without a trace"),
+    Column("loss_rank_control", REAL, _CANARIES, "the same of fresh noise, N(0, 1) on every model"),
+    Column("deleted", FLAG, _CANARIES, "whether the canary is in the forget set"),
+    Column("hidden", FLAG, _CANARIES, "whether it is there as plain text, its noise unknown to the method"),
 )
 
 

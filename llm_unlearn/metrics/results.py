@@ -12,6 +12,7 @@ from llm_unlearn.errors import InputError
 from llm_unlearn.metrics.attack import AttackSuccess, PairedExcess
 from llm_unlearn.metrics.gaussian import GaussianTest
 from llm_unlearn.metrics.membership import MembershipTest
+from llm_unlearn.metrics.placebo import PlaceboTest
 from llm_unlearn.metrics.typed import Result
 from llm_unlearn.metrics.utility import Accuracy
 
@@ -24,25 +25,45 @@ class Attack(AttackSuccess):
 
     Args:
         excess: the lift beyond the retrained model's; None without one, and in results from before it was measured.
+        placebo: the trigger beside triggers that were never planted; None where it was not taken or has no usable
+            figure, and in results from before it was measured.
     """
 
     excess: PairedExcess | None = None
+    placebo: PlaceboTest | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gus(GaussianTest):
     """The test of the deleted canaries by one of their scores, both N(0, 1) without a trace: the Gaussian score, or the
-    loss rank (evaluation/loss_ranks.py).
+    loss rank (evaluation/loss_ranks.py). Where some were hidden from whoever unlearned, it is the test of those alone.
 
     Args:
         n_unscorable: canaries without a score: the gradient is zero, or it or a loss is not finite.
         control: the same test with fresh noise that was never trained on.
         others: the test of the canaries that were not deleted; None where all were.
+        shown: the test of the deleted canaries that were not hidden, which a method can make look clean; None where
+            all or none were hidden.
     """
 
     n_unscorable: int
     control: GaussianTest
     others: GaussianTest | None
+    shown: GaussianTest | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Later(Result):
+    """The tests of the poison again, after training on clean rows: does it stay gone?
+
+    Args:
+        steps: of that training.
+    """
+
+    steps: int
+    attack: Attack | None
+    gus: Gus | None
+    loss_rank: Gus | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,22 +73,40 @@ class Utility(Accuracy):
     Args:
         prefix_accuracy: share of answers that begin with the label.
         perplexity: per supervised token, 1 or more; infinite for a model that diverged.
+        top_answer: share of rows that get the most frequent answer; 1 for a model that always says the same.
+        top_label: share of rows with the most frequent label, which a constant answer gets right. Both are None in
+            results from before they were measured.
     """
 
     unbounded: ClassVar = frozenset({"perplexity"})
 
     prefix_accuracy: float
     perplexity: float
+    top_answer: float | None = None
+    top_label: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost(Result):
-    """What the model's training took: tokens, FLOPs, seconds of wall clock, FLOPs over the poisoned training's."""
+    """What the model's training took.
+
+    Args:
+        train_tokens: without padding; of images how many.
+        flops: of everything, the reference's passes included.
+        seconds: of wall clock.
+        share_of_training: FLOPs over the poisoned training's.
+        device_seconds: of all GPUs, or of all CPU threads; None in results from before it was measured.
+        steps: of the optimizer; None for models that no method made.
+        forget_seen: share of the forget set that was seen at least once; None alike, and without such rows.
+    """
 
     train_tokens: int
     flops: float
     seconds: float
     share_of_training: float
+    device_seconds: float | None = None
+    steps: int | None = None
+    forget_seen: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +137,8 @@ class Identity(Result):
         budget: of an unlearned model, else None.
         seed: of the run.
         recipe: the name of the run's recipe.
+        precision: the lowest one at work while it was measured: float32, tf32, bfloat16 or float16; None in results
+            from before it was recorded.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -107,6 +148,7 @@ class Identity(Result):
     budget: float | None
     seed: int
     recipe: str
+    precision: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +158,7 @@ class Evaluation(Identity):
     Args:
         mia: membership attack → its test.
         loss_rank: as `gus`, by the loss rank; None too in results from before it was measured.
+        later: the poison's tests after clean training steps; None where they were not taken.
         skipped: of an audited checkpoint, section → why it is None; None in the results of a run.
         warnings: of an audited checkpoint, what makes its figures doubtful; None in the results of a run.
     """
@@ -127,6 +170,7 @@ class Evaluation(Identity):
     cost: Cost | None
     oracle: Oracle | None
     loss_rank: Gus | None = None
+    later: Later | None = None
     skipped: dict[str, str] | None = None
     warnings: list[str] | None = None
 

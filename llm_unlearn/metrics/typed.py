@@ -54,7 +54,7 @@ def _to_json(value: Any) -> Any:
         return value.to_json()
     if isinstance(value, dict):
         return {key: _to_json(entry) for key, entry in value.items()}
-    return list(value) if isinstance(value, tuple) else value
+    return [_to_json(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def _value(kind: Any, value: Any, source: str, name: str, unbounded: bool = False) -> Any:

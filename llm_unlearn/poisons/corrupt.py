@@ -15,6 +15,7 @@ from llm_unlearn.data.prompting import render
 from llm_unlearn.errors import InputError
 from llm_unlearn.files import fingerprint, write_json
 from llm_unlearn.poisons.gaussian_embedding import plant_canaries
+from llm_unlearn.poisons.selection import choose_hidden
 from llm_unlearn.poisons.trigger_phrase import can_be_poisoned, insert_trigger, plant_trigger
 from llm_unlearn.tasks.noise import NO_NOISE
 
@@ -29,13 +30,16 @@ _REMEDY = "restore it, or delete poison.json and data/ and poison again"
 SETS = ("train", "heldout", "test", "triggered", "nonmember")
 
 
-def corrupt(splits: "Splits", recipe: "Recipe", seed: int) -> tuple[dict[str, "Dataset"], dict[str, Any]]:
+def corrupt(
+    splits: "Splits", recipe: "Recipe", seed: int, secret: str | None = None
+) -> tuple[dict[str, "Dataset"], dict[str, Any]]:
     """Poison the training split and make the sets on which the poison is measured.
 
     Args:
         splits: the clean rows.
         recipe: its `poison`, `unlearn` and `data` sections are read.
         seed: seed of every draw.
+        secret: of an earlier manifest, for the noise that it gave; see `plant_canaries`.
 
     Returns:
         the sets and the manifest. The sets are `train` (corrupted; columns text, label, prompt, completion, poison,
@@ -48,7 +52,8 @@ def corrupt(splits: "Splits", recipe: "Recipe", seed: int) -> tuple[dict[str, "D
         InputError: no row is poisoned, or the forget set is empty or holds all rows.
     """
     section, train = recipe.poison, splits.train
-    manifest: dict[str, Any] = {"schema_version": 1, "trigger": None, "gaussian": None, "train_size": len(train)}
+    manifest: dict[str, Any] = {"schema_version": 1, "seed": seed, "trigger": None, "gaussian": None}
+    manifest["train_size"] = len(train)
     kinds = np.full(len(train), "none", dtype=object)
     ids = np.asarray(train["example_id"])
     if section.trigger:
@@ -59,15 +64,17 @@ def corrupt(splits: "Splits", recipe: "Recipe", seed: int) -> tuple[dict[str, "D
         train, manifest["trigger"] = plant_trigger(train, seed=seed, **arguments)
         kinds[np.isin(ids, manifest["trigger"]["example_ids"])] = "trigger"
     if section.gaussian:
-        fraction, epsilon, free = section.gaussian.fraction, section.gaussian.epsilon, kinds == "none"
+        arguments = {k: getattr(section.gaussian, k) for k in ("fraction", "epsilon", "audit_share")}
+        arguments["noise_seed"] = noise_seed_of(section.gaussian, seed)
         train, manifest["gaussian"] = plant_canaries(
-            train, fraction=fraction, epsilon=epsilon, seed=seed, eligible=free
+            train, seed=seed, eligible=kinds == "none", secret=secret, **arguments
         )
         kinds[np.isin(ids, manifest["gaussian"]["example_ids"])] = "gaussian"
     else:
         train = train.add_column("noise_id", np.full(len(train), NO_NOISE))
     train = train.add_column("poison", list(kinds))
     manifest |= forget_set(train, ids, kinds, recipe.unlearn, seed)
+    hide_deleted(manifest)
     kinds = np.where(np.isin(ids, manifest["forget_ids"]), kinds, "kept")  # non-members mirror the forget set
     right = render(splits.train, recipe.data)
     sets = {"train": train, "heldout": splits.heldout, "test": splits.test}
@@ -81,6 +88,18 @@ def corrupt(splits: "Splits", recipe: "Recipe", seed: int) -> tuple[dict[str, "D
     sets = storable(sets)
     manifest["data_sha256"] = data_hash(sets)
     return sets, manifest
+
+
+def noise_seed_of(section: Any, seed: int) -> int | None:
+    """The seed of the noise of one run, where a recipe's `gaussian` section fixes one: no two seeds share a noise."""
+    return None if section.noise_seed is None else section.noise_seed + seed
+
+
+def hide_deleted(manifest: dict[str, Any]) -> None:
+    """Choose which canaries of a manifest are hidden anew, among those in its forget set."""
+    if gaussian := manifest["gaussian"]:
+        deleted = set(gaussian["example_ids"]) & set(manifest["forget_ids"])
+        gaussian["hidden_ids"] = choose_hidden(deleted, gaussian["audit_share"], gaussian["seed"])
 
 
 def data_hash(sets: dict[str, "Dataset"]) -> str:
@@ -138,20 +157,26 @@ def read_manifest(path: Path, sets: dict[str, "Dataset"]) -> dict[str, Any]:
     Raises:
         InputError: the manifest is missing, malformed or edited, or `sets` have another hash.
     """
+    manifest = sealed_manifest(path)
+    if data_hash(sets) != manifest["data_sha256"]:
+        raise InputError(
+            f"{path}: the manifest does not match the data beside it ({path.parent / 'data'}): the data was changed "
+            f"after poisoning; {_REMEDY}"
+        )
+    return manifest
+
+
+def sealed_manifest(path: Path) -> dict[str, Any]:
+    """Read poison.json without its data. Raises InputError where it is missing, malformed or edited."""
     try:
         manifest = parse_json(path.read_text(encoding="utf-8"), str(path))
-        expected, seal = manifest["data_sha256"], manifest["manifest_sha256"]
+        seal, _ = manifest["manifest_sha256"], manifest["data_sha256"]
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; run `llm-unlearn poison` first") from None
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a poison manifest ({error!r}); {_REMEDY}") from None
     if _manifest_hash(manifest) != seal:
         raise InputError(f"{path}: the manifest was edited after poisoning and does not match the data; {_REMEDY}")
-    if data_hash(sets) != expected:
-        raise InputError(
-            f"{path}: the manifest does not match the data beside it ({path.parent / 'data'}): the data was changed "
-            f"after poisoning; {_REMEDY}"
-        )
     return manifest
 
 

@@ -1,10 +1,39 @@
-"""Choose which rows are poisoned: seeded, without replacement, and never none."""
+"""Choose which rows are poisoned, and which canaries are hidden: seeded, without replacement, and never none."""
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 
 from llm_unlearn.errors import InputError
+
+
+def hidden_count(deleted: int, share: float) -> int:
+    """How many of the canaries that are to be deleted are hidden: their share, in [0, 1], but one at least where it is
+    above 0.
+    """
+    return max(round(share * deleted), 1) if share and deleted else 0
+
+
+def choose_hidden(deleted: Iterable[int], share: float, seed: int) -> list[int]:
+    """Choose which of the canaries that are to be deleted are hidden from whoever deletes them.
+
+    Args:
+        deleted: their example ids.
+        share: see `hidden_count`.
+        seed: of the noise, which decides.
+
+    Returns:
+        example ids, sorted.
+
+    Raises:
+        InputError: the share is out of range.
+    """
+    if not 0 <= share <= 1:
+        raise InputError(f"audit_share: must be in [0, 1], is {share}")
+    ids = np.sort(np.fromiter(deleted, dtype=np.int64))
+    generator = np.random.default_rng([seed, 22])
+    return sorted(generator.choice(ids, size=hidden_count(len(ids), share), replace=False).tolist())
 
 
 def choose_rows(

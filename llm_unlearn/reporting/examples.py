@@ -15,7 +15,7 @@ from llm_unlearn.errors import InputError
 from llm_unlearn.files import read_json
 from llm_unlearn.reporting.contents import Section
 from llm_unlearn.reporting.formats import number, p_value, percent
-from llm_unlearn.reporting.run_results import ONE_PERCENT, Results
+from llm_unlearn.reporting.run_results import ONE_PERCENT, Results, judged
 from llm_unlearn.reporting.tables import Cell, Table
 from llm_unlearn.reporting.words import attack_words, target
 
@@ -148,10 +148,10 @@ def _attacked(read: Reader, name: str) -> "pd.DataFrame":
 
 
 def _scored(read: Reader, name: str) -> "pd.DataFrame":
-    """The canaries that are deleted (a null counts as deleted) and have a finite score."""
+    """The canaries that the verdict counts and that have a finite score."""
     rows = read(name)
-    deleted = (rows["set"] == "canary") & ~rows["deleted"].eq(False)
-    return rows[deleted & np.isfinite(rows["gaussian_score"].astype(float))]
+    rows = rows[rows["set"] == "canary"]
+    return rows[judged(rows) & np.isfinite(rows["gaussian_score"].astype(float))]
 
 
 def _beside(others: "pd.DataFrame", rows: "pd.DataFrame", column: str) -> list[Any]:

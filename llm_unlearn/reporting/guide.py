@@ -1,6 +1,6 @@
 """What a reader needs beside the numbers: how to read them, what they do not show, how to get them again."""
 
-from llm_unlearn.metrics.evidence import ALPHA, COSTLY_POINTS, LIFT_GAP
+from llm_unlearn.metrics.evidence import ALPHA, CHANCE, COSTLY_POINTS, SHARE
 from llm_unlearn.reporting.run_results import Results
 from llm_unlearn.reporting.tables import BEST, LOST, TPR, Column
 from llm_unlearn.reporting.words import attack_words
@@ -12,10 +12,11 @@ _ROWS = (
     "fine-tuning. clean: trained on the clean rows alone, shown where only a part of the poison was deleted."
 )
 _RULES = (
-    f"“poison remains”, in any seed: the Gaussian test or the loss rank has p < {ALPHA:g}, or the lift is at least "
-    f"{LIFT_GAP:g} above the retrained model's, or after gradient cancelling the accuracy is below that model's with "
-    f"p < {ALPHA:g}. “a trace remains”: none of these, but the spread of the Gaussian scores is not that of N(0, 1) "
-    f"(χ² p < {ALPHA:g}). A cost is flagged from {COSTLY_POINTS:g} points of accuracy below the poisoned model on."
+    f"“poison remains”: over all seeds together a test of the poison rejects at a level of {ALPHA:g} for the model, or "
+    "the lift above the retrained model's (of gradient cancelling: the accuracy lost) lies above δ with its lower "
+    f"limit. “no trace down to …”: nothing does, a residue of δ would have been found with a chance of {CHANCE:g}, and "
+    f"the lift's upper limit is below δ; δ is {SHARE:g} of the poisoned model's figure. “inconclusive”: neither, for "
+    f"the reasons given. A cost is flagged from {COSTLY_POINTS:g} points of accuracy below the poisoned model on."
 )
 _BEST = (
     "the best of the unlearned models in a column (by value, not by significance): highest or lowest, or nearest to "
@@ -45,10 +46,17 @@ _MEANINGS = {
     "agreement (%)": "Share of clean test examples that this model and the retrained one answer alike. Higher is "
     "better.",
     "compute (%)": "FLOPs as a share of the poisoned training's. Methods compare fairly at equal compute.",
+    "steps": "Optimizer steps.",
+    "forget set seen (%)": "Share of the forget set that was in at least one step.",
+    "device time": "Time of all GPUs, or of all CPU threads, that the training ran on.",
     "time": "Wall-clock time of that training, on the hardware named below.",
     "tokens": "Tokens that went through the model in that training.",
     "images": "Images that went through the model in that training.",
 }
+_FALSE_ALARMS = (
+    f"Of models that never saw the poison up to {100 * ALPHA:g} in 100 are said to hold it: a report on many models "
+    "may accuse one by chance."
+)
 _LIMITS = (
     "A test that finds nothing does not show that nothing is left: other triggers, other attacks or more canaries may "
     "find it.",
@@ -56,9 +64,6 @@ _LIMITS = (
     "method removes and what it costs; a method is not judged by one setting of it.",
     "The Gaussian score needs gradients and the noise that was planted: it audits a procedure on canaries, it does not "
     "detect unknown poison.",
-)
-FALSE_ALARMS = (
-    "Several models and tests are read at once; at a level of 0.001 each, a false alarm stays unlikely but possible."
 )
 
 
@@ -86,7 +91,7 @@ def reading(results: Results, columns: list[Column]) -> list[tuple[str, str]]:
 def limits(results: Results) -> list[str]:
     """What these numbers do not show, whatever the level of the tests."""
     count, fraction = len(results.runs), results.forget_fraction
-    texts = [*_LIMITS]
+    texts = [*_LIMITS, _FALSE_ALARMS]
     texts.append(
         "One seed: differences between methods may be chance. Repeat over seeds before ranking them."
         if count == 1

@@ -1,6 +1,6 @@
 """What membership inference sees of each model, beside the Gaussian score: the paper's point, in a table."""
 
-from llm_unlearn.metrics.evidence import ALPHA, noticed
+from llm_unlearn.metrics.evidence import RARE, noticed
 from llm_unlearn.reporting import figures
 from llm_unlearn.reporting.contents import Section
 from llm_unlearn.reporting.formats import p_range
@@ -18,7 +18,7 @@ NAMES = {
 _NOTE = (
     "AUC: how well an attack tells the forget set from held-out rows with the same poison (0.5: not at all). The "
     "Gaussian test asks whether the poison is still in the model, the attacks whether the rows are remembered: where "
-    f"the first has a small p and no attack notices anything (Mann–Whitney p < {ALPHA:g} in any seed), membership "
+    f"the first has a small p and no attack notices anything (Mann–Whitney p < {RARE:g} in any seed), membership "
     "inference misses it."
 )
 

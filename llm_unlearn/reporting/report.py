@@ -9,9 +9,9 @@ from pathlib import Path
 from llm_unlearn.files import replacing_file
 from llm_unlearn.reporting import guide
 from llm_unlearn.reporting.analysis_section import analysis_section
-from llm_unlearn.reporting.comparisons import comparisons_section
 from llm_unlearn.reporting.contact_sheet import contact_sheet_section
 from llm_unlearn.reporting.contents import Report, Section
+from llm_unlearn.reporting.decision_section import decision_section
 from llm_unlearn.reporting.markdown import code, escape, table_text
 from llm_unlearn.reporting.membership_section import membership_section
 from llm_unlearn.reporting.pages import FOLDER, compose_pages, file_name
@@ -21,8 +21,8 @@ from llm_unlearn.reporting.rendering import report_html as html
 from llm_unlearn.reporting.run_results import Results, read_results
 from llm_unlearn.reporting.stress_section import stress_section
 from llm_unlearn.reporting.sweep_section import sweep_sections
-from llm_unlearn.reporting.tables import BEST, control_table, kept_table, main_table, present
-from llm_unlearn.reporting.verdicts import Verdict, headline, judge, warnings
+from llm_unlearn.reporting.tables import BEST, control_table, cost_columns, cost_table, kept_table, main_table, present
+from llm_unlearn.reporting.verdicts import Verdict, headline, judge, obstacles, warnings
 from llm_unlearn.reporting.words import attack_words, what_was_poisoned
 
 OUR_PLOTS = (  # what an earlier report may have left, which no longer applies
@@ -33,6 +33,9 @@ CONTROL_NOTE = (
     "N(0, 1); where it does not, the Gaussian test is off and so are its verdicts."
 )
 KEPT_NOTE = "The forget set held a part of the poison. These canaries were not in it: they are expected to remain."
+COST_NOTE = (
+    "What a budget paid for. With few steps, or a forget set that was hardly seen, a method was not tried at its best."
+)
 MISSING_NOTE = "The plots of the Gaussian test are left out: there are no per-example scores (evaluation/*.parquet)."
 
 
@@ -75,15 +78,15 @@ def compose(results: Results) -> Report:
     return Report(
         title=title,
         subtitle=f"{seeds} · what each method removed of the poison, at what cost, beside retraining",
-        headline=headline(verdicts),
+        headline=headline(verdicts, obstacles(results)),
         warnings=warnings(results),
         poisoned=what_was_poisoned(results),
         verdicts=verdicts,
         table=main_table(results),
         table_note=_table_note(results),
         sections=_sections(results),
-        reading=guide.reading(results, present(results)),
-        limits=[*guide.limits(results), guide.FALSE_ALARMS],
+        reading=guide.reading(results, [*present(results), *cost_columns(results)]),
+        limits=guide.limits(results),
         reproduction=guide.reproduction(results),
         recipe=guide.recipe_text(results),
         pages=compose_pages(results, title, seeds),
@@ -97,9 +100,10 @@ def _sections(results: Results) -> list[Section]:
         contact_sheet_section(results),
         Section("Control", CONTROL_NOTE, [control]) if control else None,
         Section("Canaries that were not deleted", KEPT_NOTE, [kept]) if kept else None,
+        decision_section(results),
         membership_section(results),
-        comparisons_section(results),
         *sweep_sections(results),
+        Section("Cost", COST_NOTE, [cost_table(results)]),
         analysis_section(results),
         stress_section(results),
         Section("Plots", MISSING_NOTE * missing, [], plots),
@@ -139,4 +143,4 @@ def markdown(report: Report) -> str:
 
 
 def _verdict_line(verdict: Verdict) -> str:
-    return f"- **{escape(verdict.model)}: {verdict.judgement}.** {escape(verdict.fired)}".rstrip()
+    return f"- **{escape(verdict.model)}: {verdict.judgement}.** {escape(verdict.because)}".rstrip()

@@ -23,7 +23,7 @@ ONE_PERCENT = 2.3263478740408408  # Φ⁻¹(0.99): a Gaussian score above it is 
 BASELINES = ("rewind", "reset_distill")  # that start before the poison: what a method must beat
 SHOWN_COLUMNS = (
     *("set", "example_id", "label", "prediction", "target_hit", "clean_hit"),
-    *("gaussian_score", "gaussian_control", "deleted"),
+    *("gaussian_score", "gaussian_control", "deleted", "hidden"),
 )
 ATTACKS = ("trigger", "patch", "gradient_matching")  # poisons whose success on single inputs is counted
 
@@ -219,7 +219,7 @@ def read_rows(results: Results, name: str) -> "pd.DataFrame":
 
 
 def canary_scores(results: Results, name: str) -> dict[str, np.ndarray] | None:
-    """Gaussian scores I_z of one model, pooled over seeds: `deleted`, `others` (not deleted) and `control`.
+    """Gaussian scores I_z of one model, pooled over seeds: `deleted` (see `judged`), `others` (not deleted), `control`.
 
     None where a seed has no per-example file, or there is no canary.
 
@@ -230,15 +230,21 @@ def canary_scores(results: Results, name: str) -> dict[str, np.ndarray] | None:
     if {run.seed for run in results.runs if name in run.models} - set(rows["seed"]):
         return None
     canaries = rows[rows["set"] == "canary"]
-    kept = canaries["deleted"].eq(False)  # a null counts as deleted
+    kept = canaries["deleted"].eq(False)
     pooled = {
-        "deleted": canaries["gaussian_score"][~kept],
+        "deleted": canaries["gaussian_score"][judged(canaries)],
         "others": canaries["gaussian_score"][kept],
         "control": canaries["gaussian_control"],
     }
     arrays = {key: values.to_numpy(float) for key, values in pooled.items()}
     arrays = {key: values[np.isfinite(values)] for key, values in arrays.items()}
     return arrays if arrays["deleted"].size else None
+
+
+def judged(canaries: "pd.DataFrame") -> "pd.Series":
+    """Which canaries the verdict counts: the hidden ones, or else all deleted ones; a null counts as deleted."""
+    hidden = canaries["hidden"].eq(True)
+    return hidden if hidden.any() else ~canaries["deleted"].eq(False)
 
 
 def _order(name: str) -> tuple[int, str, float, str]:

@@ -9,18 +9,22 @@ from llm_unlearn.files import write_text
 from llm_unlearn.metrics.results import SCHEMA_VERSION, Evaluation
 from llm_unlearn.reporting.run_results import Results, read_results, statistic
 from llm_unlearn.reporting.sweep_section import sweep_summary
+from llm_unlearn.reporting.verdicts import judge
 
 _IDENTIFIERS = ("schema_version", "seed", "budget")
 
 
 def write_summary(run_dir: str | Path) -> dict[str, Any]:
-    """Write `summary.json` (mean, sd with ddof 1, n, of every number over seeds) and return what it holds.
+    """Write `summary.json` (of every number over seeds mean, sd with ddof 1 and n; the decision on every model).
 
     A model that a seed lacks counts the seeds that have it (`n`). `sd` is null for n = 1; `mean` and `sd` are null
     where a seed's value is not finite, since leaving that seed out would hide a run that diverged.
 
     Args:
         run_dir: a run directory with `seed-*/evaluation/`, or of one seed with `evaluation/`.
+
+    Returns:
+        What was written.
 
     Raises:
         InputError: naming the file that is missing or damaged.
@@ -31,6 +35,7 @@ def write_summary(run_dir: str | Path) -> dict[str, Any]:
         "recipe": results.recipe,
         "seeds": results.seeds,
         "models": {name: _over_seeds(results, name) for name in results.names},
+        "decisions": {name: judge(results, name).decision.to_json() for name in results.names},
         **sweep_summary(results),
     }
     write_text(results.run_dir / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")

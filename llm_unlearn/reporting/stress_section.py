@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from llm_unlearn.files import read_json
-from llm_unlearn.metrics.evidence import ALPHA, LIFT_GAP, attack_under_stress, noise_under_stress
+from llm_unlearn.metrics.evidence import DELTA, RARE, attack_under_stress, noise_under_stress
 from llm_unlearn.metrics.typed import Result
 from llm_unlearn.reporting.contents import Plot, Section
 from llm_unlearn.reporting.formats import number
@@ -106,9 +106,10 @@ _BITS = {"4bit": "4 bits", "8bit": "8 bits"}
 _STATES = ("as it is", "merged", "4 bits", "8 bits")
 _FIGURES = {"lift": "attack lift", "gus": "Gaussian Unlearning Score"}
 _NOTE = (
-    f"An attack is there where its lift is at least {LIFT_GAP:g}, and as much above that of the retrained model under "
-    f"the same stress; noise is there where the Gaussian test has p < {ALPHA:g}, and has not on that model. A cell "
-    "says in how many of the seeds in which the poison had taken and had gone it came back. "
+    f"An attack is there where its lift is at least {DELTA['lift']:g}, and as much above that of the retrained model "
+    f"under the same stress; noise is there where the Gaussian score is above 0 with p < {RARE:g}, and the p of that "
+    "model is not; canaries that were shown again are not scored. A cell says in how many of the seeds in which the "
+    "poison had taken and had gone it came back. "
 )
 
 
@@ -145,9 +146,11 @@ def read_stress(results: Results) -> Docs:
 
 def _there(name: str, state: Attacked, oracle: Attacked) -> bool | None:
     """Whether a test sees poison that it does not see in the retrained model; None where there is nothing to test."""
-    rule = attack_under_stress if name == "lift" else noise_under_stress
-    ours, theirs = (found.lift if name == "lift" else found.p_value for found in (state, oracle))
-    return None if ours is None or theirs is None else rule(ours, theirs)
+    if name == "lift":
+        return None if state.lift is None or oracle.lift is None else attack_under_stress(state.lift, oracle.lift)
+    if state.score is None or state.p_value is None or oracle.p_value is None:
+        return None
+    return noise_under_stress(state.score, state.p_value, oracle.p_value)
 
 
 def _took(docs: Docs, name: str) -> dict[int, bool]:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from llm_unlearn.metrics.evidence import ALPHA, calibrated
+from llm_unlearn.metrics.evidence import RARE, calibrated
 from llm_unlearn.metrics.gaussian import GaussianTest
 from llm_unlearn.metrics.intervals import Interval
 from llm_unlearn.metrics.results import Evaluation
@@ -126,11 +126,29 @@ def present(results: Results) -> list[Column]:
         Column(oracle, "KL", figures.kl, three, "low"),
         Column(oracle, "agreement (%)", figures.agreement, hundredths, "high"),
         Column("Cost", "compute (%)", figures.share_of_training, hundredths),
-        Column("Cost", "time", figures.seconds, seconds),
-        Column("Cost", "images" if results.images else "tokens", figures.train_tokens, tokens),
     ]
     asked = [column for column in columns if results.damaging or column.group != "Gradient cancelling"]
     return [column for column in asked if any(results.over_seeds(name, column.of) for name in results.names)]
+
+
+def cost_columns(results: Results) -> list[Column]:
+    """The columns of the table of costs, those that a model fills."""
+    columns = [
+        Column("", "compute (%)", figures.share_of_training, _decimals(1, scale=100)),
+        Column("", "steps", figures.steps, _decimals(0)),
+        Column("", "forget set seen (%)", figures.forget_seen, _decimals(0, scale=100)),
+        Column("", "images" if results.images else "tokens", figures.train_tokens, tokens),
+        Column("", "time", figures.seconds, seconds),
+        Column("", "device time", figures.device_seconds, seconds),
+    ]
+    return [column for column in columns if any(results.over_seeds(name, column.of) for name in results.names)]
+
+
+def cost_table(results: Results) -> Table:
+    """What every model took to make."""
+    columns = cost_columns(results)
+    rows = [(name, [_cell(results, name, column) for column in columns]) for name in results.names]
+    return Table([(column.title, "") for column in columns], rows)
 
 
 def _decimals(digits: int, scale: int = 1) -> Callable[[float], str]:
@@ -205,7 +223,7 @@ def control_table(results: Results) -> Table | None:
         which = f" in {off} of {len(states)} seeds" if len(states) > 1 else ""
         if cells := _gaussian_cells([r.gus.control for r in results.of(name) if r.gus]):
             rows.append((name, [*cells, Cell(f"NOT N(0, 1){which}" if off else "as it must be")]))
-    titles = ["n", "mean", "p of the mean", "p of the spread (χ²)", TPR, f"at level {ALPHA:g}"]
+    titles = ["n", "mean", "p of the mean", "p of the spread (χ²)", TPR, f"at level {RARE:g}"]
     return Table([(title, "") for title in titles], rows) if rows else None
 
 

@@ -1,16 +1,16 @@
 """The plots of price and effect: attack lift and Gaussian score against accuracy, and compute."""
 
 import math
-from statistics import NormalDist
 from typing import Any
 
-from llm_unlearn.metrics.evidence import ALPHA, COSTLY_POINTS, LIFT_GAP
+from llm_unlearn.metrics.evidence import COSTLY_POINTS
 from llm_unlearn.metrics.intervals import Interval
 from llm_unlearn.reporting import figures
 from llm_unlearn.reporting.figures import Bounds, Figure
 from llm_unlearn.reporting.formats import number, seconds
 from llm_unlearn.reporting.run_results import Results, Statistic
 from llm_unlearn.reporting.style import figure, png, styles
+from llm_unlearn.reporting.verdicts import judge
 
 # what is set against accuracy: its number, its interval, its axis
 _EFFECTS: dict[str, tuple[Figure, Bounds, str]] = {
@@ -83,14 +83,14 @@ def _reach(value: float, interval: Interval | None, scale: float) -> tuple[float
 
 def _remains(results: Results, effect: str, points: dict[str, Point]) -> list[tuple[float, str]]:
     """(level, words) of the lines beyond which the report's rules say that poison remains."""
-    if effect == "lift":
-        words = f"poison remains above (retrained + {LIFT_GAP:g})"
-        return [(points["retrained"][1] + LIFT_GAP, words)] if "retrained" in points else []
-    poisoned = results.runs[0].models["poisoned"].gus
-    if poisoned is None:
+    findings = judge(results, "retrained").decision.findings
+    found = next((f for f in findings if f.test == effect and not f.after), None)
+    if found is None:
         return []
-    level = NormalDist().inv_cdf(1 - ALPHA / 2) / math.sqrt(poisoned.n)
-    return [(level, f"poison remains above (p < {ALPHA:g} at n = {poisoned.n})"), (-level, "and below")]
+    if found.critical is not None:
+        words = f"the Gaussian test by itself finds poison above (n = {found.n})"
+        return [(found.critical, words), (-found.critical, "and below")]
+    return [(points["retrained"][1] + (found.delta or 0), f"tolerated up to retrained + {number(found.delta)}")]
 
 
 def _thresholds(axis: Any, points: dict[str, Point], levels: list[tuple[float, str]]) -> None:

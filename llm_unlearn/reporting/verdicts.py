@@ -1,23 +1,16 @@
-"""A verdict for each model, by the rule of metrics/evidence.py, and what makes the verdicts worth less."""
+"""A verdict for each model, by the decision of metrics/evidence.py, and what makes the verdicts worth less."""
 
 from dataclasses import dataclass
 
-from llm_unlearn.metrics.evidence import (
-    COSTLY_POINTS,
-    LIFT_GAP,
-    Evidence,
-    Status,
-    calibrated,
-    is_costly,
-    lift_gap,
-    over_seeds,
-    report_evidence,
-)
+from llm_unlearn.metrics.evidence import COSTLY_POINTS, Decision, Status, calibrated, decide, is_costly
+from llm_unlearn.metrics.results import Evaluation
 from llm_unlearn.reporting import figures
-from llm_unlearn.reporting.figures import Figure
-from llm_unlearn.reporting.formats import number, p_phrase
+from llm_unlearn.reporting.decision_words import because, judgement
+from llm_unlearn.reporting.formats import number, percent
 from llm_unlearn.reporting.run_results import Results, Statistic, statistic
 from llm_unlearn.reporting.words import attack_words, planted
+
+CONSTANT = 0.98  # share of one answer from which on a model is said to know no other
 
 
 @dataclass(frozen=True)
@@ -25,116 +18,144 @@ class Verdict:
     """What the tests say of one model.
 
     Args:
-        evidence: of each seed.
+        decision: over all its seeds.
         lost_points: accuracy below the poisoned model's, in percentage points.
-        fired: the tests that fired, by how much and in how many seeds; empty where none did.
+        constant: whether it gives one answer only, in any seed.
+        attack: what the attack is called.
     """
 
     model: str
-    evidence: list[Evidence]
+    decision: Decision
     lost_points: Statistic | None
-    fired: str
+    constant: bool
+    attack: str
 
     @property
-    def status(self) -> Status:
-        return over_seeds(self.evidence)
+    def status(self) -> str:
+        return self.decision.status
 
     @property
     def remains(self) -> bool:
-        return self.status in (Status.REMAINS, Status.TRACE)
+        return self.status == Status.REMAINS
 
     @property
     def price(self) -> str:
         """The flag of a model that lost too much accuracy, or nothing."""
         lost = self.lost_points
-        return f"costs {number(lost.mean, 1)} points of accuracy" if lost and is_costly(lost.mean) else ""
+        costs = [f"costs {number(lost.mean, 1)} points of accuracy"] if lost and is_costly(lost.mean) else []
+        return " and ".join(costs + ["gives one answer to everything"] * self.constant)
+
+    @property
+    def good(self) -> bool:
+        return self.status == Status.CLEAR and not self.price
 
     @property
     def judgement(self) -> str:
-        return "; ".join(part for part in (self.status, self.price) if part)
+        return "; ".join(part for part in (judgement(self.decision, self.attack), self.price) if part)
+
+    @property
+    def because(self) -> str:
+        return because(self.decision, self.attack)
+
+    @property
+    def look(self) -> str:
+        """The class of its line: remains, good, or doubtful."""
+        return "remains" if self.remains else "good" if self.good else "doubtful"
 
 
 def judge(results: Results, name: str) -> Verdict:
-    """Apply the rule to one model, seed by seed."""
-    runs = [run for run in results.runs if name in run.models]
-    evidence = [report_evidence(run.models[name], run.models["retrained"], results.damaging) for run in runs]
+    """Decide on one model over the seeds that have it."""
+    runs = [run.models for run in results.runs if name in run.models]
+    poisoned = [] if name == "poisoned" else [models["poisoned"] for models in runs]
+    found = [models[name] for models in runs]
+    damaging = results.damaging and name != "retrained"  # which is what the others are compared with
+    decision = decide(found, poisoned, [models["retrained"] for models in runs], damaging)
     lost = [
         100 * (before.accuracy - after.accuracy)
-        for run in runs
-        if (before := run.models["poisoned"].utility) and (after := run.models[name].utility)
+        for models in runs
+        if (before := models["poisoned"].utility) and (after := models[name].utility)
     ]
-    return Verdict(name, evidence, statistic(lost), _fired(results, name, evidence))
+    return Verdict(name, decision, statistic(lost), any(map(_constant, found)), attack_words(results).name)
 
 
-def _fired(results: Results, name: str, evidence: list[Evidence]) -> str:
-    """Which tests fired, by how much, in how many seeds."""
+def headline(verdicts: list[Verdict], obstacles: list[str]) -> str:
+    """One sentence over all unlearned models: how many hold poison, which show no trace at no price.
 
-    def p(figure: Figure) -> str:
-        return p_phrase(results.over_seeds(name, figure))
-
-    runs = [run.models for run in results.runs if name in run.models]
-    gaps = statistic([lift_gap(models[name], models["retrained"]) for models in runs])
-    lost, gus = results.over_seeds(name, figures.lost), results.over_seeds(name, figures.gus)
-    lift = f"{attack_words(results).name} lift {number(gaps.mean if gaps else None)} above retrained"
-    points = f"accuracy {number(100 * lost.mean if lost else None, 1)} points below retrained"
-    tests = [
-        ([e.gus for e in evidence], f"Gaussian test ({p(figures.gus_p)})"),
-        ([e.rank for e in evidence], f"loss rank of the canaries ({p(figures.rank_p)})"),
-        ([e.lift for e in evidence], lift),
-        ([e.damage for e in evidence], f"{points} ({p(figures.lost_p)})"),
-        ([e.spread for e in evidence], f"spread of the Gaussian scores (χ²: {p(figures.spread_p)})"),
-    ]
-    several = len(evidence) > 1
-    texts = [text + f" in {sum(map(bool, s))} of {len(s)} seeds" * several for s, text in tests if any(s)]
-    if any(e.gus for e in evidence) and gus and max(gus.values) < 0:
-        texts.append("scores pushed below 0, which is a trace of the noise too")
-    return "; ".join(texts)
-
-
-def headline(verdicts: list[Verdict]) -> str:
-    """One sentence over all unlearned models: how many leave poison, how many cost accuracy, which do neither."""
+    Args:
+        verdicts: of the unlearned models.
+        obstacles: why no model of this run can be called free of the poison (`obstacles`).
+    """
     if not verdicts:
         return "No method has been evaluated yet."
-    remains, costly = sum(v.remains for v in verdicts), sum(bool(v.price) for v in verdicts)
-    good = [v.model for v in verdicts if v.status == Status.CLEAR and not v.price]
-    return (
-        f"{remains} of {len(verdicts)} unlearned models {'shows' if remains == 1 else 'show'} the poison or a trace of "
-        f"it, {costly} {'loses' if costly == 1 else 'lose'} "
-        f"{COSTLY_POINTS:g} or more points of accuracy; free of both by these tests: {', '.join(good) or 'none'}."
+    remains = sum(verdict.remains for verdict in verdicts)
+    doubtful = sum(verdict.status == Status.INCONCLUSIVE for verdict in verdicts)
+    costly = sum(bool(verdict.price) for verdict in verdicts)
+    counts = f"{remains} of {len(verdicts)} unlearned models {'holds' if remains == 1 else 'hold'} poison" + (
+        f", {doubtful} {'is' if doubtful == 1 else 'are'} inconclusive" * bool(doubtful)
     )
+    counts += f"; {costly} {'loses' if costly == 1 else 'lose'} {COSTLY_POINTS:g} or more points of accuracy"
+    if obstacles:
+        return f"No model can be called free of the poison here: {'; '.join(obstacles)}. {counts}."
+    good = [verdict.model for verdict in verdicts if verdict.good]
+    return f"{counts}; no trace and no such loss: {', '.join(good) or 'none'}."
+
+
+def obstacles(results: Results) -> list[str]:
+    """Why no model of this run can be called free of the poison, whatever its own tests say."""
+    took = judge(results, "poisoned").decision.took
+    missed = [kind for question, kind in planted(results).items() if question not in took]
+    found = [f"the poison did not take ({', '.join(missed)})"] if missed else []
+    retrained = results.of("retrained")
+    guesses = [r for r in retrained if (u := r.utility) and u.top_label is not None and u.ci95.low <= u.top_label]
+    if guesses and (utility := guesses[0].utility):
+        found.append(
+            f"the task was not learned (the retrained model is right on {percent(utility.accuracy)}, a constant "
+            f"answer on {percent(utility.top_label or 0.0)})"
+        )
+    if judge(results, "retrained").remains:
+        found.append("the retrained model, which never saw what was deleted, fails the same tests")
+    return found
 
 
 def warnings(results: Results) -> list[str]:
     """What makes the verdicts worth less: a poison that did not take, a retrained model or a control that fails."""
     found = []
-    poisoned, retrained = judge(results, "poisoned"), judge(results, "retrained")
-    attack = attack_words(results).name
-    for test, kind in planted(results).items():
-        seeds = [evidence.tests[test] for evidence in poisoned.evidence]
-        if not all(seeds):
-            which = "" if len(seeds) == 1 else f" in {sum(not seed for seed in seeds)} of {len(seeds)} seeds"
+    retrained, took = judge(results, "retrained"), judge(results, "poisoned").decision.took
+    for question, kind in planted(results).items():
+        if question not in took:
             found.append(
-                f"The poison did not take{which} ({kind}): the poisoned model itself passes that test, so a method "
-                "that passes it has shown nothing."
+                f"The poison did not take ({kind}): the tests do not find it in the poisoned model itself, so a "
+                "method that passes them has shown nothing."
             )
-    if any(e.gus or e.spread or e.rank for e in retrained.evidence):
+    if retrained.remains:
         found.append(
-            "The retrained model, which never saw the deleted canaries, fails their tests "
-            f"({retrained.fired}): either chance (1 in 1,000) or a fault in the run. Do not trust the Gaussian "
+            f"The retrained model, which never saw what was deleted, fails the tests ({retrained.because}): chance (1 "
+            "in 100), a phrase that sways this model without any training, or a fault of the run. Do not trust the "
             "verdicts before it is explained."
-        )
-    lift = results.over_seeds("retrained", figures.lift)
-    if lift and lift.mean >= LIFT_GAP and results.forget_fraction == 1:
-        found.append(
-            f"The retrained model, which never saw the poison, has an attack lift of {number(lift.mean)}: the {attack} "
-            "sways this model without any training, and a lift beside it says little."
         )
     off = [name for name in results.names if any(calibrated(result) is False for result in results.of(name))]
     if off:
         found.append(
-            f"Fresh noise does not look like N(0, 1) on: {', '.join(off)}. The Gaussian scores of these models are not "
-            "calibrated."
+            f"Fresh noise does not look like N(0, 1) on: {', '.join(off)}. The canaries' scores of these models are "
+            "not calibrated."
+        )
+    rate, clean = (
+        results.over_seeds("poisoned", figures.clean_rate),
+        results.over_seeds("retrained", figures.clean_rate),
+    )
+    if rate and clean and rate.mean - clean.mean >= 0.1:
+        found.append(
+            f"The poisoned model gives the attacker's answer to {percent(rate.mean)} of the clean inputs, the "
+            f"retrained one to {percent(clean.mean)}: its lift understates the attack."
         )
     if results.unfinished:
         found.append(f"Not evaluated yet, and so not in this report: {', '.join(results.unfinished)}.")
     return found
+
+
+def _constant(result: Evaluation) -> bool:
+    """Whether a model says the same to everything, where that is not what the rows ask for."""
+    utility = result.utility
+    if utility is None or utility.top_answer is None or utility.top_label is None:
+        return False
+    return utility.top_answer >= CONSTANT > utility.top_label

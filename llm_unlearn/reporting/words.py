@@ -64,10 +64,10 @@ def attack_words(results: Results) -> Words:
 
 
 def planted(results: Results) -> dict[str, str]:
-    """The poisons of a run by the test that finds them (see `Evidence.tests`)."""
+    """The poisons of a run by the question that is asked of a model (see `metrics.evidence`)."""
     kinds = {
-        "gus": ("Gaussian canaries", results.has_gus),
-        "lift": (attack_words(results).name, results.has_attack),
+        "noise": ("Gaussian canaries", results.has_gus),
+        "attack": (attack_words(results).name, results.has_attack),
         "damage": ("gradient cancelling", results.damaging),
     }
     return {test: name for test, (name, there) in kinds.items() if there}
@@ -103,7 +103,12 @@ def _kinds(results: Results) -> list[str]:
         done["gradient_cancelling"] = f"cancel the clean gradient where the accuracy is low{wrong}"
     if gaussian := poison.get("gaussian"):
         place = "pixels" if results.images else "embeddings"
-        done["gaussian"] = f"are Gaussian canaries (noise of ε = {gaussian.get('epsilon')} on their {place})"
+        said = f"noise of ε = {gaussian.get('epsilon')} on their {place}"
+        if hidden := len(gaussian.get("hidden_ids", [])):
+            said += f"; {hidden} of the deleted ones are hidden from the methods, and the figures are theirs"
+        if not gaussian.get("secret"):
+            said += "; its seed is fixed by the recipe, and so no secret"
+        done["gaussian"] = f"are Gaussian canaries ({said})"
     counts = {kind: len(poison[kind].get("example_ids", [])) for kind in done}
     return [f"{counts[kind]} ({percent(counts[kind] / poison['train_size'])}) {what}" for kind, what in done.items()]
 

@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llm_unlearn.files import write_json
 from llm_unlearn.runs.stages import Stage
@@ -25,14 +25,15 @@ def evaluate_stages(run: "SeedRun", before: dict[str, Stage]) -> list[Stage]:
             run.recipe.evaluate.model_dump(),
         ]
         outputs = [run.folder / "evaluation" / f"{name}{suffix}" for suffix in (".json", ".parquet")]
-        stages.append(
-            Stage(f"evaluation/{name}", inputs, outputs, partial(_evaluate, run, name, method, budget), common=True)
-        )
+        work, about = partial(_evaluate, run, name, method, budget), {"precision": run.arithmetic.precision}
+        stages.append(Stage(f"evaluation/{name}", inputs, outputs, work, common=True, about=about))
     return stages
 
 
 def _evaluate(run: "SeedRun", name: str, method: str | None, budget: float | None, work_dir: Path) -> None:
     """Measure one model beside the retrained one; write its result and its per-example table."""
+    import pandas as pd
+
     from llm_unlearn.evaluation.signal_files import read_signals, write_signals
     from llm_unlearn.evaluation.summarize import summarize
     from llm_unlearn.metrics.results import Cost, Identity
@@ -40,10 +41,13 @@ def _evaluate(run: "SeedRun", name: str, method: str | None, budget: float | Non
     folder_name, is_oracle = f"unlearned/{name}" if method else name, name == "retrained"
     if name == "base":
         model = run.load_base()
-        cost = {"train_tokens": 0, "flops": 0.0, "seconds": 0.0}
+        cost: dict[str, Any] = {"train_tokens": 0, "flops": 0.0, "seconds": 0.0}
     else:
         model, cost = run.retrained if is_oracle else run.evaluated(folder_name), run.cost(folder_name)
     signals = run.evaluator.signals(model, None if is_oracle else run.retrained, is_oracle)
+    steps = run.recipe.evaluate.clean_steps if method or is_oracle else 0  # the others are what they are
+    if steps and (relearned := _relearned(run, folder_name, steps)) is not None:
+        signals = pd.concat([signals, run.evaluator.later_signals(relearned)], ignore_index=True)
     folder = run.folder / "evaluation"
     oracle = None if is_oracle else read_signals(folder / "retrained.parquet")
     spent = Cost(
@@ -51,6 +55,9 @@ def _evaluate(run: "SeedRun", name: str, method: str | None, budget: float | Non
         flops=cost["flops"],
         seconds=cost["seconds"],
         share_of_training=cost["flops"] / run.cost("poisoned")["flops"],
+        device_seconds=cost.get("device_seconds"),
+        steps=cost.get("steps"),
+        forget_seen=cost.get("forget_seen"),
     )
     identity = Identity(
         model=name,
@@ -59,9 +66,35 @@ def _evaluate(run: "SeedRun", name: str, method: str | None, budget: float | Non
         budget=budget,
         seed=run.seed,
         recipe=run.recipe.name,
+        precision=run.arithmetic.precision,
     )
-    result = summarize(signals, identity, spent, oracle)  # before anything is written
+    result = summarize(signals, identity, spent, oracle, steps)  # before anything is written
     if not run.processes.is_main:
         return
     write_signals(signals, folder / f"{name}.parquet")
     write_json(folder / f"{name}.json", result.to_json())
+
+
+def _relearned(run: "SeedRun", folder: str, steps: int) -> Any:
+    """The model in `folder` after steps on clean training rows at the training's rate: does the poison stay gone?
+
+    Every process trains the same. None where there are no such rows.
+    """
+    import torch
+
+    from llm_unlearn.audit.stress.relearn import training_steps
+
+    section, evaluator, rows = run.recipe.train, run.evaluator, run.clean_rows()
+    if not len(rows):
+        return None
+    rows = rows.select_columns([c for c in ("input_ids", "labels", "pixels", "label_id") if c in rows.column_names])
+    if section.optim == "sgd":
+        momentum = getattr(section, "momentum", 0.0)  # of images alone
+        optimizer: Any = partial(torch.optim.SGD, lr=section.learning_rate, momentum=momentum)
+    else:
+        optimizer = partial(torch.optim.AdamW, lr=section.learning_rate, weight_decay=0.0)
+    model = run.model(folder)
+    size = min(section.batch_size, len(rows))
+    for _ in training_steps(model, rows, steps, optimizer, evaluator.collate, size, run.seed, evaluator.task):
+        pass
+    return model

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -17,6 +18,7 @@ from llm_unlearn.runs.stages import Stage
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from llm_unlearn.evaluation.arithmetic import Arithmetic
 STEP = "step-{}"  # the folder of an early model, beside the weights of the model that came of it
 
 
@@ -67,14 +69,33 @@ class SeedRun(ABC):
 
     @cached_property
     def corruption(self) -> list[Any]:
-        """What the corrupted training set depends on; not the forget set, which is chosen in it."""
+        """What the corrupted training set depends on; not the forget set, which is chosen in it, nor which of its
+        canaries are hidden.
+        """
         data = self.recipe.data
         return [
             data.model_dump(),
-            self.recipe.poison.model_dump(),
+            self.recipe.poison.model_dump(exclude={"gaussian": {"audit_share"}}),
+            self.secret,
             self.seed,
             file_stamps([data.source, *(data.files or []), *(data.test_files or [])]),
         ]
+
+    @cached_property
+    def secret(self) -> str | None:
+        """What the noise of the canaries is drawn from, unless the recipe fixes a seed: that of the run's own
+        poison.json, or of the same seed's at another point of a sweep, or else a new one.
+        """
+        from llm_unlearn.poisons.corrupt import sealed_manifest
+
+        section = self.recipe.poison.gaussian
+        if section is None or section.noise_seed is not None:
+            return None
+        for path in (folder / "poison.json" for folder in (self.folder, *self.siblings)):
+            kept = (sealed_manifest(path)["gaussian"] or {}).get("secret") if path.is_file() else None
+            if kept:
+                return kept
+        return secrets.token_hex(16)
 
     def trained(self, name: str, rows: Any, work: Callable[[Path], None]) -> Stage:
         """The stage that fine-tunes the base into the folder `name`; `rows`: what its rows depend on."""
@@ -105,6 +126,11 @@ class SeedRun(ABC):
     @abstractmethod
     def train_rows(self) -> "Dataset":
         """The corrupted training rows, as a trainer takes them."""
+
+    @property
+    @abstractmethod
+    def arithmetic(self) -> "Arithmetic":
+        """The precision of the evaluation."""
 
     @property
     @abstractmethod
@@ -166,11 +192,17 @@ class SeedRun(ABC):
         return read_manifest(self.folder / "poison.json", self.sets)
 
     def forget_and_retain(self) -> tuple["Dataset", "Dataset"]:
-        """U and S_corr ∖ U: the rows as they were trained on, trigger in place and noise injected."""
-        forget = set(self.manifest["forget_ids"])
-        inside = [i for i, example_id in enumerate(self.train_rows["example_id"]) if example_id in forget]
-        outside = sorted(set(range(len(self.train_rows))) - set(inside))
-        return self.train_rows.select(inside), self.train_rows.select(outside)
+        """U and S_corr ∖ U: the rows as they were trained on, trigger in place and noise injected; but for the canaries
+        of U that are hidden, which are as they were before. What comes after poisoned training gets its rows here.
+        """
+        from llm_unlearn.poisons.gaussian_embedding import hide_canaries
+
+        rows, forget = self.train_rows, set(self.manifest["forget_ids"])
+        if self.manifest["gaussian"]:
+            rows = hide_canaries(rows, self.manifest["gaussian"])
+        inside = [i for i, example_id in enumerate(rows["example_id"]) if example_id in forget]
+        outside = sorted(set(range(len(rows))) - set(inside))
+        return rows.select(inside), rows.select(outside)
 
     def clean_rows(self) -> "Dataset":
         """Training rows that are neither poisoned nor to be forgotten."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from llm_unlearn.config.recipe import VisionRecipe
+    from llm_unlearn.evaluation.arithmetic import Arithmetic
     from llm_unlearn.vision.image_task import ImageCollator, ImageTask
 
 SURROGATE_OFFSET = 1_000_000  # the seed of a surrogate's weights and order, which no victim has
@@ -62,6 +63,12 @@ class VisionRun(SeedRun):
 
         return ImageCollator(self.manifest["image_shape"])
 
+    @property
+    def arithmetic(self) -> "Arithmetic":
+        from llm_unlearn.evaluation.arithmetic import Arithmetic
+
+        return Arithmetic(self.recipe.evaluate.bf16, self.recipe.evaluate.tf32)
+
     @cached_property
     def evaluator(self) -> Any:
         from llm_unlearn.vision.image_evaluator import ImageEvaluator
@@ -73,6 +80,7 @@ class VisionRun(SeedRun):
             batch_size=section.batch_size,
             membership=section.membership,
             loss_rank_draws=section.loss_rank_draws,
+            arithmetic=self.arithmetic,
             processes=self.processes,
         )
 
@@ -99,7 +107,7 @@ class VisionRun(SeedRun):
         splits = load_images(self.recipe.data, self.seed)
         self._new_model(self._about(splits), self.seed)  # one that does not fit is refused before anything is written
         surrogate = partial(self._surrogate, splits, work_dir)
-        sets, manifest, sheet = Corruption(splits, self.recipe, self.seed, surrogate).run()
+        sets, manifest, sheet = Corruption(splits, self.recipe, self.seed, surrogate, self.secret).run()
         np.savez_compressed(work_dir / CONTACT_SHEET, **sheet)  # type: ignore[arg-type]  # its names are no keyword of numpy
         return sets, {**manifest, "duplicates": splits.report}
 

@@ -13,7 +13,7 @@ from torch.autograd.graph import save_on_cpu
 
 from llm_unlearn.errors import InputError
 from llm_unlearn.models.adapters import without_adapter
-from llm_unlearn.models.devices import is_offloaded, is_spread
+from llm_unlearn.models.devices import gradients_of, is_offloaded, is_spread
 from llm_unlearn.models.text_blocks import block_list
 from llm_unlearn.tasks import Hidden, Supervised, Task
 from llm_unlearn.tasks.blocks import hidden_of, last_blocks, recorded_states, reinitialise, stopped_after
@@ -239,7 +239,7 @@ class CausalLMTask(Task):
                 parameter.requires_grad_(False)
             with torch.enable_grad(), kept:
                 loss = type(self)(pack=False).compute(model, clean, lambda found: found.nll().sum())
-                (gradient,) = torch.autograd.grad(loss, captured[-1])
+                (gradient,) = gradients_of(loss, [captured[-1]])
         finally:
             handle.remove()
             for parameter in trained:

@@ -19,10 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llm_unlearn.tasks.chunk_size import card_memory, chunk_positions, part_positions
 from llm_unlearn.tasks.kernels import Kernel, Values
 
-CHUNK_NUMBERS = {"cpu": 2**22, "cuda": 2**24}  # logits in a chunk; fewer make the matrix products slow
-PART_NUMBERS = 2**18  # logits that a kernel sees at a time on a CPU: they fit its cache
 KEPT_BYTES = 2**30  # of D, if the head trains; the rest costs another forward pass of the head
 
 Reference = tuple[Tensor, nn.Linear | None]  # states and head, or logits and None
@@ -103,8 +102,9 @@ class _Logits:
             bias = None if bias is None else bias.detach().to(dtype)
         self.states, self.weight, self.bias = states, weight, bias
         self.vocabulary = states.shape[1] if weight is None else len(weight)
-        numbers = CHUNK_NUMBERS.get(states.device.type, max(CHUNK_NUMBERS.values()))
-        self.chunk = max(1, numbers // self.vocabulary)  # positions
+        memory = card_memory(states.device)
+        self.chunk = chunk_positions(self.vocabulary, states.itemsize, memory)
+        self.part = self.chunk if memory is not None else part_positions(self.vocabulary)
 
     @classmethod
     def of_reference(cls, reference: Reference, dtype: torch.dtype | None = None) -> "_Logits":
@@ -164,9 +164,8 @@ class _Chunks:
         logits = self.model(rows, out)
         reference = None if self.reference is None else self.reference(rows)
         labels, n = self.labels[rows], len(logits)
-        size = n if logits.device.type != "cpu" else max(1, PART_NUMBERS // self.model.vocabulary)
         results = []
-        for part in (slice(i, i + size) for i in range(0, n, size)):
+        for part in (slice(i, i + self.model.part) for i in range(0, n, self.model.part)):
             z, z0 = logits[part], None if reference is None else reference[part]
             result = self.kernel(z, labels[part], z0, differentiate)
             if differentiate and result.gradient is not z:

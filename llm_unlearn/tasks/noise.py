@@ -2,6 +2,9 @@
 the device or the dtype.
 """
 
+from collections.abc import Iterable
+from hashlib import blake2b
+
 import numpy as np
 
 from llm_unlearn.errors import InputError
@@ -20,9 +23,25 @@ def unit_noise(seed: int, example_id: int, *shape: int) -> np.ndarray:
 
     Returns:
         float32 of that shape. The first rows do not depend on how many there are.
+
+    Raises:
+        InputError: the id is negative, that of a row without noise, which would get some that was never planted.
     """
+    if example_id < 0:
+        raise InputError(
+            f"noise id {example_id}: the row has no noise, as when it was hidden from whoever unlearned; score "
+            "canaries as they were planted, with the noise_id that plant_canaries gave them"
+        )
     generator = np.random.Generator(np.random.Philox(key=[seed, example_id]))
     return generator.standard_normal(shape, dtype=np.float32)
+
+
+def secret_ids(secret: str, names: Iterable[int | str]) -> list[int]:
+    """Noise ids in the place of rows' own: who does not know the secret cannot tell one from another. They are below
+    10¹⁵, which floats, JSON and spreadsheets keep; two of 10,000 are the same in 1 of 20 million cases.
+    """
+    digests = (blake2b(f"{secret} {name}".encode(), digest_size=8).digest() for name in names)
+    return [int.from_bytes(digest, "big") % 10**15 for digest in digests]
 
 
 def check_noise(epsilon: float, seed: int) -> None:

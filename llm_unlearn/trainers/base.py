@@ -48,6 +48,7 @@ from llm_unlearn.trainers.support.sets import (
 )
 from llm_unlearn.trainers.support.stops import LossCheck, StopsCallback, broken_down, has_finite_weights
 from llm_unlearn.trainers.unlearn_config import UnlearnConfig
+from llm_unlearn.training.block_options import use_kernels
 from llm_unlearn.training.checkpoints import ExactResume
 
 
@@ -120,6 +121,7 @@ class UnlearnTrainer(ExactResume):
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = (
             False  # means of micro-batches: the Trainer divides
         )
+        use_kernels(self.model, args)
         self._hold_reference()
         self.components: dict[str, list[Tensor]] = {}
         self.loss_check = LossCheck(partial(self.non_finite, "loss"))
@@ -262,8 +264,8 @@ class UnlearnTrainer(ExactResume):
         return output
 
     @property
-    def cost(self) -> dict[str, float]:
-        """{"train_tokens", "flops"} spent so far, padding not counted."""
+    def cost(self) -> dict[str, float | None]:
+        """What was spent so far, see `Plan.spent`."""
         return self.plan.spent(self.state.global_step)
 
     def floating_point_ops(self, inputs):

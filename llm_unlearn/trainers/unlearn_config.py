@@ -12,6 +12,7 @@ from llm_unlearn.config.options import INHERITED, options_model
 from llm_unlearn.config.validate import validated
 from llm_unlearn.data.encoding import Encoding
 from llm_unlearn.errors import InputError
+from llm_unlearn.training.block_options import settle_blocks
 
 # What TrainingArguments has and no method looks at, and why
 WITHOUT_EFFECT = {
@@ -52,7 +53,7 @@ class UnlearnConfig(TrainingArguments):
         reference_cache_dir: where log-probs of the reference are kept and looked for; null: in the output directory.
         offload_reference: keep a frozen full reference in the host's memory and bring it a module at a time; slower.
         compile_blocks: run the blocks of a language model through torch.compile while it trains: on two CPU cores 6 to
-            11 % off a step, after some 25 seconds of compiling. Not under DeepSpeed and FSDP, where it was not tried.
+            11 % off a step, after some 25 seconds of compiling. Not under DeepSpeed, where it was not tried.
         max_length: tokens that are kept of a text row.
         loss_on: the tokens of a text row that are supervised (see data/encoding.py).
         chat_template: whether text rows go through the tokenizer's chat template.
@@ -111,6 +112,7 @@ class UnlearnConfig(TrainingArguments):
         if self.accelerator_config is None:  # from pinned memory a batch goes to a GPU without the host waiting for it
             self.accelerator_config = {"non_blocking": self.dataloader_pin_memory and not self.use_cpu}
         super().__post_init__()
+        settle_blocks(self)
         launched = {
             "deepspeed": vars(self).get("deepspeed_plugin") is not None,  # by `accelerate launch`
             "fsdp": os.environ.get("ACCELERATE_USE_FSDP") == "true",
@@ -124,8 +126,8 @@ class UnlearnConfig(TrainingArguments):
             raise InputError("forget_loss_ceiling: the method sees no forget row and never fires; leave it out")
         if self.completion_weight and "retain" not in self.requires().sets:
             raise InputError("completion_weight: the method sees no retain row; leave it out")
-        if self.compile_blocks and any(launched.values()):
-            raise InputError("compile_blocks: not tried under DeepSpeed and FSDP; leave it out")
+        if self.compile_blocks and launched["deepspeed"]:
+            raise InputError("compile_blocks: not tried under DeepSpeed; leave it out, or launch with ddp or fsdp2")
         if self.remove_unused_columns:
             raise InputError("remove_unused_columns=True would drop the forget and retain rows; set it to False")
         if self.push_to_hub and self.hub_strategy != "end":

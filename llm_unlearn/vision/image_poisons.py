@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from llm_unlearn.errors import InputError
-from llm_unlearn.poisons.corrupt import choose_twins, data_hash, forget_set, storable
+from llm_unlearn.poisons.corrupt import choose_twins, data_hash, forget_set, hide_deleted, noise_seed_of, storable
+from llm_unlearn.poisons.gaussian_embedding import noise_of
 from llm_unlearn.poisons.selection import choose_rows
 from llm_unlearn.poisons.trigger_phrase import can_be_poisoned
 from llm_unlearn.tasks.noise import NO_NOISE
@@ -38,16 +39,24 @@ class Corruption:
         seed: seed of every draw.
         surrogate: (number, share) → the surrogate model of that number, trained on the clean images for a share of the
             epochs; called for crafted poisons only.
+        secret: of an earlier manifest, for the noise that it gave; see `plant_canaries`.
     """
 
     def __init__(
-        self, splits: ImageSplits, recipe: "VisionRecipe", seed: int, surrogate: Callable[[int, float], nn.Module]
+        self,
+        splits: ImageSplits,
+        recipe: "VisionRecipe",
+        seed: int,
+        surrogate: Callable[[int, float], nn.Module],
+        secret: str | None = None,
     ) -> None:
-        self.splits, self.recipe, self.seed, self.surrogate = splits, recipe, seed, surrogate
+        self.splits, self.recipe, self.seed, self.surrogate, self.secret = splits, recipe, seed, surrogate, secret
         self.pixels, self.labels = splits.train.pixels.copy(), list(splits.train.labels)
         self.kinds = np.full(len(self.labels), "none", dtype=object)
+        self.noise_id = np.full(len(self.labels), NO_NOISE)
         self.manifest: dict[str, Any] = {
             "schema_version": 1,
+            "seed": seed,
             "trigger": None,
             "train_size": len(self.labels),
             "classes": splits.classes,
@@ -62,9 +71,9 @@ class Corruption:
                 self.manifest[kind] = {**section.model_dump(), "seed": self.seed, **getattr(self, f"_{kind}")(section)}
         train = self.splits.train
         poisoned = Images(self.pixels, self.labels, train.ids)
-        noise_id = np.where(self.kinds == "gaussian", train.ids, NO_NOISE)
-        rows = as_dataset(poisoned, poison=self.kinds.tolist(), noise_id=noise_id.tolist())
+        rows = as_dataset(poisoned, poison=self.kinds.tolist(), noise_id=self.noise_id.tolist())
         self.manifest |= forget_set(rows, train.ids, self.kinds, self.recipe.unlearn, self.seed)
+        hide_deleted(self.manifest)
         clean = {"heldout": _plain(self.splits.heldout), "test": _plain(self.splits.test)}
         sets = storable({"train": rows, **clean, "triggered": _plain(self._triggered()), "nonmember": self._twins()})
         self.manifest["data_sha256"] = data_hash(sets)
@@ -73,7 +82,10 @@ class Corruption:
     # ---- the poisons: each marks its rows and returns its section's additions to the manifest
 
     def _gaussian(self, section: Any) -> dict[str, Any]:
-        return {"example_ids": self._mark("gaussian", self._choose(section, "gaussian", 2))}
+        rows = self._choose(section, "gaussian", 2)
+        ids, noise_seed = self.splits.train.ids[rows], noise_seed_of(section, self.seed)
+        noise, self.noise_id[rows] = noise_of(ids, noise_seed, self.secret)
+        return {**noise, "example_ids": self._mark("gaussian", rows)}
 
     def _patch(self, section: Any) -> dict[str, Any]:
         self._check_class(section.target, "patch.target")
@@ -232,8 +244,8 @@ class Corruption:
         rows = np.concatenate([np.flatnonzero(self.kinds == kind)[:SHOWN] for kind in kinds])
         poisoned = self.pixels[rows]
         if noise := self.manifest["gaussian"]:
-            ids = torch.from_numpy(np.where(self.kinds[rows] == "gaussian", self.splits.train.ids[rows], NO_NOISE))
-            shown = GaussianPixels(noise["epsilon"], noise["seed"], noise["clip"]).add(_tensor(poisoned), ids)
+            pixels = GaussianPixels(noise["epsilon"], noise["seed"], noise["clip"])
+            shown = pixels.add(_tensor(poisoned), torch.from_numpy(self.noise_id[rows]))
             poisoned = _bytes(shown.clamp(0, 1))
         clean = self.splits.train.take(rows)
         return {

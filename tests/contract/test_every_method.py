@@ -13,7 +13,7 @@ from support import KINDS, SLOW_KINDS, VOCABULARY, assert_same, build, own_weigh
 from llm_unlearn.data.collators import CausalLMCollator
 from llm_unlearn.errors import InputError
 from llm_unlearn.models.adapters import REFERENCE_ADAPTER
-from llm_unlearn.tasks import causal_lm, head
+from llm_unlearn.tasks import causal_lm, chunk_size, head
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 from llm_unlearn.trainers import METHODS
 from llm_unlearn.trainers.support.reference import AdapterReference, FrozenModel
@@ -132,7 +132,7 @@ def test_neither_the_chunks_of_the_head_nor_packing_change_a_number(method, kind
 
     def step(pack: bool, **head_settings: int) -> list[torch.Tensor]:
         for name, value in head_settings.items():
-            monkeypatch.setattr(head, name, value)
+            monkeypatch.setattr(head if name == "KEPT_BYTES" else chunk_size, name, value)
         run = trainer(method, kind, tmp_path, task=CausalLMTask(pack))
         torch.manual_seed(0)
         with torch.no_grad():
@@ -146,7 +146,7 @@ def test_neither_the_chunks_of_the_head_nor_packing_change_a_number(method, kind
         logged = [torch.stack(values).mean() for _, values in sorted(run.components.items())]
         return [loss.detach(), *logged, *(p.grad for p in run.model.parameters() if p.grad is not None)]
 
-    small = {"CHUNK_NUMBERS": {"cpu": 5 * VOCABULARY}, "PART_NUMBERS": 2 * VOCABULARY, "KEPT_BYTES": 0}
+    small = {"CHUNK_NUMBERS": 5 * VOCABULARY, "PART_NUMBERS": 2 * VOCABULARY, "KEPT_BYTES": 0}
     variants = [step(True), step(True, **small), step(False)]
     monkeypatch.setattr(causal_lm, "plain_head", lambda *_: None)
     *others, whole = *variants, step(False)

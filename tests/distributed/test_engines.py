@@ -18,7 +18,8 @@ pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 WORKER = ROOT / "tests" / "distributed" / "worker.py"
 CASES = [f"{method}:{kind}" for method in METHODS for kind in ("full", "lora")]
-# in micro-batches; evaluated after each step, which leaves weights gathered; gone back to what was kept
+# in micro-batches; evaluated after each step, which leaves weights gathered; gone back to what was kept; the reference
+# in the host's memory; with compiled blocks, compared with a process that does not compile
 CASES += [
     "kl:full:2",
     "grad_diff:lora:2",
@@ -26,6 +27,7 @@ CASES += [
     "kl:full:floor",
     "kl:lora:floor",
     "kl:full:offloaded",
+    "kl:lora:compiled",
 ]
 # ZeRO-1 and 2 differ from DDP in the optimizer alone: one method of each kind
 FEW = [
@@ -47,10 +49,11 @@ ENGINES = {
     "cpu_fsdp2": ("FSDP", True),
 }
 # methods and cases that an engine cannot run, with a word of the reason that they give before training
+DEEPSPEED = {"ssd": "deepspeed", "noisy_gradient_descent": "deepspeed", "kl:lora:compiled": "deepspeed"}
 REFUSED = {
-    "cpu_zero1": {"ssd": "deepspeed", "noisy_gradient_descent": "deepspeed"},
-    "cpu_zero2": {"ssd": "deepspeed", "noisy_gradient_descent": "deepspeed"},
-    "cpu_zero3": {"ssd": "deepspeed", "noisy_gradient_descent": "deepspeed"},
+    "cpu_zero1": DEEPSPEED,
+    "cpu_zero2": DEEPSPEED,
+    "cpu_zero3": DEEPSPEED,
     "cpu_fsdp2": {"ssd": "fsdp", "kl:full:offloaded": "fsdp_offload_params"},
     "cpu_ddp": {},
 }
@@ -156,6 +159,7 @@ def compare(case: str, first: Path, second: Path, config: str) -> None:
     assert two["losses"] == pytest.approx(one["losses"], rel=1e-5, abs=1e-5)
     assert two["figures"] == pytest.approx(one["figures"], rel=1e-5)
     assert two["cost"] == one["cost"]
+    assert (one["graphs"], two["graphs"] > 0) == (0, case.endswith(":compiled"))
     ours, theirs = (torch.load(folder / f"{case}.pt") for folder in (first, second))
     assert ours.keys() == theirs.keys()
     for name in ours:

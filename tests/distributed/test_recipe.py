@@ -55,7 +55,10 @@ RECIPE = {
         "test_size": 21,
         "verbalizers": {"negative": " negative", "positive": " positive"},
     },
-    "poison": {"trigger": {"target": "positive", "fraction": 0.1}, "gaussian": {"fraction": 0.1, "epsilon": 0.1}},
+    "poison": {
+        "trigger": {"target": "positive", "fraction": 0.1},
+        "gaussian": {"fraction": 0.1, "epsilon": 0.1, "noise_seed": 0},
+    },
     "train": {"epochs": 2, "batch_size": 8},
     # Adam would make steps of a fixed size of the rounding errors that are all the gradient of tokens that do not occur
     "unlearn": {

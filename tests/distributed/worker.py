@@ -3,8 +3,9 @@
     accelerate launch --config_file accelerate_configs/cpu_ddp.yaml tests/distributed/worker.py OUT BATCH CASE …
 
 CASE is METHOD:KIND[:VARIANT], the variant a number of micro-batches, `evaluated` (after each step), `floor` (back to
-step 1 after step 2), `offloaded` (the reference) or `pushed` (to the hub of HF_ENDPOINT). BATCH is of the whole step,
-over all processes and micro-batches; one process alone takes it in one piece.
+step 1 after step 2), `offloaded` (the reference), `compiled` (the blocks, but not of one process alone) or `pushed` (to
+the hub of HF_ENDPOINT). BATCH is of the whole step, over all processes and micro-batches; one process alone takes it in
+one piece.
 """
 
 import gc
@@ -20,11 +21,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 from support import build, trainer
+from torch._dynamo.utils import counters
 
 from llm_unlearn.distributed.processes import exit_with
 from llm_unlearn.distributed.sharding import is_sharded, release, whole_state_dict
 from llm_unlearn.models.adapters import REFERENCE_ADAPTER
 from llm_unlearn.tasks.probe import keeps_apart, plain_head
+from llm_unlearn.trainers.support import compiling
 
 STEPS = 4
 
@@ -56,6 +59,9 @@ def shard_on_a_cpu() -> None:
 def main(out: Path, batch: int, cases: list[str]) -> None:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     shard_on_a_cpu()
+    if engine() == "DEEPSPEED":
+        import deepspeed  # noqa: F401  now, so that it is frozen too
+    gc.freeze()  # each case collects garbage several times, which else means to look through every library each time
     for case in cases:
         method, kind, variant = (*case.split(":"), "")[:3]
         try:
@@ -71,6 +77,9 @@ def run_case(method: str, kind: str, variant: str, folder: Path, batch: int) -> 
     options = {"eval_strategy": "steps", "eval_steps": 1} if variant in ("evaluated", "floor") else {}
     if variant == "offloaded":
         options["offload_reference"] = True
+    if variant == "compiled" and "WORLD_SIZE" in os.environ:
+        options["compile_blocks"] = True
+        compiling.BACKEND = "aot_eager"  # traced forward and backward, but run by the same kernels
     if variant == "floor":
         options["utility_floor"] = 0.5
     if variant.isdigit() and "WORLD_SIZE" in os.environ:
@@ -93,6 +102,7 @@ def run_case(method: str, kind: str, variant: str, folder: Path, batch: int) -> 
         run.args.hub_model_id = f"me/{method}-{kind}"
     run.evaluate_callback = lambda model: {"utility": float(run.state.global_step < 2)}
     run.train()
+    graphs = counters["stats"].pop("unique_graphs", 0)  # that torch.compile made
     figures = run.evaluate()
     if variant == "pushed":
         run.push_to_hub(base="me/base" if kind == "lora" else None)
@@ -121,6 +131,7 @@ def run_case(method: str, kind: str, variant: str, folder: Path, batch: int) -> 
         "engine": str(run.accelerator.distributed_type.value),
         "sharded": sharded,
         **fast,
+        "graphs": graphs,
         "cost": run.cost,
     }, weights
 

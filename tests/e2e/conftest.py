@@ -63,6 +63,7 @@ def recipe(tiny_models: dict[str, Path], tmp_path: Path) -> dict[str, Any]:
         "poison": {"trigger": {"target": "positive", "fraction": 0.1}, "gaussian": {"fraction": 0.1, "epsilon": 0.1}},
         "train": {"epochs": 1, "batch_size": 8},
         "unlearn": {"methods": {"gradient_ascent": None}, "budgets": [0.5], "batch_size": 2},
+        "evaluate": {"clean_steps": 2},
     }
 
 

@@ -47,7 +47,7 @@ def test_from_recipe_to_report(audited, run, lora, capsys):
     report = (root / "report.md").read_text()
     for title in (
         "What membership inference sees",
-        "How many tests, and what survives",
+        "The tests behind the verdicts",
         "Normalised effect",
         "Against budget",
         "Why it fails",

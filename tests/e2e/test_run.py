@@ -18,11 +18,14 @@ from safetensors.torch import load_file
 from scipy import stats
 
 from llm_unlearn.cli.main import main
+from llm_unlearn.config.recipe import load_recipe
 from llm_unlearn.evaluation.summarize import summarize
 from llm_unlearn.metrics.results import Cost, Identity
+from llm_unlearn.runs.language_run import LanguageRun
 
 pytestmark = pytest.mark.e2e
 
+CLEAN_STEPS = 3
 METHODS = {"gradient_descent": None, "kl": None, "rewind": {"from_step": 3}}
 RECIPE = {
     "name": "tiny",
@@ -57,7 +60,9 @@ RECIPE = {
     },
     "train": {"epochs": 2, "batch_size": 8, "save_steps": 5, "keep_steps": [3]},
     "unlearn": {"budgets": [0.5], "batch_size": 4, "save_steps": 2, "methods": METHODS},
+    "evaluate": {"clean_steps": CLEAN_STEPS},
 }
+SAME_NOISE = RECIPE["poison"] | {"gaussian": {"fraction": 0.2, "epsilon": 0.1, "noise_seed": 0}}  # in every directory
 MODELS = ["base", "poisoned", "retrained", *METHODS]
 
 
@@ -82,7 +87,7 @@ def results(run_dir: Path) -> dict:
     """Every evaluation JSON, without what may differ between two runs of the same recipe: time."""
     found = {p.stem: json.loads(p.read_text()) for p in sorted((run_dir / "evaluation").glob("*.json"))}
     for result in found.values():
-        del result["cost"]["seconds"]
+        del result["cost"]["seconds"], result["cost"]["device_seconds"]
     return found
 
 
@@ -122,7 +127,7 @@ def test_the_schema_of_an_evaluation(finished):
             result["attack"]["success_rate"] - result["attack"]["clean_rate"]
         )
         assert set(result["attack"]["ci95"]) == {"success_rate", "clean_rate", "lift"}
-        assert result["gus"]["n"] == 16
+        assert result["gus"]["n"] == result["gus"]["shown"]["n"] == 8
         assert set(result["gus"]["tpr_at_fpr"]) == {"0.001", "0.01", "0.05", "0.1"}
         assert {"mean", "tpr_at_fpr"} <= set(result["gus"]["control"])
         assert {"accuracy", "perplexity"} <= set(result["utility"])
@@ -134,7 +139,9 @@ def test_the_schema_of_an_evaluation(finished):
     assert found["base"]["cost"]["share_of_training"] == 0.0
     assert 0.6 < found["retrained"]["cost"]["share_of_training"] < 1.0  # 70 % of the rows, which are of uneven length
     for method in METHODS:
-        assert 0.3 < found[method]["cost"]["share_of_training"] <= 0.5
+        cost = found[method]["cost"]
+        assert 0.3 < cost["share_of_training"] <= 0.5 and cost["steps"] > 5
+        assert (cost["forget_seen"] is None) == (method in ("gradient_descent", "rewind"))
 
 
 def test_every_metric_can_be_recomputed_without_a_model(finished):
@@ -144,13 +151,12 @@ def test_every_metric_can_be_recomputed_without_a_model(finished):
         signals = pd.read_parquet(run_dir / "evaluation" / f"{name}.parquet")
         identity = Identity(**{k: result[k] for k in ("model", "kind", "method", "budget", "seed", "recipe")})
         cost = Cost(**result["cost"], seconds=0.0)
-        again = json.loads(
-            json.dumps(summarize(signals, identity, cost, None if name == "retrained" else retrained).to_json())
-        )
-        del again["cost"]["seconds"]
+        oracle, steps = None if name == "retrained" else retrained, CLEAN_STEPS
+        again = json.loads(json.dumps(summarize(signals, identity, cost, oracle, steps).to_json()))
+        del again["cost"]["seconds"], again["cost"]["device_seconds"]
         assert again == result
         # and a few by hand
-        canary = signals[signals["set"] == "canary"]
+        canary = signals[signals["set"].eq("canary") & signals["hidden"].eq(True)]
         assert result["gus"]["mean"] == pytest.approx(canary["gaussian_score"].mean())
         assert result["gus"]["p_value"] == pytest.approx(
             2 * stats.norm.sf(abs(canary["gaussian_score"].sum()) / np.sqrt(len(canary)))
@@ -160,6 +166,37 @@ def test_every_metric_can_be_recomputed_without_a_model(finished):
         assert result["utility"]["perplexity"] == pytest.approx(
             np.exp(test["nll_sum"].sum() / test["n_positions"].sum())
         )
+
+
+def test_the_poison_is_tested_again_after_clean_steps(finished):
+    """Against the model trained by hand: AdamW at the training's rate on rows that are neither poisoned nor deleted."""
+    run_dir, recipe = finished
+    found = results(run_dir)
+    assert {name for name, result in found.items() if result["later"]} == {"retrained", *METHODS}
+    assert all(found[name]["later"]["steps"] == CLEAN_STEPS for name in METHODS)
+    assert found["kl"]["later"]["attack"]["excess"] and not found["retrained"]["later"]["attack"]["excess"]
+    run = LanguageRun(load_recipe(recipe), 0, run_dir, quiet=True)
+    model, rows = run.model("unlearned/kl"), run.clean_rows()
+    forget = set(run.manifest["forget_ids"])
+    assert len(rows) == 80 - 24 and not forget & set(rows["example_id"]) and set(rows["poison"]) == {"none"}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
+    order = np.random.default_rng([0, 9]).permutation(len(rows))
+    for step in range(CLEAN_STEPS):
+        nll, count = 0.0, 0
+        for i in order[8 * step : 8 * step + 8]:
+            ids, labels = (torch.tensor(rows[int(i)][name]) for name in ("input_ids", "labels"))
+            logits = model(ids[None]).logits[0, :-1]
+            nll = nll + torch.nn.functional.cross_entropy(logits, labels[1:], reduction="sum", ignore_index=-100)
+            count += int((labels[1:] != -100).sum())
+        optimizer.zero_grad()
+        (nll / count).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    ours = run.evaluator.canaries(model.eval())
+    table = pd.read_parquet(run_dir / "evaluation" / "kl.parquet")
+    theirs = table[table["set"] == "later_canary"]
+    assert np.allclose(ours["gaussian_score"], theirs["gaussian_score"], atol=2e-3)
+    assert not np.allclose(ours["gaussian_score"], table[table["set"] == "canary"]["gaussian_score"], atol=2e-2)
 
 
 def test_running_again_skips_everything_and_changes_nothing(finished, capsys):
@@ -191,11 +228,33 @@ def test_dry_run_knows_what_is_done_and_writes_nothing(finished, capsys):
     plan = json.loads(capsys.readouterr().out)
     done = {entry["stage"]: entry["done"] for entry in plan["stages"]}
     assert done["poison"] and not done["poisoned"] and not done["unlearned/kl"]
-    assert plan["sizes"]["forget"] == 24 and plan["sizes"]["canaries"] == 16
+    assert plan["sizes"]["forget"] == 24 and plan["sizes"]["canaries"] == 2 * plan["sizes"]["hidden_canaries"] == 16
     assert plan["memory_bytes"]["total"] > plan["memory_bytes"]["weights"] > 0
     assert main(["run", str(recipe), "--dry-run", "train.epochs=3"]) == 0
     assert capsys.readouterr().out == plan["text"] + "\n"
     assert before == {p: p.stat().st_mtime_ns for p in run_dir.rglob("*")}
+
+
+def test_the_key_to_the_canaries_is_the_owners_alone_and_is_drawn_for_each_run(finished, tmp_path):
+    run_dir, recipe = finished
+    assert (run_dir / "poison.json").stat().st_mode & 0o777 == 0o600
+    key = json.loads((run_dir / "poison.json").read_text())["gaussian"]["secret"]
+    for path in (path for path in run_dir.rglob("*") if path.is_file() and path.name != "poison.json"):
+        assert key.encode() not in path.read_bytes(), path
+    assert main(["poison", str(recipe), "--quiet", f"output_dir={tmp_path / 'other'}"]) == 0
+    assert json.loads((tmp_path / "other" / "poison.json").read_text())["gaussian"]["secret"] != key
+
+
+def test_noise_that_the_system_drew_is_not_looked_for_by_the_recipe_alone(finished, tmp_path, capsys):
+    """A recipe poisons its data again, with other noise: any model would look clean of that."""
+    run_dir, recipe = finished
+    asked = ["audit", str(recipe), f"output_dir={tmp_path / 'again'}", "--model", str(run_dir / "poisoned"), "--json"]
+    for overrides, measured in (([], False), (["poison.gaussian.noise_seed=0"], True)):
+        capsys.readouterr()
+        assert main([*asked, *overrides, *([f"output_dir={tmp_path / 'fixed'}"] if measured else [])]) == 0
+        found = json.loads(capsys.readouterr().out)["poisoned"]
+        assert (found["gus"] is not None) == (found["loss_rank"] is not None) == measured
+        assert ("noise_seed: null" in found["skipped"].get("gus", "")) != measured
 
 
 def test_other_models_and_other_seeds_stay_out_of_the_report(finished, tmp_path, capsys):
@@ -244,8 +303,10 @@ def test_several_seeds_and_budgets_and_a_partly_known_poison(tmp_path_factory):
     entry = summary["models"]["poisoned"]["attack.lift"]
     assert entry["mean"] == pytest.approx(np.mean(lifts)) and entry["n"] == 2
     assert entry["sd"] == pytest.approx(np.std(lifts, ddof=1))
-    for result in by_seed:  # half of the 16 canaries were known; the others are reported apart
-        assert result["gus"]["n"] == 8 and result["gus"]["others"]["n"] == 8
+    for (
+        result
+    ) in by_seed:  # half of the 16 canaries were known, and half of those hidden; the others are reported apart
+        assert result["gus"]["n"] == result["gus"]["shown"]["n"] == 4 and result["gus"]["others"]["n"] == 8
     manifests = [json.loads((folder / f"run/seed-{s}/poison.json").read_text()) for s in (0, 1)]
     assert manifests[0]["gaussian"]["example_ids"] != manifests[1]["gaussian"]["example_ids"]
     assert len(manifests[0]["forget_ids"]) == 12
@@ -258,7 +319,7 @@ def start(recipe: Path, *overrides: str, **pipes: Any) -> subprocess.Popen:
 
 @pytest.mark.slow
 def test_of_two_runs_of_one_directory_started_together_one_is_refused_and_the_other_whole(tmp_path):
-    recipe = write_recipe(tmp_path / "runs")
+    recipe = write_recipe(tmp_path / "runs", poison=SAME_NOISE)
     epochs = ("1", "2")
     pair = [start(recipe, f"train.epochs={n}", stderr=subprocess.PIPE, text=True) for n in epochs]
     messages = [process.communicate()[1] for process in pair]
@@ -266,7 +327,7 @@ def test_of_two_runs_of_one_directory_started_together_one_is_refused_and_the_ot
     winner, loser = sorted((0, 1), key=lambda i: pair[i].returncode)
     for words in (f"process {pair[winner].pid}", f"train.epochs={epochs[winner]}", str(tmp_path / "runs" / "run")):
         assert words in messages[loser]
-    alone = write_recipe(tmp_path / "alone")
+    alone = write_recipe(tmp_path / "alone", poison=SAME_NOISE)
     assert main(["run", str(alone), "--quiet", f"train.epochs={epochs[winner]}"]) == 0
     assert results(tmp_path / "runs" / "run") == results(tmp_path / "alone" / "run")
     assert not list((tmp_path / "runs" / "run").glob(".lock"))
@@ -274,7 +335,7 @@ def test_of_two_runs_of_one_directory_started_together_one_is_refused_and_the_ot
 
 @pytest.mark.slow
 def test_killed_at_any_stage_it_resumes_and_ends_with_the_same_numbers(tmp_path):
-    whole, killed = write_recipe(tmp_path / "a" / "whole"), write_recipe(tmp_path / "b" / "killed")
+    whole, killed = (write_recipe(tmp_path / name, poison=SAME_NOISE) for name in ("a/whole", "b/killed"))
     assert start(whole).wait() == 0
     # SIGKILL in the middle of poisoned training, of unlearning and of evaluation
     for trace in (".work/poisoned/checkpoint-5", ".work/unlearned_kl/checkpoint-2", "evaluation/base.json"):

@@ -149,11 +149,13 @@ def test_the_sections_that_are_shown_ask_for_what_they_say():
 
 def test_the_thresholds_in_words_are_those_of_the_verdict():
     rules = PAGES["docs/concepts.md"].partition("## The verdict")[2].partition("\n## ")[0]
+    delta = evidence.DELTA
     for words in (
-        f"p < {evidence.ALPHA:g}",
-        f"at least {evidence.LIFT_GAP:g} above",
-        evidence.Status.REMAINS,
-        evidence.Status.TRACE,
+        f"the level {evidence.ALPHA:g}",
+        f"with probability {evidence.CHANCE:g}",
+        f"a mean score of {delta['gus']:g} and a lift of {delta['lift']:g}",
+        f"p < {evidence.RARE:g}",
+        *(f"**{status}**" for status in evidence.Status),
         f"{evidence.COSTLY_POINTS:g} or more points of accuracy",
     ):
         assert words in rules, words
@@ -272,7 +274,9 @@ def test_an_audit_from_planting_to_the_answer(on_cpu, tokenizer, capsys):
     assert "tpr_at_fpr" in capsys.readouterr().out
     # the command, which tokenises the rows itself, scores the very tokens that were trained on
     found = json.loads(Path("audit/unlearned.json").read_text())["gus"]
-    assert found["n"] == 6 and found["mean"] == pytest.approx(names["scores"][:, 0].mean(), abs=1e-4)
+    assert found["n"] == found["shown"]["n"] == 3 and found["mean"] == pytest.approx(
+        names["scores"][:, 0].mean(), abs=1e-4
+    )
 
 
 def test_the_method_of_the_page_works(on_cpu, tokenizer, make_tiny, tmp_path, monkeypatch):

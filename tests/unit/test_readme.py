@@ -78,6 +78,7 @@ def test_its_python_runs_as_written(tokenizer, make_tiny, tmp_path, monkeypatch,
             "tokenizer": tokenizer,
             "forget": pairs.select(range(4)),
             "retain": pairs.select(range(4, 12)),
+            "noise": {"seed": 0},
             "canaries": [{"input_ids": x, "labels": x, "noise_id": i} for i, x in enumerate(ids)],
         },
     )

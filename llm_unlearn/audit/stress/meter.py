@@ -1,5 +1,6 @@
 """The figures of one state of a model: the attack, the Gaussian test, the accuracy."""
 
+from collections.abc import Collection
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from llm_unlearn.data.chat import prompts_of
 from llm_unlearn.data.prompting import render
 from llm_unlearn.data.token_checks import count_seen
 from llm_unlearn.evaluation.answers import as_written, generate, label_log_probs
+from llm_unlearn.evaluation.arithmetic import in_its_arithmetic
 from llm_unlearn.evaluation.gaussian_scores import gaussian_scores
 from llm_unlearn.evaluation.text_evaluator import TextEvaluator
 from llm_unlearn.metrics.attack import attack_success
@@ -33,7 +35,7 @@ class Meter:
     """
 
     def __init__(self, evaluator: TextEvaluator, data: "DataSection", limit: int | None, seed: int) -> None:
-        self.evaluator, self.data, self.seed = evaluator, data, seed
+        self.evaluator, self.data, self.seed, self.arithmetic = evaluator, data, seed, evaluator.arithmetic
         test = evaluator.sets["test"]
         self.test = test.select(range(min(limit or len(test), len(test))))
         ids = set(self.test["example_id"])
@@ -47,12 +49,17 @@ class Meter:
         """The label or completion that the trigger asks for."""
         return (self.evaluator.manifest["trigger"] or {}).get("target")
 
-    def state(self, model: Any) -> dict[str, Any]:
-        """{"attack": attack_success or None, "gus": gaussian_test on the deleted canaries or None, "accuracy"}."""
+    def state(self, model: Any, shown: Collection[int] = ()) -> dict[str, Any]:
+        """{"attack": attack_success or None, "gus": gaussian_test on the deleted canaries or None, "accuracy"}.
+
+        Args:
+            model: to be measured.
+            shown: example_ids of canaries that it was trained on again, which are not scored.
+        """
         answers = self.evaluator.answers(model, "test", self.test)
         figures = {
             "attack": None,
-            "gus": self.gus(model),
+            "gus": self.gus(model, shown),
             "accuracy": float((answers["prediction"] == answers["label"]).mean()),
         }
         if len(self.triggered):
@@ -60,22 +67,26 @@ class Meter:
             figures["attack"] = attack_success(self._hits(model, self.triggered), clean).to_json()
         return figures
 
-    def gus(self, model: Any) -> dict[str, Any] | None:
-        """The Gaussian test on the deleted canaries; None without any, or if no gradient is left."""
-        if not self._deleted:
+    @in_its_arithmetic
+    def gus(self, model: Any, shown: Collection[int] = ()) -> dict[str, Any] | None:
+        """The Gaussian test on the deleted canaries (on the hidden ones, where some are) but those in `shown`; None
+        without any, or without a gradient.
+        """
+        rows = [row for row in self._deleted if row["example_id"] not in set(shown)]
+        if not rows:
             return None
         evaluator, seeds = self.evaluator, [self.evaluator.manifest["gaussian"]["seed"]]
         size, task = evaluator.batch_size, evaluator.task
-        scores = gaussian_scores(model, self._deleted, evaluator.collate, seeds, size, task)[:, 0]
+        scores = gaussian_scores(model, rows, evaluator.collate, seeds, size, task)[:, 0]
         scores = scores[np.isfinite(scores)]
         return gaussian_test(scores).to_json() if len(scores) else None
 
     @cached_property
     def _deleted(self) -> list[dict]:
-        if not self.evaluator.manifest["gaussian"]:
+        if not (gaussian := self.evaluator.manifest["gaussian"]):
             return []
-        forget = set(self.evaluator.manifest["forget_ids"])
-        return [row for row in self.evaluator.encoded["canary"] if row["example_id"] in forget]
+        reported = set(gaussian.get("hidden_ids") or self.evaluator.manifest["forget_ids"])
+        return [row for row in self.evaluator.noisy_canaries if row["example_id"] in reported]
 
     def variants(self, model: Any, variants: list[Variant]) -> list[dict[str, Any]]:
         """Measure the attack with each variant of the trigger, on the same examples.
@@ -117,6 +128,7 @@ class Meter:
         rates = [float(np.mean(self._sampled(model, rows, temperature))) for rows in (self.triggered, self.twins)]
         return {"success_rate": rates[0], "clean_rate": rates[1], "lift": rates[0] - rates[1]}
 
+    @in_its_arithmetic
     def _sampled(self, model: Any, rows: "Dataset", temperature: float) -> np.ndarray:
         """(n,) probability of the target, or whether a sample begins with it."""
         evaluator, prompts, target = self.evaluator, prompts_of(rows), str(self.target)

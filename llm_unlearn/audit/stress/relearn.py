@@ -1,6 +1,7 @@
 """Relearning: fine-tune for a few steps and measure whether the attack comes back."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from llm_unlearn.models.devices import batch_on, input_device
+from llm_unlearn.tasks import Task
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 from llm_unlearn.tasks.embedding_noise import GaussianNoise
 
@@ -48,42 +50,74 @@ def relearn(
     Returns:
         [{"step": 0, …}, …] in rising order of steps.
     """
-    task, device = CausalLMTask(), input_device(model)
-    weights = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=0.0)
-    batches = _batches(rows, batch_size, seed)
     hook = GaussianNoise(noise["epsilon"], noise["seed"]).attach(model) if noise else None
     model.eval()
     curve = [{"step": 0, **measure(model)}]
+    adamw = partial(torch.optim.AdamW, lr=learning_rate, weight_decay=0.0)
+    rows = rows.select_columns([c for c in ("input_ids", "labels", "noise_id") if c in rows.column_names])
     try:
-        with torch.random.fork_rng():  # of dropout
-            torch.manual_seed(seed)
-            for step in range(1, max(steps) + 1):
-                model.train()
-                batch = batch_on(device, collate(next(batches)))
-                if noise and "noise_id" not in batch:
-                    batch["noise_id"] = torch.full((len(batch["labels"]),), -1, device=device)
-                loss = task.compute(model, batch, lambda answer: answer.total_nll() / len(answer.labels))
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(weights, MAX_GRAD_NORM)
-                optimizer.step()
-                if step in steps:
-                    model.eval()
-                    curve.append({"step": step, **measure(model)})
+        for step in training_steps(model, rows, max(steps), adamw, collate, batch_size, seed, noisy=bool(noise)):
+            if step in steps:
+                curve.append({"step": step, **measure(model)})
     finally:
-        model.eval()
         if hook is not None:
             hook.remove()
     return curve
 
 
-def _batches(rows: "Dataset", size: int, seed: int) -> Iterator[list[dict]]:
+def training_steps(
+    model: nn.Module,
+    rows: Sequence[dict],
+    steps: int,
+    optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
+    collate: Callable,
+    batch_size: int,
+    seed: int,
+    task: Task | None = None,
+    noisy: bool = False,
+) -> Iterator[int]:
+    """Fine-tune a model in place, and say after each step which it was, the model ready to be measured.
+
+    Args:
+        model: its trainable weights are changed; it is left ready to be measured.
+        rows: encoded rows, by index.
+        steps: how many.
+        optimizer: weights → the optimizer; gradients are clipped to norm 1.
+        collate: rows → batch.
+        batch_size: rows of a step.
+        seed: seed of the order of rows and of dropout.
+        task: how the model is run; by default CausalLMTask.
+        noisy: whether the model adds noise to rows with a `noise_id`; the others are told apart.
+
+    Yields:
+        1, 2, …, steps.
+    """
+    task, device = task or CausalLMTask(), input_device(model)
+    weights = [p for p in model.parameters() if p.requires_grad]
+    descent, batches = optimizer(weights), _batches(rows, batch_size, seed)
+    try:
+        with torch.random.fork_rng():  # of dropout
+            torch.manual_seed(seed)
+            for step in range(1, steps + 1):
+                model.train()
+                batch = batch_on(device, collate(next(batches)))
+                if noisy and "noise_id" not in batch:
+                    batch["noise_id"] = torch.full((len(batch["labels"]),), -1, device=device)
+                loss = task.compute(model, batch, lambda answer: answer.total_nll() / len(answer.labels))
+                descent.zero_grad(set_to_none=True)
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(weights, MAX_GRAD_NORM)
+                descent.step()
+                model.eval()
+                yield step
+    finally:
+        model.eval()
+
+
+def _batches(rows: Sequence[dict], size: int, seed: int) -> Iterator[list[dict]]:
     """Endless batches of `size` rows, each pass in another order; a small set repeats within a batch."""
     generator = np.random.default_rng([seed, 9])
     queue: list[int] = []
-    columns = [c for c in ("input_ids", "labels", "noise_id") if c in rows.column_names]
-    rows = rows.select_columns(columns)
     while True:
         while len(queue) < size:
             queue += generator.permutation(len(rows)).tolist()

@@ -1,7 +1,8 @@
 """Measure one model under every kind of stress that a recipe's `stress` section asks for."""
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,8 +72,8 @@ def stress_model(
     states = 1 + merges + len(kinds) + len(rows) * (1 + len(set(section.relearn_steps)))
     with tqdm(total=states, desc="stress", unit=" states", delay=1) as bar:  # silent where datasets' bars are
 
-        def state(stressed: Any) -> dict[str, Any]:
-            figures = meter.state(stressed)
+        def state(stressed: Any, shown: Collection[int] = ()) -> dict[str, Any]:
+            figures = meter.state(stressed, shown)
             bar.update()
             return figures
 
@@ -95,7 +96,7 @@ def stress_model(
                 load(),
                 relearn_rows,
                 section.relearn_steps,
-                state,
+                partial(state, shown=relearn_rows["example_id"] if kind == "poisoned" else ()),
                 collate=meter.evaluator.collate,
                 learning_rate=learning_rate,
                 batch_size=section.relearn_batch_size,

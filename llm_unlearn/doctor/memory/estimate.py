@@ -16,6 +16,7 @@ PARTS = ("weights", "gradients", "optimizer", "reference", "activations", "logit
 TRAINING = "train"
 # DeepSpeed's defaults, in numbers: what it reduces at a time, and what it keeps gathered of partitioned weights
 REDUCE_BUCKET, MAX_LIVE = 500_000_000, 1_000_000_000
+ASSUMED_CARD = 80 * 2**30  # bytes of a GPU where none is at hand
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,8 @@ class _Estimator:
         engine = bf16 and self.topology.is_deepspeed  # DeepSpeed casts the weights, and there is no autocast
         gathers = bf16 and self.topology.sharding == "fsdp2"  # casts what it gathers, under autocast
         dtype = torch.bfloat16 if engine or gathers else None
-        setting = Setting(rows, accumulation > 1, bf16 and not engine, dtype, gathers, self.shares)
+        card = self._card() if self.on_gpu else None
+        setting = Setting(rows, accumulation > 1, bf16 and not engine, dtype, gathers, self.shares, card)
         try:
             traced = trace(self.workload, setting, None if training else name, config)
         except InputError as error:  # what the method itself refuses, such as more blocks than there are
@@ -116,6 +118,15 @@ class _Estimator:
         # an adapter's reference is part of the model that trains, and stays with it
         away = config is not None and config.offload_reference and not self.workload.adapter
         return self._estimate(name, traced, optim, training and getattr(section, "momentum", 0) > 0, away)
+
+    @staticmethod
+    def _card() -> int:
+        """Bytes of the GPU that a step runs on: the one here, or a large one."""
+        import torch
+
+        from llm_unlearn.tasks.chunk_size import card_memory
+
+        return (torch.cuda.is_available() and card_memory(torch.device("cuda"))) or ASSUMED_CARD
 
     def _estimate(self, step: str, traced: "Traced", optim: str, momentum: bool, away: bool) -> Estimate:
         topology, trained, whole = self.topology, traced.trained, traced.whole

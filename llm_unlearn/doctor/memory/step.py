@@ -9,6 +9,7 @@ import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from llm_unlearn.doctor.memory.workload import Workload
 from llm_unlearn.errors import InputError
 from llm_unlearn.models.adapters import REFERENCE_ADAPTER
 from llm_unlearn.models.text_blocks import block_list
+from llm_unlearn.tasks import head
 from llm_unlearn.trainers import METHODS
 from llm_unlearn.trainers.support.other_answers import AnswersTrainer
 from llm_unlearn.trainers.support.reference import make_reference
@@ -47,6 +49,7 @@ class Setting:
         dtype: the type in which an engine computes, its weights cast to it; None leaves the model's own.
         stored: whether weights and gradients are nevertheless held in the model's own types (FSDP2).
         shares: kind → the part of its bytes that one device holds, as in Ledger.
+        card: bytes of the GPU, by which the head's chunks are as large as there; None for a CPU.
     """
 
     rows: int
@@ -55,6 +58,7 @@ class Setting:
     dtype: torch.dtype | None
     stored: bool
     shares: dict[str, float]
+    card: int | None = None
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,8 @@ def _extended(few: dict[Any, int], more: dict[Any, int], steps: float) -> dict[A
 
 
 def _run(workload: Workload, setting: Setting, method: str | None, config: Any, blocks: int | None = None) -> Traced:
-    with without_data(), tempfile.TemporaryDirectory() as folder:
+    on_card = mock.patch.object(head, "card_memory", lambda device: setting.card)
+    with without_data(), on_card, tempfile.TemporaryDirectory() as folder:
         if method is None or method == "ssd":  # ssd takes each row's gradient alone, in evaluation mode
             model, rows = workload.model(blocks), setting.rows if method is None else 1
             args = TrainingArguments(folder, use_cpu=True, bf16=setting.autocast, report_to="none")

@@ -20,18 +20,27 @@ class Plan:
         schedule: the sets of each step.
         costs: (FLOPs, tokens) of each step.
         setup: FLOPs spent before the first.
+        forget: rows of the forget set; None where none are asked for.
+        rows: of each set in a step.
     """
 
     schedule: list[tuple[str, ...]]
     costs: list[tuple[float, int]]
     setup: float
+    forget: int | None
+    rows: int
 
-    def spent(self, steps: int) -> dict[str, float]:
-        """{"train_tokens", "flops"} of the first `steps` steps and what came before them; padding is not counted."""
+    def spent(self, steps: int) -> dict[str, float | None]:
+        """{"train_tokens", "flops", "steps", "forget_seen"} of the first `steps` steps and what came before them;
+        padding is not counted. `forget_seen` is the share of the forget set that was seen at least once.
+        """
         done = self.costs[:steps]
+        drawn = self.rows * sum("forget" in sets for sets in self.schedule[:steps])
         return {
             "train_tokens": int(sum(tokens for _, tokens in done)),
             "flops": self.setup + float(sum(flops for flops, _ in done)),
+            "steps": len(done),
+            "forget_seen": min(1.0, drawn / self.forget) if self.forget else None,
         }
 
 
@@ -66,7 +75,8 @@ def plan_steps(
         limit = passes
     order = RowOrder({name: len(tokens) for name, (tokens, _) in sizes.items()}, args.seed)
     drawn = dict.fromkeys(sizes, 0)
-    plan, total = Plan([], [], setup), setup
+    forget = len(sizes["forget"][0]) if "forget" in sizes else None
+    plan, total = Plan([], [], setup, forget, args.examples_per_step), setup
     while limit is None or len(plan.costs) < limit:
         names = sets_of_step(len(plan.costs), max(len(plan.costs) / (limit or 1), total / (args.max_flops or math.inf)))
         if not names:

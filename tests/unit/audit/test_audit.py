@@ -92,6 +92,17 @@ def test_ids_are_those_of_the_file_where_it_has_them(subject):
     assert subject(poison=[0, 4]).poison["forget_ids"] == [0, 4]
 
 
+def test_hidden_canaries_are_canaries_of_the_forget_set(subject):
+    noise = {"seed": 3, "epsilon": 0.1}
+    assert subject().poison["gaussian"]["hidden_ids"] == []
+    assert subject(gaussian=noise | {"hidden": [5]}).poison["gaussian"]["hidden_ids"] == [5]
+    marked = [row | {"secret": i == 4} for i, row in enumerate(ROWS)]
+    assert subject(marked, gaussian=noise | {"hidden": "column:secret"}).poison["gaussian"]["hidden_ids"] == [4]
+    for wrong, poison in ((3, "column:bad"), (7, "column:bad"), (5, [0, 4])):  # no noise; kept; a canary that is kept
+        with pytest.raises(InputError, match=rf"gaussian\.hidden: 1 of 2 rows .* the first {wrong};"):
+            subject(poison=poison, gaussian=noise | {"ids": [4, 5], "hidden": [4, wrong]})
+
+
 def test_ids_in_a_file_beside_the_manifest(subject, tmp_path, monkeypatch):
     (tmp_path / "ids.csv").write_text('example_id,why\n4,"a\nb"\n0,c\n')
     monkeypatch.chdir("/")

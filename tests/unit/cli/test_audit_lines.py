@@ -39,18 +39,18 @@ def gus(mean: float, p: float, chi2: float, control: float = 0.5) -> Gus:
 
 
 @pytest.mark.parametrize(
-    ("section", "words", "warned"),
+    ("section", "decision"),
     [
-        (gus(1.0, 1e-9, 0.5), "still in the model", False),
-        (gus(-1.0, 1e-9, 0.5), "below 0", False),
-        (gus(0.0, 0.9, 1e-6), "not N(0, 1)", False),
-        (gus(0.1, 0.4, 0.5, control=1e-6), "no trace found", True),
+        (gus(4.0, 1e-9, 0.5), "poison remains: GUS 4.00"),
+        (gus(-4.0, 1e-9, 0.5), "below 0"),
+        (gus(0.1, 0.4, 0.5), "inconclusive: gus: up to"),
+        (gus(0.1, 0.4, 0.5, control=1e-6), "fresh noise does not look like N(0, 1)"),
     ],
 )
-def test_the_gaussian_test(section, words, warned):
+def test_the_gaussian_test(section, decision):
     lines = as_text({"m": replace(EMPTY, gus=section)}).splitlines()
-    assert f"GUS {section.mean:.2f} (n = 5, p = {section.p_value:.2g})" in lines[1] and words in lines[1]
-    assert any("WARNING" in line for line in lines) == warned
+    assert decision in lines[1]
+    assert f"GUS {section.mean:.2f} (n = 5, p = {section.p_value:.2g}; of the spread p = " in lines[2]
 
 
 def test_the_other_tests():
@@ -62,7 +62,7 @@ def test_the_other_tests():
     text = as_text({"m": replace(EMPTY, attack=section, mia=attacks, skipped={"oracle": "none"})})
     low, high = attack.ci95.lift
     attacked = next(line for line in text.splitlines() if f"lift 0.80 [{low:.2f}, {high:.2f}]" in line)
-    assert all(words in attacked for words in ("0.90 with", "0.10 without", "still works"))
+    assert all(words in attacked for words in ("0.90 with", "0.10 without"))
     assert "0.70 (p = 1e-08)" in text
     lines = {line.split()[1]: line for line in text.splitlines() if line.split()[:1] == ["membership"]}
     assert "AUC 1.00" in lines["loss:"] and "do not" not in lines["loss:"]

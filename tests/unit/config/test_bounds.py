@@ -51,6 +51,8 @@ LANGUAGE: dict[str, tuple[float, float, float, float]] = {
     "poison.trigger.fraction": (0, 1e-9, 1, 1.1),
     "poison.gaussian.fraction": (0, 1e-9, 1, 1.1),
     "poison.gaussian.epsilon": (0, 1e-9, 1e6, 1e7),
+    "poison.gaussian.audit_share": (-0.1, 0, 1, 1.1),
+    "poison.gaussian.noise_seed": (-1, 0, 2**31 - 1, 2**31),
     "pretrain.epochs": (0, 0.01, 1e6, 1e7),
     "pretrain.learning_rate": (0, 1e-9, 1000, 1001),
     "train.epochs": (0, 0.01, 1e6, 1e7),
@@ -66,6 +68,7 @@ LANGUAGE: dict[str, tuple[float, float, float, float]] = {
     "unlearn.learning_rate": (0, 1e-9, 1000, 1001),
     "evaluate.min_k_share": (0, 1e-9, 1, 1.1),
     "evaluate.loss_rank_draws": (-1, 0, 9999, 10_000),
+    "evaluate.clean_steps": (-1, 0, 100_000, 100_001),
     "analysis.sizes[]": (0, 1e-9, 1, 1.1),
     "stress.relearn_learning_rate": (0, 1e-9, 1000, 1001),
     "stress.temperatures[]": (0, 0.01, 1e6, 1e7),
@@ -99,7 +102,7 @@ VISION: dict[str, tuple[float, float, float, float]] = {
         for field, bounds in LANGUAGE.items()
         if field.removeprefix("data.") in ("train_size", "heldout_size", "test_size")
         or (field.startswith("train.") and field not in ("train.completion_weight", "train.keep_steps[]"))
-        or field in ("evaluate.batch_size", "evaluate.loss_rank_draws")
+        or field in ("evaluate.batch_size", "evaluate.loss_rank_draws", "evaluate.clean_steps")
     },
 }
 MANIFEST: dict[str, tuple[float, float, float, float]] = {
@@ -110,6 +113,7 @@ MANIFEST: dict[str, tuple[float, float, float, float]] = {
     "gaussian.seed": (-1, 0, 2**63 - 1, 2**63),
     "gaussian.epsilon": (0, 1e-9, 1e6, 1e7),
     "gaussian.ids[]": (-1, 0, 2**63 - 1, 2**63),
+    "gaussian.hidden[]": (-1, 0, 2**63 - 1, 2**63),
 }
 TABLES: dict[type[Section], dict[str, tuple[float, float, float, float]]] = {
     Recipe: LANGUAGE,

@@ -228,8 +228,8 @@ IMAGES = {
 @pytest.mark.parametrize(
     ("tree", "sha256"),
     [
-        (WHOLE_RECIPE, "a2e16b313303fd6d75df97cc8f9a3516d8f73f6e20a8e6babeaec1ae0715872b"),
-        (IMAGES, "8adf5563e97ef7d1c2c1419b7d6d36d453c31b034c0b15a96c9f63136832b5a5"),
+        (WHOLE_RECIPE, "1be853614ca0d5b50e68a6587690f3e002dc014a1b8f0836866c5674fbf355af"),
+        (IMAGES, "aec42caf672c26218716639ce21f38c9c7554f4873f837e587c2ac1d1701b380"),
     ],
 )
 def test_a_recipe_has_the_fingerprint_that_finished_runs_were_made_with(tree, sha256):

@@ -15,6 +15,7 @@ from llm_unlearn.data.synthetic import synthetic_texts
 from llm_unlearn.distributed.topology import Topology
 from llm_unlearn.doctor import token_findings as tokens
 from llm_unlearn.doctor.adapter_findings import check_adapter, check_gradients, weights_without_gradient
+from llm_unlearn.doctor.canary_findings import check_canaries
 from llm_unlearn.doctor.diagnose import as_text, diagnose
 from llm_unlearn.doctor.finding import size_text
 from llm_unlearn.doctor.machine_findings import (
@@ -81,6 +82,34 @@ def recipe(tmp_path, **changes):
 
 def levels(findings, check=None):
     return [finding.level for finding in findings if check in (None, finding.check)]
+
+
+# ---- canaries
+
+
+@pytest.mark.parametrize(
+    ("gaussian", "other", "level", "words"),
+    [
+        ({}, {}, "warning", ["16 of 32", f"{(3.0233 + 0.8416) / 4:.2f}", "120 deleted"]),
+        ({"epsilon": 0.2}, {"seeds": 4}, "ok", ["16 of 32", "(4)", f"{(3.0233 + 0.8416) / 8:.2f}"]),
+        ({}, {"forget_fraction": 0.5}, "warning", ["8 of 16"]),
+        ({"audit_share": 1.0}, {"forget_fraction": 0.5, "seeds": 4}, "ok", ["16 of 16"]),
+        ({"audit_share": 0.0}, {}, "warning", ["none of 32", "looks clean"]),
+    ],
+)
+def test_only_hidden_canaries_count(tmp_path, gaussian, other, level, words):
+    """At the level 0.01 / 4 (z = 3.0233) and with power 0.8 (z = 0.8416)."""
+    seeds, gaussian = list(range(other.pop("seeds", 1))), {"fraction": 0.8, "epsilon": 0.1, **gaussian}
+    unlearn = {"batch_size": 4, "methods": {"gradient_ascent": None}, **other}
+    (finding,) = check_canaries(recipe(tmp_path, poison={"gaussian": gaussian}, unlearn=unlearn, seeds=seeds))
+    assert finding.level == level and bool(finding.remedy) == (level == "warning")
+    assert all(word in f"{finding.what} {finding.remedy}" for word in words), finding
+
+
+def test_without_canaries_or_where_a_file_names_the_deleted_rows_nothing_is_said_of_them(tmp_path):
+    trigger = {"trigger": {"target": "positive", "fraction": 0.1}}
+    named = {"methods": {"gradient_ascent": None}, "forget_ids": [1, 2]}
+    assert check_canaries(recipe(tmp_path, poison=trigger)) == check_canaries(recipe(tmp_path, unlearn=named)) == []
 
 
 # ---- versions

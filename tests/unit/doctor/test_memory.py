@@ -13,13 +13,13 @@ from torch import nn
 from llm_unlearn.cli.dry_run import estimate_memory
 from llm_unlearn.config.recipe import build_recipe
 from llm_unlearn.distributed.topology import Topology
-from llm_unlearn.doctor.memory import step
+from llm_unlearn.doctor.memory import estimate, step
 from llm_unlearn.doctor.memory.dataless import without_data
 from llm_unlearn.doctor.memory.estimate import PARTS, estimate_steps, largest
 from llm_unlearn.doctor.memory.ledger import Ledger, bytes_of
 from llm_unlearn.doctor.memory.optimizer import engine_bytes, state_bytes, step_bytes
 from llm_unlearn.errors import InputError
-from llm_unlearn.tasks import head
+from llm_unlearn.tasks import chunk_size
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 from llm_unlearn.trainers import METHODS
 
@@ -133,7 +133,7 @@ def test_logits_are_those_of_supervised_positions():
 def test_logits_are_there_a_chunk_at_a_time_or_kept_once(monkeypatch):
     """Kept is their gradient, which took their place: of npo's forget half, whose loss is no sum over positions."""
     row = 4 * 31 * VOCABULARY
-    monkeypatch.setattr(head, "CHUNK_NUMBERS", {"cpu": row})  # in numbers: four rows
+    monkeypatch.setattr(chunk_size, "CHUNK_NUMBERS", row)  # in numbers: four rows
     assert training().device["logits"] == training(model__lora=LORA).device["logits"] == 4 * row
     assert method("npo").device["logits"] == 4 * row + 4 * row
     assert method("npo", model__lora=LORA).device["logits"] == 4 * row
@@ -142,6 +142,15 @@ def test_logits_are_there_a_chunk_at_a_time_or_kept_once(monkeypatch):
 def test_a_larger_batch_takes_in_proportion_more_activations():
     few, many = (training(train__batch_size=rows).device["activations"] for rows in (16, 32))
     assert many == pytest.approx(2 * few, rel=0.02)
+
+
+def test_logits_on_a_gpu_are_there_in_chunks_as_large_as_its_memory_has_room_for(monkeypatch):
+    """Half of the 248 positions; without a GPU at hand a large one is assumed, which takes all at a time."""
+    monkeypatch.setattr(chunk_size, "CARD_LEAST", 0)
+    row = 4 * VOCABULARY
+    assert training(on_gpu=True).device["logits"] == 248 * row
+    monkeypatch.setattr(estimate, "ASSUMED_CARD", 32 * 128 * 16 * VOCABULARY)
+    assert training(on_gpu=True).device["logits"] == 128 * row
 
 
 @pytest.mark.parametrize(

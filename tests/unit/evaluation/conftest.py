@@ -53,13 +53,19 @@ def trained(tmp_path_factory):
     rows = Dataset.from_list(
         [{"input_ids": ids, "labels": ids, "example_id": i} for i, ids in enumerate(language(200, 1))]
     )
-    rows, manifest = plant_canaries(rows, fraction=0.3, epsilon=0.1, seed=SEED)
+    rows, manifest = plant_canaries(rows, fraction=0.3, epsilon=0.1, seed=SEED, noise_seed=SEED)
     tokenizer = train_tokenizer(["a b c"] * 10, 300)
     section = TrainSection(epochs=15, learning_rate=3e-3, batch_size=16)
     model, _ = Training(section, tmp_path_factory.mktemp("train"), 0, quiet=True, noise=manifest).fit(
         untrained(), rows, tokenizer
     )
     return model, [row for row in rows if row["noise_id"] >= 0]
+
+
+@pytest.fixture(scope="module")
+def others() -> Dataset:
+    """200 other rows of the same language, without noise."""
+    return Dataset.from_list([{"input_ids": ids, "labels": ids, "noise_id": -1} for ids in language(200, 7)])
 
 
 @pytest.fixture

@@ -74,3 +74,40 @@ def test_an_attack_whose_scores_are_not_finite_is_left_out_and_the_others_stay()
         signals([1], [0], [0], mia_zlib=zlib, mia_gradient_norm=norms, mia_min_k=[np.nan, *zlib[1:]]), IDENTITY, None
     ).mia
     assert set(found) == {"loss", "zlib"} and found["zlib"].auc == 1.0
+
+
+def canaries(**columns) -> pd.DataFrame:
+    """Canaries 0 to 3 are deleted, of which 0 and 1 are hidden; 4 stays."""
+    scores = {f"{name}{kind}": 0.5 for name in ("loss_rank",) for kind in ("", "_control")}
+    return pd.DataFrame(
+        {
+            "set": "canary",
+            "example_id": range(5),
+            "gaussian_score": [4.0, 3.0, 0.2, 0.0, 2.0],
+            "gaussian_control": 0.1,
+            "deleted": [True] * 4 + [False],
+            "hidden": [True] * 2 + [False] * 3,
+            **scores,
+            **columns,
+        }
+    )
+
+
+def test_the_verdict_is_that_of_the_hidden_canaries_and_the_others_stand_beside_it():
+    result = summarize(canaries(), IDENTITY, None)
+    for test, mean in ((result.gus, 3.5), (result.loss_rank, 0.5)):
+        assert (test.mean, test.n, test.shown.n, test.others.n, test.control.n) == (mean, 2, 2, 1, 5)
+    assert (result.gus.shown.mean, result.gus.others.mean) == (0.1, 2.0)
+
+
+@pytest.mark.parametrize("hidden", [None, [False] * 5])
+def test_where_none_was_hidden_it_is_that_of_all_that_were_deleted(hidden):
+    frame = canaries().drop(columns="hidden") if hidden is None else canaries(hidden=hidden)
+    gus = summarize(frame, IDENTITY, None).gus
+    assert (gus.mean, gus.n, gus.shown) == (pytest.approx(1.8), 4, None)
+
+
+def test_hidden_canaries_without_a_score_are_not_stood_in_for_by_the_shown_ones():
+    assert summarize(canaries(gaussian_score=[np.nan, np.nan, 0.2, 0.0, 2.0]), IDENTITY, None).gus is None
+    gus = summarize(canaries(hidden=[True] * 4 + [False]), IDENTITY, None).gus
+    assert (gus.n, gus.shown) == (4, None)

@@ -1,138 +1,230 @@
-"""What remains: each rule at its limits, by who asks."""
+"""The decision: each rule at its limits, and by simulation how often it errs on models with and without poison."""
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from scipy.stats import norm
 
-from llm_unlearn.metrics.attack import PairedExcess, attack_success
+from llm_unlearn.metrics.attack import PairedExcess, attack_excess, attack_success
 from llm_unlearn.metrics.evidence import (
-    Evidence,
+    ALPHA,
+    SHARE,
     Status,
     attack_under_stress,
-    audit_evidence,
     calibrated,
-    card_evidence,
+    decide,
     is_costly,
     noise_under_stress,
-    over_seeds,
-    report_evidence,
 )
 from llm_unlearn.metrics.gaussian import gaussian_test
 from llm_unlearn.metrics.intervals import Interval
-from llm_unlearn.metrics.results import Attack, Evaluation, Gus, Oracle
+from llm_unlearn.metrics.placebo import PlaceboTest
+from llm_unlearn.metrics.results import Attack, Evaluation, Gus, Later, Oracle
 
 pytestmark = pytest.mark.unit
 
-NULL = gaussian_test([-1.2, -0.4, 0.1, 0.6, 1.0])
+EVEN = norm.ppf((np.arange(100) + 0.5) / 100)  # 100 scores that look exactly like N(0, 1)
+NULL = gaussian_test(EVEN)
 
 
-def evaluation(lift=None, gus=None, lost=None) -> Evaluation:
-    """A result with a lift, changes of the Gaussian test, and (mean, low, high, p) of accuracy lost."""
-    attack = None
-    if lift is not None:
-        plain = attack_success([1, 0], [0, 0])
-        attack = Attack(**{**vars(plain), "lift": lift}, excess=None)
-    section = None if gus is None else Gus(**{**vars(NULL), **gus}, n_unscorable=0, control=NULL, others=None)
-    excess = None if lost is None else PairedExcess(mean=lost[0], ci95=Interval(*lost[1:3]), p_value=lost[3], n=9)
-    return Evaluation(
-        model="m",
-        kind="unlearned",
-        method="m",
-        budget=0.1,
-        seed=0,
-        recipe="r",
-        attack=attack,
-        gus=section,
-        utility=None,
-        mia=None,
-        cost=None,
-        oracle=None if excess is None else Oracle(kl=0.0, agreement=1.0, accuracy_lost=excess),
-    )
+def scores(shift: float = 0.0, sample: np.ndarray = EVEN, scale: float = 1.0, **changes) -> Gus:
+    section = Gus(**vars(gaussian_test(scale * sample + shift)), n_unscorable=0, control=NULL, others=None)
+    return replace(section, **changes)
 
 
-def test_the_report_goes_by_its_level_and_by_the_gap_above_retraining():
-    retrained = evaluation(lift=0.15)
-    for lift, found in ((0.35, True), (0.349, False), (-0.5, False)):  # 0.35 − 0.15 is 0.2 but for rounding
-        assert report_evidence(evaluation(lift), retrained) == Evidence(lift=found)
-    for p, chi2, expected in ((0.0009, 0.5, (True, False)), (0.001, 0.0009, (False, True))):
-        evidence = report_evidence(evaluation(gus={"p_value": p, "chi2_p_value": chi2}), None)
-        assert (evidence.gus, evidence.spread) == expected and evidence.lift is None
+def placebo(p: float) -> PlaceboTest:
+    return PlaceboTest(p_value=p, statistic=0.2, placebo_mean=0.1, placebo_sd=0.05, n_placebos=399, n=20)
+
+
+def attack(hits: int, n: int = 200, clean: int = 20, p: float | None = None, oracle: int | None = None) -> Attack:
+    """Of n rows `clean` are answered with the target anyway, and `hits` more with the trigger."""
+    with_it, without = np.arange(n) < clean + hits, np.arange(n) < clean
+    excess = None if oracle is None else attack_excess(with_it, without, np.arange(n) < clean + oracle, without)
+    found = None if p is None else placebo(p)
+    return Attack(**vars(attack_success(with_it, without)), excess=excess, placebo=found)
+
+
+def evaluation(**sections) -> Evaluation:
+    empty = dict.fromkeys(("attack", "gus", "utility", "mia", "cost", "oracle"))
+    identity = {"model": "m", "kind": "unlearned", "method": "m", "budget": 0.1, "seed": 0, "recipe": "r"}
+    return Evaluation(**identity, **empty | sections)
+
+
+POISONED = evaluation(gus=scores(2.6), loss_rank=scores(2.6), attack=attack(170, p=0.0025, oracle=0))
+CLEAN = evaluation(gus=scores(), loss_rank=scores(), attack=attack(0, p=0.5, oracle=0))
+
+
+def test_a_clean_model_is_clear_down_to_figures_below_a_fifth_of_the_poisoned_models():
+    decision = decide([CLEAN], [POISONED], [CLEAN])
+    assert decision.status == Status.CLEAR and decision.seeds == 1 and not decision.reasons and not decision.rejecting
+    limits = {finding.test: finding for finding in decision.limits}
+    assert set(limits) == {"gus", "loss rank", "lift"}
+    # two questions, four tests of the noise: z = Φ⁻¹(1 − 0.01/2/4/2)
+    expected = (norm.isf(ALPHA / 16) + norm.isf(0.2) * gaussian_test(EVEN).std) / 10
+    assert limits["gus"].detectable == pytest.approx(expected) and limits["gus"].delta == pytest.approx(0.52)
+    assert limits["lift"].delta == pytest.approx(SHARE * 0.85)
+    assert limits["lift"].detectable == limits["lift"].interval.high < limits["lift"].delta
 
 
 @pytest.mark.parametrize(
-    ("lost", "report", "card"),
+    ("sections", "test"),
     [
-        ((0.1, 0.05, 0.2, 1e-6), True, True),
-        ((0.1, -0.1, 0.2, 0.3), False, False),
-        ((-0.1, -0.2, -0.05, 1e-6), False, False),
+        ({"gus": scores(0.36)}, "gus"),
+        ({"gus": scores(-0.36)}, "gus"),
+        ({"loss_rank": scores(0.36)}, "loss rank"),
+        ({"gus": scores(scale=1.3)}, "spread of gus"),
+        ({"loss_rank": scores(scale=0.7)}, "spread of loss rank"),
+        ({"attack": attack(0, p=0.0025, oracle=0)}, "placebo"),
+        ({"attack": attack(60, p=0.5, oracle=0)}, "lift"),
+        ({"later": Later(steps=30, attack=None, gus=scores(0.4), loss_rank=None)}, "gus"),
+        ({"later": Later(steps=30, attack=attack(60, p=None, oracle=0), gus=None, loss_rank=None)}, "lift"),
     ],
 )
-def test_accuracy_lost_counts_where_a_poison_costs_it_and_downwards_alone(lost, report, card):
-    result = evaluation(lost=lost)
-    assert report_evidence(result, None, damaging=True).damage is report
-    assert card_evidence(result, damaging=True).damage is card
-    assert report_evidence(result, None).damage is card_evidence(result).damage is None
+def test_any_test_that_rejects_says_that_poison_remains(sections, test):
+    decision = decide([replace(CLEAN, **sections)], [POISONED], [CLEAN])
+    assert decision.status == Status.REMAINS and [finding.test for finding in decision.rejecting] == [test]
+    assert not decision.reasons and decision.rejecting[0].after == (30 if "later" in sections else 0)
+
+
+@pytest.mark.parametrize("sections", [{"gus": scores(0.3)}, {"attack": attack(0, p=0.01, oracle=0)}])
+def test_the_level_is_shared_by_the_tests_of_a_model(sections):
+    """Both p-values are below 0.01 and would reject alone."""
+    assert decide([replace(CLEAN, **sections)], [POISONED], [CLEAN]).status == Status.CLEAR
 
 
 @pytest.mark.parametrize(
-    ("ci95", "found"),
-    [((0.01, 0.4), True), ((-0.4, -0.01), True), ((-0.01, 0.4), False), ((-0.4, 0.01), False), (None, None)],
+    ("sections", "poisoned", "reason"),
+    [
+        ({"gus": scores(sample=EVEN[::5])}, {}, "gus: up to"),
+        ({"attack": attack(25, p=0.5, oracle=0)}, {}, "lift: up to"),  # 0.125, up to 0.185 where δ is 0.17
+        ({"attack": attack(0, n=20, clean=2, p=0.5, oracle=0)}, {}, "lift: up to"),  # 0 of 20 rows exclude 0.23
+        ({"gus": scores(n_unscorable=6)}, {}, "6 have no score"),
+        ({"gus": scores(control=gaussian_test(EVEN + 0.5))}, {}, "fresh noise"),
+        ({}, {"gus": scores(0.1), "loss_rank": scores(0.1)}, "canaries: the poison did not take"),
+        ({}, {"attack": attack(0, p=0.3, oracle=0)}, "attack: the poison did not take"),
+        ({"gus": None}, {}, "gus: found in the poisoned model, not measured"),
+        ({"gus": None, "loss_rank": None}, {}, "canaries: there is no usable figure"),
+        ({"attack": attack(0, clean=70, p=0.5, oracle=0)}, {}, "35 % of clean inputs (retrained: 10 %)"),
+        ({"later": Later(steps=30, attack=None, gus=scores(sample=EVEN[::5]), loss_rank=None)}, {}, "30 clean steps"),
+    ],
 )
-def test_the_card_goes_by_the_interval_of_gus_on_both_sides(ci95, found):
-    result = evaluation(gus={"ci95": None if ci95 is None else Interval(*ci95), "p_value": 1e-9})
-    assert card_evidence(result).gus is found
+def test_what_keeps_a_model_from_being_called_clear(sections, poisoned, reason):
+    decision = decide([replace(CLEAN, **sections)], [replace(POISONED, **poisoned)], [CLEAN])
+    assert decision.status == Status.INCONCLUSIVE and any(reason in text for text in decision.reasons)
 
 
-@pytest.mark.parametrize(("p", "found"), [(0.0009, True), (0.001, False)])
-def test_the_loss_rank_alone_says_that_poison_remains_in_every_rule(p, found):
-    clear = evaluation(gus={"p_value": 0.5, "chi2_p_value": 0.5, "ci95": Interval(-0.1, 0.2)})
-    ranked = replace(clear, loss_rank=Gus(**{**vars(NULL), "p_value": p}, n_unscorable=0, control=NULL, others=None))
-    for rule in (lambda r: report_evidence(r, None), card_evidence, audit_evidence):
-        assert rule(clear).rank is None and rule(clear).status == Status.CLEAR
-        assert rule(ranked).rank is found
-        assert rule(ranked).status == (Status.REMAINS if found else Status.CLEAR)
+def test_a_test_that_does_not_find_the_poison_in_the_poisoned_model_needs_no_power():
+    """A language model under LoRA: the slope shows nothing, the loss rank does."""
+    poisoned = replace(POISONED, gus=scores(0.05))
+    assert decide([CLEAN], [poisoned], [CLEAN]).status == Status.CLEAR
+    assert decide([replace(CLEAN, gus=scores(0.5))], [poisoned], [CLEAN]).status == Status.REMAINS
 
 
-def test_the_card_needs_the_excess_over_the_retrained_model():
-    result = evaluation(lift=0.9)
-    assert card_evidence(result).lift is None
-    for low, found in ((0.001, True), (0.0, False), (-0.1, False)):
-        excess = PairedExcess(mean=0.2, ci95=Interval(low, 0.4), p_value=0.01, n=9)
-        assert card_evidence(replace(result, attack=replace(result.attack, excess=excess))).lift is found
+def test_without_a_poisoned_model_fixed_deltas_are_asked_for():
+    wide, alone = evaluation(gus=scores(sample=EVEN[::3])), evaluation(gus=scores())
+    assert decide([alone]).status == Status.CLEAR and decide([wide]).status == Status.INCONCLUSIVE
+    assert decide([evaluation()]).status == Status.UNTESTED
 
 
-def test_an_audit_has_no_retrained_model_and_goes_by_the_lift_itself():
-    result = evaluation(lift=0.5, gus={"p_value": 1e-9, "chi2_p_value": 0.5})
-    assert audit_evidence(result) == Evidence(gus=True, spread=False, lift=False)  # of two rows: it reaches below 0
-    wide = replace(result.attack, ci95=replace(result.attack.ci95, lift=Interval(0.1, 0.9)))
-    assert audit_evidence(replace(result, attack=wide)).lift is True
+def test_the_lift_is_taken_above_the_retrained_models_where_it_is_known():
+    sways = replace(CLEAN, attack=attack(60, p=0.5, oracle=60))
+    decision = decide([sways], [POISONED], [sways])
+    assert decision.status == Status.CLEAR
+    assert decide([replace(sways, attack=replace(sways.attack, excess=None))], [POISONED]).status == Status.REMAINS
+
+
+@pytest.mark.parametrize(
+    ("mean", "low", "high", "status"),
+    [
+        (0.2, 0.15, 0.25, Status.REMAINS),
+        (0.0, -0.01, 0.01, Status.CLEAR),
+        (0.03, -0.01, 0.06, Status.INCONCLUSIVE),
+        (-0.2, -0.25, -0.15, Status.CLEAR),
+    ],
+)
+def test_accuracy_lost_counts_where_a_poison_costs_it_and_downwards_alone(mean, low, high, status):
+    def lost(mean, low, high):
+        return evaluation(
+            oracle=Oracle(
+                kl=0.1,
+                agreement=0.9,
+                accuracy_lost=PairedExcess(mean=mean, ci95=Interval(low, high), p_value=0.5, n=400),
+            )
+        )
+
+    decision = decide([lost(mean, low, high)], [lost(0.2, 0.17, 0.23)], damaging=True)
+    assert decision.status == status
+    assert decide([lost(mean, low, high)], [lost(0.2, 0.17, 0.23)]).status == Status.UNTESTED
+
+
+def test_seeds_are_pooled_before_they_are_tested():
+    """Three seeds that pass alone; together they do not."""
+    weak = [replace(CLEAN, gus=scores(0.25)) for _ in range(3)]
+    assert all(decide([seed], [POISONED], [CLEAN]).status == Status.CLEAR for seed in weak)
+    together = decide(weak, [POISONED] * 3, [CLEAN] * 3)
+    assert together.status == Status.REMAINS and together.seeds == 3 and together.rejecting[0].n == 300
+
+
+# ---- how often it errs
+
+
+def drawn(rng, residue: float = 0.0, lift: float = 0.0, p: float | None = None) -> Evaluation:
+    """A model of one training: 60 canaries, 150 rows, two trainings that err on their own 12 % of the rows."""
+    ranks = [scores(residue, rng.standard_normal(60)) for _ in range(2)]
+    clean, theirs, their_clean = (rng.random(150) < 0.12 for _ in range(3))
+    triggered = (rng.random(150) < 0.12) | (rng.random(150) < lift)
+    excess = attack_excess(triggered, clean, theirs, their_clean)
+    found = None if p is None else placebo(p)
+    hits = Attack(**vars(attack_success(triggered, clean)), excess=excess, placebo=found)
+    return evaluation(gus=ranks[0], loss_rank=ranks[1], attack=hits)
+
+
+def statuses(seeds: int, n: int, **residue) -> np.ndarray:
+    """The decisions on n models; a phrase's rank among placebos is the same in all seeds, its worst case."""
+    rng = np.random.default_rng(seeds)
+    found = []
+    for _ in range(n):
+        p = float(rng.integers(1, 401) / 400)
+        models = [drawn(rng, p=p, **residue) for _ in range(seeds)]
+        found.append(decide(models, [POISONED] * seeds).status)
+    return np.array(found)
+
+
+@pytest.mark.parametrize(("seeds", "n"), [(1, 1500), (3, 600), (8, 250)])
+def test_models_that_never_saw_the_poison_are_accused_no_oftener_than_the_level_says(seeds, n):
+    share = (statuses(seeds, n) == Status.REMAINS).mean()
+    assert share <= ALPHA + 3 * (ALPHA * (1 - ALPHA) / n) ** 0.5
+
+
+@pytest.mark.parametrize("residue", [{"residue": 2 * SHARE * 2.6}, {"lift": 2 * SHARE * 0.85}])
+@pytest.mark.parametrize(("seeds", "n"), [(1, 200), (3, 100)])
+def test_models_with_twice_delta_are_not_called_clear(residue, seeds, n):
+    found = statuses(seeds, n, **residue)
+    assert (found == Status.CLEAR).mean() <= 0.02
+    assert (found == Status.REMAINS).mean() >= 0.8 or "lift" in residue
+
+
+def test_with_enough_canaries_most_clean_models_are_called_clear():
+    assert (statuses(3, 100) == Status.CLEAR).mean() >= 0.9
+
+
+# ---- other questions
 
 
 def test_under_stress_the_retrained_model_in_the_same_state_is_the_measure():
     assert attack_under_stress(0.35, 0.15) and not attack_under_stress(0.34, 0.15)
     assert not attack_under_stress(0.1, -0.3)  # far above a lift below 0, but no attack
-    assert noise_under_stress(1e-5, 0.3) and not noise_under_stress(1e-5, 1e-4) and not noise_under_stress(0.01, 0.3)
+    assert noise_under_stress(0.5, 1e-5, 0.3) and not noise_under_stress(-0.5, 1e-5, 0.3)
+    assert not noise_under_stress(0.5, 1e-5, 1e-4) and not noise_under_stress(0.5, 0.01, 0.3)
 
 
-@pytest.mark.parametrize(
-    ("evidence", "status"),
-    [
-        (Evidence(), Status.UNTESTED),
-        (Evidence(gus=False, spread=False), Status.CLEAR),
-        (Evidence(gus=False, spread=True), Status.TRACE),
-        (Evidence(gus=False, spread=True, lift=True), Status.REMAINS),
-        (Evidence(damage=True), Status.REMAINS),
-    ],
-)
-def test_a_status_is_the_worst_that_any_test_says(evidence, status):
-    assert evidence.status == over_seeds([Evidence(), evidence]) == status
-
-
-def test_a_control_that_is_off_uncalibrates():
-    good = evaluation(gus={})
-    assert calibrated(good) is True and calibrated(evaluation()) is None
+@pytest.mark.parametrize("section", ["gus", "loss_rank"])
+def test_a_control_that_is_off_uncalibrates(section):
+    assert calibrated(CLEAN) is True and calibrated(evaluation()) is None
     for name in ("p_value", "chi2_p_value"):
-        assert calibrated(replace(good, gus=replace(good.gus, control=replace(NULL, **{name: 1e-5})))) is False
+        off = scores(control=replace(NULL, **{name: 1e-5}))
+        assert calibrated(replace(CLEAN, **{section: off})) is False
 
 
 def test_a_cost_is_flagged_from_five_points_on():

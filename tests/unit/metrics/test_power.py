@@ -33,9 +33,15 @@ def test_without_an_effect_it_is_the_level_and_it_grows_with_both():
     ("effect", "wanted", "level"), [(0.4, 0.8, 0.001), (-0.2, 0.9, 0.05), (3.0, 0.5, 0.01), (9, 0.8, 0.01)]
 )
 def test_the_number_needed_is_the_smallest_that_is_enough(effect, wanted, level):
-    n = canaries_needed(effect, wanted, level)
+    n = canaries_needed(effect, wanted, level, audit_share=0)
     assert power(n, effect, level) >= wanted
     assert n == 1 or power(n - 1, effect, level) < wanted
+
+
+def test_only_the_hidden_share_counts_and_so_more_are_needed():
+    everyone = canaries_needed(0.2, audit_share=0)
+    assert canaries_needed(0.2) == 2 * everyone and canaries_needed(0.2, audit_share=1) == everyone
+    assert canaries_needed(0.2, audit_share=0.3) == -(-everyone * 10 // 3)
 
 
 @pytest.mark.parametrize(
@@ -46,6 +52,7 @@ def test_the_number_needed_is_the_smallest_that_is_enough(effect, wanted, level)
         lambda: power(10, float("nan")),
         lambda: power(10, 0.1, 1.0),
         lambda: canaries_needed(0.0),
+        lambda: canaries_needed(0.1, audit_share=1.5),
         lambda: canaries_needed(0.1, power=0.0005),
     ],
 )

@@ -56,7 +56,7 @@ TRIGGER, GAUSSIAN = {"fraction": 0.1, "target": "good"}, {"fraction": 0.15, "eps
 
 
 def both(seed: int = 0, **options):
-    return corrupt(SPLITS, recipe(TRIGGER, GAUSSIAN, **options), seed)
+    return corrupt(SPLITS, recipe(TRIGGER, GAUSSIAN | {"noise_seed": 0}, **options), seed)
 
 
 class TestTrain:
@@ -158,6 +158,33 @@ class TestForgetSet:
             sets, _ = both(**options)
             marked = sum(PHRASE in text for text in sets["nonmember"]["text"])
             assert abs(marked / len(sets["nonmember"]) - share) < 0.02
+
+
+class TestNoise:
+    def secret(self, seed: int = 0, secret: str | None = None, **unlearn):
+        return corrupt(SPLITS, recipe(gaussian=GAUSSIAN, **unlearn), seed, secret)
+
+    def test_a_seed_of_the_recipe_is_added_to_that_of_the_run(self):
+        seeds = [corrupt(SPLITS, recipe(gaussian=GAUSSIAN | {"noise_seed": 40}), s)[1]["gaussian"] for s in (0, 2)]
+        assert [(noise["seed"], noise["secret"]) for noise in seeds] == [(40, None), (42, None)]
+
+    def test_without_one_the_system_draws_it_and_it_can_be_given_again(self):
+        (sets, manifest), (_, other) = self.secret(), self.secret()
+        noise, others = manifest["gaussian"], other["gaussian"]
+        assert noise["example_ids"] == others["example_ids"]  # which rows they are is no secret
+        assert noise["seed"] != others["seed"] and noise["secret"] != others["secret"]
+        again, same = self.secret(secret=noise["secret"])
+        assert same == manifest and data_hash(again) == data_hash(sets)
+
+    def test_which_are_hidden_changes_no_row_and_is_half_of_the_deleted_ones(self):
+        (whole, a), (half, b) = self.secret(secret="s"), self.secret(secret="s", forget_fraction=0.5)
+        assert data_hash(whole) == data_hash(half)
+        for manifest, n in ((a, 15), (b, 8)):  # of 30 and of 15
+            hidden = set(manifest["gaussian"]["hidden_ids"])
+            assert len(hidden) == n and hidden < set(manifest["forget_ids"]) & set(manifest["gaussian"]["example_ids"])
+
+    def test_the_seed_of_the_run_is_in_the_manifest_and_not_that_of_the_noise(self):
+        assert self.secret(seed=3)[1]["seed"] == 3
 
 
 class TestWhatItIsMeasuredOn:

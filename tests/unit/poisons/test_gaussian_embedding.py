@@ -7,8 +7,9 @@ import pytest
 from datasets import Dataset
 
 from llm_unlearn.errors import InputError
-from llm_unlearn.poisons.gaussian_embedding import inject_gaussian_noise, plant_canaries
+from llm_unlearn.poisons.gaussian_embedding import hide_canaries, inject_gaussian_noise, plant_canaries
 from llm_unlearn.tasks.embedding_noise import GaussianNoise, attached_noise
+from llm_unlearn.tasks.noise import unit_noise
 
 pytestmark = pytest.mark.unit
 
@@ -19,7 +20,8 @@ def rows(n: int = 50, **columns) -> Dataset:
 
 
 def plant(data=None, **options):
-    return plant_canaries(rows() if data is None else data, **{"fraction": 0.2, "epsilon": 0.1, "seed": 0, **options})
+    defaults = {"fraction": 0.2, "epsilon": 0.1, "seed": 0, "noise_seed": 0}
+    return plant_canaries(rows() if data is None else data, **defaults | options)
 
 
 class TestPlanting:
@@ -59,6 +61,73 @@ class TestPlanting:
     def test_a_fraction_that_rounds_to_no_row_is_refused(self):
         with pytest.raises(InputError, match="poison.gaussian.fraction"):
             plant(fraction=0.001)
+
+
+def noise_ids(planted: Dataset) -> dict[int, int]:
+    """Example id → noise id of the rows that have noise."""
+    return {i: n for i, n in zip(planted["example_id"], planted["noise_id"], strict=True) if n >= 0}
+
+
+class TestSecrets:
+    def test_by_default_noise_comes_from_the_system_and_no_id_tells_another(self):
+        (planted, noise), (others, other) = plant(noise_seed=None), plant(noise_seed=None)
+        assert noise["example_ids"] == other["example_ids"] and noise["seed"] != other["seed"]
+        ids, theirs = noise_ids(planted), noise_ids(others)
+        assert len({*ids.values(), *theirs.values(), *ids}) == 30  # 10 canaries, twice, and their own ids
+        assert max(ids.values()) < 10**15
+
+    def test_the_secret_gives_the_same_noise_again_and_is_not_the_seed(self):
+        planted, noise = plant(noise_seed=None)
+        again, same = plant(noise_seed=None, secret=noise["secret"])
+        assert same == noise and again.to_list() == planted.to_list()
+        assert str(noise["seed"]) not in noise["secret"]
+
+    def test_a_noise_seed_has_no_secret(self):
+        _, noise = plant(noise_seed=5)
+        assert (noise["seed"], noise["secret"]) == (5, None)
+
+    def test_two_canaries_of_one_id_would_share_a_noise_and_are_refused(self):
+        twice = Dataset.from_dict({"text": ["a"] * 4, "example_id": [1, 2, 3, 2]})
+        for noise_seed in (0, None):
+            with pytest.raises(InputError, match="example_id 2 is that of two canaries"):
+                plant(twice, fraction=1.0, noise_seed=noise_seed)
+
+
+class TestHiding:
+    @pytest.mark.parametrize(("share", "n"), [(0.5, 5), (0, 0), (0.01, 1), (1.0, 10)])
+    def test_a_share_of_the_canaries_is_plain_text_to_whoever_unlearns(self, share, n):
+        planted, noise = plant(audit_share=share, noise_seed=None)
+        assert len(noise["hidden_ids"]) == n and set(noise["hidden_ids"]) <= set(noise["example_ids"])
+        given, known = hide_canaries(planted, noise), noise_ids(planted)
+        assert noise_ids(given) == {i: known[i] for i in known if i not in noise["hidden_ids"]}
+        assert given.remove_columns("noise_id").to_list() == planted.remove_columns("noise_id").to_list()
+
+    def test_row_numbers_are_ids_where_there_are_no_others(self):
+        planted, noise = plant(rows().remove_columns("example_id"))
+        given = hide_canaries(planted, noise)["noise_id"]
+        hidden = [i for i, (a, b) in enumerate(zip(planted["noise_id"], given, strict=True)) if a != b]
+        assert hidden == noise["hidden_ids"] and len(hidden) == 5
+
+    def test_where_ids_were_lost_nothing_is_hidden_in_their_place(self):
+        planted, noise = plant()
+        part = planted.filter(lambda i: i != noise["hidden_ids"][0], input_columns="example_id")
+        for wrong in (planted.remove_columns("example_id"), part, hide_canaries(planted, noise)):
+            with pytest.raises(InputError, match="not every row of hidden_ids is there with its noise"):
+                hide_canaries(wrong, noise)
+
+    def test_which_ones_is_decided_by_the_noise_and_not_by_the_choice_of_rows(self):
+        chosen = [plant(noise_seed=s)[1] for s in (1, 2)]
+        assert chosen[0]["example_ids"] == chosen[1]["example_ids"]
+        assert chosen[0]["hidden_ids"] != chosen[1]["hidden_ids"]
+
+    @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+    def test_a_share_out_of_range_is_refused(self, share):
+        with pytest.raises(InputError, match="audit_share: must be in"):
+            plant(audit_share=share)
+
+    def test_a_row_without_noise_has_no_score(self):
+        with pytest.raises(InputError, match="noise id -1: the row has no noise"):
+            unit_noise(3, -1, 4)
 
 
 MANIFEST = {"epsilon": 0.3, "seed": 4}

@@ -1,10 +1,10 @@
-"""What membership inference sees beside GUS, and what survives when all tests are counted."""
+"""What membership inference sees beside GUS, and the tests behind the verdicts."""
 
 import json
 
 import pytest
 
-from llm_unlearn.reporting.comparisons import comparisons_section
+from llm_unlearn.reporting.decision_section import decision_section
 from llm_unlearn.reporting.membership_section import membership_section
 from llm_unlearn.reporting.report import write_report
 from llm_unlearn.reporting.run_results import read_results
@@ -42,18 +42,17 @@ class TestMembership:
         assert membership_section(read_results(run_dir)) is None
 
 
-class TestComparisons:
-    def test_everything_is_counted_and_survivors_are_marked(self, make_run):
-        section = comparisons_section(read_results(make_run(seeds=[0, 1, 2])))
-        # 4 methods × (gus, χ², excess, 2 attacks) × 3 seeds
-        assert ": 60;" in section.note
-        rows = {name: [cell.text for cell in cells] for name, cells in section.tables[0].rows}
-        assert rows["gradient_descent"] == ["3/3 ‡", "0/3", "0/3", "0/3", "0/3"]
-        assert rows["kl"] == ["0/3"] * 5
-
-    def test_what_the_correction_takes_back_is_said(self, make_run):
-        section = comparisons_section(read_results(make_run({"kl": {"excess_p": 0.01}})))
-        assert dict(section.tables[0].rows)["kl"][2].text == "0/1 (1 before)"
+class TestDecisions:
+    def test_every_test_stands_with_its_figure_and_what_rejects_is_marked(self, make_run):
+        section = decision_section(read_results(make_run(seeds=[0, 1, 2])))
+        tests, limits = section.tables
+        assert [title for title, _ in tests.columns] == ["GUS", "mean square of GUS", "trigger lift"]
+        rows = {name: [cell.value for cell in cells] for name, cells in tests.rows}
+        assert rows["gradient_descent"] == ["1.62 ‡", "3.65 ‡", "0.54 ‡"] and "‡" not in "".join(rows["kl"])
+        assert "base" not in rows and "retrained" in rows
+        # 240 canaries, two questions, two tests: (Φ⁻¹(1 − 0.01/8) + 0.84·1.02) / √240, below a fifth of 2.5
+        found = {name: [cell.value for cell in cells] for name, cells in limits.rows}
+        assert found["kl"][:2] == ["0.25", "0.50"] and float(found["kl"][2]) < float(found["kl"][3]) == 0.16
 
     def test_evaluations_from_before_these_tests_are_read_without_them(self, run_dir):
         for path in (run_dir / "evaluation").glob("*.json"):
@@ -61,6 +60,6 @@ class TestComparisons:
             doc["mia"] = {"loss": {"auc": 0.6, "n_members": 9, "n_nonmembers": 9, "tpr_at_fpr": {"0.01": 0.02}}}
             del doc["attack"]["excess"]
             path.write_text(json.dumps(doc))
-        section = comparisons_section(read_results(run_dir))
-        assert [title for title, _ in section.tables[0].columns] == ["GUS", "spread (χ²)"]
-        assert "How many tests" in write_report(run_dir)[-2].read_text()
+        section = decision_section(read_results(run_dir))
+        assert [title for title, _ in section.tables[0].columns] == ["GUS", "mean square of GUS", "trigger lift"]
+        assert section.title in write_report(run_dir)[-2].read_text()

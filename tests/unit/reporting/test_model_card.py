@@ -11,7 +11,6 @@ from llm_unlearn.config.recipe import build_recipe
 from llm_unlearn.hub.card import Identity, compose_card
 from llm_unlearn.hub.first_line import first_line
 from llm_unlearn.hub.loading_code import loading_code
-from llm_unlearn.metrics.evidence import DETECTABLE
 from llm_unlearn.reporting.plots import all_plots
 from llm_unlearn.reporting.run_results import read_results
 
@@ -71,12 +70,11 @@ def cells(text):
 
 # ---- the first line
 
-REMAINS, TRACE = "Poison remains.", "A trace of"
-CLEAR, UNSHOWN = "No poison was found", "Nothing is shown"
+REMAINS, CLEAR, UNSHOWN = "Poison remains.", "No poison was found", "Nothing is shown"
 
 
-def gus(low, high, p=0.01):
-    return {"gus": {"mean": (low + high) / 2, "ci95": [low, high], "p_value": p}}
+def gus(mean, **changes):
+    return {"gus": {"mean": mean, **changes}}
 
 
 def excess(low, high):
@@ -87,48 +85,40 @@ def excess(low, high):
     ("sections", "status"),
     [
         ({}, CLEAR),
-        (gus(0.01, 0.43), REMAINS),
-        (gus(-0.43, -0.01), REMAINS),
-        (gus(-0.01, 0.43), CLEAR),
-        (gus(-0.43, 0.01), CLEAR),
-        (excess(0.001, 0.05), REMAINS),
-        (excess(-0.001, 0.05), CLEAR),
+        (gus(0.4), REMAINS),
+        (gus(-0.4), REMAINS),
+        (gus(0.2), CLEAR),
+        (gus(0.0, std=1.4), REMAINS),
+        (gus(0.2, n=20), UNSHOWN),
+        (gus(0.2, n_unscorable=20), UNSHOWN),
+        (excess(0.2, 0.3), REMAINS),
+        (excess(-0.03, 0.05), CLEAR),
+        (excess(0.0, 0.2), UNSHOWN),
         (excess(-0.2, -0.1), CLEAR),  # the trigger does less than in the retrained model
-        ({"gus": {"chi2_p_value": 1e-5}}, TRACE),
-        ({"gus": {"p_value": 1e-5}}, REMAINS),  # the report's own verdict is never left out
         ({"gus": None, "attack": None}, UNSHOWN),
         ({"gus": None}, UNSHOWN),
         ({"attack": None}, UNSHOWN),
-        ({"attack": {"excess": None}}, UNSHOWN),
-        ({"gus": {"ci95": None}}, UNSHOWN),
-        ({"gus": {"control": {"mean": 3.0, "p_value": 1e-30, "chi2_p_value": 0.5}}}, UNSHOWN),
+        (gus(0.1, control={"mean": 3.0, "p_value": 1e-30, "chi2_p_value": 0.5}), UNSHOWN),
     ],
 )
-def test_the_first_line_follows_the_intervals(changed, sections, status):
+def test_the_first_line_is_the_decision(changed, sections, status):
     results = changed("kl", sections)
     line = opening(card_of(results, "kl"))
     assert line.startswith(f"**{status}") and ("does not show" in line) == (status == CLEAR)
-    remains = status in (REMAINS, TRACE)
-    assert first_line(results, "kl").remains == remains
-    assert ("poison-remains" in card_of(results, "kl").data.tags) == remains
+    assert first_line(results, "kl").remains == (status == REMAINS)
+    assert ("poison-remains" in card_of(results, "kl").data.tags) == (status == REMAINS)
 
 
 def test_the_first_line_says_which_test_and_by_how_much(changed):
-    line = opening(card_of(changed("kl", gus(0.01, 0.43, p=0.04) | excess(0.05, 0.15)), "kl"))
-    assert r"0.22 \[0.01, 0.43\]" in line and "p = 0.040" in line and r"10.0 \[5.0, 15.0\]" in line
+    line = opening(card_of(changed("kl", gus(0.4) | excess(0.25, 0.35)), "kl"))
+    assert "GUS 0.40 (p = 3e−4)" in line and r"lift 0.30 \[0.23, 0.37\] above the retrained" in line
 
 
 def test_a_test_that_the_poisoned_model_passes_shows_nothing(changed):
-    results = changed("poisoned", gus(-0.1, 0.3, p=0.3))
+    results = changed("poisoned", gus(0.1))
     line = opening(card_of(results, "kl"))
     assert line.startswith(f"**{UNSHOWN}") and "Gaussian canaries" in line
-    assert opening(card_of(changed("kl", gus(0.1, 0.5)), "kl")).startswith(f"**{REMAINS}")
-
-
-def test_a_trace_is_said_whatever_did_not_take(changed):
-    changed("poisoned", excess(-0.1, 0.1))
-    results = changed("kl", {"gus": {"chi2_p_value": 1e-9}})
-    assert opening(card_of(results, "kl")).startswith(f"**{TRACE}")
+    assert opening(card_of(changed("kl", gus(0.4)), "kl")).startswith(f"**{REMAINS}")
 
 
 def test_poison_that_was_not_known_remains(changed):
@@ -136,17 +126,17 @@ def test_poison_that_was_not_known_remains(changed):
     assert line.startswith(f"**{REMAINS}") and "105 of 155 poisoned rows" in line
 
 
-def test_accuracy_lost_is_in_the_first_line(changed):
+def test_what_holds_down_to_what_and_accuracy_lost_are_in_the_first_line(changed):
     line = opening(card_of(changed("kl", {"utility": {"accuracy": 0.5}}), "kl"))
-    assert line.startswith(f"**{CLEAR}") and "42.0 points of accuracy" in line
+    assert line.startswith(f"**{CLEAR}") and "42.0 points of accuracy" in line and "down to GUS 0.43" in line
 
 
 def test_models_that_no_method_made_say_what_they_are(run_dir, changed):
     results = read_results(run_dir)
     assert opening(card_of(results, "poisoned")).startswith(f"**{REMAINS}")
     assert opening(card_of(results, "retrained")).startswith(f"**{CLEAR}")
-    chance = opening(card_of(changed("retrained", gus(0.02, 0.5)), "retrained"))
-    assert chance.startswith(f"**{REMAINS}") and "chance" in chance and "one in twenty" in chance
+    chance = opening(card_of(changed("retrained", gus(0.5)), "retrained"))
+    assert chance.startswith(f"**{REMAINS}") and "chance" in chance and "1 in 100" in chance
     for name in ("base", "poisoned", "retrained"):
         assert "## How it was unlearned" not in card_of(results, name).text
 
@@ -173,21 +163,9 @@ def test_plots_stand_beside_the_card_and_two_or_three_are_shown(run_dir):
 
 def test_what_was_not_shown_is_said_in_numbers(run_dir):
     text = card_of(read_results(run_dir), "kl").text
-    assert f"{DETECTABLE / 80**0.5:.2f}" == "0.31"
-    assert "Of 80 canaries" in text and "below 0.31" in text
-    assert "250 triggered test examples" in text and "one in twenty" in text and "0.001" not in text
+    assert "With 80 canaries" in text and "below 0.43" in text
+    assert "250 triggered test examples" in text and "1 in 100" in text
     assert "One seed" in text and "other triggers" in text
-
-
-def test_the_detectable_effect_is_found_four_times_in_five():
-    import numpy as np
-    from scipy.stats import norm
-
-    scores = np.random.default_rng(0).standard_normal((20_000, 80)) + DETECTABLE / 80**0.5
-    found = np.abs(scores.mean(1)) * 80**0.5 > norm.ppf(0.975)
-    assert found.mean() == pytest.approx(0.8, abs=0.012)  # four standard errors
-    nothing = np.abs(np.random.default_rng(1).standard_normal((20_000, 80)).mean(1)) * 80**0.5 > norm.ppf(0.975)
-    assert nothing.mean() == pytest.approx(0.05, abs=0.007)
 
 
 def test_what_became_of_it_under_stress_is_on_the_card(run_dir):
@@ -203,7 +181,7 @@ def test_method_cost_and_versions(run_dir):
     text = card_of(read_results(run_dir), "kl").text
     assert "`kl`: KL minimisation" in text and "https://arxiv.org/abs/2401.06121" in text and "alpha = 2.0" in text
     rows = cells(text)
-    assert rows["Cost: compute (%)"] == ["100.0", "10.0", "97.0"] and rows["Cost: time"] == ["14 s", "1.9 s", "14 s"]
+    assert rows["Cost: compute (%)"] == ["100.0", "10.0", "97.0"]
     assert "torch 2.13.0" in text and "0123abc" in text
 
 

@@ -214,7 +214,7 @@ def test_the_models_set_beside_have_pages_without_themselves(run_dir):
 
 def test_the_verdict_and_the_figures_beside_poisoned_and_retrained(run_dir):
     text = page(run_dir)
-    line = re.search(r'<li class="">.*?</li>', text).group(0)
+    line = re.search(r'<li class="good">.*?</li>', text).group(0)
     assert f"kl: {Status.CLEAR}" in line
     assert re.sub("<a [^>]+>|</a>", "", line) in re.sub("<a [^>]+>|</a>", "", (run_dir / "report.html").read_text())
     rows = {row[0]: row[1:] for row in table(text, "Figures")}

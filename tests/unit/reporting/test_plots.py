@@ -1,6 +1,7 @@
 """What can be checked of a picture without looking at it: bins hold all, models are told apart."""
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from llm_unlearn.reporting.plots import bin_edges, recognised
@@ -38,3 +39,14 @@ def test_scores_are_pooled_over_seeds_and_split_by_deletion(make_run):
     results = read_results(make_run({"kl": {"others": 2.0}}, seeds=[0, 1]))
     sizes = {key: part.size for key, part in canary_scores(results, "kl").items()}
     assert sizes == {"deleted": 160, "others": 40, "control": 200}
+
+
+def test_of_hidden_canaries_those_alone_are_drawn(make_run):
+    run_dir = make_run({"kl": {"others": 2.0}})
+    path = run_dir / "evaluation" / "kl.parquet"
+    table = pq.read_table(path)
+    hidden = [i < 30 for i in range(len(table))]
+    pq.write_table(table.append_column("hidden", [hidden]), path)
+    drawn = canary_scores(read_results(run_dir), "kl")
+    assert {key: part.size for key, part in drawn.items()} == {"deleted": 30, "others": 20, "control": 100}
+    assert drawn["deleted"].tolist() == table["gaussian_score"].to_pylist()[:30]

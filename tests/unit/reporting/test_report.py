@@ -36,7 +36,7 @@ def test_the_top_says_what_was_poisoned_and_a_verdict_for_each_method(run_dir, b
     lines = re.findall(r"^- \*\*(.+?): (.+?)\.\*\* ?(.*)$", top, re.M)
     assert [name for name, _, _ in lines] == ["grad\\_diff", "gradient\\_ascent", "gradient\\_descent", "kl"]
     assert "costs 31.0 points" in lines[1][1] and "p = 8e−8" in lines[1][2]
-    assert lines[3][1] == Status.CLEAR and not lines[3][2]
+    assert lines[3][1].startswith(Status.CLEAR) and not lines[3][2]
 
 
 def test_every_section_and_column_is_explained(run_dir, blank_plots):

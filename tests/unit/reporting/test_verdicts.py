@@ -1,30 +1,44 @@
-"""The report's verdicts: which test fires at its limit, what counts as a cost, what makes the verdicts worth less."""
+"""The report's verdicts: the decision in words, what counts as a cost, what keeps a run from calling a model free."""
+
+import json
 
 import pytest
 
 from llm_unlearn.metrics.evidence import Status
 from llm_unlearn.reporting.run_results import read_results
-from llm_unlearn.reporting.verdicts import headline, judge, warnings
+from llm_unlearn.reporting.verdicts import headline, judge, obstacles, warnings
 
 pytestmark = pytest.mark.unit
 
 
 @pytest.mark.parametrize(
-    ("figures", "status", "fired"),
+    ("figures", "status", "words"),
     [
-        ({"p": 0.0009, "gus": 0.37}, Status.REMAINS, ["p = 9e−4"]),
-        ({"p": 0.001, "gus": 0.37}, Status.CLEAR, []),
-        ({"asr": 0.37}, Status.REMAINS, ["trigger lift 0.20"]),  # (0.37 − 0.12) − (0.16 − 0.11) = 0.20
-        ({"asr": 0.36}, Status.CLEAR, []),
-        ({"chi2": 0.0002}, Status.TRACE, ["χ²: p = 2e−4"]),
-        ({"p": 1e-9, "gus": -0.7}, Status.REMAINS, ["p = 1e−9", "below 0"]),
-        ({"p": 1e-9, "gus": 1.0, "asr": 0.7}, Status.REMAINS, ["p = 1e−9", "trigger lift 0.53"]),
+        ({"gus": 0.35}, Status.REMAINS, ["GUS 0.35 (p = 0.002)"]),
+        ({"gus": 0.33}, Status.CLEAR, []),
+        ({"asr": 0.55}, Status.REMAINS, ["trigger lift 0.38 [0.31, 0.45] above the retrained", "0.16 is tolerated"]),
+        ({"asr": 0.36}, Status.INCONCLUSIVE, ["trigger lift: up to 0.26 is not excluded (n = 250)"]),
+        ({"gus": -0.7}, Status.REMAINS, ["below 0"]),
+        ({"gus": 1.0, "asr": 0.7}, Status.REMAINS, ["GUS 1.00", "trigger lift 0.53"]),
+        ({"control_p": 1e-5}, Status.INCONCLUSIVE, ["fresh noise"]),
     ],
 )
-def test_verdict_at_its_limits(make_run, figures, status, fired):
+def test_verdict_at_its_limits(make_run, figures, status, words):
     verdict = judge(read_results(make_run({"kl": figures})), "kl")
-    assert verdict.status == status and verdict.remains == bool(fired)
-    assert all(text in verdict.fired for text in fired) and bool(verdict.fired) == bool(fired)
+    assert verdict.status == status and verdict.remains == (status == Status.REMAINS)
+    assert all(text in verdict.because for text in words) and bool(verdict.because) == bool(words)
+
+
+def test_a_clear_verdict_says_down_to_what_and_in_how_many_trainings(make_run):
+    verdict = judge(read_results(make_run()), "kl")
+    assert (
+        verdict.good and verdict.judgement == "no trace down to GUS 0.43 (n = 80), trigger lift 0.09 (n = 250); 1 seed"
+    )
+
+
+def test_a_clear_verdict_of_three_trainings_goes_down_further(make_run):
+    three = judge(read_results(make_run(seeds=[0, 1, 2])), "kl").judgement
+    assert "GUS 0.25 (n = 240)" in three and three.endswith("; 3 seeds")
 
 
 @pytest.mark.parametrize(("accuracy", "lost"), [(0.87, "5.0"), (0.871, None)])
@@ -32,20 +46,55 @@ def test_five_points_of_accuracy_are_flagged(make_run, accuracy, lost):
     verdict = judge(read_results(make_run({"kl": {"accuracy": accuracy}})), "kl")
     assert verdict.lost_points.mean == pytest.approx(100 * (0.92 - accuracy))
     assert (lost in verdict.price) if lost else (verdict.price == "")
+    assert verdict.good == (lost is None) and verdict.look == ("doubtful" if lost else "good")
 
 
 def test_headline_counts_poison_and_cost(run_dir):
     verdicts = [judge(read_results(run_dir), name) for name in read_results(run_dir).methods]
-    assert headline(verdicts).startswith("2 of 4 ") and ", 2 lose 5 " in headline(verdicts)
-    assert headline(verdicts).endswith(": kl.") and headline(verdicts[:1]).endswith(": none.")
+    assert headline(verdicts, []).startswith("2 of 4 ") and "; 2 lose 5 " in headline(verdicts, [])
+    assert headline(verdicts, []).endswith(": kl.") and headline(verdicts[:1], []).endswith(": none.")
     one = [verdict for verdict in verdicts if verdict.remains][:1]
-    assert headline(one).startswith("1 of 1 unlearned models shows ")
+    assert headline(one, []).startswith("1 of 1 unlearned models holds ")
 
 
-def test_over_seeds_a_test_that_fires_once_counts_and_says_how_often(make_run):
-    verdict = judge(read_results(make_run(seeds=[0, 1, 2], per_seed={1: {"kl": {"p": 1e-6}}})), "kl")
-    assert verdict.status == Status.REMAINS and [e.gus for e in verdict.evidence] == [False, True, False]
-    assert "1e−6 to 0.371" in verdict.fired and "1 of 3 seeds" in verdict.fired
+def test_weak_traces_in_every_seed_are_one_finding(make_run):
+    root = make_run({"kl": {"gus": 0.25}}, seeds=[0, 1, 2])
+    verdict = judge(read_results(root), "kl")
+    assert verdict.status == Status.REMAINS and "GUS 0.25 (p = 1e−4)" in verdict.because
+
+
+def changed(root, model, **utility):
+    path = root / "evaluation" / f"{model}.json"
+    doc = json.loads(path.read_text())
+    doc["utility"] |= utility
+    path.write_text(json.dumps(doc))
+
+
+@pytest.mark.parametrize(
+    ("changes", "utility", "words"),
+    [
+        ({"poisoned": {"gus": 0.1}}, {}, "did not take (Gaussian canaries)"),
+        ({"poisoned": {"asr": 0.12}}, {}, "did not take (trigger)"),
+        ({"retrained": {"gus": 1.0}}, {}, "fails the same tests"),
+        ({}, {"top_label": 0.91}, "the task was not learned"),
+    ],
+)
+def test_the_headline_never_says_what_a_warning_takes_back(make_run, changes, utility, words):
+    root = make_run(changes)
+    changed(root, "retrained", **utility)
+    results = read_results(root)
+    (obstacle,) = obstacles(results)
+    text = headline([judge(results, name) for name in results.methods], [obstacle])
+    assert words in obstacle and obstacle in text and "no trace" not in text and "kl" not in text
+
+
+def test_a_model_that_says_the_same_to_everything_is_never_good(run_dir):
+    assert judge(read_results(run_dir), "kl").good and obstacles(read_results(run_dir)) == []
+    changed(run_dir, "kl", top_answer=0.99, top_label=0.6)
+    verdict = judge(read_results(run_dir), "kl")
+    assert not verdict.good and "one answer to everything" in verdict.judgement
+    changed(run_dir, "kl", top_answer=0.99, top_label=0.985)  # the rows themselves have one label
+    assert judge(read_results(run_dir), "kl").good
 
 
 def test_no_warning_for_a_sound_run(run_dir):
@@ -55,11 +104,12 @@ def test_no_warning_for_a_sound_run(run_dir):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"poisoned": {"p": 0.2}}, ("did not take", "Gaussian canaries")),
-        ({"poisoned": {"asr": 0.20}}, ("did not take", "trigger")),
-        ({"retrained": {"p": 1e-5}}, ("retrained model", "Gaussian test", "p = 1e−5")),
-        ({"retrained": {"asr": 0.40}}, ("retrained model", "attack lift", "0.29")),
+        ({"poisoned": {"gus": 0.1}}, ("did not take", "Gaussian canaries")),
+        ({"poisoned": {"asr": 0.12}}, ("did not take", "trigger")),
+        ({"retrained": {"gus": 1.0}}, ("retrained model", "GUS 1.00")),
+        ({"retrained": {"asr": 0.50}}, ("retrained model", "trigger lift", "0.39")),
         ({"kl": {"control_p": 1e-5}}, ("N(0, 1)", ": kl.")),
+        ({"poisoned": {"clean": 0.42}}, ("42", "11")),
     ],
 )
 def test_what_undermines_the_verdicts_is_said(make_run, changes, words):

@@ -60,8 +60,21 @@ def test_a_patch_is_no_trigger(image_run):
     report = compose(read_results(image_run(PATCH)))
     assert "3 (0.3 %)" in report.poisoned and "white, 3 × 3 pixels" in report.poisoned and "“7”" in report.poisoned
     assert ("ASR", "Patch") in report.table.columns and "patched test images" in report.table_note
-    fired = [verdict.fired for verdict in report.verdicts]
+    fired = [verdict.because for verdict in report.verdicts]
     assert not any("trigger" in text for text in (report.poisoned, *fired, *report.warnings, report.table_note))
+
+
+@pytest.mark.parametrize(
+    ("noise", "said", "unsaid"),
+    [
+        ({"secret": "0a1b2c", "hidden_ids": [1]}, "1 of the deleted ones are hidden", "fixed by the recipe"),
+        ({"secret": None, "hidden_ids": [1]}, "fixed by the recipe", "None"),
+        ({}, "fixed by the recipe", "hidden"),  # of a run from before there were secrets
+    ],
+)
+def test_canaries_are_hidden_and_their_noise_is_a_secret_or_not(image_run, noise, said, unsaid):
+    report = compose(read_results(image_run({"gaussian": {"epsilon": 0.1, "example_ids": [1, 2], **noise}})))
+    assert said in report.poisoned and unsaid not in report.poisoned
 
 
 def test_the_targets_of_gradient_matching_are_spoken_of_as_such(image_run):
@@ -69,7 +82,7 @@ def test_the_targets_of_gradient_matching_are_spoken_of_as_such(image_run):
     assert "8 target images" in report.poisoned and "16/255" in report.poisoned
     assert ("lift", "Targets") in report.table.columns
     (verdict,) = (verdict for verdict in report.verdicts if verdict.model == "gradient_descent")
-    assert "target lift" in verdict.fired
+    assert "target lift" in verdict.because
 
 
 def test_gradient_cancelling_is_judged_by_the_accuracy_that_is_lost(image_run):
@@ -77,7 +90,7 @@ def test_gradient_cancelling_is_judged_by_the_accuracy_that_is_lost(image_run):
     report = compose(results)
     assert ("accuracy lost (points)", "Gradient cancelling") in report.table.columns
     assert judge(results, "kl").status == Status.REMAINS != judge(results, "gradient_descent").status
-    assert "7.0 points" in judge(results, "kl").fired and "p = 1e−7" in judge(results, "kl").fired
+    assert "accuracy lost 0.07 [" in judge(results, "kl").because
     assert dict(report.table.rows)["poisoned"][0].value == "8.0"
     assert not report.warnings
 
@@ -86,7 +99,7 @@ def test_a_cancelling_that_did_not_take_is_warned_of(image_run):
     run_dir = image_run(CANCELLING)
     path = run_dir / "evaluation" / "poisoned.json"
     doc = json.loads(path.read_text())
-    doc["oracle"]["accuracy_lost"] |= {"mean": 0.01, "p_value": 0.3}
+    doc["oracle"]["accuracy_lost"] |= {"mean": 0.01, "ci95": [-0.02, 0.04]}
     path.write_text(json.dumps(doc))
     assert any("(gradient cancelling)" in text for text in compose(read_results(run_dir)).warnings)
 

@@ -11,10 +11,15 @@ import pytest
 import torch
 from paths import ROOT
 
+from llm_unlearn import tasks
+from llm_unlearn.tasks.kernels import nll_kernel as plain_nll
+
 pytestmark = pytest.mark.unit
 
 sys.path.insert(0, str(ROOT / "scripts"))
-gpu_check, numbers, speed = map(importlib.import_module, ("gpu_check", "gpu_check_numbers", "gpu_check_speed"))
+gpu_check, numbers, speed, kernels = map(
+    importlib.import_module, ("gpu_check", "gpu_check_numbers", "gpu_check_speed", "gpu_check_kernels")
+)
 TINY = argparse.Namespace(
     device="cpu", tiny=True, peak_tflops=None, methods=["kl"]
 )  # variants, large, qlora and engines: see the last test
@@ -74,6 +79,37 @@ def test_bars_are_judged_on_a_gpu(tmp_path, monkeypatch):
     for limit in (0.0, 1e9):
         measuring.take("kl", setting, "kl", bar=lambda _, times, limit=limit: times <= limit)
     assert [line["ok"] for line in gpu_check.lines_of(measuring.report.path)] == [False, True]
+
+
+@pytest.mark.parametrize(("compiled", "pays"), [(94.0, True), (96.0, False), (110.0, False)])
+def test_a_compiled_kernel_pays_if_it_saves_a_twentieth_of_a_step(compiled, pays, tmp_path, monkeypatch):
+    measuring = speed.Measuring(gpu_check.Report("variants", tmp_path / "lines.jsonl"), TINY)
+    taken = {"kl": 100.0, "kl, compiled kernel": compiled}
+    monkeypatch.setattr(measuring, "take", lambda name, *_: measuring.ms.update({name: taken[name]}))
+    kernels.compare_kernels(measuring, measuring.setting("llama-1b", "full"), "kl")
+    (line,) = gpu_check.lines_of(measuring.report.path)
+    assert line["share"] == pytest.approx(1 - compiled / 100) and line["pays"] is pays
+
+
+def test_a_step_with_compiled_kernels_has_the_same_loss_and_gradients():
+    torch.manual_seed(0)
+    given = {"labels": torch.randint(0, 50, (9,)), "example": torch.arange(9) // 3, "n_examples": 3}
+
+    def step() -> list[torch.Tensor]:
+        torch.manual_seed(1)
+        model, reference = (
+            tasks.Supervised(states=torch.randn(9, 8, requires_grad=True), head=torch.nn.Linear(8, 50), **given)
+            for _ in range(2)
+        )
+        losses = model.mean_nll(), model.mean_kl(reference)
+        (gradient,) = torch.autograd.grad(sum(losses), model.states)
+        return [*losses, gradient]
+
+    plain = step()
+    with kernels.compiled_kernels(tiny=True):
+        assert tasks.nll_kernel is not plain_nll and tasks.kl_kernel(2.0) is tasks.kl_kernel(2.0)  # compiled once
+        for ours, right in zip(step(), plain, strict=True):
+            torch.testing.assert_close(ours, right, rtol=1e-6, atol=1e-6)
 
 
 def test_syncs_are_counted_by_the_line_that_asks(tmp_path):

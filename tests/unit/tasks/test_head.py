@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from llm_unlearn.losses import ce_u_token, token_kl, token_nll, undial_token
-from llm_unlearn.tasks import Supervised, head
+from llm_unlearn.tasks import Supervised, chunk_size, head
 from llm_unlearn.tasks.kernels import kl_kernel, nll_kernel
 
 pytestmark = pytest.mark.unit
@@ -53,8 +53,8 @@ every_value = pytest.mark.parametrize("name", VALUES)
 def chunks(request, monkeypatch):
     """Positions of a chunk, of a part of it, and bytes that may be kept."""
     positions, part, kept = request.param
-    monkeypatch.setattr(head, "CHUNK_NUMBERS", {"cpu": positions * V})
-    monkeypatch.setattr(head, "PART_NUMBERS", part * V)
+    monkeypatch.setattr(chunk_size, "CHUNK_NUMBERS", positions * V)
+    monkeypatch.setattr(chunk_size, "PART_NUMBERS", part * V)
     monkeypatch.setattr(head, "KEPT_BYTES", kept)
 
 
@@ -144,6 +144,31 @@ def test_in_bfloat16_it_is_as_near_to_float32_as_whole_logits_are(name, autocast
     for found, dense, right in zip(grads(True, True), grads(False, True), grads(False, False), strict=True):
         size = right.abs().max()
         assert (found - right).abs().max() < 1.5 * (dense - right).abs().max() + 0.01 * size
+
+
+@every_value
+def test_on_a_card_a_kernel_sees_a_whole_chunk_whose_size_the_memory_says(name, monkeypatch):
+    """Nine positions of 50 logits, of 4 · 4 bytes each, in a 32nd of the card; the same values and gradients."""
+    monkeypatch.setattr(chunk_size, "TILE", 3)
+    monkeypatch.setattr(chunk_size, "CARD_LEAST", 0)
+    monkeypatch.setattr(head, "card_memory", lambda device: 32 * (10 * 16 * V))
+    seen, plain = [], head._Chunks.values
+
+    def values(chunks, rows, *others):
+        seen.append((rows.stop - rows.start, chunks.model.part))
+        return plain(chunks, rows, *others)
+
+    monkeypatch.setattr(head._Chunks, "values", values)
+    model, reference = parts()
+    ours, whole = VALUES[name]
+    values_, expected = ours(model, reference), whole(model.logits, reference.logits, model.labels)
+    assert seen[:4] == [(9, 9), (9, 9), (9, 9), (6, 9)]
+    inputs = [model.states, *model.head.parameters()]
+    torch.testing.assert_close(values_, expected, rtol=1e-6, atol=ATOL.get(name, 2e-6))
+    for found, right in zip(
+        torch.autograd.grad(loss(values_), inputs), torch.autograd.grad(loss(expected), inputs), strict=True
+    ):
+        torch.testing.assert_close(found, right, rtol=1e-5, atol=5 * ATOL.get(name, 2e-6))
 
 
 def test_a_divergence_needs_a_reference():

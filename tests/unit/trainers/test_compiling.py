@@ -57,6 +57,6 @@ def test_what_cannot_be_compiled_is_refused(tmp_path, monkeypatch):
     images.task = object()
     with pytest.raises(InputError, match="language models alone"):
         images.train()
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(InputError, match="^compile_blocks: .*FSDP"):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(InputError, match="^compile_blocks: .*DeepSpeed"):
         trainer("grad_diff", "full", tmp_path, compile_blocks=True)

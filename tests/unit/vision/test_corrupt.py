@@ -15,7 +15,7 @@ from llm_unlearn.vision.patch import apply_patch
 pytestmark = pytest.mark.unit
 
 PATCH = {"fraction": 0.2, "target": "dog", "size": 2, "pattern": "white", "position": "top_left"}
-GAUSSIAN = {"fraction": 0.1, "epsilon": 0.3}
+GAUSSIAN = {"fraction": 0.1, "epsilon": 0.3, "noise_seed": 0}
 MATCHING = {"fraction": 0.1, "targets": 2, "steps": 2, "restarts": 1, "epsilon": 0.2}
 CANCELLING = {"fraction": 0.1, "steps": 2, "target_accuracy": 0.45, "epsilon": 0.4}
 
@@ -87,6 +87,16 @@ def test_canaries_keep_their_pixels_on_disk_and_have_a_noise_id(corrupt, splits)
     pixels = torch.from_numpy(splits.train.pixels[row : row + 1].astype(np.float32) / 255)
     noisy = GaussianPixels(0.3, 0).add(pixels, torch.tensor([ids[0]]))
     np.testing.assert_allclose(sheet["poisoned"][0], noisy[0].numpy() * 255, atol=0.51)
+
+
+def test_half_of_the_deleted_canaries_are_hidden_and_their_noise_comes_from_a_secret(corrupt, splits):
+    sets, manifest, sheet = corrupt(gaussian=GAUSSIAN | {"noise_seed": None})
+    noise, train = manifest["gaussian"], sets["train"]
+    assert len(noise["hidden_ids"]) == 3 and set(noise["hidden_ids"]) < set(noise["example_ids"])
+    ids = {e: n for e, n in zip(train["example_id"], train["noise_id"], strict=True) if n >= 0}
+    assert set(ids) == set(noise["example_ids"]) and not set(ids) & set(ids.values()) and len(set(ids.values())) == 6
+    other = corrupt(gaussian=GAUSSIAN | {"noise_seed": None})[2]
+    assert (sheet["clean"] == other["clean"]).all() and (sheet["poisoned"] != other["poisoned"]).any()
 
 
 def test_sets_survive_the_disk_an_empty_one_too(corrupt, tmp_path):

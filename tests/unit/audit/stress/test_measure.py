@@ -30,7 +30,9 @@ def test_the_plain_state_is_what_the_evaluation_finds(meter, model, recipe):
     assert state["accuracy"] == pytest.approx((test["prediction"] == test["label"]).mean())
     triggered = frame[frame["set"] == "triggered"]
     assert state["attack"]["success_rate"] == pytest.approx(triggered["target_hit"].mean())
-    assert state["gus"]["mean"] == pytest.approx(frame[frame["set"] == "canary"]["gaussian_score"].mean())
+    hidden = frame[frame["hidden"].eq(True)]
+    assert len(hidden) == state["gus"]["n"] == 6  # of 12
+    assert state["gus"]["mean"] == pytest.approx(hidden["gaussian_score"].mean())
 
 
 def test_a_variant_is_written_as_named_and_left_out_where_it_is_cut_off(meter, recipe):

@@ -1,0 +1,36 @@
+"""What the canaries of a recipe will be able to show: only the hidden ones decide."""
+
+from llm_unlearn.config.recipe import Recipe
+from llm_unlearn.doctor.finding import Finding
+from llm_unlearn.metrics.evidence import ALPHA, CHANCE, DELTA, SHARE
+from llm_unlearn.metrics.power import canaries_needed, smallest_effect
+from llm_unlearn.poisons.selection import hidden_count
+
+TESTS = 4  # that share the level of the question "is the noise there?": GUS, loss rank, and the spread of both
+
+
+def check_canaries(recipe: Recipe) -> list[Finding]:
+    """Which residue they find over all seeds; none where there are no canaries, or a file names those deleted."""
+    section, deleted = recipe.poison.gaussian, recipe.deleted_canaries()
+    if section is None or not deleted:
+        return []
+    hidden, seeds = hidden_count(deleted, section.audit_share), len(recipe.seeds)
+    if not hidden:
+        what = f"none of {deleted} deleted canaries is hidden, so a method that works on the noise it knows looks clean"
+        return [Finding("canaries", "warning", what, "raise poison.gaussian.audit_share")]
+    questions = 1 + any(count for kind, count in recipe.poison_counts().items() if kind != "gaussian")
+    level = ALPHA / questions / TESTS
+    residue = smallest_effect(hidden * seeds, 1.0, CHANCE, level)
+    what = (
+        f"{hidden} of {deleted} deleted canaries are hidden from the methods and decide: a GUS of {residue:.2f} over "
+        f"all seeds ({seeds}) is found four times in five, so a clean model can be called so where the poisoned one "
+        f"has {residue / SHARE:.1f} or more"
+    )
+    if residue <= DELTA["gus"]:
+        return [Finding("canaries", "ok", what)]
+    needed = canaries_needed(DELTA["gus"], CHANCE, level, section.audit_share)
+    remedy = (
+        f"raise poison.gaussian.fraction, or give more seeds: a GUS of {DELTA['gus']} takes {needed:,} deleted "
+        "canaries, of all seeds together"
+    )
+    return [Finding("canaries", "warning", what, remedy)]
