@@ -8,8 +8,8 @@ canaries with forget rows.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
 from weakref import WeakKeyDictionary
 
@@ -24,6 +24,7 @@ from llm_unlearn.evaluation.attack_signals import check_differentiable, gradient
 from llm_unlearn.evaluation.batches import batches, scatter
 from llm_unlearn.evaluation.gaussian_scores import gaussian_scores
 from llm_unlearn.evaluation.loss_ranks import DRAWS, loss_rank_scores
+from llm_unlearn.evaluation.placebos import PlaceboSettings, effects_in_turn
 from llm_unlearn.metrics.membership_scores import MIN_K_SHARE, min_k_score, reference_score, zlib_score
 from llm_unlearn.metrics.per_example import LATER, MEMBERSHIP
 from llm_unlearn.models.devices import batch_on, input_device
@@ -46,6 +47,7 @@ class Evaluator(ABC):
         membership: attacks to run, by default all.
         loss_rank_draws: fresh noises that a canary's loss is ranked among; 0 leaves the test out, as does a manifest
             without ε.
+        placebo: how a trigger is compared with triggers that were never planted.
         min_k_share: the share of an example's tokens that Min-K % and Min-K %++ look at.
         reference: loads the model that calibrates the attack `reference`, one that never saw the rows to be forgotten;
             without it that attack is left out.
@@ -61,6 +63,7 @@ class Evaluator(ABC):
     membership: Sequence[str] = get_args(MembershipAttack)
     min_k_share: float = MIN_K_SHARE
     loss_rank_draws: int = DRAWS
+    placebo: PlaceboSettings = field(default_factory=PlaceboSettings)
     reference: Callable[[], Any] | None = None
     arithmetic: Arithmetic = FLOAT32
     processes: Processes = ALONE
@@ -123,6 +126,20 @@ class Evaluator(ABC):
     def has_trigger(self, rows: "Dataset") -> "Dataset":
         """Those of some rows that carry the trigger."""
 
+    @cached_property
+    def triggers(self) -> list[list[Any]]:
+        """Each planted trigger, followed by its placebos in the order of their draw; none where no row would tell."""
+        return []
+
+    def effects(self, model: Any, triggers: Sequence[Any]) -> np.ndarray:
+        """How much a model leans to the attacker's answer with each of some triggers in the same rows, (k,) in nats."""
+        raise NotImplementedError
+
+    @property
+    def n_probed(self) -> int:
+        """How many rows that are."""
+        raise NotImplementedError
+
     # ---- what is measured
 
     @in_its_arithmetic
@@ -144,7 +161,7 @@ class Evaluator(ABC):
             test = test.assign(**self.test_signals(model, retrained, is_oracle))
         frames, triggered = [test], self.sets["triggered"]
         if len(triggered):
-            frames.append(self._frame("triggered", triggered).assign(**self.triggered(model, test)))
+            frames += [self._frame("triggered", triggered).assign(**self.triggered(model, test)), self.placebos(model)]
         for name in ("member", "nonmember") if len(self.parts["nonmember"]) else ():
             frames.append(self._frame(name, self.parts[name]).assign(**self.membership_signals(model, name)))
         if self.manifest["gaussian"]:
@@ -162,7 +179,8 @@ class Evaluator(ABC):
             twins = set(triggered["example_id"])
             test = self.sets["test"].filter(lambda i: i in twins, input_columns="example_id", desc="test rows")
             answers = self.answers(model, "test", test)
-            frames += [answers, self._frame("triggered", triggered).assign(**self.triggered(model, answers))]
+            tried = self._frame("triggered", triggered).assign(**self.triggered(model, answers))
+            frames += [answers, tried, self.placebos(model)]
         if self.manifest["gaussian"]:
             frames.append(self.canaries(model))
         found = pd.concat([frame for frame in frames if len(frame)], ignore_index=True)
@@ -306,6 +324,20 @@ class Evaluator(ABC):
         draws, size = self.loss_rank_draws, self.batch_size
         ranks = loss_rank_scores(model, rows, self.collate, noise, draws, size, self.task, self.processes)
         return frame.assign(loss_rank=ranks[:, 0], loss_rank_control=ranks[:, 1])
+
+    def placebos(self, model: Any) -> "pd.DataFrame":
+        """The effect of each planted trigger, and of its placebos until their rank is known; a row for each."""
+        import pandas as pd
+
+        frames, stop_at = [], self.placebo.stop_at
+        for number, triggers in enumerate(self.triggers):
+            found = effects_in_turn(triggers, partial(self.effects, model), stop_at)
+            counts = {"n_rows": self.n_probed, "stop_at": stop_at}
+            frames.append(pd.DataFrame({"trigger": number, "draw": np.arange(len(found)), "effect": found, **counts}))
+        if not frames:
+            return pd.DataFrame()
+        table = pd.concat(frames, ignore_index=True)
+        return table.assign(set="placebo", example_id=np.arange(len(table)))
 
     def quick_figures(self, model: Any, limit: int = 200) -> dict[str, float]:
         """Accuracy on held-out rows and attack success, for looking at as a run goes; never on reported test rows."""

@@ -9,6 +9,7 @@ from llm_unlearn.metrics.attack import PairedExcess, attack_excess, attack_succe
 from llm_unlearn.metrics.gaussian import GaussianTest, gaussian_test
 from llm_unlearn.metrics.membership import MembershipTest, membership_inference
 from llm_unlearn.metrics.per_example import LATER, MEMBERSHIP
+from llm_unlearn.metrics.placebo import PlaceboTest, placebo_test, strongest
 from llm_unlearn.metrics.results import Attack, Cost, Evaluation, Gus, Identity, Later, Oracle, Utility
 from llm_unlearn.metrics.utility import accuracy, agreement, perplexity
 
@@ -101,7 +102,18 @@ def _attack(sets: Sets, oracle: Sets | None) -> Attack | None:
     excess = None
     if oracle is not None:
         excess = attack_excess(triggered, clean, *_hits(oracle, sets["triggered"]["example_id"]))
-    return Attack(**vars(attack_success(triggered, clean)), excess=excess)
+    return Attack(**vars(attack_success(triggered, clean)), excess=excess, placebo=_placebo(sets))
+
+
+def _placebo(sets: Sets) -> PlaceboTest | None:
+    """The planted triggers among their placebos; None where a model has no usable figure."""
+    if "placebo" not in sets or not np.isfinite(sets["placebo"]["effect"]).all():
+        return None
+    tests = []
+    for _, rows in sets["placebo"].groupby("trigger"):
+        planted, *placebos = rows.sort_values("draw")["effect"]
+        tests.append(placebo_test(planted, placebos, int(rows["stop_at"].iloc[0]), int(rows["n_rows"].iloc[0])))
+    return strongest(tests)
 
 
 def _hits(sets: Sets, ids: "pd.Series") -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

@@ -59,6 +59,7 @@ def merge_adapter(
     _check_base(str(base), section)
     if out.exists():
         raise InputError(f"{out}: exists already; give another folder (--out), or move it away")
+    section = section.changed(attn_implementation=None)  # nothing runs here, so it need not be there
     plain = section.changed(quantization="none", gradient_checkpointing=False)
     if onto == "original":
         plain = plain.changed(dtype=dtype)

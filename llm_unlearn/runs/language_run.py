@@ -56,6 +56,7 @@ class LanguageRun(SeedRun):
 
     @cached_property
     def evaluator(self) -> Any:
+        from llm_unlearn.evaluation.placebos import PlaceboSettings
         from llm_unlearn.evaluation.text_evaluator import TextEvaluator
 
         data, section = self.recipe.data, self.recipe.evaluate
@@ -65,6 +66,8 @@ class LanguageRun(SeedRun):
             batch_size=section.batch_size,
             membership=section.membership,
             loss_rank_draws=section.loss_rank_draws,
+            placebo=PlaceboSettings.of(section),
+            template=data.prompt,
             min_k_share=section.min_k_share,
             arithmetic=self.arithmetic,
             processes=self.processes,

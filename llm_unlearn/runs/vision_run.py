@@ -71,6 +71,7 @@ class VisionRun(SeedRun):
 
     @cached_property
     def evaluator(self) -> Any:
+        from llm_unlearn.evaluation.placebos import PlaceboSettings
         from llm_unlearn.vision.image_evaluator import ImageEvaluator
 
         section = self.recipe.evaluate
@@ -81,6 +82,7 @@ class VisionRun(SeedRun):
             membership=section.membership,
             loss_rank_draws=section.loss_rank_draws,
             arithmetic=self.arithmetic,
+            placebo=PlaceboSettings.of(section),
             processes=self.processes,
         )
 

@@ -13,6 +13,7 @@ from torch.autograd.graph import save_on_cpu
 
 from llm_unlearn.errors import InputError
 from llm_unlearn.models.adapters import without_adapter
+from llm_unlearn.models.attention import takes_lengths
 from llm_unlearn.models.devices import gradients_of, is_offloaded, is_spread
 from llm_unlearn.models.text_blocks import block_list
 from llm_unlearn.tasks import Hidden, Supervised, Task
@@ -169,8 +170,7 @@ class CausalLMTask(Task):
         head = plain_head(model, without_adapter(model)) if self.pack else None
         if head is None or not keeps_apart(model, head) or sum(rows.lengths) > PACKED_BELOW * ids.numel():
             return None
-        flash = "flash" in (model.config.get_text_config()._attn_implementation or "")  # it needs no padding at all
-        capacity = sum(rows.lengths) if flash else max(rows.lengths)
+        capacity = sum(rows.lengths) if takes_lengths(model) else max(rows.lengths)
         packing = Packing.of(rows.lengths, ids.shape[1], capacity, ids.device)
         return packing if packing.index.numel() <= PACKED_BELOW * ids.numel() else None
 
@@ -293,7 +293,7 @@ def _arguments(
     """What the model is called with, packed or as it is."""
     ids = inputs["input_ids"]
     if packing is not None:
-        arguments: dict[str, Any] = {"input_ids": packing.take(ids), "position_ids": packing.position_ids}
+        arguments = packing.arguments(inner, ids)
     elif rows is not None and (ids.device.type in UNMASKED or min(rows.lengths) == ids.shape[1]):
         arguments = {"input_ids": ids}
     else:

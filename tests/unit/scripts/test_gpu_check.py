@@ -6,9 +6,11 @@ import json
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 import torch
+from packed_kernels import Kernel, stand_in
 from paths import ROOT
 
 from llm_unlearn import tasks
@@ -110,6 +112,20 @@ def test_a_step_with_compiled_kernels_has_the_same_loss_and_gradients():
         assert tasks.nll_kernel is not plain_nll and tasks.kl_kernel(2.0) is tasks.kl_kernel(2.0)  # compiled once
         for ours, right in zip(step(), plain, strict=True):
             torch.testing.assert_close(ours, right, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["varlen", "flash_attention_2"])
+def test_a_step_with_another_attention_takes_packed_rows_in_one(name, tmp_path, monkeypatch):
+    """By stand-ins for kernels that a CPU has not."""
+    kernel = Kernel()
+    stand_in(kernel, monkeypatch)
+    monkeypatch.setattr(kernels, "lacking", lambda name: None)
+    assert name in kernels.attentions("cuda") and not kernels.attentions("cpu")
+    measuring = speed.Measuring(gpu_check.Report("variants", tmp_path / "lines.jsonl"), TINY)
+    setting = measuring.setting("llama-1b", "full", "lengths")
+    measuring.take(name, setting, "grad_diff", partial(kernels.attention, name=name))
+    (line,) = gpu_check.lines_of(measuring.report.path)
+    assert "failed" not in line and len(kernel.calls[-1]) == 2 * setting.batch
 
 
 def test_syncs_are_counted_by_the_line_that_asks(tmp_path):
