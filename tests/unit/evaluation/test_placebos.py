@@ -39,9 +39,12 @@ def sets_of(**trigger):
     return corrupt(splits, recipe, 0)
 
 
+SETTINGS = PlaceboSettings(49, 4, 5)
+
+
 @pytest.fixture(scope="module")
 def evaluator(tokenizer):
-    def make(settings=PlaceboSettings(49, 4, 5), batch_size=8, template=PROMPT, **trigger):
+    def make(settings=SETTINGS, batch_size=8, template=PROMPT, **trigger):
         sets, manifest = sets_of(**trigger)
         return TextEvaluator(
             sets=sets,
