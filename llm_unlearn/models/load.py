@@ -7,6 +7,7 @@ import torch
 
 from llm_unlearn.distributed.processes import Processes
 from llm_unlearn.errors import InputError
+from llm_unlearn.files import read_json
 from llm_unlearn.models.adapters import adapter_config, refuse_pickle, with_adapter
 from llm_unlearn.models.attention import check_attention, register_varlen
 from llm_unlearn.models.checkpoint_files import ADAPTER_CONFIG, check_weights, explained
@@ -143,8 +144,16 @@ def load_full(model: Any) -> Any:
 def load_trained(
     folder: Path, base: str | Path, section: "ModelSection", device_map: str | None = None
 ) -> "PreTrainedModel":
-    """Load what a stage saved: a full model, or the base with its adapter, which is trainable."""
+    """Load what a stage saved: a full model, or the base with its adapter, which is trainable.
+
+    A full model keeps the dtype that it was saved in: rounded to a `dtype` of 16 bits, small updates of a training in
+    float32 would be lost, and what they hold of the poison would not be seen.
+    """
     if not (folder / "adapter_config.json").is_file():
+        config = folder / "config.json"
+        saved = read_json(config).get("dtype") if config.is_file() else None
+        if saved == "float32" and section.quantization == "none" and not section.computes_in_16_bits:
+            section = section.changed(dtype=saved)
         return load_model(folder, section, device_map)
     return with_adapter(load_model(base, section, device_map), folder)
 
