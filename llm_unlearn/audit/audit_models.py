@@ -34,6 +34,7 @@ class Options:
         batch_size: by default 32.
         dtype: by default "float32".
         quantization: by default "none".
+        attn_implementation: the kernel of attention, by default transformers' choice.
         device_map: "auto" spreads each model over all GPUs.
         bf16: run models under autocast to bfloat16; by default not.
         tf32: compute float32 products of a CUDA GPU in TF32; by default exactly.
@@ -47,6 +48,7 @@ class Options:
     batch_size: int | None = None
     dtype: str | None = None
     quantization: str | None = None
+    attn_implementation: str | None = None
     device_map: str | None = None
     bf16: bool | None = None
     tf32: bool | None = None
@@ -68,7 +70,7 @@ def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Eval
         InputError: the input is wrong; the message names the option, file, field or row.
     """
     from llm_unlearn.audit.loader import Loader, same_model
-    from llm_unlearn.evaluation.summarize import summarize
+    from llm_unlearn.evaluation.summarize import membership_tests, summarize
     from llm_unlearn.metrics.results import Identity
 
     if options.batch_size is not None and options.batch_size < 1:
@@ -77,7 +79,8 @@ def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Eval
     out = _made(options.out)
     for note in subject.notes:
         logger.info(note)
-    loader = Loader(subject, options.base, options.dtype, options.quantization, options.device_map)
+    given = {name: getattr(options, name) for name in ("dtype", "quantization", "attn_implementation")}
+    loader = Loader(subject, options.base, given, options.device_map)
     skipped = {**subject.missing, "cost": "what a checkpoint took to make is not in it"}
     checkpoints = {name: loader.find(source) for name, source in names.items()}
     oracle_path = options.retrained or subject.retrained
@@ -118,7 +121,9 @@ def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Eval
             reasons.setdefault("gus", "no canary has a gradient on this model")
         elif subject.poison["gaussian"].get("epsilon") is None:
             reasons.setdefault("loss_rank", "the manifest does not say the `epsilon` of the canaries")
-        results[name] = replace(result, skipped=reasons, warnings=warnings)
+        control = evaluator.membership_control
+        base = membership_tests(control["member"], control["nonmember"]) if control else None
+        results[name] = replace(result, mia_control=base, skipped=reasons, warnings=warnings)
         if out:
             _write(out, name, results[name], signals)
     return results

@@ -33,6 +33,7 @@ def audit(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         dtype=args.dtype,
         quantization=args.quantization,
+        attn_implementation=args.attn_implementation,
         device_map=args.device_map,
         bf16=args.bf16,
         tf32=args.tf32,

@@ -150,6 +150,12 @@ class Recipe(Section):
             "model.lora",
             "a quantised base can only be trained through adapters; add `lora: {}`",
         )
+        require(
+            self.train.bf16 or not model.computes_in_16_bits,
+            "train.bf16",
+            f"must be true with model.attn_implementation: {model.attn_implementation}, since weights that train are "
+            "kept in float32",
+        )
         if model.path is not None:
             return
         require(model.architecture, "model.path", "give a hub id or folder, or an `architecture` to build")

@@ -59,6 +59,9 @@ class ModelSection(Section):
     """of the weights as they are loaded; those that train are then kept in float32"""
     quantization: Literal["none", "4bit", "8bit"] = "none"
     """of the base's linear layers, by bitsandbytes (4bit: nf4, double quantisation); needs `lora`"""
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "varlen"] | None = None
+    """the kernel of attention; null: transformers' choice, sdpa for most; flash_attention and varlen (torch's own) take
+    packed rows without a mask or padding, need a GPU and 16 bits (docs/scaling.md)"""
     lora: LoraSection | None = None
     """train adapters alone; null: all weights"""
     gradient_checkpointing: bool = False
@@ -70,11 +73,22 @@ class ModelSection(Section):
     trust_remote_code: bool = False
     """run code that comes with the model, and load weights other than safetensors"""
 
+    @property
+    def computes_in_16_bits(self) -> bool:
+        """Whether its attention has no other precision."""
+        return self.attn_implementation not in (None, "eager", "sdpa")
+
     def check_rules(self) -> None:
         require(
             self.gradient_checkpointing or not self.offload_activations,
             "offload_activations",
             "offloads what gradient_checkpointing keeps; set model.gradient_checkpointing: true",
+        )
+        require(
+            not self.computes_in_16_bits or self.dtype != "float32",
+            "dtype",
+            f"float32, but {self.attn_implementation} computes in 16 bits alone; set bfloat16, or "
+            "attn_implementation: sdpa",
         )
 
 

@@ -47,11 +47,15 @@ class Arithmetic:
 @contextmanager
 def _float32_products(precision: str) -> Iterator[None]:
     """Set what CUDA does with float32, "ieee" or "tf32", and set it back."""
-    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
-        name, value = "fp32_precision", precision
-        backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn]
+    cudnn: Any = torch.backends.cudnn
+    matmul: Any = torch.backends.cuda.matmul
+    name: str = "fp32_precision"
+    value: Any = precision
+    backends = [matmul, cudnn]
+    if hasattr(matmul, name):
+        backends = [matmul, cudnn.conv, cudnn.rnn]
     else:  # torch before 2.9
-        name, value, backends = "allow_tf32", precision == "tf32", [torch.backends.cuda.matmul, torch.backends.cudnn]
+        name, value = "allow_tf32", precision == "tf32"
     before = [getattr(backend, name) for backend in backends]
     try:
         for backend in backends:
@@ -63,7 +67,8 @@ def _float32_products(precision: str) -> Iterator[None]:
 
 
 FLOAT32 = Arithmetic()
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def in_its_arithmetic(measure: Callable[P, R]) -> Callable[P, R]:

@@ -265,30 +265,42 @@ class Evaluator(ABC):
         values = scatter(len(rows), results, self.processes).numpy().reshape(-1, 2)
         return _per_position(values[:, 0], values[:, 1].astype(int))
 
-    def membership_signals(self, model: Any, name: str) -> dict[str, np.ndarray]:
-        """`losses`, and `mia_<attack>` of each row for the attacks that are asked for; the loss attack is in `nll`."""
+    def membership_signals(self, model: Any, name: str, attacks: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """`losses`, and `mia_<attack>` of each row for some attacks (by default those asked for); the loss attack is in
+        `nll`.
+        """
         rows, scores = self.encoded[name], {}
+        attacks = self.membership if attacks is None else attacks
         losses, tokens = self._losses_and_tokens(model, name)
-        if tokens is not None and "min_k" in self.membership:
+        if tokens is not None and "min_k" in attacks:
             scores["min_k"] = min_k_score(tokens["log_prob"], tokens["example"], self.min_k_share)
-        if tokens is not None and "min_k_plus" in self.membership:
+        if tokens is not None and "min_k_plus" in attacks:
             standard = (tokens["log_prob"] - tokens["mean"]) / tokens["sd"]
             scores["min_k_plus"] = min_k_score(standard, tokens["example"], self.min_k_share)
-        if "zlib" in self.membership:
+        if "zlib" in attacks:
             scores["zlib"] = zlib_score(losses["nll"], self.raw(rows))
-        if "reference" in self.membership and self.reference is not None:
+        if "reference" in attacks and self.reference is not None:
             scores["reference"] = reference_score(losses["nll"], self._reference_nll[name])
-        if "gradient_norm" in self.membership:
+        if "gradient_norm" in attacks:
             scores["gradient_norm"] = -gradient_norms(model, rows, self.collate, self.task, self.processes)
         return {**losses, **{f"{MEMBERSHIP}{attack}": values for attack, values in scores.items()}}
 
     @cached_property
-    def _reference_nll(self) -> dict[str, np.ndarray]:
-        """What the reference model loses on each row of both sets, measured once for all models."""
-        assert self.reference is not None
+    def membership_control(self) -> "dict[str, pd.DataFrame]":
+        """The losses of the reference model and its scores in the attacks that need one forward pass, on both sets,
+        measured once for all models: what they show of a model that never saw the rows. Empty without one.
+        """
+        if self.reference is None or not len(self.parts["nonmember"]):
+            return {}
         model = self.reference()
         model.eval()
-        return {name: self._losses_and_tokens(model, name)[0]["nll"] for name in ("member", "nonmember")}
+        cheap = [attack for attack in self.membership if attack not in ("reference", "gradient_norm")]
+        found = {name: self.membership_signals(model, name, cheap) for name in ("member", "nonmember")}
+        return {name: self._frame(name, self.parts[name]).assign(**scores) for name, scores in found.items()}
+
+    @property
+    def _reference_nll(self) -> dict[str, np.ndarray]:
+        return {name: frame["nll"].to_numpy() for name, frame in self.membership_control.items()}
 
     def _losses_and_tokens(self, model: Any, name: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray] | None]:
         """`losses`, and the statistics of every token where an attack needs them: one forward pass for both."""

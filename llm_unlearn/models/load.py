@@ -8,6 +8,7 @@ import torch
 from llm_unlearn.distributed.processes import Processes
 from llm_unlearn.errors import InputError
 from llm_unlearn.models.adapters import adapter_config, refuse_pickle, with_adapter
+from llm_unlearn.models.attention import check_attention, register_varlen
 from llm_unlearn.models.checkpoint_files import ADAPTER_CONFIG, check_weights, explained
 from llm_unlearn.models.devices import on_best_device, whole
 from llm_unlearn.models.strict_loading import load_pretrained
@@ -32,13 +33,16 @@ def read_config(section: "ModelSection") -> "PreTrainedConfig":
 
 
 def check_model(section: "ModelSection", lengths: dict[str, int]) -> None:
-    """Raise InputError if a base does not exist, or takes fewer tokens than a field asks for; no weight is loaded.
+    """Raise InputError if a base does not exist, takes fewer tokens than a field asks for, or cannot have the attention
+    that is asked for; no weight is loaded.
 
     Args:
         section: the recipe's `model` section.
         lengths: dotted field → tokens of a row.
     """
-    limit = getattr(read_config(section), "max_position_embeddings", None)
+    config = read_config(section)
+    check_attention(section, config)
+    limit = getattr(config, "max_position_embeddings", None)
     if section.path and not section.trust_remote_code and (folder := Path(section.path).expanduser()).is_dir():
         check_weights(folder)
     for field, length in lengths.items():
@@ -90,6 +94,9 @@ def load_model(path: str | Path, section: "ModelSection", device_map: str | None
     arguments: dict[str, Any] = {"dtype": getattr(torch, section.dtype), "trust_remote_code": section.trust_remote_code}
     if not section.trust_remote_code:
         arguments["use_safetensors"] = True
+    if section.attn_implementation is not None:
+        register_varlen()
+        arguments["attn_implementation"] = section.attn_implementation
     if section.quantization != "none":
         arguments["quantization_config"] = _quantization(section)
     if str(path) == section.path and section.revision:

@@ -194,7 +194,7 @@ class Supervised(Positions):
     def _beside(self, reference: "Supervised | None") -> Reference | None:
         """States and head of a reference; its logits where another `device_map` put it on another device."""
         if reference is None or reference.states.device == self.states.device:
-            return reference and (reference.states, reference.head)
+            return None if reference is None else (reference.states, reference.head)
         return reference.logits.to(self.states.device), None
 
 

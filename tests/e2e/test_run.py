@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,8 @@ def test_every_metric_can_be_recomputed_without_a_model(finished):
     retrained = pd.read_parquet(run_dir / "evaluation" / "retrained.parquet")
     for name, result in results(run_dir).items():
         signals = pd.read_parquet(run_dir / "evaluation" / f"{name}.parquet")
-        identity = Identity(**{k: result[k] for k in ("model", "kind", "method", "budget", "seed", "recipe")})
+        assert result["precision"] == "float32"
+        identity = Identity(**{field.name: result[field.name] for field in fields(Identity)})
         cost = Cost(**result["cost"], seconds=0.0)
         oracle, steps = None if name == "retrained" else retrained, CLEAN_STEPS
         again = json.loads(json.dumps(summarize(signals, identity, cost, oracle, steps).to_json()))

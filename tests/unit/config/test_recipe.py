@@ -228,8 +228,8 @@ IMAGES = {
 @pytest.mark.parametrize(
     ("tree", "sha256"),
     [
-        (WHOLE_RECIPE, "1be853614ca0d5b50e68a6587690f3e002dc014a1b8f0836866c5674fbf355af"),
-        (IMAGES, "aec42caf672c26218716639ce21f38c9c7554f4873f837e587c2ac1d1701b380"),
+        (WHOLE_RECIPE, "e11b0f4b662385d02d81e5d14311f8ae593555a607cbdc50b452008094d08c41"),
+        (IMAGES, "b7bc5a719ab44581e4e0cccb609b9529b7e76f7c82c06153961be4118b883278"),
     ],
 )
 def test_a_recipe_has_the_fingerprint_that_finished_runs_were_made_with(tree, sha256):
