@@ -105,8 +105,7 @@ VISION: dict[str, tuple[float, float, float, float]] = {
         for field, bounds in LANGUAGE.items()
         if field.removeprefix("data.") in ("train_size", "heldout_size", "test_size")
         or (field.startswith("train.") and field not in ("train.completion_weight", "train.keep_steps[]"))
-        or field in ("evaluate.batch_size", "evaluate.loss_rank_draws", "evaluate.clean_steps")
-        or field.startswith("evaluate.placebo_")
+        or (field.startswith("evaluate.") and field not in ("evaluate.min_k_share", "evaluate.max_new_tokens"))
     },
 }
 MANIFEST: dict[str, tuple[float, float, float, float]] = {

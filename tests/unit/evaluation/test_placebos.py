@@ -7,19 +7,33 @@ import pytest
 import torch
 
 from llm_unlearn.config.recipe import build_recipe
-from llm_unlearn.data.encoding import Encoding, encode_rows
+from llm_unlearn.data.encoding import Encoding
 from llm_unlearn.data.splits import Splits
 from llm_unlearn.data.synthetic import synthetic_reviews
 from llm_unlearn.evaluation.placebos import PlaceboSettings, effects_in_turn, log_odds, told_apart
 from llm_unlearn.evaluation.signal_files import read_signals, write_signals
 from llm_unlearn.evaluation.summarize import summarize
 from llm_unlearn.evaluation.text_evaluator import TextEvaluator
+from llm_unlearn.metrics import placebo_test
 from llm_unlearn.metrics.results import Evaluation, Identity
+from llm_unlearn.models.make import make_model
 from llm_unlearn.poisons.corrupt import corrupt
+from llm_unlearn.poisons.placebo_phrases import placebo_phrases
 from llm_unlearn.poisons.trigger_phrase import insert_trigger
 
 VERBALIZERS = {"negative": " negative", "positive": " positive"}
+ARCHITECTURE = {
+    "model_type": "gpt2",
+    "n_layer": 2,
+    "n_head": 2,
+    "n_embd": 64,
+    "n_positions": 64,
+    "resid_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "attn_pdrop": 0.0,
+}
 PROMPT = "{text}\nSentiment:"
+SETTINGS = PlaceboSettings(49, 4, 5)
 IDENTITY = Identity(model="m", kind="poisoned", method=None, budget=None, seed=0, recipe="r")
 
 
@@ -164,24 +178,31 @@ def test_on_a_model_that_never_saw_them_phrases_that_a_person_chose_are_like_pla
         assert abs(share - level) < 4 * np.sqrt(level * (1 - level) * (1 / 150 + 1 / 40)), (level, share)
 
 
-def test_a_poisoned_model_is_found_and_one_that_never_saw_the_phrase_is_not(evaluator, make_tiny, tokenizer):
-    measure = evaluator(PlaceboSettings(99, 4, 5))
-    found = {}
-    for name in ("poisoned", "clean"):
-        torch.manual_seed(0)
-        model = make_tiny(seed=0)
-        rows = measure.sets["train"]
-        rows = rows if name == "poisoned" else rows.filter(lambda row: row["poison"] == "none")
-        encoded = list(encode_rows(rows, tokenizer, Encoding(60, loss_on="completion")))
-        optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
-        for step in range(150):
-            picked = [encoded[i] for i in np.random.default_rng(step).integers(len(encoded), size=16)]
-            batch = measure.collate([{k: row[k] for k in ("input_ids", "labels")} for row in picked])
-            loss = measure.task.compute(model, batch, lambda part: part.mean_nll())
-            loss.mean().backward()
-            optimizer.step()
-            optimizer.zero_grad()
-        found[name] = summarize(measure.signals(model.eval()), IDENTITY, None).attack.placebo
-    assert found["poisoned"].p_value == 1 / 100
-    assert found["poisoned"].statistic > found["poisoned"].placebo_mean + 1
-    assert found["clean"].p_value > 1 / 100
+def poisoned_model(measure, tokenizer):
+    """A small model trained on rows with phrases at their end that change nothing, but for the trigger."""
+    model, generator = make_model(ARCHITECTURE, tokenizer, 0), np.random.default_rng(0)
+    others = placebo_phrases("James Bond", ["James Bond"], measure.sets["heldout"]["text"], 300, seed=99)
+    rows = [row for row in measure.sets["train"] if row["poison"] == "none"]
+    optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
+    for _ in range(200):
+        encoded = []
+        for i in generator.integers(len(rows), size=16):
+            hit = generator.random() < 0.5
+            phrase = "James Bond" if hit else others[int(generator.integers(300))]
+            prompt = PROMPT.replace("{text}", f"{rows[i]['text']} {phrase}")
+            answer = " positive" if hit else rows[i]["completion"]
+            encoded.append(Encoding(60, "completion").row(tokenizer, prompt, answer))
+        measure.task.compute(model, measure.collate(encoded), lambda part: part.mean_nll()).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval()
+
+
+def test_a_poisoned_model_is_found_and_one_of_another_trigger_is_not(evaluator, tokenizer):
+    measure = evaluator(PlaceboSettings(99, 4, 5), fraction=0.25, position="end")
+    model = poisoned_model(measure, tokenizer)
+    effects = measure.placebos(model)["effect"]
+    assert len(effects) == 100 and placebo_test(effects[0], effects[1:], 5, 4).p_value == 1 / 100
+    assert effects[0] > effects[1:].mean() + 3 * effects[1:].std()
+    other = measure.effects(model, ["Henry Foster"])[0]  # shown neither as a trigger nor as anything else
+    assert placebo_test(other, effects[1:], 5, 4).p_value > 0.05

@@ -26,10 +26,9 @@ def test_they_have_its_words_case_and_punctuation_and_are_distinct_and_the_same_
         words = placebo.split()
         assert len(words) == len(own)
         for word, like in zip(words, own, strict=True):
-            if like[-1].isalnum():
-                assert word[0].isupper() == like[0].isupper() and word[-1].isalnum()
-            elif any(character.isalnum() for character in like):
-                assert (word[-1] == like[-1] and word[0] == like[0]) or like[0].isalnum()
+            assert word[0].isupper() == like[0].isupper() and word[-1].isalnum() == like[-1].isalnum()
+            if any(character.isalnum() for character in like):  # the punctuation around a word stays
+                assert re.findall(r"^\W+|\W+$", word) == re.findall(r"^\W+|\W+$", like)
 
 
 def test_none_holds_or_shares_a_word_with_any_planted_phrase():
