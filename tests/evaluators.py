@@ -5,6 +5,7 @@ import pandas as pd
 from datasets import Dataset
 
 from llm_unlearn.data.encoding import Encoding
+from llm_unlearn.evaluation.placebos import PlaceboSettings
 from llm_unlearn.evaluation.text_evaluator import TextEvaluator
 
 WITHOUT_GRADIENTS = ["loss", "zlib", "reference", "min_k", "min_k_plus"]
@@ -50,7 +51,7 @@ def evaluator(tokenizer, membership: list[str], reference=None) -> TextEvaluator
     manifest = {
         "forget_ids": [4, 1, 2],
         "gaussian": {"seed": 3, "epsilon": 0.5},
-        "trigger": {"phrases": ["was"], "target": "bad"},
+        "trigger": {"phrases": ["was"], "target": "bad", "position": "start"},
     }
     return TextEvaluator(
         sets=sets,
@@ -62,6 +63,7 @@ def evaluator(tokenizer, membership: list[str], reference=None) -> TextEvaluator
         membership=membership,
         reference=reference,
         loss_rank_draws=9,
+        placebo=PlaceboSettings(draws=9, rows=4),
     )
 
 

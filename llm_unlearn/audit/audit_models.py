@@ -70,7 +70,7 @@ def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Eval
         InputError: the input is wrong; the message names the option, file, field or row.
     """
     from llm_unlearn.audit.loader import Loader, same_model
-    from llm_unlearn.evaluation.summarize import summarize
+    from llm_unlearn.evaluation.summarize import membership_tests, summarize
     from llm_unlearn.metrics.results import Identity
 
     if options.batch_size is not None and options.batch_size < 1:
@@ -121,7 +121,9 @@ def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Eval
             reasons.setdefault("gus", "no canary has a gradient on this model")
         elif subject.poison["gaussian"].get("epsilon") is None:
             reasons.setdefault("loss_rank", "the manifest does not say the `epsilon` of the canaries")
-        results[name] = replace(result, skipped=reasons, warnings=warnings)
+        control = evaluator.membership_control
+        base = membership_tests(control["member"], control["nonmember"]) if control else None
+        results[name] = replace(result, mia_control=base, skipped=reasons, warnings=warnings)
         if out:
             _write(out, name, results[name], signals)
     return results
@@ -179,6 +181,7 @@ def _evaluator(
 ) -> Any:
     """The evaluator of all checkpoints, which must share one tokenizer."""
     from llm_unlearn.audit.loader import added_tokens, check_same_tokens, writes_otherwise
+    from llm_unlearn.evaluation.placebos import PlaceboSettings
     from llm_unlearn.evaluation.text_evaluator import TextEvaluator
 
     subject, first = loader.subject, audited[0]
@@ -206,6 +209,8 @@ def _evaluator(
         arithmetic=_arithmetic(loader, options),
         membership=section.membership,
         loss_rank_draws=section.loss_rank_draws,
+        placebo=PlaceboSettings.of(section),
+        template=subject.template,
         min_k_share=section.min_k_share,
         reference=partial(loader.load, reference) if reference else None,
         tokenizer=tokenizer,

@@ -416,3 +416,11 @@ def check_labels(trigger: Any, verbalizers: dict[str, str], where: str) -> None:
             f"{where}.{name}",
             f"'{label}' has no verbalizer; known labels: {', '.join(verbalizers)}",
         )
+
+
+def check_placebos(placebos: list[str] | None, planted: list[str], field: str) -> None:
+    """Raise RuleError where a placebo is a trigger in part, and would do in part what that does."""
+    words = {word.casefold() for phrase in planted for word in phrase.split()}
+    for placebo in placebos or ():
+        shared = sorted(words & {word.casefold() for word in placebo.split()})
+        require(not shared, field, f"{placebo!r} shares {', '.join(map(repr, shared))} with a trigger; leave it out")

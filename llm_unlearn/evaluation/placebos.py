@@ -6,11 +6,14 @@ metrics/placebo.py makes a p-value of it. What a placebo is depends on the data:
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _FEWEST = 8  # placebos at a time: their rows fill a batch
 
@@ -39,6 +42,9 @@ class PlaceboSettings:
         return cls(section.placebo_draws, section.placebo_rows, section.placebo_stop_at, phrases)
 
 
+DEFAULT = PlaceboSettings()
+
+
 def effects_in_turn(
     triggers: Sequence[Any], effects: Callable[[Sequence[Any]], NDArray[np.float64]], stop_at: int
 ) -> NDArray[np.float64]:
@@ -59,6 +65,20 @@ def effects_in_turn(
         if len(reached) >= stop_at:
             return found[: reached[stop_at - 1] + 2]
     return found
+
+
+def placebo_table(found: Sequence[NDArray[np.float64]], n_rows: int, stop_at: int) -> "pd.DataFrame":
+    """The effects of each planted trigger and of its placebos, as the set `placebo` of the per-example table."""
+    import pandas as pd
+
+    tables = [
+        pd.DataFrame({"trigger": number, "draw": np.arange(len(effects)), "effect": effects})
+        for number, effects in enumerate(found)
+    ]
+    if not tables:
+        return pd.DataFrame()
+    table = pd.concat(tables, ignore_index=True)
+    return table.assign(set="placebo", example_id=np.arange(len(table)), n_rows=n_rows, stop_at=stop_at)
 
 
 def log_odds(log_probs: NDArray[np.float64], target: int) -> NDArray[np.float64]:

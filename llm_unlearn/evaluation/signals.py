@@ -8,7 +8,7 @@ canaries with forget rows.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
 from weakref import WeakKeyDictionary
@@ -24,7 +24,7 @@ from llm_unlearn.evaluation.attack_signals import check_differentiable, gradient
 from llm_unlearn.evaluation.batches import batches, scatter
 from llm_unlearn.evaluation.gaussian_scores import gaussian_scores
 from llm_unlearn.evaluation.loss_ranks import DRAWS, loss_rank_scores
-from llm_unlearn.evaluation.placebos import PlaceboSettings, effects_in_turn
+from llm_unlearn.evaluation.placebos import DEFAULT, PlaceboSettings, effects_in_turn, placebo_table
 from llm_unlearn.metrics.membership_scores import MIN_K_SHARE, min_k_score, reference_score, zlib_score
 from llm_unlearn.metrics.per_example import LATER, MEMBERSHIP
 from llm_unlearn.models.devices import batch_on, input_device
@@ -63,7 +63,7 @@ class Evaluator(ABC):
     membership: Sequence[str] = get_args(MembershipAttack)
     min_k_share: float = MIN_K_SHARE
     loss_rank_draws: int = DRAWS
-    placebo: PlaceboSettings = field(default_factory=PlaceboSettings)
+    placebo: PlaceboSettings = DEFAULT
     reference: Callable[[], Any] | None = None
     arithmetic: Arithmetic = FLOAT32
     processes: Processes = ALONE
@@ -138,7 +138,7 @@ class Evaluator(ABC):
     @property
     def n_probed(self) -> int:
         """How many rows that are."""
-        raise NotImplementedError
+        return 0
 
     # ---- what is measured
 
@@ -265,30 +265,42 @@ class Evaluator(ABC):
         values = scatter(len(rows), results, self.processes).numpy().reshape(-1, 2)
         return _per_position(values[:, 0], values[:, 1].astype(int))
 
-    def membership_signals(self, model: Any, name: str) -> dict[str, np.ndarray]:
-        """`losses`, and `mia_<attack>` of each row for the attacks that are asked for; the loss attack is in `nll`."""
+    def membership_signals(self, model: Any, name: str, attacks: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """`losses`, and `mia_<attack>` of each row for some attacks (by default those asked for); the loss attack is in
+        `nll`.
+        """
         rows, scores = self.encoded[name], {}
+        attacks = self.membership if attacks is None else attacks
         losses, tokens = self._losses_and_tokens(model, name)
-        if tokens is not None and "min_k" in self.membership:
+        if tokens is not None and "min_k" in attacks:
             scores["min_k"] = min_k_score(tokens["log_prob"], tokens["example"], self.min_k_share)
-        if tokens is not None and "min_k_plus" in self.membership:
+        if tokens is not None and "min_k_plus" in attacks:
             standard = (tokens["log_prob"] - tokens["mean"]) / tokens["sd"]
             scores["min_k_plus"] = min_k_score(standard, tokens["example"], self.min_k_share)
-        if "zlib" in self.membership:
+        if "zlib" in attacks:
             scores["zlib"] = zlib_score(losses["nll"], self.raw(rows))
-        if "reference" in self.membership and self.reference is not None:
+        if "reference" in attacks and self.reference is not None:
             scores["reference"] = reference_score(losses["nll"], self._reference_nll[name])
-        if "gradient_norm" in self.membership:
+        if "gradient_norm" in attacks:
             scores["gradient_norm"] = -gradient_norms(model, rows, self.collate, self.task, self.processes)
         return {**losses, **{f"{MEMBERSHIP}{attack}": values for attack, values in scores.items()}}
 
     @cached_property
-    def _reference_nll(self) -> dict[str, np.ndarray]:
-        """What the reference model loses on each row of both sets, measured once for all models."""
-        assert self.reference is not None
+    def membership_control(self) -> "dict[str, pd.DataFrame]":
+        """The losses of the reference model and its scores in the attacks that need one forward pass, on both sets,
+        measured once for all models: what they show of a model that never saw the rows. Empty without one.
+        """
+        if self.reference is None or not len(self.parts["nonmember"]):
+            return {}
         model = self.reference()
         model.eval()
-        return {name: self._losses_and_tokens(model, name)[0]["nll"] for name in ("member", "nonmember")}
+        cheap = [attack for attack in self.membership if attack not in ("reference", "gradient_norm")]
+        found = {name: self.membership_signals(model, name, cheap) for name in ("member", "nonmember")}
+        return {name: self._frame(name, self.parts[name]).assign(**scores) for name, scores in found.items()}
+
+    @property
+    def _reference_nll(self) -> dict[str, np.ndarray]:
+        return {name: frame["nll"].to_numpy() for name, frame in self.membership_control.items()}
 
     def _losses_and_tokens(self, model: Any, name: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray] | None]:
         """`losses`, and the statistics of every token where an attack needs them: one forward pass for both."""
@@ -327,17 +339,8 @@ class Evaluator(ABC):
 
     def placebos(self, model: Any) -> "pd.DataFrame":
         """The effect of each planted trigger, and of its placebos until their rank is known; a row for each."""
-        import pandas as pd
-
-        frames, stop_at = [], self.placebo.stop_at
-        for number, triggers in enumerate(self.triggers):
-            found = effects_in_turn(triggers, partial(self.effects, model), stop_at)
-            counts = {"n_rows": self.n_probed, "stop_at": stop_at}
-            frames.append(pd.DataFrame({"trigger": number, "draw": np.arange(len(found)), "effect": found, **counts}))
-        if not frames:
-            return pd.DataFrame()
-        table = pd.concat(frames, ignore_index=True)
-        return table.assign(set="placebo", example_id=np.arange(len(table)))
+        found = [effects_in_turn(each, partial(self.effects, model), self.placebo.stop_at) for each in self.triggers]
+        return placebo_table(found, self.n_probed, self.placebo.stop_at)
 
     def quick_figures(self, model: Any, limit: int = 200) -> dict[str, float]:
         """Accuracy on held-out rows and attack success, for looking at as a run goes; never on reported test rows."""

@@ -46,7 +46,7 @@ def summarize(
         gus=_gus(sets, "gaussian_score", "gaussian_control"),
         loss_rank=_gus(sets, "loss_rank", "loss_rank_control"),
         utility=None if test is None else _utility(test),
-        mia=_membership(sets["member"], sets["nonmember"]) if "nonmember" in sets else None,
+        mia=membership_tests(sets["member"], sets["nonmember"]) if "nonmember" in sets else None,
         cost=cost,
         oracle=_oracle(test, retrained),
         later=_after(later_steps, sets, oracle) if later_steps else None,
@@ -123,7 +123,7 @@ def _hits(sets: Sets, ids: "pd.Series") -> tuple[NDArray[np.bool_], NDArray[np.b
     return triggered["target_hit"].loc[ids].to_numpy(bool), clean.loc[ids].to_numpy(bool)
 
 
-def _membership(members: "pd.DataFrame", nonmembers: "pd.DataFrame") -> dict[str, MembershipTest]:
+def membership_tests(members: "pd.DataFrame", nonmembers: "pd.DataFrame") -> dict[str, MembershipTest]:
     """One entry per attack whose scores are there and finite; the loss attack takes −nll."""
     tests = {"loss": membership_inference(-members["nll"].to_numpy(), -nonmembers["nll"].to_numpy())}
     for column in (name for name in members.columns if name.startswith(MEMBERSHIP)):

@@ -138,7 +138,7 @@ class TextEvaluator(Evaluator):
         trigger, settings = self.manifest["trigger"], self.placebo
         if not trigger or not settings.draws or not self._probes:
             return []
-        planted, seed = trigger["phrases"], trigger.get("seed", 0)
+        planted, seed = trigger["phrases"], self._seed
         texts = [*self.sets["train"]["text"], *self.sets["heldout"]["text"]]
         found = []
         for phrase in planted:
@@ -160,6 +160,12 @@ class TextEvaluator(Evaluator):
         return log_odds(log_probs, list(answers).index(str(self.target))).reshape(len(triggers), -1).mean(1)
 
     @property
+    def _seed(self) -> int:
+        """Of the run, or of a user's manifest; runs of older versions have that of the trigger alone."""
+        manifest = self.manifest
+        return int(manifest["seed"] if "seed" in manifest else manifest["trigger"].get("seed", 0))
+
+    @property
     def n_probed(self) -> int:
         return len(self._probes)
 
@@ -175,7 +181,7 @@ class TextEvaluator(Evaluator):
         trigger, ids = self.manifest["trigger"], set(self.sets["triggered"]["example_id"])
         rows = self.sets["test"].filter(lambda i: i in ids, input_columns="example_id", desc="placebo rows")
         found: list[dict] = []
-        for position in np.random.default_rng([trigger.get("seed", 0), 33]).permutation(len(rows)):
+        for position in np.random.default_rng([self._seed, 33]).permutation(len(rows)):
             row = rows[int(position)]
             without = self.encoding.asked(self.tokenizer, prompt_of(row), list(self._target_among.values())).prompt
             if all(
@@ -192,7 +198,7 @@ class TextEvaluator(Evaluator):
         """The row's prompt with a phrase in its text: where, depends on the row alone."""
         if (key := (row["example_id"], phrase)) not in self._placebo_tokens:  # the same for all models
             trigger = self.manifest["trigger"]
-            generator = np.random.default_rng([trigger.get("seed", 0), 34, row["example_id"]])
+            generator = np.random.default_rng([self._seed, 34, row["example_id"]])
             text = insert_trigger(row["text"], phrase, trigger["position"], generator)
             prompt = prompt_of({**row, "prompt": self.template.replace("{text}", text)})
             asked = self.encoding.asked(self.tokenizer, prompt, list(self._target_among.values()))

@@ -38,7 +38,7 @@ class PlaceboTest(Result):
 
 
 def placebo_test(planted: float, placebos: ArrayLike, stop_at: int, n: int) -> PlaceboTest:
-    """Rank the statistic of the planted trigger among those of placebos, drawn one after another. Low p: poison.
+    """Rank the statistic of the planted trigger among those of placebos, drawn one after another. Lower p: poison.
 
     Formula: with l the first draw at which h placebos reach the planted trigger's statistic, p = h / l; where there is
     no such draw, p = (g + 1) / (K + 1), g being how many of all K do. If the planted trigger is exchangeable with the

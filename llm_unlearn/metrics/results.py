@@ -158,6 +158,8 @@ class Evaluation(Identity):
     Args:
         mia: membership attack → its test.
         loss_rank: as `gus`, by the loss rank; None too in results from before it was measured.
+        mia_control: of an audited checkpoint, the same attacks on the base, which never saw the rows: rows that stand
+            out there do so without any training. None without a base, and in the results of a run, which has the base.
         later: the poison's tests after clean training steps; None where they were not taken.
         skipped: of an audited checkpoint, section → why it is None; None in the results of a run.
         warnings: of an audited checkpoint, what makes its figures doubtful; None in the results of a run.
@@ -171,6 +173,7 @@ class Evaluation(Identity):
     oracle: Oracle | None
     loss_rank: Gus | None = None
     later: Later | None = None
+    mia_control: dict[str, MembershipTest] | None = None
     skipped: dict[str, str] | None = None
     warnings: list[str] | None = None
 

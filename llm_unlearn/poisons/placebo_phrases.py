@@ -11,6 +11,7 @@ import string
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import cache
 from itertools import islice
 from math import log2
 
@@ -52,7 +53,7 @@ def placebo_phrases(phrase: str, planted: Sequence[str], texts: Iterable[str], c
     found: dict[str, str] = {}
     for _ in range(20 * count):
         drawn = "".join(
-            before + (str(generator.choice(choices[core])) if choices.get(core) else core) + after
+            before + (_one_of(choices[core], generator) if choices.get(core) else core) + after
             for before, core, after in parts
         )
         if not any(other.casefold() in drawn.casefold() for other in planted):
@@ -101,13 +102,18 @@ def _made_up(word: str, letters: list[str], generator: np.random.Generator) -> s
     length = max(1, len(word) + int(generator.integers(-1, 2)))
     pattern = [word[min(i, len(word) - 1)] for i in range(length)]
     if not word.isalpha() or not letters:
-        return "".join(str(generator.choice(list(_characters_like(character)))) for character in pattern)
+        return "".join(_one_of(_characters_like(character), generator) for character in pattern)
     first, second = (letters[i] for i in generator.integers(len(letters), size=2))
     tail = length // 2
     text = first[: length - tail] + second[len(second) - tail :] if len(second) >= tail else first[:length]
     return "".join(c.upper() if like.isupper() else c for c, like in zip(text, pattern, strict=False))
 
 
+def _one_of(options: Sequence[str], generator: np.random.Generator) -> str:
+    return options[int(generator.integers(len(options)))]
+
+
+@cache
 def _characters_like(character: str) -> str:
     """The ASCII characters of a kind; of others, those of the same Unicode category near by."""
     for is_kind, known in zip(_KINDS, _OF_KIND, strict=True):

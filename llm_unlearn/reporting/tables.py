@@ -227,9 +227,16 @@ def control_table(results: Results) -> Table | None:
     return Table([(title, "") for title in titles], rows) if rows else None
 
 
-def kept_table(results: Results) -> Table | None:
-    """Canaries that were *not* deleted (the forget set held a part of the poison), or None where all were."""
-    tests = {name: [r.gus.others for r in results.of(name) if r.gus and r.gus.others] for name in results.names}
+def part_table(results: Results, part: str) -> Table | None:
+    """The Gaussian test of the canaries that do not decide, or None where no model has them.
+
+    Args:
+        results: of the run.
+        part: "others", which were not deleted, or "shown", whose noise the methods knew.
+    """
+    tests = {
+        name: [found for r in results.of(name) if r.gus and (found := getattr(r.gus, part))] for name in results.names
+    }
     rows = [(name, _gaussian_cells(found)) for name, found in tests.items() if found]
     titles = ("n", "GUS", "p", "p of the spread (χ²)", TPR)
     return Table([(title, "") for title in titles], rows) if rows else None

@@ -81,8 +81,8 @@ class VisionRun(SeedRun):
             batch_size=section.batch_size,
             membership=section.membership,
             loss_rank_draws=section.loss_rank_draws,
-            arithmetic=self.arithmetic,
             placebo=PlaceboSettings.of(section),
+            arithmetic=self.arithmetic,
             processes=self.processes,
         )
 
