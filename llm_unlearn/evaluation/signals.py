@@ -358,7 +358,7 @@ class Evaluator(ABC):
     def placebos(self, model: Any) -> "pd.DataFrame":
         """The effect of each planted trigger, and of its placebos until their rank is known; a row for each."""
         found = [effects_in_turn(each, partial(self.effects, model), self.placebo.stop_at) for each in self.triggers]
-        return placebo_table(found, self.n_probed, self.placebo.stop_at)
+        return placebo_table(found, self.n_probed if found else 0, self.placebo.stop_at)
 
     def quick_figures(self, model: Any, limit: int = 200) -> dict[str, float]:
         """Accuracy on held-out rows and attack success, for looking at as a run goes; never on reported test rows."""
