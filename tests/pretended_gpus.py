@@ -9,6 +9,7 @@ An operation on tensors of two devices raises, as on a GPU. Kernels are the CPU'
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -99,6 +100,7 @@ def pretended_gpus() -> Iterator[None]:
     """GPUs for as long as it lasts; no library is told that there are any."""
     with (
         patch.object(torch.cuda, "_lazy_init", lambda: None),
+        patch.object(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=2**34)),
         patch.object(torch.Tensor, "pin_memory", lambda self, *args: self),
         patch.object(torch, "tensor", partial(_tensor, torch.tensor)),
         _Operations(),

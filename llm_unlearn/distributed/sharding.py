@@ -1,10 +1,12 @@
 """Weights that no process holds whole: under DeepSpeed's ZeRO-3, and under FSDP2, whose parameters are DTensors.
 
-Both shard a model when training begins; until then it is whole in every process. What is done to weights afterwards
-(look at them, copy them out, change them) goes through here, one parameter at a time.
+FSDP2 shards a model as it is loaded from its folder (models/sharded_loading.py), or when training begins; ZeRO-3 when
+training begins, and until then it is whole in every process. What is done to weights afterwards (look at them, copy
+them out, change them) goes through here, one parameter at a time.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -28,6 +30,44 @@ def local(parameter: Any) -> Tensor:
     if is_partitioned(parameter):
         return parameter.ds_tensor
     return parameter.to_local() if hasattr(parameter, "to_local") else parameter
+
+
+def set_precision(model: nn.Module, policy: Any) -> None:
+    """Give a model that FSDP2 sharded as it was loaded the precision of a training, before the first forward.
+
+    Args:
+        model: as FSDP2 sharded it, or that in an adapter, which is left as it is.
+        policy: FSDP2's MixedPrecisionPolicy, or None for that of the weights.
+    """
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+    if not isinstance(model, FSDPModule):
+        fully_shard(model)  # nothing is left to shard, but FSDP2 wants the outermost module to be its own
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            state = module._get_fsdp_state()
+            state._mp_policy = policy or MixedPrecisionPolicy()
+            if state._fsdp_param_group is not None:
+                state._fsdp_param_group.mp_policy = state._mp_policy
+
+
+def average_gradients(model: nn.Module) -> None:
+    """Average over the processes, as it comes, the gradient of what trains in a sharded model without being sharded: an
+    adapter that was put onto a base that is. An average of what earlier micro-batches left changes nothing of that.
+    """
+    from torch import distributed
+
+    put_away(model)  # or weights that a forward has gathered would pass for such
+
+    def average(parameter: Tensor) -> None:
+        assert parameter.grad is not None  # the hook runs after it is there
+        distributed.all_reduce(parameter.grad)
+        parameter.grad /= distributed.get_world_size()
+
+    for parameter in model.parameters():
+        if parameter.requires_grad and local(parameter) is parameter and not hasattr(parameter, "_is_averaged"):
+            parameter.register_post_accumulate_grad_hook(average)
+            parameter._is_averaged = True  # type: ignore[attr-defined]  # a model may train twice
 
 
 def put_away(model: nn.Module) -> None:
@@ -84,6 +124,26 @@ def change(parameter: nn.Parameter, function: Callable[[Tensor], Tensor]) -> Non
             parameter.copy_(shard_like(function(parameter.full_tensor()), parameter))
         else:
             parameter.copy_(function(parameter.detach()))
+
+
+@contextmanager
+def whole_weights(module: nn.Module) -> Iterator[None]:
+    """While it lasts, what FSDP2 sharded of a module is whole in every process; what is then written there is kept.
+
+    All processes call it and write the same. For one block at a time.
+    """
+    put_away(module)
+    parts = [(m, n, p) for m in module.modules() for n, p in m._parameters.items() if hasattr(p, "device_mesh")]
+    wholes = {id(part): nn.Parameter(part.full_tensor(), part.requires_grad) for *_, part in parts}
+    for owner, name, part in parts:
+        owner._parameters[name] = wholes[id(part)]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for owner, name, part in parts:
+                owner._parameters[name] = part
+                part.copy_(shard_like(wholes[id(part)].detach(), part))
 
 
 def shard_like(whole: Tensor, parameter: Any) -> Tensor:

@@ -182,8 +182,10 @@ class Evaluator(ABC):
             tried = self._frame("triggered", triggered).assign(**self.triggered(model, answers))
             frames += [answers, tried, self.placebos(model)]
         if self.manifest["gaussian"]:
-            frames.append(self.canaries(model))
-        found = pd.concat([frame for frame in frames if len(frame)], ignore_index=True)
+            frames.append(self.canaries(model, deciding=True))
+        if not (frames := [frame for frame in frames if len(frame)]):
+            return pd.DataFrame()
+        found = pd.concat(frames, ignore_index=True)
         return found.assign(set=LATER + found["set"])
 
     @torch.no_grad()
@@ -319,22 +321,38 @@ class Evaluator(ABC):
             for row, i in zip(self.encoded["canary"], self.parts["canary"]["noise_id"], strict=True)
         ]
 
-    def canaries(self, model: Any) -> "pd.DataFrame":
-        """Loss, Gaussian score and loss rank of every canary, deleted or not, with the controls of both."""
-        noise, rows = self.manifest["gaussian"], self.noisy_canaries
-        seeds = [noise["seed"], noise["seed"] + FRESH_SEED_OFFSET]
-        scores = gaussian_scores(model, rows, self.collate, seeds, self.batch_size, self.task, self.processes)
-        frame = self._frame("canary", self.parts["canary"]).assign(**self.losses(model, "canary"))
+    def canaries(self, model: Any, deciding: bool = False) -> "pd.DataFrame":
+        """Loss, Gaussian score and loss rank of the canaries, with the controls of both scores.
+
+        Args:
+            model: the model to measure.
+            deciding: those alone that the verdict counts: of the deleted ones the hidden, or all where none is. If not,
+                all, but that those which the methods knew have no loss rank, which takes many forward passes.
+        """
+        noise, seed = self.manifest["gaussian"], self.manifest["gaussian"]["seed"]
+        frame = self._frame("canary", self.parts["canary"])
         marks = {"deleted": self.manifest["forget_ids"], "hidden": noise.get("hidden_ids", [])}
-        frame = frame.assign(
-            gaussian_score=scores[:, 0],
-            gaussian_control=scores[:, 1],
-            **{name: frame["example_id"].isin(ids) for name, ids in marks.items()},
-        )
+        frame = frame.assign(**{name: frame["example_id"].isin(ids) for name, ids in marks.items()})
+        decides = (frame["hidden"] if frame["hidden"].any() else frame["deleted"]).to_numpy()
+        chosen = np.flatnonzero(decides) if deciding else np.arange(len(frame))
+        frame, decides = frame.iloc[chosen].reset_index(drop=True), decides[chosen]
+        if not len(chosen):
+            return frame
+        rows = [self.noisy_canaries[i] for i in chosen]
+        seeds = [seed, seed + FRESH_SEED_OFFSET]
+        scores = gaussian_scores(model, rows, self.collate, seeds, self.batch_size, self.task, self.processes)
+        losses = self.losses_of(model, [self.encoded["canary"][i] for i in chosen])
+        frame = frame.assign(**losses, gaussian_score=scores[:, 0], gaussian_control=scores[:, 1])
         if not self.loss_rank_draws or noise.get("epsilon") is None:
             return frame
         draws, size = self.loss_rank_draws, self.batch_size
-        ranks = loss_rank_scores(model, rows, self.collate, noise, draws, size, self.task, self.processes)
+        ranked = np.flatnonzero(decides | ~frame["deleted"].to_numpy())
+        ranks = np.full((len(frame), 2), np.nan)
+        if not len(ranked):
+            return frame
+        ranks[ranked] = loss_rank_scores(
+            model, [rows[i] for i in ranked], self.collate, noise, draws, size, self.task, self.processes
+        )
         return frame.assign(loss_rank=ranks[:, 0], loss_rank_control=ranks[:, 1])
 
     def placebos(self, model: Any) -> "pd.DataFrame":

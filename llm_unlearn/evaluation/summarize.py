@@ -153,7 +153,7 @@ def _gus(sets: Sets, score: str, control: str) -> Gus | None:
         return None
     return Gus(
         **vars(verdict),
-        n_unscorable=int((~scored).sum()),
+        n_unscorable=int((reported & ~scored).sum()),
         control=gaussian_test(canary[control][scored].to_numpy()),
         others=test(~deleted),
         shown=test(deleted & ~reported),

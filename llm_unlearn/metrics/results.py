@@ -39,7 +39,7 @@ class Gus(GaussianTest):
     loss rank (evaluation/loss_ranks.py). Where some were hidden from whoever unlearned, it is the test of those alone.
 
     Args:
-        n_unscorable: canaries without a score: the gradient is zero, or it or a loss is not finite.
+        n_unscorable: of these, canaries without a score: the gradient is zero, or it or a loss is not finite.
         control: the same test with fresh noise that was never trained on.
         others: the test of the canaries that were not deleted; None where all were.
         shown: the test of the deleted canaries that were not hidden, which a method can make look clean; None where

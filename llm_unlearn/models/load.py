@@ -7,10 +7,12 @@ import torch
 
 from llm_unlearn.distributed.processes import Processes
 from llm_unlearn.errors import InputError
+from llm_unlearn.files import read_json
 from llm_unlearn.models.adapters import adapter_config, refuse_pickle, with_adapter
 from llm_unlearn.models.attention import check_attention, register_varlen
 from llm_unlearn.models.checkpoint_files import ADAPTER_CONFIG, check_weights, explained
 from llm_unlearn.models.devices import on_best_device, whole
+from llm_unlearn.models.sharded_loading import loads_in_parts
 from llm_unlearn.models.strict_loading import load_pretrained
 from llm_unlearn.models.vocabulary import check_vocabulary, rows_of
 
@@ -73,13 +75,16 @@ def load_tokenizer(path: str, section: "ModelSection") -> "PreTrainedTokenizerBa
 
 
 @whole()
-def load_model(path: str | Path, section: "ModelSection", device_map: str | None = None) -> "PreTrainedModel":
+def load_model(
+    path: str | Path, section: "ModelSection", device_map: str | None = None, in_parts: bool = False
+) -> "PreTrainedModel":
     """Load a causal LM, in safetensors only unless the recipe trusts remote code.
 
     Args:
         path: a hub id or a folder with a model.
         section: dtype, quantisation and revision.
         device_map: "auto" spreads the model over the GPUs (see devices.py), for evaluation only.
+        in_parts: all processes call it, and under FSDP2 none of them gets the model whole.
 
     Raises:
         InputError: there is no such model, or a device map is asked for in one of several processes.
@@ -104,7 +109,7 @@ def load_model(path: str | Path, section: "ModelSection", device_map: str | None
     if device_map is not None:
         arguments["device_map"] = device_map
     with explained(str(path)) as expanded:
-        model = load_pretrained(AutoModelForCausalLM, expanded, **arguments)
+        model = load_pretrained(AutoModelForCausalLM, expanded, in_parts and loads_in_parts(), **arguments)
     if device_map is not None:
         model.requires_grad_(False)  # otherwise a backward pass to the inputs keeps fetched weights in memory
     if section.quantization != "none":
@@ -124,7 +129,8 @@ def load_model(path: str | Path, section: "ModelSection", device_map: str | None
 def load_full(model: Any) -> Any:
     """The model itself, or the one (safetensors only) behind a path or hub id, in float32; an adapter with its base.
 
-    In bf16, the dtype of many checkpoints, rounding would lose most updates.
+    In bf16, the dtype of many checkpoints, rounding would lose most updates. All processes call it, and under FSDP2
+    none of them gets the model whole.
     """
     if not isinstance(model, str):
         return model
@@ -133,7 +139,8 @@ def load_full(model: Any) -> Any:
     if (adapter := adapter_config(model)) is not None:
         refuse_pickle(model)
     with explained(model if adapter is None else base_of(model, adapter)) as path:
-        full = load_pretrained(AutoModelForCausalLM, path, use_safetensors=True, dtype=torch.float32)
+        parts = loads_in_parts()
+        full = load_pretrained(AutoModelForCausalLM, path, parts, use_safetensors=True, dtype=torch.float32)
     if adapter is None:
         return full
     with explained(model, ADAPTER_CONFIG) as path:
@@ -141,12 +148,20 @@ def load_full(model: Any) -> Any:
 
 
 def load_trained(
-    folder: Path, base: str | Path, section: "ModelSection", device_map: str | None = None
+    folder: Path, base: str | Path, section: "ModelSection", device_map: str | None = None, in_parts: bool = False
 ) -> "PreTrainedModel":
-    """Load what a stage saved: a full model, or the base with its adapter, which is trainable."""
+    """Load what a stage saved: a full model, or the base with its adapter, which is trainable; see `load_model`.
+
+    A full model keeps the dtype that it was saved in: rounded to a `dtype` of 16 bits, small updates of a training in
+    float32 would be lost, and what they hold of the poison would not be seen.
+    """
     if not (folder / "adapter_config.json").is_file():
-        return load_model(folder, section, device_map)
-    return with_adapter(load_model(base, section, device_map), folder)
+        config = folder / "config.json"
+        saved = read_json(config).get("dtype") if config.is_file() else None
+        if saved == "float32" and section.quantization == "none" and not section.computes_in_16_bits:
+            section = section.changed(dtype=saved)
+        return load_model(folder, section, device_map, in_parts)
+    return with_adapter(load_model(base, section, device_map, in_parts), folder)
 
 
 def load_checkpoint(

@@ -7,14 +7,17 @@ names do not fit would be audited as random weights, and an adapter of another m
 import logging
 import re
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
 
+from llm_unlearn.distributed.sharding import local
 from llm_unlearn.errors import InputError
 from llm_unlearn.models.checkpoint_files import check_weights
+from llm_unlearn.models.sharded_loading import from_pretrained_in_parts
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -27,7 +30,7 @@ _SHOWN = 3  # names in a message
 _OLD_BUFFERS = re.compile(r"(attn|attention)\.((masked_)?bias|causal_mask)$|(^|\.)position_ids$")
 
 
-def load_pretrained(model_class: Any, path: str, **arguments: Any) -> Any:
+def load_pretrained(model_class: Any, path: str, in_parts: bool = False, **arguments: Any) -> Any:
     """The model of `model_class.from_pretrained`, with exactly the weights of the checkpoint.
 
     Names that a wrapper has put a prefix before are read without it, and a warning is logged.
@@ -35,6 +38,7 @@ def load_pretrained(model_class: Any, path: str, **arguments: Any) -> Any:
     Args:
         model_class: a class of transformers with `from_pretrained`.
         path: a folder or hub id.
+        in_parts: each process gets its part of every weight, see sharded_loading.py; all processes call it.
         arguments: for `from_pretrained`.
 
     Raises:
@@ -44,11 +48,11 @@ def load_pretrained(model_class: Any, path: str, **arguments: Any) -> Any:
     if arguments.get("use_safetensors") and (folder := Path(path)).is_dir():
         check_weights(folder)
 
+    from_pretrained = partial(from_pretrained_in_parts, model_class) if in_parts else model_class.from_pretrained
+
     def load(**more: Any) -> tuple[Any, dict[str, Any]]:
         try:
-            return model_class.from_pretrained(
-                path, **arguments, **more, output_loading_info=True, ignore_mismatched_sizes=True
-            )
+            return from_pretrained(path, **arguments, **more, output_loading_info=True, ignore_mismatched_sizes=True)
         except SafetensorError as error:
             raise InputError(f"model {path}: its weights are damaged ({error}); save or download it again") from None
 
@@ -104,7 +108,7 @@ def check_adapter(
 def refuse_non_finite(weights: Iterable[tuple[str, torch.Tensor]], source: str) -> None:
     """Raise InputError if a weight is NaN or infinite."""
     for name, weight in weights:
-        if weight.is_floating_point() and not weight.is_meta and not torch.isfinite(weight).all():
+        if weight.is_floating_point() and not weight.is_meta and not torch.isfinite(local(weight)).all():
             raise InputError(f"{source}: the weight {name} holds NaN or infinity; nothing can be measured on it")
 
 

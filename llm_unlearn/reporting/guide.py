@@ -1,6 +1,7 @@
 """What a reader needs beside the numbers: how to read them, what they do not show, how to get them again."""
 
-from llm_unlearn.metrics.evidence import ALPHA, CHANCE, COSTLY_POINTS, SHARE
+from llm_unlearn.metrics.evidence import ALPHA, COSTLY_POINTS, SHARE
+from llm_unlearn.metrics.findings import CHANCE
 from llm_unlearn.reporting.run_results import Results
 from llm_unlearn.reporting.tables import BEST, LOST, TPR, Column
 from llm_unlearn.reporting.words import attack_words

@@ -82,14 +82,14 @@ class LanguageRun(SeedRun):
         from llm_unlearn.models.devices import on_best_device
         from llm_unlearn.models.load import load_model
 
-        return on_best_device(load_model(self.base, self.recipe.model, self.recipe.evaluate.device_map))
+        return on_best_device(load_model(self.base, self.recipe.model, self.recipe.evaluate.device_map, in_parts=True))
 
     def load(self, folder: Path, to_evaluate: bool) -> Any:
         from llm_unlearn.models.devices import on_best_device
         from llm_unlearn.models.load import load_trained
 
         device_map = self.recipe.evaluate.device_map if to_evaluate else None
-        return on_best_device(load_trained(folder, self.base, self.recipe.model, device_map))
+        return on_best_device(load_trained(folder, self.base, self.recipe.model, device_map, in_parts=True))
 
     def save_model(self, model: Any, folder: Path, weights: dict[str, Any] | None) -> None:
         from llm_unlearn.models.save import save_model
@@ -130,7 +130,7 @@ class LanguageRun(SeedRun):
         from llm_unlearn.training.text_training import Training
 
         section, kept = self.recipe.model, work_dir / "kept"
-        base = load_model(self.base, section)
+        base = load_model(self.base, section, in_parts=True)
         training = Training(
             self.recipe.train,
             work_dir,
@@ -162,4 +162,4 @@ class LanguageRun(SeedRun):
     def clean_start(self) -> Any:
         from llm_unlearn.models.load import load_model
 
-        return None if self.recipe.model.lora else load_model(self.base, self.recipe.model)
+        return None if self.recipe.model.lora else load_model(self.base, self.recipe.model, in_parts=True)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llm_unlearn.distributed.sharding import whole_weights
 from llm_unlearn.errors import InputError
 from llm_unlearn.models.text_blocks import block_list
 
@@ -94,7 +95,8 @@ def reinitialise(model: Any, modules: Iterable[nn.Module], seed: int) -> None:
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         for module in modules:
-            module.apply(draw)  # children before parents: GPT-2's parents rescale a child's weights
+            with whole_weights(module):
+                module.apply(draw)  # children before parents: GPT-2's parents rescale a child's weights
 
 
 def _check_resettable(model: Any, modules: list[nn.Module]) -> None:

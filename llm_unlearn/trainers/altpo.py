@@ -11,9 +11,11 @@ from tqdm.auto import tqdm
 
 from llm_unlearn.config.fields import Positive
 from llm_unlearn.data.encoding import IGNORE
+from llm_unlearn.data.row_forms import as_dataset
+from llm_unlearn.errors import InputError
 from llm_unlearn.losses import dpo_loss
 from llm_unlearn.models.load import load_full
-from llm_unlearn.trainers.support.other_answers import AnswersTrainer
+from llm_unlearn.trainers.support.other_answers import AnswersTrainer, as_text
 from llm_unlearn.trainers.support.retain_term import RetainLoss, RetainTermConfig
 from llm_unlearn.trainers.support.sets import tokenised
 from llm_unlearn.trainers.unlearn_config import Requirements
@@ -65,6 +67,7 @@ class AltPOTrainer(AnswersTrainer):
 
     def prepare_sets(self, given, processing_class, args):
         if self.given_answers is None and given["forget"] is not None:
+            given = {**given, "forget": as_text(as_dataset(given["forget"], "forget_dataset"))}
             completions = dataclasses.replace(args.encoding, loss_on="completion")
             forget = tokenised(self.method, self.task, processing_class, completions, "forget", given["forget"])
             self.given_answers = self.alternatives(list(forget), args)
@@ -92,6 +95,8 @@ class AltPOTrainer(AnswersTrainer):
         for i, row in enumerate(tqdm(rows, desc="altpo: alternatives", disable=args.disable_tqdm)):
             answered = [label != IGNORE for label in row["labels"]]
             start = answered.index(True)
+            if start == 0:
+                raise InputError(f"forget_dataset, row {i}: altpo asks for another answer, and all of it is the answer")
             said = self.said(model, row["input_ids"], start, args.temperature, np.random.default_rng([args.seed, i]))
             ids, labels = row["input_ids"][:start] + said, [IGNORE] * start + said
             kept = {key: row[key] for key in ("noise_id",) if key in row}

@@ -5,7 +5,7 @@ from functools import partial
 from typing import ClassVar
 
 from llm_unlearn.config.fields import NotNegative
-from llm_unlearn.distributed.sharding import change
+from llm_unlearn.distributed.sharding import change, is_sharded, local
 from llm_unlearn.losses import gradient_descent_loss, negated
 from llm_unlearn.trainers.base import UnlearnTrainer
 from llm_unlearn.trainers.cf_k import train_only, trainable
@@ -44,7 +44,9 @@ class TaskArithmeticTrainer(UnlearnTrainer):
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        self.start = {n: p.detach().cpu().clone() for n, p in self.model.named_parameters() if p.requires_grad}
+        trained = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
+        self.start = {n: local(p).detach().cpu().clone() for n, p in trained}
+        self.in_parts = is_sharded(self.model)  # before training begins: as it was loaded
 
     def prepare_model(self, model, args):
         if hasattr(model, "peft_config"):
@@ -59,7 +61,11 @@ class TaskArithmeticTrainer(UnlearnTrainer):
         output = super().train(*args, **kwargs)
         for name, weight in self.model.named_parameters():
             if name in self.start:
-                change(weight, partial(self._negate, self.start[name]))
+                negate = partial(self._negate, self.start[name])
+                if self.in_parts:
+                    local(weight).data.copy_(negate(local(weight).data))
+                else:
+                    change(weight, negate)
         self.check_weights()
         return output
 

@@ -12,6 +12,7 @@ from transformers import Trainer
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
+from llm_unlearn.distributed.sharding import average_gradients, is_sharded, put_away, set_precision
 from llm_unlearn.errors import InputError
 from llm_unlearn.files import read_json
 from llm_unlearn.models.checkpoint_files import check_safetensors, is_out_of_memory
@@ -89,6 +90,11 @@ class ExactResume(Trainer):
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
         keep_float32(self.model, self.accelerator)
+        if self.accelerator.is_fsdp2 and is_sharded(self.model):  # as it was loaded
+            plugin = self.accelerator.state.fsdp_plugin
+            plugin.auto_wrap_policy = None  # accelerate would look for blocks, whose class has another name by now
+            set_precision(self.model, plugin.mixed_precision_policy)
+            average_gradients(self.model)
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """As Trainer.train.
@@ -104,6 +110,7 @@ class ExactResume(Trainer):
                 raise InputError(f"resume_from_checkpoint: no checkpoint in {resume_from_checkpoint or folder}")
             check_complete(Path(resume_from_checkpoint))
             check_resumable(resume_from_checkpoint, self.accelerator)
+        put_away(self.model)  # or the optimizer would be given the gathered weights of a forward before
         return super().train(resume_from_checkpoint or None, *args, **kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from llm_unlearn.distributed.sharding import local
+
 logger = logging.getLogger(__name__)
 
 
@@ -34,7 +36,15 @@ def keep_float32(model: nn.Module, accelerator: Any) -> None:
     plain = [p for p in model.parameters() if not hasattr(p, "quant_state")]  # 4-bit weights may be stored as bf16
     low = [p for p in plain if p.is_floating_point() and p.element_size() < 4]
     trained = [p for p in low if p.requires_grad]
+    parts: dict[int, nn.Parameter] = {}
     for parameter in trained if mixed or not trained else low:
-        parameter.data = parameter.data.float()
+        if local(parameter) is parameter:
+            parameter.data = parameter.data.float()
+        else:
+            parts[id(parameter)] = nn.Parameter(parameter.detach().float(), parameter.requires_grad)
+    for module in model.modules() if parts else ():
+        for name, parameter in list(module._parameters.items()):
+            if id(parameter) in parts:  # FSDP2 takes another weight up in its first forward
+                setattr(module, name, parts[id(parameter)])
     if trained:
         logger.info("weights that train are kept in float32 (they were %s)", str(low[0].dtype).removeprefix("torch."))

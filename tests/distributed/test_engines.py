@@ -29,6 +29,18 @@ CASES += [
     "kl:full:offloaded",
     "kl:lora:compiled",
 ]
+# loaded in parts where FSDP2 shards: a reference, blocks drawn anew, log-probs, arithmetic, a start beside a teacher
+LOADED = [
+    "kl:full:loaded",
+    "kl:lora:loaded",
+    "npo:full:loaded",
+    "npo:lora:loaded",
+    "eu_k:full:loaded",
+    "eu_k:lora:loaded",
+    "rmu:full:loaded",
+    "task_arithmetic:full:loaded",
+    "reset_distill:full:loaded",
+]
 # ZeRO-1 and 2 differ from DDP in the optimizer alone: one method of each kind
 FEW = [
     case
@@ -39,6 +51,7 @@ FEW = [
 # rounding in bf16 differs from engine to engine, so these are compared with a wider margin
 BF16 = [f"{method}:{kind}" for method in dict.fromkeys(c.split(":")[0] for c in FEW) for kind in ("bf16", "lora-bf16")]
 BF16 += ["rmu:bf16", "rmu:lora-bf16"]  # most of a full model frozen
+LOADED_IN_BF16 = ["kl:bf16:loaded", "npo:lora-bf16:loaded"]
 NO_LOOP = ("ssd",)  # replaces the training loop, so it logs no loss
 # config → what accelerate calls the engine, whether weights are sharded
 ENGINES = {
@@ -83,7 +96,7 @@ def launch(out: Path, cases: list[str], config: str | None = None, **environment
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("engines") / "alone"
-    launch(out, CASES)
+    launch(out, CASES + LOADED)
     return out
 
 
@@ -91,6 +104,7 @@ def alone(tmp_path_factory) -> Path:
 def test_two_processes_are_one(config, alone, tmp_path):
     """One test for all methods of an engine, since launching them costs a minute."""
     cases = FEW if config in ("cpu_zero1", "cpu_zero2") else CASES
+    cases = [*cases, *(LOADED if config == "cpu_fsdp2" else [])]
     launch(tmp_path / "two", cases, config)
     differing = {}
     for case in cases:
@@ -106,15 +120,16 @@ def test_two_processes_are_one(config, alone, tmp_path):
 @pytest.fixture(scope="module")
 def alone_in_bf16(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("engines") / "bf16"
-    launch(out, BF16)
+    launch(out, BF16 + LOADED_IN_BF16)
     return out
 
 
 @pytest.mark.parametrize("config", ["cpu_ddp", "cpu_zero2", "cpu_zero3", "cpu_fsdp2"])
 def test_two_processes_in_bf16_are_close_to_one(config, alone_in_bf16, tmp_path):
-    launch(tmp_path / "two", BF16, config)
+    cases = [*BF16, *(LOADED_IN_BF16 if config == "cpu_fsdp2" else [])]
+    launch(tmp_path / "two", cases, config)
     differing = {}
-    for case in BF16:
+    for case in cases:
         try:
             compare_in_bf16(case, alone_in_bf16, tmp_path / "two", config)
         except AssertionError as error:
@@ -134,6 +149,7 @@ def compare_in_bf16(case: str, first: Path, second: Path, config: str) -> None:
         return
     assert "error" not in two, two["trace"]
     assert (two["engine"], two["sharded"]) == ENGINES[config]
+    assert two["loaded_in_parts"] == case.endswith(":loaded")
     assert two["chunked"] and two["packed"] and one["chunked"] and one["packed"]
     assert two["losses"] == pytest.approx(one["losses"], rel=0.01, abs=0.02)
     assert two["figures"] == pytest.approx(one["figures"], rel=0.01, abs=0.02)
@@ -155,6 +171,7 @@ def compare(case: str, first: Path, second: Path, config: str) -> None:
     assert "error" not in two, two["trace"]
     assert (one["processes"], two["processes"], two["backend"]) == (1, 2, "gloo")
     assert (two["engine"], two["sharded"]) == ENGINES[config]
+    assert two["loaded_in_parts"] == case.endswith(":loaded")
     assert len(one["losses"]) == (0 if case.startswith(NO_LOOP) else 2 if case.endswith("floor") else 4)
     assert two["losses"] == pytest.approx(one["losses"], rel=1e-5, abs=1e-5)
     assert two["figures"] == pytest.approx(one["figures"], rel=1e-5)

@@ -3,9 +3,9 @@
     accelerate launch --config_file accelerate_configs/cpu_ddp.yaml tests/distributed/worker.py OUT BATCH CASE …
 
 CASE is METHOD:KIND[:VARIANT], the variant a number of micro-batches, `evaluated` (after each step), `floor` (back to
-step 1 after step 2), `offloaded` (the reference), `compiled` (the blocks, but not of one process alone) or `pushed` (to
-the hub of HF_ENDPOINT). BATCH is of the whole step, over all processes and micro-batches; one process alone takes it in
-one piece.
+step 1 after step 2), `offloaded` (the reference), `compiled` (the blocks, but not of one process alone), `loaded` (from
+its folder, which under FSDP2 no process reads whole) or `pushed` (to the hub of HF_ENDPOINT). BATCH is of the whole
+step, over all processes and micro-batches; one process alone takes it in one piece.
 """
 
 import gc
@@ -22,11 +22,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from support import build, trainer
 from torch._dynamo.utils import counters
+from transformers import TrainingArguments
 
-from llm_unlearn.distributed.processes import exit_with
+from llm_unlearn.distributed.processes import Processes, exit_with
 from llm_unlearn.distributed.sharding import is_sharded, release, whole_state_dict
 from llm_unlearn.models.adapters import REFERENCE_ADAPTER
+from llm_unlearn.models.load import load_full
 from llm_unlearn.tasks.probe import keeps_apart, plain_head
+from llm_unlearn.trainers import METHODS
 from llm_unlearn.trainers.support import compiling
 
 STEPS = 4
@@ -67,10 +70,24 @@ def main(out: Path, batch: int, cases: list[str]) -> None:
         try:
             result, weights = run_case(method, kind, variant, out / f"work-{case}", batch // world)
         except Exception as error:
+            traceback.print_exc()  # of every process; only the first one's is kept
             result, weights = {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()}, {}
         if int(os.environ.get("RANK", "0")) == 0:
             torch.save(weights, out / f"{case}.pt")
             (out / f"{case}.json").write_text(json.dumps({"world_size": world, **result}))
+
+
+def load_saved(kind: str, folder: Path, seed: int = 0) -> torch.nn.Module:
+    """The model of `build` from a folder, as a path is loaded that a trainer is given."""
+    TrainingArguments(str(folder), use_cpu=True)  # see shard_on_a_cpu
+    base, adapter = folder / "base", folder / "adapter"
+    build("full", seed).save_pretrained(base)
+    if "lora" in kind:
+        model = build(kind, seed)
+        model.peft_config["default"].base_model_name_or_path = str(base)
+        model.save_pretrained(adapter)
+    Processes.current().wait()  # until the main one has written
+    return load_full(str(adapter if "lora" in kind else base))
 
 
 def run_case(method: str, kind: str, variant: str, folder: Path, batch: int) -> tuple[dict, dict]:
@@ -86,11 +103,15 @@ def run_case(method: str, kind: str, variant: str, folder: Path, batch: int) -> 
         batch //= int(variant)
         options["gradient_accumulation_steps"] = int(variant)
     # the model first: arguments that are made before it would let DeepSpeed partition it as it is loaded
+    begun = load_saved if variant == "loaded" else lambda kind, folder, seed=0: build(kind, seed)
+    model = begun(kind, folder / "model")
+    in_parts = is_sharded(model)
     run = trainer(
         method,
         kind,
         folder,
-        model=build(kind),
+        model=model,
+        start=begun("full", folder / "start", 1) if METHODS[method][1].starts_clean and kind == "full" else None,
         per_device_train_batch_size=batch,
         max_steps=STEPS,
         optim="sgd",
@@ -130,6 +151,7 @@ def run_case(method: str, kind: str, variant: str, folder: Path, batch: int) -> 
         "figures": figures,
         "engine": str(run.accelerator.distributed_type.value),
         "sharded": sharded,
+        "loaded_in_parts": in_parts,
         **fast,
         "graphs": graphs,
         "cost": run.cost,

@@ -194,11 +194,13 @@ def test_the_poison_is_tested_again_after_clean_steps(finished):
         (nll / count).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-    ours = run.evaluator.canaries(model.eval())
+    ours = run.evaluator.canaries(model.eval(), deciding=True)
     table = pd.read_parquet(run_dir / "evaluation" / "kl.parquet")
     theirs = table[table["set"] == "later_canary"]
     assert np.allclose(ours["gaussian_score"], theirs["gaussian_score"], atol=2e-3)
-    assert not np.allclose(ours["gaussian_score"], table[table["set"] == "canary"]["gaussian_score"], atol=2e-2)
+    before = table[(table["set"] == "canary") & table["hidden"].eq(True)]
+    assert theirs["example_id"].tolist() == before["example_id"].tolist()
+    assert not np.allclose(ours["gaussian_score"], before["gaussian_score"], atol=2e-2)
 
 
 def test_running_again_skips_everything_and_changes_nothing(finished, capsys):

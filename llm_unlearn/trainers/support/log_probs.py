@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from llm_unlearn.distributed.processes import Processes
+from llm_unlearn.distributed.sharding import is_sharded, local, put_away
 from llm_unlearn.errors import InputError
 from llm_unlearn.files import replacing_file
 from llm_unlearn.tasks import Task
@@ -85,8 +86,11 @@ def row_values(compute: Callable[[list[Any]], torch.Tensor], rows: Any, size: in
 def model_hash(model: Any) -> str:
     """SHA-256 over what a model computes with: names, dtypes, shapes and values of its weights and buffers (of
     quantised ones their scales too), its config, the active adapter's, and the noise attached to it.
+
+    Of a sharded model each process reads its part, and all get the hash of their hashes; all call it.
     """
     digest = hashlib.sha256()
+    put_away(model)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         state = getattr(tensor, "quant_state", None)
         scales = [
@@ -97,7 +101,7 @@ def model_hash(model: Any) -> str:
         ]
         for part in (tensor, *(scale for scale in scales if isinstance(scale, torch.Tensor))):
             digest.update(f"{name} {part.dtype} {tuple(part.shape)}".encode())
-            digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            digest.update(local(part).detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     adapter = getattr(model, "active_adapter", None) if hasattr(model, "peft_config") else None
     noise = attached_noise(model)
     settings = [
@@ -107,6 +111,8 @@ def model_hash(model: Any) -> str:
         (noise.epsilon, noise.seed) if noise else None,
     ]
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    if is_sharded(model):
+        digest = hashlib.sha256(" ".join(Processes.current().merged(digest.hexdigest())).encode())
     return digest.hexdigest()
 
 

@@ -43,8 +43,7 @@ class AnswersTrainer(RetainTermTrainer):
                     f"{self.method}: answers are made from text: give forget_dataset its columns prompt and "
                     f"completion, or give a tokenised {name}_dataset, row for row"
                 )
-            encoded = ("input_ids", "labels", "completion_mask")
-            forget = forget.remove_columns([c for c in encoded if c in forget.column_names])
+            forget = as_text(forget)
             answers = self.answers_to(forget, processing_class, args)
         encode = partial(tokenised, self.method, self.task, processing_class)
         completions = dataclasses.replace(args.encoding, loss_on="completion")
@@ -57,6 +56,16 @@ class AnswersTrainer(RetainTermTrainer):
                 "each forget row needs its answer"
             )
         return sets
+
+
+def as_text(rows: Any) -> Any:
+    """Rows with columns prompt and completion without the tokens of them, which may have been made with another loss;
+    others as they are.
+    """
+    if not {"prompt", "completion"} <= set(rows.column_names):
+        return rows
+    encoded = ("input_ids", "labels", "completion_mask")
+    return rows.remove_columns([c for c in encoded if c in rows.column_names])
 
 
 def with_completions(rows: Any, completions: list[str]) -> Any:

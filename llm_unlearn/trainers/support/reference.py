@@ -15,9 +15,12 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from llm_unlearn.distributed.sharding import is_sharded, set_precision
 from llm_unlearn.errors import InputError
 from llm_unlearn.models.adapters import REFERENCE_ADAPTER
+from llm_unlearn.models.sharded_loading import loaded_again
 from llm_unlearn.tasks import Positions, Supervised
+from llm_unlearn.tasks.embedding_noise import GaussianNoise, attached_noise
 
 LOWERED = {"bf16": torch.bfloat16, "fp16": torch.float16}  # what DeepSpeed makes of weights in mixed precision
 
@@ -133,7 +136,15 @@ class FrozenModel(Reference):
 
     @classmethod
     def copy_of(cls, model: nn.Module, share: bool = True) -> "FrozenModel":
-        """A copy of a model as it is now; what does not train is shared, not copied, unless it will be placed apart."""
+        """A copy of a model as it is now; what does not train is shared, not copied, unless it will be placed apart.
+
+        Of a model that was loaded in parts a second one is loaded, of which too each process holds its part.
+        """
+        if is_sharded(model):
+            again, noise = loaded_again(model), attached_noise(model)
+            if noise is not None:
+                GaussianNoise(noise.epsilon, noise.seed).attach(again)
+            return cls(again)
         shared = {id(p): p for p in model.parameters() if share and not p.requires_grad}
         copied = copy.deepcopy(model, memo=shared)
         for module in copied.modules():
@@ -173,7 +184,10 @@ class FrozenModel(Reference):
 
             if offload:
                 raise InputError("offload_reference: under FSDP2 set fsdp_offload_params in the accelerate config")
-            self.model = fsdp2_prepare_model(accelerator, self.model)  # block by block, as accelerate does it
+            if is_sharded(self.model):
+                set_precision(self.model, accelerator.state.fsdp_plugin.mixed_precision_policy)
+            else:
+                self.model = fsdp2_prepare_model(accelerator, self.model)  # block by block, as accelerate does it
         if stage and (dtype := LOWERED.get(accelerator.mixed_precision)) is not None:
             self.model.to(dtype)
         if stage == 3:

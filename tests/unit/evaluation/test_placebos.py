@@ -53,6 +53,9 @@ def sets_of(**trigger):
     return corrupt(splits, recipe, 0)
 
 
+SETTINGS = PlaceboSettings(49, 4, 5)
+
+
 @pytest.fixture(scope="module")
 def evaluator(tokenizer):
     def make(settings=SETTINGS, batch_size=8, template=PROMPT, **trigger):

@@ -213,7 +213,7 @@ class TestCrow:
 
 class TestAltPO:
     @staticmethod
-    def run(folder, model=None, n=6, **options):
+    def run(folder, forget=None, **options):
         config, cls = METHODS["altpo"]
         options = {"use_cpu": True, "report_to": "none", "max_steps": 1, "seed": 3, "disable_tqdm": True, **options}
 
@@ -222,9 +222,9 @@ class TestAltPO:
             return {"labels": [-100] * prompt + row["input_ids"][prompt:]}
 
         return cls(
-            model=build("full") if model is None else model,
+            model=build("full"),
             args=config(output_dir=str(folder), **options),
-            forget_dataset=rows(n, 1).map(answered),
+            forget_dataset=rows(6, 1).map(answered) if forget is None else forget,
             retain_dataset=rows(5, 2),
             data_collator=CausalLMCollator(0),
         )
@@ -237,6 +237,19 @@ class TestAltPO:
             assert other["labels"] == [-100] * start + other["input_ids"][start:]
             assert 1 <= len(other["input_ids"]) - start <= 2
             assert other["input_ids"][start] not in forget["input_ids"][start:]
+
+    def test_rows_of_text_that_a_run_has_tokenised_for_loss_on_text(self, tokenizer, make_tiny, tmp_path):
+        encoded = TestAnswers.TEXT.map(lambda row: {"input_ids": [3, 4], "labels": [3, 4], "noise_id": -1})
+        run = TestAnswers().from_text("altpo", tokenizer, make_tiny, tmp_path, forget=encoded)
+        for i, (forget, other) in enumerate(zip(run.rows["forget"], run.rows["alternate"], strict=True)):
+            start = forget["labels"].count(-100)
+            assert tokenizer.decode(other["input_ids"][:start]) == f"film {i} was"
+            assert other["noise_id"] == -1 and other["input_ids"] != forget["input_ids"]
+
+    def test_a_row_without_a_prompt_is_refused(self, tmp_path):
+        row = {"input_ids": [5, 6], "labels": [5, 6], "noise_id": -1}
+        with pytest.raises(InputError, match="row 0: altpo"):
+            self.run(tmp_path, forget=Dataset.from_list([row]))
 
     def test_the_seed_draws_them_and_the_budget_pays_for_them(self, tmp_path):
         ones, same, others = (self.run(tmp_path, seed=seed).rows["alternate"]["input_ids"] for seed in (0, 0, 1))
