@@ -44,9 +44,9 @@ def from_pretrained_in_parts(model_class: Any, path: str, **arguments: Any) -> A
     model = answer[0] if isinstance(answer, tuple) else answer
     model.config.distributed_config = None  # or the Trainer and `save_pretrained` would take it for transformers' own
     model._load_again = partial(from_pretrained_in_parts, model_class, path, **arguments)
-    for part in map(local, model.parameters()):
-        if part.device.type == "cpu":
-            part.data = part.clone()  # so far a view of the file, all of which would count as this process's memory
+    for parameter in model.parameters():
+        if hasattr(parameter, "_local_tensor") and parameter.device.type == "cpu":
+            parameter._local_tensor = parameter._local_tensor.clone()  # so far a view of the file
     return answer
 
 
@@ -66,12 +66,13 @@ def _sharding_as_accelerate() -> Iterator[None]:
         model.tie_weights()  # FSDP2 asks at this time which weights are one
         return fsdp2_prepare_model(accelerator, model)
 
-    before = DistributedMixin.__dict__["maybe_distribute_model"]
-    DistributedMixin.maybe_distribute_model = classmethod(shard)
+    mixin: Any = DistributedMixin  # has no other way in
+    before = vars(mixin)["maybe_distribute_model"]
+    mixin.maybe_distribute_model = classmethod(shard)
     try:
         yield
     finally:
-        DistributedMixin.maybe_distribute_model = before
+        mixin.maybe_distribute_model = before
 
 
 def loaded_again(model: Any) -> nn.Module:

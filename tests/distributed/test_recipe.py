@@ -62,7 +62,11 @@ RECIPE = {
     "train": {"epochs": 2, "batch_size": 8},
     # Adam would make steps of a fixed size of the rounding errors that are all the gradient of tokens that do not occur
     "unlearn": {
-        "methods": {"gradient_ascent": None, "kl": {"optim": "sgd", "learning_rate": 0.05}, "npo": None},
+        "methods": {
+            "gradient_ascent": None,
+            "kl": {"optim": "sgd", "learning_rate": 0.05},
+            "npo": {"optim": "sgd", "learning_rate": 0.05},
+        },
         "budgets": [0.5],
         "batch_size": 2,
         "eval_steps": 2,
