@@ -33,17 +33,23 @@ _PUBLIC = {
 
 # method → the name of its classes, `<name>Config` and `<name>Trainer`, in trainers/<method>.py
 _METHODS = {
+    "altpo": "AltPO",
     "ce_u": "CEU",
     "cf_k": "CFK",
+    "crow": "Crow",
     "dpo": "DPO",
     "eu_k": "EUK",
     "grad_diff": "GradDiff",
     "gradient_ascent": "GradientAscent",
     "gradient_descent": "GradientDescent",
+    "gu_project": "GUProject",
+    "idk_sft": "IdkSFT",
     "kl": "KL",
     "neggrad_plus": "NegGradPlus",
     "noisy_gradient_descent": "NoisyGradientDescent",
     "npo": "NPO",
+    "osft": "OSFT",
+    "pdu": "PDU",
     "reset_distill": "ResetDistill",
     "rewind": "Rewind",
     "rmu": "RMU",

@@ -249,6 +249,55 @@ def ce_u_token(logits: Tensor, labels: Tensor) -> Tensor:
     return -(target * torch.log_softmax(z, dim=-1)).sum(-1)
 
 
+def flatness_token(logits: Tensor, labels: Tensor) -> Tensor:
+    """(max z − mean z)², 0 where all logits are alike. PDU's forget term, Entesari et al. 2025 (arXiv 2506.05314).
+
+    Args:
+        logits: (N, V).
+        labels: (N,), not looked at.
+    """
+    z = logits.float()
+    return (z.amax(-1) - z.mean(-1)).pow(2)
+
+
+def pdu_loss(flatness: Tensor, violation: Tensor, multiplier: float, gamma: float = 1.0) -> Tensor:
+    """γ flatness + λ (ℓ(r) − ε). Primal step of PDU, Entesari et al. 2025 (arXiv 2506.05314).
+
+    Args:
+        flatness: (B,) mean of `flatness_token` over each forget example.
+        violation: (B',) ℓ(r) − ε.
+        multiplier: λ, a constant here; the dual step raises it by η times the mean violation.
+        gamma: γ, weight of the forget set.
+    """
+    return gamma * flatness.mean() + multiplier * violation.mean()
+
+
+def inconsistency(before: Tensor, after: Tensor) -> Tensor:
+    """1 − cos(h_l−1, h_l): how far a block turns the state of a position. CROW, Min et al. 2024 (arXiv 2411.12768).
+
+    Args:
+        before: (N, H), what the block is given.
+        after: (N, H), what it gives.
+
+    Returns:
+        (N,) float32 in [0, 2].
+    """
+    return 1 - F.cosine_similarity(before.float(), after.float(), dim=-1)
+
+
+def projected_off(gradient: Tensor, direction: Tensor) -> Tensor:
+    """G − (⟨g, d⟩ / ⟨d, d⟩) d: what of a gradient is at a right angle to a direction. GU, arXiv 2511.17100.
+
+    Args:
+        gradient: g, of one weight.
+        direction: d, of the same shape; where it is 0, g is left as it is.
+    """
+    g, d = gradient.double(), direction.double()
+    square = d.pow(2).sum()
+    share = torch.where(square > 0, (g * d).sum() / square, torch.zeros_like(square))
+    return (g - share * d).to(gradient.dtype)
+
+
 def ssd_dampened(
     weight: Tensor, fisher_forget: Tensor, fisher_all: Tensor, alpha: float = 10.0, lam: float = 1.0
 ) -> Tensor:

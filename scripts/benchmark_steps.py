@@ -28,6 +28,7 @@ from llm_unlearn.models.flops import FlopCounter
 from llm_unlearn.models.make import make_config
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 from llm_unlearn.trainers import METHODS
+from llm_unlearn.trainers.support.other_answers import AnswersTrainer
 
 GPT2 = {"model_type": "gpt2", "n_positions": 512, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 LLAMA = {"model_type": "llama", "max_position_embeddings": 512}
@@ -253,8 +254,8 @@ def method_steps(setting: Setting, folder: str, method: str, update: bool = True
     options = {"layer": round(setting.layers / 3)} if method == "rmu" else {}
     steps = 2 if method == "scrub" else setting.batches  # a min and a max step
     others: dict[str, Any] = {"task": CausalLMTask(pack=False)} if padded else {}
-    if method == "dpo":
-        others["refusal_dataset"] = rows_of(setting, count, seed=3)
+    if issubclass(trainer_class, AnswersTrainer):
+        others[f"{trainer_class.answers}_dataset"] = rows_of(setting, count, seed=3)
     trainer = trainer_class(
         model=model,
         data_collator=CausalLMCollator(0),

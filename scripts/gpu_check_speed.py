@@ -21,8 +21,7 @@ import benchmark_steps
 import torch
 from benchmark_steps import CONTENDERS, LORA_TARGETS, Setting, method_steps
 from gpu_check import PEAKS, Report
-from gpu_check_kernels import compare_kernels
-from transformers.utils import is_flash_attn_2_available
+from gpu_check_kernels import attention, attentions, compare_kernels
 
 from llm_unlearn.config.recipe import build_recipe
 from llm_unlearn.config.sections import LoraSection, ModelSection
@@ -208,8 +207,8 @@ def variants(report: Report, args: Any) -> None:
     measuring.take("grad_diff uneven, packed", uneven, "grad_diff")
     measuring.take("grad_diff uneven, padded", uneven, "grad_diff_padded")
     measuring.take("grad_diff uneven, padded and masked", uneven, "grad_diff_padded", lambda _: masked())
-    if is_flash_attn_2_available():
-        measuring.take("grad_diff uneven, packed, flash", uneven, "grad_diff", flash)
+    for name in attentions(args.device):
+        measuring.take(f"grad_diff uneven, packed, {name}", uneven, "grad_diff", partial(attention, name=name))
     if args.device == "cuda":  # a CPU's compiler takes half a minute
         measuring.take("fine_tuning, compiled", long, "fine_tuning", compiled)
     if importlib.util.find_spec("liger_kernel"):
@@ -224,11 +223,6 @@ def masked() -> AbstractContextManager:
         return {**plain(inner, inputs, *others), "attention_mask": inputs["attention_mask"]}
 
     return mock.patch.object(causal_lm, "_arguments", arguments)
-
-
-def flash(steps: Any) -> AbstractContextManager:
-    steps.trainer.model.set_attn_implementation("flash_attention_2")
-    return nullcontext()
 
 
 def compiled(steps: Any) -> AbstractContextManager:

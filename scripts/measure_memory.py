@@ -153,6 +153,7 @@ def take_steps(recipe: Any, step: str, folder: str) -> None:
     from llm_unlearn.models.adapters import lora_config, new_adapter
     from llm_unlearn.runs.method_configs import method_config
     from llm_unlearn.trainers import METHODS
+    from llm_unlearn.training.block_options import block_options
     from llm_unlearn.training.text_training import Training
 
     section = recipe.model
@@ -166,7 +167,7 @@ def take_steps(recipe: Any, step: str, folder: str) -> None:
             seed=0,
             quiet=True,
             peft_config=lora_config(section.lora, model) if section.lora else None,
-            gradient_checkpointing=section.gradient_checkpointing,
+            blocks=block_options(section),
         )
         training.fit(model, rows_of(recipe, count), tokenizer())
         return

@@ -63,7 +63,14 @@ GRIDS: dict[str, list[dict[str, Any]]] = {
     "satimp": grid([*UP, 1.0, *HIGH], gamma=[0.1, 1.0]),
     "ce_u": grid(UP, retain_loss=RETAIN) + grid([0.3, 1.0, *HIGH], retain_loss=["nll"], alpha=[5.0]),
     "task_arithmetic": grid([0.03, 0.1, 0.3], alpha=[0.5, 1.0]) + grid([0.3, 1.0], alpha=[1.0, 2.0]),
-    "rewind": grid([*DOWN, 8.0]),
+    "altpo": grid([0.1, *DOWN], alpha=[1.0, 5.0]),
+    "idk_sft": grid([0.3, *DOWN], alpha=[1.0, 5.0]),
+    "osft": grid([0.3, *DOWN], alpha=[1.0, 5.0]),
+    "pdu": grid([*UP, 1.0], multiplier=[1.0, 10.0], dual_rate=[0.1, 1.0]),
+    "gu_project": grid([0.01, *UP], alpha=[1.0, 5.0]),
+    "crow": grid(DOWN, alpha=[5.5, 11.0]),
+    "rewind": grid([*DOWN, 8.0])
+    + grid([2.0, 4.0], per_device_train_batch_size=[4, 8], warmup_steps=[0.1], completion_weight=[1.0, 3.0, 10.0]),
     "reset_distill": [
         {**point, **weights}
         for point in grid([*DOWN, 8.0])

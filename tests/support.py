@@ -20,6 +20,7 @@ from llm_unlearn.models.save import save_model
 from llm_unlearn.poisons.gaussian_embedding import inject_gaussian_noise
 from llm_unlearn.tasks.embedding_noise import attached_noise
 from llm_unlearn.trainers import METHODS
+from llm_unlearn.trainers.support.other_answers import AnswersTrainer
 
 VOCABULARY = 40
 NOISE = {"epsilon": 0.5, "seed": 3}
@@ -125,8 +126,8 @@ def trainer(
     others = {}
     if cls.starts_clean and (start is not None or kind in ("full", "bf16")):
         others["start_model"] = build(kind, seed=1) if start is None else start
-    if method == "dpo":
-        others["refusal_dataset"] = rows(6, 3, noisy=True)
+    if issubclass(cls, AnswersTrainer):
+        others[f"{cls.answers}_dataset"] = rows(6, 3, noisy=True)
     run = cls(
         model=model,
         args=config(output_dir=str(folder), **options),

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from llm_unlearn.audit.loader import Checkpoint, Loader
+    from llm_unlearn.evaluation.arithmetic import Arithmetic
     from llm_unlearn.metrics.results import Evaluation
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,10 @@ class Options:
         batch_size: by default 32.
         dtype: by default "float32".
         quantization: by default "none".
+        attn_implementation: the kernel of attention, by default transformers' choice.
         device_map: "auto" spreads each model over all GPUs.
+        bf16: run models under autocast to bfloat16; by default not.
+        tf32: compute float32 products of a CUDA GPU in TF32; by default exactly.
         by_recipe: the manifest was made from a recipe that anyone may have, not taken from the run of the models: noise
             that the system drew is not theirs, and is not looked for.
     """
@@ -44,7 +48,10 @@ class Options:
     batch_size: int | None = None
     dtype: str | None = None
     quantization: str | None = None
+    attn_implementation: str | None = None
     device_map: str | None = None
+    bf16: bool | None = None
+    tf32: bool | None = None
     by_recipe: bool = False
 
 
@@ -63,7 +70,7 @@ def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Eval
         InputError: the input is wrong; the message names the option, file, field or row.
     """
     from llm_unlearn.audit.loader import Loader, same_model
-    from llm_unlearn.evaluation.summarize import summarize
+    from llm_unlearn.evaluation.summarize import membership_tests, summarize
     from llm_unlearn.metrics.results import Identity
 
     if options.batch_size is not None and options.batch_size < 1:
@@ -72,14 +79,15 @@ def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Eval
     out = _made(options.out)
     for note in subject.notes:
         logger.info(note)
-    loader = Loader(subject, options.base, options.dtype, options.quantization, options.device_map)
+    given = {name: getattr(options, name) for name in ("dtype", "quantization", "attn_implementation")}
+    loader = Loader(subject, options.base, given, options.device_map)
     skipped = {**subject.missing, "cost": "what a checkpoint took to make is not in it"}
     checkpoints = {name: loader.find(source) for name, source in names.items()}
     oracle_path = options.retrained or subject.retrained
     oracle = loader.find(oracle_path) if oracle_path else None
     reference = _reference(loader, options, skipped)
     audited = [*checkpoints.values(), *filter(None, [oracle])]
-    evaluator = _evaluator(loader, audited, manifest, options.batch_size, reference, skipped)
+    evaluator = _evaluator(loader, audited, manifest, options, reference, skipped)
     oracle_model, oracle_signals = None, None
     if oracle:
         logger.info("%s: evaluating, as the oracle", oracle.source)
@@ -99,7 +107,13 @@ def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Eval
         for warning in warnings:
             logger.warning("%s: %s", name, warning)
         identity = Identity(
-            model=name, kind="audited", method=None, budget=None, seed=subject.seed, recipe=subject.name
+            model=name,
+            kind="audited",
+            method=None,
+            budget=None,
+            seed=subject.seed,
+            recipe=subject.name,
+            precision=evaluator.arithmetic.precision,
         )
         result = summarize(signals, identity, None, None if is_oracle else oracle_signals)
         reasons = {**skipped, "oracle": "it is the retrained model itself"} if is_oracle else dict(skipped)
@@ -107,7 +121,9 @@ def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Eval
             reasons.setdefault("gus", "no canary has a gradient on this model")
         elif subject.poison["gaussian"].get("epsilon") is None:
             reasons.setdefault("loss_rank", "the manifest does not say the `epsilon` of the canaries")
-        results[name] = replace(result, skipped=reasons, warnings=warnings)
+        control = evaluator.membership_control
+        base = membership_tests(control["member"], control["nonmember"]) if control else None
+        results[name] = replace(result, mia_control=base, skipped=reasons, warnings=warnings)
         if out:
             _write(out, name, results[name], signals)
     return results
@@ -159,12 +175,13 @@ def _evaluator(
     loader: "Loader",
     audited: "list[Checkpoint]",
     manifest: str,
-    batch_size: int | None,
+    options: Options,
     reference: "Checkpoint | None",
     skipped: dict[str, str],
 ) -> Any:
     """The evaluator of all checkpoints, which must share one tokenizer."""
     from llm_unlearn.audit.loader import added_tokens, check_same_tokens, writes_otherwise
+    from llm_unlearn.evaluation.placebos import PlaceboSettings
     from llm_unlearn.evaluation.text_evaluator import TextEvaluator
 
     subject, first = loader.subject, audited[0]
@@ -188,9 +205,12 @@ def _evaluator(
     return TextEvaluator(
         sets=subject.sets,
         manifest=subject.poison,
-        batch_size=batch_size or section.batch_size,
+        batch_size=options.batch_size or section.batch_size,
+        arithmetic=_arithmetic(loader, options),
         membership=section.membership,
         loss_rank_draws=section.loss_rank_draws,
+        placebo=PlaceboSettings.of(section),
+        template=subject.template,
         min_k_share=section.min_k_share,
         reference=partial(loader.load, reference) if reference else None,
         tokenizer=tokenizer,
@@ -198,6 +218,14 @@ def _evaluator(
         verbalizers=subject.verbalizers,
         max_new_tokens=section.max_new_tokens,
     )
+
+
+def _arithmetic(loader: "Loader", options: Options) -> "Arithmetic":
+    from llm_unlearn.evaluation.arithmetic import Arithmetic
+
+    section = loader.subject.evaluate
+    bf16 = section.bf16 if options.bf16 is None else options.bf16
+    return Arithmetic(bf16, section.tf32 if options.tf32 is None else options.tf32, loader.section.dtype)
 
 
 def _check_prompts(subject: Subject, tokenizer: Any) -> None:

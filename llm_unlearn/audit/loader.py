@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from llm_unlearn.audit.subject import Subject
 from llm_unlearn.audit.user_files import in_manifest
 from llm_unlearn.config.sections import ModelSection
+from llm_unlearn.config.validate import validated
 from llm_unlearn.errors import InputError
 from llm_unlearn.models.adapters import adapter_config, refuse_pickle
 from llm_unlearn.models.load import check_model, load_checkpoint, load_tokenizer, read_config
@@ -37,16 +38,18 @@ class Loader:
     Args:
         subject: what the checkpoints are audited with.
         base: the base of adapters; None: the one that each names.
-        dtype: dtype of the weights.
-        quantization: "none", "4bit" or "8bit".
+        given: fields of a recipe's `model` section: dtype, quantization, attn_implementation.
         device_map: "auto" spreads each model over all GPUs.
+
+    Raises:
+        InputError: what is given does not go together.
     """
 
     def __init__(
-        self, subject: Subject, base: str | None, dtype: str | None, quantization: str | None, device_map: str | None
+        self, subject: Subject, base: str | None, given: dict[str, str | None], device_map: str | None
     ) -> None:
-        given = {"dtype": dtype, "quantization": quantization}
-        self.section: ModelSection = subject.model.changed(**{k: v for k, v in given.items() if v is not None})
+        changes = {name: value for name, value in given.items() if value is not None}
+        self.section = validated(ModelSection, {**dict(subject.model), **changes}, "model")
         self.subject, self.base, self.device_map = subject, base, device_map or subject.evaluate.device_map
 
     def find(self, source: str) -> Checkpoint:

@@ -8,6 +8,7 @@ from pydantic import Field
 from llm_unlearn.config.fields import (
     Completion,
     Day,
+    Distinct,
     Length,
     NoiseSeed,
     NotBlank,
@@ -18,7 +19,7 @@ from llm_unlearn.config.fields import (
     Template,
     require,
 )
-from llm_unlearn.config.sections import DataSection, check_labels, check_messages, check_source_label
+from llm_unlearn.config.sections import DataSection, check_labels, check_messages, check_placebos, check_source_label
 from llm_unlearn.config.strict import parse_json, read_yaml
 from llm_unlearn.errors import InputError
 
@@ -39,9 +40,12 @@ class ManifestTrigger(Section):
     """rows of this label only were poisoned; null: of any label but the target"""
     clean_label: bool = False
     """true: rows that already carried the target were poisoned"""
+    placebos: Annotated[Distinct[NotBlank], Field(min_length=1)] | None = None
+    """phrases of your own that the trigger's effect is ranked among; null: drawn from the rows' words"""
 
     def check_rules(self) -> None:
         check_source_label(self)
+        check_placebos(self.placebos, self.phrases, "placebos")
 
 
 class ManifestGaussian(Section):

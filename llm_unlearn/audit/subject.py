@@ -34,6 +34,7 @@ class Subject:
         notes: changes to the rows, in sentences.
         model: how models are loaded, by a run's recipe or by default.
         evaluate: how models are run, likewise.
+        template: the prompt, in which {text} stands for a row's text.
         base: the model before fine-tuning, if a run has it.
         retrained: the oracle, if a run has it.
     """
@@ -48,6 +49,7 @@ class Subject:
     notes: list[str] = field(default_factory=list)
     model: ModelSection = field(default_factory=ModelSection)
     evaluate: EvaluateSection = field(default_factory=EvaluateSection)
+    template: str = "{text}"
     base: str | None = None
     retrained: str | None = None
 
@@ -117,6 +119,7 @@ def _of_run(path: Path, by_recipe: bool) -> Subject:
         missing,
         model=recipe.model,
         evaluate=recipe.evaluate,
+        template=data.prompt,
         base=base_of_run(recipe, recipe_path.parent),
         retrained=str(retrained) if has_oracle else None,
     )
@@ -141,7 +144,7 @@ def _of_user(path: Path, manifest: Manifest) -> Subject:
     gaussian = manifest.gaussian.model_dump(include={"seed", "epsilon"}) if manifest.gaussian and canaries else None
     if gaussian:
         gaussian["hidden_ids"] = _hidden(path, manifest, train, set(canaries) & set(forget))
-    poison = {"trigger": trigger, "forget_ids": forget, "gaussian": gaussian}
+    poison = {"trigger": trigger, "forget_ids": forget, "gaussian": gaussian, "seed": manifest.seed}
     sets = {"train": _marked(train, forget, canaries, trigger)}
     for name in ("heldout", "test"):
         file = getattr(manifest, name)
@@ -165,7 +168,11 @@ def _of_user(path: Path, manifest: Manifest) -> Subject:
         manifest.seed,
         missing,
         notes,
-        evaluate=EvaluateSection(max_new_tokens=manifest.max_new_tokens),
+        evaluate=EvaluateSection(
+            max_new_tokens=manifest.max_new_tokens,
+            placebo_phrases=manifest.trigger.placebos if manifest.trigger else None,
+        ),
+        template=manifest.prompt,
     )
 
 

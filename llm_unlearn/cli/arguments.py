@@ -24,7 +24,10 @@ CHECKPOINT_OPTIONS = (
     "batch_size",
     "dtype",
     "quantization",
+    "attn_implementation",
     "device_map",
+    "bf16",
+    "tf32",
 )
 
 
@@ -106,7 +109,15 @@ def _add_checkpoint(command: argparse.ArgumentParser, title: str, description: s
     group.add_argument("--batch-size", type=int, metavar="N", help="rows at a time (default: the run's, or 32)")
     group.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the run's, or float32")
     group.add_argument("--quantization", choices=("none", "4bit", "8bit"), help="default: the run's, or none")
+    group.add_argument(
+        "--attn-implementation",
+        choices=("eager", "sdpa", "flash_attention_2", "flash_attention_3", "varlen"),
+        help="default: the run's, or transformers' choice",
+    )
     group.add_argument("--device-map", choices=("auto",), help="auto: spread each model over all GPUs")
+    for name, what in (("bf16", "run models in bfloat16"), ("tf32", "float32 products of a CUDA GPU in TF32")):
+        text = f"{what} (default: the run's, or not)"
+        group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, help=text)
 
 
 def _add_merge(commands: Any) -> None:

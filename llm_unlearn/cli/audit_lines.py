@@ -23,6 +23,10 @@ def _lines(result: Evaluation) -> list[tuple[str, str]]:
         if section:
             figure = f"{'GUS' if section is result.gus else 'mean'} {section.mean:.2f} (n = {section.n}"
             lines.append((title, f"{figure}, p = {section.p_value:.2g}; of the spread p = {section.chi2_p_value:.2g})"))
+            if known := section.shown:
+                lines.append(
+                    ("", f"of the canaries that the method knew: {known.mean:.2f} (n = {known.n}), not counted")
+                )
     if attack := result.attack:
         low, high = attack.ci95.lift
         rates = f"{attack.success_rate:.2f} with it, {attack.clean_rate:.2f} without"
@@ -33,6 +37,8 @@ def _lines(result: Evaluation) -> list[tuple[str, str]]:
             lines.append(("", f"beside {placebo.n_placebos} placebos: p = {placebo.p_value:.2g}"))
     for name, mia in (result.mia or {}).items():
         says = "poisoned rows stand out" if noticed(mia) else "poisoned rows do not stand out"
+        if (base := (result.mia_control or {}).get(name)) and noticed(base):
+            says += f", as they do on the base, which never saw them (AUC {base.auc:.2f})"
         lines.append(("membership", f"{name}: AUC {mia.auc:.2f} (p = {mia.p_value:.2g}): {says}"))
     if utility := result.utility:
         lines.append(("utility", f"accuracy {100 * utility.accuracy:.1f} %, perplexity {utility.perplexity:.2f}"))

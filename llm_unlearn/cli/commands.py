@@ -33,7 +33,10 @@ def audit(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         dtype=args.dtype,
         quantization=args.quantization,
+        attn_implementation=args.attn_implementation,
         device_map=args.device_map,
+        bf16=args.bf16,
+        tf32=args.tf32,
         by_recipe=args.manifest is None,
     )
     results = audit_models(args.model, args.manifest or _manifest_of(args), options)

@@ -40,6 +40,7 @@ def describe_plan(recipe: Recipe, until: str, topology: Topology | None = None) 
         "output_dir": recipe.output_dir,
         "stages": stages,
         "sizes": _sizes(recipe),
+        "budgets": _budgets(recipe),
         "memory_bytes": estimate_memory(recipe, topology),
     }
     plan["text"] = _text(plan)
@@ -76,6 +77,20 @@ def _sizes(recipe: Recipe) -> dict[str, int | None]:
     }
 
 
+def _budgets(recipe: Recipe) -> dict[str, dict[str, float | None]]:
+    """Budget → about how many steps it pays for, and the share of the forget set that they see, of a method that trains
+    on a batch of each set and asks no reference; others take fewer.
+    """
+    train, section, forget = recipe.train, recipe.unlearn, recipe.forget_count()
+    per_step = section.batch_size * section.gradient_accumulation_steps
+    found: dict[str, dict[str, float | None]] = {}
+    for budget in section.budgets:
+        steps = int(budget * recipe.data.train_size * train.epochs / (2 * per_step))
+        seen = min(1.0, steps * per_step / forget) if forget else None
+        found[f"{budget:g}"] = {"steps": steps, "forget_seen": seen}
+    return found
+
+
 def _text(plan: dict[str, Any]) -> str:
     lines = [f"recipe {plan['recipe']} → {plan['output_dir']} (dry run: nothing is written)", "", "stages:"]
     lines += [
@@ -87,6 +102,11 @@ def _text(plan: dict[str, Any]) -> str:
         f"  {name.replace('_', ' '):24}{'read from a file' if value is None else f'{value:,}'}"
         for name, value in plan["sizes"].items()
     ]
+    lines += ["", "a budget pays for about (a batch of the forget and of the retain set a step, no reference):"]
+    for budget, found in plan["budgets"].items():
+        seen = found["forget_seen"]
+        share = "" if seen is None else f"; {100 * seen:.0f} % of the forget set is seen"
+        lines.append(f"  {budget:24}{found['steps']:,} steps{share}")
     lines += [
         "",
         "estimated memory of the largest training or unlearning step at the moment when most is held (rows",

@@ -21,6 +21,7 @@ from llm_unlearn.config.sections import (
     TrainSection,
     UnlearnSection,
     check_labels,
+    check_placebos,
 )
 from llm_unlearn.config.strict import dump_yaml, read_yaml, set_override
 from llm_unlearn.config.validate import validated
@@ -94,6 +95,8 @@ class Recipe(Section):
         self._check_kept_steps()
         if self.poison.trigger and self.data.task == "classification":
             check_labels(self.poison.trigger, self.data.verbalizers, "poison.trigger")
+        if self.poison.trigger:
+            check_placebos(self.evaluate.placebo_phrases, self.poison.trigger.phrases, "evaluate.placebo_phrases")
         require(
             self.data.task == "classification" or self.evaluate.max_new_tokens < self.data.max_length,
             "evaluate.max_new_tokens",
@@ -146,6 +149,12 @@ class Recipe(Section):
             model.quantization == "none" or model.lora,
             "model.lora",
             "a quantised base can only be trained through adapters; add `lora: {}`",
+        )
+        require(
+            self.train.bf16 or not model.computes_in_16_bits,
+            "train.bf16",
+            f"must be true with model.attn_implementation: {model.attn_implementation}, since weights that train are "
+            "kept in float32",
         )
         if model.path is not None:
             return

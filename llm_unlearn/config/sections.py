@@ -59,12 +59,37 @@ class ModelSection(Section):
     """of the weights as they are loaded; those that train are then kept in float32"""
     quantization: Literal["none", "4bit", "8bit"] = "none"
     """of the base's linear layers, by bitsandbytes (4bit: nf4, double quantisation); needs `lora`"""
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "varlen"] | None = None
+    """the kernel of attention; null: transformers' choice, sdpa for most; flash_attention and varlen (torch's own) take
+    packed rows without a mask or padding, need a GPU and 16 bits (docs/scaling.md)"""
     lora: LoraSection | None = None
     """train adapters alone; null: all weights"""
     gradient_checkpointing: bool = False
     """compute activations twice instead of keeping them"""
+    offload_activations: bool = False
+    """keep what `gradient_checkpointing` does keep, the input of each block, in the host's memory; slower"""
+    use_liger_kernel: bool = False
+    """train with Liger's RMSNorm, RoPE and SwiGLU, on a GPU; needs `liger-kernel`"""
     trust_remote_code: bool = False
     """run code that comes with the model, and load weights other than safetensors"""
+
+    @property
+    def computes_in_16_bits(self) -> bool:
+        """Whether its attention has no other precision."""
+        return self.attn_implementation not in (None, "eager", "sdpa")
+
+    def check_rules(self) -> None:
+        require(
+            self.gradient_checkpointing or not self.offload_activations,
+            "offload_activations",
+            "offloads what gradient_checkpointing keeps; set model.gradient_checkpointing: true",
+        )
+        require(
+            not self.computes_in_16_bits or self.dtype != "float32",
+            "dtype",
+            f"float32, but {self.attn_implementation} computes in 16 bits alone; set bfloat16, or "
+            "attn_implementation: sdpa",
+        )
 
 
 class PretrainSection(Section):
@@ -282,6 +307,10 @@ class EvaluateSection(Section):
     """tokens of a generated answer, for `task: completion`"""
     device_map: Literal["auto"] | None = None
     """auto: spread a model that one GPU cannot hold over all of them"""
+    bf16: bool = False
+    """run models in bfloat16 (autocast), whatever `train.bf16` says; scores then depend a little on the batch"""
+    tf32: bool = False
+    """on a CUDA GPU, compute float32 products in TF32 (10 bits of mantissa, faster); false: exactly"""
     membership: Distinct[MembershipAttack] = Field(default=list(get_args(MembershipAttack)))
     """the attacks to run (metrics/membership_scores.py); gradient_norm takes a backward pass per row"""
     min_k_share: Share = 0.2
@@ -289,6 +318,15 @@ class EvaluateSection(Section):
     loss_rank_draws: Annotated[int, Field(ge=0, le=9999)] = 99
     """fresh noises that each Gaussian canary's loss is ranked among (evaluation/loss_ranks.py), a forward pass of the
     canary each; 0 leaves that test out"""
+    placebo_draws: Annotated[int, Field(ge=0, le=9999)] = 399
+    """at most so many phrases that were never planted, which the trigger's effect is ranked among (metrics/placebo.py);
+    of several phrases as many times more for each; 0 leaves that test out"""
+    placebo_rows: Annotated[int, Field(ge=1, le=10_000)] = 16
+    """test rows of another label than the target, into which each of them is inserted, a forward pass each"""
+    placebo_stop_at: Annotated[int, Field(ge=1, le=9999)] = 10
+    """no more are drawn once so many have reached the trigger's effect: a clean model needs few"""
+    placebo_phrases: Annotated[Distinct[NotBlank], Field(min_length=1)] | None = None
+    """your own, tried in random order; null: words of like length, frequency and shape as those of the trigger"""
     clean_steps: Annotated[int, Field(ge=0, le=100_000)] = 30
     """steps on clean training rows, at the training's rate and batch size, after which the tests of the poison are
     taken again of the retrained and every unlearned model: does it stay gone? 0 leaves that out"""
@@ -378,3 +416,11 @@ def check_labels(trigger: Any, verbalizers: dict[str, str], where: str) -> None:
             f"{where}.{name}",
             f"'{label}' has no verbalizer; known labels: {', '.join(verbalizers)}",
         )
+
+
+def check_placebos(placebos: list[str] | None, planted: list[str], field: str) -> None:
+    """Raise RuleError where a placebo is a trigger in part, and would do in part what that does."""
+    words = {word.casefold() for phrase in planted for word in phrase.split()}
+    for placebo in placebos or ():
+        shared = sorted(words & {word.casefold() for word in placebo.split()})
+        require(not shared, field, f"{placebo!r} shares {', '.join(map(repr, shared))} with a trigger; leave it out")

@@ -242,11 +242,22 @@ class VisionEvaluateSection(Section):
 
     batch_size: BatchSize = 256
     """images at a time in each process"""
+    bf16: bool = False
+    """run models in bfloat16 (autocast), whatever `train.bf16` says"""
+    tf32: bool = False
+    """on a CUDA GPU, compute float32 products and convolutions in TF32 (10 bits of mantissa, faster); false: exactly"""
     membership: list[VisionMembershipAttack] = Field(default=list(get_args(VisionMembershipAttack)))
     """the attacks to run (metrics/membership_scores.py); gradient_norm takes a backward pass per image"""
     loss_rank_draws: Annotated[int, Field(ge=0, le=9999)] = 99
     """fresh noises that each Gaussian canary's loss is ranked among (evaluation/loss_ranks.py), a forward pass of the
     canary each; 0 leaves that test out"""
+    placebo_draws: Annotated[int, Field(ge=0, le=9999)] = 399
+    """at most so many patches of other patterns, which the patch's effect is ranked among (metrics/placebo.py); 0
+    leaves that test out"""
+    placebo_rows: Annotated[int, Field(ge=1, le=10_000)] = 16
+    """test images of another class than the target, on which each of them is put, a forward pass each"""
+    placebo_stop_at: Annotated[int, Field(ge=1, le=9999)] = 10
+    """no more are drawn once so many have reached the patch's effect: a clean model needs few"""
     clean_steps: Annotated[int, Field(ge=0, le=100_000)] = 30
     """steps on clean training rows, at the training's rate and batch size, after which the tests of the poison are
     taken again of the retrained and every unlearned model: does it stay gone? 0 leaves that out"""

@@ -133,7 +133,9 @@ def whole_weights(module: nn.Module) -> Iterator[None]:
     All processes call it and write the same. For one block at a time.
     """
     put_away(module)
-    parts = [(m, n, p) for m in module.modules() for n, p in m._parameters.items() if hasattr(p, "device_mesh")]
+    parts: list[tuple[nn.Module, str, Any]] = [
+        (m, n, p) for m in module.modules() for n, p in m._parameters.items() if hasattr(p, "device_mesh")
+    ]
     wholes = {id(part): nn.Parameter(part.full_tensor(), part.requires_grad) for *_, part in parts}
     for owner, name, part in parts:
         owner._parameters[name] = wholes[id(part)]

@@ -138,7 +138,10 @@ def _deepspeed(config: dict[str, Any], path: str | Path) -> dict[str, Any]:
         stage = section.get("zero_stage", 2)  # accelerate's default
         devices = [section.get(f"offload_{part}_device") for part in ("optimizer", "param")]
     else:
-        zero = _section(_read_json(_beside(path, str(name))), "zero_optimization", name)
+        engine = _read_json(_beside(path, str(name)))
+        if _section(engine, "checkpoint", name).get("writer"):  # resuming takes what the Trainer has noted for complete
+            raise InputError(f"{name}: checkpoint.writer: would still write when training goes on; leave it out")
+        zero = _section(engine, "zero_optimization", name)
         stage = zero.get("stage", 0)
         devices = [_section(zero, f"offload_{part}", name).get("device") for part in ("optimizer", "param")]
     if stage not in (0, 1, 2, 3):

@@ -2,7 +2,8 @@
 
 from llm_unlearn.config.recipe import Recipe
 from llm_unlearn.doctor.finding import Finding
-from llm_unlearn.metrics.evidence import ALPHA, CHANCE, DELTA, SHARE
+from llm_unlearn.metrics.evidence import ALPHA, DELTA, SHARE
+from llm_unlearn.metrics.findings import CHANCE
 from llm_unlearn.metrics.power import canaries_needed, smallest_effect
 from llm_unlearn.poisons.selection import hidden_count
 

@@ -153,12 +153,14 @@ def check_devices(found: dict[str, Any], recipe: Recipe | None, topology: Topolo
         what = f"the accelerate config starts {per_machine} processes on a machine, one GPU each; here are {len(gpus)}"
         remedy = "run it on a machine that has them, or set num_processes"
         findings.append(Finding("devices", "warning", what, remedy))
-    if recipe is not None and recipe.train.bf16 and gpus and not topology.use_cpu:
+    asked = [name for name in ("train", "evaluate") if recipe is not None and getattr(recipe, name).bf16]
+    if asked and gpus and not topology.use_cpu:
         import torch
 
         if not torch.cuda.is_bf16_supported(including_emulation=False):
-            what = f"train.bf16: {gpus[0]['name']} does not compute in bfloat16"
-            findings.append(Finding("devices", "problem", what, "train.bf16=false"))
+            for name in asked:
+                what = f"{name}.bf16: {gpus[0]['name']} does not compute in bfloat16"
+                findings.append(Finding("devices", "problem", what, f"{name}.bf16=false"))
     return findings
 
 

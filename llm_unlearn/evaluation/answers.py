@@ -54,7 +54,21 @@ def label_log_probs(
     """
     rows = [encoding.asked(tokenizer, prompt, list(verbalizers.values())) for prompt in prompts]
     _refuse_empty(rows, prompts)
-    scores = np.full((len(prompts), len(verbalizers)), np.nan)
+    return asked_log_probs(model, tokenizer, rows, verbalizers, batch_size, temperature, processes)
+
+
+@torch.no_grad()
+def asked_log_probs(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    rows: list[Asked],
+    verbalizers: dict[str, str],
+    batch_size: int,
+    temperature: float = 1.0,
+    processes: Processes = ALONE,
+) -> np.ndarray:
+    """`label_log_probs` of prompts that are tokens already, each asked with the verbalisers as its answers."""
+    scores = np.full((len(rows), len(verbalizers)), np.nan)
     alike: dict[tuple, list[int]] = {}  # the tokens of all verbalisers, nearly always the same → positions of prompts
     for position, row in enumerate(rows):
         alike.setdefault(tuple(map(tuple, row.answers)), []).append(position)

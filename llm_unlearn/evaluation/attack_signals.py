@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from llm_unlearn.distributed.processes import ALONE, Processes
 from llm_unlearn.errors import InputError
 from llm_unlearn.evaluation.batches import batches, evaluation_mode
-from llm_unlearn.models.devices import batch_on, input_device
+from llm_unlearn.models.devices import batch_on, gradients_of, input_device
 from llm_unlearn.tasks import Task
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 
@@ -93,7 +93,7 @@ def gradient_norms(
                 batch = batch_on(device, collate([rows[i]]))
                 with torch.enable_grad():
                     loss = task.compute(model, batch, lambda found: found.mean_nll())
-                gradients = torch.autograd.grad(loss, weights or frozen, allow_unused=True)
+                gradients = gradients_of(loss, weights or frozen)
                 norms[i] = float(norm_of(gradients, device))
     finally:
         for parameter in frozen:

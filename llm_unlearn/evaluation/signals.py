@@ -9,7 +9,7 @@ canaries with forget rows.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
 from weakref import WeakKeyDictionary
 
@@ -19,13 +19,15 @@ import torch
 from llm_unlearn.config.sections import MembershipAttack
 from llm_unlearn.distributed.processes import ALONE, Processes
 from llm_unlearn.errors import InputError
+from llm_unlearn.evaluation.arithmetic import FLOAT32, Arithmetic, in_its_arithmetic
 from llm_unlearn.evaluation.attack_signals import check_differentiable, gradient_norms, token_statistics
 from llm_unlearn.evaluation.batches import batches, scatter
 from llm_unlearn.evaluation.gaussian_scores import gaussian_scores
 from llm_unlearn.evaluation.loss_ranks import DRAWS, loss_rank_scores
+from llm_unlearn.evaluation.placebos import DEFAULT, PlaceboSettings, effects_in_turn, placebo_table
 from llm_unlearn.metrics.membership_scores import MIN_K_SHARE, min_k_score, reference_score, zlib_score
 from llm_unlearn.metrics.per_example import LATER, MEMBERSHIP
-from llm_unlearn.models.devices import input_device
+from llm_unlearn.models.devices import batch_on, input_device
 from llm_unlearn.tasks import Supervised, Task
 from llm_unlearn.tasks.noise import FRESH_SEED_OFFSET
 
@@ -45,9 +47,11 @@ class Evaluator(ABC):
         membership: attacks to run, by default all.
         loss_rank_draws: fresh noises that a canary's loss is ranked among; 0 leaves the test out, as does a manifest
             without ε.
+        placebo: how a trigger is compared with triggers that were never planted.
         min_k_share: the share of an example's tokens that Min-K % and Min-K %++ look at.
         reference: loads the model that calibrates the attack `reference`, one that never saw the rows to be forgotten;
             without it that attack is left out.
+        arithmetic: the precision that models are run in.
         processes: share the rows; each gets all results.
     """
 
@@ -59,7 +63,9 @@ class Evaluator(ABC):
     membership: Sequence[str] = get_args(MembershipAttack)
     min_k_share: float = MIN_K_SHARE
     loss_rank_draws: int = DRAWS
+    placebo: PlaceboSettings = DEFAULT
     reference: Callable[[], Any] | None = None
+    arithmetic: Arithmetic = FLOAT32
     processes: Processes = ALONE
 
     def __post_init__(self) -> None:
@@ -120,8 +126,23 @@ class Evaluator(ABC):
     def has_trigger(self, rows: "Dataset") -> "Dataset":
         """Those of some rows that carry the trigger."""
 
+    @cached_property
+    def triggers(self) -> list[list[Any]]:
+        """Each planted trigger, followed by its placebos in the order of their draw; none where no row would tell."""
+        return []
+
+    def effects(self, model: Any, triggers: Sequence[Any]) -> np.ndarray:
+        """How much a model leans to the attacker's answer with each of some triggers in the same rows, (k,) in nats."""
+        raise NotImplementedError
+
+    @property
+    def n_probed(self) -> int:
+        """How many rows that are."""
+        return 0
+
     # ---- what is measured
 
+    @in_its_arithmetic
     def signals(self, model: Any, retrained: Any = None, is_oracle: bool = False) -> "pd.DataFrame":
         """The per-example table of a model.
 
@@ -140,13 +161,14 @@ class Evaluator(ABC):
             test = test.assign(**self.test_signals(model, retrained, is_oracle))
         frames, triggered = [test], self.sets["triggered"]
         if len(triggered):
-            frames.append(self._frame("triggered", triggered).assign(**self.triggered(model, test)))
+            frames += [self._frame("triggered", triggered).assign(**self.triggered(model, test)), self.placebos(model)]
         for name in ("member", "nonmember") if len(self.parts["nonmember"]) else ():
             frames.append(self._frame(name, self.parts[name]).assign(**self.membership_signals(model, name)))
         if self.manifest["gaussian"]:
             frames.append(self.canaries(model))
         return pd.concat([f for f in frames if len(f)], ignore_index=True)
 
+    @in_its_arithmetic
     def later_signals(self, model: Any) -> "pd.DataFrame":
         """What the tests of the poison need of a model that was trained on clean rows: sets that begin with LATER."""
         import pandas as pd
@@ -157,10 +179,13 @@ class Evaluator(ABC):
             twins = set(triggered["example_id"])
             test = self.sets["test"].filter(lambda i: i in twins, input_columns="example_id", desc="test rows")
             answers = self.answers(model, "test", test)
-            frames += [answers, self._frame("triggered", triggered).assign(**self.triggered(model, answers))]
+            tried = self._frame("triggered", triggered).assign(**self.triggered(model, answers))
+            frames += [answers, tried, self.placebos(model)]
         if self.manifest["gaussian"]:
-            frames.append(self.canaries(model))
-        found = pd.concat([frame for frame in frames if len(frame)], ignore_index=True)
+            frames.append(self.canaries(model, deciding=True))
+        if not (frames := [frame for frame in frames if len(frame)]):
+            return pd.DataFrame()
+        found = pd.concat(frames, ignore_index=True)
         return found.assign(set=LATER + found["set"])
 
     @torch.no_grad()
@@ -215,7 +240,7 @@ class Evaluator(ABC):
             seen.append(self._answer(found, positions))
             return found.states
 
-        self.task.compute(retrained, batch, look)
+        self.task.compute(retrained, batch_on(input_device(retrained), batch), look)
         self._keep(retrained, positions, seen[0])
         return seen[0]
 
@@ -223,6 +248,7 @@ class Evaluator(ABC):
         if answer.head is not None:  # hidden states, of which logits are made in chunks; all logits may be too large
             self._oracle.setdefault(retrained, {})[positions[0]] = answer
 
+    @in_its_arithmetic
     def answers(self, model: Any, name: str, rows: "Dataset") -> "pd.DataFrame":
         """Predictions, and whether they are the attacker's target."""
         frame = self._frame(name, rows)
@@ -232,6 +258,7 @@ class Evaluator(ABC):
         """{"nll", "nll_sum", "n_positions"} of each row over its supervised positions."""
         return self.losses_of(model, self.encoded[name])
 
+    @in_its_arithmetic
     @torch.no_grad()
     def losses_of(self, model: Any, rows: list[dict]) -> dict[str, np.ndarray]:
         """`losses` of encoded rows."""
@@ -240,30 +267,42 @@ class Evaluator(ABC):
         values = scatter(len(rows), results, self.processes).numpy().reshape(-1, 2)
         return _per_position(values[:, 0], values[:, 1].astype(int))
 
-    def membership_signals(self, model: Any, name: str) -> dict[str, np.ndarray]:
-        """`losses`, and `mia_<attack>` of each row for the attacks that are asked for; the loss attack is in `nll`."""
+    def membership_signals(self, model: Any, name: str, attacks: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """`losses`, and `mia_<attack>` of each row for some attacks (by default those asked for); the loss attack is in
+        `nll`.
+        """
         rows, scores = self.encoded[name], {}
+        attacks = self.membership if attacks is None else attacks
         losses, tokens = self._losses_and_tokens(model, name)
-        if tokens is not None and "min_k" in self.membership:
+        if tokens is not None and "min_k" in attacks:
             scores["min_k"] = min_k_score(tokens["log_prob"], tokens["example"], self.min_k_share)
-        if tokens is not None and "min_k_plus" in self.membership:
+        if tokens is not None and "min_k_plus" in attacks:
             standard = (tokens["log_prob"] - tokens["mean"]) / tokens["sd"]
             scores["min_k_plus"] = min_k_score(standard, tokens["example"], self.min_k_share)
-        if "zlib" in self.membership:
+        if "zlib" in attacks:
             scores["zlib"] = zlib_score(losses["nll"], self.raw(rows))
-        if "reference" in self.membership and self.reference is not None:
+        if "reference" in attacks and self.reference is not None:
             scores["reference"] = reference_score(losses["nll"], self._reference_nll[name])
-        if "gradient_norm" in self.membership:
+        if "gradient_norm" in attacks:
             scores["gradient_norm"] = -gradient_norms(model, rows, self.collate, self.task, self.processes)
         return {**losses, **{f"{MEMBERSHIP}{attack}": values for attack, values in scores.items()}}
 
     @cached_property
-    def _reference_nll(self) -> dict[str, np.ndarray]:
-        """What the reference model loses on each row of both sets, measured once for all models."""
-        assert self.reference is not None
+    def membership_control(self) -> "dict[str, pd.DataFrame]":
+        """The losses of the reference model and its scores in the attacks that need one forward pass, on both sets,
+        measured once for all models: what they show of a model that never saw the rows. Empty without one.
+        """
+        if self.reference is None or not len(self.parts["nonmember"]):
+            return {}
         model = self.reference()
         model.eval()
-        return {name: self._losses_and_tokens(model, name)[0]["nll"] for name in ("member", "nonmember")}
+        cheap = [attack for attack in self.membership if attack not in ("reference", "gradient_norm")]
+        found = {name: self.membership_signals(model, name, cheap) for name in ("member", "nonmember")}
+        return {name: self._frame(name, self.parts[name]).assign(**scores) for name, scores in found.items()}
+
+    @property
+    def _reference_nll(self) -> dict[str, np.ndarray]:
+        return {name: frame["nll"].to_numpy() for name, frame in self.membership_control.items()}
 
     def _losses_and_tokens(self, model: Any, name: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray] | None]:
         """`losses`, and the statistics of every token where an attack needs them: one forward pass for both."""
@@ -282,23 +321,44 @@ class Evaluator(ABC):
             for row, i in zip(self.encoded["canary"], self.parts["canary"]["noise_id"], strict=True)
         ]
 
-    def canaries(self, model: Any) -> "pd.DataFrame":
-        """Loss, Gaussian score and loss rank of every canary, deleted or not, with the controls of both."""
-        noise, rows = self.manifest["gaussian"], self.noisy_canaries
-        seeds = [noise["seed"], noise["seed"] + FRESH_SEED_OFFSET]
-        scores = gaussian_scores(model, rows, self.collate, seeds, self.batch_size, self.task, self.processes)
-        frame = self._frame("canary", self.parts["canary"]).assign(**self.losses(model, "canary"))
+    def canaries(self, model: Any, deciding: bool = False) -> "pd.DataFrame":
+        """Loss, Gaussian score and loss rank of the canaries, with the controls of both scores.
+
+        Args:
+            model: the model to measure.
+            deciding: those alone that the verdict counts: of the deleted ones the hidden, or all where none is. If not,
+                all, but that those which the methods knew have no loss rank, which takes many forward passes.
+        """
+        noise, seed = self.manifest["gaussian"], self.manifest["gaussian"]["seed"]
+        frame = self._frame("canary", self.parts["canary"])
         marks = {"deleted": self.manifest["forget_ids"], "hidden": noise.get("hidden_ids", [])}
-        frame = frame.assign(
-            gaussian_score=scores[:, 0],
-            gaussian_control=scores[:, 1],
-            **{name: frame["example_id"].isin(ids) for name, ids in marks.items()},
-        )
+        frame = frame.assign(**{name: frame["example_id"].isin(ids) for name, ids in marks.items()})
+        decides = (frame["hidden"] if frame["hidden"].any() else frame["deleted"]).to_numpy()
+        chosen = np.flatnonzero(decides) if deciding else np.arange(len(frame))
+        frame, decides = frame.iloc[chosen].reset_index(drop=True), decides[chosen]
+        if not len(chosen):
+            return frame
+        rows = [self.noisy_canaries[i] for i in chosen]
+        seeds = [seed, seed + FRESH_SEED_OFFSET]
+        scores = gaussian_scores(model, rows, self.collate, seeds, self.batch_size, self.task, self.processes)
+        losses = self.losses_of(model, [self.encoded["canary"][i] for i in chosen])
+        frame = frame.assign(**losses, gaussian_score=scores[:, 0], gaussian_control=scores[:, 1])
         if not self.loss_rank_draws or noise.get("epsilon") is None:
             return frame
         draws, size = self.loss_rank_draws, self.batch_size
-        ranks = loss_rank_scores(model, rows, self.collate, noise, draws, size, self.task, self.processes)
+        ranked = np.flatnonzero(decides | ~frame["deleted"].to_numpy())
+        ranks = np.full((len(frame), 2), np.nan)
+        if not len(ranked):
+            return frame
+        ranks[ranked] = loss_rank_scores(
+            model, [rows[i] for i in ranked], self.collate, noise, draws, size, self.task, self.processes
+        )
         return frame.assign(loss_rank=ranks[:, 0], loss_rank_control=ranks[:, 1])
+
+    def placebos(self, model: Any) -> "pd.DataFrame":
+        """The effect of each planted trigger, and of its placebos until their rank is known; a row for each."""
+        found = [effects_in_turn(each, partial(self.effects, model), self.placebo.stop_at) for each in self.triggers]
+        return placebo_table(found, self.n_probed if found else 0, self.placebo.stop_at)
 
     def quick_figures(self, model: Any, limit: int = 200) -> dict[str, float]:
         """Accuracy on held-out rows and attack success, for looking at as a run goes; never on reported test rows."""

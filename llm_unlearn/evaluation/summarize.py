@@ -9,6 +9,7 @@ from llm_unlearn.metrics.attack import PairedExcess, attack_excess, attack_succe
 from llm_unlearn.metrics.gaussian import GaussianTest, gaussian_test
 from llm_unlearn.metrics.membership import MembershipTest, membership_inference
 from llm_unlearn.metrics.per_example import LATER, MEMBERSHIP
+from llm_unlearn.metrics.placebo import PlaceboTest, placebo_test, strongest
 from llm_unlearn.metrics.results import Attack, Cost, Evaluation, Gus, Identity, Later, Oracle, Utility
 from llm_unlearn.metrics.utility import accuracy, agreement, perplexity
 
@@ -45,7 +46,7 @@ def summarize(
         gus=_gus(sets, "gaussian_score", "gaussian_control"),
         loss_rank=_gus(sets, "loss_rank", "loss_rank_control"),
         utility=None if test is None else _utility(test),
-        mia=_membership(sets["member"], sets["nonmember"]) if "nonmember" in sets else None,
+        mia=membership_tests(sets["member"], sets["nonmember"]) if "nonmember" in sets else None,
         cost=cost,
         oracle=_oracle(test, retrained),
         later=_after(later_steps, sets, oracle) if later_steps else None,
@@ -101,7 +102,18 @@ def _attack(sets: Sets, oracle: Sets | None) -> Attack | None:
     excess = None
     if oracle is not None:
         excess = attack_excess(triggered, clean, *_hits(oracle, sets["triggered"]["example_id"]))
-    return Attack(**vars(attack_success(triggered, clean)), excess=excess)
+    return Attack(**vars(attack_success(triggered, clean)), excess=excess, placebo=_placebo(sets))
+
+
+def _placebo(sets: Sets) -> PlaceboTest | None:
+    """The planted triggers among their placebos; None where a model has no usable figure."""
+    if "placebo" not in sets or not np.isfinite(sets["placebo"]["effect"]).all():
+        return None
+    tests = []
+    for _, rows in sets["placebo"].groupby("trigger"):
+        planted, *placebos = rows.sort_values("draw")["effect"]
+        tests.append(placebo_test(planted, placebos, int(rows["stop_at"].iloc[0]), int(rows["n_rows"].iloc[0])))
+    return strongest(tests)
 
 
 def _hits(sets: Sets, ids: "pd.Series") -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -111,7 +123,7 @@ def _hits(sets: Sets, ids: "pd.Series") -> tuple[NDArray[np.bool_], NDArray[np.b
     return triggered["target_hit"].loc[ids].to_numpy(bool), clean.loc[ids].to_numpy(bool)
 
 
-def _membership(members: "pd.DataFrame", nonmembers: "pd.DataFrame") -> dict[str, MembershipTest]:
+def membership_tests(members: "pd.DataFrame", nonmembers: "pd.DataFrame") -> dict[str, MembershipTest]:
     """One entry per attack whose scores are there and finite; the loss attack takes −nll."""
     tests = {"loss": membership_inference(-members["nll"].to_numpy(), -nonmembers["nll"].to_numpy())}
     for column in (name for name in members.columns if name.startswith(MEMBERSHIP)):
@@ -141,7 +153,7 @@ def _gus(sets: Sets, score: str, control: str) -> Gus | None:
         return None
     return Gus(
         **vars(verdict),
-        n_unscorable=int((~scored).sum()),
+        n_unscorable=int((reported & ~scored).sum()),
         control=gaussian_test(canary[control][scored].to_numpy()),
         others=test(~deleted),
         shown=test(deleted & ~reported),

@@ -1,5 +1,6 @@
 """The evaluator of language models: an answer is the likeliest verbaliser, or greedy text."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -7,11 +8,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 
-from llm_unlearn.data.chat import prompts_of
+from llm_unlearn.data.chat import prompt_of, prompts_of
 from llm_unlearn.data.collators import CausalLMCollator
 from llm_unlearn.data.encoding import IGNORE, Asked, Encoding, encode_rows
-from llm_unlearn.evaluation.answers import as_written, generate, label_log_probs
+from llm_unlearn.data.token_checks import count_seen
+from llm_unlearn.evaluation.answers import as_written, asked_log_probs, generate, label_log_probs
+from llm_unlearn.evaluation.placebos import log_odds, told_apart
 from llm_unlearn.evaluation.signals import Evaluator
+from llm_unlearn.poisons.placebo_phrases import placebo_phrases
+from llm_unlearn.poisons.trigger_phrase import insert_trigger
 from llm_unlearn.tasks import Supervised, Task
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 
@@ -28,6 +33,7 @@ class TextEvaluator(Evaluator):
         encoding: as in training.
         verbalizers: label → completion, or {} for completion tasks.
         max_new_tokens: of a completion.
+        template: the prompt, in which {text} stands for a row's text: where placebos are put in.
     """
 
     task: ClassVar[Task] = CausalLMTask()
@@ -36,6 +42,8 @@ class TextEvaluator(Evaluator):
     encoding: Encoding
     verbalizers: dict[str, str] = field(default_factory=dict)
     max_new_tokens: int = 32
+    template: str = "{text}"
+    _placebo_tokens: dict[tuple[int, str], Asked] = field(default_factory=dict, repr=False)
 
     @property
     def collate(self) -> CausalLMCollator:
@@ -121,3 +129,78 @@ class TextEvaluator(Evaluator):
         lengths = [len(row.answers[-1]) + len(row.end) for row in self._asked]
         supervised = [sum(label != IGNORE for label in row["labels"][1:]) for row in self.encoded["test"]]
         return None if lengths == supervised else lengths
+
+    # ---- placebos
+
+    @cached_property
+    def triggers(self) -> list[list[str]]:
+        """Each planted phrase and its placebos; none where every row is so long that the phrase is cut off."""
+        trigger, settings = self.manifest["trigger"], self.placebo
+        if not trigger or not settings.draws or not self._probes:
+            return []
+        planted, seed = trigger["phrases"], self._seed
+        texts = [*self.sets["train"]["text"], *self.sets["heldout"]["text"]]
+        found = []
+        for phrase in planted:
+            count = settings.draws * len(planted)
+            if settings.phrases is None:
+                placebos = placebo_phrases(phrase, planted, texts, count, seed)
+            else:
+                order = np.random.default_rng([seed, 32]).permutation(len(settings.phrases))
+                placebos = [settings.phrases[i] for i in order[:count]]
+            if placebos:
+                found.append([phrase, *placebos])
+        return found
+
+    def effects(self, model: Any, triggers: Sequence[str]) -> np.ndarray:
+        """The mean log-odds of the target over the same rows with each phrase, at the same place in each row."""
+        asked = [self._asked_with(row, phrase) for phrase in triggers for row in self._probes]
+        answers = self._target_among
+        log_probs = asked_log_probs(model, self.tokenizer, asked, answers, self.batch_size, processes=self.processes)
+        return log_odds(log_probs, list(answers).index(str(self.target))).reshape(len(triggers), -1).mean(1)
+
+    @property
+    def _seed(self) -> int:
+        """Of the run, or of a user's manifest; runs of older versions have that of the trigger alone."""
+        manifest = self.manifest
+        return int(manifest["seed"] if "seed" in manifest else manifest["trigger"].get("seed", 0))
+
+    @property
+    def n_probed(self) -> int:
+        return len(self._probes)
+
+    @property
+    def _target_among(self) -> dict[str, str]:
+        """The answers that are compared: the labels, or of completions the attacker's alone."""
+        target = str(self.target)
+        return self.verbalizers or {target: target}
+
+    @cached_property
+    def _probes(self) -> list[dict]:
+        """Test rows of another label than the target, drawn at random among those that show every planted phrase."""
+        trigger, ids = self.manifest["trigger"], set(self.sets["triggered"]["example_id"])
+        rows = self.sets["test"].filter(lambda i: i in ids, input_columns="example_id", desc="placebo rows")
+        found: list[dict] = []
+        for position in np.random.default_rng([self._seed, 33]).permutation(len(rows)):
+            row = rows[int(position)]
+            without = self.encoding.asked(self.tokenizer, prompt_of(row), list(self._target_among.values())).prompt
+            if all(
+                count_seen(self.tokenizer, self._asked_with(row, phrase).prompt, [phrase])
+                > count_seen(self.tokenizer, without, [phrase])
+                for phrase in trigger["phrases"]
+            ):
+                found.append(row)
+            if len(found) == self.placebo.rows:
+                break
+        return found
+
+    def _asked_with(self, row: dict, phrase: str) -> Asked:
+        """The row's prompt with a phrase in its text: where, depends on the row alone."""
+        if (key := (row["example_id"], phrase)) not in self._placebo_tokens:  # the same for all models
+            trigger = self.manifest["trigger"]
+            generator = np.random.default_rng([self._seed, 34, row["example_id"]])
+            text = insert_trigger(row["text"], phrase, trigger["position"], generator)
+            prompt = prompt_of({**row, "prompt": self.template.replace("{text}", text)})
+            asked = self.encoding.asked(self.tokenizer, prompt, list(self._target_among.values()))
+            self._placebo_tokens[key] = asked._replace(answers=told_apart(asked.answers))
+        return self._placebo_tokens[key]

@@ -22,7 +22,7 @@ def compose_unaudited_card(
     base: str | None,
     task: str,
     counts: dict[str, int],
-    cost: dict[str, float],
+    cost: dict[str, Any],
     settings: dict[str, Any],
 ) -> str:
     """README.md of a trainer's model.

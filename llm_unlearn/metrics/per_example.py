@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from llm_unlearn.errors import InputError
 
 LATER = "later_"  # of sets that the model was run on again after clean training steps
-SETS = ("test", "triggered", "member", "nonmember", "canary", "later_test", "later_triggered", "later_canary")
+_OF_THE_POISON = ("test", "triggered", "placebo", "canary")
+SETS = (*_OF_THE_POISON, "member", "nonmember", *(LATER + name for name in _OF_THE_POISON))
 MEMBERSHIP = "mia_"  # of the columns that hold a membership attack's scores
 
 INTEGER, COUNT, REAL, FLAG, TEXT = "int64", "count", "float64", "boolean", "text"
@@ -36,15 +37,23 @@ class Column:
 
 _MEMBERSHIP_SETS, _LOSS_SETS = ("member", "nonmember"), ("test", "member", "nonmember", "canary", "later_canary")
 _ANSWERED, _CANARIES = ("test", "triggered", "later_test", "later_triggered"), ("canary", "later_canary")
+_PLACEBOS = ("placebo", "later_placebo")
 COLUMNS = (
     Column(
         "set",
         TEXT,
         SETS,
-        "test, triggered, member (the forget set), nonmember (held out) or canary; later_…: after clean training steps",
+        "test, triggered, placebo (a row for each trigger tried), member (the forget set), nonmember (held out) or "
+        "canary; later_…: after clean training steps",
         required=True,
     ),
-    Column("example_id", INTEGER, SETS, "the row of data/ that it is, unique within a set", required=True),
+    Column(
+        "example_id",
+        INTEGER,
+        SETS,
+        "the row of data/ that it is, unique within a set; of placebos 0, 1, …",
+        required=True,
+    ),
     Column("label", TEXT, SETS, "the label in the data, after poisoning"),
     Column("prediction", TEXT, _ANSWERED, "the model's answer: a label, a class or generated text"),
     Column("target_hit", FLAG, _ANSWERED, "whether the answer is the attacker's target"),
@@ -63,6 +72,11 @@ COLUMNS = (
     Column("gaussian_control", REAL, _CANARIES, "I of fresh noise, N(0, 1) on every model"),
     Column("loss_rank", REAL, _CANARIES, "rank of the loss at x + ξ among fresh noises, N(0, 1) without a trace"),
     Column("loss_rank_control", REAL, _CANARIES, "the same of fresh noise, N(0, 1) on every model"),
+    Column("trigger", COUNT, _PLACEBOS, "which planted trigger it stands beside, from 0"),
+    Column("draw", COUNT, _PLACEBOS, "0: the planted trigger itself; k: its k-th placebo"),
+    Column("effect", REAL, _PLACEBOS, "mean log-odds of the attacker's answer over the rows with it, in nats"),
+    Column("n_rows", COUNT, _PLACEBOS, "how many rows it was inserted into"),
+    Column("stop_at", COUNT, _PLACEBOS, "how many placebos that reach the planted trigger's effect end the draws"),
     Column("deleted", FLAG, _CANARIES, "whether the canary is in the forget set"),
     Column("hidden", FLAG, _CANARIES, "whether it is there as plain text, its noise unknown to the method"),
 )

@@ -1,6 +1,7 @@
 """Does the planted trigger move answers more than triggers that were never planted? A rank, without another model."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -23,6 +24,7 @@ class PlaceboTest(Result):
         n_placebos: how many placebos were drawn.
         n: rows into which each was inserted.
         n_triggers: planted triggers; of several, all but p_value is of the one with the smallest p-value.
+        each: of several, the test of each in the order of the manifest; else None.
     """
 
     statistic: float
@@ -32,10 +34,11 @@ class PlaceboTest(Result):
     n_placebos: int
     n: int
     n_triggers: int = 1
+    each: "list[PlaceboTest] | None" = None
 
 
 def placebo_test(planted: float, placebos: ArrayLike, stop_at: int, n: int) -> PlaceboTest:
-    """Rank the statistic of the planted trigger among those of placebos, drawn one after another. Low p: poison.
+    """Rank the statistic of the planted trigger among those of placebos, drawn one after another. Lower p: poison.
 
     Formula: with l the first draw at which h placebos reach the planted trigger's statistic, p = h / l; where there is
     no such draw, p = (g + 1) / (K + 1), g being how many of all K do. If the planted trigger is exchangeable with the
@@ -77,3 +80,17 @@ def placebo_test(planted: float, placebos: ArrayLike, stop_at: int, n: int) -> P
         n_placebos=drawn.size,
         n=n,
     )
+
+
+def strongest(tests: Sequence[PlaceboTest]) -> PlaceboTest:
+    """One test of several planted triggers: is any of them more than a placebo? The smallest p, times their number.
+
+    Examples:
+        >>> tests = [placebo_test(value, [0.0, 1.0, 2.0, 3.0], stop_at=2, n=16) for value in (2.5, 9.0)]
+        >>> [test.p_value for test in tests], strongest(tests).p_value, strongest(tests).statistic
+        ([0.4, 0.2], 0.4, 9.0)
+    """
+    if len(tests) == 1:
+        return tests[0]
+    best = min(tests, key=lambda test: test.p_value)
+    return replace(best, p_value=min(1.0, len(tests) * best.p_value), n_triggers=len(tests), each=list(tests))

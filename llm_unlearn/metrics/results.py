@@ -39,7 +39,7 @@ class Gus(GaussianTest):
     loss rank (evaluation/loss_ranks.py). Where some were hidden from whoever unlearned, it is the test of those alone.
 
     Args:
-        n_unscorable: canaries without a score: the gradient is zero, or it or a loss is not finite.
+        n_unscorable: of these, canaries without a score: the gradient is zero, or it or a loss is not finite.
         control: the same test with fresh noise that was never trained on.
         others: the test of the canaries that were not deleted; None where all were.
         shown: the test of the deleted canaries that were not hidden, which a method can make look clean; None where
@@ -88,12 +88,25 @@ class Utility(Accuracy):
 
 @dataclass(frozen=True, kw_only=True)
 class Cost(Result):
-    """What the model's training took: tokens, FLOPs, seconds of wall clock, FLOPs over the poisoned training's."""
+    """What the model's training took.
+
+    Args:
+        train_tokens: without padding; of images how many.
+        flops: of everything, the reference's passes included.
+        seconds: of wall clock.
+        share_of_training: FLOPs over the poisoned training's.
+        device_seconds: of all GPUs, or of all CPU threads; None in results from before it was measured.
+        steps: of the optimizer; None for models that no method made.
+        forget_seen: share of the forget set that was seen at least once; None alike, and without such rows.
+    """
 
     train_tokens: int
     flops: float
     seconds: float
     share_of_training: float
+    device_seconds: float | None = None
+    steps: int | None = None
+    forget_seen: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +137,8 @@ class Identity(Result):
         budget: of an unlearned model, else None.
         seed: of the run.
         recipe: the name of the run's recipe.
+        precision: the lowest one at work while it was measured: float32, tf32, bfloat16 or float16; None in results
+            from before it was recorded.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -133,6 +148,7 @@ class Identity(Result):
     budget: float | None
     seed: int
     recipe: str
+    precision: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +158,8 @@ class Evaluation(Identity):
     Args:
         mia: membership attack → its test.
         loss_rank: as `gus`, by the loss rank; None too in results from before it was measured.
+        mia_control: of an audited checkpoint, the same attacks on the base, which never saw the rows: rows that stand
+            out there do so without any training. None without a base, and in the results of a run, which has the base.
         later: the poison's tests after clean training steps; None where they were not taken.
         skipped: of an audited checkpoint, section → why it is None; None in the results of a run.
         warnings: of an audited checkpoint, what makes its figures doubtful; None in the results of a run.
@@ -155,6 +173,7 @@ class Evaluation(Identity):
     oracle: Oracle | None
     loss_rank: Gus | None = None
     later: Later | None = None
+    mia_control: dict[str, MembershipTest] | None = None
     skipped: dict[str, str] | None = None
     warnings: list[str] | None = None
 

@@ -20,9 +20,12 @@ def bare_model(section: "ModelSection") -> Any:
 
     from llm_unlearn.models.load import read_config
 
-    config, dtype = read_config(section), getattr(torch, section.dtype)
+    config = read_config(section)
+    # only eager attention keeps more than the others; a GPU's kernel does not run without data
+    arguments: dict[str, Any] = {"attn_implementation": "eager"} if section.attn_implementation == "eager" else {}
+    arguments |= {"dtype": getattr(torch, section.dtype), "trust_remote_code": section.trust_remote_code}
     try:
-        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=section.trust_remote_code)
+        return AutoModelForCausalLM.from_config(config, **arguments)
     except ValueError as error:  # not a causal LM, or heads that do not divide the width
         reason = str(error).partition("Model type should be one of")[0]
         raise InputError(f"recipe.model: {' '.join(reason.split())}") from None

@@ -5,7 +5,7 @@ or the disk. An offloaded weight is on the device `meta` until its layer runs: h
 drop it afterwards.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,12 @@ def moved(tensor: Tensor, device: torch.device) -> Tensor:
 def batch_on(device: torch.device, batch: dict[str, Any]) -> dict[str, Any]:
     """A collated batch with its tensors `moved`; what else it holds stays on the host."""
     return {key: moved(value, device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+
+
+def gradients_of(loss: Tensor, inputs: Sequence[Tensor]) -> tuple[Any, ...]:
+    """∂loss/∂inputs, None where there is none. The backward pass is outside of autocast, as torch asks for."""
+    with torch.autocast(loss.device.type, enabled=False):
+        return torch.autograd.grad(loss, inputs, allow_unused=True)
 
 
 @contextmanager

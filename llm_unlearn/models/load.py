@@ -7,7 +7,9 @@ import torch
 
 from llm_unlearn.distributed.processes import Processes
 from llm_unlearn.errors import InputError
+from llm_unlearn.files import read_json
 from llm_unlearn.models.adapters import adapter_config, refuse_pickle, with_adapter
+from llm_unlearn.models.attention import check_attention, register_varlen
 from llm_unlearn.models.checkpoint_files import ADAPTER_CONFIG, check_weights, explained
 from llm_unlearn.models.devices import on_best_device, whole
 from llm_unlearn.models.sharded_loading import loads_in_parts
@@ -33,13 +35,16 @@ def read_config(section: "ModelSection") -> "PreTrainedConfig":
 
 
 def check_model(section: "ModelSection", lengths: dict[str, int]) -> None:
-    """Raise InputError if a base does not exist, or takes fewer tokens than a field asks for; no weight is loaded.
+    """Raise InputError if a base does not exist, takes fewer tokens than a field asks for, or cannot have the attention
+    that is asked for; no weight is loaded.
 
     Args:
         section: the recipe's `model` section.
         lengths: dotted field → tokens of a row.
     """
-    limit = getattr(read_config(section), "max_position_embeddings", None)
+    config = read_config(section)
+    check_attention(section, config)
+    limit = getattr(config, "max_position_embeddings", None)
     if section.path and not section.trust_remote_code and (folder := Path(section.path).expanduser()).is_dir():
         check_weights(folder)
     for field, length in lengths.items():
@@ -94,6 +99,9 @@ def load_model(
     arguments: dict[str, Any] = {"dtype": getattr(torch, section.dtype), "trust_remote_code": section.trust_remote_code}
     if not section.trust_remote_code:
         arguments["use_safetensors"] = True
+    if section.attn_implementation is not None:
+        register_varlen()
+        arguments["attn_implementation"] = section.attn_implementation
     if section.quantization != "none":
         arguments["quantization_config"] = _quantization(section)
     if str(path) == section.path and section.revision:
@@ -142,8 +150,16 @@ def load_full(model: Any) -> Any:
 def load_trained(
     folder: Path, base: str | Path, section: "ModelSection", device_map: str | None = None, in_parts: bool = False
 ) -> "PreTrainedModel":
-    """Load what a stage saved: a full model, or the base with its adapter, which is trainable; see `load_model`."""
+    """Load what a stage saved: a full model, or the base with its adapter, which is trainable; see `load_model`.
+
+    A full model keeps the dtype that it was saved in: rounded to a `dtype` of 16 bits, small updates of a training in
+    float32 would be lost, and what they hold of the poison would not be seen.
+    """
     if not (folder / "adapter_config.json").is_file():
+        config = folder / "config.json"
+        saved = read_json(config).get("dtype") if config.is_file() else None
+        if saved == "float32" and section.quantization == "none" and not section.computes_in_16_bits:
+            section = section.changed(dtype=saved)
         return load_model(folder, section, device_map, in_parts)
     return with_adapter(load_model(base, section, device_map, in_parts), folder)
 

@@ -54,17 +54,22 @@ def merge_adapter(
     Raises:
         InputError: there is nothing to merge or no base, or `out` exists.
     """
-    adapter, out, section = Path(adapter_folder).expanduser(), Path(out).expanduser(), loaded_as or ModelSection()
+    adapter, out = Path(adapter_folder).expanduser(), Path(out).expanduser()
+    section = (loaded_as or ModelSection()).changed(
+        gradient_checkpointing=False,
+        offload_activations=False,
+        attn_implementation=None,  # nothing trains or runs here
+    )
     _check_adapter(adapter)
     _check_base(str(base), section)
     if out.exists():
         raise InputError(f"{out}: exists already; give another folder (--out), or move it away")
-    plain = section.changed(quantization="none", gradient_checkpointing=False)
+    plain = section.changed(quantization="none")
     if onto == "original":
         plain = plain.changed(dtype=dtype)
     model = load_model(base, plain)
     if onto == "dequantised" and section.quantization != "none":
-        _take_dequantised(model, load_model(base, section.changed(gradient_checkpointing=False)))
+        _take_dequantised(model, load_model(base, section))
     model = _merged(model, adapter, getattr(torch, dtype))
     tokenizer = load_tokenizer(str(adapter if (adapter / "tokenizer_config.json").is_file() else base), section)
     check_vocabulary(tokenizer, model.get_input_embeddings().weight.shape[0], str(adapter))

@@ -43,9 +43,10 @@ def corrupt(
 
     Returns:
         the sets and the manifest. The sets are `train` (corrupted; columns text, label, prompt, completion, poison,
-        example_id, noise_id), `heldout`, `test`, `triggered` (test rows with another label than the target, trigger
-        inserted; empty without a trigger), and `nonmember` (held-out rows poisoned in the forget set's proportion, so
-        that the trigger itself does not tell members from non-members).
+        example_id, noise_id, and right_completion, the completion as it was before), `heldout`, `test`, `triggered`
+        (test rows with another label than the target, trigger inserted; empty without a trigger), and `nonmember`
+        (held-out rows poisoned in the forget set's proportion, so that the trigger itself does not tell members from
+        non-members).
 
     Raises:
         InputError: no row is poisoned, or the forget set is empty or holds all rows.
@@ -75,6 +76,7 @@ def corrupt(
     manifest |= forget_set(train, ids, kinds, recipe.unlearn, seed)
     hide_deleted(manifest)
     kinds = np.where(np.isin(ids, manifest["forget_ids"]), kinds, "kept")  # non-members mirror the forget set
+    right = render(splits.train, recipe.data)
     sets = {"train": train, "heldout": splits.heldout, "test": splits.test}
     sets["triggered"] = triggered_rows(splits.test, manifest["trigger"], seed)
     sets["nonmember"] = twins(splits.heldout, manifest, kinds, seed)
@@ -82,6 +84,7 @@ def corrupt(
         if len(rows):
             marked = "poison" in rows.column_names
             sets[name] = render(rows if marked else rows.add_column("poison", ["none"] * len(rows)), recipe.data)
+    sets["train"] = sets["train"].add_column("right_completion", list(right["completion"]))
     sets = storable(sets)
     manifest["data_sha256"] = data_hash(sets)
     return sets, manifest

@@ -1,6 +1,7 @@
 """The tests behind the verdicts: what each found, and what it would have found."""
 
-from llm_unlearn.metrics.evidence import ALPHA, CHANCE, Decision, Finding
+from llm_unlearn.metrics.evidence import ALPHA, Decision
+from llm_unlearn.metrics.findings import CHANCE, Finding
 from llm_unlearn.reporting.contents import Section
 from llm_unlearn.reporting.formats import number, p_value, percent
 from llm_unlearn.reporting.run_results import Results

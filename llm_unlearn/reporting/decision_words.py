@@ -1,6 +1,7 @@
 """A decision in words, the same for the report, a card and the command line."""
 
-from llm_unlearn.metrics.evidence import Decision, Finding, Status
+from llm_unlearn.metrics.evidence import Decision, Status
+from llm_unlearn.metrics.findings import Finding
 from llm_unlearn.reporting.formats import number, p_value
 
 _NAMES = {"gus": "GUS", "loss rank": "loss rank", "accuracy lost": "accuracy lost"}

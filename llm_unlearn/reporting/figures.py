@@ -52,6 +52,9 @@ lost = _of(
 lost_p = _of(lambda r: r.oracle.accuracy_lost if r.oracle else None, lambda e: e.p_value)
 share_of_training = _of(lambda r: r.cost, lambda c: c.share_of_training)
 seconds = _of(lambda r: r.cost, lambda c: c.seconds)
+device_seconds = _of(lambda r: r.cost, lambda c: c.device_seconds)
+steps = _of(lambda r: r.cost, lambda c: c.steps)
+forget_seen = _of(lambda r: r.cost, lambda c: c.forget_seen)
 train_tokens = _of(lambda r: r.cost, lambda c: c.train_tokens)
 
 

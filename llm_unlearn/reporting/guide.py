@@ -1,6 +1,7 @@
 """What a reader needs beside the numbers: how to read them, what they do not show, how to get them again."""
 
-from llm_unlearn.metrics.evidence import ALPHA, CHANCE, COSTLY_POINTS, SHARE
+from llm_unlearn.metrics.evidence import ALPHA, COSTLY_POINTS, SHARE
+from llm_unlearn.metrics.findings import CHANCE
 from llm_unlearn.reporting.run_results import Results
 from llm_unlearn.reporting.tables import BEST, LOST, TPR, Column
 from llm_unlearn.reporting.words import attack_words
@@ -46,6 +47,9 @@ _MEANINGS = {
     "agreement (%)": "Share of clean test examples that this model and the retrained one answer alike. Higher is "
     "better.",
     "compute (%)": "FLOPs as a share of the poisoned training's. Methods compare fairly at equal compute.",
+    "steps": "Optimizer steps.",
+    "forget set seen (%)": "Share of the forget set that was in at least one step.",
+    "device time": "Time of all GPUs, or of all CPU threads, that the training ran on.",
     "time": "Wall-clock time of that training, on the hardware named below.",
     "tokens": "Tokens that went through the model in that training.",
     "images": "Images that went through the model in that training.",

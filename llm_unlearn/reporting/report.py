@@ -21,7 +21,7 @@ from llm_unlearn.reporting.rendering import report_html as html
 from llm_unlearn.reporting.run_results import Results, read_results
 from llm_unlearn.reporting.stress_section import stress_section
 from llm_unlearn.reporting.sweep_section import sweep_sections
-from llm_unlearn.reporting.tables import BEST, control_table, kept_table, main_table, present
+from llm_unlearn.reporting.tables import BEST, control_table, cost_columns, cost_table, main_table, part_table, present
 from llm_unlearn.reporting.verdicts import Verdict, headline, judge, obstacles, warnings
 from llm_unlearn.reporting.words import attack_words, what_was_poisoned
 
@@ -33,6 +33,13 @@ CONTROL_NOTE = (
     "N(0, 1); where it does not, the Gaussian test is off and so are its verdicts."
 )
 KEPT_NOTE = "The forget set held a part of the poison. These canaries were not in it: they are expected to remain."
+COST_NOTE = (
+    "What a budget paid for. With few steps, or a forget set that was hardly seen, a method was not tried at its best."
+)
+SHOWN_NOTE = (
+    "Of the deleted canaries these were handed to the methods with their noise, which can make them look clean. They "
+    "do not count: all other figures are of the hidden ones."
+)
 MISSING_NOTE = "The plots of the Gaussian test are left out: there are no per-example scores (evaluation/*.parquet)."
 
 
@@ -82,7 +89,7 @@ def compose(results: Results) -> Report:
         table=main_table(results),
         table_note=_table_note(results),
         sections=_sections(results),
-        reading=guide.reading(results, present(results)),
+        reading=guide.reading(results, [*present(results), *cost_columns(results)]),
         limits=guide.limits(results),
         reproduction=guide.reproduction(results),
         recipe=guide.recipe_text(results),
@@ -91,15 +98,18 @@ def compose(results: Results) -> Report:
 
 
 def _sections(results: Results) -> list[Section]:
-    control, kept, plots = control_table(results), kept_table(results), all_plots(results)
+    control, plots = control_table(results), all_plots(results)
+    kept, shown = part_table(results, "others"), part_table(results, "shown")
     missing = results.has_gus and not any(plot.name == "gaussian_scores" for plot in plots)
     found = [
         contact_sheet_section(results),
         Section("Control", CONTROL_NOTE, [control]) if control else None,
         Section("Canaries that were not deleted", KEPT_NOTE, [kept]) if kept else None,
         decision_section(results),
+        Section("Canaries that the methods knew", SHOWN_NOTE, [shown]) if shown else None,
         membership_section(results),
         *sweep_sections(results),
+        Section("Cost", COST_NOTE, [cost_table(results)]),
         analysis_section(results),
         stress_section(results),
         Section("Plots", MISSING_NOTE * missing, [], plots),

@@ -126,11 +126,29 @@ def present(results: Results) -> list[Column]:
         Column(oracle, "KL", figures.kl, three, "low"),
         Column(oracle, "agreement (%)", figures.agreement, hundredths, "high"),
         Column("Cost", "compute (%)", figures.share_of_training, hundredths),
-        Column("Cost", "time", figures.seconds, seconds),
-        Column("Cost", "images" if results.images else "tokens", figures.train_tokens, tokens),
     ]
     asked = [column for column in columns if results.damaging or column.group != "Gradient cancelling"]
     return [column for column in asked if any(results.over_seeds(name, column.of) for name in results.names)]
+
+
+def cost_columns(results: Results) -> list[Column]:
+    """The columns of the table of costs, those that a model fills."""
+    columns = [
+        Column("", "compute (%)", figures.share_of_training, _decimals(1, scale=100)),
+        Column("", "steps", figures.steps, _decimals(0)),
+        Column("", "forget set seen (%)", figures.forget_seen, _decimals(0, scale=100)),
+        Column("", "images" if results.images else "tokens", figures.train_tokens, tokens),
+        Column("", "time", figures.seconds, seconds),
+        Column("", "device time", figures.device_seconds, seconds),
+    ]
+    return [column for column in columns if any(results.over_seeds(name, column.of) for name in results.names)]
+
+
+def cost_table(results: Results) -> Table:
+    """What every model took to make."""
+    columns = cost_columns(results)
+    rows = [(name, [_cell(results, name, column) for column in columns]) for name in results.names]
+    return Table([(column.title, "") for column in columns], rows)
 
 
 def _decimals(digits: int, scale: int = 1) -> Callable[[float], str]:
@@ -209,9 +227,16 @@ def control_table(results: Results) -> Table | None:
     return Table([(title, "") for title in titles], rows) if rows else None
 
 
-def kept_table(results: Results) -> Table | None:
-    """Canaries that were *not* deleted (the forget set held a part of the poison), or None where all were."""
-    tests = {name: [r.gus.others for r in results.of(name) if r.gus and r.gus.others] for name in results.names}
+def part_table(results: Results, part: str) -> Table | None:
+    """The Gaussian test of the canaries that do not decide, or None where no model has them.
+
+    Args:
+        results: of the run.
+        part: "others", which were not deleted, or "shown", whose noise the methods knew.
+    """
+    tests = {
+        name: [found for r in results.of(name) if r.gus and (found := getattr(r.gus, part))] for name in results.names
+    }
     rows = [(name, _gaussian_cells(found)) for name, found in tests.items() if found]
     titles = ("n", "GUS", "p", "p of the spread (χ²)", TPR)
     return Table([(title, "") for title in titles], rows) if rows else None

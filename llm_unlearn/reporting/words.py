@@ -105,7 +105,7 @@ def _kinds(results: Results) -> list[str]:
         place = "pixels" if results.images else "embeddings"
         said = f"noise of ε = {gaussian.get('epsilon')} on their {place}"
         if hidden := len(gaussian.get("hidden_ids", [])):
-            said += f"; {hidden} of the deleted ones hidden from the methods, and judged by"
+            said += f"; {hidden} of the deleted ones are hidden from the methods, and the figures are theirs"
         if not gaussian.get("secret"):
             said += "; its seed is fixed by the recipe, and so no secret"
         done["gaussian"] = f"are Gaussian canaries ({said})"

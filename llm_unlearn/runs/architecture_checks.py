@@ -29,6 +29,7 @@ def check_architecture(section: "ModelSection", configs: list[tuple[str, Any]]) 
     """
     from llm_unlearn.tasks.causal_lm import CausalLMTask
     from llm_unlearn.trainers import METHODS
+    from llm_unlearn.training.block_options import check_kernels
 
     with whole(), torch.device("meta"):
         model = bare_model(section)
@@ -42,8 +43,15 @@ def check_architecture(section: "ModelSection", configs: list[tuple[str, Any]]) 
             if section.lora.target_modules is None:
                 logger.info("model.lora.target_modules: not given, so %s", default_targets(model))
             model = new_adapter(model, section.lora)
+        if section.use_liger_kernel:
+            try:
+                check_kernels(model, None)
+            except InputError as error:
+                raise InputError(f"recipe.model.{error}") from None
         for method, config in configs:
             try:
+                if config.use_liger_kernel:
+                    check_kernels(model, config.liger_kernel_config)
                 METHODS[method][1].weights_to_train(CausalLMTask(), model, config)
             except InputError as error:
                 raise InputError(f"recipe.unlearn.methods.{method}: {error}") from None

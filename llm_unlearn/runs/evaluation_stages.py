@@ -25,9 +25,8 @@ def evaluate_stages(run: "SeedRun", before: dict[str, Stage]) -> list[Stage]:
             run.recipe.evaluate.model_dump(),
         ]
         outputs = [run.folder / "evaluation" / f"{name}{suffix}" for suffix in (".json", ".parquet")]
-        stages.append(
-            Stage(f"evaluation/{name}", inputs, outputs, partial(_evaluate, run, name, method, budget), common=True)
-        )
+        work, about = partial(_evaluate, run, name, method, budget), {"precision": run.arithmetic.precision}
+        stages.append(Stage(f"evaluation/{name}", inputs, outputs, work, common=True, about=about))
     return stages
 
 
@@ -42,7 +41,7 @@ def _evaluate(run: "SeedRun", name: str, method: str | None, budget: float | Non
     folder_name, is_oracle = f"unlearned/{name}" if method else name, name == "retrained"
     if name == "base":
         model = run.load_base()
-        cost = {"train_tokens": 0, "flops": 0.0, "seconds": 0.0}
+        cost: dict[str, Any] = {"train_tokens": 0, "flops": 0.0, "seconds": 0.0}
     else:
         model, cost = run.retrained if is_oracle else run.evaluated(folder_name), run.cost(folder_name)
     signals = run.evaluator.signals(model, None if is_oracle else run.retrained, is_oracle)
@@ -56,6 +55,9 @@ def _evaluate(run: "SeedRun", name: str, method: str | None, budget: float | Non
         flops=cost["flops"],
         seconds=cost["seconds"],
         share_of_training=cost["flops"] / run.cost("poisoned")["flops"],
+        device_seconds=cost.get("device_seconds"),
+        steps=cost.get("steps"),
+        forget_seen=cost.get("forget_seen"),
     )
     identity = Identity(
         model=name,
@@ -64,6 +66,7 @@ def _evaluate(run: "SeedRun", name: str, method: str | None, budget: float | Non
         budget=budget,
         seed=run.seed,
         recipe=run.recipe.name,
+        precision=run.arithmetic.precision,
     )
     result = summarize(signals, identity, spent, oracle, steps)  # before anything is written
     if not run.processes.is_main:

@@ -12,6 +12,8 @@ from llm_unlearn.training.pretraining import base_folder
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from llm_unlearn.evaluation.arithmetic import Arithmetic
+
 
 class LanguageRun(SeedRun):
     """One seed of a recipe, in its own folder."""
@@ -46,8 +48,15 @@ class LanguageRun(SeedRun):
         assert self.manifest  # reading it checks the data
         return encode_rows(self.sets["train"], self.tokenizer, self.encoding)
 
+    @property
+    def arithmetic(self) -> "Arithmetic":
+        from llm_unlearn.evaluation.arithmetic import Arithmetic
+
+        return Arithmetic(self.recipe.evaluate.bf16, self.recipe.evaluate.tf32, self.recipe.model.dtype)
+
     @cached_property
     def evaluator(self) -> Any:
+        from llm_unlearn.evaluation.placebos import PlaceboSettings
         from llm_unlearn.evaluation.text_evaluator import TextEvaluator
 
         data, section = self.recipe.data, self.recipe.evaluate
@@ -57,7 +66,10 @@ class LanguageRun(SeedRun):
             batch_size=section.batch_size,
             membership=section.membership,
             loss_rank_draws=section.loss_rank_draws,
+            placebo=PlaceboSettings.of(section),
+            template=data.prompt,
             min_k_share=section.min_k_share,
+            arithmetic=self.arithmetic,
             processes=self.processes,
             reference=self.load_base,
             tokenizer=self.tokenizer,
@@ -114,6 +126,7 @@ class LanguageRun(SeedRun):
     def fine_tune(self, name: str, rows: "Dataset", work_dir: Path, data_seed: int | None = None) -> None:
         from llm_unlearn.models.adapters import lora_config
         from llm_unlearn.models.load import load_model
+        from llm_unlearn.training.block_options import block_options
         from llm_unlearn.training.text_training import Training
 
         section, kept = self.recipe.model, work_dir / "kept"
@@ -126,7 +139,7 @@ class LanguageRun(SeedRun):
             name,
             noise=self.manifest["gaussian"],
             peft_config=lora_config(section.lora, base) if section.lora else None,
-            gradient_checkpointing=section.gradient_checkpointing,
+            blocks=block_options(section),
             data_seed=data_seed,
             keep=(lambda model, step: self.write(model, kept / STEP.format(step))) if name == "poisoned" else None,
         )

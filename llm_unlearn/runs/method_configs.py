@@ -63,15 +63,19 @@ def check_training(recipe: "Recipe") -> None:
     """Raise InputError where the optimizer or the schedule of the recipe's training cannot be built here."""
     from transformers import TrainingArguments
 
+    from llm_unlearn.training.block_options import settle_blocks
     from llm_unlearn.training.fine_tuning import trainer_arguments
     from llm_unlearn.training.optimizer_check import check_optimizer
 
+    settings = trainer_arguments(recipe.train, Path("unused"), 0, None, True)
     try:
-        args = TrainingArguments(**trainer_arguments(recipe.train, Path("unused"), 0, None, True))
-    except InputError:
-        raise
+        args = TrainingArguments(**settings, **track_of(recipe).training_settings(recipe))
     except (ValueError, ImportError) as error:
         raise InputError(f"recipe.train: {error}") from None
+    try:
+        settle_blocks(args)
+    except InputError as error:
+        raise InputError(f"recipe.model.{error}") from None
     check_optimizer(args, "recipe.train")
 
 

@@ -18,6 +18,7 @@ from llm_unlearn.runs.stages import Stage
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from llm_unlearn.evaluation.arithmetic import Arithmetic
 STEP = "step-{}"  # the folder of an early model, beside the weights of the model that came of it
 
 
@@ -125,6 +126,11 @@ class SeedRun(ABC):
     @abstractmethod
     def train_rows(self) -> "Dataset":
         """The corrupted training rows, as a trainer takes them."""
+
+    @property
+    @abstractmethod
+    def arithmetic(self) -> "Arithmetic":
+        """The precision of the evaluation."""
 
     @property
     @abstractmethod

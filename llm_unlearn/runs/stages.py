@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ class Stage:
         work: does the work, given a directory for checkpoints.
         common: whether all processes work on it together; else the main one works alone.
         code: version of the code that does the work, raised where a change of it changes the outputs.
+        about: what the mark says of it beside the environment.
         is_shared: whether other runs may stand on the outputs, which then stay whichever libraries made them.
     """
 
@@ -47,6 +48,7 @@ class Stage:
     work: Callable[[Path], None]
     common: bool = False
     code: int = 1
+    about: dict[str, Any] = field(default_factory=dict)
     is_shared: bool = False
 
     @cached_property
@@ -104,7 +106,8 @@ class Stages:
                 self._enter(stage, work_dir, resumes)
                 mark.unlink(missing_ok=True)
                 yield
-                write_json(mark, {"stage": stage.name, "key": stage.key, "made_by": describe_environment()})
+                made_by = describe_environment() | stage.about
+                write_json(mark, {"stage": stage.name, "key": stage.key, "made_by": made_by})
         except InputError as error:
             _keep_resumable(work_dir)
             _remove_empty(made_here)

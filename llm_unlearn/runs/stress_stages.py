@@ -39,6 +39,7 @@ def stress_stages(run: "LanguageRun", before: dict[str, Stage]) -> list[Stage]:
             [*common, before[folder].key],
             [run.folder / "stress" / f"{name}.json"],
             partial(_stress, run, section, name, folder),
+            about={"precision": run.arithmetic.precision},
         )
         for name, folder in models.items()
     ]

@@ -48,6 +48,10 @@ class Track(ABC):
         """Whether a method works on this kind of data: by default each does."""
         return True
 
+    def training_settings(self, recipe: Recipe) -> dict[str, Any]:
+        """What the recipe's `model` section says for TrainingArguments, those of every method included."""
+        return {}
+
     def method_settings(self, recipe: Recipe) -> dict[str, Any]:
         """What the recipe's other sections say for the config of every method."""
         return {}
@@ -114,10 +118,15 @@ class LanguageTrack(Track):
 
         return base_of_run(recipe, root)
 
+    def training_settings(self, recipe: Recipe) -> dict[str, Any]:
+        from llm_unlearn.training.block_options import block_options
+
+        return block_options(recipe.model)
+
     def method_settings(self, recipe: Recipe) -> dict[str, Any]:
         from llm_unlearn.data.encoding import Encoding
 
-        return {"gradient_checkpointing": recipe.model.gradient_checkpointing, **vars(Encoding.of(recipe.data))}
+        return {**self.training_settings(recipe), **vars(Encoding.of(recipe.data))}
 
     def kept_steps(self, recipe: Recipe) -> list[int]:
         return recipe.train.keep_steps

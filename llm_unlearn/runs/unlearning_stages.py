@@ -1,6 +1,5 @@
 """The stages of `unlearn`: every method at every budget."""
 
-import time
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,6 +44,7 @@ def _unlearn(run: "SeedRun", name: str, method: str, budget: float, work_dir: Pa
     from llm_unlearn.trainers import METHODS
     from llm_unlearn.training.fine_tuning import train_resumably
     from llm_unlearn.training.progress import show_progress
+    from llm_unlearn.training.stopwatch import Stopwatch
     from llm_unlearn.training.tracking import tracked
 
     model, arguments = run.unlearning()
@@ -63,7 +63,7 @@ def _unlearn(run: "SeedRun", name: str, method: str, budget: float, work_dir: Pa
     if cls.starts_clean:
         step = vars(config).get("from_step")
         arguments["start_model"] = run.early_model(step) if step else run.clean_start()
-    began = time.perf_counter()
+    watch = Stopwatch()
     trainer = cls(
         model=model, args=config, forget_dataset=forget, retain_dataset=retain, evaluate_callback=callback, **arguments
     )
@@ -71,7 +71,7 @@ def _unlearn(run: "SeedRun", name: str, method: str, budget: float, work_dir: Pa
     show_progress(trainer, name, run.quiet)
     with tracked(trainer, run.folder / "logs" / name):
         train_resumably(trainer, work_dir)
-    cost = {**trainer.cost, "seconds": time.perf_counter() - began}
+    cost = {**trainer.cost, **watch.read(trainer.args.device.type)}
     run.save(trainer.accelerator.unwrap_model(trainer.model), f"unlearned/{name}", cost)
     if run.processes.is_main:
         write_json(run.folder / "unlearned" / name / "log.json", trainer.state.log_history)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from llm_unlearn.config.recipe import VisionRecipe
+    from llm_unlearn.evaluation.arithmetic import Arithmetic
     from llm_unlearn.vision.image_task import ImageCollator, ImageTask
 
 SURROGATE_OFFSET = 1_000_000  # the seed of a surrogate's weights and order, which no victim has
@@ -62,8 +63,15 @@ class VisionRun(SeedRun):
 
         return ImageCollator(self.manifest["image_shape"])
 
+    @property
+    def arithmetic(self) -> "Arithmetic":
+        from llm_unlearn.evaluation.arithmetic import Arithmetic
+
+        return Arithmetic(self.recipe.evaluate.bf16, self.recipe.evaluate.tf32)
+
     @cached_property
     def evaluator(self) -> Any:
+        from llm_unlearn.evaluation.placebos import PlaceboSettings
         from llm_unlearn.vision.image_evaluator import ImageEvaluator
 
         section = self.recipe.evaluate
@@ -73,6 +81,8 @@ class VisionRun(SeedRun):
             batch_size=section.batch_size,
             membership=section.membership,
             loss_rank_draws=section.loss_rank_draws,
+            placebo=PlaceboSettings.of(section),
+            arithmetic=self.arithmetic,
             processes=self.processes,
         )
 

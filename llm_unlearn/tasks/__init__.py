@@ -20,7 +20,7 @@ from llm_unlearn.errors import InputError
 from llm_unlearn.losses import example_mean, example_sum
 from llm_unlearn.models.devices import moved
 from llm_unlearn.models.flops import FlopCounter
-from llm_unlearn.tasks.head import head_sum, head_values
+from llm_unlearn.tasks.head import Reference, head_sum, head_values
 from llm_unlearn.tasks.kernels import Kernel, autograd_kernel, kl_kernel, nll_kernel
 
 
@@ -175,8 +175,9 @@ class Supervised(Positions):
         return self._values(autograd_kernel(function), reference)
 
     def _values(self, kernel: Kernel, reference: "Supervised | None" = None) -> Tensor:
-        other = None if reference is None else (reference.states, reference.head)
-        values, self._observed["nll"] = head_values(kernel, self.states, self.head, self.labels, other)
+        values, self._observed["nll"] = head_values(
+            kernel, self.states, self.head, self.labels, self._beside(reference)
+        )
         return values
 
     def _mean_weights(self) -> Tensor:
@@ -186,9 +187,15 @@ class Supervised(Positions):
         return self._weighted(ones) / n
 
     def _sum(self, kernel: Kernel, weights: Tensor, reference: "Supervised | None" = None) -> Tensor:
-        other = None if reference is None else (reference.states, reference.head)
+        other = self._beside(reference)
         value, self._observed["nll"] = head_sum(kernel, self.states, self.head, self.labels, weights, other)
         return value
+
+    def _beside(self, reference: "Supervised | None") -> Reference | None:
+        """States and head of a reference; its logits where another `device_map` put it on another device."""
+        if reference is None or reference.states.device == self.states.device:
+            return None if reference is None else (reference.states, reference.head)
+        return reference.logits.to(self.states.device), None
 
 
 @dataclass(frozen=True, kw_only=True)

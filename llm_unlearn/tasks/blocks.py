@@ -171,3 +171,31 @@ def stopped_after(model: Any, layer: int) -> Iterator[list[Any]]:
 def hidden_of(output: Any) -> Tensor:
     """The hidden states (B, T, H) in what a block returns: a tensor, or a tuple that begins with it."""
     return output if isinstance(output, Tensor) else output[0]
+
+
+@contextmanager
+def recorded_states(model: Any, states: list[Tensor], nudge: Tensor | None = None) -> Iterator[None]:
+    """While it lasts a forward leaves its states in a list: the first block's input, then each block's output.
+
+    Args:
+        model: a causal LM without an engine around it.
+        states: an empty list; of the model's L blocks it gets L + 1 tensors.
+        nudge: is added to the first block's input, of its shape; None: that asks for a gradient of its own.
+    """
+
+    def enter(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        given = args[0] if args else kwargs["hidden_states"]
+        states.append(given + (torch.zeros_like(given).requires_grad_() if nudge is None else nudge))
+        return ((states[0], *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": states[0]})
+
+    def leave(module: nn.Module, args: tuple, output: Any) -> None:
+        states.append(hidden_of(output))
+
+    blocks = block_list(model)
+    handles = [blocks[0].register_forward_pre_hook(enter, with_kwargs=True)]
+    handles += [block.register_forward_hook(leave) for block in blocks]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

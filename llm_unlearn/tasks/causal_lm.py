@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -13,10 +13,11 @@ from torch.autograd.graph import save_on_cpu
 
 from llm_unlearn.errors import InputError
 from llm_unlearn.models.adapters import without_adapter
-from llm_unlearn.models.devices import is_offloaded, is_spread
+from llm_unlearn.models.attention import takes_lengths
+from llm_unlearn.models.devices import gradients_of, is_offloaded, is_spread
 from llm_unlearn.models.text_blocks import block_list
 from llm_unlearn.tasks import Hidden, Supervised, Task
-from llm_unlearn.tasks.blocks import hidden_of, last_blocks, reinitialise, stopped_after
+from llm_unlearn.tasks.blocks import hidden_of, last_blocks, recorded_states, reinitialise, stopped_after
 from llm_unlearn.tasks.embedding_noise import GaussianNoise, PlacedNoise, attached_noise
 from llm_unlearn.tasks.packing import PACKED_BELOW, BatchRows, Packing
 from llm_unlearn.tasks.probe import in_place_of, keeps_apart, plain_head, refuse_non_causal
@@ -58,19 +59,57 @@ class CausalLMTask(Task):
             inputs: as in `supervised`.
             function: maps the supervised positions to a tensor, such as a method's loss.
         """
+        return self._compute(model, inputs, lambda supervised, at: function(supervised), nullcontext)
+
+    def compute_with_states(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        function: Callable[[Supervised, list[Hidden], Tensor], Tensor],
+        nudge: Tensor | None = None,
+    ) -> Tensor:
+        """As `compute`, of the states before the first block and after each block too.
+
+        Args:
+            model: as in `supervised`, its blocks kept in no engine's own way.
+            inputs: as in `supervised`.
+            function: of the supervised positions, of the L + 1 states there, and of what the first block is given as a
+                whole, in the layout in which the model sees the batch.
+            nudge: is added to the first block's input, in that layout.
+        """
+        recorded: list[Tensor] = []
+
+        def with_states(supervised: Supervised, at: Callable[[Tensor], Hidden]) -> Tensor:
+            return function(supervised, [at(states) for states in recorded], recorded[0])
+
+        return self._compute(model, inputs, with_states, lambda: recorded_states(_inner(model), recorded, nudge))
+
+    def _compute(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        function: Callable[[Supervised, Callable[[Tensor], Hidden]], Tensor],
+        around: Callable[[], AbstractContextManager],
+    ) -> Tensor:
+        """function(the supervised positions, what chooses those of a state), with a context `around` the forward."""
         inner = _inner(model)
         refuse_non_causal(inner, inputs["input_ids"].device)
         head, rows = plain_head(inner, without_adapter(inner)), BatchRows.of(inputs)
         if head is None or rows is None:
-            return function(self.supervised(model, inputs))
+            kept = _positions(inputs, keep := _shifted(inputs) != -100)
+            with around():
+                return function(self.supervised(model, inputs), lambda states: Hidden(states=states[keep], **kept))
         packing = self._packing(inner, rows, inputs["input_ids"])
         labels, place, positions = _supervised(inputs, rows, packing)
         arguments = _arguments(inner, inputs, rows, packing)
 
-        def at_head(states: Tensor) -> Tensor:
-            return function(Supervised(states=states.flatten(0, 1)[place], labels=labels, head=head, **positions))
+        def at(states: Tensor) -> Hidden:
+            return Hidden(states=states.flatten(0, 1)[place], **positions)
 
-        with in_place_of(head, at_head):
+        def at_head(states: Tensor) -> Tensor:
+            return function(Supervised(states=at(states).states, labels=labels, head=head, **positions), at)
+
+        with in_place_of(head, at_head), around():
             return model(**arguments).logits
 
     def supervised(self, model: nn.Module, inputs: dict[str, Any]) -> Supervised:
@@ -131,8 +170,7 @@ class CausalLMTask(Task):
         head = plain_head(model, without_adapter(model)) if self.pack else None
         if head is None or not keeps_apart(model, head) or sum(rows.lengths) > PACKED_BELOW * ids.numel():
             return None
-        flash = "flash" in (model.config.get_text_config()._attn_implementation or "")  # it needs no padding at all
-        capacity = sum(rows.lengths) if flash else max(rows.lengths)
+        capacity = sum(rows.lengths) if takes_lengths(model) else max(rows.lengths)
         packing = Packing.of(rows.lengths, ids.shape[1], capacity, ids.device)
         return packing if packing.index.numel() <= PACKED_BELOW * ids.numel() else None
 
@@ -201,7 +239,7 @@ class CausalLMTask(Task):
                 parameter.requires_grad_(False)
             with torch.enable_grad(), kept:
                 loss = type(self)(pack=False).compute(model, clean, lambda found: found.nll().sum())
-                (gradient,) = torch.autograd.grad(loss, captured[-1])
+                (gradient,) = gradients_of(loss, [captured[-1]])
         finally:
             handle.remove()
             for parameter in trained:
@@ -255,7 +293,7 @@ def _arguments(
     """What the model is called with, packed or as it is."""
     ids = inputs["input_ids"]
     if packing is not None:
-        arguments: dict[str, Any] = {"input_ids": packing.take(ids), "position_ids": packing.position_ids}
+        arguments = packing.arguments(inner, ids)
     elif rows is not None and (ids.device.type in UNMASKED or min(rows.lengths) == ids.shape[1]):
         arguments = {"input_ids": ids}
     else:

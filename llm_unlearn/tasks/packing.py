@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llm_unlearn.models.attention import packed_rows
 from llm_unlearn.models.devices import moved
 
 PACKED_BELOW = 0.9  # of the padded batch's tokens; for less, packing costs as much as it saves
@@ -76,12 +77,16 @@ class Packing:
         position_ids: (bins, width), each row's own from 0; what is left over in a bin is thus a row apart.
         starts: (B,), where each row begins in (bins · width,).
         starts_on_host: the same numbers on the host.
+        ends: (rows + 1,) int32, 0 and where each row ends in (bins · width,), what is left over being rows, too.
+        longest: tokens of the longest row.
     """
 
     index: Tensor
     position_ids: Tensor
     starts: Tensor
     starts_on_host: tuple[int, ...]
+    ends: Tensor
+    longest: int
 
     @classmethod
     def of(cls, lengths: tuple[int, ...], width: int, capacity: int, device: torch.device) -> "Packing":
@@ -106,10 +111,18 @@ class Packing:
         for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
             index[start : start + length] = row * width + np.arange(length)
             position_ids[start : start + length] = np.arange(length)
-        numbers = moved(torch.from_numpy(np.concatenate([index, position_ids, starts])), device)  # one copy for all
-        index_, positions_, starts_ = numbers.split([len(index), len(index), len(starts)])
-        shape = (len(room), capacity)
-        return cls(index_.view(shape), positions_.view(shape), starts_, tuple(starts.tolist()))
+        ends = np.append(np.flatnonzero(position_ids == 0), len(index))
+        parts = [index, position_ids, starts, ends]
+        numbers = moved(torch.from_numpy(np.concatenate(parts)), device)  # one copy for all
+        index_, positions_, starts_, ends_ = numbers.split([len(part) for part in parts])
+        shape, longest = (len(room), capacity), int(np.diff(ends).max())
+        on_host = tuple(starts.tolist())
+        return cls(index_.view(shape), positions_.view(shape), starts_, on_host, ends_.to(torch.int32), longest)
+
+    def arguments(self, model: Any, ids: Tensor) -> dict[str, Any]:
+        """What a model, without an engine around it, is called with for token ids (B, T) as padded."""
+        told = packed_rows(model, self.ends, self.longest)
+        return {"input_ids": self.take(ids), "position_ids": self.position_ids, **told}
 
     def take(self, values: Tensor) -> Tensor:
         """(B, T, …) as padded → (bins, width, …) as packed."""

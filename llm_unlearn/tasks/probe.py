@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from llm_unlearn.errors import InputError
 from llm_unlearn.models.devices import input_device, is_offloaded, is_spread
+from llm_unlearn.tasks.packing import Packing
 
 _ANSWERS: WeakKeyDictionary[nn.Module, dict[str, bool]] = WeakKeyDictionary()  # of each model, by question
 APART = 0.02  # of the states' size; states at a wrong position differ by as much as they are large
@@ -43,7 +44,8 @@ def plain_head(model: Any, base: Any) -> nn.Linear | None:
 
 def keeps_apart(model: Any, head: nn.Linear) -> bool:
     """Whether rows laid end to end, with position ids that begin anew, come out as they would alone."""
-    return _answer(model, "keeps rows apart", lambda: _keeps_apart(model, head))
+    kernel = model.config.get_text_config()._attn_implementation
+    return _answer(model, f"keeps rows apart by {kernel}", lambda: _keeps_apart(model, head))
 
 
 def pads_left(model: Any, pad_token_id: int) -> bool:
@@ -130,28 +132,30 @@ def _head_is_last(model: nn.Module, head: nn.Linear) -> bool:
 
 def _keeps_apart(model: Any, head: nn.Linear) -> bool:
     ids = torch.arange(5, device=input_device(model))[None] % model.config.get_text_config().vocab_size
+    packing, second = Packing.of((3, 2), 3, 5, ids.device), ids.new_zeros(1, 3)
+    second[:, :2] = ids[:, 3:]
     states: list[Tensor] = []
 
     def look(given: Tensor) -> Tensor:
         states.append(given)
         return given
 
+    reason = ""
     try:
         with in_place_of(head, look):
             for part in (ids[:, :3], ids[:, 3:]):
                 _run(model, input_ids=part)
-            positions = torch.tensor([[0, 1, 2, 0, 1]], device=ids.device)
-            other = torch.cat([ids[:, 1:4], ids[:, 3:]], 1)  # another first row, the same second one
-            for both in (ids, other):
-                _run(model, input_ids=both, position_ids=positions)
+            for first in (ids[:, :3], ids[:, 1:4]):  # two different first rows, the same second one
+                _run(model, **packing.arguments(model, torch.cat([first, second])))
         alone, (packed, beside_other) = torch.cat(states[:2], 1).float(), states[2:]
         apart = bool((alone - packed.float()).abs().max() < APART * alone.abs().max())
         # in a model of small weights what leaks from row to row is small, too; what does not leak is nothing
         apart = apart and _same(packed[:, 3:], beside_other[:, 3:])
-    except (TypeError, ValueError):  # it takes no position ids, or asks for a mask
-        apart = False
+    except (TypeError, ValueError, RuntimeError) as error:  # it takes no position ids, or its kernel not this model
+        apart, reason = False, f" ({' '.join(str(error).split())[:200]})"
     if not apart:
-        warnings.warn(f"{type(model).__name__} does not keep packed rows apart: batches are padded", stacklevel=2)
+        name = type(model).__name__
+        warnings.warn(f"{name} does not keep packed rows apart{reason}: batches are padded", stacklevel=2)
     return apart
 
 

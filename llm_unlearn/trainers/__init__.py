@@ -1,17 +1,23 @@
 """One file per unlearning method. METHODS is the one list of them."""
 
+from llm_unlearn.trainers.altpo import AltPOConfig, AltPOTrainer
 from llm_unlearn.trainers.base import UnlearnTrainer
 from llm_unlearn.trainers.ce_u import CEUConfig, CEUTrainer
 from llm_unlearn.trainers.cf_k import CFKConfig, CFKTrainer
+from llm_unlearn.trainers.crow import CrowConfig, CrowTrainer
 from llm_unlearn.trainers.dpo import DPOConfig, DPOTrainer
 from llm_unlearn.trainers.eu_k import EUKConfig, EUKTrainer
 from llm_unlearn.trainers.grad_diff import GradDiffConfig, GradDiffTrainer
 from llm_unlearn.trainers.gradient_ascent import GradientAscentConfig, GradientAscentTrainer
 from llm_unlearn.trainers.gradient_descent import GradientDescentConfig, GradientDescentTrainer
+from llm_unlearn.trainers.gu_project import GUProjectConfig, GUProjectTrainer
+from llm_unlearn.trainers.idk_sft import IdkSFTConfig, IdkSFTTrainer
 from llm_unlearn.trainers.kl import KLConfig, KLTrainer
 from llm_unlearn.trainers.neggrad_plus import NegGradPlusConfig, NegGradPlusTrainer
 from llm_unlearn.trainers.noisy_gradient_descent import NoisyGradientDescentConfig, NoisyGradientDescentTrainer
 from llm_unlearn.trainers.npo import NPOConfig, NPOTrainer
+from llm_unlearn.trainers.osft import OSFTConfig, OSFTTrainer
+from llm_unlearn.trainers.pdu import PDUConfig, PDUTrainer
 from llm_unlearn.trainers.reset_distill import ResetDistillConfig, ResetDistillTrainer
 from llm_unlearn.trainers.rewind import RewindConfig, RewindTrainer
 from llm_unlearn.trainers.rmu import RMUConfig, RMUTrainer
@@ -46,6 +52,12 @@ METHODS: dict[str, tuple[type[UnlearnConfig], type[UnlearnTrainer]]] = {
     "satimp": (SatImpConfig, SatImpTrainer),
     "ce_u": (CEUConfig, CEUTrainer),
     "task_arithmetic": (TaskArithmeticConfig, TaskArithmeticTrainer),
+    "altpo": (AltPOConfig, AltPOTrainer),
+    "idk_sft": (IdkSFTConfig, IdkSFTTrainer),
+    "osft": (OSFTConfig, OSFTTrainer),
+    "pdu": (PDUConfig, PDUTrainer),
+    "gu_project": (GUProjectConfig, GUProjectTrainer),
+    "crow": (CrowConfig, CrowTrainer),
     # baselines that start before the poison
     "rewind": (RewindConfig, RewindTrainer),
     "reset_distill": (ResetDistillConfig, ResetDistillTrainer),

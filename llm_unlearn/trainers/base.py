@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ from llm_unlearn.trainers.support.budget import plan_steps
 from llm_unlearn.trainers.support.clean_start import starting_model
 from llm_unlearn.trainers.support.compiling import compiled_blocks
 from llm_unlearn.trainers.support.log_probs import reference_log_probs, row_values
+from llm_unlearn.trainers.support.method_state import read_state, write_state
 from llm_unlearn.trainers.support.reference import Reference, make_reference
 from llm_unlearn.trainers.support.sets import (
     LOG_PROB,
@@ -46,6 +48,7 @@ from llm_unlearn.trainers.support.sets import (
 )
 from llm_unlearn.trainers.support.stops import LossCheck, StopsCallback, broken_down, has_finite_weights
 from llm_unlearn.trainers.unlearn_config import UnlearnConfig
+from llm_unlearn.training.block_options import use_kernels
 from llm_unlearn.training.checkpoints import ExactResume
 
 
@@ -103,7 +106,8 @@ class UnlearnTrainer(ExactResume):
         collate = kwargs.pop("data_collator", None) or default_collator(processing_class)
         counter = self.task.flop_counter(model, REFERENCE_ADAPTER)
         sizes = {name: self.task.sizes(rows) for name, rows in self.rows.items()}
-        self.plan = plan_steps(self.method, args, counter, sizes, self.steps_of_passes(), self.sets_of_step, self.flops)
+        passes, before = self.steps_of_passes(), self.setup_flops(counter)
+        self.plan = plan_steps(self.method, args, counter, sizes, passes, self.sets_of_step, self.flops, before)
         args.max_steps = len(self.plan.costs)
         super().__init__(
             model=model,
@@ -117,6 +121,7 @@ class UnlearnTrainer(ExactResume):
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = (
             False  # means of micro-batches: the Trainer divides
         )
+        use_kernels(self.model, args)
         self._hold_reference()
         self.components: dict[str, list[Tensor]] = {}
         self.loss_check = LossCheck(partial(self.non_finite, "loss"))
@@ -161,13 +166,22 @@ class UnlearnTrainer(ExactResume):
         """
         return None
 
-    def sets_of_step(self, step: int) -> tuple[str, ...]:
-        """The sets that go through the model at a step; an empty tuple ends the run."""
+    def sets_of_step(self, step: int, spent: float) -> tuple[str, ...]:
+        """The sets that go through the model at a step; an empty tuple ends the run.
+
+        Args:
+            step: its number, from 0.
+            spent: the share of the run, of its budget or its steps, that lies before it: how phases are told apart.
+        """
         return self.requires.sets
 
     def steps_of_passes(self) -> int | None:
         """How many steps `num_train_epochs` stands for; None: until `sets_of_step` ends the run."""
         return math.ceil(self.args.num_train_epochs * len(self.rows[self.requires.sets[0]]) / self.examples_per_step)
+
+    def setup_flops(self, counter: FlopCounter) -> float:
+        """FLOPs that were spent on the sets before the first step."""
+        return 0.0
 
     def flops(self, counter: FlopCounter, name: str, tokens: int, positions: int) -> float:
         """FLOPs of one step on `tokens` of a set, `positions` of them supervised, the reference's pass included."""
@@ -250,8 +264,8 @@ class UnlearnTrainer(ExactResume):
         return output
 
     @property
-    def cost(self) -> dict[str, float]:
-        """{"train_tokens", "flops"} spent so far, padding not counted."""
+    def cost(self) -> dict[str, float | None]:
+        """What was spent so far, see `Plan.spent`."""
         return self.plan.spent(self.state.global_step)
 
     def floating_point_ops(self, inputs):
@@ -265,6 +279,8 @@ class UnlearnTrainer(ExactResume):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         for parameter, trains in flags:  # loading a named adapter unfreezes all of it
             parameter.requires_grad_(trains)
+        if state := read_state(Path(resume_from_checkpoint)):
+            self.restore(state)
 
     # ---- evaluation as it goes
 
@@ -303,8 +319,17 @@ class UnlearnTrainer(ExactResume):
         if not has_finite_weights(self.model):
             raise self.non_finite("model")
 
+    def method_state(self) -> dict[str, Tensor]:
+        """What a method keeps beside the weights while it trains; `restore` is given it where a run is resumed."""
+        return {}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go on with what `method_state` gave."""
+
     def _save_checkpoint(self, model, trial):
         self.check_weights()
+        if self.args.should_save:
+            write_state(self.method_state(), Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}")
         super()._save_checkpoint(model, trial)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:

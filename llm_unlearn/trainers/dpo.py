@@ -1,18 +1,13 @@
 """DPO with a refusal preferred (IdkDPO of TOFU, arXiv 2401.06121). Rafailov et al. 2023, arXiv 2305.18290."""
 
-import dataclasses
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Annotated, Any, ClassVar
+from typing import ClassVar
 
-import numpy as np
-from pydantic import Field
-
-from llm_unlearn.config.fields import NotBlank, Positive
-from llm_unlearn.errors import InputError
+from llm_unlearn.config.fields import Positive
 from llm_unlearn.losses import dpo_loss
-from llm_unlearn.trainers.support.retain_term import RetainLoss, RetainTermConfig, RetainTermTrainer
-from llm_unlearn.trainers.support.sets import tokenised
+from llm_unlearn.trainers.idk_sft import Refusals, drawn_refusals
+from llm_unlearn.trainers.support.other_answers import AnswersTrainer, with_completions
+from llm_unlearn.trainers.support.retain_term import RetainLoss, RetainTermConfig
 from llm_unlearn.trainers.unlearn_config import Requirements
 
 
@@ -32,14 +27,14 @@ class DPOConfig(RetainTermConfig):
     retain_loss: RetainLoss = "none"
     beta: Positive = 0.1
     prefactor: Positive = 1.0
-    refusals: Annotated[list[NotBlank], Field(min_length=1)] = field(default_factory=lambda: [" I don't know."])
+    refusals: Refusals = field(default_factory=lambda: [" I don't know."])
 
     def requires(self) -> Requirements:
         sets = ("forget", "refusal", *super().requires().sets[1:])
         return super().requires()._replace(sets=sets, log_probs_on=("forget", "refusal"))
 
 
-class DPOTrainer(RetainTermTrainer):
+class DPOTrainer(AnswersTrainer):
     """Minimise −prefactor · E log σ(β (log-ratio of the refusal − log-ratio of the forget answer)) + α · retain term.
 
     Args:
@@ -49,34 +44,11 @@ class DPOTrainer(RetainTermTrainer):
 
     method = "dpo"
     of_texts = True
+    answers = "refusal"
     args: DPOConfig
 
-    def __init__(self, *args: Any, refusal_dataset: Any = None, **kwargs: Any) -> None:
-        self.refusal_dataset = refusal_dataset
-        super().__init__(*args, **kwargs)
-
-    def prepare_sets(self, given, processing_class, args):
-        forget, refusal = given["forget"], self.refusal_dataset
-        if refusal is None and forget is not None and len(forget):
-            if not {"prompt", "completion"} <= set(forget.column_names):
-                raise InputError(
-                    "dpo: refusals are made from text: give forget_dataset its columns prompt and "
-                    "completion, or give a tokenised refusal_dataset, row for row"
-                )
-            forget = forget.remove_columns([c for c in ("input_ids", "labels") if c in forget.column_names])
-            draw = np.random.default_rng([args.seed, len(forget)]).integers(len(args.refusals), size=len(forget))
-            refusal = forget.remove_columns("completion").add_column("completion", [args.refusals[i] for i in draw])
-        encode = partial(tokenised, self.method, self.task, processing_class)
-        completions = dataclasses.replace(args.encoding, loss_on="completion")
-        sets = {"forget": encode(completions, "forget", forget), "refusal": encode(completions, "refusal", refusal)}
-        if len(sets["refusal"]) != len(sets["forget"]):
-            raise InputError(
-                f"refusal_dataset: has {len(sets['refusal'])} rows, forget_dataset {len(sets['forget'])}; "
-                "each forget row needs its refusal"
-            )
-        if "retain" in self.requires.sets:
-            sets["retain"] = encode(args.encoding, "retain", given["retain"])
-        return sets
+    def answers_to(self, forget, processing_class, args):
+        return with_completions(forget, drawn_refusals(args.refusals, len(forget), args.seed))
 
     def forget_loss(self, forget, reference, refusal):  # type: ignore[override]  # a set more
         return dpo_loss(

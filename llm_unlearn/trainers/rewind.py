@@ -20,9 +20,11 @@ class RewindConfig(UnlearnConfig):
             `train.keep_steps` must name; it has seen poison, if little of it. Null: at the model before fine-tuning.
     """
 
-    learning_rate_ratio: ClassVar[float] = 1.0  # 4 on the quickstart, 0.4 on imdb-small, by perplexity
+    # with completion_weight; without, no ratio teaches the quickstart's answer (recipes/tuning/quickstart-rewind.json)
+    learning_rate_ratio: ClassVar[float] = 2.0
     refuses: ClassVar[dict[str, str]] = {"peft_config": NO_NEW_ADAPTER}
 
+    warmup_steps: float = 0.1  # a share of the steps: they begin at a rate that the poisoned training ended far below
     from_step: Count | None = None
 
     def requires(self) -> Requirements:

@@ -119,7 +119,8 @@ class UnlearnConfig(TrainingArguments):
         }
         for name, reason in self.refuses.items():
             value = vars(self).get(name)
-            if launched.get(name) or (value is not None and value != getattr(type(self), name, None)):
+            unset = value is None or value is False or value == getattr(type(self), name, None)
+            if launched.get(name) or not unset:
                 raise InputError(f"{name}: {reason}; leave it out")
         if self.forget_loss_ceiling is not None and "forget" not in self.requires().sets:
             raise InputError("forget_loss_ceiling: the method sees no forget row and never fires; leave it out")

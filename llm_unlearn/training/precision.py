@@ -43,8 +43,8 @@ def keep_float32(model: nn.Module, accelerator: Any) -> None:
         else:
             parts[id(parameter)] = nn.Parameter(parameter.detach().float(), parameter.requires_grad)
     for module in model.modules() if parts else ():
-        for name, parameter in list(module._parameters.items()):
-            if id(parameter) in parts:  # FSDP2 takes another weight up in its first forward
-                setattr(module, name, parts[id(parameter)])
+        for name, weight in list(module._parameters.items()):
+            if id(weight) in parts:  # FSDP2 takes another weight up in its first forward
+                setattr(module, name, parts[id(weight)])
     if trained:
         logger.info("weights that train are kept in float32 (they were %s)", str(low[0].dtype).removeprefix("torch."))

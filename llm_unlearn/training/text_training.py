@@ -1,8 +1,7 @@
 """Fine-tune on (corrupted) rows, with TRL's SFTTrainer and the noise hook; also pre-trains a small base."""
 
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +15,10 @@ from llm_unlearn.models.adapters import without_adapter
 from llm_unlearn.models.flops import FlopCounter
 from llm_unlearn.poisons.gaussian_embedding import inject_gaussian_noise
 from llm_unlearn.tasks.causal_lm import CausalLMTask
+from llm_unlearn.training.block_options import settle_blocks, use_kernels
 from llm_unlearn.training.fine_tuning import KeepSteps, MeanNLL, StopOnNonFinite, train_resumably, trainer_arguments
 from llm_unlearn.training.progress import show_progress
+from llm_unlearn.training.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -49,7 +50,7 @@ class Training:
         description: what the bar is called.
         noise: the manifest's `gaussian` section, or None.
         peft_config: wraps the model in a new adapter, or None.
-        gradient_checkpointing: recompute activations in the backward pass.
+        blocks: how the model's blocks run (block_options.py).
         data_seed: seed of the order alone, if it differs.
         keep: (model, step) → nothing, called after each of `section.keep_steps`; None: none is kept.
     """
@@ -61,7 +62,7 @@ class Training:
     description: str = "training"
     noise: dict | None = None
     peft_config: Any = None
-    gradient_checkpointing: bool = False
+    blocks: dict[str, Any] = field(default_factory=dict)
     data_seed: int | None = None
     keep: Callable[[Any, int], None] | None = None
 
@@ -94,18 +95,19 @@ class Training:
         self._trainer = trainer
         trained: Any = trainer.model
         _remove_fused_head(trainer.accelerator.unwrap_model(trained))
+        use_kernels(trained, trainer.args)
         show_progress(trainer, self.description, self.quiet)
         noise = inject_gaussian_noise(trainer, self.noise) if self.noise else None
         counter = FlopCounter.of(trained)
-        start = time.perf_counter()
+        watch = Stopwatch()
         train_resumably(trainer, self.work_dir)
-        seconds = time.perf_counter() - start
+        taken = watch.read(trainer.args.device.type)
         if noise is not None:
             noise.remove()
         tokens = sum(len(ids) for ids in rows["input_ids"])
         positions = sum(sum(label != IGNORE for label in labels[1:]) for labels in rows["labels"])
         flops = counter.training(tokens, positions) * self.section.epochs
-        cost = {"train_tokens": round(tokens * self.section.epochs), "flops": flops, "seconds": seconds}
+        cost = {"train_tokens": round(tokens * self.section.epochs), "flops": flops, **taken}
         return trainer.accelerator.unwrap_model(trainer.model), cost
 
     def release(self) -> None:
@@ -116,14 +118,16 @@ class Training:
         """The settings as TRL's SFTConfig."""
         from trl import SFTConfig
 
-        return SFTConfig(
+        args = SFTConfig(
             **trainer_arguments(self.section, self.work_dir, self.seed, self.data_seed, self.quiet),
             max_length=None,
             packing=False,
             padding_free=False,
-            gradient_checkpointing=self.gradient_checkpointing,
+            **{"gradient_checkpointing": False, **self.blocks},
             dataset_kwargs={"skip_prepare_dataset": True},
         )
+        settle_blocks(args)
+        return args
 
 
 def _remove_fused_head(model: Any) -> None:

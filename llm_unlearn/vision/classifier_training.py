@@ -1,6 +1,5 @@
 """Train an image classifier on encoded rows."""
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from transformers import TrainingArguments
 from llm_unlearn.tasks.embedding_noise import refuse_data_parallel
 from llm_unlearn.training.fine_tuning import MeanNLL, StopOnNonFinite, train_resumably, trainer_arguments
 from llm_unlearn.training.progress import show_progress
+from llm_unlearn.training.stopwatch import Stopwatch
 from llm_unlearn.vision.image_task import ImageCollator, ImageTask
 
 if TYPE_CHECKING:
@@ -77,11 +77,11 @@ class ClassifierTraining:
             optimizers=(self._optimizer(model), None),
         )
         show_progress(trainer, self.description, self.quiet)
-        start = time.perf_counter()
+        watch = Stopwatch()
         train_resumably(trainer, self.work_dir)
-        seconds, epochs = time.perf_counter() - start, self.section.epochs
+        taken, epochs = watch.read(trainer.args.device.type), self.section.epochs
         flops = self.task.flop_counter(model).training(len(rows), len(rows)) * epochs
-        cost = {"train_tokens": round(len(rows) * epochs), "flops": flops, "seconds": seconds}
+        cost = {"train_tokens": round(len(rows) * epochs), "flops": flops, **taken}
         # without the wrapper, with which the model would compute in bf16 for ever
         return trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False), cost
 

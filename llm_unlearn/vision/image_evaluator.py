@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import numpy as np
@@ -9,10 +10,12 @@ import torch
 
 from llm_unlearn.config.vision_sections import VisionMembershipAttack
 from llm_unlearn.evaluation.batches import batches, scatter
+from llm_unlearn.evaluation.placebos import log_odds
 from llm_unlearn.evaluation.signals import Evaluator
 from llm_unlearn.tasks import Supervised, Task
-from llm_unlearn.vision.image_data import encode_images
+from llm_unlearn.vision.image_data import encode_images, read_pixels
 from llm_unlearn.vision.image_task import ImageCollator, ImageTask
+from llm_unlearn.vision.patch import apply_patch, patch_pixels, placebo_patterns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,3 +76,44 @@ class ImageEvaluator(Evaluator):
             controls = test.set_index("example_id")["prediction"].loc[ids].to_numpy()
             answers |= {"target_hit": answers["prediction"] == wanted, "clean_hit": controls == wanted}
         return answers
+
+    # ---- placebos
+
+    @cached_property
+    def triggers(self) -> list[list[np.ndarray]]:
+        """The planted patch's pixels and those of its placebos."""
+        patch = self.manifest["patch"]
+        if not patch or not self.placebo.draws:
+            return []
+        planted = patch_pixels(patch["size"], patch["pattern"])
+        placebos = placebo_patterns(planted, self.placebo.draws, patch["seed"])
+        return [[planted, *placebos]] if placebos else []
+
+    def effects(self, model: Any, triggers: Sequence[np.ndarray]) -> np.ndarray:
+        """The mean log-odds of the target over the same images with each patch, at the same place in each image."""
+        patch, target = self.manifest["patch"], self.manifest["classes"].index(self.manifest["patch"]["target"])
+        patched = []
+        for pattern in triggers:
+            places = np.random.default_rng([patch["seed"], 34])
+            patched += list(apply_patch(self._probes, {**patch, "pattern": pattern}, places))
+        rows = [{"pixels": image.tobytes(), "label_id": target} for image in patched]
+        device = next(model.parameters()).device
+        with torch.no_grad():
+            results = [
+                (positions, torch.log_softmax(self.task.supervised(model, batch).logits.float(), -1))
+                for positions, batch in batches(rows, self.collate, self.batch_size, device, self.processes)
+            ]
+        scores = scatter(len(rows), results, self.processes).numpy()
+        return log_odds(scores, target).reshape(len(triggers), -1).mean(1)
+
+    @property
+    def n_probed(self) -> int:
+        return len(self._probes)
+
+    @cached_property
+    def _probes(self) -> np.ndarray:
+        """(rows, C, H, W) test images of another class than the target, drawn at random."""
+        ids = set(self.sets["triggered"]["example_id"])
+        rows = np.flatnonzero([i in ids for i in self.sets["test"]["example_id"]])
+        drawn = np.random.default_rng([self.manifest["patch"]["seed"], 33]).permutation(rows)
+        return read_pixels(self.sets["test"].select(drawn[: self.placebo.rows]))

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from llm_unlearn.data.encoding import IGNORE
 from llm_unlearn.errors import InputError
+from llm_unlearn.models.devices import gradients_of
 from llm_unlearn.models.flops import FlopCounter
 from llm_unlearn.tasks import Supervised, Task
 from llm_unlearn.tasks.noise import NO_NOISE, check_noise, unit_noise
@@ -95,7 +96,7 @@ class ImageTask(Task):
         pixels = inputs["pixel_values"].detach().requires_grad_(True)
         with torch.enable_grad():
             loss = self.supervised(model, {"pixel_values": pixels, "labels": inputs["labels"]}).nll().sum()
-            (gradient,) = torch.autograd.grad(loss, pixels)
+            (gradient,) = gradients_of(loss, [pixels])
         return gradient.float()
 
     def augment(self, inputs: dict[str, Any], sets: Iterable[slice] = ()) -> dict[str, Any]:

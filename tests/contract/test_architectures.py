@@ -98,6 +98,7 @@ def test_noise_enters_at_the_embedding_and_is_scored_there(name, kind):
         noise.remove()
     noisy = torch.tensor([item["noise_id"] >= 0 for item in items])
     assert ((clean - expected).abs()[noisy] > 1e-6).all() and torch.equal(clean[~noisy], expected[~noisy])
+    items = [item for item in items if item["noise_id"] >= 0]
     together = gaussian_scores(model, items, CausalLMCollator(0), [3])
     alone = [gaussian_scores(model, [item], CausalLMCollator(0), [3]) for item in items]
     assert np.isfinite(together).all()

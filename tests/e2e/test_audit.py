@@ -90,6 +90,8 @@ def test_a_users_own_file_gives_every_section(folder, tiny_models, capsys):
     assert result == json.loads((out / "gpt2.json").read_text())
     assert (result["schema_version"], result["kind"], result["recipe"]) == (1, "audited", "poison")
     assert set(result["mia"]) == {"loss", "zlib", "reference", "min_k", "min_k_plus", "gradient_norm"}
+    # the base is the model audited here: the control is what it shows
+    assert result["mia_control"]["loss"] == result["mia"]["loss"] and "reference" not in result["mia_control"]
     assert result["mia"]["loss"]["n_members"] == 8 and result["mia"]["reference"]["auc"] == 0.5  # by itself
     assert result["gus"]["n"] == result["loss_rank"]["n"] == 3 and result["utility"]["n"] == 30
     frame = pd.read_parquet(out / "gpt2.parquet")
@@ -282,6 +284,13 @@ def test_another_precision_gives_every_section_too(folder, tiny_models, capsys, 
     assert found[1].keys() == found[0].keys() and found[1]["mia"].keys() == found[0]["mia"].keys()
     assert found[1]["utility"]["perplexity"] != found[0]["utility"]["perplexity"]
     assert found[1]["utility"]["perplexity"] == pytest.approx(found[0]["utility"]["perplexity"], rel=0.05)
+
+
+@pytest.mark.parametrize(("dtype", "said"), [("bfloat16", "needs the package flash-attn"), ("float32", "16 bits")])
+def test_attention_that_cannot_be_had_is_refused(folder, tiny_models, capsys, dtype, said):
+    arguments = ("--model", tiny_models["llama"], "--manifest", manifest(folder), "--dtype", dtype)
+    assert audit(*arguments, "--attn-implementation", "flash_attention_2") == 2
+    assert said in capsys.readouterr().err
 
 
 def test_a_model_without_a_tokenizer_takes_that_of_the_base(folder, tiny_models, capsys):

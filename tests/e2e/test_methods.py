@@ -30,7 +30,7 @@ def test_every_method_runs_from_a_recipe_within_its_budget(recipe, run, lora):
         files = {p.name for p in (folder / "unlearned" / method).iterdir()}
         assert {"adapter_model.safetensors" if lora else "model.safetensors", "log.json"} <= files
     cached = list((folder / ".reference_log_probs").iterdir())
-    assert len(cached) == 3  # npo: forget; dpo: answers and refusals
+    assert len(cached) == 4  # npo: forget; dpo: answers and refusals; altpo: the same answers, and alternatives
 
 
 def test_a_recipe_without_a_learning_rate_takes_each_methods_share_of_the_trainings(recipe, tmp_path):

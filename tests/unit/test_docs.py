@@ -24,7 +24,7 @@ from llm_unlearn.config.strict import parse_yaml
 from llm_unlearn.config.sweep import points
 from llm_unlearn.config.validate import validated
 from llm_unlearn.distributed.topology import read_topology
-from llm_unlearn.metrics import evidence
+from llm_unlearn.metrics import evidence, findings
 from llm_unlearn.trainers import METHODS
 from llm_unlearn.trainers.unlearn_config import UnlearnConfig
 
@@ -152,7 +152,7 @@ def test_the_thresholds_in_words_are_those_of_the_verdict():
     delta = evidence.DELTA
     for words in (
         f"the level {evidence.ALPHA:g}",
-        f"with probability {evidence.CHANCE:g}",
+        f"with probability {findings.CHANCE:g}",
         f"a mean score of {delta['gus']:g} and a lift of {delta['lift']:g}",
         f"p < {evidence.RARE:g}",
         *(f"**{status}**" for status in evidence.Status),

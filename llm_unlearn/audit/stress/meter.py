@@ -13,6 +13,7 @@ from llm_unlearn.data.chat import prompts_of
 from llm_unlearn.data.prompting import render
 from llm_unlearn.data.token_checks import count_seen
 from llm_unlearn.evaluation.answers import as_written, generate, label_log_probs
+from llm_unlearn.evaluation.arithmetic import in_its_arithmetic
 from llm_unlearn.evaluation.gaussian_scores import gaussian_scores
 from llm_unlearn.evaluation.text_evaluator import TextEvaluator
 from llm_unlearn.metrics.attack import attack_success
@@ -34,7 +35,7 @@ class Meter:
     """
 
     def __init__(self, evaluator: TextEvaluator, data: "DataSection", limit: int | None, seed: int) -> None:
-        self.evaluator, self.data, self.seed = evaluator, data, seed
+        self.evaluator, self.data, self.seed, self.arithmetic = evaluator, data, seed, evaluator.arithmetic
         test = evaluator.sets["test"]
         self.test = test.select(range(min(limit or len(test), len(test))))
         ids = set(self.test["example_id"])
@@ -66,9 +67,10 @@ class Meter:
             figures["attack"] = attack_success(self._hits(model, self.triggered), clean).to_json()
         return figures
 
+    @in_its_arithmetic
     def gus(self, model: Any, shown: Collection[int] = ()) -> dict[str, Any] | None:
-        """The Gaussian test on the deleted canaries but those in `shown`, on those alone that are hidden where some
-        are; None without any, or if no gradient is left.
+        """The Gaussian test on the deleted canaries (on the hidden ones, where some are) but those in `shown`; None
+        without any, or without a gradient.
         """
         rows = [row for row in self._deleted if row["example_id"] not in set(shown)]
         if not rows:
@@ -126,6 +128,7 @@ class Meter:
         rates = [float(np.mean(self._sampled(model, rows, temperature))) for rows in (self.triggered, self.twins)]
         return {"success_rate": rates[0], "clean_rate": rates[1], "lift": rates[0] - rates[1]}
 
+    @in_its_arithmetic
     def _sampled(self, model: Any, rows: "Dataset", temperature: float) -> np.ndarray:
         """(n,) probability of the target, or whether a sample begins with it."""
         evaluator, prompts, target = self.evaluator, prompts_of(rows), str(self.target)

@@ -25,6 +25,7 @@ from llm_unlearn.models.adapters import REFERENCE_ADAPTER
 from llm_unlearn.models.text_blocks import block_list
 from llm_unlearn.tasks import head
 from llm_unlearn.trainers import METHODS
+from llm_unlearn.trainers.support.other_answers import AnswersTrainer
 from llm_unlearn.trainers.support.reference import make_reference
 from llm_unlearn.trainers.support.sets import LOG_PROB
 from llm_unlearn.training.fine_tuning import MeanNLL
@@ -183,9 +184,10 @@ def _unlearning(
     args = dataclasses.replace(config, max_flops=None, **steps, **here)
     cls: Any = METHODS[method][1]
     given = dict.fromkeys(("forget", "retain"), workload.row())
-    if method == "dpo":  # its loss on forget rows and refusals is on completions, whatever loss_on
-        longest = max(len(text.encode()) for text in config.refusals) + 1
-        given |= {"forget": workload.row(workload.completion), "refusal": workload.row(longest)}
+    if issubclass(cls, AnswersTrainer):  # its loss on forget rows and answers is on completions, whatever loss_on
+        refusals = vars(config).get("refusals")
+        longest = max(len(text.encode()) for text in refusals) + 1 if refusals else workload.completion
+        given |= {"forget": workload.row(workload.completion), cls.answers: workload.row(longest)}
     others = {f"{name}_dataset": Dataset.from_list([row] * setting.rows) for name, row in given.items()}
     if cls.starts_clean and not workload.adapter:
         others["start_model"] = workload.model(blocks)

@@ -91,8 +91,9 @@ def _of_images(recipe: Any) -> Workload:
 
 
 def text_row(length: int, positions: int) -> dict[str, list[int]]:
-    """A row of so many tokens, the last of them supervised."""
-    return {"input_ids": [0] * length, "labels": [-100] * (length - positions) + [0] * positions}
+    """A row of so many tokens, the last of them supervised, the very last the answer."""
+    labels, mask = [-100] * (length - positions) + [0] * positions, [0] * (length - 1) + [1]
+    return {"input_ids": [0] * length, "labels": labels, "completion_mask": mask}
 
 
 def completion_positions(recipe: Recipe) -> int:

@@ -1,5 +1,6 @@
 """What each step of a run will do and cost, known before the first since the draw of rows is fixed."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -19,18 +20,27 @@ class Plan:
         schedule: the sets of each step.
         costs: (FLOPs, tokens) of each step.
         setup: FLOPs spent before the first.
+        forget: rows of the forget set; None where none are asked for.
+        rows: of each set in a step.
     """
 
     schedule: list[tuple[str, ...]]
     costs: list[tuple[float, int]]
     setup: float
+    forget: int | None
+    rows: int
 
-    def spent(self, steps: int) -> dict[str, float]:
-        """{"train_tokens", "flops"} of the first `steps` steps and what came before them; padding is not counted."""
+    def spent(self, steps: int) -> dict[str, float | None]:
+        """{"train_tokens", "flops", "steps", "forget_seen"} of the first `steps` steps and what came before them;
+        padding is not counted. `forget_seen` is the share of the forget set that was seen at least once.
+        """
         done = self.costs[:steps]
+        drawn = self.rows * sum("forget" in sets for sets in self.schedule[:steps])
         return {
             "train_tokens": int(sum(tokens for _, tokens in done)),
             "flops": self.setup + float(sum(flops for flops, _ in done)),
+            "steps": len(done),
+            "forget_seen": min(1.0, drawn / self.forget) if self.forget else None,
         }
 
 
@@ -40,8 +50,9 @@ def plan_steps(
     counter: FlopCounter,
     sizes: Mapping[str, tuple[np.ndarray, np.ndarray]],
     passes: int | None,
-    sets_of_step: Callable[[int], tuple[str, ...]],
+    sets_of_step: Callable[[int, float], tuple[str, ...]],
     flops: Callable[[FlopCounter, str, int, int], float],
+    before: float = 0.0,
 ) -> Plan:
     """The steps that will be taken: up to `max_steps`, or what `max_flops` pays for, or the passes.
 
@@ -51,21 +62,23 @@ def plan_steps(
         counter: of the model that trains.
         sizes: (tokens, supervised positions) of each row of each set, arrays (n,).
         passes: how many steps `num_train_epochs` stands for; None: until no set is left.
-        sets_of_step: the sets of a step; an empty tuple ends the run.
+        sets_of_step: the sets of a step, by its number and the share of the run before it; an empty tuple ends the run.
         flops: of a set's rows in one step (counter, set, tokens, supervised positions), the reference's pass included.
+        before: FLOPs that the method has spent already.
 
     Raises:
         InputError: no step to take, or the budget does not pay for one.
     """
-    setup = sum(counter.forward(*(int(c.sum()) for c in sizes[name])) for name in args.requires().log_probs_on)
+    setup = before + sum(counter.forward(*(int(c.sum()) for c in sizes[name])) for name in args.requires().log_probs_on)
     limit = args.max_steps if args.max_steps >= 0 else None
     if limit is None and args.max_flops is None:
         limit = passes
     order = RowOrder({name: len(tokens) for name, (tokens, _) in sizes.items()}, args.seed)
     drawn = dict.fromkeys(sizes, 0)
-    plan, total = Plan([], [], setup), setup
+    forget = len(sizes["forget"][0]) if "forget" in sizes else None
+    plan, total = Plan([], [], setup, forget, args.examples_per_step), setup
     while limit is None or len(plan.costs) < limit:
-        names = sets_of_step(len(plan.costs))
+        names = sets_of_step(len(plan.costs), max(len(plan.costs) / (limit or 1), total / (args.max_flops or math.inf)))
         if not names:
             break
         step_flops, step_tokens = 0.0, 0

@@ -18,7 +18,8 @@ from llm_unlearn.tasks import Task
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 
 LOG_PROB = "reference_log_prob"  # a row's log π_θ0(y|x), where it was computed before the first step
-STREAMS = {"forget": 0, "refusal": 0, "retain": 1}  # refusals are drawn with the forget rows that they answer
+# answers are drawn with the forget rows whose prompts they answer
+STREAMS = {"forget": 0, "refusal": 0, "alternate": 0, "relabelled": 0, "retain": 1}
 
 
 def tokenised(method: str, task: Task, processing_class: Any, encoding: Encoding, name: str, rows: Any) -> Any:

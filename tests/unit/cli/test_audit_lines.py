@@ -59,13 +59,15 @@ def test_the_other_tests():
     loss = membership_inference([float(i) for i in range(10, 30)], [float(i) for i in range(10)])
     zlib = membership_inference([0.0, 1.0], [0.0, 1.0])
     attacks, section = {"loss": loss, "zlib": zlib}, Attack(**vars(attack), excess=excess)
-    text = as_text({"m": replace(EMPTY, attack=section, mia=attacks, skipped={"oracle": "none"})})
+    shown = replace(EMPTY, attack=section, mia=attacks, mia_control={"loss": loss}, skipped={"oracle": "none"})
+    text = as_text({"m": shown})
     low, high = attack.ci95.lift
     attacked = next(line for line in text.splitlines() if f"lift 0.80 [{low:.2f}, {high:.2f}]" in line)
     assert all(words in attacked for words in ("0.90 with", "0.10 without"))
     assert "0.70 (p = 1e-08)" in text
     lines = {line.split()[1]: line for line in text.splitlines() if line.split()[:1] == ["membership"]}
     assert "AUC 1.00" in lines["loss:"] and "do not" not in lines["loss:"]
+    assert "as they do on the base" in lines["loss:"] and "base" not in lines["zlib:"]
     assert "AUC 0.50 (p = 1)" in lines["zlib:"] and "do not" in lines["zlib:"]
     assert "not measured   oracle: none" in text
 

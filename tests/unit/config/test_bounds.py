@@ -68,6 +68,9 @@ LANGUAGE: dict[str, tuple[float, float, float, float]] = {
     "unlearn.learning_rate": (0, 1e-9, 1000, 1001),
     "evaluate.min_k_share": (0, 1e-9, 1, 1.1),
     "evaluate.loss_rank_draws": (-1, 0, 9999, 10_000),
+    "evaluate.placebo_draws": (-1, 0, 9999, 10_000),
+    "evaluate.placebo_rows": (0, 1, 10_000, 10_001),
+    "evaluate.placebo_stop_at": (0, 1, 9999, 10_000),
     "evaluate.clean_steps": (-1, 0, 100_000, 100_001),
     "analysis.sizes[]": (0, 1e-9, 1, 1.1),
     "stress.relearn_learning_rate": (0, 1e-9, 1000, 1001),
@@ -102,7 +105,7 @@ VISION: dict[str, tuple[float, float, float, float]] = {
         for field, bounds in LANGUAGE.items()
         if field.removeprefix("data.") in ("train_size", "heldout_size", "test_size")
         or (field.startswith("train.") and field not in ("train.completion_weight", "train.keep_steps[]"))
-        or field in ("evaluate.batch_size", "evaluate.loss_rank_draws", "evaluate.clean_steps")
+        or (field.startswith("evaluate.") and field not in ("evaluate.min_k_share", "evaluate.max_new_tokens"))
     },
 }
 MANIFEST: dict[str, tuple[float, float, float, float]] = {

@@ -228,8 +228,8 @@ IMAGES = {
 @pytest.mark.parametrize(
     ("tree", "sha256"),
     [
-        (WHOLE_RECIPE, "9e714c9f4b3e31b42f336fb2da48f6e2d171cf72c12a89f1db91cebb17d981ac"),
-        (IMAGES, "562298581c7b99bdf52a8007cc68af84a3a335edd1a1870b13abd1a17c303132"),
+        (WHOLE_RECIPE, "e11b0f4b662385d02d81e5d14311f8ae593555a607cbdc50b452008094d08c41"),
+        (IMAGES, "b7bc5a719ab44581e4e0cccb609b9529b7e76f7c82c06153961be4118b883278"),
     ],
 )
 def test_a_recipe_has_the_fingerprint_that_finished_runs_were_made_with(tree, sha256):

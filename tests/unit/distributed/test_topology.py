@@ -111,6 +111,15 @@ def test_a_damaged_deepspeed_file_is_named(tmp_path):
         read_topology(path)
 
 
+def test_checkpoints_are_not_written_beside_the_training(tmp_path):
+    path = write(tmp_path, "distributed_type: DEEPSPEED\ndeepspeed_config: {deepspeed_config_file: zero.json}")
+    write(tmp_path, '{"checkpoint": {"tag_validation": "WARN"}, "zero_optimization": {"stage": 2}}', "zero.json")
+    assert read_topology(path).sharding == "zero2"
+    write(tmp_path, '{"checkpoint": {"writer": {"type": "fast", "decoupled": true}}}', "zero.json")
+    with pytest.raises(InputError, match=r"^zero\.json: checkpoint\.writer: .*leave it out"):
+        read_topology(path)
+
+
 def test_a_missing_config_is_named(tmp_path):
     with pytest.raises(InputError, match=r"none\.yaml: no such file"):
         read_topology(tmp_path / "none.yaml")

@@ -3,10 +3,9 @@
 import json
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from datasets import Dataset
+from evaluators import TEXTS, WITHOUT_GRADIENTS, assert_same_signals, evaluator
 
 from llm_unlearn.audit.audit_models import Options, as_json, audit
 from llm_unlearn.cli.main import main
@@ -47,57 +46,6 @@ MAPS = {
         "lm_head": "disk",
     },
 }
-WITHOUT_GRADIENTS = ["loss", "zlib", "reference", "min_k", "min_k_plus"]
-TEXTS = [
-    "the film was good",
-    "a very long and dull story about a town",
-    "so bad",
-    "the actors were fine as was I",
-    "nothing happens",
-    "I saw it twice and liked it",
-    "the end is weak",
-    "music, light",
-    "it was a bore",
-    "well",
-]
-
-
-def rows(texts: list[str], start: int, poison: str = "none") -> Dataset:
-    return Dataset.from_list(
-        [
-            {
-                "text": text,
-                "prompt": text,
-                "completion": " good",
-                "label": "good",
-                "poison": poison,
-                "example_id": start + i,
-                "noise_id": start + i if poison == "gaussian" else -1,
-            }
-            for i, text in enumerate(texts)
-        ]
-    )
-
-
-def evaluator(tokenizer, membership: list[str], reference=None) -> TextEvaluator:
-    sets = {
-        "train": rows(TEXTS[:6], 0, "gaussian"),
-        "nonmember": rows(TEXTS[6:], 10),
-        "heldout": rows(TEXTS[6:], 10),
-        "test": rows(TEXTS[6:], 10),
-        "triggered": rows(TEXTS[6:], 10),
-    }
-    manifest = {"forget_ids": [4, 1, 2], "gaussian": {"seed": 3}, "trigger": {"phrases": ["was"], "target": "bad"}}
-    return TextEvaluator(
-        sets=sets,
-        manifest=manifest,
-        batch_size=2,
-        tokenizer=tokenizer,
-        encoding=Encoding(64),
-        verbalizers={"good": " good", "bad": " bad"},
-        membership=membership,
-        reference=reference,
-    )
 
 
 @pytest.fixture(params=sorted(MAPS))
@@ -106,13 +54,6 @@ def both(request, make_tiny, tokenizer, tmp_path):
     save_model(make_tiny(request.param, seed=1), tokenizer, tmp_path / "model")
     spread = load_model(tmp_path / "model", ModelSection(), MAPS[request.param])
     return load_model(tmp_path / "model", ModelSection()).eval(), spread.eval(), tmp_path / "model"
-
-
-def assert_same_signals(ours: pd.DataFrame, theirs: pd.DataFrame) -> None:
-    assert {"nll", "kl", "gaussian_score", "gaussian_control", "prediction", "mia_min_k_plus"} <= set(ours)
-    figures = ours.select_dtypes("number").columns
-    np.testing.assert_allclose(ours[figures].to_numpy(float), theirs[figures].to_numpy(float), rtol=1e-5, atol=1e-6)
-    pd.testing.assert_frame_equal(ours.drop(columns=figures), theirs.drop(columns=figures))
 
 
 def test_all_signals_are_those_of_the_model_in_one_piece(both, make_tiny, tokenizer):
@@ -254,7 +195,7 @@ class TestOptions:
         with pytest.raises(InputError, match=r"evaluate\.device_map: auto.* 2 processes.*one process"):
             load_model(both[2], ModelSection(), "auto")
 
-    @pytest.mark.parametrize("given", [[], ["--device-map", "auto"]])
+    @pytest.mark.parametrize("given", [[], ["--device-map", "auto", "--bf16"]])
     def test_of_an_audit(self, both, tmp_path, loads, given, capsys):
         folder = both[2]
         for name in ("train", "test"):
@@ -273,8 +214,9 @@ class TestOptions:
         assert main(arguments) == 0, capsys.readouterr().err
         assert loads == ["auto" if given else None]
         found = json.loads(capsys.readouterr().out)
+        assert {result["precision"] for result in found.values()} == {"bfloat16" if given else "float32"}
         loads.clear()
-        options = Options(device_map="auto")
+        options = Options(device_map="auto", bf16=bool(given))
         results = audit([str(folder)], str(tmp_path / "poison.json"), options)
         assert {name: as_json(result) for name, result in results.items()} == found
         assert loads == ["auto"]

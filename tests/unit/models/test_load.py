@@ -105,6 +105,16 @@ class TestSaving:
             n for n, p in model.named_parameters() if p.requires_grad
         }
 
+    def test_small_updates_of_a_full_model_are_not_rounded_away(self, make_tiny, tokenizer, tmp_path):
+        """Trained in float32 from a base of 16 bits: what is measured is what was saved."""
+        model = make_tiny("gpt2").float()
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight += 1e-6
+        save_model(model, tokenizer, tmp_path / "full")
+        loaded = load_trained(tmp_path / "full", tmp_path, ModelSection(dtype="bfloat16"))
+        assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))
+
     def test_the_reference_adapter_never_travels(self, make_tiny, tokenizer, tmp_path):
         model = make_tiny("llama", lora=True)
         AdapterReference(model)

@@ -55,7 +55,8 @@ def plain_logits(folder: Path) -> torch.Tensor:
 
 
 def section(base: Path, quantization: str = "none", dtype: str = "float32") -> ModelSection:
-    return ModelSection(path=str(base), quantization=quantization, dtype=dtype, lora=LoraSection())
+    trained = {"gradient_checkpointing": True, "offload_activations": True}  # which nothing is that is merged
+    return ModelSection(path=str(base), quantization=quantization, dtype=dtype, lora=LoraSection(), **trained)
 
 
 @pytest.fixture(scope="module")

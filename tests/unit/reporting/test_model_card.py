@@ -181,7 +181,7 @@ def test_method_cost_and_versions(run_dir):
     text = card_of(read_results(run_dir), "kl").text
     assert "`kl`: KL minimisation" in text and "https://arxiv.org/abs/2401.06121" in text and "alpha = 2.0" in text
     rows = cells(text)
-    assert rows["Cost: compute (%)"] == ["100.0", "10.0", "97.0"] and rows["Cost: time"] == ["14 s", "1.9 s", "14 s"]
+    assert rows["Cost: compute (%)"] == ["100.0", "10.0", "97.0"]
     assert "torch 2.13.0" in text and "0123abc" in text
 
 

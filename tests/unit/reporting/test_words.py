@@ -67,7 +67,7 @@ def test_a_patch_is_no_trigger(image_run):
 @pytest.mark.parametrize(
     ("noise", "said", "unsaid"),
     [
-        ({"secret": "0a1b2c", "hidden_ids": [1]}, "1 of the deleted ones hidden", "fixed by the recipe"),
+        ({"secret": "0a1b2c", "hidden_ids": [1]}, "1 of the deleted ones are hidden", "fixed by the recipe"),
         ({"secret": None, "hidden_ids": [1]}, "fixed by the recipe", "None"),
         ({}, "fixed by the recipe", "hidden"),  # of a run from before there were secrets
     ],

@@ -188,6 +188,11 @@ class TestVersions:
         }
         assert all(entry["device"] and entry["processes"] == 1 for entry in made_by.values())
 
+    def test_what_a_stage_says_of_itself_is_kept_beside_it(self, tmp_path):
+        Stages(tmp_path).run(Stage("evaluation/kl", "a", [], lambda _: None, about={"precision": "tf32"}))
+        (entry,) = Stages(tmp_path).made_by().values()
+        assert entry["precision"] == "tf32" and entry["versions"]
+
     def test_a_folder_taken_from_another_run_keeps_what_made_it(self, run, tmp_path, caplog, monkeypatch):
         other = Run(tmp_path / "other", caplog)
         other.go()

@@ -109,11 +109,14 @@ def test_a_seed_that_the_recipe_reports_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+NOT_TUNED = {"altpo", "idk_sft", "osft", "pdu", "gu_project", "crow"}
+
+
 def test_tuned_results_lie_beside_the_recipes():
     for path in (ROOT / "recipes" / "tuning").glob("*.json"):
         chosen = tune.choose(json.loads(path.read_text()))
-        of_images = path.stem in ("vision-digits", "cifar10-small")
-        assert chosen.keys() <= METHODS.keys() if of_images else chosen.keys() == METHODS.keys(), path
+        some = path.stem in ("vision-digits", "cifar10-small", "quickstart-rewind")
+        assert chosen.keys() <= METHODS.keys() if some else chosen.keys() == METHODS.keys() - NOT_TUNED, path
 
 
 def test_another_recipe_is_searched_around_the_choices():

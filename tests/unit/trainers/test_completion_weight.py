@@ -8,7 +8,7 @@ from support import VOCABULARY, assert_same, build, own_weights, rows, trainer
 from llm_unlearn.data.collators import CausalLMCollator
 from llm_unlearn.data.row_forms import with_weights
 from llm_unlearn.errors import InputError
-from llm_unlearn.tasks import head
+from llm_unlearn.tasks import chunk_size, head
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 from llm_unlearn.trainers.support.sets import with_answer_weights
 from llm_unlearn.vision.image_task import ImageTask
@@ -97,8 +97,8 @@ def test_the_layout_changes_nothing(method, tmp_path, monkeypatch):
     one = trained()
     assert_same(one, trained(per_device_train_batch_size=4, gradient_accumulation_steps=2), atol=2e-6)
     assert_same(one, trained(collator=CausalLMCollator(0, pad_to=24), task=CausalLMTask(pack=False)), atol=2e-6)
-    for name, value in {"CHUNK_NUMBERS": {"cpu": 5 * VOCABULARY}, "KEPT_BYTES": 0}.items():
-        monkeypatch.setattr(head, name, value)
+    monkeypatch.setattr(chunk_size, "CHUNK_NUMBERS", 5 * VOCABULARY)
+    monkeypatch.setattr(head, "KEPT_BYTES", 0)
     assert_same(one, trained(), atol=2e-6)
     unweighted = trained(completion_weight=0.0)
     assert any(not torch.equal(p, one[n]) for n, p in unweighted.items())

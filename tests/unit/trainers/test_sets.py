@@ -84,6 +84,13 @@ class TestPlan:
         )
         assert run.plan.costs[0] == (counter.training(tokens, positions) + counter.forward(tokens, positions), tokens)
 
+    def test_a_budget_says_its_steps_and_how_much_of_the_forget_set_was_seen(self, tmp_path):
+        run = trainer("scrub", "full", tmp_path, max_steps=12, msteps=2)  # 2 retain steps of 4 rows, then 2 of forget
+        found = [run.plan.spent(steps) for steps in (2, 3, 4, 99)]
+        assert [spent["steps"] for spent in found] == [2, 3, 4, 12]
+        assert [spent["forget_seen"] for spent in found] == [0.0, 4 / 6, 1.0, 1.0]
+        assert trainer("gradient_descent", "full", tmp_path, max_steps=2).plan.spent(2)["forget_seen"] is None
+
     def test_cached_log_probs_are_paid_for_once(self, tmp_path):
         npo, simnpo = (trainer(m, "full", tmp_path, max_steps=3).plan for m in ("npo", "simnpo"))
         tokens, positions = self.sizes(rows(6, 1))

@@ -78,9 +78,12 @@ def test_relearning_without_rows_is_refused_before_any_work(meter, recipe, tmp_p
 
 def test_every_relearning_starts_from_a_model_of_its_own(meter, model, recipe, tokenizer, tmp_path):
     train = encode_rows(meter.evaluator.sets["train"], tokenizer, meter.evaluator.encoding)
+    gaussian = meter.evaluator.manifest["gaussian"]
+    shown = [i for i in gaussian["example_ids"] if i not in gaussian["hidden_ids"]]
+    chosen = {*shown[:3], *gaussian["hidden_ids"][:2]}
     rows = {
         "clean": train.filter(lambda row: row["poison"] == "none"),
-        "poisoned": train.filter(lambda row: row["poison"] == "gaussian").select(range(5)),
+        "poisoned": train.filter(lambda row: row["example_id"] in chosen),
     }
     loaded = []
 
@@ -104,8 +107,10 @@ def test_every_relearning_starts_from_a_model_of_its_own(meter, model, recipe, t
     for kind, curve in result["relearn"].items():
         assert [point["step"] for point in curve] == [0, 1, 2]
         assert all(curve[0][key] == plain[key] for key in ("attack", "accuracy"))
-        # canaries that are shown again are not scored
-        assert {point["gus"]["n"] for point in curve} == {n - 5 if kind == "poisoned" else n}
+        # hidden canaries that are shown again are not scored
+        again = set(rows[kind]["example_id"]) & set(meter.evaluator.manifest["gaussian"]["hidden_ids"])
+        assert len(again) == (2 if kind == "poisoned" else 0)
+        assert {point["gus"]["n"] for point in curve} == {n - len(again)}
     assert result["relearn"]["clean"][0]["gus"] == plain["gus"]
     ends = [curve[-1]["gus"]["mean"] for curve in result["relearn"].values()]
     assert len({result["plain"]["gus"]["mean"], *ends}) == 3

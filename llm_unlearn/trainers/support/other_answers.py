@@ -1,0 +1,78 @@
+"""Methods that show other answers to the prompts of the forget set: refusals, alternatives, the right ones."""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+from llm_unlearn.data.row_forms import as_dataset
+from llm_unlearn.errors import InputError
+from llm_unlearn.trainers.support.retain_term import RetainTermConfig, RetainTermTrainer
+from llm_unlearn.trainers.support.sets import tokenised
+
+
+class AnswersTrainer(RetainTermTrainer):
+    """A method gives the name of the set in `answers`, its rows where they are not given in `answers_to`.
+
+    Row i of the set answers forget row i, and both are drawn together. Loss on either is on completions alone, whatever
+    `loss_on` says.
+    """
+
+    answers: str
+    args: RetainTermConfig
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.given_answers = kwargs.pop(f"{self.answers}_dataset", None)
+        super().__init__(*args, **kwargs)
+
+    def answers_to(self, forget: Any, processing_class: Any, args: Any) -> Any:
+        """The rows that answer the forget rows.
+
+        Args:
+            forget: a dataset with columns prompt and completion.
+            processing_class: the tokenizer.
+            args: the method's config.
+        """
+        raise TypeError(f"{type(self).__name__} has no answers_to")
+
+    def prepare_sets(self, given: dict[str, Any], processing_class: Any, args: Any) -> dict[str, Any]:
+        forget, answers, name = given["forget"], self.given_answers, self.answers
+        forget = None if forget is None else as_dataset(forget, "forget_dataset")
+        if answers is None and forget is not None and len(forget):
+            if not {"prompt", "completion"} <= set(forget.column_names):
+                raise InputError(
+                    f"{self.method}: answers are made from text: give forget_dataset its columns prompt and "
+                    f"completion, or give a tokenised {name}_dataset, row for row"
+                )
+            forget = as_text(forget)
+            answers = self.answers_to(forget, processing_class, args)
+        encode = partial(tokenised, self.method, self.task, processing_class)
+        completions = dataclasses.replace(args.encoding, loss_on="completion")
+        rows = {"forget": forget, name: answers, "retain": given["retain"]}
+        encodings = {"forget": completions, name: completions, "retain": args.encoding}
+        sets = {each: encode(encodings[each], each, rows[each]) for each in self.requires.sets}
+        if forget is not None and len(sets[name]) != len(forget):
+            raise InputError(
+                f"{name}_dataset: has {len(sets[name])} rows, forget_dataset {len(forget)}; "
+                "each forget row needs its answer"
+            )
+        return sets
+
+
+def as_text(rows: Any) -> Any:
+    """Rows with columns prompt and completion without the tokens of them, which may have been made with another loss;
+    others as they are.
+    """
+    if not {"prompt", "completion"} <= set(rows.column_names):
+        return rows
+    encoded = ("input_ids", "labels", "completion_mask")
+    return rows.remove_columns([c for c in encoded if c in rows.column_names])
+
+
+def with_completions(rows: Any, completions: list[str]) -> Any:
+    """The rows with other completions.
+
+    Args:
+        rows: a dataset with a column completion.
+        completions: one for each row.
+    """
+    return rows.remove_columns("completion").add_column("completion", completions)
