@@ -7,7 +7,7 @@ from llm_unlearn.metrics.findings import CHANCE
 from llm_unlearn.metrics.power import canaries_needed, smallest_effect
 from llm_unlearn.poisons.selection import hidden_count
 
-TESTS = 4  # that share the level of the question "is the noise there?": GUS, loss rank, and the spread of both
+TESTS = 4  # of the question "is the noise there?": GUS, loss rank, and the spread of both; again after clean steps
 
 
 def check_canaries(recipe: Recipe) -> list[Finding]:
@@ -20,7 +20,7 @@ def check_canaries(recipe: Recipe) -> list[Finding]:
         what = f"none of {deleted} deleted canaries is hidden, so a method that works on the noise it knows looks clean"
         return [Finding("canaries", "warning", what, "raise poison.gaussian.audit_share")]
     questions = 1 + any(count for kind, count in recipe.poison_counts().items() if kind != "gaussian")
-    level = ALPHA / questions / TESTS
+    level = ALPHA / questions / (2 * TESTS if recipe.evaluate.clean_steps else TESTS)
     residue = smallest_effect(hidden * seeds, 1.0, CHANCE, level)
     what = (
         f"{hidden} of {deleted} deleted canaries are hidden from the methods and decide: a GUS of {residue:.2f} over "

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
+LATER_DRAWS = 19  # of the loss rank after clean steps, whose tests are of the mean and the spread alone
+
+
 @dataclass(kw_only=True)
 class Evaluator(ABC):
     """Measures models on the sets of one run. Subclasses say what an answer is: text_evaluator.py, image_evaluator.py.
@@ -326,8 +329,9 @@ class Evaluator(ABC):
 
         Args:
             model: the model to measure.
-            deciding: those alone that the verdict counts: of the deleted ones the hidden, or all where none is. If not,
-                all, but that those which the methods knew have no loss rank, which takes many forward passes.
+            deciding: those alone that the verdict counts (of the deleted ones the hidden, or all where none is), ranked
+                among LATER_DRAWS noises, which are enough for their mean. If not, all, but that those which the methods
+                knew have no loss rank, which takes many forward passes.
         """
         noise, seed = self.manifest["gaussian"], self.manifest["gaussian"]["seed"]
         frame = self._frame("canary", self.parts["canary"])
@@ -345,13 +349,13 @@ class Evaluator(ABC):
         frame = frame.assign(**losses, gaussian_score=scores[:, 0], gaussian_control=scores[:, 1])
         if not self.loss_rank_draws or noise.get("epsilon") is None:
             return frame
-        draws, size = self.loss_rank_draws, self.batch_size
+        draws = min(self.loss_rank_draws, LATER_DRAWS) if deciding else self.loss_rank_draws
         ranked = np.flatnonzero(decides | ~frame["deleted"].to_numpy())
         ranks = np.full((len(frame), 2), np.nan)
         if not len(ranked):
             return frame
         ranks[ranked] = loss_rank_scores(
-            model, [rows[i] for i in ranked], self.collate, noise, draws, size, self.task, self.processes
+            model, [rows[i] for i in ranked], self.collate, noise, draws, self.batch_size, self.task, self.processes
         )
         return frame.assign(loss_rank=ranks[:, 0], loss_rank_control=ranks[:, 1])
 
