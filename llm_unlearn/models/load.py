@@ -84,7 +84,7 @@ def load_model(
         path: a hub id or a folder with a model.
         section: dtype, quantisation and revision.
         device_map: "auto" spreads the model over the GPUs (see devices.py), for evaluation only.
-        in_parts: all processes call it, and under FSDP2 none of them gets the model whole.
+        in_parts: all processes call it, and under FSDP2 none of them gets the model whole, unless it is quantised.
 
     Raises:
         InputError: there is no such model, or a device map is asked for in one of several processes.
@@ -108,8 +108,9 @@ def load_model(
         arguments["revision"] = section.revision
     if device_map is not None:
         arguments["device_map"] = device_map
+    in_parts = in_parts and section.quantization == "none" and loads_in_parts()  # bits are made from whole weights
     with explained(str(path)) as expanded:
-        model = load_pretrained(AutoModelForCausalLM, expanded, in_parts and loads_in_parts(), **arguments)
+        model = load_pretrained(AutoModelForCausalLM, expanded, in_parts, **arguments)
     if device_map is not None:
         model.requires_grad_(False)  # otherwise a backward pass to the inputs keeps fetched weights in memory
     if section.quantization != "none":

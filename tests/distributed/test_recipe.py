@@ -41,6 +41,8 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
 }
+# Adam would make steps of a fixed size of the rounding errors that are all the gradient of tokens that do not occur
+SGD = {"optim": "sgd", "learning_rate": 0.05}
 RECIPE = {
     "name": "tiny",
     "output_dir": "",
@@ -60,9 +62,8 @@ RECIPE = {
         "gaussian": {"fraction": 0.1, "epsilon": 0.1, "noise_seed": 0},
     },
     "train": {"epochs": 2, "batch_size": 8},
-    # Adam would make steps of a fixed size of the rounding errors that are all the gradient of tokens that do not occur
     "unlearn": {
-        "methods": {"gradient_ascent": None, "kl": {"optim": "sgd", "learning_rate": 0.05}, "npo": None},
+        "methods": {"gradient_ascent": None, "kl": SGD, "npo": SGD},
         "budgets": [0.5],
         "batch_size": 2,
         "eval_steps": 2,
