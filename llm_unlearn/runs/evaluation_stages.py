@@ -93,7 +93,7 @@ def _relearned(run: "SeedRun", folder: str, steps: int) -> Any:
         optimizer: Any = partial(torch.optim.SGD, lr=section.learning_rate, momentum=momentum)
     else:
         optimizer = partial(torch.optim.AdamW, lr=section.learning_rate, weight_decay=0.0)
-    model = run.model(folder)
+    model = run.model(folder, common=run.measures_parts)
     size = min(section.batch_size, len(rows))
     for _ in training_steps(model, rows, steps, optimizer, evaluator.collate, size, run.seed, evaluator.task):
         pass

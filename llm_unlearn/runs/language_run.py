@@ -82,14 +82,14 @@ class LanguageRun(SeedRun):
         from llm_unlearn.models.devices import on_best_device
         from llm_unlearn.models.load import load_model
 
-        return on_best_device(load_model(self.base, self.recipe.model, self.recipe.evaluate.device_map, in_parts=True))
+        return on_best_device(load_model(self.base, self.recipe.model, self.recipe.evaluate.device_map, self.measures_parts))
 
-    def load(self, folder: Path, to_evaluate: bool) -> Any:
+    def load(self, folder: Path, to_evaluate: bool, in_parts: bool) -> Any:
         from llm_unlearn.models.devices import on_best_device
         from llm_unlearn.models.load import load_trained
 
         device_map = self.recipe.evaluate.device_map if to_evaluate else None
-        return on_best_device(load_trained(folder, self.base, self.recipe.model, device_map, in_parts=True))
+        return on_best_device(load_trained(folder, self.base, self.recipe.model, device_map, in_parts))
 
     def save_model(self, model: Any, folder: Path, weights: dict[str, Any] | None) -> None:
         from llm_unlearn.models.save import save_model
@@ -154,7 +154,7 @@ class LanguageRun(SeedRun):
     def unlearning(self) -> tuple[Any, dict[str, Any]]:
         from llm_unlearn.poisons.gaussian_embedding import inject_gaussian_noise
 
-        model = self.model("poisoned")
+        model = self.model("poisoned", common=True)
         if self.manifest["gaussian"]:
             inject_gaussian_noise(model, self.manifest["gaussian"])
         return model, {"processing_class": self.tokenizer}

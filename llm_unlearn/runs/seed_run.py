@@ -141,8 +141,11 @@ class SeedRun(ABC):
         """The model before fine-tuning, on the best device, to be evaluated."""
 
     @abstractmethod
-    def load(self, folder: Path, to_evaluate: bool) -> Any:
-        """A trained model of this run on the best device; over several devices if it is to be evaluated and no more."""
+    def load(self, folder: Path, to_evaluate: bool, in_parts: bool) -> Any:
+        """A trained model of this run on the best device; over several devices if it is to be evaluated and no more.
+
+        `in_parts`: all processes call it, and under FSDP2 none of them gets the model whole.
+        """
 
     @abstractmethod
     def save_model(self, model: Any, folder: Path, weights: dict[str, Any] | None) -> None:
@@ -173,7 +176,7 @@ class SeedRun(ABC):
 
     def early_model(self, step: int) -> Any:
         """The poisoned model as it was after a step of its training that `train.keep_steps` names."""
-        return self.model(f"poisoned/{STEP.format(step)}")
+        return self.model(f"poisoned/{STEP.format(step)}", common=True)
 
     # ---- what the stages share
 
@@ -211,15 +214,22 @@ class SeedRun(ABC):
             lambda row: row["poison"] == "none" and row["example_id"] not in forget, desc="clean rows"
         )
 
-    def model(self, where: str) -> Any:
-        """A trained model of this run, fresh from its folder, on the best device."""
+    @property
+    def measures_parts(self) -> bool:
+        """Whether an evaluation can do with a model of which each process has its part: the gradient of one row's loss
+        cannot, since there the processes' gradients are summed.
+        """
+        return "gradient_norm" not in self.recipe.evaluate.membership
+
+    def model(self, where: str, common: bool = False) -> Any:
+        """A trained model of this run, fresh from its folder, on the best device; `common`: all processes call it."""
         with made_by_run(self.folder / where):
-            return self.load(self.folder / where, to_evaluate=False)
+            return self.load(self.folder / where, to_evaluate=False, in_parts=common)
 
     def evaluated(self, where: str) -> Any:
         """The same, to be evaluated and no more: it may be spread over several devices."""
         with made_by_run(self.folder / where):
-            return self.load(self.folder / where, to_evaluate=True)
+            return self.load(self.folder / where, to_evaluate=True, in_parts=self.measures_parts)
 
     def cost(self, where: str) -> dict[str, float]:
         """What the training of a model took: train_tokens, flops, seconds.

@@ -91,7 +91,7 @@ class VisionRun(SeedRun):
 
         return on_best_device(self._new_model(self.manifest, self.seed))
 
-    def load(self, folder: Path, to_evaluate: bool) -> Any:
+    def load(self, folder: Path, to_evaluate: bool, in_parts: bool) -> Any:
         from llm_unlearn.models.devices import on_best_device
         from llm_unlearn.vision.classifiers import load_classifier
 
