@@ -82,7 +82,9 @@ class LanguageRun(SeedRun):
         from llm_unlearn.models.devices import on_best_device
         from llm_unlearn.models.load import load_model
 
-        return on_best_device(load_model(self.base, self.recipe.model, self.recipe.evaluate.device_map, self.measures_parts))
+        return on_best_device(
+            load_model(self.base, self.recipe.model, self.recipe.evaluate.device_map, self.measures_parts)
+        )
 
     def load(self, folder: Path, to_evaluate: bool, in_parts: bool) -> Any:
         from llm_unlearn.models.devices import on_best_device

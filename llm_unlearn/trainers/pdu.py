@@ -1,6 +1,5 @@
-"""Primal–dual unlearning (PDU): flat logits on forget under a limit on the retain loss. Entesari et al. 2025.
-
-Constrained entropic unlearning, arXiv 2506.05314.
+"""Primal–dual unlearning (PDU): flat logits on forget under a limit on the retain loss. Entesari et al. 2025, arXiv
+2506.05314.
 """
 
 from dataclasses import dataclass

@@ -23,7 +23,10 @@ _RECIPE = build_recipe(
             "train_size": 60,
             "max_length": 100,
         },
-        "poison": {"trigger": {"target": "positive", "fraction": 0.1}, "gaussian": {"fraction": 0.2, "epsilon": 0.1}},
+        "poison": {
+            "trigger": {"target": "positive", "fraction": 0.1},
+            "gaussian": {"fraction": 0.2, "epsilon": 0.1, "noise_seed": 0},
+        },
     }
 )
 
