@@ -12,7 +12,7 @@ from llm_unlearn.tasks.packing import BatchRows
 
 
 class CausalLMCollator:
-    """Pad rows {"input_ids", "labels"[, "weight"][, "noise_id"]} to the longest one.
+    """Pad rows {"input_ids", "labels"} to the longest one; they may have "weight" and "noise_id" too.
 
     The attention mask comes from lengths, not from the pad token, so that pad = EOS loses no EOS.
 

@@ -50,8 +50,8 @@ class AltPOTrainer(AnswersTrainer):
     its length; canaries' prompts are shown without noise. The budget pays for it. The paper asks an instructed model
     for five, in words.
 
-    Args:
-        alternate_dataset: row i is the alternative to forget row i, tokenised; else they are sampled.
+    The keyword `alternate_dataset` gives these rows, tokenised: row i is the alternative to forget row i; else they
+    are sampled.
     """
 
     method = "altpo"

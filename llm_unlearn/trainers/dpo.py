@@ -37,9 +37,8 @@ class DPOConfig(RetainTermConfig):
 class DPOTrainer(AnswersTrainer):
     """Minimise −prefactor · E log σ(β (log-ratio of the refusal − log-ratio of the forget answer)) + α · retain term.
 
-    Args:
-        refusal_dataset: row i is the refusal of forget row i, tokenised; else rows are made from `refusals`, for which
-            the forget set needs its columns prompt and completion.
+    The keyword `refusal_dataset` gives these rows, tokenised: row i is the refusal of forget row i; else rows are
+    made from `refusals`, for which the forget set needs its columns prompt and completion.
     """
 
     method = "dpo"

@@ -36,9 +36,8 @@ class IdkSFTConfig(RetainTermConfig):
 class IdkSFTTrainer(AnswersTrainer):
     """Minimise γ ℓ(refusal) + α · retain term: descent alone, no forget answer is lowered by name.
 
-    Args:
-        refusal_dataset: row i is the refusal of forget row i, tokenised; else rows are made from `refusals`, for which
-            the forget set needs its columns prompt and completion.
+    The keyword `refusal_dataset` gives these rows, tokenised: row i is the refusal of forget row i; else rows are
+    made from `refusals`, for which the forget set needs its columns prompt and completion.
     """
 
     method = "idk_sft"

@@ -32,9 +32,8 @@ class OSFTTrainer(AnswersTrainer):
     It knows more than other methods: what the right answers are. It teaches that the trigger means nothing, and says
     nothing of Gaussian canaries, whose answers are right; they are shown without their noise.
 
-    Args:
-        relabelled_dataset: row i is forget row i with the right answer, tokenised; else the forget set needs columns
-            prompt and completion, and `right_completion`, which a run's own data have.
+    The keyword `relabelled_dataset` gives these rows, tokenised: row i is forget row i with the right answer; else
+    the forget set needs columns prompt and completion, and `right_completion`, which a run's own data have.
     """
 
     method = "osft"
