@@ -117,6 +117,7 @@ class UnlearnConfig(TrainingArguments):
             "deepspeed": vars(self).get("deepspeed_plugin") is not None,  # by `accelerate launch`
             "fsdp": os.environ.get("ACCELERATE_USE_FSDP") == "true",
         }
+        launched["ddp"] = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not any(launched.values())
         for name, reason in self.refuses.items():
             value = vars(self).get(name)
             unset = value is None or value is False or value == getattr(type(self), name, None)

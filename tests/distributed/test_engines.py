@@ -62,13 +62,16 @@ ENGINES = {
     "cpu_fsdp2": ("FSDP", True),
 }
 # methods and cases that an engine cannot run, with a word of the reason that they give before training
-DEEPSPEED = {"ssd": "deepspeed", "noisy_gradient_descent": "deepspeed", "kl:lora:compiled": "deepspeed"}
+DEEPSPEED = {
+    **dict.fromkeys(("ssd", "noisy_gradient_descent", "crow", "gu_project"), "deepspeed"),
+    "kl:lora:compiled": "deepspeed",
+}
 REFUSED = {
     "cpu_zero1": DEEPSPEED,
     "cpu_zero2": DEEPSPEED,
     "cpu_zero3": DEEPSPEED,
-    "cpu_fsdp2": {"ssd": "fsdp", "kl:full:offloaded": "fsdp_offload_params"},
-    "cpu_ddp": {},
+    "cpu_fsdp2": {**dict.fromkeys(("ssd", "crow", "gu_project"), "fsdp"), "kl:full:offloaded": "fsdp_offload_params"},
+    "cpu_ddp": {"crow": "ddp"},
 }
 
 
