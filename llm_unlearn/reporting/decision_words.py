@@ -18,8 +18,9 @@ def judgement(decision: Decision, attack: str = "trigger") -> str:
 
 def because(decision: Decision, attack: str = "trigger") -> str:
     """What rejects, with its figures, or why nothing can be said; empty for a model without a trace."""
-    means = {(f.test, f.after) for f in decision.rejecting}
-    telling = [f for f in decision.rejecting if (f.test.removeprefix("spread of "), f.after) not in means or f.delta]
+    found = {(f.test, f.after) for f in decision.rejecting}
+    spreads = {(f"spread of {test}", after) for test, after in found}  # which say nothing more
+    telling = [f for f in decision.rejecting if (f.test, f.after) not in spreads]
     texts = [_rejecting(finding, attack) for finding in telling]
     return "; ".join(texts or (reason.replace("lift", f"{attack} lift", 1) for reason in decision.reasons))
 

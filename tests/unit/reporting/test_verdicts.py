@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from llm_unlearn.metrics.evidence import Status
+from llm_unlearn.metrics.evidence import Decision, Status
+from llm_unlearn.metrics.findings import Finding
+from llm_unlearn.reporting.decision_words import because
 from llm_unlearn.reporting.run_results import read_results
 from llm_unlearn.reporting.verdicts import headline, judge, obstacles, warnings
 
@@ -27,6 +29,19 @@ def test_verdict_at_its_limits(make_run, figures, status, words):
     verdict = judge(read_results(make_run({"kl": figures})), "kl")
     assert verdict.status == status and verdict.remains == (status == Status.REMAINS)
     assert all(text in verdict.because for text in words) and bool(verdict.because) == bool(words)
+
+
+def test_every_test_that_rejects_is_said_but_a_spread_only_where_its_mean_does_not_tell():
+    def finding(test):
+        return Finding(question="noise", test=test, effect=1.0, n=9, p_value=1e-9, rejects=True)
+
+    tests = ("gus", "spread of gus", "spread of loss rank", "placebo")
+    decision = Decision(status=Status.REMAINS, seeds=1, findings=list(map(finding, tests)), reasons=[])
+    assert [part.split(" (")[0].split(",")[0] for part in because(decision).split("; ")] == [
+        "GUS 1.00",
+        "mean square 1.00 of the loss rank scores",
+        "the trigger does more than placebos do",
+    ]
 
 
 def test_a_clear_verdict_says_down_to_what_and_in_how_many_trainings(make_run):
