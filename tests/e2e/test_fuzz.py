@@ -84,7 +84,7 @@ def outcome(capsys) -> Callable[..., str | None]:
 
 def report(faults: dict[str, str], codes: Counter) -> None:
     assert not faults, "\n\n".join(f"{name}\n  {fault}" for name, fault in faults.items())
-    assert min(codes[0], codes[2]) > 0.05 * codes.total(), f"hardly anything was accepted, or refused: {codes}"
+    assert min(codes[0], codes[2]) > 0.03 * codes.total(), f"hardly anything was accepted, or refused: {codes}"
 
 
 def full_recipe(recipe: dict) -> dict:

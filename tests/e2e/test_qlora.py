@@ -144,7 +144,7 @@ def test_a_recipe_runs_and_its_base_stays_as_it_was(ran, base, quantization):
         assert "adapter_model.safetensors" in files and not {"model.safetensors", "reference"} & files
     for name in ("base", "poisoned", "retrained", *METHODS):
         document = json.loads((folder / "evaluation" / f"{name}.json").read_text())
-        assert document["gus"]["n"] == 6 and document["attack"]["n"] > 0
+        assert document["gus"]["n"] == 3 and document["attack"]["n"] > 0
         # a quantised base without an adapter has the gradients of its embedding, head and norms alone
         assert set(document["mia"]) == {"loss", "zlib", "reference", "min_k", "min_k_plus", "gradient_norm"}
         assert all(map(math.isfinite, figures(document)))
@@ -162,7 +162,7 @@ def test_a_merged_model_is_audited_like_the_run_audited_it(ran, tmp_path, capsys
     expected = json.loads((folder / "evaluation" / "npo.json").read_text())
     for section, name in (("gus", "mean"), ("utility", "perplexity"), ("attack", "success_rate")):
         assert found[section][name] == pytest.approx(expected[section][name], abs=rough, rel=rough), (section, name)
-    assert found["gus"]["n"] == expected["gus"]["n"] == 6
+    assert found["gus"]["n"] == expected["gus"]["n"] == 3
 
 
 @pytest.mark.slow
