@@ -17,12 +17,12 @@ def _lines(result: Evaluation) -> list[tuple[str, str]]:
     """(what was tested, what was found)."""
     decision = decide([result])
     lines = [("WARNING", text) for text in result.warnings or ()]
-    why = because(decision)
-    lines.append(("decision", judgement(decision) + f": {why}" * bool(why)))
+    lines.append(("decision", judgement(decision)))
+    lines += [("", why) for why in because(decision).split("; ") if why]
     for title, section in (("Gaussian test", result.gus), ("loss rank", result.loss_rank)):
         if section:
             figure = f"{'GUS' if section is result.gus else 'mean'} {section.mean:.2f} (n = {section.n}"
-            lines.append((title, f"{figure}, p = {section.p_value:.2g}; of the spread p = {section.chi2_p_value:.2g})"))
+            lines.append((title, f"{figure}, p = {section.p_value:.2g}), of the spread p = {section.chi2_p_value:.2g}"))
             if known := section.shown:
                 lines.append(
                     ("", f"of the canaries that the method knew: {known.mean:.2f} (n = {known.n}), not counted")
