@@ -217,7 +217,7 @@ def test_a_llama_recipe_runs_from_poison_to_evaluation(path, local, tmp_path, mo
         assert not ({"reference", "training_args.bin"} | other) & files
     for model in ("base", "poisoned", "retrained", *methods):
         document = json.loads((folder / "evaluation" / f"{model}.json").read_text())
-        assert document["recipe"] == recipe.name and document["gus"]["n"] == 6 and document["attack"]["n"] > 0
+        assert document["recipe"] == recipe.name and document["gus"]["n"] == 3 and document["attack"]["n"] > 0
         assert all(map(math.isfinite, figures(document)))
     assert not (folder / ".work").exists()
 
