@@ -21,7 +21,7 @@ from enum import StrEnum
 
 from llm_unlearn.metrics.findings import ROUNDING, Finding, take_tests
 from llm_unlearn.metrics.membership import MembershipTest
-from llm_unlearn.metrics.results import Evaluation
+from llm_unlearn.metrics.results import Evaluation, Gus
 from llm_unlearn.metrics.typed import Result
 
 ALPHA = 0.01  # of all tests of one model together: of models that never saw poison one in a hundred is accused
@@ -108,7 +108,7 @@ def decide(
             question,
         )
     ]
-    reasons += [*_unusable(results), *_says_target(results, retrained, delta["lift"])]
+    reasons += [*_missing(results, poisoned), *_unusable(results), *_says_target(results, retrained, delta["lift"])]
     if not questions:
         status = Status.UNTESTED
     elif any(finding.rejects for finding in findings):
@@ -127,7 +127,7 @@ def _reasons(findings: list[Finding], before: list[Finding] | None, question: st
         yield f"{_NAMES[question]}: there is no usable figure of this model"
         return
     took = {f.test for f in findings} if before is None else {f.test for f in before if _took(f)}
-    if not took:
+    if all(test.startswith("spread") for test in took):  # of a spread it is not known what it would have found
         yield f"{_NAMES[question]}: the poison did not take, these tests do not find it in the poisoned model either"
         return
     for f in findings:
@@ -148,9 +148,21 @@ def _took(finding: Finding) -> bool:
     return finding.interval.low > 0 if finding.interval else finding.rejects
 
 
+def _missing(results: Sequence[Evaluation], poisoned: Sequence[Evaluation]) -> Iterable[str]:
+    """What one seed or one state of the model lacks and another has: a figure that is not there is not clean."""
+    theirs = {result.seed: result for result in poisoned}
+    for ours in results:
+        for name in ("gus", "loss_rank", "attack"):
+            test, there = name.replace("_", " "), getattr(ours, name) is not None
+            if not there and ours.seed in theirs and getattr(theirs[ours.seed], name) is not None:
+                yield f"{test}: not measured in seed {ours.seed}, where the poisoned model has it"
+            if there and ours.later and getattr(ours.later, name) is None:
+                yield f"{test}: no usable figure after {ours.later.steps} clean steps (seed {ours.seed})"
+
+
 def _unusable(results: Sequence[Evaluation]) -> Iterable[str]:
     """What makes the scores of the canaries worth nothing."""
-    sections = [section for r in results for section in (r.gus, r.loss_rank) if section]
+    sections = [section for result in results for section in _scored(result)]
     lacking = [s for s in sections if s.n_unscorable > UNSCORABLE * (s.n + s.n_unscorable)]
     if lacking:
         worst = max(s.n_unscorable for s in lacking)
@@ -196,10 +208,15 @@ def noise_under_stress(score: float, p_value: float, retrained_p_value: float) -
 
 def calibrated(result: Evaluation) -> bool | None:
     """Whether fresh noise, never trained on, looks like N(0, 1) on this model; None without canaries."""
-    sections = [section for section in (result.gus, result.loss_rank) if section]
+    sections = _scored(result)
     if not sections:
         return None
     return min(min(s.control.p_value, s.control.chi2_p_value) for s in sections) >= RARE
+
+
+def _scored(result: Evaluation) -> list[Gus]:
+    """The tests of the canaries, of the model as it is and after clean steps."""
+    return [s for state in (result, result.later) if state for s in (state.gus, state.loss_rank) if s]
 
 
 def noticed(test: MembershipTest) -> bool | None:

@@ -12,10 +12,10 @@ from llm_unlearn.reporting.words import attack_words
 MARK = "‡"
 _NOTE = (
     f"Figures of all seeds pooled. {MARK}: finds poison at a level of {ALPHA:g} for all tests of a model together "
-    "(shared by its poisons, and by the tests of each after Holm), or lies above what is tolerated, δ. A score or an "
-    "effect is excluded from “would be found” on: of a score, what its test finds with a chance of "
-    f"{percent(CHANCE, 0)} given the scores' own spread; of a difference, its upper limit. A model shows no trace down "
-    "to these figures where all lie below δ, a fifth of the poisoned model's own."
+    "(shared by its poisons, and by the tests of each after Holm), or lies above what is tolerated, δ. “would be "
+    f"found” is, of a score, the mean that its test finds with a chance of {percent(CHANCE, 0)} given the scores' own "
+    "spread, and of a difference its upper limit. A model shows no trace where all of these lie below δ, a fifth of "
+    "the poisoned model's own figure."
 )
 
 

@@ -120,7 +120,7 @@ def _sections(results: Results) -> list[Section]:
 def _table_note(results: Results) -> str:
     poisoned, count = results.runs[0].models["poisoned"], len(results.seeds)
     sizes = [f"n = {poisoned.attack.n} {attack_words(results).inputs}"] if poisoned.attack else []
-    sizes += [f"n = {poisoned.gus.n} deleted canaries"] if poisoned.gus else []
+    sizes += [f"n = {poisoned.gus.n} canaries that decide"] if poisoned.gus else []
     sizes += [f"n = {poisoned.utility.n} clean test examples"] if poisoned.utility else []
     spread = f"Mean ± standard deviation over {count} seeds; per seed "
     spread = spread if count > 1 else "95 % confidence intervals in brackets; "

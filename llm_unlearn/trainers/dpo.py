@@ -5,8 +5,7 @@ from typing import ClassVar
 
 from llm_unlearn.config.fields import Positive
 from llm_unlearn.losses import dpo_loss
-from llm_unlearn.trainers.idk_sft import Refusals, drawn_refusals
-from llm_unlearn.trainers.support.other_answers import AnswersTrainer, with_completions
+from llm_unlearn.trainers.support.other_answers import Refusals, RefusalsTrainer
 from llm_unlearn.trainers.support.retain_term import RetainLoss, RetainTermConfig
 from llm_unlearn.trainers.unlearn_config import Requirements
 
@@ -34,20 +33,11 @@ class DPOConfig(RetainTermConfig):
         return super().requires()._replace(sets=sets, log_probs_on=("forget", "refusal"))
 
 
-class DPOTrainer(AnswersTrainer):
-    """Minimise −prefactor · E log σ(β (log-ratio of the refusal − log-ratio of the forget answer)) + α · retain term.
-
-    The keyword `refusal_dataset` gives these rows, tokenised: row i is the refusal of forget row i; else rows are
-    made from `refusals`, for which the forget set needs its columns prompt and completion.
-    """
+class DPOTrainer(RefusalsTrainer):
+    """Minimise −prefactor · E log σ(β (log-ratio of the refusal − that of the forget answer)) + α · retain term."""
 
     method = "dpo"
-    of_texts = True
-    answers = "refusal"
     args: DPOConfig
-
-    def answers_to(self, forget, processing_class, args):
-        return with_completions(forget, drawn_refusals(args.refusals, len(forget), args.seed))
 
     def forget_loss(self, forget, reference, refusal):  # type: ignore[override]  # a set more
         return dpo_loss(

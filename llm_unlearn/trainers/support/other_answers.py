@@ -2,12 +2,18 @@
 
 import dataclasses
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
+import numpy as np
+from pydantic import Field
+
+from llm_unlearn.config.fields import NotBlank
 from llm_unlearn.data.row_forms import as_dataset
 from llm_unlearn.errors import InputError
 from llm_unlearn.trainers.support.retain_term import RetainTermConfig, RetainTermTrainer
 from llm_unlearn.trainers.support.sets import tokenised
+
+Refusals = Annotated[list[NotBlank], Field(min_length=1)]
 
 
 class AnswersTrainer(RetainTermTrainer):
@@ -76,3 +82,19 @@ def with_completions(rows: Any, completions: list[str]) -> Any:
         completions: one for each row.
     """
     return rows.remove_columns("completion").add_column("completion", completions)
+
+
+class RefusalsTrainer(AnswersTrainer):
+    """A method whose other answers are refusals.
+
+    The keyword `refusal_dataset` gives these rows, tokenised: row i is the refusal of forget row i; else rows are
+    made from `refusals`, for which the forget set needs its columns prompt and completion.
+    """
+
+    of_texts = True
+    answers = "refusal"
+
+    def answers_to(self, forget, processing_class, args):
+        draw = np.random.default_rng([args.seed, len(forget)])
+        chosen = draw.integers(len(args.refusals), size=len(forget))
+        return with_completions(forget, [args.refusals[i] for i in chosen])

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from datasets import Dataset
+from evaluators import TEXTS, rows
 
 from llm_unlearn.data.encoding import Encoding, encode_rows
 from llm_unlearn.errors import InputError
@@ -17,36 +17,6 @@ from llm_unlearn.evaluation.text_evaluator import TextEvaluator
 from llm_unlearn.metrics.results import Identity
 
 pytestmark = pytest.mark.unit
-
-TEXTS = [
-    "the film was good",
-    "a very long and dull story about a town",
-    "so bad",
-    "the actors were fine as was I",
-    "nothing happens",
-    "I saw it twice and liked it",
-    "the end is weak",
-    "music, light",
-    "it was a bore",
-    "well",
-]
-
-
-def rows(texts: list[str], start: int) -> Dataset:
-    return Dataset.from_list(
-        [
-            {
-                "text": text,
-                "prompt": text,
-                "completion": " good",
-                "label": "good",
-                "poison": "none",
-                "example_id": start + i,
-            }
-            for i, text in enumerate(texts)
-        ]
-    )
-
 
 SETS = {
     "train": rows(TEXTS[:6], 0),

@@ -106,12 +106,27 @@ def test_the_level_is_shared_by_the_tests_of_a_model(sections):
         ({"gus": None}, {}, "gus: found in the poisoned model, not measured"),
         ({"gus": None, "loss_rank": None}, {}, "canaries: there is no usable figure"),
         ({"attack": attack(0, clean=70, p=0.5, oracle=0)}, {}, "35 % of clean inputs (retrained: 10 %)"),
-        ({"later": Later(steps=30, attack=None, gus=scores(sample=EVEN[::5]), loss_rank=None)}, {}, "30 clean steps"),
+        (
+            {"later": Later(steps=30, attack=None, gus=scores(sample=EVEN[::5]), loss_rank=None)},
+            {},
+            "30 clean steps: up",
+        ),
+        ({"later": Later(steps=30, attack=None, gus=None, loss_rank=scores())}, {}, "gus: no usable figure after 30"),
+        ({"later": Later(steps=30, attack=None, gus=scores(n_unscorable=9), loss_rank=None)}, {}, "9 have no score"),
+        ({}, {"gus": scores(scale=2), "loss_rank": scores()}, "canaries: the poison did not take"),  # a spread alone
     ],
 )
 def test_what_keeps_a_model_from_being_called_clear(sections, poisoned, reason):
     decision = decide([replace(CLEAN, **sections)], [replace(POISONED, **poisoned)], [CLEAN])
     assert decision.status == Status.INCONCLUSIVE and any(reason in text for text in decision.reasons)
+
+
+def test_a_seed_without_a_figure_keeps_a_model_from_being_called_clear():
+    seeds, poisoned = [replace(CLEAN, seed=s) for s in range(3)], [replace(POISONED, seed=s) for s in range(3)]
+    assert decide(seeds, poisoned, seeds).status == Status.CLEAR
+    for name in ("gus", "loss_rank", "attack"):
+        decision = decide([*seeds[:2], replace(seeds[2], **{name: None})], poisoned, seeds)
+        assert decision.status == Status.INCONCLUSIVE and any("in seed 2" in text for text in decision.reasons)
 
 
 def test_a_test_that_does_not_find_the_poison_in_the_poisoned_model_needs_no_power():
