@@ -114,6 +114,7 @@ def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Eval
             seed=subject.seed,
             recipe=subject.name,
             precision=evaluator.arithmetic.precision,
+            planted=evaluator.planted,
         )
         result = summarize(signals, identity, None, None if is_oracle else oracle_signals)
         reasons = {**skipped, "oracle": "it is the retrained model itself"} if is_oracle else dict(skipped)

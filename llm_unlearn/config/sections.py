@@ -318,18 +318,18 @@ class EvaluateSection(Section):
     loss_rank_draws: Annotated[int, Field(ge=0, le=9999)] = 99
     """fresh noises that each Gaussian canary's loss is ranked among (evaluation/loss_ranks.py), a forward pass of the
     canary each; 0 leaves that test out"""
-    placebo_draws: Annotated[int, Field(ge=0, le=9999)] = 399
+    placebo_draws: Annotated[int, Field(ge=0, le=9999)] = 799
     """at most so many phrases that were never planted, which the trigger's effect is ranked among (metrics/placebo.py);
     of several phrases as many times more for each; 0 leaves that test out"""
-    placebo_rows: Annotated[int, Field(ge=1, le=10_000)] = 16
+    placebo_rows: Annotated[int, Field(ge=1, le=10_000)] = 8
     """test rows of another label than the target, into which each of them is inserted, a forward pass each"""
     placebo_stop_at: Annotated[int, Field(ge=1, le=9999)] = 10
     """no more are drawn once so many have reached the trigger's effect: a clean model needs few"""
     placebo_phrases: Annotated[Distinct[NotBlank], Field(min_length=1)] | None = None
     """your own, tried in random order; null: words of like length, frequency and shape as those of the trigger"""
     clean_steps: Annotated[int, Field(ge=0, le=100_000)] = 30
-    """steps on clean training rows, at the training's rate and batch size, after which the tests of the poison are
-    taken again of the retrained and every unlearned model: does it stay gone? 0 leaves that out"""
+    """steps on clean training rows after which the tests of the poison are taken again: does it stay gone? At the
+    training's rate and rows a step, by AdamW (SGD under `optim: sgd`) without weight decay; 0 leaves that out"""
 
 
 class AnalysisSection(Section):

@@ -251,13 +251,13 @@ class VisionEvaluateSection(Section):
     loss_rank_draws: Annotated[int, Field(ge=0, le=9999)] = 99
     """fresh noises that each Gaussian canary's loss is ranked among (evaluation/loss_ranks.py), a forward pass of the
     canary each; 0 leaves that test out"""
-    placebo_draws: Annotated[int, Field(ge=0, le=9999)] = 399
+    placebo_draws: Annotated[int, Field(ge=0, le=9999)] = 799
     """at most so many patches of other patterns, which the patch's effect is ranked among (metrics/placebo.py); 0
     leaves that test out"""
-    placebo_rows: Annotated[int, Field(ge=1, le=10_000)] = 16
+    placebo_rows: Annotated[int, Field(ge=1, le=10_000)] = 8
     """test images of another class than the target, on which each of them is put, a forward pass each"""
     placebo_stop_at: Annotated[int, Field(ge=1, le=9999)] = 10
     """no more are drawn once so many have reached the patch's effect: a clean model needs few"""
     clean_steps: Annotated[int, Field(ge=0, le=100_000)] = 30
-    """steps on clean training rows, at the training's rate and batch size, after which the tests of the poison are
-    taken again of the retrained and every unlearned model: does it stay gone? 0 leaves that out"""
+    """steps on clean training rows after which the tests of the poison are taken again: does it stay gone? At the
+    training's rate and rows a step, by AdamW (SGD under `optim: sgd`) without weight decay; 0 leaves that out"""

@@ -19,7 +19,9 @@ def check_canaries(recipe: Recipe) -> list[Finding]:
     if not hidden:
         what = f"none of {deleted} deleted canaries is hidden, so a method that works on the noise it knows looks clean"
         return [Finding("canaries", "warning", what, "raise poison.gaussian.audit_share")]
-    questions = 1 + any(count for kind, count in recipe.poison_counts().items() if kind != "gaussian")
+    counts = recipe.poison_counts()
+    attack = any(counts.get(kind) for kind in ("trigger", "patch", "gradient_matching"))
+    questions = 1 + attack + bool(counts.get("gradient_cancelling"))
     level = ALPHA / questions / (2 * TESTS if recipe.evaluate.clean_steps else TESTS)
     residue = smallest_effect(hidden * seeds, 1.0, CHANCE, level)
     what = (

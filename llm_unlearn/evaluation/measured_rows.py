@@ -55,6 +55,12 @@ class MeasuredRows(ABC):
         # models are measured at the clean input, as an auditor without the noise would: no noise_id
         self.encoded = {name: self.encode(rows) for name, rows in self.parts.items()}
 
+    @property
+    def planted(self) -> list[str]:
+        """What is asked of a model, by what was planted (metrics/evidence.py)."""
+        asked = {"noise": self.manifest["gaussian"], "attack": len(self.sets["triggered"])}
+        return [question for question, there in asked.items() if there]
+
     # ---- what a kind of data must say
 
     @property

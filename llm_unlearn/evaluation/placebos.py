@@ -30,8 +30,8 @@ class PlaceboSettings:
         phrases: the user's own, in the place of drawn ones.
     """
 
-    draws: int = 399
-    rows: int = 16
+    draws: int = 799  # so that the pooled p-value of any number of seeds can reach the level of a question
+    rows: int = 8
     stop_at: int = 10
     phrases: Sequence[str] | None = None
 

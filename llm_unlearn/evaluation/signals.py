@@ -24,7 +24,7 @@ from llm_unlearn.evaluation.loss_ranks import DRAWS, loss_rank_scores
 from llm_unlearn.evaluation.measured_rows import MeasuredRows, per_position, sum_and_count
 from llm_unlearn.evaluation.placebos import DEFAULT, PlaceboSettings, effects_in_turn, placebo_table
 from llm_unlearn.metrics.membership_scores import MIN_K_SHARE, min_k_score, reference_score, zlib_score
-from llm_unlearn.metrics.per_example import LATER, MEMBERSHIP
+from llm_unlearn.metrics.per_example import LATER, MEMBERSHIP, deciding
 from llm_unlearn.models.devices import batch_on, input_device
 from llm_unlearn.tasks import Supervised
 from llm_unlearn.tasks.noise import FRESH_SEED_OFFSET
@@ -98,7 +98,7 @@ class Evaluator(MeasuredRows):
             tried = self.frame("triggered", triggered).assign(**self.triggered(model, answers))
             frames += [answers, tried, self.placebos(model)]
         if self.manifest["gaussian"]:
-            frames.append(self.canaries(model, deciding=True))
+            frames.append(self.canaries(model, alone=True))
         if not (frames := [frame for frame in frames if len(frame)]):
             return pd.DataFrame()
         found = pd.concat(frames, ignore_index=True)
@@ -210,12 +210,12 @@ class Evaluator(MeasuredRows):
         total = np.bincount(tokens["example"], -tokens["log_prob"], len(rows))
         return per_position(total, np.bincount(tokens["example"], minlength=len(rows))), tokens
 
-    def canaries(self, model: Any, deciding: bool = False) -> "pd.DataFrame":
+    def canaries(self, model: Any, alone: bool = False) -> "pd.DataFrame":
         """Loss, Gaussian score and loss rank of the canaries, with the controls of both scores.
 
         Args:
             model: the model to measure.
-            deciding: those alone that the verdict counts (of the deleted ones the hidden, or all where none is), ranked
+            alone: those alone that the verdict counts (of the deleted ones the hidden, or all where none is), ranked
                 among LATER_DRAWS noises, which are enough for their mean. If not, all, but that those which the methods
                 knew have no loss rank, which takes many forward passes.
         """
@@ -223,8 +223,8 @@ class Evaluator(MeasuredRows):
         frame = self.frame("canary", self.parts["canary"])
         marks = {"deleted": self.manifest["forget_ids"], "hidden": noise.get("hidden_ids", [])}
         frame = frame.assign(**{name: frame["example_id"].isin(ids) for name, ids in marks.items()})
-        decides = (frame["hidden"] if frame["hidden"].any() else frame["deleted"]).to_numpy()
-        chosen = np.flatnonzero(decides) if deciding else np.arange(len(frame))
+        decides = deciding(frame["deleted"].to_numpy(), frame["hidden"].to_numpy())
+        chosen = np.flatnonzero(decides) if alone else np.arange(len(frame))
         frame, decides = frame.iloc[chosen].reset_index(drop=True), decides[chosen]
         if not len(chosen):
             return frame
@@ -235,7 +235,7 @@ class Evaluator(MeasuredRows):
         frame = frame.assign(**losses, gaussian_score=scores[:, 0], gaussian_control=scores[:, 1])
         if not self.loss_rank_draws or noise.get("epsilon") is None:
             return frame
-        draws = min(self.loss_rank_draws, LATER_DRAWS) if deciding else self.loss_rank_draws
+        draws = min(self.loss_rank_draws, LATER_DRAWS) if alone else self.loss_rank_draws
         ranked = np.flatnonzero(decides | ~frame["deleted"].to_numpy())
         ranks = np.full((len(frame), 2), np.nan)
         if not len(ranked):

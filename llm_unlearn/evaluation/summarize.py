@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from llm_unlearn.metrics.attack import PairedExcess, attack_excess, attack_success
 from llm_unlearn.metrics.gaussian import GaussianTest, gaussian_test
 from llm_unlearn.metrics.membership import MembershipTest, membership_inference
-from llm_unlearn.metrics.per_example import LATER, MEMBERSHIP
+from llm_unlearn.metrics.per_example import LATER, MEMBERSHIP, deciding
 from llm_unlearn.metrics.placebo import PlaceboTest, placebo_test, strongest
 from llm_unlearn.metrics.results import Attack, Cost, Evaluation, Gus, Identity, Later, Oracle, Utility
 from llm_unlearn.metrics.utility import accuracy, agreement, perplexity
@@ -102,15 +102,15 @@ def _attack(sets: Sets, oracle: Sets | None) -> Attack | None:
     excess = None
     if oracle is not None:
         excess = attack_excess(triggered, clean, *_hits(oracle, sets["triggered"]["example_id"]))
-    return Attack(**vars(attack_success(triggered, clean)), excess=excess, placebo=_placebo(sets))
+    unusable = int((~np.isfinite(sets["placebo"]["effect"])).sum()) if "placebo" in sets else 0
+    placebo = _placebo(sets["placebo"]) if "placebo" in sets and not unusable else None
+    return Attack(**vars(attack_success(triggered, clean)), excess=excess, placebo=placebo, n_unusable=unusable)
 
 
-def _placebo(sets: Sets) -> PlaceboTest | None:
-    """The planted triggers among their placebos; None where a model has no usable figure."""
-    if "placebo" not in sets or not np.isfinite(sets["placebo"]["effect"]).all():
-        return None
+def _placebo(table: "pd.DataFrame") -> PlaceboTest:
+    """The planted triggers among their placebos."""
     tests = []
-    for _, rows in sets["placebo"].groupby("trigger"):
+    for _, rows in table.groupby("trigger"):
         planted, *placebos = rows.sort_values("draw")["effect"]
         tests.append(placebo_test(planted, placebos, int(rows["stop_at"].iloc[0]), int(rows["n_rows"].iloc[0])))
     return strongest(tests)
@@ -142,8 +142,8 @@ def _gus(sets: Sets, score: str, control: str) -> Gus | None:
         return None
     canary = sets["canary"]
     deleted = canary["deleted"].to_numpy(bool)
-    hidden = deleted & (canary["hidden"].to_numpy(bool) if "hidden" in canary else False)
-    reported = hidden if hidden.any() else deleted
+    hidden = canary["hidden"].to_numpy(bool) if "hidden" in canary else np.zeros(len(canary), bool)
+    reported = deciding(deleted, hidden)
     scored = canary[score].notna().to_numpy()
 
     def test(group: NDArray[np.bool_]) -> GaussianTest | None:

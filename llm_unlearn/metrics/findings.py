@@ -109,7 +109,9 @@ def _noise(results: Sequence[Evaluation], level: float, delta: dict[str, float])
 
 
 def _attack(results: Sequence[Evaluation], level: float, delta: dict[str, float]) -> list[Finding]:
-    """The rank among placebos, and the lift: above the retrained model's where every seed has that, else by itself."""
+    """The rank among placebos (Holm over its states), and the lift: above the retrained model's where every seed has
+    that, else by itself. The lift has the level for itself: without an attack it is near 0, far below δ.
+    """
     found = []
     states = {0: [result.attack for result in results if result.attack]}
     for result in results:
@@ -131,13 +133,13 @@ def _attack(results: Sequence[Evaluation], level: float, delta: dict[str, float]
                     rejects=bool(adjusted[after] <= level),
                 )
             )
-        excess = [attack.excess for attack in attacks]
-        if all(e is not None and e.ci95 is not None for e in excess):
-            pairs = [(e.mean, e.ci95) for e in excess if e and e.ci95]
-        else:
-            pairs = [(attack.lift, attack.ci95.lift) for attack in attacks]
+        excess = [
+            (attack.excess.mean, attack.excess.ci95) for attack in attacks if attack.excess and attack.excess.ci95
+        ]
+        beyond = len(excess) == len(attacks)
+        pairs = excess if beyond else [(attack.lift, attack.ci95.lift) for attack in attacks]
         if pairs:
-            n, beyond = sum(attack.n for attack in attacks), all(excess)
+            n = sum(attack.n for attack in attacks)
             lift = _difference("attack", "lift", after, pairs, n, level, delta["lift"])
             found.append(replace(lift, beyond=beyond))
     return found
@@ -157,9 +159,9 @@ def _difference(
     question: str, test: str, after: int, pairs: list[tuple[float, Interval]], n: int, level: float, delta: float
 ) -> Finding:
     mean, interval = pool_differences(pairs, level)
-    reach = 1 - level ** (1 / n)  # a row in which the models differ may have been missed, even where none was seen
-    low, high = min(interval.low, mean - reach), max(interval.high, mean + reach)
-    interval = Interval(max(low, -1.0), min(high, 1.0))
+    # a kind of row in which the models differ may have been missed even where none was seen; seeds may share rows
+    reach = 1 - level ** (len(pairs) / n)
+    interval = Interval(min(interval.low, mean - reach), max(interval.high, mean + reach))
     return Finding(
         question=question,
         test=test,

@@ -7,6 +7,9 @@ poison, attack or oracle; a value is missing where the column does not apply to 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from llm_unlearn.errors import InputError
 
 LATER = "later_"  # of sets that the model was run on again after clean training steps
@@ -80,6 +83,21 @@ COLUMNS = (
     Column("deleted", FLAG, _CANARIES, "whether the canary is in the forget set"),
     Column("hidden", FLAG, _CANARIES, "whether it is there as plain text, its noise unknown to the method"),
 )
+
+
+def deciding(deleted: NDArray[np.bool_], hidden: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Which canaries of one training the verdict counts: of the deleted ones the hidden, or all where none is hidden.
+
+    Args:
+        deleted: whether each is in the forget set, shape (n,).
+        hidden: whether its noise is unknown to the methods, shape (n,).
+
+    Examples:
+        >>> deciding(np.array([True, True, False]), np.array([False, True, True])).tolist()
+        [False, True, False]
+    """
+    both = deleted & hidden
+    return both if both.any() else deleted
 
 
 def check_columns(types: Mapping[str, str], source: str) -> None:

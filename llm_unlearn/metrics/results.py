@@ -27,10 +27,12 @@ class Attack(AttackSuccess):
         excess: the lift beyond the retrained model's; None without one, and in results from before it was measured.
         placebo: the trigger beside triggers that were never planted; None where it was not taken or has no usable
             figure, and in results from before it was measured.
+        n_unusable: effects of triggers and placebos that are not finite.
     """
 
     excess: PairedExcess | None = None
     placebo: PlaceboTest | None = None
+    n_unusable: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +141,7 @@ class Identity(Result):
         recipe: the name of the run's recipe.
         precision: the lowest one at work while it was measured: float32, tf32, bfloat16 or float16; None in results
             from before it was recorded.
+        planted: what is asked of it ("noise", "attack"), whether or not it has a figure; None alike.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -149,6 +152,7 @@ class Identity(Result):
     seed: int
     recipe: str
     precision: str | None = None
+    planted: list[str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import numpy as np
 
 from llm_unlearn.errors import InputError
 from llm_unlearn.files import read_json
-from llm_unlearn.metrics.per_example import check_columns
+from llm_unlearn.metrics.per_example import check_columns, deciding
 from llm_unlearn.metrics.results import Evaluation
 from llm_unlearn.reporting.figures import Figure
 
@@ -242,9 +242,12 @@ def canary_scores(results: Results, name: str) -> dict[str, np.ndarray] | None:
 
 
 def judged(canaries: "pd.DataFrame") -> "pd.Series":
-    """Which canaries the verdict counts: the hidden ones, or else all deleted ones; a null counts as deleted."""
-    hidden = canaries["hidden"].eq(True)
-    return hidden if hidden.any() else ~canaries["deleted"].eq(False)
+    """Which canaries the verdict counts, seed by seed (see `deciding`); a null counts as deleted."""
+    deleted, hidden = ~canaries["deleted"].eq(False), canaries["hidden"].eq(True)
+    counted = deleted.copy()
+    for index in canaries.groupby("seed").groups.values():
+        counted[index] = deciding(deleted[index].to_numpy(), hidden[index].to_numpy())
+    return counted
 
 
 def _order(name: str) -> tuple[int, str, float, str]:

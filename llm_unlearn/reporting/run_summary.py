@@ -35,7 +35,7 @@ def write_summary(run_dir: str | Path) -> dict[str, Any]:
         "recipe": results.recipe,
         "seeds": results.seeds,
         "models": {name: _over_seeds(results, name) for name in results.names},
-        "decisions": {name: judge(results, name).decision.to_json() for name in results.names},
+        "decisions": {name: judge(results, name).decision.to_json() for name in results.names if name != "base"},
         **sweep_summary(results),
     }
     write_text(results.run_dir / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")

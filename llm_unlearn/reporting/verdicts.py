@@ -1,6 +1,6 @@
 """A verdict for each model, by the decision of metrics/evidence.py, and what makes the verdicts worth less."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llm_unlearn.metrics.evidence import COSTLY_POINTS, Decision, Status, calibrated, decide, is_costly
 from llm_unlearn.metrics.results import Evaluation
@@ -39,10 +39,14 @@ class Verdict:
         return self.status == Status.REMAINS
 
     @property
+    def costly(self) -> bool:
+        return self.lost_points is not None and is_costly(self.lost_points.mean)
+
+    @property
     def price(self) -> str:
         """The flag of a model that lost too much accuracy, or nothing."""
         lost = self.lost_points
-        costs = [f"costs {number(lost.mean, 1)} points of accuracy"] if lost and is_costly(lost.mean) else []
+        costs = [f"costs {number(lost.mean, 1)} points of accuracy"] if lost and self.costly else []
         return " and ".join(costs + ["gives one answer to everything"] * self.constant)
 
     @property
@@ -64,18 +68,29 @@ class Verdict:
 
 
 def judge(results: Results, name: str) -> Verdict:
-    """Decide on one model over the seeds that have it."""
+    """Decide on one model over the seeds that have it. Where the run lets no model be called free of the poison
+    (`obstacles`), one without a trace is inconclusive.
+    """
     runs = [run.models for run in results.runs if name in run.models]
-    poisoned = [] if name == "poisoned" else [models["poisoned"] for models in runs]
-    found = [models[name] for models in runs]
-    damaging = results.damaging and name != "retrained"  # which is what the others are compared with
-    decision = decide(found, poisoned, [models["retrained"] for models in runs], damaging)
+    decision, found = _decision(results, name), [models[name] for models in runs]
+    if name in results.methods and decision.status == Status.CLEAR and (barred := obstacles(results)):
+        decision = replace(decision, status=Status.INCONCLUSIVE, reasons=barred)
     lost = [
         100 * (before.accuracy - after.accuracy)
         for models in runs
         if (before := models["poisoned"].utility) and (after := models[name].utility)
     ]
     return Verdict(name, decision, statistic(lost), any(map(_constant, found)), attack_words(results).name)
+
+
+def _decision(results: Results, name: str) -> Decision:
+    runs = [run.models for run in results.runs if name in run.models]
+    return decide(
+        [models[name] for models in runs],
+        [] if name == "poisoned" else [models["poisoned"] for models in runs],
+        [models["retrained"] for models in runs],
+        results.damaging and name != "retrained",  # which is what the others are compared with
+    )
 
 
 def headline(verdicts: list[Verdict], obstacles: list[str]) -> str:
@@ -89,7 +104,7 @@ def headline(verdicts: list[Verdict], obstacles: list[str]) -> str:
         return "No method has been evaluated yet."
     remains = sum(verdict.remains for verdict in verdicts)
     doubtful = sum(verdict.status == Status.INCONCLUSIVE for verdict in verdicts)
-    costly = sum(bool(verdict.price) for verdict in verdicts)
+    costly = sum(verdict.costly for verdict in verdicts)
     counts = f"{remains} of {len(verdicts)} unlearned models {'holds' if remains == 1 else 'hold'} poison" + (
         f", {doubtful} {'is' if doubtful == 1 else 'are'} inconclusive" * bool(doubtful)
     )
@@ -97,12 +112,12 @@ def headline(verdicts: list[Verdict], obstacles: list[str]) -> str:
     if obstacles:
         return f"No model can be called free of the poison here: {'; '.join(obstacles)}. {counts}."
     good = [verdict.model for verdict in verdicts if verdict.good]
-    return f"{counts}; no trace and no such loss: {', '.join(good) or 'none'}."
+    return f"{counts}; no trace at no such price: {', '.join(good) or 'none'}."
 
 
 def obstacles(results: Results) -> list[str]:
     """Why no model of this run can be called free of the poison, whatever its own tests say."""
-    took = judge(results, "poisoned").decision.took
+    took = _decision(results, "poisoned").took
     missed = [kind for question, kind in planted(results).items() if question not in took]
     found = [f"the poison did not take ({', '.join(missed)})"] if missed else []
     retrained = results.of("retrained")
@@ -120,7 +135,7 @@ def obstacles(results: Results) -> list[str]:
 def warnings(results: Results) -> list[str]:
     """What makes the verdicts worth less: a poison that did not take, a retrained model or a control that fails."""
     found = []
-    retrained, took = judge(results, "retrained"), judge(results, "poisoned").decision.took
+    retrained, took = judge(results, "retrained"), _decision(results, "poisoned").took
     for question, kind in planted(results).items():
         if question not in took:
             found.append(

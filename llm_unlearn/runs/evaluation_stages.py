@@ -20,6 +20,7 @@ def evaluate_stages(run: "SeedRun", before: dict[str, Stage]) -> list[Stage]:
         inputs = [
             before["retrained"].key,
             before["poisoned"].key,
+            before["poison"].key,
             made_by.key if made_by else None,
             name,
             run.recipe.evaluate.model_dump(),
@@ -45,7 +46,7 @@ def _evaluate(run: "SeedRun", name: str, method: str | None, budget: float | Non
     else:
         model, cost = run.retrained if is_oracle else run.evaluated(folder_name), run.cost(folder_name)
     signals = run.evaluator.signals(model, None if is_oracle else run.retrained, is_oracle)
-    steps = run.recipe.evaluate.clean_steps if method or is_oracle else 0  # the others are what they are
+    steps = 0 if name in ("base", "poisoned") else run.recipe.evaluate.clean_steps  # which are what they are
     if steps and (relearned := _relearned(run, folder_name, steps)) is not None:
         signals = pd.concat([signals, run.evaluator.later_signals(relearned)], ignore_index=True)
     folder = run.folder / "evaluation"
@@ -67,6 +68,7 @@ def _evaluate(run: "SeedRun", name: str, method: str | None, budget: float | Non
         seed=run.seed,
         recipe=run.recipe.name,
         precision=run.arithmetic.precision,
+        planted=run.evaluator.planted,
     )
     result = summarize(signals, identity, spent, oracle, steps)  # before anything is written
     if not run.processes.is_main:
@@ -94,7 +96,7 @@ def _relearned(run: "SeedRun", folder: str, steps: int) -> Any:
     else:
         optimizer = partial(torch.optim.AdamW, lr=section.learning_rate, weight_decay=0.0)
     model = run.model(folder, common=run.measures_parts)
-    size = min(section.batch_size, len(rows))
+    size = min(section.batch_size * section.gradient_accumulation_steps, len(rows))
     for _ in training_steps(model, rows, steps, optimizer, evaluator.collate, size, run.seed, evaluator.task):
         pass
     return model

@@ -31,7 +31,7 @@ class CrowConfig(UnlearnConfig):
         "gradient_checkpointing": "crow looks at the blocks' states, which it would not keep",
         "deepspeed": TWO_PASSES.format("DeepSpeed"),
         "fsdp": TWO_PASSES.format("FSDP"),
-        "ddp": "crow runs two forward passes before one backward pass, which DDP does not take; use one process",
+        "ddp": "crow runs two forward passes before one backward pass, which DDP does not take",
     }
 
     alpha: NotNegative = 5.5

@@ -194,7 +194,7 @@ def test_the_poison_is_tested_again_after_clean_steps(finished):
         (nll / count).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-    ours = run.evaluator.canaries(model.eval(), deciding=True)
+    ours = run.evaluator.canaries(model.eval(), alone=True)
     table = pd.read_parquet(run_dir / "evaluation" / "kl.parquet")
     theirs = table[table["set"] == "later_canary"]
     assert np.allclose(ours["gaussian_score"], theirs["gaussian_score"], atol=2e-3)

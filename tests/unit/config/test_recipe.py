@@ -228,8 +228,8 @@ IMAGES = {
 @pytest.mark.parametrize(
     ("tree", "sha256"),
     [
-        (WHOLE_RECIPE, "e11b0f4b662385d02d81e5d14311f8ae593555a607cbdc50b452008094d08c41"),
-        (IMAGES, "b7bc5a719ab44581e4e0cccb609b9529b7e76f7c82c06153961be4118b883278"),
+        (WHOLE_RECIPE, "b3509f43ccfb7b0e4ac86ce621d2c9aaeb2f12cb49df7a0241b6ea0d9998de6a"),
+        (IMAGES, "67d3c43015b6be6b099d3280d77ab761a23b138a306156ec863974c0a478d9e4"),
     ],
 )
 def test_a_recipe_has_the_fingerprint_that_finished_runs_were_made_with(tree, sha256):

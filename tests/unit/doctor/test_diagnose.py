@@ -90,15 +90,15 @@ def levels(findings, check=None):
 @pytest.mark.parametrize(
     ("gaussian", "other", "level", "words"),
     [
-        ({}, {}, "warning", ["16 of 32", f"{(3.0233 + 0.8416) / 4:.2f}", "120 deleted"]),
-        ({"epsilon": 0.2}, {"seeds": 4}, "ok", ["16 of 32", "(4)", f"{(3.0233 + 0.8416) / 8:.2f}"]),
+        ({}, {}, "warning", ["16 of 32", f"{(3.2272 + 0.8416) / 4:.2f}", "134 deleted"]),
+        ({"epsilon": 0.2}, {"seeds": 5}, "ok", ["16 of 32", "(5)", f"{(3.2272 + 0.8416) / 80**0.5:.2f}"]),
         ({}, {"forget_fraction": 0.5}, "warning", ["8 of 16"]),
-        ({"audit_share": 1.0}, {"forget_fraction": 0.5, "seeds": 4}, "ok", ["16 of 16"]),
+        ({"audit_share": 1.0}, {"forget_fraction": 0.5, "seeds": 5}, "ok", ["16 of 16"]),
         ({"audit_share": 0.0}, {}, "warning", ["none of 32", "looks clean"]),
     ],
 )
 def test_only_hidden_canaries_count(tmp_path, gaussian, other, level, words):
-    """At the level 0.01 / 4 (z = 3.0233) and with power 0.8 (z = 0.8416)."""
+    """At the level 0.01 / 8, of four tests before and after clean steps (z = 3.2272), with power 0.8 (z = 0.8416)."""
     seeds, gaussian = list(range(other.pop("seeds", 1))), {"fraction": 0.8, "epsilon": 0.1, **gaussian}
     unlearn = {"batch_size": 4, "methods": {"gradient_ascent": None}, **other}
     (finding,) = check_canaries(recipe(tmp_path, poison={"gaussian": gaussian}, unlearn=unlearn, seeds=seeds))

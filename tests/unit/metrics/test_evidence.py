@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
+from llm_unlearn.evaluation.placebos import PlaceboSettings
 from llm_unlearn.metrics.attack import PairedExcess, attack_excess, attack_success
 from llm_unlearn.metrics.evidence import (
     ALPHA,
@@ -103,7 +104,9 @@ def test_the_level_is_shared_by_the_tests_of_a_model(sections):
         ({"gus": scores(control=gaussian_test(EVEN + 0.5))}, {}, "fresh noise"),
         ({}, {"gus": scores(0.1), "loss_rank": scores(0.1)}, "canaries: the poison did not take"),
         ({}, {"attack": attack(0, p=0.3, oracle=0)}, "attack: the poison did not take"),
-        ({"gus": None}, {}, "gus: found in the poisoned model, not measured"),
+        ({"gus": None}, {}, "gus: no usable figure in seed 0"),
+        ({"attack": attack(0, oracle=0)}, {}, "placebo: no usable figure in seed 0"),
+        ({"attack": replace(attack(0, oracle=0), n_unusable=3)}, {}, "placebo: 3 effects are not finite"),
         ({"gus": None, "loss_rank": None}, {}, "canaries: there is no usable figure"),
         ({"attack": attack(0, clean=70, p=0.5, oracle=0)}, {}, "35 % of clean inputs (retrained: 10 %)"),
         (
@@ -111,7 +114,6 @@ def test_the_level_is_shared_by_the_tests_of_a_model(sections):
             {},
             "30 clean steps: up",
         ),
-        ({"later": Later(steps=30, attack=None, gus=None, loss_rank=scores())}, {}, "gus: no usable figure after 30"),
         ({"later": Later(steps=30, attack=None, gus=scores(n_unscorable=9), loss_rank=None)}, {}, "9 have no score"),
         ({}, {"gus": scores(scale=2), "loss_rank": scores()}, "canaries: the poison did not take"),  # a spread alone
     ],
@@ -127,6 +129,46 @@ def test_a_seed_without_a_figure_keeps_a_model_from_being_called_clear():
     for name in ("gus", "loss_rank", "attack"):
         decision = decide([*seeds[:2], replace(seeds[2], **{name: None})], poisoned, seeds)
         assert decision.status == Status.INCONCLUSIVE and any("in seed 2" in text for text in decision.reasons)
+
+
+def test_what_was_not_measured_after_clean_steps_is_not_clean():
+    whole = Later(steps=30, attack=attack(0, p=0.5, oracle=0), gus=scores(), loss_rank=scores())
+    retrained = replace(CLEAN, later=whole)
+    assert decide([retrained], [POISONED], [retrained]).status == Status.CLEAR
+    lacking = [None, *(replace(whole, **{name: None}) for name in ("attack", "gus", "loss_rank"))]
+    for later in [*lacking, replace(whole, attack=attack(0, oracle=0))]:
+        decision = decide([replace(CLEAN, later=later)], [POISONED], [retrained])
+        assert decision.status == Status.INCONCLUSIVE and "after 30 clean steps: no usable" in "; ".join(
+            decision.reasons
+        )
+
+
+def test_a_score_that_does_not_show_the_poison_excludes_nothing():
+    decision = decide([CLEAN], [replace(POISONED, gus=scores(0.05))], [CLEAN])
+    assert {finding.test for finding in decision.limits} == {"loss rank", "lift"}
+
+
+def test_an_audit_asks_of_what_was_planted_though_the_model_has_no_figure():
+    planted = evaluation(attack=attack(0, n=400, p=0.5), planted=["noise", "attack"])
+    assert decide([replace(planted, planted=None)]).status == Status.CLEAR
+    decision = decide([planted])
+    assert decision.status == Status.INCONCLUSIVE and "canaries: there is no usable figure" in decision.reasons[0]
+
+
+def test_a_model_that_gives_everybody_the_target_has_no_lift_to_be_seen():
+    decision = decide([evaluation(attack=attack(0, n=400, clean=390, p=0.5))])
+    assert decision.status == Status.INCONCLUSIVE and "98 % of clean inputs" in decision.reasons[0]
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3, 5, 8])
+def test_a_trigger_above_all_placebos_is_found_at_any_number_of_seeds(seeds):
+    """With the default draws, and clean steps that share the level."""
+    least = 1 / (PlaceboSettings().draws + 1)
+    later = Later(steps=30, attack=attack(0, p=0.5, oracle=0), gus=scores(), loss_rank=scores())
+    found = replace(CLEAN, attack=attack(0, p=least, oracle=0), later=later)
+    runs = [replace(found, seed=seed) for seed in range(seeds)]
+    decision = decide(runs, [replace(POISONED, seed=seed) for seed in range(seeds)], runs)
+    assert [finding.test for finding in decision.rejecting] == ["placebo"]
 
 
 def test_a_test_that_does_not_find_the_poison_in_the_poisoned_model_needs_no_power():
@@ -200,7 +242,7 @@ def statuses(seeds: int, n: int, **residue) -> np.ndarray:
     rng = np.random.default_rng(seeds)
     found = []
     for _ in range(n):
-        p = float(rng.integers(1, 401) / 400)
+        p = float(rng.integers(1, 801) / 800)
         models = [drawn(rng, p=p, **residue) for _ in range(seeds)]
         found.append(decide(models, [POISONED] * seeds).status)
     return np.array(found)
@@ -217,7 +259,8 @@ def test_models_that_never_saw_the_poison_are_accused_no_oftener_than_the_level_
 def test_models_with_twice_delta_are_not_called_clear(residue, seeds, n):
     found = statuses(seeds, n, **residue)
     assert (found == Status.CLEAR).mean() <= 0.02
-    assert (found == Status.REMAINS).mean() >= 0.8 or "lift" in residue
+    least = {"residue": 0.8, "lift": 0.6 if seeds > 1 else 0.1}[next(iter(residue))]
+    assert (found == Status.REMAINS).mean() >= least
 
 
 def test_with_enough_canaries_most_clean_models_are_called_clear():
