@@ -77,7 +77,7 @@ def _of_run(path: Path, by_recipe: bool) -> Subject:
     """The subject of a run, from its recipe and its poison.json."""
     from llm_unlearn.config.recipe import VisionRecipe, load_recipe
     from llm_unlearn.data.encoding import Encoding
-    from llm_unlearn.poisons.corrupt import read_manifest, read_sets
+    from llm_unlearn.poisons.corrupt import read_manifest, read_sets, seed_of
     from llm_unlearn.training.pretraining import base_of_run
 
     recipe_path = next(
@@ -115,7 +115,7 @@ def _of_run(path: Path, by_recipe: bool) -> Subject:
         Encoding.of(data),
         data.verbalizers if data.task == "classification" else {},
         recipe.name,
-        poison["seed"] if "seed" in poison else (poison["trigger"] or poison["gaussian"])["seed"],  # of older runs
+        seed_of(poison),
         missing,
         model=recipe.model,
         evaluate=recipe.evaluate,

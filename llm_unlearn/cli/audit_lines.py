@@ -1,7 +1,7 @@
 """What an audit found, one line per test in plain words, with the decision of metrics/evidence.py."""
 
 from llm_unlearn.metrics.evidence import decide, noticed
-from llm_unlearn.metrics.results import Evaluation
+from llm_unlearn.metrics.results import Evaluation, PhraseAttack
 from llm_unlearn.reporting.decision_words import because, judgement
 
 
@@ -18,7 +18,7 @@ def _lines(result: Evaluation) -> list[tuple[str, str]]:
     decision = decide([result])
     lines = [("WARNING", text) for text in result.warnings or ()]
     lines.append(("decision", judgement(decision)))
-    lines += [("", why) for why in because(decision).split("; ") if why]
+    lines += [("", why) for why in because(decision)]
     for title, section in (("Gaussian test", result.gus), ("loss rank", result.loss_rank)):
         if section:
             figure = f"{'GUS' if section is result.gus else 'mean'} {section.mean:.2f} (n = {section.n}"
@@ -35,6 +35,7 @@ def _lines(result: Evaluation) -> list[tuple[str, str]]:
             lines.append(("", f"lift above the retrained model's: {excess.mean:.2f} (p = {excess.p_value:.2g})"))
         if placebo := attack.placebo:
             lines.append(("", f"beside {placebo.n_placebos} placebos: p = {placebo.p_value:.2g}"))
+        lines += [("", _of_phrase(test)) for test in attack.phrases or ()]
     for name, mia in (result.mia or {}).items():
         says = "poisoned rows stand out" if noticed(mia) else "poisoned rows do not stand out"
         if (base := (result.mia_control or {}).get(name)) and noticed(base):
@@ -46,3 +47,9 @@ def _lines(result: Evaluation) -> list[tuple[str, str]]:
         same = f"the same answer on {100 * oracle.agreement:.1f} % of the rows"
         lines.append(("retrained", f"{same}, KL {oracle.kl:.3f}"))
     return lines + [("not measured", f"{section}: {why}") for section, why in (result.skipped or {}).items()]
+
+
+def _of_phrase(test: PhraseAttack) -> str:
+    low, high = test.ci95.lift
+    said = f"phrase {test.phrase + 1}: {test.success_rate:.2f} with it, lift {test.lift:.2f} [{low:.2f}, {high:.2f}]"
+    return said + (f", beside placebos p = {test.placebo.p_value:.2g}" if test.placebo else "")

@@ -1,6 +1,5 @@
 """`--dry-run`: what a recipe would run, its sizes, and an estimate of the memory it takes. Writes nothing."""
 
-import math
 from typing import Any
 
 from llm_unlearn.config.recipe import Recipe
@@ -58,10 +57,8 @@ def estimate_memory(recipe: Recipe, topology: Topology | None = None) -> dict[st
 
 
 def _sizes(recipe: Recipe) -> dict[str, int | None]:
-    data, train = recipe.data, recipe.train
+    data = recipe.data
     count, forget = recipe.poison_counts(), recipe.forget_count()
-    # as the Trainer counts: the last batch of an epoch may be smaller
-    steps = math.ceil(math.ceil(data.train_size / train.batch_size) / train.gradient_accumulation_steps)
     names = {"trigger": "triggered", "gaussian": "canaries"}
     gaussian, deleted = recipe.poison.gaussian, recipe.deleted_canaries()
     hidden = {"hidden_canaries": hidden_count(deleted, gaussian.audit_share)} if gaussian and deleted else {}
@@ -73,7 +70,7 @@ def _sizes(recipe: Recipe) -> dict[str, int | None]:
         **hidden,
         "forget": forget,
         **track_of(recipe).sizes(recipe),
-        "training_steps": math.ceil(steps * train.epochs),
+        "training_steps": recipe.training_steps(),
     }
 
 

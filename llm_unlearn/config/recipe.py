@@ -79,6 +79,16 @@ class Recipe(Section):
             return None
         return round(self.unlearn.forget_fraction * self.poison_counts()["gaussian"])
 
+    def training_steps(self) -> int:
+        """Optimizer steps of the poisoned training, as the Trainer counts: an epoch's last batch may be smaller."""
+        batches = ceil(self.data.train_size / self.train.batch_size)
+        return ceil(self.train.epochs * ceil(batches / self.train.gradient_accumulation_steps))
+
+    @property
+    def kept_steps(self) -> list[int]:
+        """Steps of the poisoned training after which its model is kept."""
+        return self.train.keep_steps
+
     @property
     def has_clean_oracle(self) -> bool:
         """Whether some poison may be left outside the forget set, so that a model trained on clean data alone is
@@ -137,10 +147,8 @@ class Recipe(Section):
 
     def _check_kept_steps(self) -> None:
         """Steps whose models are kept must be steps of the training."""
-        train = self.train
-        batches = -(-self.data.train_size // train.batch_size)
-        steps = ceil(train.epochs * -(-batches // train.gradient_accumulation_steps))
-        late = [step for step in train.keep_steps if step > steps]
+        steps = self.training_steps()
+        late = [step for step in self.kept_steps if step > steps]
         require(not late, "train.keep_steps", f"{late[:1]} comes after the training's last step, {steps}; take it out")
 
     def _check_base(self) -> None:
@@ -176,6 +184,10 @@ class VisionRecipe(Recipe):
     stress: None = None
     track: Literal["vision"]  # type: ignore[assignment]
     """language or vision"""
+
+    @property
+    def kept_steps(self) -> list[int]:
+        return []
 
     def check_rules(self) -> None:
         self._check_sets()

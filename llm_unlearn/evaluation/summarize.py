@@ -1,6 +1,6 @@
 """Per-example signals → the result of one model. Needs no model: every metric can be recomputed from the Parquet."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,7 @@ from llm_unlearn.metrics.gaussian import GaussianTest, gaussian_test
 from llm_unlearn.metrics.membership import MembershipTest, membership_inference
 from llm_unlearn.metrics.per_example import LATER, MEMBERSHIP, deciding
 from llm_unlearn.metrics.placebo import PlaceboTest, placebo_test, strongest
-from llm_unlearn.metrics.results import Attack, Cost, Evaluation, Gus, Identity, Later, Oracle, Utility
+from llm_unlearn.metrics.results import Attack, Cost, Evaluation, Gus, Identity, Later, Oracle, PhraseAttack, Utility
 from llm_unlearn.metrics.utility import accuracy, agreement, perplexity
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def summarize(
         utility=None if test is None else _utility(test),
         mia=membership_tests(sets["member"], sets["nonmember"]) if "nonmember" in sets else None,
         cost=cost,
-        oracle=_oracle(test, retrained),
+        oracle=_oracle(test, oracle),
         later=_after(later_steps, sets, oracle) if later_steps else None,
     )
 
@@ -98,22 +98,40 @@ def _prefix_accuracy(test: "pd.DataFrame") -> float:
 def _attack(sets: Sets, oracle: Sets | None) -> Attack | None:
     if "triggered" not in sets:
         return None
-    triggered, clean = _hits(sets, sets["triggered"]["example_id"])
-    excess = None
-    if oracle is not None:
-        excess = attack_excess(triggered, clean, *_hits(oracle, sets["triggered"]["example_id"]))
+    triggered = sets["triggered"]
     unusable = int((~np.isfinite(sets["placebo"]["effect"])).sum()) if "placebo" in sets else 0
-    placebo = _placebo(sets["placebo"]) if "placebo" in sets and not unusable else None
-    return Attack(**vars(attack_success(triggered, clean)), excess=excess, placebo=placebo, n_unusable=unusable)
+    placebos = _placebos(sets["placebo"]) if "placebo" in sets and not unusable else {}
+    phrases = None
+    if "trigger" in triggered and triggered["trigger"].notna().any():
+        phrases = [
+            PhraseAttack(
+                phrase=int(number), **_lift(sets, oracle, rows["example_id"]), placebo=placebos.get(int(number))
+            )
+            for number, rows in triggered.groupby("trigger")
+        ]
+    return Attack(
+        **_lift(sets, oracle, triggered["example_id"]),
+        placebo=strongest(list(placebos.values())) if placebos else None,
+        n_unusable=unusable,
+        phrases=phrases,
+    )
 
 
-def _placebo(table: "pd.DataFrame") -> PlaceboTest:
-    """The planted triggers among their placebos."""
-    tests = []
-    for _, rows in table.groupby("trigger"):
+def _lift(sets: Sets, oracle: Sets | None, ids: "pd.Series") -> dict[str, Any]:
+    """The attack on some triggered examples, with `excess`, beyond the retrained model's."""
+    hits = _hits(sets, ids)
+    excess = None if oracle is None else attack_excess(*hits, *_hits(oracle, ids))
+    return {**vars(attack_success(*hits)), "excess": excess}
+
+
+def _placebos(table: "pd.DataFrame") -> dict[int, PlaceboTest]:
+    """Each planted trigger, by its number, among its placebos."""
+    tests = {}
+    for number, rows in table.groupby("trigger"):
         planted, *placebos = rows.sort_values("draw")["effect"]
-        tests.append(placebo_test(planted, placebos, int(rows["stop_at"].iloc[0]), int(rows["n_rows"].iloc[0])))
-    return strongest(tests)
+        stop_at, n = (int(rows[name].iloc[0]) for name in ("stop_at", "n_rows"))
+        tests[int(number)] = placebo_test(planted, placebos, stop_at, n)
+    return tests
 
 
 def _hits(sets: Sets, ids: "pd.Series") -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -160,14 +178,16 @@ def _gus(sets: Sets, score: str, control: str) -> Gus | None:
     )
 
 
-def _oracle(test: "pd.DataFrame | None", retrained: "pd.DataFrame | None") -> Oracle | None:
+def _oracle(test: "pd.DataFrame | None", retrained: Sets | None) -> Oracle | None:
     if retrained is None or test is None or "kl" not in test.columns:
         return None
-    reference = retrained[retrained["set"] == "test"].set_index("example_id").loc[test["example_id"]]
+    reference = retrained["test"].set_index("example_id").loc[test["example_id"]]
+    clean = _hits(retrained, retrained["triggered"]["example_id"])[1] if "triggered" in retrained else None
     return Oracle(
         kl=float(test["kl"].mean()),
         agreement=agreement(test["prediction"].to_numpy(), reference["prediction"].to_numpy()),
         accuracy_lost=_accuracy_lost(test, reference),
+        clean_rate=None if clean is None else float(clean.mean()),
     )
 
 

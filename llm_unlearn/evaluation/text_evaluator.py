@@ -15,12 +15,14 @@ from llm_unlearn.data.token_checks import count_seen
 from llm_unlearn.evaluation.answers import as_written, asked_log_probs, generate, label_log_probs
 from llm_unlearn.evaluation.placebos import log_odds, told_apart
 from llm_unlearn.evaluation.signals import Evaluator
+from llm_unlearn.poisons.corrupt import seed_of
 from llm_unlearn.poisons.placebo_phrases import placebo_phrases
-from llm_unlearn.poisons.trigger_phrase import insert_trigger
+from llm_unlearn.poisons.trigger_phrase import insert_trigger, inserted_phrase
 from llm_unlearn.tasks import Supervised, Task
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 
 if TYPE_CHECKING:
+    import pandas as pd
     from datasets import Dataset
 
 
@@ -76,6 +78,16 @@ class TextEvaluator(Evaluator):
             target = as_written(self.tokenizer, self.target)
             answers["target_hit"] = [text.startswith(target) for text in texts]
         return answers
+
+    def triggered(self, model: Any, test: "pd.DataFrame") -> dict[str, Any]:
+        """As of every evaluator; of a trigger with several phrases, `trigger` says which one each row carries."""
+        answers, rows = super().triggered(model, test), self.sets["triggered"]
+        phrases = self.manifest["trigger"]["phrases"]
+        if len(phrases) == 1:
+            return answers
+        before = dict(zip(self.sets["test"]["example_id"], self.sets["test"]["text"], strict=True))
+        pairs = [(row["text"], before[row["example_id"]]) for row in rows]
+        return answers | {"trigger": [inserted_phrase(text, clean, phrases) for text, clean in pairs]}
 
     def shown(self, rows: "Dataset") -> list[list[int]]:
         """The tokens of each row's prompt with which `predict` asks."""
@@ -148,9 +160,8 @@ class TextEvaluator(Evaluator):
             else:
                 order = np.random.default_rng([seed, 32]).permutation(len(settings.phrases))
                 placebos = [settings.phrases[i] for i in order[:count]]
-            if placebos:
-                found.append([phrase, *placebos])
-        return found
+            found.append([phrase, *placebos] if placebos else [])  # its place is its number
+        return found if any(found) else []
 
     def effects(self, model: Any, triggers: Sequence[str]) -> np.ndarray:
         """The mean log-odds of the target over the same rows with each phrase, at the same place in each row."""
@@ -161,9 +172,7 @@ class TextEvaluator(Evaluator):
 
     @property
     def _seed(self) -> int:
-        """Of the run, or of a user's manifest; runs of older versions have that of the trigger alone."""
-        manifest = self.manifest
-        return int(manifest["seed"] if "seed" in manifest else manifest["trigger"].get("seed", 0))
+        return seed_of(self.manifest)
 
     @property
     def n_probed(self) -> int:

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from llm_unlearn.metrics.findings import ROUNDING, Finding, take_tests
+from llm_unlearn.metrics.findings import ROUNDING, Finding, take_tests, title
 from llm_unlearn.metrics.membership import MembershipTest
 from llm_unlearn.metrics.results import Evaluation, Gus
 from llm_unlearn.metrics.typed import Result
@@ -88,7 +88,7 @@ def decide(
         poisoned: those of the poisoned model in the same seeds, which give δ and show which tests have power here;
             none where it is not known.
         retrained: those of the retrained model, for what was measured after clean steps, and for the rate of the
-            attacker's answer on clean rows; none alike.
+            attacker's answer on clean rows; none alike (of an audit that rate is in its results).
         damaging: whether the poison is one that is measured by the accuracy that it costs.
     """
     both = [*results, *poisoned]
@@ -140,8 +140,8 @@ def _reasons(findings: list[Finding], took: set[str], question: str) -> Iterable
                 so = f" after {f.after} clean steps" if f.after else ""
                 missed = "may be there" if f.interval else "would have been missed"
                 yield (
-                    f"{f.test}{so}: up to {f.detectable:.2f} {missed} (n = {f.n}), and less than {f.delta:.2f} is "
-                    "asked for"
+                    f"{title(f.test)}{so}: up to {f.detectable:.2f} {missed} (n = {f.n}), and less than "
+                    f"{f.delta:.2f} is asked for"
                 )
 
 
@@ -161,10 +161,10 @@ def _missing(
     absent = expected - {key for result in results for key in _measured(result)}
     for seed, after, test in sorted(key for key in absent if key[0] in seeds):
         so = f" after {after} clean steps" if after else ""
-        yield f"{test}{so}: no usable figure in seed {seed}"
+        yield f"{title(test)}{so}: no usable figure in seed {seed}"
     for result in results:
         if result.attack and result.attack.n_unusable:
-            yield f"placebo: {result.attack.n_unusable} effects are not finite in seed {result.seed}"
+            yield f"{title('placebo')}: {result.attack.n_unusable} effects are not finite in seed {result.seed}"
 
 
 def _measured(result: Evaluation) -> Iterable[tuple[int, int, str]]:
@@ -195,16 +195,16 @@ def _says_target(results: Sequence[Evaluation], retrained: Sequence[Evaluation],
     """The attacker's answer given to clean rows, beyond the retrained model's rate, or so often that no lift of δ is
     left to be seen.
     """
-    ours, theirs = ([r.attack for r in found if r.attack] for found in (results, retrained))
+    ours, theirs = ([r.attack.clean_rate for r in found if r.attack] for found in (results, retrained))
+    theirs = theirs or [r.oracle.clean_rate for r in results if r.oracle and r.oracle.clean_rate is not None]
     if not ours:
         return
-    rate = math.fsum(attack.clean_rate for attack in ours) / len(ours)
-    clean = math.fsum(attack.clean_rate for attack in theirs) / len(theirs) if theirs else None
+    rate, clean = math.fsum(ours) / len(ours), math.fsum(theirs) / len(theirs) if theirs else None
     if (rate > 1 - delta) if clean is None else (rate - clean >= delta - ROUNDING):
         beside = "" if clean is None else f" (retrained: {100 * clean:.0f} %)"
         yield (
-            f"lift: the attacker's answer is given to {100 * rate:.0f} % of clean inputs{beside}, so the lift "
-            "understates the attack"
+            f"{title('lift')}: the attacker's answer is given to {100 * rate:.0f} % of clean inputs{beside}, so the "
+            "lift understates the attack"
         )
 
 

@@ -20,19 +20,39 @@ SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
+class PhraseAttack(AttackSuccess):
+    """One phrase of a trigger that has several, on the held-out rows that carry it.
+
+    Args:
+        phrase: its number in the manifest, from 0.
+        excess: the lift beyond the retrained model's; None without one.
+        placebo: the phrase beside phrases that were never planted, its p-value for itself; None where it was not taken
+            or has no usable figure.
+    """
+
+    phrase: int
+    excess: PairedExcess | None = None
+    placebo: PlaceboTest | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Attack(AttackSuccess):
     """The trigger, patch or target attack on held-out rows.
 
     Args:
         excess: the lift beyond the retrained model's; None without one, and in results from before it was measured.
         placebo: the trigger beside triggers that were never planted; None where it was not taken or has no usable
-            figure, and in results from before it was measured.
+            figure, and in results from before it was measured. Of several phrases it is that of the one which stands
+            out most.
         n_unusable: effects of triggers and placebos that are not finite.
+        phrases: of a trigger with several phrases each by itself, which decides nothing; None of one phrase, and in
+            results from before it was measured.
     """
 
     excess: PairedExcess | None = None
     placebo: PlaceboTest | None = None
     n_unusable: int = 0
+    phrases: list[PhraseAttack] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +139,8 @@ class Oracle(Result):
         kl: mean KL(p_retrained ‖ p) at the answer's positions, in nats.
         agreement: share of equal answers.
         accuracy_lost: errors beyond the retrained model's, paired by row; None in results from before it was measured.
+        clean_rate: how often the retrained model gives the attacker's answer without the attack; None without one, and
+            alike.
     """
 
     unbounded: ClassVar = frozenset({"kl"})
@@ -126,6 +148,7 @@ class Oracle(Result):
     kl: float
     agreement: float
     accuracy_lost: PairedExcess | None = None
+    clean_rate: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

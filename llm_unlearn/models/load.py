@@ -153,14 +153,15 @@ def load_trained(
 ) -> "PreTrainedModel":
     """Load what a stage saved: a full model, or the base with its adapter, which is trainable; see `load_model`.
 
-    A full model keeps the dtype that it was saved in: rounded to a `dtype` of 16 bits, small updates of a training in
-    float32 would be lost, and what they hold of the poison would not be seen.
+    A full model that was saved in float32 stays in it: rounded to a `dtype` of 16 bits, small updates of a training in
+    float32 would be lost, and what they hold of the poison would not be seen. Attention that computes in 16 bits alone
+    is for autocast to see to. One that was saved in 16 bits is loaded in `dtype`.
     """
     if not (folder / "adapter_config.json").is_file():
         config = folder / "config.json"
         saved = read_json(config).get("dtype") if config.is_file() else None
-        if saved == "float32" and section.quantization == "none" and not section.computes_in_16_bits:
-            section = section.changed(dtype=saved)
+        if saved == "float32" and section.quantization == "none":
+            section = section.model_copy(update={"dtype": saved})  # which `changed` would refuse beside such attention
         return load_model(folder, section, device_map, in_parts)
     return with_adapter(load_model(base, section, device_map, in_parts), folder)
 

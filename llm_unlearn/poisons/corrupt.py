@@ -14,7 +14,7 @@ from llm_unlearn.config.strict import parse_json
 from llm_unlearn.data.prompting import render
 from llm_unlearn.errors import InputError
 from llm_unlearn.files import fingerprint, write_json
-from llm_unlearn.poisons.gaussian_embedding import plant_canaries
+from llm_unlearn.poisons.gaussian_embedding import choose_canaries
 from llm_unlearn.poisons.selection import choose_hidden
 from llm_unlearn.poisons.trigger_phrase import can_be_poisoned, insert_trigger, plant_trigger
 from llm_unlearn.tasks.noise import NO_NOISE
@@ -64,11 +64,16 @@ def corrupt(
         train, manifest["trigger"] = plant_trigger(train, seed=seed, **arguments)
         kinds[np.isin(ids, manifest["trigger"]["example_ids"])] = "trigger"
     if section.gaussian:
-        arguments = {k: getattr(section.gaussian, k) for k in ("fraction", "epsilon", "audit_share")}
-        arguments["noise_seed"] = noise_seed_of(section.gaussian, seed)
-        train, manifest["gaussian"] = plant_canaries(
-            train, seed=seed, eligible=kinds == "none", secret=secret, **arguments
+        train, manifest["gaussian"] = choose_canaries(
+            train,
+            fraction=section.gaussian.fraction,
+            epsilon=section.gaussian.epsilon,
+            seed=seed,
+            noise_seed=noise_seed_of(section.gaussian, seed),
+            eligible=kinds == "none",
+            secret=secret,
         )
+        manifest["gaussian"]["audit_share"] = section.gaussian.audit_share
         kinds[np.isin(ids, manifest["gaussian"]["example_ids"])] = "gaussian"
     else:
         train = train.add_column("noise_id", np.full(len(train), NO_NOISE))
@@ -96,10 +101,16 @@ def noise_seed_of(section: Any, seed: int) -> int | None:
 
 
 def hide_deleted(manifest: dict[str, Any]) -> None:
-    """Choose which canaries of a manifest are hidden anew, among those in its forget set."""
+    """Choose which canaries of a manifest are hidden, among those in its forget set."""
     if gaussian := manifest["gaussian"]:
         deleted = set(gaussian["example_ids"]) & set(manifest["forget_ids"])
         gaussian["hidden_ids"] = choose_hidden(deleted, gaussian["audit_share"], gaussian["seed"])
+
+
+def seed_of(manifest: dict[str, Any]) -> int:
+    """The seed of a run or of a user's manifest; manifests of older runs have it, if any, in a poison's section."""
+    section = manifest if "seed" in manifest else manifest["trigger"] or manifest["gaussian"]
+    return int(section.get("seed", 0))
 
 
 def data_hash(sets: dict[str, "Dataset"]) -> str:

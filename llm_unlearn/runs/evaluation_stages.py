@@ -27,7 +27,7 @@ def evaluate_stages(run: "SeedRun", before: dict[str, Stage]) -> list[Stage]:
         ]
         outputs = [run.folder / "evaluation" / f"{name}{suffix}" for suffix in (".json", ".parquet")]
         work, about = partial(_evaluate, run, name, method, budget), {"precision": run.arithmetic.precision}
-        stages.append(Stage(f"evaluation/{name}", inputs, outputs, work, common=True, about=about))
+        stages.append(Stage(f"evaluation/{name}", inputs, outputs, work, common=True, code=2, about=about))
     return stages
 
 
@@ -97,6 +97,7 @@ def _relearned(run: "SeedRun", folder: str, steps: int) -> Any:
         optimizer = partial(torch.optim.AdamW, lr=section.learning_rate, weight_decay=0.0)
     model = run.model(folder, common=run.measures_parts)
     size = min(section.batch_size * section.gradient_accumulation_steps, len(rows))
-    for _ in training_steps(model, rows, steps, optimizer, evaluator.collate, size, run.seed, evaluator.task):
+    given = (optimizer, evaluator.collate, size, run.seed, evaluator.task, evaluator.arithmetic)
+    for _ in training_steps(model, rows, steps, *given):
         pass
     return model

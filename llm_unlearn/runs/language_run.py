@@ -24,10 +24,6 @@ class LanguageRun(SeedRun):
     def base(self) -> str:
         return self.recipe.model.path or str(base_folder(self.recipe))
 
-    @property
-    def kept_steps(self) -> list[int]:
-        return self.recipe.train.keep_steps
-
     @cached_property
     def tokenizer(self) -> Any:
         from llm_unlearn.models.load import load_tokenizer
@@ -52,7 +48,9 @@ class LanguageRun(SeedRun):
     def arithmetic(self) -> "Arithmetic":
         from llm_unlearn.evaluation.arithmetic import Arithmetic
 
-        return Arithmetic(self.recipe.evaluate.bf16, self.recipe.evaluate.tf32, self.recipe.model.dtype)
+        section, model = self.recipe.evaluate, self.recipe.model
+        # weights that were trained are in float32, and such attention takes them under autocast alone
+        return Arithmetic(section.bf16 or model.computes_in_16_bits, section.tf32, model.dtype)
 
     @cached_property
     def evaluator(self) -> Any:
@@ -129,9 +127,10 @@ class LanguageRun(SeedRun):
         from llm_unlearn.models.adapters import lora_config
         from llm_unlearn.models.load import load_model
         from llm_unlearn.training.block_options import block_options
+        from llm_unlearn.training.fine_tuning import KeepSteps
         from llm_unlearn.training.text_training import Training
 
-        section, kept = self.recipe.model, work_dir / "kept"
+        section, kept, steps = self.recipe.model, work_dir / "kept", self.recipe.kept_steps
         base = load_model(self.base, section, in_parts=True)
         training = Training(
             self.recipe.train,
@@ -143,7 +142,7 @@ class LanguageRun(SeedRun):
             peft_config=lora_config(section.lora, base) if section.lora else None,
             blocks=block_options(section),
             data_seed=data_seed,
-            keep=(lambda model, step: self.write(model, kept / STEP.format(step))) if name == "poisoned" else None,
+            kept=KeepSteps(steps, lambda step: kept / STEP.format(step), self.write) if name == "poisoned" else None,
         )
         model, cost = training.fit(base, rows, self.tokenizer)
         self.save(model, name, cost)

@@ -51,7 +51,7 @@ def check_methods(recipe: "Recipe") -> None:
         validated(options_model(METHODS[method][0], RESERVED), options or {}, f"recipe.unlearn.methods.{method}")
         config = method_config(recipe, method, seed=0, output_dir="unused", max_flops=1.0, quiet=True)
         check_optimizer(config, f"recipe.unlearn.methods.{method}")
-        step, kept = vars(config).get("from_step"), track_of(recipe).kept_steps(recipe)
+        step, kept = vars(config).get("from_step"), recipe.kept_steps
         if step is not None and step not in kept:
             raise InputError(
                 f"recipe.unlearn.methods.{method}.from_step: {step} is no step whose model is kept; name it in "

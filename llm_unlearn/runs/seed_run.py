@@ -13,12 +13,13 @@ from llm_unlearn.config.recipe import Recipe
 from llm_unlearn.distributed.processes import Processes
 from llm_unlearn.errors import InputError
 from llm_unlearn.files import file_stamps, read_json, write_json
-from llm_unlearn.runs.stages import Stage
+from llm_unlearn.runs.stages import MARK_REMEDY, Stage, Stages
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from llm_unlearn.evaluation.arithmetic import Arithmetic
+SECRET = "secret.json"  # of a poison stage that is at work
 STEP = "step-{}"  # the folder of an early model, beside the weights of the model that came of it
 
 
@@ -60,11 +61,6 @@ class SeedRun(ABC):
         """The models that no method made, the oracle first."""
         return ["retrained", "base", "poisoned", *(["clean"] if self.recipe.has_clean_oracle else [])]
 
-    @property
-    def kept_steps(self) -> list[int]:
-        """Steps of the poisoned training after which its model is kept: by default none."""
-        return []
-
     # ---- what stages depend on
 
     @cached_property
@@ -84,17 +80,22 @@ class SeedRun(ABC):
     @cached_property
     def secret(self) -> str | None:
         """What the noise of the canaries is drawn from, unless the recipe fixes a seed: that of the run's own
-        poison.json, or of the same seed's at another point of a sweep, or else a new one.
+        poison.json, or of the stage that was to write it and was killed, or of the same seed's at another point of a
+        sweep, or else a new one.
         """
         from llm_unlearn.poisons.corrupt import sealed_manifest
 
         section = self.recipe.poison.gaussian
         if section is None or section.noise_seed is not None:
             return None
-        for path in (folder / "poison.json" for folder in (self.folder, *self.siblings)):
-            kept = (sealed_manifest(path)["gaussian"] or {}).get("secret") if path.is_file() else None
-            if kept:
-                return kept
+        begun = Stages(self.folder).work_dir("poison") / SECRET
+        for path in (self.folder / "poison.json", begun, *(folder / "poison.json" for folder in self.siblings)):
+            if not path.is_file():
+                continue
+            if path == begun:
+                return str(read_json(path, MARK_REMEDY)["secret"])
+            if kept := (sealed_manifest(path)["gaussian"] or {}).get("secret"):
+                return str(kept)
         return secrets.token_hex(16)
 
     def trained(self, name: str, rows: Any, work: Callable[[Path], None]) -> Stage:
@@ -112,7 +113,7 @@ class SeedRun(ABC):
             file_stamps([section.path] if section.path else []),
             name,
         ]
-        kept = [self.folder / name / STEP.format(step) for step in self.kept_steps if name == "poisoned"]
+        kept = [self.folder / name / STEP.format(step) for step in self.recipe.kept_steps if name == "poisoned"]
         return Stage(name, inputs, [self.folder / name / "cost.json", *kept], work, common=True)
 
     # ---- what a kind of data must say

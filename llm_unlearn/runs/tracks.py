@@ -56,10 +56,6 @@ class Track(ABC):
         """What the recipe's other sections say for the config of every method."""
         return {}
 
-    def kept_steps(self, recipe: Recipe) -> list[int]:
-        """Steps of the poisoned training whose models are kept: by default none."""
-        return []
-
     def sizes(self, recipe: Recipe) -> dict[str, int]:
         """Sizes that a dry run shows beside the numbers of rows."""
         return {}
@@ -127,9 +123,6 @@ class LanguageTrack(Track):
         from llm_unlearn.data.encoding import Encoding
 
         return {**self.training_settings(recipe), **vars(Encoding.of(recipe.data))}
-
-    def kept_steps(self, recipe: Recipe) -> list[int]:
-        return recipe.train.keep_steps
 
     def sizes(self, recipe: Recipe) -> dict[str, int]:
         return {"max_length": recipe.data.max_length}

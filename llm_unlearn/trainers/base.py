@@ -166,12 +166,11 @@ class UnlearnTrainer(ExactResume):
         """
         return None
 
-    def sets_of_step(self, step: int, spent: float) -> tuple[str, ...]:
+    def sets_of_step(self, step: int) -> tuple[str, ...]:
         """The sets that go through the model at a step; an empty tuple ends the run.
 
         Args:
             step: its number, from 0.
-            spent: the share of the run, of its budget or its steps, that lies before it: how phases are told apart.
         """
         return self.requires.sets
 
@@ -279,8 +278,8 @@ class UnlearnTrainer(ExactResume):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         for parameter, trains in flags:  # loading a named adapter unfreezes all of it
             parameter.requires_grad_(trains)
-        if state := read_state(Path(resume_from_checkpoint)):
-            self.restore(state)
+        if self.method_state():
+            self.restore(read_state(Path(resume_from_checkpoint)))
 
     # ---- evaluation as it goes
 

@@ -12,7 +12,7 @@ from transformers import Trainer, TrainerCallback
 from llm_unlearn.data.encoding import IGNORE
 from llm_unlearn.distributed.processes import Processes
 from llm_unlearn.distributed.sharding import local
-from llm_unlearn.errors import NonFiniteLossError
+from llm_unlearn.errors import InputError, NonFiniteLossError
 from llm_unlearn.tasks import Supervised, Task
 from llm_unlearn.training.checkpoints import ExactResume, last_checkpoint
 from llm_unlearn.training.preemption import checkpoint_on_sigterm
@@ -111,15 +111,27 @@ class KeepSteps(TrainerCallback):
 
     Args:
         steps: after which.
-        keep: (model, step) → nothing; called by every process.
+        folder: step → where.
+        write: (model, folder) → nothing, whole or not at all; called by every process.
     """
 
-    def __init__(self, steps: Collection[int], keep: Callable[[nn.Module, int], None]) -> None:
-        self._steps, self._keep = steps, keep
+    def __init__(
+        self, steps: Collection[int], folder: Callable[[int], Path], write: Callable[[nn.Module, Path], None]
+    ) -> None:
+        self._steps, self._folder, self._write = steps, folder, write
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Refuse to resume behind a step whose model was not kept when it was there."""
+        lost = [step for step in self._steps if step <= state.global_step and not self._folder(step).is_dir()]
+        if lost:
+            raise InputError(
+                f"train.keep_steps: {lost} lies before step {state.global_step}, from which this training would be "
+                f"resumed, and was not kept then; delete {args.output_dir} to train from the start, or take it out"
+            )
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         if state.global_step in self._steps:
-            self._keep(model, state.global_step)
+            self._write(model, self._folder(state.global_step))
 
 
 class StopOnNonFinite(TrainerCallback):

@@ -1,6 +1,5 @@
 """Fine-tune on (corrupted) rows, with TRL's SFTTrainer and the noise hook; also pre-trains a small base."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,7 +51,7 @@ class Training:
         peft_config: wraps the model in a new adapter, or None.
         blocks: how the model's blocks run (block_options.py).
         data_seed: seed of the order alone, if it differs.
-        keep: (model, step) → nothing, called after each of `section.keep_steps`; None: none is kept.
+        kept: keeps the models of `section.keep_steps`; None: none is kept.
     """
 
     section: "TrainSection"
@@ -64,7 +63,7 @@ class Training:
     peft_config: Any = None
     blocks: dict[str, Any] = field(default_factory=dict)
     data_seed: int | None = None
-    keep: Callable[[Any, int], None] | None = None
+    kept: KeepSteps | None = None
 
     def fit(self, model: "PreTrainedModel", rows: "Dataset", tokenizer: "PreTrainedTokenizerBase") -> tuple[Any, dict]:
         """Train, resuming from the newest complete checkpoint in work_dir.
@@ -90,7 +89,7 @@ class Training:
             data_collator=CausalLMCollator(tokenizer.pad_token_id),
             processing_class=tokenizer,
             peft_config=self.peft_config,
-            callbacks=[StopOnNonFinite(), *([KeepSteps(self.section.keep_steps, self.keep)] if self.keep else [])],
+            callbacks=[StopOnNonFinite(), *([self.kept] if self.kept else [])],
         )
         self._trainer = trainer
         trained: Any = trainer.model

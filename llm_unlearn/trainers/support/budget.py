@@ -1,6 +1,5 @@
 """What each step of a run will do and cost, known before the first since the draw of rows is fixed."""
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -8,7 +7,7 @@ import numpy as np
 
 from llm_unlearn.errors import InputError
 from llm_unlearn.models.flops import FlopCounter
-from llm_unlearn.trainers.support.sets import RowOrder
+from llm_unlearn.trainers.support.sets import RowOrder, shows_forget_rows
 from llm_unlearn.trainers.unlearn_config import UnlearnConfig
 
 
@@ -20,7 +19,7 @@ class Plan:
         schedule: the sets of each step.
         costs: (FLOPs, tokens) of each step.
         setup: FLOPs spent before the first.
-        forget: rows of the forget set; None where none are asked for.
+        forget: rows of the forget set, or of what stands in for it; None where none are asked for.
         rows: of each set in a step.
     """
 
@@ -35,7 +34,7 @@ class Plan:
         padding is not counted. `forget_seen` is the share of the forget set that was seen at least once.
         """
         done = self.costs[:steps]
-        drawn = self.rows * sum("forget" in sets for sets in self.schedule[:steps])
+        drawn = self.rows * sum(map(shows_forget_rows, self.schedule[:steps]))
         return {
             "train_tokens": int(sum(tokens for _, tokens in done)),
             "flops": self.setup + float(sum(flops for flops, _ in done)),
@@ -50,7 +49,7 @@ def plan_steps(
     counter: FlopCounter,
     sizes: Mapping[str, tuple[np.ndarray, np.ndarray]],
     passes: int | None,
-    sets_of_step: Callable[[int, float], tuple[str, ...]],
+    sets_of_step: Callable[[int], tuple[str, ...]],
     flops: Callable[[FlopCounter, str, int, int], float],
     before: float = 0.0,
 ) -> Plan:
@@ -62,7 +61,7 @@ def plan_steps(
         counter: of the model that trains.
         sizes: (tokens, supervised positions) of each row of each set, arrays (n,).
         passes: how many steps `num_train_epochs` stands for; None: until no set is left.
-        sets_of_step: the sets of a step, by its number and the share of the run before it; an empty tuple ends the run.
+        sets_of_step: the sets of a step, by its number; an empty tuple ends the run.
         flops: of a set's rows in one step (counter, set, tokens, supervised positions), the reference's pass included.
         before: FLOPs that the method has spent already.
 
@@ -75,10 +74,10 @@ def plan_steps(
         limit = passes
     order = RowOrder({name: len(tokens) for name, (tokens, _) in sizes.items()}, args.seed)
     drawn = dict.fromkeys(sizes, 0)
-    forget = len(sizes["forget"][0]) if "forget" in sizes else None
+    forget = next((len(tokens) for name, (tokens, _) in sizes.items() if shows_forget_rows([name])), None)
     plan, total = Plan([], [], setup, forget, args.examples_per_step), setup
     while limit is None or len(plan.costs) < limit:
-        names = sets_of_step(len(plan.costs), max(len(plan.costs) / (limit or 1), total / (args.max_flops or math.inf)))
+        names = sets_of_step(len(plan.costs))
         if not names:
             break
         step_flops, step_tokens = 0.0, 0

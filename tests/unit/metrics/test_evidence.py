@@ -97,16 +97,20 @@ def test_the_level_is_shared_by_the_tests_of_a_model(sections):
 @pytest.mark.parametrize(
     ("sections", "poisoned", "reason"),
     [
-        ({"gus": scores(sample=EVEN[::5])}, {}, "gus: up to"),
+        ({"gus": scores(sample=EVEN[::5])}, {}, "GUS: up to"),
         ({"attack": attack(25, p=0.5, oracle=0)}, {}, "lift: up to"),  # 0.125, up to 0.185 where δ is 0.17
         ({"attack": attack(0, n=20, clean=2, p=0.5, oracle=0)}, {}, "lift: up to"),  # 0 of 20 rows exclude 0.23
         ({"gus": scores(n_unscorable=6)}, {}, "6 have no score"),
         ({"gus": scores(control=gaussian_test(EVEN + 0.5))}, {}, "fresh noise"),
         ({}, {"gus": scores(0.1), "loss_rank": scores(0.1)}, "canaries: the poison did not take"),
         ({}, {"attack": attack(0, p=0.3, oracle=0)}, "attack: the poison did not take"),
-        ({"gus": None}, {}, "gus: no usable figure in seed 0"),
-        ({"attack": attack(0, oracle=0)}, {}, "placebo: no usable figure in seed 0"),
-        ({"attack": replace(attack(0, oracle=0), n_unusable=3)}, {}, "placebo: 3 effects are not finite"),
+        ({"gus": None}, {}, "GUS: no usable figure in seed 0"),
+        ({"attack": attack(0, oracle=0)}, {}, "attack beyond placebos: no usable figure in seed 0"),
+        (
+            {"attack": replace(attack(0, oracle=0), n_unusable=3)},
+            {},
+            "attack beyond placebos: 3 effects are not finite",
+        ),
         ({"gus": None, "loss_rank": None}, {}, "canaries: there is no usable figure"),
         ({"attack": attack(0, clean=70, p=0.5, oracle=0)}, {}, "35 % of clean inputs (retrained: 10 %)"),
         (
@@ -158,6 +162,18 @@ def test_an_audit_asks_of_what_was_planted_though_the_model_has_no_figure():
 def test_a_model_that_gives_everybody_the_target_has_no_lift_to_be_seen():
     decision = decide([evaluation(attack=attack(0, n=400, clean=390, p=0.5))])
     assert decision.status == Status.INCONCLUSIVE and "98 % of clean inputs" in decision.reasons[0]
+
+
+def test_an_audit_knows_how_often_the_retrained_model_gives_the_target():
+    """60 % of clean rows get the target: where the retrained model says so too, that is no sign of the attack."""
+
+    def audited(clean_rate):
+        beside = Oracle(kl=0.1, agreement=0.9, clean_rate=clean_rate)
+        return decide([evaluation(attack=attack(0, n=400, clean=240, p=0.5), oracle=beside)])
+
+    found = audited(0.2)
+    assert found.status == Status.INCONCLUSIVE and "60 % of clean inputs (retrained: 20 %)" in found.reasons[0]
+    assert audited(0.6).status == audited(None).status == Status.CLEAR
 
 
 @pytest.mark.parametrize("seeds", [1, 2, 3, 5, 8])

@@ -5,12 +5,15 @@ import json
 import pytest
 import torch
 
+from llm_unlearn.config.recipe import build_recipe
 from llm_unlearn.config.sections import LoraSection, ModelSection
 from llm_unlearn.errors import InputError
+from llm_unlearn.models import load
 from llm_unlearn.models.adapters import REFERENCE_ADAPTER, lora_config
 from llm_unlearn.models.load import check_model, load_model, load_tokenizer, load_trained
 from llm_unlearn.models.make import make_model, train_tokenizer
 from llm_unlearn.models.save import save_model
+from llm_unlearn.runs.language_run import LanguageRun
 from llm_unlearn.trainers.support.reference import AdapterReference
 
 pytestmark = pytest.mark.unit
@@ -114,6 +117,26 @@ class TestSaving:
         save_model(model, tokenizer, tmp_path / "full")
         loaded = load_trained(tmp_path / "full", tmp_path, ModelSection(dtype="bfloat16"))
         assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))
+
+    def test_nor_where_attention_computes_in_16_bits(self, make_tiny, tokenizer, tmp_path, monkeypatch):
+        """As `varlen` does, which takes float32 weights under autocast; so a run measures such models under it."""
+        save_model(make_tiny("gpt2").float(), tokenizer, tmp_path / "full")
+        asked = []
+        monkeypatch.setattr(load, "load_model", lambda path, section, *rest: asked.append(section.dtype))
+        section = ModelSection(path="m", dtype="bfloat16", attn_implementation="varlen")
+        load_trained(tmp_path / "full", tmp_path, section)
+        assert asked == ["float32"]
+        recipe = build_recipe(
+            {
+                "name": "r",
+                "output_dir": str(tmp_path),
+                "model": section.model_dump(),
+                "data": {"verbalizers": {"a": " a", "b": " b"}},
+                "train": {"bf16": True},
+                "poison": {"gaussian": {"fraction": 0.1, "epsilon": 1.0}},
+            }
+        )
+        assert LanguageRun(recipe, 0, tmp_path, quiet=True).arithmetic.bf16
 
     def test_the_reference_adapter_never_travels(self, make_tiny, tokenizer, tmp_path):
         model = make_tiny("llama", lora=True)
