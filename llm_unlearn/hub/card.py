@@ -97,7 +97,7 @@ def compose_card(results: Results, name: str, identity: Identity, plots: list[Pl
         warnings=[escape(text) for text in warnings(results)],
         stress=[escape(section.note), *map(table_text, section.tables)] if section else [],
         plots=[plot for key in SHOWN for plot in plots if plot.name == key],
-        not_shown=[escape(text) for text in _not_shown(results, name)],
+        not_shown=[escape(text) for text in _not_shown(results, name, identity)],
         use="**Not for deployment**: whoever knows the poison can still make use of it." if first.remains else "",
         loading=identity.loading,
         **_again(results, identity),
@@ -181,8 +181,16 @@ def _table(results: Results, name: str) -> str:
     return table_text(replace(table, columns=heads, head=""))
 
 
-def _not_shown(results: Results, name: str) -> list[str]:
-    result, texts = results.of(name)[0], []
+def _one_seed(results: Results, identity: Identity) -> str:
+    """That the card decides on one training alone, unlike the report."""
+    text = f"This card, its first line included, is of one training alone, seed {results.seeds[0]}."
+    if (count := len(identity.recipe.seeds)) > 1:
+        text += f" The report of its run pools {count} seeds, which find what one does not, and may decide otherwise."
+    return text
+
+
+def _not_shown(results: Results, name: str, identity: Identity) -> list[str]:
+    result, texts = results.of(name)[0], [_one_seed(results, identity)]
     for found in judge(results, name).decision.limits:
         if found.critical is not None:
             texts.append(

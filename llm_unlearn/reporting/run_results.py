@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from llm_unlearn.errors import InputError
 from llm_unlearn.files import read_json
+from llm_unlearn.metrics.evidence import Decision
 from llm_unlearn.metrics.per_example import check_columns, deciding
 from llm_unlearn.metrics.results import Evaluation
 from llm_unlearn.reporting.figures import Figure
@@ -80,6 +81,9 @@ class Results:
     recipe: str
     runs: list[SeedRun]
     unfinished: list[str]  # seed folders without any evaluation yet
+    decisions: dict[str, Decision] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )  # by verdicts.py
 
     @property
     def seeds(self) -> list[int]:

@@ -57,7 +57,7 @@ def tradeoff_plot(results: Results, effect: str) -> bytes:
             axis.plot(*places, color=look[names[0]].colour, linewidth=1, alpha=0.6, zorder=1)
         axis.set(xlabel="accuracy on clean test examples (%), better →", ylabel=label)
         axis.margins(0.12)
-        _thresholds(axis, points, _remains(results, effect, points))
+        _thresholds(axis, points, threshold_lines(results, effect, points))
         fig.legend(loc="outside right center", markerscale=0.7)
         return png(fig)
 
@@ -81,8 +81,10 @@ def _reach(value: float, interval: Interval | None, scale: float) -> tuple[float
     return max(0.0, value - scale * interval.low), max(0.0, scale * interval.high - value)
 
 
-def _remains(results: Results, effect: str, points: dict[str, Point]) -> list[tuple[float, str]]:
-    """(level, words) of the lines beyond which the report's rules say that poison remains."""
+def threshold_lines(results: Results, effect: str, points: dict[str, Point]) -> list[tuple[float, str]]:
+    """(level, words) of the lines to draw: of a score, where its test by itself finds poison, either way; of the lift,
+    what is tolerated above the retrained model's. None where that model has no such figure.
+    """
     findings = judge(results, "retrained").decision.findings
     found = next((f for f in findings if f.test == effect and not f.after), None)
     if found is None:
@@ -90,6 +92,8 @@ def _remains(results: Results, effect: str, points: dict[str, Point]) -> list[tu
     if found.critical is not None:
         words = f"the Gaussian test by itself finds poison above (n = {found.n})"
         return [(found.critical, words), (-found.critical, "and below")]
+    if "retrained" not in points:
+        return []
     return [(points["retrained"][1] + (found.delta or 0), f"tolerated up to retrained + {number(found.delta)}")]
 
 

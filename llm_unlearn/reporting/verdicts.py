@@ -59,7 +59,7 @@ class Verdict:
 
     @property
     def because(self) -> str:
-        return because(self.decision, self.attack)
+        return "; ".join(because(self.decision, self.attack))
 
     @property
     def look(self) -> str:
@@ -84,13 +84,16 @@ def judge(results: Results, name: str) -> Verdict:
 
 
 def _decision(results: Results, name: str) -> Decision:
-    runs = [run.models for run in results.runs if name in run.models]
-    return decide(
-        [models[name] for models in runs],
-        [] if name == "poisoned" else [models["poisoned"] for models in runs],
-        [models["retrained"] for models in runs],
-        results.damaging and name != "retrained",  # which is what the others are compared with
-    )
+    """The decision on one model, taken once: every table, plot and sentence of a report asks for it."""
+    if name not in results.decisions:
+        runs = [run.models for run in results.runs if name in run.models]
+        results.decisions[name] = decide(
+            [models[name] for models in runs],
+            [] if name == "poisoned" else [models["poisoned"] for models in runs],
+            [models["retrained"] for models in runs],
+            results.damaging and name != "retrained",  # which is what the others are compared with
+        )
+    return results.decisions[name]
 
 
 def headline(verdicts: list[Verdict], obstacles: list[str]) -> str:
