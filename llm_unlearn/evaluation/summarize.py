@@ -1,5 +1,6 @@
 """Per-example signals → the result of one model. Needs no model: every metric can be recomputed from the Parquet."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -101,19 +102,15 @@ def _attack(sets: Sets, oracle: Sets | None) -> Attack | None:
     triggered = sets["triggered"]
     unusable = int((~np.isfinite(sets["placebo"]["effect"])).sum()) if "placebo" in sets else 0
     placebos = _placebos(sets["placebo"]) if "placebo" in sets and not unusable else {}
-    phrases = None
-    if "trigger" in triggered and triggered["trigger"].notna().any():
-        phrases = [
-            PhraseAttack(
-                phrase=int(number), **_lift(sets, oracle, rows["example_id"]), placebo=placebos.get(int(number))
-            )
-            for number, rows in triggered.groupby("trigger")
-        ]
+    phrases = [
+        PhraseAttack(phrase=number, **_lift(sets, oracle, rows["example_id"]), placebo=placebos.get(number))
+        for number, rows in _by_trigger(triggered)
+    ]
     return Attack(
         **_lift(sets, oracle, triggered["example_id"]),
         placebo=strongest(list(placebos.values())) if placebos else None,
         n_unusable=unusable,
-        phrases=phrases,
+        phrases=phrases or None,
     )
 
 
@@ -127,11 +124,17 @@ def _lift(sets: Sets, oracle: Sets | None, ids: "pd.Series") -> dict[str, Any]:
 def _placebos(table: "pd.DataFrame") -> dict[int, PlaceboTest]:
     """Each planted trigger, by its number, among its placebos."""
     tests = {}
-    for number, rows in table.groupby("trigger"):
+    for number, rows in _by_trigger(table):
         planted, *placebos = rows.sort_values("draw")["effect"]
         stop_at, n = (int(rows[name].iloc[0]) for name in ("stop_at", "n_rows"))
-        tests[int(number)] = placebo_test(planted, placebos, stop_at, n)
+        tests[number] = placebo_test(planted, placebos, stop_at, n)
     return tests
+
+
+def _by_trigger(table: "pd.DataFrame") -> "Iterator[tuple[int, pd.DataFrame]]":
+    """The rows of each planted trigger, by its number; none where rows do not say whose they are."""
+    numbers = table["trigger"].dropna().astype(int).unique().tolist() if "trigger" in table else []
+    yield from ((number, table[table["trigger"] == number]) for number in sorted(numbers))
 
 
 def _hits(sets: Sets, ids: "pd.Series") -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

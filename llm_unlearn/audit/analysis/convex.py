@@ -5,7 +5,7 @@ that no floor has to be subtracted, as a network's needs (recipes/ANALYSIS.md).
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -89,7 +89,7 @@ def optimum(z: Array, targets: Array, loss: Loss, ridge: float) -> Array:
     """θ (d, classes) at which the mean loss of rows z (n, d) with one-hot targets, and the ridge, is least."""
     d, classes = z.shape[1], targets.shape[1]
     if loss == "linear":
-        return np.linalg.solve(z.T @ z / len(z) + ridge * np.eye(d), z.T @ targets / len(z))
+        return np.asarray(np.linalg.solve(z.T @ z / len(z) + ridge * np.eye(d), z.T @ targets / len(z)), float)
 
     def value(flat: Array) -> tuple[float, Array]:
         theta = flat.reshape(d, classes)
@@ -97,7 +97,9 @@ def optimum(z: Array, targets: Array, loss: Loss, ridge: float) -> Array:
         return nll + ridge * (flat @ flat) / 2, (gradient(theta, z, targets, loss) + ridge * theta).ravel()
 
     options = {"maxiter": 10_000, "maxfun": 20_000, "gtol": 1e-9, "ftol": 1e-15}
-    return minimize(value, np.zeros(d * classes), jac=True, method="L-BFGS-B", options=options).x.reshape(d, classes)
+    objective: Any = value  # scipy's stubs ask for arrays of a known number of dimensions
+    found = minimize(objective, np.zeros(d * classes), jac=True, method="L-BFGS-B", options=options)
+    return np.asarray(found.x, float).reshape(d, classes)
 
 
 def gradient(theta: Array, z: Array, targets: Array, loss: Loss) -> Array:

@@ -53,9 +53,6 @@ def sets_of(**trigger):
     return corrupt(splits, recipe, 0)
 
 
-SETTINGS = PlaceboSettings(49, 4, 5)
-
-
 @pytest.fixture(scope="module")
 def evaluator(tokenizer):
     def make(settings=SETTINGS, batch_size=8, template=PROMPT, **trigger):
@@ -197,8 +194,8 @@ def test_on_a_model_that_never_saw_them_phrases_that_a_person_chose_are_like_pla
     (drawn,) = measure.triggers
     placebos = measure.effects(model, drawn[1:])
     for effect in measure.effects(model, names):
-        mixed = generator.permutation(placebos)
-        p_values.append((1 + (mixed >= effect).sum()) / 40)
+        test = placebo_test(float(effect), generator.permutation(placebos), stop_at=4, n=2)
+        p_values.append(test.p_value)
     for level in (0.1, 0.25, 0.5):
         share = np.mean(np.array(p_values) <= level)
         assert abs(share - level) < 4 * np.sqrt(level * (1 - level) * (1 / 150 + 1 / 40)), (level, share)
