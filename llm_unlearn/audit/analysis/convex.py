@@ -96,8 +96,8 @@ def optimum(z: Array, targets: Array, loss: Loss, ridge: float) -> Array:
         nll = -(targets * log_softmax(z @ theta, axis=1)).sum(1).mean()
         return nll + ridge * (flat @ flat) / 2, (gradient(theta, z, targets, loss) + ridge * theta).ravel()
 
-    options = {"maxiter": 10_000, "maxfun": 20_000, "gtol": 1e-9, "ftol": 1e-15}
     objective: Any = value  # scipy's stubs ask for arrays of a known number of dimensions
+    options: Any = {"maxiter": 10_000, "maxfun": 20_000, "gtol": 1e-9, "ftol": 1e-15}
     found = minimize(objective, np.zeros(d * classes), jac=True, method="L-BFGS-B", options=options)
     return np.asarray(found.x, float).reshape(d, classes)
 
