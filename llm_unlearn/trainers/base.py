@@ -166,11 +166,12 @@ class UnlearnTrainer(ExactResume):
         """
         return None
 
-    def sets_of_step(self, step: int) -> tuple[str, ...]:
+    def sets_of_step(self, step: int, spent: float) -> tuple[str, ...]:
         """The sets that go through the model at a step; an empty tuple ends the run.
 
         Args:
             step: its number, from 0.
+            spent: the share of the run, of its budget or its steps, that lies before it: how phases are told apart.
         """
         return self.requires.sets
 

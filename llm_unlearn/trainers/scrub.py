@@ -45,7 +45,7 @@ class ScrubTrainer(UnlearnTrainer):
     method = "scrub"
     args: ScrubConfig
 
-    def sets_of_step(self, step):
+    def sets_of_step(self, step, spent):
         steps = self.steps_per_pass()
         epoch, within = divmod(step, 2 * steps)
         return ("forget",) if epoch < self.args.msteps and within >= steps else ("retain",)

@@ -63,7 +63,7 @@ class SSDTrainer(UnlearnTrainer):
         if not all(self.train_dataset.rows_drawn(name) for name in self.requires.sets):
             raise InputError("ssd: the budget does not pay for one step on each set; raise it or lower the batch size")
 
-    def sets_of_step(self, step):
+    def sets_of_step(self, step, spent):
         forget, retain = (math.ceil(len(self.rows[name]) / self.examples_per_step) for name in ("forget", "retain"))
         if step >= forget + retain:
             return ()

@@ -1,5 +1,6 @@
 """What each step of a run will do and cost, known before the first since the draw of rows is fixed."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -49,7 +50,7 @@ def plan_steps(
     counter: FlopCounter,
     sizes: Mapping[str, tuple[np.ndarray, np.ndarray]],
     passes: int | None,
-    sets_of_step: Callable[[int], tuple[str, ...]],
+    sets_of_step: Callable[[int, float], tuple[str, ...]],
     flops: Callable[[FlopCounter, str, int, int], float],
     before: float = 0.0,
 ) -> Plan:
@@ -61,7 +62,7 @@ def plan_steps(
         counter: of the model that trains.
         sizes: (tokens, supervised positions) of each row of each set, arrays (n,).
         passes: how many steps `num_train_epochs` stands for; None: until no set is left.
-        sets_of_step: the sets of a step, by its number; an empty tuple ends the run.
+        sets_of_step: the sets of a step, by its number and the share of the run before it; an empty tuple ends the run.
         flops: of a set's rows in one step (counter, set, tokens, supervised positions), the reference's pass included.
         before: FLOPs that the method has spent already.
 
@@ -77,7 +78,7 @@ def plan_steps(
     forget = next((len(tokens) for name, (tokens, _) in sizes.items() if shows_forget_rows([name])), None)
     plan, total = Plan([], [], setup, forget, args.examples_per_step), setup
     while limit is None or len(plan.costs) < limit:
-        names = sets_of_step(len(plan.costs))
+        names = sets_of_step(len(plan.costs), max(len(plan.costs) / (limit or 1), total / (args.max_flops or math.inf)))
         if not names:
             break
         step_flops, step_tokens = 0.0, 0
