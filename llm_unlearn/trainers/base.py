@@ -49,7 +49,7 @@ from llm_unlearn.trainers.support.sets import (
 from llm_unlearn.trainers.support.stops import LossCheck, StopsCallback, broken_down, has_finite_weights
 from llm_unlearn.trainers.unlearn_config import UnlearnConfig
 from llm_unlearn.training.block_options import use_kernels
-from llm_unlearn.training.checkpoints import ExactResume
+from llm_unlearn.training.checkpoints import METHOD_STATE, ExactResume
 
 
 class UnlearnTrainer(ExactResume):
@@ -279,8 +279,9 @@ class UnlearnTrainer(ExactResume):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         for parameter, trains in flags:  # loading a named adapter unfreezes all of it
             parameter.requires_grad_(trains)
-        if self.method_state():
-            self.restore(read_state(Path(resume_from_checkpoint)))
+        checkpoint = Path(resume_from_checkpoint)
+        if self.method_state() or (checkpoint / METHOD_STATE).is_file():  # some keep nothing before a later phase
+            self.restore(read_state(checkpoint))
 
     # ---- evaluation as it goes
 
