@@ -58,7 +58,7 @@ class CrowTrainer(UnlearnTrainer):
     def weights_to_train(cls, task, model, args):
         block_list(model)  # or this architecture keeps its blocks in another way
 
-    def flops(self, counter, name, tokens, positions):
+    def flops(self, counter, name, tokens, positions, sets):
         nudge = counter.forward(tokens, 0)  # its gradient is taken of activations alone, which costs a forward pass
         return counter.training(tokens, positions) + nudge + counter.training(tokens, 0)
 

@@ -2,6 +2,7 @@
 2506.05314.
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -76,5 +77,7 @@ class DualStep(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         trainer = self.trainer
         violation = trainer.over_processes(torch.stack(trainer.components["violation"][self._before :]).mean())
+        if not math.isfinite(violation):  # max(0, NaN) would be 0
+            raise trainer.non_finite("retain loss", state.global_step)
         trainer.multiplier = max(0.0, trainer.multiplier + args.dual_rate * violation)
         trainer.record("multiplier", torch.tensor(trainer.multiplier, device=args.device))
