@@ -59,7 +59,8 @@ class SinkTrainer(UnlearnTrainer):
     From the paper's abstract are the two steps: NPO, then redirection into capacity that comes for f and goes again.
     Ours is what the capacity is, a low-rank product added to what each linear layer of the blocks gives (under LoRA a
     second adapter beside the first), in the place of neurons in classifiers of images; and its own learning rate, for
-    it to take f up before the model does. Spare weights are never part of the model: nothing that is evaluated or saved has them.
+    it to take f up before the model does. Spare weights are never part of the model: nothing that is evaluated or saved
+    has them.
     """
 
     method = "sink"

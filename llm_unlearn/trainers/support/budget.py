@@ -79,7 +79,8 @@ def plan_steps(
     forget = len(sizes["forget"][0]) if "forget" in sizes else None
     plan, total = Plan([], [], setup, forget, args.examples_per_step), setup
     while limit is None or len(plan.costs) < limit:
-        names = sets_of_step(len(plan.costs), max(len(plan.costs) / (limit or 1), total / (args.max_flops or math.inf)))
+        spent = max(len(plan.costs) / (limit or math.inf), total / (args.max_flops or math.inf))
+        names = sets_of_step(len(plan.costs), spent)
         if not names:
             break
         step_flops, step_tokens = 0.0, 0
