@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from llm_unlearn.config.fields import Positive
+from llm_unlearn.config.fields import NotNegative, Positive
 from llm_unlearn.data.encoding import IGNORE
 from llm_unlearn.errors import InputError
 from llm_unlearn.losses import dpo_loss
@@ -30,9 +30,10 @@ class AltPOConfig(RetainTermConfig):
         temperature: at which alternatives are sampled (the paper's 1).
     """
 
-    learning_rate_ratio: ClassVar[float] = 0.3  # not tuned
+    learning_rate_ratio: ClassVar[float] = 1.0
 
     retain_loss: RetainLoss = "nll"
+    alpha: NotNegative = 5.0  # with 1 the quickstart's answer is lost at every ratio
     beta: Positive = 0.1
     prefactor: Positive = 1.0
     temperature: Positive = 1.0

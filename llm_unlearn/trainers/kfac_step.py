@@ -38,7 +38,7 @@ class KFACStepConfig(UnlearnConfig):
     }
 
     uphill_share: Share = 0.1
-    step_kl: Positive = 0.01
+    step_kl: Positive = 0.03  # with 0.3 the quickstart collapses
     damping: Positive = 0.1
 
 
