@@ -8,9 +8,9 @@ import torch
 from llm_unlearn.config.fields import Positive, Share
 from llm_unlearn.losses import gradient_ascent_loss, gradient_descent_loss
 from llm_unlearn.trainers.base import UnlearnTrainer
+from llm_unlearn.trainers.support.budget import refuse_without_phase
 from llm_unlearn.trainers.support.kronecker_factors import added, directions, factor_sums
 from llm_unlearn.trainers.support.linear_layers import linear_layers
-from llm_unlearn.trainers.support.phases import refuse_without_phase
 from llm_unlearn.trainers.support.sets import one_set
 from llm_unlearn.trainers.unlearn_config import UnlearnConfig
 

@@ -13,8 +13,8 @@ from transformers import TrainerCallback
 from llm_unlearn.config.fields import NotNegative, Positive, Share, Size
 from llm_unlearn.losses import npo_loss
 from llm_unlearn.trainers.base import UnlearnTrainer
+from llm_unlearn.trainers.support.budget import refuse_without_phase
 from llm_unlearn.trainers.support.linear_layers import linear_layers
-from llm_unlearn.trainers.support.phases import refuse_without_phase
 from llm_unlearn.trainers.support.sets import one_set
 from llm_unlearn.trainers.unlearn_config import Requirements, UnlearnConfig
 

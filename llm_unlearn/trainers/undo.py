@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from llm_unlearn.config.fields import NotNegative, Positive, Share, ShareOrZero
 from llm_unlearn.losses import kl_loss, noised
 from llm_unlearn.trainers.base import UnlearnTrainer
-from llm_unlearn.trainers.support.phases import refuse_without_phase
+from llm_unlearn.trainers.support.budget import refuse_without_phase
 from llm_unlearn.trainers.unlearn_config import Requirements, UnlearnConfig
 
 CHANGES = "undo changes the weights between two steps and makes a teacher of them, which {} keeps in parts of its own"

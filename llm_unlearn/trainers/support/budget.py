@@ -106,3 +106,18 @@ def plan_steps(
             "raise the budget or lower the batch size"
         )
     return plan
+
+
+def refuse_without_phase(method: str, plan: Plan, sets: tuple[str, ...]) -> None:
+    """Raise InputError where no step has these sets, so that a method would be another one.
+
+    Args:
+        method: its name, for messages.
+        plan: the steps of the run.
+        sets: those of the phase.
+    """
+    if sets not in plan.schedule:
+        raise InputError(
+            f"{method}: of {len(plan.schedule)} steps none is of its last phase ({' and '.join(sets)} rows); "
+            "raise the budget, or lower the first phase's share or the batch size"
+        )
