@@ -1,13 +1,9 @@
 """Redirection (REM): forget, then let spare weights take f up, and drop them. Schoepf et al. 2025, arXiv 2505.17730."""
 
-import math
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import nn
-from torch.nn import functional as F
 from transformers import TrainerCallback
 
 from llm_unlearn.config.fields import NotNegative, Positive, Share, Size
@@ -16,6 +12,7 @@ from llm_unlearn.trainers.base import UnlearnTrainer
 from llm_unlearn.trainers.support.budget import refuse_without_phase
 from llm_unlearn.trainers.support.linear_layers import linear_layers
 from llm_unlearn.trainers.support.sets import one_set
+from llm_unlearn.trainers.support.spare_weights import SpareWeights
 from llm_unlearn.trainers.unlearn_config import Requirements, UnlearnConfig
 
 BESIDE = "sink trains weights that stand beside the model, which was not tried under {}"
@@ -72,8 +69,8 @@ class SinkTrainer(UnlearnTrainer):
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         refuse_without_phase(self.method, self.plan, ("forget", "retain"))
-        self.spare: dict[str, nn.Parameter] = {}
-        self.active = False
+        self.spare: SpareWeights | None = None
+        self.redirecting = False
         self.add_callback(Forgotten(self))
 
     def prepare_model(self, model, args):
@@ -89,7 +86,7 @@ class SinkTrainer(UnlearnTrainer):
         return counter.training(tokens, positions) + (6.0 * beside * tokens if active else 0.0)
 
     def unlearning_loss(self, forget, retain, reference):
-        if retain is None and not self.active:
+        if retain is None and not self.redirecting:
             return npo_loss(forget.log_prob(), reference["forget"], self.args.beta)
         forget_term = 0.0 if forget is None else self.args.gamma * forget.mean_nll()
         retain_term = 0.0 if retain is None else self.args.alpha * retain.mean_nll()
@@ -99,60 +96,35 @@ class SinkTrainer(UnlearnTrainer):
         if "retain" not in inputs["sets"]:
             return super().training_step(model, inputs, num_items_in_batch)
         forget, retain = (one_set(inputs, name) for name in ("forget", "retain"))
-        with self.accelerator.no_sync(model), self.spare_active():
+        self.redirecting = True
+        with self.accelerator.no_sync(model), self.spare.active():
             loss = super().training_step(model, forget, num_items_in_batch)
+        self.redirecting = False
         loss = loss + super().training_step(model, retain, num_items_in_batch)
         if self.accelerator.sync_gradients:
-            for weight in self.spare.values():
+            for weight in self.spare.weights.values():
                 weight.grad = self.accelerator.reduce(weight.grad, "mean")
         return loss
 
-    @contextmanager
-    def spare_active(self):
-        """While it lasts, each layer gives y + B (A x)."""
-
-        def added(name):
-            first, second = self.spare[f"{name}.first"], self.spare[f"{name}.second"]
-
-            def add(module, args, output):
-                return output + F.linear(F.linear(args[0].to(first), first), second).to(output)
-
-            return add
-
-        hooks = [layer.module.register_forward_hook(added(layer.name)) for layer in self.layers]
-        self.active = True
-        try:
-            yield
-        finally:
-            self.active = False
-            for hook in hooks:
-                hook.remove()
-
-    def make_spare(self):
-        """A drawn, B 0, as an adapter begins."""
-        generator = torch.Generator().manual_seed(self.args.seed)
-        for layer in self.layers:
-            first = torch.randn(self.args.rank, layer.given, generator=generator) / math.sqrt(layer.given)
-            for end, weight in (("first", first), ("second", torch.zeros(layer.gives, self.args.rank))):
-                self.spare[f"{layer.name}.{end}"] = nn.Parameter(weight.to(layer.module.weight.device))
-
     def create_optimizer(self, model=None):
         optimizer = super().create_optimizer(model)
-        if not self.spare:
-            self.make_spare()
-        weights, rate = list(self.spare.values()), self.args.spare_rate * self.args.learning_rate
+        self.spare = self.spare or self.new_spare()
+        weights, rate = list(self.spare.weights.values()), self.args.spare_rate * self.args.learning_rate
         if not any(weights[0] is weight for group in optimizer.param_groups for weight in group["params"]):
             optimizer.add_param_group({"params": weights, "lr": rate, "weight_decay": 0.0})
         return optimizer
 
-    def method_state(self):
-        return self.spare
+    def new_spare(self):
+        return SpareWeights(self.layers, self.args.rank, self.args.seed)
 
+    def method_state(self):
+        return self.spare.weights
+
+    @torch.no_grad()
     def restore(self, state):
-        self.make_spare()
-        with torch.no_grad():
-            for name, weight in self.spare.items():
-                weight.copy_(state[name])
+        self.spare = self.new_spare()
+        for name, weight in self.spare.weights.items():
+            weight.copy_(state[name])
 
 
 class Forgotten(TrainerCallback):
@@ -162,5 +134,5 @@ class Forgotten(TrainerCallback):
         self.trainer = trainer
 
     def on_step_end(self, args, state, control, **kwargs):
-        for weight in self.trainer.spare.values():
+        for weight in self.trainer.spare.weights.values():
             weight.grad = None

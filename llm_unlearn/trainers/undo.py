@@ -12,6 +12,7 @@ from llm_unlearn.config.fields import NotNegative, Positive, Share, ShareOrZero
 from llm_unlearn.losses import kl_loss, noised
 from llm_unlearn.trainers.base import UnlearnTrainer
 from llm_unlearn.trainers.support.budget import refuse_without_phase
+from llm_unlearn.trainers.support.reference import Reference
 from llm_unlearn.trainers.unlearn_config import Requirements, UnlearnConfig
 
 CHANGES = "undo changes the weights between two steps and makes a teacher of them, which {} keeps in parts of its own"
@@ -60,6 +61,7 @@ class UndoTrainer(UnlearnTrainer):
 
     method = "undo"
     args: UndoConfig
+    reference: Reference
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)

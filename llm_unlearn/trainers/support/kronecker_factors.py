@@ -48,7 +48,8 @@ def directions(
         gradients: D, by the names of weights and biases.
         damping: see `losses.kfac_direction`.
     """
-    moves, reach = [], torch.zeros((), dtype=torch.float64, device=sums["positions"].device)
+    moves: list[tuple[nn.Parameter, Tensor]] = []
+    reach = torch.zeros((), dtype=torch.float64, device=sums["positions"].device)
     for layer in layers:
         weight, *bias = (gradients[name] for name in layer.trained())
         whole = torch.cat([weight.T if layer.transposed else weight, *(b[:, None] for b in bias)], 1)

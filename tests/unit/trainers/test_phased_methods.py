@@ -135,13 +135,13 @@ class TestSink:
         names = set(run.model.state_dict())
         run.train()
         assert set(run.model.state_dict()) == names
-        assert all(float(w.detach().abs().max()) > 0 for w in run.spare.values())
+        assert all(float(w.detach().abs().max()) > 0 for w in run.spare.weights.values())
         own = build(kind, seed=1)
         own.load_state_dict(run.model.state_dict())
         ids = torch.tensor([[3, 5, 7, 9]])
         with torch.no_grad():
             without, alone = run.model.eval()(input_ids=ids).logits, own.eval()(input_ids=ids).logits
-            with run.spare_active():
+            with run.spare.active():
                 spare = run.model(input_ids=ids).logits
             torch.testing.assert_close(without, alone)
             torch.testing.assert_close(run.model(input_ids=ids).logits, without)
@@ -154,10 +154,10 @@ class TestSink:
         ids = torch.tensor([[3, 5, 7, 9]])
         assert len(run.layers) == 8 == len(self.run("lora", tmp_path).layers)
         with torch.no_grad():
-            with run.spare_active():
+            with run.spare.active():
                 active = run.model.eval()(input_ids=ids).logits
             for layer in run.layers:
-                product = run.spare[f"{layer.name}.second"] @ run.spare[f"{layer.name}.first"]
+                product = run.spare.weights[f"{layer.name}.second"] @ run.spare.weights[f"{layer.name}.first"]
                 layer.module.weight.add_(product.T)
             torch.testing.assert_close(run.model(input_ids=ids).logits, active, atol=1e-5, rtol=1e-5)
 
