@@ -65,11 +65,11 @@ class SinkTrainer(UnlearnTrainer):
     method = "sink"
     of_texts = True
     args: SinkConfig
+    spare: SpareWeights  # from the start of training on
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         refuse_without_phase(self.method, self.plan, ("forget", "retain"))
-        self.spare: SpareWeights | None = None
         self.redirecting = False
         self.add_callback(Forgotten(self))
 
@@ -108,7 +108,8 @@ class SinkTrainer(UnlearnTrainer):
 
     def create_optimizer(self, model=None):
         optimizer = super().create_optimizer(model)
-        self.spare = self.spare or self.new_spare()
+        if not hasattr(self, "spare"):
+            self.spare = self.new_spare()
         weights, rate = list(self.spare.weights.values()), self.args.spare_rate * self.args.learning_rate
         if not any(weights[0] is weight for group in optimizer.param_groups for weight in group["params"]):
             optimizer.add_param_group({"params": weights, "lr": rate, "weight_decay": 0.0})
