@@ -401,6 +401,8 @@ VALUES = {
     "load_best_model_at_end": True,
     "completion_weight": 1.0,
     "gradient_checkpointing": True,
+    "compile_blocks": True,
+    "offload_reference": True,
 }
 
 
@@ -420,6 +422,7 @@ def test_settings_that_a_method_cannot_keep_are_refused(method, name, tmp_path, 
 
 def test_there_are_such_settings():
     few = {"noisy_gradient_descent", "ssd", "rmu", "task_arithmetic", "gu_project", "crow"}
+    few |= {"undo", "sink", "kfac_step"}
     assert few == {method for method, _ in REFUSED}
 
 
