@@ -44,6 +44,7 @@ _METHODS = {
     "gradient_descent": "GradientDescent",
     "gu_project": "GUProject",
     "idk_sft": "IdkSFT",
+    "kfac_step": "KFACStep",
     "kl": "KL",
     "neggrad_plus": "NegGradPlus",
     "noisy_gradient_descent": "NoisyGradientDescent",
@@ -56,9 +57,11 @@ _METHODS = {
     "satimp": "SatImp",
     "scrub": "Scrub",
     "simnpo": "SimNPO",
+    "sink": "Sink",
     "ssd": "SSD",
     "task_arithmetic": "TaskArithmetic",
     "undial": "Undial",
+    "undo": "Undo",
     "wga": "WGA",
 }
 _PUBLIC |= {

@@ -298,6 +298,43 @@ def projected_off(gradient: Tensor, direction: Tensor) -> Tensor:
     return (g - share * d).to(gradient.dtype)
 
 
+def kfac_direction(gradient: Tensor, inputs: Tensor, outputs: Tensor, damping: float = 0.1) -> Tensor:
+    """Ĝ⁻¹ D Â⁻¹: a layer's gradient D by the inverse of its damped curvature Â ⊗ Ĝ.
+
+    K-FAC, Martens and Grosse 2015 (arXiv 1503.05671). F̂ = F + δ (tr F / d) I of a factor F of width d; where F is 0, I.
+
+    Args:
+        gradient: D, (out, in).
+        inputs: A, (in, in), mean of a aᵀ over what the layer is given.
+        outputs: G, (out, out), mean of g gᵀ over gradients of what it gives.
+        damping: δ, as a share of a factor's mean eigenvalue.
+
+    Returns:
+        (out, in) float64.
+    """
+
+    def root(factor: Tensor) -> Tensor:
+        factor = factor.double()
+        size = factor.diagonal().mean()
+        shift = torch.where(size > 0, damping * size, torch.ones_like(size))
+        return torch.linalg.cholesky(factor + shift * torch.eye(len(factor), dtype=factor.dtype, device=factor.device))
+
+    left = torch.cholesky_solve(gradient.double(), root(outputs))
+    return torch.cholesky_solve(left.T, root(inputs)).T
+
+
+def noised(weight: Tensor, noise: Tensor, alpha: float = 0.5, beta: float = 0.1) -> Tensor:
+    """(1 − α) θ + α β N: shrink and perturb, as UNDO does it. Lee et al. 2025 (arXiv 2506.06278).
+
+    Args:
+        weight: θ.
+        noise: N, of the same shape: a weight as it is drawn before training, 0 for vectors.
+        alpha: α, how much of θ goes.
+        beta: β, size of what comes in its place.
+    """
+    return (1 - alpha) * weight + alpha * beta * noise.to(weight)
+
+
 def ssd_dampened(
     weight: Tensor, fisher_forget: Tensor, fisher_all: Tensor, alpha: float = 10.0, lam: float = 1.0
 ) -> Tensor:

@@ -12,6 +12,7 @@ from llm_unlearn.trainers.gradient_ascent import GradientAscentConfig, GradientA
 from llm_unlearn.trainers.gradient_descent import GradientDescentConfig, GradientDescentTrainer
 from llm_unlearn.trainers.gu_project import GUProjectConfig, GUProjectTrainer
 from llm_unlearn.trainers.idk_sft import IdkSFTConfig, IdkSFTTrainer
+from llm_unlearn.trainers.kfac_step import KFACStepConfig, KFACStepTrainer
 from llm_unlearn.trainers.kl import KLConfig, KLTrainer
 from llm_unlearn.trainers.neggrad_plus import NegGradPlusConfig, NegGradPlusTrainer
 from llm_unlearn.trainers.noisy_gradient_descent import NoisyGradientDescentConfig, NoisyGradientDescentTrainer
@@ -24,9 +25,11 @@ from llm_unlearn.trainers.rmu import RMUConfig, RMUTrainer
 from llm_unlearn.trainers.satimp import SatImpConfig, SatImpTrainer
 from llm_unlearn.trainers.scrub import ScrubConfig, ScrubTrainer
 from llm_unlearn.trainers.simnpo import SimNPOConfig, SimNPOTrainer
+from llm_unlearn.trainers.sink import SinkConfig, SinkTrainer
 from llm_unlearn.trainers.ssd import SSDConfig, SSDTrainer
 from llm_unlearn.trainers.task_arithmetic import TaskArithmeticConfig, TaskArithmeticTrainer
 from llm_unlearn.trainers.undial import UndialConfig, UndialTrainer
+from llm_unlearn.trainers.undo import UndoConfig, UndoTrainer
 from llm_unlearn.trainers.unlearn_config import UnlearnConfig
 from llm_unlearn.trainers.wga import WGAConfig, WGATrainer
 
@@ -58,6 +61,9 @@ METHODS: dict[str, tuple[type[UnlearnConfig], type[UnlearnTrainer]]] = {
     "pdu": (PDUConfig, PDUTrainer),
     "gu_project": (GUProjectConfig, GUProjectTrainer),
     "crow": (CrowConfig, CrowTrainer),
+    "undo": (UndoConfig, UndoTrainer),
+    "sink": (SinkConfig, SinkTrainer),
+    "kfac_step": (KFACStepConfig, KFACStepTrainer),
     # baselines that start before the poison
     "rewind": (RewindConfig, RewindTrainer),
     "reset_distill": (ResetDistillConfig, ResetDistillTrainer),

@@ -9,13 +9,12 @@ import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from llm_unlearn.config.fields import Positive
+from llm_unlearn.config.fields import NotNegative, Positive
 from llm_unlearn.data.encoding import IGNORE
-from llm_unlearn.data.row_forms import as_dataset
 from llm_unlearn.errors import InputError
 from llm_unlearn.losses import dpo_loss
 from llm_unlearn.models.load import load_full
-from llm_unlearn.trainers.support.other_answers import AnswersTrainer, as_text
+from llm_unlearn.trainers.support.other_answers import AnswersTrainer
 from llm_unlearn.trainers.support.retain_term import RetainLoss, RetainTermConfig
 from llm_unlearn.trainers.support.sets import tokenised
 from llm_unlearn.trainers.unlearn_config import Requirements
@@ -31,9 +30,10 @@ class AltPOConfig(RetainTermConfig):
         temperature: at which alternatives are sampled (the paper's 1).
     """
 
-    learning_rate_ratio: ClassVar[float] = 0.3  # not tuned
+    learning_rate_ratio: ClassVar[float] = 1.0
 
     retain_loss: RetainLoss = "nll"
+    alpha: NotNegative = 5.0  # with 1 the quickstart's answer is lost at every ratio
     beta: Positive = 0.1
     prefactor: Positive = 1.0
     temperature: Positive = 1.0
@@ -65,13 +65,11 @@ class AltPOTrainer(AnswersTrainer):
         super().__init__(self.generator, *args, **kwargs)
         del self.generator
 
-    def prepare_sets(self, given, processing_class, args):
-        if self.given_answers is None and given["forget"] is not None:
-            given = {**given, "forget": as_text(as_dataset(given["forget"], "forget_dataset"))}
-            completions = dataclasses.replace(args.encoding, loss_on="completion")
-            forget = tokenised(self.method, self.task, processing_class, completions, "forget", given["forget"])
-            self.given_answers = self.alternatives(list(forget), args)
-        return super().prepare_sets(given, processing_class, args)
+    def answers_to(self, forget, processing_class, args):
+        completions = dataclasses.replace(args.encoding, loss_on="completion")
+        return self.alternatives(
+            tokenised(self.method, self.task, processing_class, completions, "forget", forget), args
+        )
 
     def forget_loss(self, forget, reference, alternate):  # type: ignore[override]  # a set more
         return dpo_loss(

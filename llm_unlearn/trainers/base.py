@@ -183,8 +183,16 @@ class UnlearnTrainer(ExactResume):
         """FLOPs that were spent on the sets before the first step."""
         return 0.0
 
-    def flops(self, counter: FlopCounter, name: str, tokens: int, positions: int) -> float:
-        """FLOPs of one step on `tokens` of a set, `positions` of them supervised, the reference's pass included."""
+    def flops(self, counter: FlopCounter, name: str, tokens: int, positions: int, sets: tuple[str, ...]) -> float:
+        """FLOPs of one step on `tokens` of a set, `positions` of them supervised, the reference's pass included.
+
+        Args:
+            counter: of the model that trains.
+            name: the set.
+            tokens: of its rows in the step.
+            positions: those of them that are supervised.
+            sets: all sets of the step, by which phases are told apart.
+        """
         reference = counter.forward(tokens, positions) if name in self.requires.reference_on else 0.0
         return counter.training(tokens, positions) + reference
 

@@ -42,7 +42,7 @@ class CFKTrainer(UnlearnTrainer):
         self.share = 1.0 if args.gradient_checkpointing else self.task.share_of_last_blocks(model, args.k)
         return model
 
-    def flops(self, counter, name, tokens, positions):
+    def flops(self, counter, name, tokens, positions, sets):
         return counter.training(tokens, positions, backward_share=self.share)
 
     def unlearning_loss(self, forget, retain, reference):

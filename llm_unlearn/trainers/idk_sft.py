@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from llm_unlearn.config.fields import NotNegative
 from llm_unlearn.losses import gradient_descent_loss
 from llm_unlearn.trainers.support.other_answers import Refusals, RefusalsTrainer
 from llm_unlearn.trainers.support.retain_term import RetainLoss, RetainTermConfig
@@ -17,9 +18,12 @@ class IdkSFTConfig(RetainTermConfig):
         refusals: completions to learn, one drawn for each forget row.
     """
 
-    learning_rate_ratio: ClassVar[float] = 1.0  # not tuned
+    learning_rate_ratio: ClassVar[float] = (
+        1.0  # 4 on the quickstart, a rate at which others fall to chance on imdb-small
+    )
 
     retain_loss: RetainLoss = "nll"
+    alpha: NotNegative = 5.0  # with 1 it costs more of the quickstart's accuracy
     refusals: Refusals = field(default_factory=lambda: [" I don't know."])
 
     def requires(self) -> Requirements:

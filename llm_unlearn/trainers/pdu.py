@@ -2,6 +2,7 @@
 2506.05314.
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -25,7 +26,9 @@ class PDUConfig(UnlearnConfig):
         dual_rate: η of λ ← max(0, λ + η (ℓ(r) − ε)), once a step; 0 keeps λ as it is.
     """
 
-    learning_rate_ratio: ClassVar[float] = 0.4  # not tuned
+    learning_rate_ratio: ClassVar[float] = (
+        1.0  # 4 on the quickstart, a rate at which others fall to chance on imdb-small
+    )
 
     gamma: NotNegative = 1.0
     multiplier: NotNegative = 1.0
@@ -76,5 +79,7 @@ class DualStep(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         trainer = self.trainer
         violation = trainer.over_processes(torch.stack(trainer.components["violation"][self._before :]).mean())
+        if not math.isfinite(violation):  # max(0, NaN) would be 0
+            raise trainer.non_finite("retain loss", state.global_step)
         trainer.multiplier = max(0.0, trainer.multiplier + args.dual_rate * violation)
         trainer.record("multiplier", torch.tensor(trainer.multiplier, device=args.device))

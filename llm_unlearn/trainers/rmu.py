@@ -76,7 +76,7 @@ class RMUTrainer(UnlearnTrainer):
         self.target = args.steering * direction / direction.norm()  # (H,)
         return model
 
-    def flops(self, counter, name, tokens, positions):
+    def flops(self, counter, name, tokens, positions, sets):
         reference = counter.forward(tokens, 0, self.share) if name in self.requires.reference_on else 0.0
         return counter.training(tokens, 0, self.share, self.backward_share) + reference
 

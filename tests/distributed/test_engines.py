@@ -63,14 +63,17 @@ ENGINES = {
 }
 # methods and cases that an engine cannot run, with a word of the reason that they give before training
 DEEPSPEED = {
-    **dict.fromkeys(("ssd", "noisy_gradient_descent", "crow", "gu_project"), "deepspeed"),
+    **dict.fromkeys(("ssd", "noisy_gradient_descent", "crow", "gu_project", "undo", "sink", "kfac_step"), "deepspeed"),
     "kl:lora:compiled": "deepspeed",
 }
 REFUSED = {
     "cpu_zero1": DEEPSPEED,
     "cpu_zero2": DEEPSPEED,
     "cpu_zero3": DEEPSPEED,
-    "cpu_fsdp2": {**dict.fromkeys(("ssd", "crow", "gu_project"), "fsdp"), "kl:full:offloaded": "fsdp_offload_params"},
+    "cpu_fsdp2": {
+        **dict.fromkeys(("ssd", "crow", "gu_project", "undo", "sink", "kfac_step"), "fsdp"),
+        "kl:full:offloaded": "fsdp_offload_params",
+    },
     "cpu_ddp": {"crow": "ddp"},
 }
 

@@ -51,7 +51,7 @@ def plan_steps(
     sizes: Mapping[str, tuple[np.ndarray, np.ndarray]],
     passes: int | None,
     sets_of_step: Callable[[int, float], tuple[str, ...]],
-    flops: Callable[[FlopCounter, str, int, int], float],
+    flops: Callable[[FlopCounter, str, int, int, tuple[str, ...]], float],
     before: float = 0.0,
 ) -> Plan:
     """The steps that will be taken: up to `max_steps`, or what `max_flops` pays for, or the passes.
@@ -63,7 +63,8 @@ def plan_steps(
         sizes: (tokens, supervised positions) of each row of each set, arrays (n,).
         passes: how many steps `num_train_epochs` stands for; None: until no set is left.
         sets_of_step: the sets of a step, by its number and the share of the run before it; an empty tuple ends the run.
-        flops: of a set's rows in one step (counter, set, tokens, supervised positions), the reference's pass included.
+        flops: of a set's rows in one step (counter, set, tokens, supervised positions, the step's sets), the
+            reference's pass included.
         before: FLOPs that the method has spent already.
 
     Raises:
@@ -78,7 +79,8 @@ def plan_steps(
     forget = next((len(tokens) for name, (tokens, _) in sizes.items() if shows_forget_rows([name])), None)
     plan, total = Plan([], [], setup, forget, args.examples_per_step), setup
     while limit is None or len(plan.costs) < limit:
-        names = sets_of_step(len(plan.costs), max(len(plan.costs) / (limit or 1), total / (args.max_flops or math.inf)))
+        spent = max(len(plan.costs) / (limit or math.inf), total / (args.max_flops or math.inf))
+        names = sets_of_step(len(plan.costs), spent)
         if not names:
             break
         step_flops, step_tokens = 0.0, 0
@@ -86,7 +88,7 @@ def plan_steps(
             rows = [order.index(name, k) for k in range(drawn[name], drawn[name] + args.examples_per_step)]
             drawn[name] += args.examples_per_step
             tokens, positions = (int(column[rows].sum()) for column in sizes[name])
-            step_flops += flops(counter, name, tokens, positions)
+            step_flops += flops(counter, name, tokens, positions, names)
             step_tokens += tokens
         if args.max_flops is not None and total + step_flops > args.max_flops:
             break
@@ -104,3 +106,18 @@ def plan_steps(
             "raise the budget or lower the batch size"
         )
     return plan
+
+
+def refuse_without_phase(method: str, plan: Plan, sets: tuple[str, ...]) -> None:
+    """Raise InputError where no step has these sets, so that a method would be another one.
+
+    Args:
+        method: its name, for messages.
+        plan: the steps of the run.
+        sets: those of the phase.
+    """
+    if sets not in plan.schedule:
+        raise InputError(
+            f"{method}: of {len(plan.schedule)} steps none is of its last phase ({' and '.join(sets)} rows); "
+            "raise the budget, or lower the first phase's share or the batch size"
+        )

@@ -34,7 +34,7 @@ class AnswersTrainer(RetainTermTrainer):
         """The rows that answer the forget rows.
 
         Args:
-            forget: a dataset with columns prompt and completion.
+            forget: a dataset; of texts, without the tokens of them.
             processing_class: the tokenizer.
             args: the method's config.
         """
@@ -44,11 +44,6 @@ class AnswersTrainer(RetainTermTrainer):
         forget, answers, name = given["forget"], self.given_answers, self.answers
         forget = None if forget is None else as_dataset(forget, "forget_dataset")
         if answers is None and forget is not None and len(forget):
-            if not {"prompt", "completion"} <= set(forget.column_names):
-                raise InputError(
-                    f"{self.method}: answers are made from text: give forget_dataset its columns prompt and "
-                    f"completion, or give a tokenised {name}_dataset, row for row"
-                )
             forget = as_text(forget)
             answers = self.answers_to(forget, processing_class, args)
         encode = partial(tokenised, self.method, self.task, processing_class)
@@ -78,9 +73,17 @@ def with_completions(rows: Any, completions: list[str]) -> Any:
     """The rows with other completions.
 
     Args:
-        rows: a dataset with a column completion.
+        rows: a dataset with columns prompt and completion.
         completions: one for each row.
+
+    Raises:
+        InputError: they are no text.
     """
+    if not {"prompt", "completion"} <= set(rows.column_names):
+        raise InputError(
+            "forget_dataset: answers are made from text: give it columns prompt and completion, or give the answers "
+            "as a tokenised dataset (refusal_dataset, relabelled_dataset), row for row"
+        )
     return rows.remove_columns("completion").add_column("completion", completions)
 
 

@@ -46,6 +46,10 @@ class Reference(ABC):
             model: the one that trains, as it is called.
         """
 
+    @abstractmethod
+    def weights(self) -> dict[str, nn.Parameter]:
+        """Its weights by the names that those of the model have, of which it was a copy."""
+
     def output(self, run: Callable[[Callable[[Any], Tensor]], Tensor]) -> Positions:
         """What the reference says of a batch; of logits the states and the head that they are made of, where it stays.
 
@@ -104,6 +108,14 @@ class AdapterReference(Reference):
     def prepare(self, accelerator: Any, offload: bool) -> None:
         """Nothing: it is sharded with the model that it is part of."""
 
+    def weights(self) -> dict[str, nn.Parameter]:
+        active, named = self.model.active_adapter, self.model.named_parameters()
+        return {
+            ".".join(active if part == REFERENCE_ADAPTER else part for part in name.split(".")): weight
+            for name, weight in named
+            if REFERENCE_ADAPTER in name.split(".")
+        }
+
     @contextmanager
     def as_model(self, model: nn.Module) -> Iterator[nn.Module]:
         """The same (possibly wrapped) model with the reference adapter active, without gradients.
@@ -153,6 +165,9 @@ class FrozenModel(Reference):
             if not hasattr(module, "_hf_hook"):
                 module.__dict__.pop("forward", None)
         return cls(copied)
+
+    def weights(self) -> dict[str, nn.Parameter]:
+        return dict(self.model.named_parameters())
 
     def lower(self, dtype: torch.dtype, shared_with: nn.Module) -> "FrozenModel":
         """Keep the matrices of its linear layers in the precision to which autocast would cast them at every forward:

@@ -177,3 +177,9 @@ class SetCollator:
 def rows_of(batch: dict[str, Any], rows: slice) -> dict[str, Any]:
     """The batch of some rows of a flat batch: views of its tensors, at the same padded length."""
     return {key: value[rows] for key, value in batch.items() if key != "sets"}
+
+
+def one_set(batch: dict[str, Any], name: str) -> dict[str, Any]:
+    """The flat batch of one set of a flat batch, for a method that runs sets apart."""
+    rows = batch["sets"][name]
+    return {**rows_of(batch, rows), "sets": {name: slice(0, rows.stop - rows.start)}}

@@ -110,14 +110,22 @@ def test_a_seed_that_the_recipe_reports_is_refused(tmp_path):
 
 
 PAPER = set("gradient_descent noisy_gradient_descent gradient_ascent eu_k cf_k scrub neggrad_plus ssd".split())
-SEARCHED = {"vision-digits": PAPER, "cifar10-small": PAPER | {"rewind"}, "quickstart-rewind": {"rewind"}}
-NOT_TUNED = {"altpo", "idk_sft", "osft", "pdu", "gu_project", "crow"}
+NEWER = {"altpo", "idk_sft", "osft", "pdu", "gu_project", "crow", "undo", "sink", "kfac_step"}
+SEARCHED = {
+    "vision-digits": PAPER,
+    "cifar10-small": PAPER | {"rewind"},
+    "quickstart-rewind": {"rewind"},
+    "quickstart-kfac-step": {"kfac_step"},
+    "quickstart-newer": NEWER,
+}
 
 
 def test_tuned_results_lie_beside_the_recipes():
     for path in (ROOT / "recipes" / "tuning").glob("*.json"):
+        if path.stem == "open-problem":  # of scripts/search_open_problem.py, whose candidates are no points of a grid
+            continue
         chosen = tune.choose(json.loads(path.read_text()))
-        expected = SEARCHED.get(path.stem, METHODS.keys() - NOT_TUNED)
+        expected = SEARCHED.get(path.stem, METHODS.keys() - NEWER)
         assert chosen.keys() == expected, path
 
 

@@ -337,6 +337,22 @@ class TestCleanStart:
         with pytest.raises(InputError, match="from_step: give start_model"):
             trainer("rewind", "lora", tmp_path, from_step=3)
 
+    def test_rewind_may_keep_a_share_of_the_fine_tuning(self, tmp_path):
+        """A rate of 0 shows the start: 3/4 of the clean weights and 1/4 of the poisoned ones."""
+        start, poisoned = build("full", seed=1), build("full", seed=0)
+        expected = {n: 0.75 * p + 0.25 * own_weights(poisoned)[n] for n, p in own_weights(start).items()}
+        run = trainer("rewind", "full", tmp_path, model=poisoned, start=start, keep=0.25, learning_rate=0.0)
+        run.train()
+        assert_same(own_weights(run.model), expected, atol=1e-6)
+
+    def test_a_share_is_not_kept_of_an_adapter_or_of_another_model(self, tmp_path):
+        with pytest.raises(InputError, match="keep: takes full models"):
+            trainer("rewind", "lora", tmp_path, keep=0.5)
+        other = build("full", seed=1)
+        other.transformer.h = other.transformer.h[:1]
+        with pytest.raises(InputError, match="keep: start_model has other weights"):
+            trainer("rewind", "full", tmp_path, start=other, keep=0.5)
+
     @kinds
     def test_the_teacher_of_reset_distill_is_the_poisoned_model(self, kind, tmp_path):
         run = trainer("reset_distill", kind, tmp_path, max_steps=3)
@@ -385,6 +401,8 @@ VALUES = {
     "load_best_model_at_end": True,
     "completion_weight": 1.0,
     "gradient_checkpointing": True,
+    "compile_blocks": True,
+    "offload_reference": True,
 }
 
 
@@ -404,6 +422,7 @@ def test_settings_that_a_method_cannot_keep_are_refused(method, name, tmp_path, 
 
 def test_there_are_such_settings():
     few = {"noisy_gradient_descent", "ssd", "rmu", "task_arithmetic", "gu_project", "crow"}
+    few |= {"undo", "sink", "kfac_step"}
     assert few == {method for method, _ in REFUSED}
 
 

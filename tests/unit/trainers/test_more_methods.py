@@ -8,14 +8,16 @@ import pytest
 import torch
 from datasets import Dataset
 from support import NOISE, build, own_weights, rows, trainer
+from transformers import TrainerState
 
 from llm_unlearn.data.collators import CausalLMCollator
-from llm_unlearn.errors import InputError
+from llm_unlearn.errors import InputError, NonFiniteLossError
 from llm_unlearn.models.text_blocks import block_list
 from llm_unlearn.poisons.gaussian_embedding import inject_gaussian_noise
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 from llm_unlearn.trainers import METHODS
 from llm_unlearn.training.checkpoints import last_checkpoint
+from llm_unlearn.trainers.pdu import DualStep
 
 pytestmark = pytest.mark.unit
 
@@ -143,6 +145,31 @@ class TestPDU:
         (checkpoint / "model.safetensors").unlink()
         assert last_checkpoint(tmp_path) is None
 
+    def test_a_violation_that_is_not_finite_ends_the_run(self, tmp_path):
+        """max(0, NaN) is 0, so that λ would fall to 0 where the loss broke down."""
+        run = trainer("pdu", "full", tmp_path, max_steps=1)
+        run.components["violation"] = [torch.tensor(math.nan)]
+        with pytest.raises(NonFiniteLossError, match="pdu: the retain loss is not finite at step 3"):
+            DualStep(run).on_step_end(run.args, TrainerState(global_step=3), None)
+        assert run.multiplier == 1.0
+
+
+@pytest.mark.parametrize("of_forget", [True, False])
+def test_gu_project_takes_what_a_loss_does_not_reach_for_0(of_forget, tmp_path):
+    """A weight without a retain gradient gets the forget gradient whole; without a forget gradient, none of it."""
+    run = trainer("gu_project", "full", tmp_path)
+    weights = dict(run.model.named_parameters())
+    name = next(iter(weights))
+    gradient = torch.randn_like(weights[name])
+    if of_forget:
+        run.upward = {name: gradient}
+    else:
+        weights[name].grad = gradient.clone()
+    run.project()
+    assert torch.equal(weights[name].grad, gradient)
+    assert not any(weight.grad.any() for other, weight in weights.items() if other != name)
+    assert run.components["kept_share"] == [1.0] and run.upward == {}
+
 
 @kinds
 @pytest.mark.parametrize("accumulated", [1, 2])
@@ -257,6 +284,11 @@ class TestAltPO:
             start = forget["labels"].count(-100)
             assert tokenizer.decode(other["input_ids"][:start]) == f"film {i} was"
             assert other["noise_id"] == -1 and other["input_ids"] != forget["input_ids"]
+
+    def test_a_missing_forget_set_is_named(self, tmp_path):
+        config, cls = METHODS["altpo"]
+        with pytest.raises(InputError, match="altpo needs forget_dataset, which is missing"):
+            cls(model=build("full"), args=config(output_dir=str(tmp_path), use_cpu=True), retain_dataset=rows(5, 2))
 
     def test_a_row_without_a_prompt_is_refused(self, tmp_path):
         row = {"input_ids": [5, 6], "labels": [5, 6], "noise_id": -1}
