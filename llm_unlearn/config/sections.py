@@ -285,7 +285,7 @@ class UnlearnSection(Section):
     eval_steps: Count | None = None
     """evaluate as it goes, every so many steps; null: at the end only"""
     report_to: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default=[])
-    """trackers of the losses"""
+    """trackers of the losses, also of those of the poisoned and the retrained model's training"""
 
     def check_rules(self) -> None:
         check_batch(self)

@@ -144,6 +144,7 @@ class LanguageRun(SeedRun):
             blocks=block_options(section),
             data_seed=data_seed,
             keep=(lambda model, step: self.write(model, kept / STEP.format(step))) if name == "poisoned" else None,
+            trackers=self.trackers(name),
         )
         model, cost = training.fit(base, rows, self.tokenizer)
         self.save(model, name, cost)
