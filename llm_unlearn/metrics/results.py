@@ -100,6 +100,7 @@ class Cost(Result):
         device_seconds: of all GPUs, or of all CPU threads; None in results from before it was measured.
         steps: of the optimizer; None for models that no method made.
         forget_seen: share of the forget set that was seen at least once; None alike, and without such rows.
+        stopped_by: the limit that ended the method before its budget was spent, and when; None if none did.
     """
 
     train_tokens: int
@@ -109,6 +110,7 @@ class Cost(Result):
     device_seconds: float | None = None
     steps: int | None = None
     forget_seen: float | None = None
+    stopped_by: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

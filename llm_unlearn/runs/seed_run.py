@@ -239,8 +239,8 @@ class SeedRun(ABC):
         run_name = f"{self.recipe.name}-{name}-seed-{self.seed}"
         return Trackers(list(self.recipe.unlearn.report_to), run_name, self.folder / "logs" / name)
 
-    def cost(self, where: str) -> dict[str, float]:
-        """What the training of a model took: train_tokens, flops, seconds.
+    def cost(self, where: str) -> dict[str, Any]:
+        """What the training of a model took: train_tokens, flops, seconds, and what else is known of it.
 
         Raises:
             InputError: its file is damaged.
