@@ -131,6 +131,29 @@ class Oracle(Result):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Beside(Result):
+    """The retrained model's own figures, to read those of an audited one beside; None as in an Evaluation.
+
+    Args:
+        lift: of the attack.
+        gus: the mean Gaussian score.
+        loss_rank: the mean loss rank.
+        mia: membership attack → AUC.
+        accuracy: share of clean test rows answered rightly.
+        perplexity: on them.
+    """
+
+    unbounded: ClassVar = frozenset({"perplexity"})
+
+    lift: float | None
+    gus: float | None
+    loss_rank: float | None
+    mia: dict[str, float]
+    accuracy: float | None
+    perplexity: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Identity(Result):
     """Which model was evaluated.
 
@@ -167,6 +190,8 @@ class Evaluation(Identity):
         mia_control: of an audited checkpoint, the same attacks on the base, which never saw the rows: rows that stand
             out there do so without any training. None without a base, and in the results of a run, which has the base.
         later: the poison's tests after clean training steps; None where they were not taken.
+        retrained: of an audited checkpoint, the retrained model's own figures; None where none is known, and in the
+            results of a run, which has them in a file of their own.
         skipped: of an audited checkpoint, section → why it is None; None in the results of a run.
         warnings: of an audited checkpoint, what makes its figures doubtful; None in the results of a run.
     """
@@ -180,16 +205,29 @@ class Evaluation(Identity):
     loss_rank: Gus | None = None
     later: Later | None = None
     mia_control: dict[str, MembershipTest] | None = None
+    retrained: Beside | None = None
     skipped: dict[str, str] | None = None
     warnings: list[str] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as what JSON holds; `skipped` and `warnings` in an audit alone."""
+        """The fields as what JSON holds; `retrained`, `skipped` and `warnings` in an audit alone."""
         return {
             name: value
             for name, value in super().to_json().items()
-            if value is not None or name not in ("skipped", "warnings")
+            if value is not None or name not in ("retrained", "skipped", "warnings")
         }
+
+    @property
+    def figures(self) -> Beside:
+        """Its own figures, for another model to be read beside."""
+        return Beside(
+            lift=self.attack and self.attack.lift,
+            gus=self.gus and self.gus.mean,
+            loss_rank=self.loss_rank and self.loss_rank.mean,
+            mia={attack: test.auc for attack, test in (self.mia or {}).items()},
+            accuracy=self.utility and self.utility.accuracy,
+            perplexity=self.utility and self.utility.perplexity,
+        )
 
     @classmethod
     def from_json(cls, tree: Any, source: str, name: str = "") -> Self:
