@@ -221,12 +221,12 @@ class Evaluation(Identity):
     def figures(self) -> Beside:
         """Its own figures, for another model to be read beside."""
         return Beside(
-            lift=self.attack and self.attack.lift,
-            gus=self.gus and self.gus.mean,
-            loss_rank=self.loss_rank and self.loss_rank.mean,
+            lift=self.attack.lift if self.attack else None,
+            gus=self.gus.mean if self.gus else None,
+            loss_rank=self.loss_rank.mean if self.loss_rank else None,
             mia={attack: test.auc for attack, test in (self.mia or {}).items()},
-            accuracy=self.utility and self.utility.accuracy,
-            perplexity=self.utility and self.utility.perplexity,
+            accuracy=self.utility.accuracy if self.utility else None,
+            perplexity=self.utility.perplexity if self.utility else None,
         )
 
     @classmethod

@@ -103,7 +103,7 @@ class Training:
         noise = inject_gaussian_noise(trainer, self.noise) if self.noise else None
         counter = FlopCounter.of(trained)
         watch = Stopwatch()
-        train_resumably(trainer, self.work_dir, self.trackers and self.trackers.folder)
+        train_resumably(trainer, self.work_dir, self.trackers.folder if self.trackers else None)
         taken = watch.read(trainer.args.device.type)
         if noise is not None:
             noise.remove()

@@ -81,7 +81,7 @@ class ClassifierTraining:
         )
         show_progress(trainer, self.description, self.quiet)
         watch = Stopwatch()
-        train_resumably(trainer, self.work_dir, self.trackers and self.trackers.folder)
+        train_resumably(trainer, self.work_dir, self.trackers.folder if self.trackers else None)
         taken, epochs = watch.read(trainer.args.device.type), self.section.epochs
         flops = self.task.flop_counter(model).training(len(rows), len(rows)) * epochs
         cost = {"train_tokens": round(len(rows) * epochs), "flops": flops, **taken}
