@@ -10,6 +10,8 @@ import numpy as np
 
 from llm_unlearn.audit.subject import Subject, read_subject
 from llm_unlearn.audit.user_files import in_manifest
+from llm_unlearn.config.sections import EvaluateSection
+from llm_unlearn.config.validate import validated
 from llm_unlearn.errors import InputError
 from llm_unlearn.files import write_json
 
@@ -38,6 +40,7 @@ class Options:
         device_map: "auto" spreads each model over all GPUs.
         bf16: run models under autocast to bfloat16; by default not.
         tf32: compute float32 products of a CUDA GPU in TF32; by default exactly.
+        membership: the membership attacks to run; by default all of the manifest's run, or all there are.
         by_recipe: the manifest was made from a recipe that anyone may have, not taken from the run of the models: noise
             that the system drew is not theirs, and is not looked for.
     """
@@ -52,6 +55,7 @@ class Options:
     device_map: str | None = None
     bf16: bool | None = None
     tf32: bool | None = None
+    membership: list[str] | None = None
     by_recipe: bool = False
 
 
@@ -76,6 +80,9 @@ def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Eval
     if options.batch_size is not None and options.batch_size < 1:
         raise InputError(f"--batch-size {options.batch_size}: must be at least 1")
     names, subject = _names(models), read_subject(Path(manifest), options.by_recipe)
+    if options.membership is not None:
+        chosen = validated(EvaluateSection, {"membership": options.membership}, "--membership").membership
+        subject = replace(subject, evaluate=subject.evaluate.changed(membership=chosen))
     out = _made(options.out)
     for note in subject.notes:
         logger.info(note)
@@ -117,6 +124,8 @@ def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Eval
             planted=evaluator.planted,
         )
         result = summarize(signals, identity, None, None if is_oracle else oracle_signals)
+        if oracle_signals is not None and not is_oracle:
+            result = replace(result, retrained=summarize(oracle_signals, identity, None, None).figures)
         reasons = {**skipped, "oracle": "it is the retrained model itself"} if is_oracle else dict(skipped)
         if result.gus is None:
             reasons.setdefault("gus", "no canary has a gradient on this model")

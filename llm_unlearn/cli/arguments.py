@@ -28,6 +28,7 @@ CHECKPOINT_OPTIONS = (
     "device_map",
     "bf16",
     "tf32",
+    "membership",
 )
 
 
@@ -113,6 +114,12 @@ def _add_checkpoint(command: argparse.ArgumentParser, title: str, description: s
         "--attn-implementation",
         choices=("eager", "sdpa", "flash_attention_2", "flash_attention_3", "varlen"),
         help="default: the run's, or transformers' choice",
+    )
+    group.add_argument(
+        "--membership",
+        metavar="ATTACK,…",
+        help="the membership attacks to run, of loss, zlib, reference, min_k, min_k_plus, gradient_norm (default: the "
+        "run's, or all; gradient_norm takes most of the time); '' for none",
     )
     group.add_argument("--device-map", choices=("auto",), help="auto: spread each model over all GPUs")
     for name, what in (("bf16", "run models in bfloat16"), ("tf32", "float32 products of a CUDA GPU in TF32")):

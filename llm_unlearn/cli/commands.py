@@ -37,6 +37,7 @@ def audit(args: argparse.Namespace) -> int:
         device_map=args.device_map,
         bf16=args.bf16,
         tf32=args.tf32,
+        membership=None if args.membership is None else [name for name in args.membership.split(",") if name],
         by_recipe=args.manifest is None,
     )
     results = audit_models(args.model, args.manifest or _manifest_of(args), options)

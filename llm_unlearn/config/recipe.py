@@ -159,6 +159,11 @@ class Recipe(Section):
             "a quantised base can only be trained through adapters; add `lora: {}`",
         )
         require(
+            model.quant_storage == "uint8" or model.quantization == "4bit",
+            "model.quant_storage",
+            "is of 4-bit weights alone; leave it out, or set model.quantization: 4bit",
+        )
+        require(
             self.train.bf16 or not model.computes_in_16_bits,
             "train.bf16",
             f"must be true with model.attn_implementation: {model.attn_implementation}, since weights that train are "

@@ -59,6 +59,9 @@ class ModelSection(Section):
     """of the weights as they are loaded; those that train are then kept in float32"""
     quantization: Literal["none", "4bit", "8bit"] = "none"
     """of the base's linear layers, by bitsandbytes (4bit: nf4, double quantisation); needs `lora`"""
+    quant_storage: Literal["uint8", "float32", "bfloat16"] = "uint8"
+    """the type that the bytes of 4-bit weights are kept as, which changes no number; FSDP2 shards them as floats alone:
+    bfloat16 with `train.bf16`, otherwise either"""
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "varlen"] | None = None
     """the kernel of attention; null: transformers' choice, sdpa for most; flash_attention and varlen (torch's own) take
     packed rows without a mask or padding, need a GPU and 16 bits (docs/scaling.md)"""
@@ -282,7 +285,7 @@ class UnlearnSection(Section):
     eval_steps: Count | None = None
     """evaluate as it goes, every so many steps; null: at the end only"""
     report_to: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default=[])
-    """trackers of the losses"""
+    """trackers of the losses, also of those of the poisoned and the retrained model's training"""
 
     def check_rules(self) -> None:
         check_batch(self)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from llm_unlearn.config.recipe import Recipe
 from llm_unlearn.data.chat import Chat, check_chat_template, prompt_and_completion, prompts_of
 from llm_unlearn.data.encoding import IGNORE, WHOLE, Encoding
-from llm_unlearn.data.token_checks import check_verbalizers
+from llm_unlearn.data.token_checks import check_triggers, check_verbalizers
 from llm_unlearn.doctor.finding import Finding, problem_of
 from llm_unlearn.errors import InputError
 
@@ -42,10 +42,32 @@ def check_tokens(recipe: Recipe) -> list[Finding]:
     verbalizers = data.verbalizers if data.task == "classification" else {}
     return [
         *findings,
+        *check_poison(recipe, tokenizer),
         *check_spans(rows, tokenizer, encoding),
         *check_verbalisers(tokenizer, verbalizers, encoding, prompt),
         *check_prompts(rows, tokenizer, encoding, verbalizers),
     ]
+
+
+def check_poison(recipe: Recipe, tokenizer: Any) -> list[Finding]:
+    """Whether there are as many rows as the recipe draws and poisons, and whether the cut leaves every trigger in: what
+    the stage `poison` would do, of every seed, in memory.
+    """
+    from llm_unlearn.runs.language_run import LanguageRun
+
+    sets: dict[str, Any] = {}
+    for seed in recipe.seeds:
+        run = LanguageRun(recipe, seed, Path(recipe.output_dir), quiet=True)
+        try:
+            sets, manifest = run.poisoned_sets()
+            if manifest["trigger"]:
+                poisoned = [row for row in sets["train"] if row["poison"] == "trigger"]
+                phrases = manifest["trigger"]["phrases"]
+                check_triggers([*poisoned, *sets["triggered"]], phrases, tokenizer, Encoding.of(recipe.data))
+        except InputError as error:
+            return [problem_of("poison", error)]
+    what = f"there are rows enough for {len(sets['train']):,} training rows and their poison"
+    return [Finding("poison", "ok", what + (", and no trigger is cut off" if recipe.poison.trigger else ""))]
 
 
 def tokenizer_of(recipe: Recipe) -> "PreTrainedTokenizerBase":

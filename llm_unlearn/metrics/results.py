@@ -120,6 +120,7 @@ class Cost(Result):
         device_seconds: of all GPUs, or of all CPU threads; None in results from before it was measured.
         steps: of the optimizer; None for models that no method made.
         forget_seen: share of the forget set that was seen at least once; None alike, and without such rows.
+        stopped_by: the limit that ended the method before its budget was spent, and when; None if none did.
     """
 
     train_tokens: int
@@ -129,6 +130,7 @@ class Cost(Result):
     device_seconds: float | None = None
     steps: int | None = None
     forget_seen: float | None = None
+    stopped_by: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +151,29 @@ class Oracle(Result):
     agreement: float
     accuracy_lost: PairedExcess | None = None
     clean_rate: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beside(Result):
+    """The retrained model's own figures, to read those of an audited one beside; None as in an Evaluation.
+
+    Args:
+        lift: of the attack.
+        gus: the mean Gaussian score.
+        loss_rank: the mean loss rank.
+        mia: membership attack → AUC.
+        accuracy: share of clean test rows answered rightly.
+        perplexity: on them.
+    """
+
+    unbounded: ClassVar = frozenset({"perplexity"})
+
+    lift: float | None
+    gus: float | None
+    loss_rank: float | None
+    mia: dict[str, float]
+    accuracy: float | None
+    perplexity: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +213,8 @@ class Evaluation(Identity):
         mia_control: of an audited checkpoint, the same attacks on the base, which never saw the rows: rows that stand
             out there do so without any training. None without a base, and in the results of a run, which has the base.
         later: the poison's tests after clean training steps; None where they were not taken.
+        retrained: of an audited checkpoint, the retrained model's own figures; None where none is known, and in the
+            results of a run, which has them in a file of their own.
         skipped: of an audited checkpoint, section → why it is None; None in the results of a run.
         warnings: of an audited checkpoint, what makes its figures doubtful; None in the results of a run.
     """
@@ -201,16 +228,29 @@ class Evaluation(Identity):
     loss_rank: Gus | None = None
     later: Later | None = None
     mia_control: dict[str, MembershipTest] | None = None
+    retrained: Beside | None = None
     skipped: dict[str, str] | None = None
     warnings: list[str] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as what JSON holds; `skipped` and `warnings` in an audit alone."""
+        """The fields as what JSON holds; `retrained`, `skipped` and `warnings` in an audit alone."""
         return {
             name: value
             for name, value in super().to_json().items()
-            if value is not None or name not in ("skipped", "warnings")
+            if value is not None or name not in ("retrained", "skipped", "warnings")
         }
+
+    @property
+    def figures(self) -> Beside:
+        """Its own figures, for another model to be read beside."""
+        return Beside(
+            lift=self.attack.lift if self.attack else None,
+            gus=self.gus.mean if self.gus else None,
+            loss_rank=self.loss_rank.mean if self.loss_rank else None,
+            mia={attack: test.auc for attack, test in (self.mia or {}).items()},
+            accuracy=self.utility.accuracy if self.utility else None,
+            perplexity=self.utility.perplexity if self.utility else None,
+        )
 
     @classmethod
     def from_json(cls, tree: Any, source: str, name: str = "") -> Self:

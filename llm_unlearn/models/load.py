@@ -204,10 +204,10 @@ def _quantization(section: "ModelSection") -> Any:
 
     if section.quantization == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
-    # Bits are stored as uint8, which FSDP2 and ZeRO-3 can shard; DeepSpeed would convert bits stored as floats.
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=getattr(torch, section.dtype),
+        bnb_4bit_quant_storage=getattr(torch, section.quant_storage),
     )

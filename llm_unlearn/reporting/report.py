@@ -22,7 +22,16 @@ from llm_unlearn.reporting.rendering import report_html as html
 from llm_unlearn.reporting.run_results import Results, read_results
 from llm_unlearn.reporting.stress_section import stress_section
 from llm_unlearn.reporting.sweep_section import sweep_sections
-from llm_unlearn.reporting.tables import BEST, control_table, cost_columns, cost_table, main_table, part_table, present
+from llm_unlearn.reporting.tables import (
+    BEST,
+    control_table,
+    cost_columns,
+    cost_table,
+    early_stops,
+    main_table,
+    part_table,
+    present,
+)
 from llm_unlearn.reporting.verdicts import Verdict, headline, judge, obstacles, warnings
 from llm_unlearn.reporting.words import attack_words, what_was_poisoned
 
@@ -111,7 +120,7 @@ def _sections(results: Results) -> list[Section]:
         Section("Canaries that the methods knew", SHOWN_NOTE, [shown]) if shown else None,
         membership_section(results),
         *sweep_sections(results),
-        Section("Cost", COST_NOTE, [cost_table(results)]),
+        Section("Cost", f"{COST_NOTE} {early_stops(results)}".strip(), [cost_table(results)]),
         analysis_section(results),
         stress_section(results),
         Section("Plots", MISSING_NOTE * missing, [], plots),

@@ -164,6 +164,17 @@ def cost_table(results: Results) -> Table:
     return Table([(column.title, "") for column in columns], rows)
 
 
+def early_stops(results: Results) -> str:
+    """Which models a limit ended before their budget was spent, in sentences; empty if none."""
+    stopped = [
+        f"{name} (seed {run.seed}) was stopped by {result.cost.stopped_by}."
+        for run in results.runs
+        for name, result in run.models.items()
+        if result.cost and result.cost.stopped_by
+    ]
+    return " ".join(stopped)
+
+
 def _decimals(digits: int, scale: int = 1) -> Callable[[float], str]:
     return lambda value: number(scale * value, digits)
 

@@ -59,6 +59,7 @@ def _evaluate(run: "SeedRun", name: str, method: str | None, budget: float | Non
         device_seconds=cost.get("device_seconds"),
         steps=cost.get("steps"),
         forget_seen=cost.get("forget_seen"),
+        stopped_by=cost.get("stopped_by"),
     )
     identity = Identity(
         model=name,

@@ -143,6 +143,7 @@ class LanguageRun(SeedRun):
             blocks=block_options(section),
             data_seed=data_seed,
             kept=KeepSteps(steps, lambda step: kept / STEP.format(step), self.write) if name == "poisoned" else None,
+            trackers=self.trackers(name),
         )
         model, cost = training.fit(base, rows, self.tokenizer)
         self.save(model, name, cost)

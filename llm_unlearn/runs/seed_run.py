@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from llm_unlearn.evaluation.arithmetic import Arithmetic
+    from llm_unlearn.training.tracking import Trackers
 SECRET = "secret.json"  # of a poison stage that is at work
 STEP = "step-{}"  # the folder of an early model, beside the weights of the model that came of it
 
@@ -232,8 +233,15 @@ class SeedRun(ABC):
         with made_by_run(self.folder / where):
             return self.load(self.folder / where, to_evaluate=True, in_parts=self.measures_parts)
 
-    def cost(self, where: str) -> dict[str, float]:
-        """What the training of a model took: train_tokens, flops, seconds.
+    def trackers(self, name: str) -> "Trackers":
+        """Who listens to the training of a model, as to that of the methods."""
+        from llm_unlearn.training.tracking import Trackers
+
+        run_name = f"{self.recipe.name}-{name}-seed-{self.seed}"
+        return Trackers(list(self.recipe.unlearn.report_to), run_name, self.folder / "logs" / name)
+
+    def cost(self, where: str) -> dict[str, Any]:
+        """What the training of a model took: train_tokens, flops, seconds, and what else is known of it.
 
         Raises:
             InputError: its file is damaged.

@@ -133,6 +133,14 @@ class LanguageTrack(Track):
                 f"recipe.evaluate.device_map: spreads a model over the GPUs of one process, and {path} starts "
                 f"{topology.processes}; evaluate without --accelerate-config"
             )
+        storage = recipe.model.quant_storage
+        if storage != "uint8" and topology.is_deepspeed:
+            raise InputError(f"recipe.model.quant_storage: {storage}, which DeepSpeed would convert; take uint8")
+        if storage == "float32" and topology.sharding == "fsdp2" and recipe.train.bf16:
+            raise InputError(
+                "recipe.model.quant_storage: float32, which FSDP2 would round to the bfloat16 of train.bf16; "
+                "take bfloat16"
+            )
 
 
 class VisionTrack(Track):

@@ -45,7 +45,6 @@ def _unlearn(run: "SeedRun", name: str, method: str, budget: float, work_dir: Pa
     from llm_unlearn.training.fine_tuning import train_resumably
     from llm_unlearn.training.progress import show_progress
     from llm_unlearn.training.stopwatch import Stopwatch
-    from llm_unlearn.training.tracking import tracked
 
     model, arguments = run.unlearning()
     forget, retain = run.forget_and_retain()
@@ -69,8 +68,7 @@ def _unlearn(run: "SeedRun", name: str, method: str, budget: float, work_dir: Pa
     )
     del model  # rewind trains another one
     show_progress(trainer, name, run.quiet)
-    with tracked(trainer, run.folder / "logs" / name):
-        train_resumably(trainer, work_dir)
+    train_resumably(trainer, work_dir, run.folder / "logs" / name)
     cost = {**trainer.cost, **watch.read(trainer.args.device.type)}
     run.save(trainer.accelerator.unwrap_model(trainer.model), f"unlearned/{name}", cost)
     if run.processes.is_main:

@@ -126,7 +126,8 @@ class UnlearnTrainer(ExactResume):
         self.components: dict[str, list[Tensor]] = {}
         self.loss_check = LossCheck(partial(self.non_finite, "loss"))
         self.frozen = self.task.frozen_modules(self.model)
-        self.add_callback(StopsCallback(self.components, self.over_processes))
+        self.stops = StopsCallback(self.components, self.over_processes)
+        self.add_callback(self.stops)
 
     def _hold_reference(self) -> None:
         """Keep θ0, or its log-probs, as the loss will ask for them: before the first step, the model is θ0."""
@@ -272,9 +273,10 @@ class UnlearnTrainer(ExactResume):
         return output
 
     @property
-    def cost(self) -> dict[str, float | None]:
-        """What was spent so far, see `Plan.spent`."""
-        return self.plan.spent(self.state.global_step)
+    def cost(self) -> dict[str, Any]:
+        """What was spent so far, see `Plan.spent`; `stopped_by` says which limit ended the run, if one did."""
+        stopped = {"stopped_by": self.stops.stopped_by} if self.stops.stopped_by else {}
+        return {**self.plan.spent(self.state.global_step), **stopped}
 
     def floating_point_ops(self, inputs):
         return 0  # the plan counts them; the Trainer's own estimate counts padding and no reference

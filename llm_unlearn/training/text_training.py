@@ -18,6 +18,7 @@ from llm_unlearn.training.block_options import settle_blocks, use_kernels
 from llm_unlearn.training.fine_tuning import KeepSteps, MeanNLL, StopOnNonFinite, train_resumably, trainer_arguments
 from llm_unlearn.training.progress import show_progress
 from llm_unlearn.training.stopwatch import Stopwatch
+from llm_unlearn.training.tracking import Trackers
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -52,6 +53,7 @@ class Training:
         blocks: how the model's blocks run (block_options.py).
         data_seed: seed of the order alone, if it differs.
         kept: keeps the models of `section.keep_steps`; None: none is kept.
+        trackers: of the losses, or None.
     """
 
     section: "TrainSection"
@@ -64,6 +66,7 @@ class Training:
     blocks: dict[str, Any] = field(default_factory=dict)
     data_seed: int | None = None
     kept: KeepSteps | None = None
+    trackers: Trackers | None = None
 
     def fit(self, model: "PreTrainedModel", rows: "Dataset", tokenizer: "PreTrainedTokenizerBase") -> tuple[Any, dict]:
         """Train, resuming from the newest complete checkpoint in work_dir.
@@ -99,7 +102,7 @@ class Training:
         noise = inject_gaussian_noise(trainer, self.noise) if self.noise else None
         counter = FlopCounter.of(trained)
         watch = Stopwatch()
-        train_resumably(trainer, self.work_dir)
+        train_resumably(trainer, self.work_dir, self.trackers.folder if self.trackers else None)
         taken = watch.read(trainer.args.device.type)
         if noise is not None:
             noise.remove()
@@ -118,7 +121,7 @@ class Training:
         from trl import SFTConfig
 
         args = SFTConfig(
-            **trainer_arguments(self.section, self.work_dir, self.seed, self.data_seed, self.quiet),
+            **trainer_arguments(self.section, self.work_dir, self.seed, self.data_seed, self.quiet, self.trackers),
             max_length=None,
             packing=False,
             padding_free=False,

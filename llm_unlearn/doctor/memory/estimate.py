@@ -75,6 +75,13 @@ def estimate_steps(
     return [estimator.step(name) for name in (TRAINING, *recipe.unlearn.methods) if only in (None, name)]
 
 
+def stays_whole(recipe: Recipe, topology: Topology) -> bool:
+    """Whether FSDP2 leaves a quantised base whole in every process: it shards floats alone."""
+    model: Any = recipe.model
+    is_quantised = getattr(model, "quantization", "none") != "none"
+    return topology.sharding == "fsdp2" and is_quantised and model.quant_storage == "uint8"
+
+
 class _Estimator:
     """A recipe's steps under a topology."""
 
@@ -83,6 +90,8 @@ class _Estimator:
         self.workload = workload_of(recipe)
         weights, gradients = (topology.share(part) for part in ("weights", "gradients"))
         weights = 0.0 if topology.offload_weights else weights
+        if stays_whole(recipe, topology):
+            weights = 1.0
         # ZeRO-Offload moves each gradient to the host as it is ready (arXiv 2101.06840)
         gradients = 0.0 if topology.offload_optimizer else gradients
         self.shares = {"weights": weights, "reference": weights, "gradients": gradients}

@@ -192,6 +192,7 @@ def test_counts(tmp_path):
     [
         (["data.max_words=-3"], "data.max_words"),
         (["model.quantization=4bit"], "model.lora"),
+        (["model.quant_storage=bfloat16"], "model.quant_storage"),
         (["data.task=completion", "data.max_length=20", "evaluate.max_new_tokens=20"], "evaluate.max_new_tokens"),
     ],
 )
@@ -228,7 +229,7 @@ IMAGES = {
 @pytest.mark.parametrize(
     ("tree", "sha256"),
     [
-        (WHOLE_RECIPE, "b3509f43ccfb7b0e4ac86ce621d2c9aaeb2f12cb49df7a0241b6ea0d9998de6a"),
+        (WHOLE_RECIPE, "70e1f5fc3a2b42d60d8403d127094699baee4887e7bfc192985e0ea15a948a85"),
         (IMAGES, "67d3c43015b6be6b099d3280d77ab761a23b138a306156ec863974c0a478d9e4"),
     ],
 )
