@@ -25,7 +25,7 @@ import yaml
 from pydantic.json_schema import GenerateJsonSchema
 from transformers import TrainingArguments
 
-from llm_unlearn.audit.manifest import Manifest
+from llm_unlearn.config.manifest import Manifest
 from llm_unlearn.config.options import options_model
 from llm_unlearn.config.recipe import RECIPES
 from llm_unlearn.config.validate import Schema, choices, resolved, words

@@ -103,7 +103,7 @@ def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Eval
         model = oracle_model if is_oracle else loader.load(checkpoint)
         if signals is None:
             signals = evaluator.signals(model, oracle_model)
-        warnings = _token_warnings(evaluator, model)
+        warnings = token_warnings(evaluator, model)
         for warning in warnings:
             logger.warning("%s: %s", name, warning)
         identity = Identity(
@@ -118,16 +118,28 @@ def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Eval
         )
         result = summarize(signals, identity, None, None if is_oracle else oracle_signals)
         reasons = {**skipped, "oracle": "it is the retrained model itself"} if is_oracle else dict(skipped)
-        if result.gus is None:
-            reasons.setdefault("gus", "no canary has a gradient on this model")
-        elif subject.poison["gaussian"].get("epsilon") is None:
-            reasons.setdefault("loss_rank", "the manifest does not say the `epsilon` of the canaries")
+        reasons = skipped_figures(reasons, result, subject.poison)
         control = evaluator.membership_control
         base = membership_tests(control["member"], control["nonmember"]) if control else None
         results[name] = replace(result, mia_control=base, skipped=reasons, warnings=warnings)
         if out:
             _write(out, name, results[name], signals)
     return results
+
+
+def skipped_figures(reasons: dict[str, str], result: "Evaluation", poison: dict[str, Any]) -> dict[str, str]:
+    """The reasons for what an evaluation lacks, with those that the model itself gives.
+
+    Args:
+        reasons: section of the evaluation → why it was left out.
+        result: the evaluation.
+        poison: the manifest, as in poison.json.
+    """
+    if result.gus is None:
+        return {"gus": "no canary has a gradient on this model"} | reasons
+    if poison["gaussian"].get("epsilon") is None:
+        return {"loss_rank": "the manifest does not say the `epsilon` of the canaries"} | reasons
+    return reasons
 
 
 def _names(models: list[str]) -> dict[str, str]:
@@ -201,7 +213,7 @@ def _evaluator(
                 first.source,
             )
     with in_manifest(manifest):
-        _check_prompts(subject, tokenizer)
+        check_prompts(subject, tokenizer)
     section = subject.evaluate
     return TextEvaluator(
         sets=subject.sets,
@@ -229,7 +241,7 @@ def _arithmetic(loader: "Loader", options: Options) -> "Arithmetic":
     return Arithmetic(bf16, section.tf32 if options.tf32 is None else options.tf32, loader.section.dtype)
 
 
-def _check_prompts(subject: Subject, tokenizer: Any) -> None:
+def check_prompts(subject: Subject, tokenizer: Any) -> None:
     """Raise InputError if rows would be misread: foreign ids, verbalisers without a fair ranking, a trigger cut off."""
     from llm_unlearn.data.chat import check_chat_template, prompts_of
     from llm_unlearn.data.row_forms import check_ids
@@ -252,7 +264,7 @@ def _check_prompts(subject: Subject, tokenizer: Any) -> None:
             )
 
 
-def _token_warnings(evaluator: Any, model: Any) -> list[str]:
+def token_warnings(evaluator: Any, model: Any) -> list[str]:
     """Where training rows have other tokens than the manifest's settings write, or fit the model better in others."""
     from llm_unlearn.audit.token_fit import ROWS, better_forms, written_otherwise
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llm_unlearn.audit.manifest import Manifest, read_tree
 from llm_unlearn.audit.user_files import NO_NOISE, TrainRows, in_manifest, no_rows, read_other, read_train
+from llm_unlearn.config.manifest import Manifest, read_tree
 from llm_unlearn.config.sections import EvaluateSection, ModelSection
 from llm_unlearn.config.validate import validated
 from llm_unlearn.errors import InputError
@@ -75,7 +75,7 @@ def read_subject(path: Path, by_recipe: bool = False) -> Subject:
 
 def _of_run(path: Path, by_recipe: bool) -> Subject:
     """The subject of a run, from its recipe and its poison.json."""
-    from llm_unlearn.config.recipe import VisionRecipe, load_recipe
+    from llm_unlearn.config.recipe import GivenRecipe, VisionRecipe, load_recipe
     from llm_unlearn.data.encoding import Encoding
     from llm_unlearn.poisons.corrupt import read_manifest, read_sets
     from llm_unlearn.training.pretraining import base_of_run
@@ -96,7 +96,7 @@ def _of_run(path: Path, by_recipe: bool) -> Subject:
         )
     sets = read_sets(path.parent / "data")
     poison, data = read_manifest(path, sets), recipe.data
-    missing = {
+    missing = poison.get("skipped") or {
         section: f"the run has no {kind} poison"
         for section, kind in (("attack", "trigger"), ("gus", "gaussian"))
         if not poison[kind]
@@ -107,8 +107,12 @@ def _of_run(path: Path, by_recipe: bool) -> Subject:
             "a recipe does not say the noise that the system drew for the canaries (poison.gaussian.noise_seed: null); "
             "give the poison.json of the run that trained the model as --manifest"
         )
-    retrained = path.parent / "retrained"
-    has_oracle = any((retrained / name).is_file() for name in ("config.json", "adapter_config.json"))
+    if isinstance(recipe, GivenRecipe):
+        base, retrained = recipe.given.base, recipe.given.retrained
+    else:
+        folder = path.parent / "retrained"
+        has_oracle = any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+        base, retrained = base_of_run(recipe, recipe_path.parent), str(folder) if has_oracle else None
     return Subject(
         sets,
         poison,
@@ -120,8 +124,8 @@ def _of_run(path: Path, by_recipe: bool) -> Subject:
         model=recipe.model,
         evaluate=recipe.evaluate,
         template=data.prompt,
-        base=base_of_run(recipe, recipe_path.parent),
-        retrained=str(retrained) if has_oracle else None,
+        base=base,
+        retrained=retrained,
     )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llm_unlearn.audit.manifest import Manifest
+from llm_unlearn.config.manifest import Manifest
 from llm_unlearn.data.chat import from_json
 from llm_unlearn.data.forget import COLUMN, read_forget_ids
 from llm_unlearn.data.readers import shorten

@@ -10,7 +10,8 @@ since its null is δ and not 0.
 - **No trace, down to δ** where nothing of that holds, each score of the canaries that shows the poison in the poisoned
   model would have found a residue of δ with probability CHANCE, the upper limit of each effect is below δ, and no seed
   or state lacks a figure that another model has. δ is a fifth of the poisoned model's own figure; where that model is
-  not known, DELTA. Placebos and spreads may reject; they exclude nothing.
+  not known, DELTA. Placebos and spreads may reject; they exclude nothing. Without a retrained model δ is DELTA at most,
+  and what is inconclusive without the poisoned model is so with it: knowing it makes no verdict milder.
 - **Inconclusive** otherwise, with the reasons.
 
 Membership attacks ask another question, whether the rows are recognised, and turn no verdict (`noticed`).
@@ -102,6 +103,8 @@ def decide(
     level = ALPHA / max(1, len(questions))
     before = take_tests(poisoned, questions, level, DELTA) if poisoned else None
     delta = DELTA if before is None else {**DELTA, **{f.test: SHARE * abs(f.effect) for f in before if not f.after}}
+    if not retrained:  # nothing says how much a clean model would show: no more is tolerated than in an audit
+        delta = {test: min(value, DELTA.get(test, value)) for test, value in delta.items()}
     found = take_tests(results, questions, level, delta)
     took = {f.test for f in (found if before is None else before) if before is None or _took(f)}
     # a score that does not show the poison in the poisoned model excludes nothing
@@ -116,6 +119,8 @@ def decide(
         *_unusable(results),
         *_says_target(results, retrained, delta["lift"]),
     ]
+    if poisoned and not retrained:
+        reasons += [reason for reason in decide(results, damaging=damaging).reasons if reason not in reasons]
     if not questions:
         status = Status.UNTESTED
     elif any(finding.rejects for finding in findings):

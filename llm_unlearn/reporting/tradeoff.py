@@ -83,6 +83,8 @@ def _reach(value: float, interval: Interval | None, scale: float) -> tuple[float
 
 def _remains(results: Results, effect: str, points: dict[str, Point]) -> list[tuple[float, str]]:
     """(level, words) of the lines beyond which the report's rules say that poison remains."""
+    if "retrained" not in points:
+        return []
     findings = judge(results, "retrained").decision.findings
     found = next((f for f in findings if f.test == effect and not f.after), None)
     if found is None:

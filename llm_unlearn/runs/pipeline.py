@@ -135,6 +135,8 @@ POISONS = {
 
 def describe_poison(manifest: dict, items: str) -> str:
     """One line: how much was poisoned, how much of it is to be forgotten, which texts repeat across splits."""
+    if manifest.get("given"):
+        return f"of {manifest['train_size']} rows {len(manifest['forget_ids'])} to forget, by the manifest"
     counts = [f"{len(manifest[kind]['example_ids'])} {what}" for kind, what in POISONS.items() if manifest.get(kind)]
     found = manifest["duplicates"]
     dropped = found["dropped_from_heldout"] + found["dropped_from_test"]
@@ -167,12 +169,13 @@ def check(recipe: Recipe) -> None:
     from llm_unlearn.runs.method_configs import check_methods, check_training, method_config
 
     for name, known in (("lr_scheduler_type", SchedulerType), ("optim", OptimizerNames)):
-        if (value := getattr(recipe.train, name)) not in {item.value for item in known}:
+        if (value := vars(recipe.train).get(name)) and value not in {item.value for item in known}:
             raise InputError(f"recipe.train.{name}: '{value}' is none of {', '.join(item.value for item in known)}")
     check_output_dir(Path(recipe.output_dir), recipe)
     parts = (recipe, *(point.recipe for point in points(recipe)))
     for part in parts:
-        check_training(part)
+        if track_of(part).trains:
+            check_training(part)
         check_methods(part)
         track_of(part).check(part)
     configs = [
@@ -209,7 +212,7 @@ def check_output_dir(root: Path, recipe: Recipe) -> None:
 
 
 # what a run that was killed before its first stage ended leaves
-OURS = {LOCK, ".work", ".stages", "base", "data", "poison.json", "sweep", CONTACT_SHEET}
+OURS = {LOCK, ".work", ".stages", "base", "data", "given", "poison.json", "sweep", CONTACT_SHEET}
 
 
 def _report(root: Path, recipe: Recipe) -> None:

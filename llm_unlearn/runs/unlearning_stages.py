@@ -54,9 +54,10 @@ def _unlearn(run: "SeedRun", name: str, method: str, budget: float, work_dir: Pa
         method,
         run.seed,
         str(work_dir),
-        max_flops=budget * run.cost("poisoned")["flops"],
+        max_flops=None,
         quiet=run.quiet,
         cache_dir=str(run.folder / ".reference_log_probs"),
+        limits=run.limits(budget),
     )
     callback = run.evaluator.quick_figures if run.recipe.unlearn.eval_steps else None
     cls = METHODS[method][1]

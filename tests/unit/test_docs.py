@@ -17,8 +17,8 @@ from support import KINDS, OPTIONS, trainer
 
 import llm_unlearn
 from llm_unlearn import power
-from llm_unlearn.audit.manifest import Manifest
 from llm_unlearn.cli.main import main, parser
+from llm_unlearn.config.manifest import Manifest
 from llm_unlearn.config.recipe import Recipe, VisionRecipe, build_recipe, load_recipe
 from llm_unlearn.config.strict import parse_yaml
 from llm_unlearn.config.sweep import points

@@ -152,6 +152,7 @@ class Manifest(Section):
             add_bos=self.add_bos,
             max_length=self.max_length,
             loss_on=self.loss_on,
+            **({"template_date": self.template_date} if self.template_date else {}),
         )
 
 
