@@ -19,7 +19,7 @@ pytestmark = pytest.mark.unit
         ({"gus": 0.35}, Status.REMAINS, ["GUS 0.35 (p = 0.002)"]),
         ({"gus": 0.33}, Status.CLEAR, []),
         ({"asr": 0.55}, Status.REMAINS, ["trigger lift 0.38 [0.31, 0.45] above the retrained", "0.16 is tolerated"]),
-        ({"asr": 0.36}, Status.INCONCLUSIVE, ["trigger lift: up to 0.26 is not excluded (n = 250)"]),
+        ({"asr": 0.36}, Status.INCONCLUSIVE, ["trigger lift: up to 0.26 may be there (n = 250)"]),
         ({"gus": -0.7}, Status.REMAINS, ["below 0"]),
         ({"gus": 1.0, "asr": 0.7}, Status.REMAINS, ["GUS 1.00", "trigger lift 0.53"]),
         ({"control_p": 1e-5}, Status.INCONCLUSIVE, ["fresh noise"]),
