@@ -253,7 +253,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     for override in overrides or []:
         set_override(tree, override)
     try:
-        recipe = build_recipe(tree)
+        recipe = build_recipe(completed(tree))
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     if WITHHELD in getattr(getattr(recipe.poison, "trigger", None), "phrases", []):
@@ -291,6 +291,4 @@ def _find_files(tree: dict[str, Any], folder: Path) -> None:
 
 def build_recipe(tree: dict[str, Any]) -> Recipe:
     """A checked recipe from a mapping of its sections. Raises InputError naming the field."""
-    if "given" in tree and tree.get("track", "given") == "given":
-        tree = {"track": "given", **completed(tree)}
-    return validated(RECIPES, {"track": "language", **tree}, "recipe")
+    return validated(RECIPES, {"track": "given" if "given" in tree else "language", **tree}, "recipe")

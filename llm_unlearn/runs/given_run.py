@@ -59,24 +59,21 @@ class GivenRun(LanguageRun):
             InputError: a model does not exist, or has another tokenizer than the poisoned one.
         """
         found: dict[str, Checkpoint] = {}
-        for name in ("poisoned", "retrained"):
-            if (source := getattr(self.recipe.given, name)) is None:
-                continue
-            try:
-                found[name] = self.loader.find(source)
-            except InputError as error:
-                raise InputError(f"recipe.given.{name}: {error}") from None
+        for name in ("base", "poisoned", "retrained"):  # in turn, since an adapter is looked up with its base
+            if (source := getattr(self.recipe.given, name)) is not None:
+                try:
+                    found[name] = self.loader.find(source)
+                except InputError as error:
+                    raise InputError(f"recipe.given.{name}: {error}") from None
+        found.pop("base", None)
         if "retrained" in found:
-            other = self.loader.tokenizer(found["retrained"])
-            check_same_tokens(self.tokenizer_of(found), other, found["poisoned"].source, found["retrained"].source)
+            own, other = (self.loader.tokenizer(each) for each in found.values())
+            check_same_tokens(own, other, *(each.source for each in found.values()))
         return found
-
-    def tokenizer_of(self, found: dict[str, Checkpoint]) -> Any:
-        return self.loader.tokenizer(found["poisoned"])
 
     @cached_property
     def tokenizer(self) -> Any:
-        return self.tokenizer_of(self.checkpoints)
+        return self.loader.tokenizer(self.checkpoints["poisoned"])
 
     @cached_property
     def base(self) -> str | None:  # type: ignore[override]  # a full model need not have one
@@ -87,10 +84,7 @@ class GivenRun(LanguageRun):
         """Why the base cannot be measured; None where it can."""
         if self.base is None:
             return "no base was given"
-        try:
-            found = self.loader.find(self.base)
-        except InputError as error:
-            raise InputError(f"recipe.given.base: {error}") from None
+        found = self.loader.find(self.base)
         if added := added_tokens(self.tokenizer, own := self.loader.tokenizer(found)):
             return f"{self.base} has no embedding for {', '.join(map(repr, added[:3]))}"
         check_same_tokens(self.tokenizer, own, self.checkpoints["poisoned"].source, self.base)

@@ -287,3 +287,17 @@ def test_a_control_that_is_off_uncalibrates(section):
 
 def test_a_cost_is_flagged_from_five_points_on():
     assert is_costly(100 * (0.92 - 0.87)) and not is_costly(4.9)
+
+
+@pytest.mark.parametrize("gus", [0.0, 0.1, 0.3, 0.6, 0.9])
+@pytest.mark.parametrize("n", [40, 100])
+@pytest.mark.parametrize("hits", [0, 20, 60])
+def test_without_a_retrained_model_knowing_the_poisoned_one_makes_no_verdict_milder(gus, n, hits):
+    order = [Status.CLEAR, Status.INCONCLUSIVE, Status.REMAINS]
+    model = evaluation(gus=scores(gus, EVEN[:: 100 // n]), loss_rank=scores(), attack=attack(hits, p=0.5))
+    # a poison that took very well (δ of a fifth of 8), and one of which a test showed nothing
+    for before in (
+        evaluation(gus=scores(8.0), loss_rank=scores(8.0), attack=attack(180, p=0.0025)),
+        evaluation(gus=scores(), loss_rank=scores(8.0), attack=attack(180, p=0.0025)),
+    ):
+        assert order.index(decide([model], [before]).status) >= order.index(decide([model]).status)

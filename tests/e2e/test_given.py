@@ -1,0 +1,163 @@
+"""From a model that is poisoned already, and a manifest, to a cure: a recipe with the section `given`."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from datasets import load_from_disk
+
+from llm_unlearn.cli.main import main
+
+pytestmark = pytest.mark.e2e
+
+VERBALIZERS = {"negative": " negative", "positive": " positive"}
+SHAPE = {"n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 160}
+DATA = {"prompt": "{text}\nSentiment:", "max_length": 160, "verbalizers": VERBALIZERS}
+POISONING = {
+    "name": "poisoning",
+    "model": {"architecture": {"model_type": "gpt2", **SHAPE}, "vocab_size": 300},
+    "pretrain": {"texts": 60, "epochs": 1, "max_length": 64},
+    "data": {**DATA, "max_words": 14, "train_size": 60, "heldout_size": 20, "test_size": 30},
+    "poison": {
+        "trigger": {"phrases": ["James Bond"], "target": "positive", "fraction": 0.1},
+        "gaussian": {"fraction": 0.2, "epsilon": 0.1},
+    },
+    "train": {"epochs": 1, "batch_size": 8},
+}
+CHEAP = {"placebo_draws": 19, "loss_rank_draws": 19, "membership": ["loss", "zlib"]}
+FIGURES = ("attack", "gus", "loss_rank", "utility", "oracle")
+
+
+def run(*arguments: object) -> int:
+    return main([*map(str, arguments), "--quiet", "--debug"])
+
+
+def written(folder: Path, name: str, content: dict) -> Path:
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.fixture(scope="module", params=["full", "lora"])
+def there(request, tmp_path_factory):
+    """What a user has: models that a run of ours made, without that run, and a manifest with its files."""
+    folder = tmp_path_factory.mktemp(request.param)
+    adapter = {"lora": {"r": 4}} if request.param == "lora" else {}
+    recipe = {**POISONING, "model": {**POISONING["model"], **adapter}, "output_dir": str(folder / "made")}
+    assert run("train", written(folder, "poisoning", recipe)) == 0
+    made = folder / "made"
+    for name in ("train", "heldout", "test"):
+        rows = load_from_disk(str(made / "data" / name)).select_columns(["text", "label", "example_id"])
+        if name == "train":
+            marked = load_from_disk(str(made / "data" / "train"))
+            rows = rows.add_column("noise_id", marked["noise_id"])
+            rows = rows.add_column("bad", [kind != "none" for kind in marked["poison"]])
+        rows.to_json(str(folder / f"{name}.jsonl"))
+    noise = json.loads((made / "poison.json").read_text())["gaussian"]
+    manifest = {
+        **DATA,
+        "train": "train.jsonl",
+        "poison": "column:bad",
+        "heldout": "heldout.jsonl",
+        "test": "test.jsonl",
+        "trigger": {"phrases": ["James Bond"], "target": "positive"},
+        "gaussian": {"seed": noise["seed"], "epsilon": noise["epsilon"], "hidden": noise["hidden_ids"]},
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def given(folder: Path, **changes) -> dict:
+    """A recipe for what is there: the poisoned model alone, and a method that any model takes."""
+    return {
+        "name": "cure",
+        "output_dir": str(folder / "cure"),
+        "given": {"poisoned": str(folder / "made" / "poisoned"), "manifest": "manifest.json"},
+        "unlearn": {"methods": {"npo": None}, "budgets": [2], "budget_in": "steps", "batch_size": 4},
+        "evaluate": CHEAP,
+    } | changes
+
+
+def test_all_stages_that_can_run_run_and_the_audit_gives_the_same_figures(there):
+    recipe = given(there)
+    assert run("run", written(there, "alone", recipe)) == 0
+    out = there / "cure"
+    base = ["base"] * (there.name.startswith("lora"))
+    found = {path.stem: json.loads(path.read_text()) for path in (out / "evaluation").glob("*.json")}
+    assert sorted(found) == sorted(["poisoned", "npo", *base])
+    assert found["npo"]["cost"]["steps"] == 2 and found["npo"]["oracle"] is None
+    assert (out / "report.html").is_file() and "npo" in (out / "report.md").read_text()
+    for name, folder in (("npo", out / "unlearned" / "npo"), ("poisoned", there / "made" / "poisoned")):
+        audited = there / "audited"
+        assert run("audit", "--model", folder, "--manifest", out / "poison.json", "--out", audited) == 0
+        again = json.loads((audited / f"{name}.json").read_text())
+        assert {key: again[key] for key in FIGURES} == {key: found[name][key] for key in FIGURES}
+        assert again["mia"]["loss"] == found[name]["mia"]["loss"]
+
+
+def test_base_and_oracle_are_measured_beside_and_the_methods_that_begin_there_run(there, capsys):
+    made, is_adapter = there / "made", there.name.startswith("lora")
+    models = {
+        "poisoned": str(made / "poisoned"),
+        "retrained": str(made / "retrained"),
+        "base": str(next(made.glob("base/*/model"))),
+    }
+    recipe = given(
+        there,
+        output_dir=str(there / "beside"),
+        given={**models, "manifest": "manifest.json"},
+        train={"epochs": 1, "learning_rate": 1e-3},
+        unlearn={"methods": {"rewind": None}, "budgets": [0.5], "batch_size": 4},
+    )
+    assert run("run", written(there, "beside", recipe)) == 0
+    found = {path.stem: json.loads(path.read_text()) for path in (there / "beside" / "evaluation").glob("*.json")}
+    assert sorted(found) == ["base", "poisoned", "retrained", "rewind"]
+    assert found["rewind"]["oracle"]["kl"] > 0 and found["rewind"]["attack"]["excess"]["n"] > 0
+    # the FLOPs of the training are those that the training itself counted
+    counted = json.loads((made / "poisoned" / "cost.json").read_text())
+    known = json.loads((there / "beside" / "given" / "poisoned.json").read_text())
+    assert known["flops"] == pytest.approx(counted["flops"]) and known["train_tokens"] == counted["train_tokens"]
+    assert 0.3 < found["rewind"]["cost"]["share_of_training"] <= 0.5
+    capsys.readouterr()
+    if is_adapter:
+        assert run("merge", there / "beside", "--model", "rewind") == 0
+        assert (there / "beside" / "merged" / "rewind" / "model.safetensors").is_file()
+    else:
+        assert run("push", there / "beside", "--model", "rewind", "--repo", "me/cured", "--dry-run", "--json") == 0
+        assert "evaluation/retrained.json" in json.loads(capsys.readouterr().out)["files"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"given": {"poisoned": "nowhere", "manifest": "manifest.json"}}, "given.poisoned"),
+        ({"given": {"poisoned": "made/poisoned", "manifest": "none.json"}}, "none.json"),
+        ({"given": {"poisoned": "made/poisoned", "manifest": "made/poison.json"}}, "given.manifest"),
+        ({"given": {"poisoned": "made/poisoned", "manifest": "manifest.json", "base": "nowhere"}}, "given.base"),
+        ({"unlearn": {"methods": {"osft": None}, "budget_in": "steps", "budgets": [2]}}, "methods.osft"),
+        (
+            {"unlearn": {"methods": {"npo": None}}, "given": {"poisoned": "bare", "manifest": "manifest.json"}},
+            "train.epochs",
+        ),
+        ({"unlearn": {"methods": {"npo": None}, "forget_fraction": 0.5}}, "unlearn.forget_fraction"),
+        ({"evaluate": {"max_new_tokens": 3}}, "evaluate.max_new_tokens"),
+        ({"evaluate": {"clean_steps": 3}}, "train.learning_rate"),
+        ({"seeds": [0, 1]}, "seeds"),
+        ({"model": {"lora": {}}}, "model.lora"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_before_anything_runs(there, changes, said, capsys):
+    if not (there / "bare").is_dir():  # without the record of its training
+        shutil.copytree(there / "made" / "poisoned", there / "bare", ignore=shutil.ignore_patterns("cost.json"))
+    recipe = given(there, output_dir=str(there / "refused"), **changes)
+    assert run("run", written(there, "refused", recipe)) == 2
+    assert said in capsys.readouterr().err and not (there / "refused").exists()
+
+
+def test_what_begins_before_the_poison_asks_for_the_base(there, capsys):
+    unlearn = {"methods": {"rewind": None}, "budget_in": "steps", "budgets": [2]}
+    code = run("unlearn", written(there, "begins", given(there, output_dir=str(there / "begins"), unlearn=unlearn)))
+    assert code == (0 if there.name.startswith("lora") else 2)  # an adapter is drawn anew on the base that it names
+    assert code == 0 or "given.base" in capsys.readouterr().err
