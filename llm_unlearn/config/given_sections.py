@@ -27,7 +27,7 @@ class GivenSection(Section):
 
 class GivenTrainSection(Section):
     """What is known of the training that made the poisoned model. Nothing is trained by it but the steps of
-    `evaluate.clean_steps` and of `stress`.
+    `evaluate.clean_steps`.
     """
 
     rows: Count | None = None
@@ -35,11 +35,12 @@ class GivenTrainSection(Section):
     epochs: Epochs | None = None
     """passes over them: with `rows` what the budgets are shares of; null: not known"""
     learning_rate: LearningRate | None = None
-    """at its highest; methods take their tuned share of it, and clean steps and relearning take it; null: not known"""
+    """at its highest; methods take their tuned share of it, and clean steps take it; null: not known, and a
+    method without a `learning_rate` of its own takes 1e-5"""
     batch_size: BatchSize = 16
-    """rows of a step, of clean steps"""
+    """rows of a clean step, over all processes"""
     gradient_accumulation_steps: BatchSize = 1
-    """batches of a step, likewise"""
+    """batches of a clean step"""
     optim: str = "adamw_torch_fused"
     """of the methods, by transformers' name"""
     bf16: bool = False
@@ -51,9 +52,9 @@ class GivenUnlearnSection(UnlearnSection):
 
     budgets: Distinct[Annotated[float, Field(gt=0, le=1e30)]] = Field(default=[0.1], min_length=1)
     """how much each method may spend, in units of `budget_in`; every method runs at each"""
-    budget_in: Literal["training", "flops", "tokens", "steps", "minutes"] = "training"
+    budget_in: Literal["training", "flops", "tokens", "steps", "epochs", "minutes"] = "training"
     """training: shares of the poisoned training's FLOPs, whose size must be known (`train.epochs`); else FLOPs, tokens,
-    optimizer steps, or minutes at the speed that is measured before the first step"""
+    optimizer steps, passes over the forget set, or minutes at the speed that is measured before the first step"""
 
     def check_rules(self) -> None:
         super().check_rules()

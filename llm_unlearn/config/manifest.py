@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from llm_unlearn.config.fields import (
+    FIXED_DAY,
     Completion,
     Day,
     Distinct,
@@ -152,7 +153,7 @@ class Manifest(Section):
             add_bos=self.add_bos,
             max_length=self.max_length,
             loss_on=self.loss_on,
-            **({"template_date": self.template_date} if self.template_date else {}),
+            template_date=self.template_date or FIXED_DAY,
         )
 
 

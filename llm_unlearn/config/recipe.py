@@ -200,8 +200,8 @@ class GivenRecipe(Recipe):
     """One experiment on a model that is poisoned already: `given` stands in the place of poisoning and training."""
 
     model: ModelSection = Field(default_factory=ModelSection)
-    data: DataSection
-    """what the manifest says; it is not given"""
+    data: DataSection = Field(default_factory=lambda: DataSection(task="completion"))
+    """what the manifest says; leave it out"""
     poison: PoisonSection = Field(default_factory=PoisonSection)
     """none: it is in the model"""
     pretrain: None = None

@@ -7,6 +7,7 @@ from llm_unlearn.errors import InputError
 from llm_unlearn.models.adapters import adapter_config
 
 if TYPE_CHECKING:
+    from llm_unlearn.config.recipe import Recipe
     from llm_unlearn.runs.given_run import GivenRun
 
 # what a method needs that the manifest of a user does not say
@@ -43,8 +44,24 @@ def check_given(run: "GivenRun") -> None:
         raise InputError(
             "recipe.unlearn.budgets: are shares of the poisoned training's compute, which is not known; say how long "
             "it was (train.epochs, and train.rows where it had other rows than the manifest's), or count in other "
-            "units (unlearn.budget_in: flops, tokens, steps or minutes)"
+            "units (unlearn.budget_in: flops, tokens, steps, epochs or minutes)"
         )
+
+
+def as_trained(run: "GivenRun") -> "Recipe":
+    """A recipe that trains a model of the poisoned one's shape by the same methods: for estimates of memory."""
+    from llm_unlearn.config.recipe import build_recipe
+
+    recipe = run.recipe
+    unlearn = recipe.unlearn.model_dump(exclude={"budget_in"}) | {"budgets": [1.0]}
+    train = recipe.train.model_dump(include={"batch_size", "gradient_accumulation_steps", "optim", "bf16"})
+    same = {name: getattr(recipe, name).model_dump() for name in ("data", "evaluate")}
+    model = stand_in(run)
+    if model.quantization != "none" and model.lora is None:  # layers that are named by a pattern: peft's choice
+        model = model.changed(lora=LoraSection())
+    poison = {"gaussian": {"fraction": 0.1, "epsilon": 1.0}}
+    named = {"name": recipe.name, "output_dir": recipe.output_dir, "model": model.model_dump()}
+    return build_recipe({**named, **same, "poison": poison, "train": train, "unlearn": unlearn})
 
 
 def stand_in(run: "GivenRun") -> ModelSection:

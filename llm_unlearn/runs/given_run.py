@@ -177,7 +177,10 @@ class GivenRun(LanguageRun):
     def clean_start(self) -> Any:
         from llm_unlearn.models.load import load_model
 
-        return None if self.is_adapter else load_model(self.base, self.recipe.model, in_parts=True)
+        if self.is_adapter:
+            return None
+        assert self.base is not None  # or the method is refused
+        return load_model(self.base, self.recipe.model, in_parts=True)
 
     # ---- what is spent, and what is said of a result
 
@@ -193,6 +196,8 @@ class GivenRun(LanguageRun):
         unit = self.recipe.unlearn.budget_in
         if unit in ("steps", "tokens"):
             return {f"max_{unit}": int(budget)}
+        if unit == "epochs":
+            return {"num_train_epochs": budget}
         if unit == "training":
             return super().limits(budget)
         return {"max_flops": budget * (1.0 if unit == "flops" else 60 * self._known["flops_per_second"])}

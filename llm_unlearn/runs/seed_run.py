@@ -44,6 +44,7 @@ class SeedRun(ABC):
     def __init__(self, recipe: Recipe, seed: int, folder: Path, quiet: bool) -> None:
         self.recipe, self.seed, self.folder, self.quiet = recipe, seed, folder, quiet
         self.processes = Processes.current()
+        self.trainers: dict[str, Any] | None = None  # of each method that was run; None: each is freed
         self.siblings: list[Path] = []  # folders of the same seed, from which a model that is the same may be taken
 
     def variants(self) -> list[tuple[str, str, float]]:

@@ -72,6 +72,10 @@ class Track(ABC):
         """Sizes that a dry run shows beside the numbers of rows."""
         return {}
 
+    def as_trained(self, recipe: Recipe) -> Recipe:
+        """The recipe whose training and methods take the memory that this one takes."""
+        return recipe
+
     @abstractmethod
     def check_topology(self, recipe: Recipe, topology: Topology, path: str) -> None:
         """Raise InputError for what these recipes cannot do under the accelerate config `path`."""
@@ -175,6 +179,20 @@ class GivenTrack(LanguageTrack):
 
     def make_base(self, recipe: Recipe, quiet: bool) -> None:
         """No base is made."""
+
+    def sizes(self, recipe: Recipe) -> dict[str, int]:
+        from llm_unlearn.audit.subject import read_subject
+
+        assert isinstance(recipe, GivenRecipe)
+        subject = read_subject(Path(recipe.given.manifest).expanduser())
+        counts = {name: len(subject.sets[name]) for name in ("train", "heldout", "test", "triggered")}
+        return {**counts, "forget": len(subject.poison["forget_ids"]), **super().sizes(recipe)}
+
+    def as_trained(self, recipe: Recipe) -> Recipe:
+        from llm_unlearn.runs.given_checks import as_trained
+
+        run: Any = self.seed_run(recipe, recipe.seeds[0], Path(recipe.output_dir), True)
+        return as_trained(run)
 
     def train_stages(self, run: Any, before: "dict[str, Stage]") -> "list[Stage]":
         from llm_unlearn.runs.given_stages import given_stages

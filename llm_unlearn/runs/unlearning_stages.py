@@ -76,4 +76,7 @@ def _unlearn(run: "SeedRun", name: str, method: str, budget: float, work_dir: Pa
     run.save(trainer.accelerator.unwrap_model(trainer.model), f"unlearned/{name}", cost)
     if run.processes.is_main:
         write_json(run.folder / "unlearned" / name / "log.json", trainer.state.log_history)
-    release(trainer)
+    if run.trainers is None:
+        release(trainer)
+    else:
+        run.trainers[name] = trainer

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 from datasets import load_from_disk
+from pages import blocks
 
+from llm_unlearn import InputError, unlearn
 from llm_unlearn.cli.main import main
 
 pytestmark = pytest.mark.e2e
@@ -40,7 +42,7 @@ def written(folder: Path, name: str, content: dict) -> Path:
     return path
 
 
-@pytest.fixture(scope="module", params=["full", "lora"])
+@pytest.fixture(scope="module", params=["full", pytest.param("lora", marks=pytest.mark.slow)])
 def there(request, tmp_path_factory):
     """What a user has: models that a run of ours made, without that run, and a manifest with its files."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -89,7 +91,7 @@ def test_all_stages_that_can_run_run_and_the_audit_gives_the_same_figures(there)
     assert sorted(found) == sorted(["poisoned", "npo", *base])
     assert found["npo"]["cost"]["steps"] == 2 and found["npo"]["oracle"] is None
     assert (out / "report.html").is_file() and "npo" in (out / "report.md").read_text()
-    for name, folder in (("npo", out / "unlearned" / "npo"), ("poisoned", there / "made" / "poisoned")):
+    for name, folder in (("npo", out), ("poisoned", there / "made" / "poisoned")):
         audited = there / "audited"
         assert run("audit", "--model", folder, "--manifest", out / "poison.json", "--out", audited) == 0
         again = json.loads((audited / f"{name}.json").read_text())
@@ -97,6 +99,7 @@ def test_all_stages_that_can_run_run_and_the_audit_gives_the_same_figures(there)
         assert again["mia"]["loss"] == found[name]["mia"]["loss"]
 
 
+@pytest.mark.slow
 def test_base_and_oracle_are_measured_beside_and_the_methods_that_begin_there_run(there, capsys):
     made, is_adapter = there / "made", there.name.startswith("lora")
     models = {
@@ -157,7 +160,81 @@ def test_what_does_not_go_together_is_refused_before_anything_runs(there, change
 
 
 def test_what_begins_before_the_poison_asks_for_the_base(there, capsys):
-    unlearn = {"methods": {"rewind": None}, "budget_in": "steps", "budgets": [2]}
-    code = run("unlearn", written(there, "begins", given(there, output_dir=str(there / "begins"), unlearn=unlearn)))
+    section = {"methods": {"rewind": None}, "budget_in": "steps", "budgets": [2]}
+    code = run("unlearn", written(there, "begins", given(there, output_dir=str(there / "begins"), unlearn=section)))
     assert code == (0 if there.name.startswith("lora") else 2)  # an adapter is drawn anew on the base that it names
     assert code == 0 or "given.base" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_one_command_cures_and_its_folder_is_taken_by_the_others(there, capsys):
+    out, cheap = there / "cured", [f"evaluate.{name}={json.dumps(value)}" for name, value in CHEAP.items()]
+    what = ("--model", there / "made" / "poisoned", "--manifest", there / "manifest.json", "--method", "grad_diff")
+    assert run("unlearn", *what, "--out", out, *cheap, "unlearn.batch_size=6", "--json") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert Path(said["model"]).is_dir() and Path(said["report"]).is_file() and said["verdict"]
+    found = json.loads((out / "evaluation" / "grad_diff.json").read_text())
+    assert found["cost"]["steps"] == 9  # 3 passes over 18 rows
+    assert run("audit", "--model", out, "--manifest", out / "poison.json", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["grad_diff"]["gus"] == found["gus"]
+    assert run("unlearn", *what[:-1], "kl", "--out", out) == 2  # a folder holds one result
+
+
+@pytest.mark.slow
+def test_the_python_of_the_page_gives_trainer_and_result(there, monkeypatch):
+    monkeypatch.chdir(there)
+    (there / "my-model").symlink_to(there / "made" / "poisoned")
+    (code,) = blocks("docs/your-model.md", "python")
+    names: dict = {}
+    exec(code, names)
+    trainer, result = names["trainer"], names["result"]
+    assert trainer.args.learning_rate == 1e-5 and result.model == "grad_diff" and result.utility.n == 30
+    assert result.cost.steps == trainer.state.global_step == 7  # 3 passes over 18 rows
+    with pytest.raises(InputError, match="already"):
+        exec(code, names)
+
+
+@pytest.mark.slow
+def test_a_budget_in_tokens_and_options_of_the_method(there):
+    overrides = [f"evaluate.{name}={json.dumps(value)}" for name, value in CHEAP.items()]
+    overrides += ["unlearn.budgets=[4000]", "unlearn.budget_in=tokens"]
+    what = (there / "made" / "poisoned", there / "manifest.json", "simnpo")
+    _, result = unlearn(*what, out=there / "python", options={"beta": 3.0}, overrides=overrides)
+    assert 2000 < result.cost.train_tokens <= 4000
+
+
+@pytest.mark.slow
+def test_minutes_are_counted_at_the_speed_of_this_machine(there):
+    section = {"methods": {"npo": None}, "budgets": [0.01], "budget_in": "minutes", "batch_size": 4}
+    recipe = given(there, output_dir=str(there / "timed"), unlearn=section)
+    assert run("unlearn", written(there, "timed", recipe)) == 0
+    known = json.loads((there / "timed" / "given" / "poisoned.json").read_text())
+    cost = json.loads((there / "timed" / "unlearned" / "npo" / "cost.json").read_text())
+    assert 0 < cost["flops"] <= 0.6 * known["flops_per_second"]
+
+
+def test_a_dry_run_and_the_doctor_look_at_what_is_given(there, capsys):
+    recipe = written(there, "looked", given(there, output_dir=str(there / "looked")))
+    assert main(["run", str(recipe), "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert [stage["stage"] for stage in plan["stages"]][:3] == ["poison", "poisoned", "unlearned/npo"]
+    assert plan["sizes"]["forget"] == 18 and plan["sizes"]["train"] == 60 and plan["memory_bytes"]["total"] > 0
+    assert main(["doctor", str(recipe), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [step["step"] for step in found["memory"]] == ["npo"]
+    assert {"tokenizer", "labels", "recipe"} <= {finding["check"] for finding in found["findings"]}
+    assert not (there / "looked").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "--model"),
+        (("--model", "m", "--manifest", "m.json", "--out", "o"), "--method"),
+        (("recipe.yaml", "--model", "m", "--manifest", "m.json", "--method", "npo", "--out", "o"), "recipe.yaml"),
+        (("--model", "m", "--manifest", "m.json", "--method", "npo", "--out", "o", "--jobs", "2"), "--jobs"),
+        (("--model", "m", "--manifest", "m.json", "--method", "npo", "--out", "o"), "m.json"),
+    ],
+)
+def test_a_command_that_lacks_something_says_what(words, said, capsys):
+    assert main(["unlearn", *words]) == 2 and said in capsys.readouterr().err
