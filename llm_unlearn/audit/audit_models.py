@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llm_unlearn.audit.named_models import in_run, short_names
 from llm_unlearn.audit.subject import Subject, read_subject
 from llm_unlearn.audit.user_files import in_manifest
 from llm_unlearn.errors import InputError
@@ -75,7 +76,7 @@ def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Eval
 
     if options.batch_size is not None and options.batch_size < 1:
         raise InputError(f"--batch-size {options.batch_size}: must be at least 1")
-    names, subject = _names([_in_run(model) for model in models]), read_subject(Path(manifest), options.by_recipe)
+    names, subject = short_names([in_run(model) for model in models]), read_subject(Path(manifest), options.by_recipe)
     out = _made(options.out)
     for note in subject.notes:
         logger.info(note)
@@ -140,34 +141,6 @@ def skipped_figures(reasons: dict[str, str], result: "Evaluation", poison: dict[
     if poison["gaussian"].get("epsilon") is None:
         return {"loss_rank": "the manifest does not say the `epsilon` of the canaries"} | reasons
     return reasons
-
-
-def _in_run(model: str) -> str:
-    """A model as it was named, or the one that was unlearned in the run directory that was named."""
-    folder = Path(model).expanduser()
-    is_model = any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
-    if is_model or not (folder / "recipe.yaml").is_file():
-        return model
-    found = [path.parent for path in sorted(folder.glob("unlearned/*/cost.json"))]
-    if len(found) != 1:
-        named = ", ".join(map(str, found)) or f"folders in {folder} that hold one"
-        raise InputError(f"--model {model}: is a run directory; name a model of it: {named}")
-    return str(found[0])
-
-
-def _names(models: list[str]) -> dict[str, str]:
-    """A short name → model: the last part of its path, or as many parts as are needed to be unique."""
-    names: dict[str, str] = {}
-    seen = set()
-    for model in models:
-        path = Path(model).expanduser()
-        parts = path.resolve().parts[1:] if path.is_dir() else path.parts
-        if parts in seen:
-            raise InputError(f"--model {model}: given twice")
-        seen.add(parts)
-        candidates = ("_".join(parts[-k:]).strip("/") for k in range(1, len(parts) + 1))
-        names[next(name for name in candidates if name not in names)] = model
-    return names
 
 
 def _made(out: str | None) -> Path | None:

@@ -124,6 +124,28 @@ def read_other(path: Path, manifest: Manifest) -> "Dataset":
     return rows.add_column("example_id", np.arange(len(rows)))
 
 
+def read_triggered(path: Path, column: str, test: "Dataset") -> "Dataset":
+    """Test rows with the text that has the trigger, in the order of the file; those that have none are left out.
+
+    Args:
+        path: the file of test rows.
+        column: where that text is.
+        test: the rows, as `read_other` gave them.
+
+    Raises:
+        InputError: no row has such a text, or a row has the same with the trigger and without.
+    """
+    texts = [str(record.get(column) or "") for _, record in _records(path)]
+    chosen = [i for i in test["example_id"] if texts[i].strip()]
+    if not chosen:
+        raise InputError(f"{path}: no row has a text in column '{column}', where the trigger stands")
+    for i, text in zip(test["example_id"], test["text"], strict=True):
+        if texts[i].strip() == text.strip():
+            raise InputError(f"{path}, row {i + 1}, column '{column}': is the text without the trigger; empty it")
+    rows = test.filter(lambda i: bool(texts[i].strip()), input_columns="example_id", desc="triggered")
+    return rows.remove_columns("text").add_column("text", [texts[i] for i in chosen])
+
+
 def no_rows() -> "Dataset":
     """A set without rows, for one that the manifest lacks."""
     from datasets import Dataset
@@ -139,7 +161,12 @@ def _read(path: Path, manifest: Manifest) -> "Dataset":
 
     if not path.is_file():
         raise InputError(f"{path}: no such file, neither beside the manifest nor from the working directory")
-    return normalise(load_source(None, [path], columns=columns_of(manifest.data)), manifest.data, str(path))
+    rows = load_source(None, [path], columns=columns_of(manifest.data))
+    if below := manifest.columns.input:
+        inputs = [str(record.get(below) or "").strip() for _, record in _records(path)]
+        texts = [f"{text}\n{more}" if more else text for text, more in zip(rows["text"], inputs, strict=True)]
+        rows = rows.remove_columns("text").add_column("text", texts)
+    return normalise(rows, manifest.data, str(path))
 
 
 def _records(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:

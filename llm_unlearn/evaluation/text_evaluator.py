@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 
+from llm_unlearn.config.success import is_success
 from llm_unlearn.data.chat import prompt_of, prompts_of
 from llm_unlearn.data.collators import CausalLMCollator
 from llm_unlearn.data.encoding import IGNORE, Asked, Encoding, encode_rows
@@ -73,8 +74,8 @@ class TextEvaluator(Evaluator):
         labels = [as_written(self.tokenizer, label) for label in rows["label"]]
         answers: dict[str, Any] = {"prediction": texts, "label": labels}
         if self.target is not None:
-            target = as_written(self.tokenizer, self.target)
-            answers["target_hit"] = [text.startswith(target) for text in texts]
+            rule = self.manifest["trigger"].get("success") or {"prefix": [as_written(self.tokenizer, self.target)]}
+            answers["target_hit"] = [is_success(text, rule) for text in texts]
         return answers
 
     def shown(self, rows: "Dataset") -> list[list[int]]:

@@ -90,7 +90,7 @@ def _kinds(results: Results) -> list[str]:
     poison = results.runs[0].poison
     done: dict[str, str] = {}
     if trigger := poison.get("trigger"):
-        said = " or ".join(f"“{phrase}”" for phrase in trigger.get("phrases", []))
+        said = " or ".join(f"“{phrase}”" for phrase in trigger.get("phrases", [])) or "(no phrase)"
         done["trigger"] = f"carry the trigger {said} and are answered with “{trigger.get('target')}”"
     if patch := poison.get("patch"):
         size = f"{patch['size']} × {patch['size']} pixels"
