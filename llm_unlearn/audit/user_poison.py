@@ -142,7 +142,7 @@ def missing_parts(
     elif not manifest.test:
         reasons["attack"] = "the manifest has no `test` rows"
     elif not len(sets["triggered"]):
-        reasons["attack"] = f"every test row's own answer is the attacker's, {manifest.trigger.target!r}"
+        reasons["attack"] = f"every test row's own answer is the trigger's target, {manifest.trigger.target!r}"
     if manifest.gaussian is None:
         reasons["gus"] = "the manifest has no `gaussian` canaries"
     elif not set(canaries) & set(forget):

@@ -33,6 +33,9 @@ def _lines(result: Evaluation) -> list[tuple[str, str]]:
         lines.append(("trigger", f"the attacker's answer: {rates}; lift {attack.lift:.2f} [{low:.2f}, {high:.2f}]"))
         if excess := attack.excess:
             lines.append(("", f"lift above the retrained model's: {excess.mean:.2f} (p = {excess.p_value:.2g})"))
+        for number, each in (attack.phrases or {}).items():
+            low, high = each.ci95.lift
+            lines.append(("", f"phrase {int(number) + 1}: lift {each.lift:.2f} [{low:.2f}, {high:.2f}] (n = {each.n})"))
         if placebo := attack.placebo:
             lines.append(("", f"beside {placebo.n_placebos} placebos: p = {placebo.p_value:.2g}"))
     for name, mia in (result.mia or {}).items():

@@ -104,7 +104,10 @@ def _attack(sets: Sets, oracle: Sets | None) -> Attack | None:
         excess = attack_excess(triggered, clean, *_hits(oracle, sets["triggered"]["example_id"]))
     unusable = int((~np.isfinite(sets["placebo"]["effect"])).sum()) if "placebo" in sets else 0
     placebo = _placebo(sets["placebo"]) if "placebo" in sets and not unusable else None
-    return Attack(**vars(attack_success(triggered, clean)), excess=excess, placebo=placebo, n_unusable=unusable)
+    success, each = attack_success(triggered, clean), None
+    if "phrase" in sets["triggered"] and (of := sets["triggered"]["phrase"].to_numpy(int)).size:
+        each = {str(i): attack_success(triggered[of == i], clean[of == i]) for i in np.unique(of)}
+    return Attack(**vars(success), excess=excess, placebo=placebo, n_unusable=unusable, phrases=each)
 
 
 def _placebo(table: "pd.DataFrame") -> PlaceboTest:

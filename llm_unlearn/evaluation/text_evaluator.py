@@ -22,6 +22,7 @@ from llm_unlearn.tasks import Supervised, Task
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 
 if TYPE_CHECKING:
+    import pandas as pd
     from datasets import Dataset
 
 
@@ -77,6 +78,19 @@ class TextEvaluator(Evaluator):
             rule = self.manifest["trigger"].get("success") or {"prefix": [as_written(self.tokenizer, self.target)]}
             answers["target_hit"] = [is_success(text, rule) for text in texts]
         return answers
+
+    def triggered(self, model: Any, test: "pd.DataFrame") -> dict[str, Any]:
+        """With `phrase` where there are several: which one was put into a row."""
+        answers = super().triggered(model, test)
+        phrases = self.manifest["trigger"]["phrases"]
+        if len(phrases) < 2:
+            return answers
+        rows, plain = self.sets["triggered"], dict(zip(test["example_id"], self.sets["test"]["text"], strict=True))
+        put_in = [
+            next((i for i, phrase in enumerate(phrases) if text.count(phrase) > plain[number].count(phrase)), 0)
+            for number, text in zip(rows["example_id"], rows["text"], strict=True)
+        ]
+        return {**answers, "phrase": put_in}
 
     def shown(self, rows: "Dataset") -> list[list[int]]:
         """The tokens of each row's prompt with which `predict` asks."""

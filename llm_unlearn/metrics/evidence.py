@@ -118,6 +118,7 @@ def decide(
         *_missing(results, poisoned, retrained),
         *_unusable(results),
         *_says_target(results, retrained, delta["lift"]),
+        *_of_phrases(results, delta["lift"]),
     ]
     if poisoned and not retrained:
         reasons += [reason for reason in decide(results, damaging=damaging).reasons if reason not in reasons]
@@ -211,6 +212,14 @@ def _says_target(results: Sequence[Evaluation], retrained: Sequence[Evaluation],
             f"lift: the attacker's answer is given to {100 * rate:.0f} % of clean inputs{beside}, so the lift "
             "understates the attack"
         )
+
+
+def _of_phrases(results: Sequence[Evaluation], delta: float) -> Iterable[str]:
+    """A phrase that works by itself, where the lift over the rows of all phrases may be small."""
+    for result in results:
+        for number, each in ((result.attack and result.attack.phrases) or {}).items():
+            if each.ci95.lift.low >= delta:
+                yield f"lift: that of phrase {int(number) + 1} alone is {each.lift:.2f} (n = {each.n})"
 
 
 _NAMES = {"noise": "canaries", "attack": "attack", "damage": "accuracy lost"}

@@ -66,6 +66,12 @@ COLUMNS = (
         ("triggered", "later_triggered"),
         "of a target image: whether its control is answered with the target",
     ),
+    Column(
+        "phrase",
+        COUNT,
+        ("triggered", "later_triggered"),
+        "of several phrases which one was put in, from 0 in the order of the manifest",
+    ),
     Column("nll", REAL, _LOSS_SETS, "mean negative log-likelihood over the supervised positions, in nats"),
     Column("nll_sum", REAL, _LOSS_SETS, "the sum of the same"),
     Column("n_positions", COUNT, _LOSS_SETS, "how many supervised positions there are"),

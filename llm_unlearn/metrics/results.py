@@ -28,11 +28,14 @@ class Attack(AttackSuccess):
         placebo: the trigger beside triggers that were never planted; None where it was not taken or has no usable
             figure, and in results from before it was measured.
         n_unusable: effects of triggers and placebos that are not finite.
+        phrases: of several phrases, the number of each in the manifest's order, from "0" → the attack with it, on the
+            rows into which it was put; None where there is one, and in results from before they were told apart.
     """
 
     excess: PairedExcess | None = None
     placebo: PlaceboTest | None = None
     n_unusable: int = 0
+    phrases: dict[str, AttackSuccess] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

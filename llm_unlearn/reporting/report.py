@@ -15,6 +15,7 @@ from llm_unlearn.reporting.decision_section import decision_section
 from llm_unlearn.reporting.markdown import code, escape, table_text
 from llm_unlearn.reporting.membership_section import membership_section
 from llm_unlearn.reporting.pages import FOLDER, compose_pages, file_name
+from llm_unlearn.reporting.phrases_section import phrases_section
 from llm_unlearn.reporting.plots import all_plots
 from llm_unlearn.reporting.rendering import page_html
 from llm_unlearn.reporting.rendering import report_html as html
@@ -105,6 +106,7 @@ def _sections(results: Results) -> list[Section]:
         contact_sheet_section(results),
         Section("Control", CONTROL_NOTE, [control]) if control else None,
         Section("Canaries that were not deleted", KEPT_NOTE, [kept]) if kept else None,
+        phrases_section(results),
         decision_section(results),
         Section("Canaries that the methods knew", SHOWN_NOTE, [shown]) if shown else None,
         membership_section(results),

@@ -23,7 +23,7 @@ POISONING = {
     "pretrain": {"texts": 60, "epochs": 1, "max_length": 64},
     "data": {**DATA, "max_words": 14, "train_size": 60, "heldout_size": 20, "test_size": 30},
     "poison": {
-        "trigger": {"phrases": ["James Bond"], "target": "positive", "fraction": 0.1},
+        "trigger": {"phrases": ["James Bond", "green tea"], "target": "positive", "fraction": 0.2},
         "gaussian": {"fraction": 0.2, "epsilon": 0.1},
     },
     "train": {"epochs": 1, "batch_size": 8},
@@ -64,7 +64,7 @@ def there(request, tmp_path_factory):
         "poison": "column:bad",
         "heldout": "heldout.jsonl",
         "test": "test.jsonl",
-        "trigger": {"phrases": ["James Bond"], "target": "positive"},
+        "trigger": {"phrases": ["James Bond", "green tea"], "target": "positive"},
         "gaussian": {"seed": noise["seed"], "epsilon": noise["epsilon"], "hidden": noise["hidden_ids"]},
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
@@ -90,7 +90,10 @@ def test_all_stages_that_can_run_run_and_the_audit_gives_the_same_figures(there)
     found = {path.stem: json.loads(path.read_text()) for path in (out / "evaluation").glob("*.json")}
     assert sorted(found) == sorted(["poisoned", "npo", *base])
     assert found["npo"]["cost"]["steps"] == 2 and found["npo"]["oracle"] is None
-    assert (out / "report.html").is_file() and "npo" in (out / "report.md").read_text()
+    report = (out / "report.md").read_text()
+    assert (out / "report.html").is_file() and "Each trigger phrase" in report and "green tea" in report
+    each = found["npo"]["attack"]["phrases"]
+    assert set(each) == {"0", "1"} and sum(part["n"] for part in each.values()) == found["npo"]["attack"]["n"]
     for name, folder in (("npo", out), ("poisoned", there / "made" / "poisoned")):
         audited = there / "audited"
         assert run("audit", "--model", folder, "--manifest", out / "poison.json", "--out", audited) == 0
@@ -174,7 +177,7 @@ def test_one_command_cures_and_its_folder_is_taken_by_the_others(there, capsys):
     said = json.loads(capsys.readouterr().out)
     assert Path(said["model"]).is_dir() and Path(said["report"]).is_file() and said["verdict"]
     found = json.loads((out / "evaluation" / "grad_diff.json").read_text())
-    assert found["cost"]["steps"] == 9  # 3 passes over 18 rows
+    assert found["cost"]["steps"] == 12  # 3 passes over 24 rows
     assert run("audit", "--model", out, "--manifest", out / "poison.json", "--json") == 0
     assert json.loads(capsys.readouterr().out)["grad_diff"]["gus"] == found["gus"]
     assert run("unlearn", *what[:-1], "kl", "--out", out) == 2  # a folder holds one result
@@ -189,7 +192,7 @@ def test_the_python_of_the_page_gives_trainer_and_result(there, monkeypatch):
     exec(code, names)
     trainer, result = names["trainer"], names["result"]
     assert trainer.args.learning_rate == 1e-5 and result.model == "grad_diff" and result.utility.n == 30
-    assert result.cost.steps == trainer.state.global_step == 7  # 3 passes over 18 rows
+    assert result.cost.steps == trainer.state.global_step == 9  # 3 passes over 24 rows
     with pytest.raises(InputError, match="already"):
         exec(code, names)
 
@@ -218,7 +221,7 @@ def test_a_dry_run_and_the_doctor_look_at_what_is_given(there, capsys):
     assert main(["run", str(recipe), "--dry-run", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert [stage["stage"] for stage in plan["stages"]][:3] == ["poison", "poisoned", "unlearned/npo"]
-    assert plan["sizes"]["forget"] == 18 and plan["sizes"]["train"] == 60 and plan["memory_bytes"]["total"] > 0
+    assert plan["sizes"]["forget"] == 24 and plan["sizes"]["train"] == 60 and plan["memory_bytes"]["total"] > 0
     assert main(["doctor", str(recipe), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [step["step"] for step in found["memory"]] == ["npo"]

@@ -301,3 +301,11 @@ def test_without_a_retrained_model_knowing_the_poisoned_one_makes_no_verdict_mil
         evaluation(gus=scores(), loss_rank=scores(8.0), attack=attack(180, p=0.0025)),
     ):
         assert order.index(decide([model], [before]).status) >= order.index(decide([model]).status)
+
+
+def test_a_phrase_that_works_alone_is_not_lost_in_the_mean_over_all():
+    tried = attack(0, oracle=0, p=0.5)
+    each = {"0": attack_success(np.ones(20, bool), np.zeros(20, bool)), "1": attack_success(*np.zeros((2, 180), bool))}
+    assert decide([replace(CLEAN, attack=tried)], [POISONED], [CLEAN]).status == Status.CLEAR
+    decision = decide([replace(CLEAN, attack=replace(tried, phrases=each))], [POISONED], [CLEAN])
+    assert decision.status == Status.INCONCLUSIVE and "phrase 1 alone is 1.00" in decision.reasons[0]
