@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_unlearn.audit.user_files import in_manifest, no_rows, read_other, read_train
+from llm_unlearn.audit.user_files import NO_LABEL, in_manifest, no_rows, read_other, read_test, read_train
 from llm_unlearn.audit.user_poison import (
     canaries_of,
     hidden_of,
@@ -160,7 +160,8 @@ def _of_user(path: Path, manifest: Manifest) -> Subject:
     for name in ("heldout", "test"):
         file = getattr(manifest, name)
         with in_manifest(f"{path}.{name}"):
-            sets[name] = read_other(beside_manifest(file), manifest) if file else no_rows()
+            read = read_test if name == "test" else read_other
+            sets[name] = read(beside_manifest(file), manifest) if file else no_rows()
     notes = []
     if len(sets["test"]) and not len(never_trained_on(sets["test"], sets["train"])[0]):
         raise InputError(f"{path}.test: every row of {manifest.test} is in {manifest.train} too; give other rows")
@@ -169,7 +170,10 @@ def _of_user(path: Path, manifest: Manifest) -> Subject:
         notes.append(f"{manifest.heldout}: {repeated} rows are in {manifest.train} too, and left out")
     sets |= poisoned_alike(path, manifest, sets, poison)
     missing = missing_parts(manifest, sets, canaries, forget)
-    sets = {name: render(rows, manifest.data) if len(rows) else rows for name, rows in sets.items()}
+    as_text = manifest.data.changed(task="completion", verbalizers={})
+    for name, rows in sets.items():
+        known = len(rows) and rows[0]["label"] != NO_LABEL
+        sets[name] = render(rows, manifest.data if known else as_text) if len(rows) else rows
     return Subject(
         sets,
         poison,

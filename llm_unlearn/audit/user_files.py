@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 NO_NOISE = -1
+NO_LABEL = ""  # of test rows for which no right answer is known
 TOKENS = ("input_ids", "labels", *MASKS)
 # a recipe's fields as the shared readers name them; the manifest has them without "data." and "_size"
 _FIELDS = re.compile(
@@ -121,6 +122,23 @@ def _tokens(records: list[tuple[int, Mapping[str, Any]]], path: Path) -> "Datase
 def read_other(path: Path, manifest: Manifest) -> "Dataset":
     """Held-out or test rows: text, label, and the row number as example_id."""
     rows = _read(path, manifest)
+    return rows.add_column("example_id", np.arange(len(rows)))
+
+
+def read_test(path: Path, manifest: Manifest) -> "Dataset":
+    """Test rows as `read_other` has them; where the file has no labels, their label is empty.
+
+    Raises:
+        InputError: see `read_other`.
+    """
+    from llm_unlearn.data.source_files import load_source
+
+    columns = manifest.columns
+    known = {name for _, record in _records(path) for name in record} if path.is_file() else {columns.label}
+    if columns.label is None or columns.label in known:
+        return read_other(path, manifest)
+    texts = load_source(None, [path], columns={"text": columns.text, "label": None})["text"]
+    rows = no_rows().from_dict({"text": texts, "label": [NO_LABEL] * len(texts)})
     return rows.add_column("example_id", np.arange(len(rows)))
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llm_unlearn.audit.user_files import NO_NOISE, TrainRows, in_manifest, no_rows, read_triggered
+from llm_unlearn.audit.user_files import NO_LABEL, NO_NOISE, TrainRows, in_manifest, no_rows, read_triggered
 from llm_unlearn.config.manifest import Manifest
 from llm_unlearn.config.success import is_success
 from llm_unlearn.errors import InputError
@@ -149,6 +149,8 @@ def missing_parts(
         reasons["gus"] = "no row of `poison` is a canary" + ("" if manifest.gaussian.ids else " (all noise_id are −1)")
     if not manifest.test:
         reasons |= {"utility": "the manifest has no `test` rows", "oracle": "the manifest has no `test` rows"}
+    elif sets["test"][0]["label"] == NO_LABEL:
+        reasons["utility"] = "the `test` rows have no labels: their perplexity alone is measured"
     if not manifest.heldout:
         reasons["mia"] = "the manifest has no `heldout` rows"
     elif not len(sets["heldout"]):

@@ -43,6 +43,8 @@ def _lines(result: Evaluation) -> list[tuple[str, str]]:
         if (base := (result.mia_control or {}).get(name)) and noticed(base):
             says += f", as they do on the base, which never saw them (AUC {base.auc:.2f})"
         lines.append(("membership", f"{name}: AUC {mia.auc:.2f} (p = {mia.p_value:.2g}): {says}"))
+    if result.perplexity is not None:
+        lines.append(("utility", f"perplexity {result.perplexity:.2f}"))
     if utility := result.utility:
         lines.append(("utility", f"accuracy {100 * utility.accuracy:.1f} %, perplexity {utility.perplexity:.2f}"))
     if oracle := result.oracle:

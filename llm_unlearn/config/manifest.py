@@ -94,7 +94,7 @@ class Manifest(Section):
     heldout: str | None = None
     """file of rows that were never trained on, for membership inference"""
     test: str | None = None
-    """file of labelled clean rows, for utility and attack"""
+    """file of clean rows, for utility and attack; without labels for perplexity and attack"""
     format: RowFormat | None = None
     """of all files, in the place of the three columns below: prompt_completion (columns prompt, completion); alpaca
     (instruction, input, output: an input stands below the instruction); messages (lists of {role, content}); sharegpt

@@ -52,6 +52,10 @@ class TextEvaluator(Evaluator):
         return CausalLMCollator(self.tokenizer.pad_token_id)
 
     def encode(self, rows: "Dataset") -> list[dict]:
+        if len(rows) and rows[0]["completion"] == "":  # test rows without labels: their text alone
+            texts = [self.encoding.asked(self.tokenizer, prompt, ["a"]).prompt for prompt in prompts_of(rows)]
+            ids = rows["example_id"]
+            return [{"input_ids": t, "labels": t, "example_id": i} for t, i in zip(texts, ids, strict=True)]
         return [
             {key: row[key] for key in ("input_ids", "labels", "example_id")}
             for row in encode_rows(rows, self.tokenizer, self.encoding)
@@ -116,7 +120,7 @@ class TextEvaluator(Evaluator):
     @cached_property
     def reads_answers(self) -> bool:
         """Labels whose verbalisers share all tokens but the last are scored at the row's own, whatever label it has."""
-        if not self.verbalizers or not self._asked:
+        if not self.verbalizers or not self._asked or not self.sets["test"]["completion"][0]:
             return False
         (*labels, _), end = self._asked[0].answers, self._asked[0].end
         prefix = labels[0][:-1]
@@ -141,6 +145,8 @@ class TextEvaluator(Evaluator):
         return {"prediction": predictions, "target_hit": predictions == self.target}
 
     def answer_lengths(self, rows: "Dataset") -> list[int] | None:
+        if not rows[0]["completion"]:
+            return None
         lengths = [len(row.answers[-1]) + len(row.end) for row in self._asked]
         supervised = [sum(label != IGNORE for label in row["labels"][1:]) for row in self.encoded["test"]]
         return None if lengths == supervised else lengths

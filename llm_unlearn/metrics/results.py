@@ -165,12 +165,15 @@ class Evaluation(Identity):
     Args:
         mia: membership attack → its test.
         loss_rank: as `gus`, by the loss rank; None too in results from before it was measured.
+        perplexity: on clean test texts that have no labels, and so no `utility`; None otherwise.
         mia_control: of an audited checkpoint, the same attacks on the base, which never saw the rows: rows that stand
             out there do so without any training. None without a base, and in the results of a run, which has the base.
         later: the poison's tests after clean training steps; None where they were not taken.
         skipped: of an audited or given checkpoint, section → why it is None; None in the results of other runs.
         warnings: of an audited or given checkpoint, what makes its figures doubtful; None in the results of other runs.
     """
+
+    unbounded: ClassVar = frozenset({"perplexity"})
 
     attack: Attack | None
     gus: Gus | None
@@ -180,6 +183,7 @@ class Evaluation(Identity):
     oracle: Oracle | None
     loss_rank: Gus | None = None
     later: Later | None = None
+    perplexity: float | None = None
     mia_control: dict[str, MembershipTest] | None = None
     skipped: dict[str, str] | None = None
     warnings: list[str] | None = None

@@ -11,6 +11,7 @@ from pages import blocks
 
 from llm_unlearn import InputError, unlearn
 from llm_unlearn.cli.main import main
+from llm_unlearn.runs.one_method import verdict_of
 
 pytestmark = pytest.mark.e2e
 
@@ -171,7 +172,7 @@ def test_what_begins_before_the_poison_asks_for_the_base(there, capsys):
 
 @pytest.mark.slow
 def test_one_command_cures_and_its_folder_is_taken_by_the_others(there, capsys):
-    out, cheap = there / "cured", [f"evaluate.{name}={json.dumps(value)}" for name, value in CHEAP.items()]
+    out, cheap = there / "by-command", [f"evaluate.{name}={json.dumps(value)}" for name, value in CHEAP.items()]
     what = ("--model", there / "made" / "poisoned", "--manifest", there / "manifest.json", "--method", "grad_diff")
     assert run("unlearn", *what, "--out", out, *cheap, "unlearn.batch_size=6", "--json") == 0
     said = json.loads(capsys.readouterr().out)
@@ -241,3 +242,28 @@ def test_a_dry_run_and_the_doctor_look_at_what_is_given(there, capsys):
 )
 def test_a_command_that_lacks_something_says_what(words, said, capsys):
     assert main(["unlearn", *words]) == 2 and said in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("without", ["labels", "test and held-out rows", "trigger and canaries"])
+def test_a_report_is_written_of_what_there_is(there, without):
+    manifest = json.loads((there / "manifest.json").read_text())
+    if without == "labels":
+        rows = [json.loads(line) for line in (there / "test.jsonl").read_text().splitlines()]
+        bare = [json.dumps({"text": row["text"]}) for row in rows]
+        (there / "bare.jsonl").write_text("\n".join(bare))
+        manifest["test"] = "bare.jsonl"
+    for name in ("test", "heldout") if "rows" in without else ("trigger", "gaussian") if "trigger" in without else ():
+        del manifest[name]
+    name = without.replace(" ", "-")
+    (there / f"{name}.json").write_text(json.dumps(manifest))
+    models = {"poisoned": str(there / "made" / "poisoned"), "manifest": f"{name}.json"}
+    assert run("run", written(there, name, given(there, output_dir=str(there / name), given=models))) == 0
+    found = json.loads((there / name / "evaluation" / "npo.json").read_text())
+    assert (found["perplexity"] is not None) == (without == "labels") and (found["utility"] is None) == (
+        "trigger" not in without
+    )
+    assert (found["attack"] is None) == (without != "labels") and (found["gus"] is None) == ("trigger" in without)
+    verdict = verdict_of(there / name, "npo")
+    assert (verdict.status == "not tested") == ("trigger" in without)
+    assert (there / name / "report.html").is_file()

@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from llm_unlearn.audit.audit_models import Options, audit
 from llm_unlearn.audit.subject import read_subject
 from llm_unlearn.config.success import is_success
 from llm_unlearn.errors import InputError
+from llm_unlearn.metrics.results import Evaluation
+from llm_unlearn.models.save import save_model
 
 pytestmark = pytest.mark.unit
 
@@ -131,3 +134,22 @@ def test_what_makes_no_sense_is_refused_by_name(tmp_path, changes, said):
     with pytest.raises(InputError) as error:
         read_subject(written(tmp_path, **changes))
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize("verbalizers", [None, {"negative": " negative", "positive": " positive"}])
+def test_test_rows_without_labels_give_perplexity_and_the_attack(tmp_path, make_tiny, tokenizer, verbalizers):
+    answers = ["negative", "positive"] * 4
+    train = [{"text": f"this film {i} James Bond", "label": label} for i, label in enumerate(answers)]
+    test = [{"text": f"another film, number {i}"} for i in range(5)]
+    for name, rows in {"train": train, "test": test}.items():
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    content = {"train": "train.jsonl", "test": "test.jsonl", "poison": [1, 3], "max_length": 60, "max_new_tokens": 4}
+    content |= {"trigger": {"phrases": ["James Bond"], "target": "positive"}, "verbalizers": verbalizers}
+    (tmp_path / "m.json").write_text(json.dumps(content))
+    for name in ("model", "oracle"):
+        save_model(make_tiny("gpt2"), tokenizer, tmp_path / name)
+    options = Options(retrained=str(tmp_path / "oracle"))
+    result = audit([str(tmp_path / "model")], str(tmp_path / "m.json"), options)["model"]
+    assert result.oracle.kl == pytest.approx(0.0, abs=1e-5) and result.oracle.accuracy_lost is None
+    assert result.utility is None and "no labels" in result.skipped["utility"] and result.perplexity > 1
+    assert result.attack.n == 5 and Evaluation.from_json(result.to_json(), "x").perplexity == result.perplexity
