@@ -54,9 +54,7 @@ class ManifestTrigger(Section):
     """phrases of your own that the trigger's effect is ranked among; null: drawn from the rows' words"""
 
     def check_rules(self) -> None:
-        require(
-            bool(self.phrases) != bool(self.column), "phrases", "give phrases, or a column of `test` in their place"
-        )
+        require(bool(self.phrases) != bool(self.column), "phrases", "give at least one, or a column of `test` instead")
         require(not (self.column and self.placebos), "placebos", "are phrases in the place of others; leave them out")
         check_source_label(self)
         check_placebos(self.placebos, self.phrases, "placebos")

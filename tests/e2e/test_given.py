@@ -267,3 +267,18 @@ def test_a_report_is_written_of_what_there_is(there, without):
     verdict = verdict_of(there / name, "npo")
     assert (verdict.status == "not tested") == ("trigger" in without)
     assert (there / name / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_an_adapter_on_a_4_bit_base_is_unlearned_there_and_a_full_model_is_not_quantised(there, capsys):
+    pytest.importorskip("bitsandbytes")
+    recipe = given(there, output_dir=str(there / "4bit"), model={"quantization": "4bit"})
+    code = run("run", written(there, "4bit", recipe))
+    if there.name.startswith("full"):
+        assert code == 2 and "model.quantization" in capsys.readouterr().err
+        return
+    assert code == 0 and (there / "4bit" / "unlearned" / "npo" / "adapter_model.safetensors").is_file()
+    found = json.loads((there / "4bit" / "evaluation" / "npo.json").read_text())
+    capsys.readouterr()
+    assert run("audit", "--model", there / "4bit", "--manifest", there / "4bit" / "poison.json", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["npo"]["gus"] == found["gus"]
