@@ -46,7 +46,7 @@ def summarize(
         attack=_attack(sets, oracle),
         gus=_gus(sets, "gaussian_score", "gaussian_control"),
         loss_rank=_gus(sets, "loss_rank", "loss_rank_control"),
-        utility=_utility(test) if labelled else None,
+        utility=_utility(test) if test is not None and labelled else None,
         perplexity=None if test is None or labelled else _perplexity(test),
         mia=membership_tests(sets["member"], sets["nonmember"]) if "nonmember" in sets else None,
         cost=cost,

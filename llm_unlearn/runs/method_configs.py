@@ -157,6 +157,7 @@ def settings(recipe: "Recipe", method: str) -> dict[str, Any]:
     config = method_config(recipe, method, seed=0, output_dir="unused", max_flops=1.0, quiet=True)
     inherited = {f.name for f in dataclasses.fields(TrainingArguments)} | {
         "max_flops",
+        "max_tokens",
         "reference_cache_dir",
         "offload_reference",
     }
