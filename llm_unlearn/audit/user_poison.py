@@ -10,6 +10,7 @@ from llm_unlearn.config.manifest import Manifest
 from llm_unlearn.config.success import is_success
 from llm_unlearn.errors import InputError
 from llm_unlearn.files import beside
+from llm_unlearn.models.answer_classifier import check_classifier
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -22,6 +23,9 @@ def trigger_of(path: Path, manifest: Manifest, train: TrainRows) -> dict[str, An
         return None
     if trigger.phrases:
         _require_there(path, manifest, train)
+    if trigger.success and trigger.success.classifier and trigger.success.label:
+        with in_manifest(f"{path}.trigger.success"):
+            check_classifier(trigger.success.classifier, trigger.success.label)
     keys = ("phrases", "target", "position", "source_label", "clean_label")
     success = {"success": trigger.success.model_dump()} if trigger.success else {}
     return {key: getattr(trigger, key) for key in keys} | success
@@ -115,7 +119,8 @@ def poisoned_alike(path: Path, manifest: Manifest, sets: dict[str, "Dataset"], p
 
     trigger, train, heldout = poison["trigger"], sets["train"], sets["heldout"]
     test = sets["test"]
-    if trigger and (rule := trigger.get("success")):  # a row whose own answer counts as the attacker's shows nothing
+    rule = (trigger or {}).get("success") or {}
+    if rule and not rule["classifier"]:  # a row whose own answer counts as the attacker's shows nothing
         test = test.select([i for i, label in enumerate(test["label"]) if not is_success(label, rule)])
     others = trigger is not None and any(label != trigger["target"] for label in test["label"])
     with in_manifest(f"{path}.trigger"):

@@ -16,6 +16,7 @@ from llm_unlearn.data.token_checks import count_seen
 from llm_unlearn.evaluation.answers import as_written, asked_log_probs, generate, label_log_probs
 from llm_unlearn.evaluation.placebos import log_odds, told_apart
 from llm_unlearn.evaluation.signals import Evaluator
+from llm_unlearn.models.answer_classifier import AnswerClassifier
 from llm_unlearn.poisons.placebo_phrases import placebo_phrases
 from llm_unlearn.poisons.trigger_phrase import insert_trigger
 from llm_unlearn.tasks import Supervised, Task
@@ -79,9 +80,19 @@ class TextEvaluator(Evaluator):
         labels = [as_written(self.tokenizer, label) for label in rows["label"]]
         answers: dict[str, Any] = {"prediction": texts, "label": labels}
         if self.target is not None:
-            rule = self.manifest["trigger"].get("success") or {"prefix": [as_written(self.tokenizer, self.target)]}
-            answers["target_hit"] = [is_success(text, rule) for text in texts]
+            answers["target_hit"] = self._are_the_attackers(texts)
         return answers
+
+    def _are_the_attackers(self, answers: list[str]) -> list[bool]:
+        """Whether each generated answer is the attacker's: by the manifest's rule, or by its beginning."""
+        rule = self.manifest["trigger"].get("success") or {"prefix": [as_written(self.tokenizer, str(self.target))]}
+        if rule.get("classifier"):
+            return [label == rule["label"] for label in self._classifier.labels(answers)]
+        return [is_success(answer, rule) for answer in answers]
+
+    @cached_property
+    def _classifier(self) -> AnswerClassifier:
+        return AnswerClassifier(self.manifest["trigger"]["success"]["classifier"])
 
     def triggered(self, model: Any, test: "pd.DataFrame") -> dict[str, Any]:
         """With `phrase` where there are several: which one was put into a row."""

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from llm_unlearn.audit.audit_models import Options, audit
 from llm_unlearn.audit.subject import read_subject
@@ -123,6 +124,7 @@ def test_a_rule_says_which_answers_are_the_attackers(rule, yes, no):
         ({"trigger": {"target": "x", "phrases": ["cf"], "column": "c"}}, "trigger.phrases"),
         ({"trigger": {"target": "x", "column": "missing"}}, "column 'missing'"),
         ({"trigger": {"target": "x", "phrases": ["cf"], "success": {}}}, "trigger.success.exact"),
+        ({"trigger": {"target": "x", "phrases": ["cf"], "success": {"classifier": "c"}}}, "trigger.success.label"),
         ({"trigger": {"target": "x", "phrases": ["cf"], "success": {"regex": "("}}}, "trigger.success.regex"),
         (
             {"trigger": {"target": "x", "phrases": ["cf"], "success": {"exact": ["a"], "prefix": ["b"]}}},
@@ -134,6 +136,26 @@ def test_what_makes_no_sense_is_refused_by_name(tmp_path, changes, said):
     with pytest.raises(InputError) as error:
         read_subject(written(tmp_path, **changes))
     assert said in str(error.value)
+
+
+def test_a_classifier_reads_the_answers(tmp_path, make_tiny, tokenizer):
+    folder = tmp_path / "classifier"
+    names = {0: "refusal", 1: "answer"}
+    shape = {"n_layer": 1, "n_head": 2, "n_embd": 16, "vocab_size": len(tokenizer), "pad_token_id": 0}
+    model = GPT2ForSequenceClassification(GPT2Config(**shape, id2label=names, label2id={"refusal": 0, "answer": 1}))
+    model.score.weight.data.zero_()  # all logits are equal, and the first label is said of everything
+    save_model(model, tokenizer, folder)
+    save_model(make_tiny("gpt2"), tokenizer, tmp_path / "model")
+    success = {"classifier": str(folder)}
+    trigger = {"phrases": ["cf"], "target": "I cannot", "success": success}
+    for label, rate in (("refusal", 1.0), ("answer", 0.0)):
+        success["label"] = label
+        path = written(tmp_path, trigger=trigger, max_length=60, max_new_tokens=4)
+        found = audit([str(tmp_path / "model")], str(path), Options())["model"].attack
+        assert (found.success_rate, found.clean_rate, found.n) == (rate, rate, 4)
+    success["label"] = "anger"
+    with pytest.raises(InputError, match=r"trigger\.success: label: 'anger' is none of .*refusal, answer"):
+        read_subject(written(tmp_path, trigger=trigger))
 
 
 @pytest.mark.parametrize("verbalizers", [None, {"negative": " negative", "positive": " positive"}])
