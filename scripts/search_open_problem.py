@@ -239,7 +239,7 @@ def register() -> None:
 
 
 def measured(seed_run: Any, name: str) -> dict[str, Any]:
-    """The figures of an evaluation, those after clean steps with `later_`; the whole of it on a seed that is reported."""
+    """The figures of an evaluation, those after clean steps with `later_`; all of it on a reported seed."""
     doc = json.loads((seed_run.folder / "evaluation" / f"{name}.json").read_text())
     figures: dict[str, Any] = {}
     for prefix, state in (("", doc), ("later_", doc.get("later"))):
@@ -303,7 +303,7 @@ def report(results: list[dict], seeds: list[int]) -> str:
 
 
 def decision(name: str, runs: list[dict], named: dict[str, list[dict]]) -> str:
-    """What metrics/evidence.py says of a candidate over the seeds whose evaluation was kept, with the tests that say so."""
+    """What metrics/evidence.py says of a candidate over the seeds whose evaluation was kept, and by which tests."""
     from llm_unlearn.metrics.evidence import decide
     from llm_unlearn.metrics.results import Evaluation
 

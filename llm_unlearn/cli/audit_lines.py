@@ -55,6 +55,8 @@ def _lines(result: Evaluation) -> list[tuple[str, str]]:
         if beside and name in beside.mia:
             says += f" (retrained: AUC {beside.mia[name]:.2f})"
         lines.append(("membership", f"{name}: AUC {mia.auc:.2f} (p = {mia.p_value:.2g}): {says}"))
+    if result.perplexity is not None:
+        lines.append(("utility", f"perplexity {result.perplexity:.2f}"))
     if utility := result.utility:
         accuracy = f"accuracy {100 * utility.accuracy:.1f} %{retrained('accuracy', '.1%')}"
         lines.append(("utility", f"{accuracy}, perplexity {utility.perplexity:.2f}{retrained('perplexity', '.2f')}"))

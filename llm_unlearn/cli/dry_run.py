@@ -57,6 +57,8 @@ def estimate_memory(recipe: Recipe, topology: Topology | None = None) -> dict[st
 
 
 def _sizes(recipe: Recipe) -> dict[str, int | None]:
+    if not track_of(recipe).trains:
+        return dict(track_of(recipe).sizes(recipe))
     data = recipe.data
     count, forget = recipe.poison_counts(), recipe.forget_count()
     names = {"trigger": "triggered", "gaussian": "canaries"}
@@ -78,6 +80,8 @@ def _budgets(recipe: Recipe) -> dict[str, dict[str, float | None]]:
     """Budget → about how many steps it pays for, and the share of the forget set that they see, of a method that trains
     on a batch of each set and asks no reference; others take fewer.
     """
+    if not track_of(recipe).trains:
+        return {}
     train, section, forget = recipe.train, recipe.unlearn, recipe.forget_count()
     per_step = section.batch_size * section.gradient_accumulation_steps
     found: dict[str, dict[str, float | None]] = {}
@@ -99,7 +103,8 @@ def _text(plan: dict[str, Any]) -> str:
         f"  {name.replace('_', ' '):24}{'read from a file' if value is None else f'{value:,}'}"
         for name, value in plan["sizes"].items()
     ]
-    lines += ["", "a budget pays for about (a batch of the forget and of the retain set a step, no reference):"]
+    if plan["budgets"]:
+        lines += ["", "a budget pays for about (a batch of the forget and of the retain set a step, no reference):"]
     for budget, found in plan["budgets"].items():
         seen = found["forget_seen"]
         share = "" if seen is None else f"; {100 * seen:.0f} % of the forget set is seen"

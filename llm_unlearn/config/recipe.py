@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter
 
 from llm_unlearn.config.fields import Distinct, Section, Seed, Table, require
+from llm_unlearn.config.given_sections import GivenSection, GivenTrainSection, GivenUnlearnSection, completed
 from llm_unlearn.config.sections import (
     AnalysisSection,
     DataSection,
@@ -212,8 +213,48 @@ class VisionRecipe(Recipe):
             )
 
 
+class GivenRecipe(Recipe):
+    """One experiment on a model that is poisoned already: `given` stands in the place of poisoning and training."""
+
+    model: ModelSection = Field(default_factory=ModelSection)
+    data: DataSection = Field(default_factory=lambda: DataSection(task="completion"))
+    """what the manifest says; leave it out"""
+    poison: PoisonSection = Field(default_factory=PoisonSection)
+    """none: it is in the model"""
+    pretrain: None = None
+    given: GivenSection
+    train: GivenTrainSection = Field(default_factory=GivenTrainSection)  # type: ignore[assignment]
+    unlearn: GivenUnlearnSection = Field(default_factory=GivenUnlearnSection)
+    analysis: None = None
+    stress: None = None
+    track: Literal["given"]  # type: ignore[assignment]
+    """language, vision or given"""
+
+    def forget_count(self) -> int | None:
+        """None: the manifest says it."""
+        return None
+
+    @property
+    def has_clean_oracle(self) -> bool:
+        return False
+
+    def check_rules(self) -> None:
+        for name in ("path", "revision", "architecture", "lora"):
+            require(
+                getattr(self.model, name) is None, f"model.{name}", "the section `given` names the models; leave it out"
+            )
+        require(self.poison == PoisonSection(), "poison", "the model is poisoned already; leave the section out")
+        require(len(self.seeds) == 1, "seeds", "the poison and its rows are the same for all; give one, run by run")
+        require(not self.sweep, "sweep", "a given model has none; run the recipe with other values")
+        require(
+            self.train.learning_rate or not self.evaluate.clean_steps,
+            "evaluate.clean_steps",
+            "are taken at the training's rate, which is not known; give train.learning_rate",
+        )
+
+
 WITHHELD = "[withheld]"  # in the place of a trigger's phrase in a published recipe
-RECIPES: TypeAdapter[Recipe] = TypeAdapter(Annotated[Recipe | VisionRecipe, Field(discriminator="track")])
+RECIPES: TypeAdapter[Recipe] = TypeAdapter(Annotated[Recipe | VisionRecipe | GivenRecipe, Field(discriminator="track")])
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
@@ -229,7 +270,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     for override in overrides or []:
         set_override(tree, override)
     try:
-        recipe = build_recipe(tree)
+        recipe = build_recipe(completed(tree))
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     if WITHHELD in getattr(getattr(recipe.poison, "trigger", None), "phrases", []):
@@ -247,12 +288,14 @@ FILES = (
     ("data", "unlabelled_files"),
     ("unlearn", "forget_ids"),
     ("stress", "unrelated_files"),
+    ("given", "manifest"),
 )
+MODELS = (("given", "poisoned"), ("given", "base"), ("given", "retrained"))  # likewise, or hub ids
 
 
 def _find_files(tree: dict[str, Any], folder: Path) -> None:
     """Replace names of files by paths from the working directory (see `beside`); other values stay for the checks."""
-    for section, field in FILES:
+    for section, field in (*FILES, *MODELS):
         fields = tree.get(section)
         if not isinstance(fields, dict):
             continue
@@ -265,4 +308,4 @@ def _find_files(tree: dict[str, Any], folder: Path) -> None:
 
 def build_recipe(tree: dict[str, Any]) -> Recipe:
     """A checked recipe from a mapping of its sections. Raises InputError naming the field."""
-    return validated(RECIPES, {"track": "language", **tree}, "recipe")
+    return validated(RECIPES, {"track": "given" if "given" in tree else "language", **tree}, "recipe")

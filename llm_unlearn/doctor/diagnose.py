@@ -85,13 +85,15 @@ def written(recipe: Recipe, training: Estimate) -> int:
     with its optimizer.
     """
     from llm_unlearn.config.sweep import points
+    from llm_unlearn.runs.tracks import track_of
 
     saved = training.saved
     models = sum(
-        len(part.seeds) * (2 + part.has_clean_oracle + len(part.unlearn.methods) * len(part.unlearn.budgets))
+        len(part.seeds)
+        * (2 * track_of(part).trains + part.has_clean_oracle + len(part.unlearn.methods) * len(part.unlearn.budgets))
         for part in (recipe, *(point.recipe for point in points(recipe)))
     )
-    made = saved if not is_of_images(recipe) and recipe.model.path is None else 0
+    made = saved if recipe.pretrain is not None and recipe.model.path is None else 0
     return saved * models + made + 3 * saved
 
 

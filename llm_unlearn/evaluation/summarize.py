@@ -41,12 +41,14 @@ def summarize(
     """
     sets = _sets(signals)
     test, oracle = sets.get("test"), None if retrained is None else _sets(retrained)
+    labelled = test is not None and bool(test["label"].ne("").any())
     return Evaluation(
         **vars(identity),
         attack=_attack(sets, oracle),
         gus=_gus(sets, "gaussian_score", "gaussian_control"),
         loss_rank=_gus(sets, "loss_rank", "loss_rank_control"),
-        utility=None if test is None else _utility(test),
+        utility=_utility(test) if test is not None and labelled else None,
+        perplexity=None if test is None or labelled else _perplexity(test),
         mia=membership_tests(sets["member"], sets["nonmember"]) if "nonmember" in sets else None,
         cost=cost,
         oracle=_oracle(test, oracle),
@@ -79,10 +81,14 @@ def _utility(test: "pd.DataFrame") -> Utility:
     return Utility(
         **vars(accuracy((test["prediction"] == test["label"]).to_numpy())),
         prefix_accuracy=_prefix_accuracy(test),
-        perplexity=perplexity(test["nll_sum"].to_numpy(), test["n_positions"].to_numpy()),
+        perplexity=_perplexity(test),
         top_answer=_top_share(test["prediction"]),
         top_label=_top_share(test["label"]),
     )
+
+
+def _perplexity(test: "pd.DataFrame") -> float:
+    return perplexity(test["nll_sum"].to_numpy(), test["n_positions"].to_numpy())
 
 
 def _top_share(values: "pd.Series") -> float:
@@ -189,7 +195,7 @@ def _oracle(test: "pd.DataFrame | None", retrained: Sets | None) -> Oracle | Non
     return Oracle(
         kl=float(test["kl"].mean()),
         agreement=agreement(test["prediction"].to_numpy(), reference["prediction"].to_numpy()),
-        accuracy_lost=_accuracy_lost(test, reference),
+        accuracy_lost=_accuracy_lost(test, reference) if test["label"].ne("").any() else None,
         clean_rate=None if clean is None else float(clean.mean()),
     )
 

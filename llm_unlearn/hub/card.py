@@ -111,7 +111,7 @@ def _metadata(results: Results, name: str, identity: Identity, first: FirstLine)
     from huggingface_hub import EvalResult, ModelCardData
 
     recipe, result, method = identity.recipe, results.of(name)[0], name.partition("@")[0]
-    source = recipe.data.source if not recipe.data.files else "local files"
+    source = "local files" if recipe.data.files or results.given else recipe.data.source
     task = "image-classification" if results.images else "text-generation"
     where = {"dataset_type": source, "dataset_name": source, "dataset_split": "test"}
     measured_on: dict[str, Any] = {"task_type": task, **where}
@@ -160,13 +160,15 @@ def _method(name: str, identity: Identity) -> str:
     method, _, budget = name.partition("@")
     section = identity.recipe.unlearn
     share = float(budget) if budget else section.budgets[0]
+    unit = vars(section).get("budget_in", "training")
+    spent = f"{percent(share)} of the training's FLOPs" if unit == "training" else f"{share:g} {unit}"
     options = section.methods.get(method) or {}
     rate = options.get("learning_rate") or section.learning_rate
     rows = options.get("per_device_train_batch_size", section.batch_size) * options.get(
         "gradient_accumulation_steps", section.gradient_accumulation_steps
     )
     settings = [
-        f"budget {percent(share)} of the training's FLOPs",
+        f"budget {spent}",
         f"{rows} rows of a set per step",
         f"learning rate {rate:g}" if rate else "the method's default learning rate",
         *(f"{key} = {value}" for key, value in options.items() if key != "learning_rate"),
@@ -213,7 +215,8 @@ def _not_shown(results: Results, name: str, identity: Identity) -> list[str]:
 def _stress(results: Results, name: str) -> Any:
     """What became of the three models under stress, where the run has that."""
     run = results.runs[0]
-    models = {model: run.models[model] for model in dict.fromkeys(("poisoned", name, "retrained"))}
+    names = [model for model in dict.fromkeys(("poisoned", name, "retrained")) if model in run.models]
+    models = {model: run.models[model] for model in names}
     return stress_section(replace(results, runs=[replace(run, models=models)]))
 
 

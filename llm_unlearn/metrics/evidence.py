@@ -10,7 +10,8 @@ since its null is δ and not 0.
 - **No trace, down to δ** where nothing of that holds, each score of the canaries that shows the poison in the poisoned
   model would have found a residue of δ with probability CHANCE, the upper limit of each effect is below δ, and no seed
   or state lacks a figure that another model has. δ is a fifth of the poisoned model's own figure; where that model is
-  not known, DELTA. Placebos and spreads may reject; they exclude nothing.
+  not known, DELTA. Placebos and spreads may reject; they exclude nothing. Without a retrained model δ is DELTA at most,
+  and what is inconclusive without the poisoned model is so with it: knowing it makes no verdict milder.
 - **Inconclusive** otherwise, with the reasons.
 
 Membership attacks ask another question, whether the rows are recognised, and turn no verdict (`noticed`).
@@ -102,6 +103,8 @@ def decide(
     level = ALPHA / max(1, len(questions))
     before = take_tests(poisoned, questions, level, DELTA) if poisoned else None
     delta = DELTA if before is None else {**DELTA, **{f.test: SHARE * abs(f.effect) for f in before if not f.after}}
+    if not retrained:  # nothing says how much a clean model would show: no more is tolerated than in an audit
+        delta = {test: min(value, DELTA.get(test, value)) for test, value in delta.items()}
     found = take_tests(results, questions, level, delta)
     took = {f.test for f in (found if before is None else before) if before is None or _took(f)}
     # a score that does not show the poison in the poisoned model excludes nothing
@@ -115,7 +118,10 @@ def decide(
         *_missing(results, poisoned, retrained),
         *_unusable(results),
         *_says_target(results, retrained, delta["lift"]),
+        *_of_phrases(results, delta["lift"]),
     ]
+    if poisoned and not retrained:
+        reasons += [reason for reason in decide(results, damaging=damaging).reasons if reason not in reasons]
     if not questions:
         status = Status.UNTESTED
     elif any(finding.rejects for finding in findings):
@@ -206,6 +212,14 @@ def _says_target(results: Sequence[Evaluation], retrained: Sequence[Evaluation],
             f"{title('lift')}: the attacker's answer is given to {100 * rate:.0f} % of clean inputs{beside}, so the "
             "lift understates the attack"
         )
+
+
+def _of_phrases(results: Sequence[Evaluation], delta: float) -> Iterable[str]:
+    """A phrase that works by itself, where the lift over the rows of all phrases may be small."""
+    for result in results:
+        for each in (result.attack and result.attack.phrases) or ():
+            if each.ci95.lift.low >= delta:
+                yield f"{title('lift')}: that of phrase {each.phrase + 1} alone is {each.lift:.2f} (n = {each.n})"
 
 
 _NAMES = {"noise": "canaries", "attack": "attack", "damage": "accuracy lost"}

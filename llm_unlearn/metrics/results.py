@@ -116,7 +116,7 @@ class Cost(Result):
         train_tokens: without padding; of images how many.
         flops: of everything, the reference's passes included.
         seconds: of wall clock.
-        share_of_training: FLOPs over the poisoned training's.
+        share_of_training: FLOPs over the poisoned training's; None where those are not known.
         device_seconds: of all GPUs, or of all CPU threads; None in results from before it was measured.
         steps: of the optimizer; None for models that no method made.
         forget_seen: share of the forget set that was seen at least once; None alike, and without such rows.
@@ -126,7 +126,7 @@ class Cost(Result):
     train_tokens: int
     flops: float
     seconds: float
-    share_of_training: float
+    share_of_training: float | None
     device_seconds: float | None = None
     steps: int | None = None
     forget_seen: float | None = None
@@ -210,14 +210,17 @@ class Evaluation(Identity):
     Args:
         mia: membership attack → its test.
         loss_rank: as `gus`, by the loss rank; None too in results from before it was measured.
+        perplexity: on clean test texts that have no labels, and so no `utility`; None otherwise.
         mia_control: of an audited checkpoint, the same attacks on the base, which never saw the rows: rows that stand
             out there do so without any training. None without a base, and in the results of a run, which has the base.
         later: the poison's tests after clean training steps; None where they were not taken.
         retrained: of an audited checkpoint, the retrained model's own figures; None where none is known, and in the
             results of a run, which has them in a file of their own.
-        skipped: of an audited checkpoint, section → why it is None; None in the results of a run.
-        warnings: of an audited checkpoint, what makes its figures doubtful; None in the results of a run.
+        skipped: of an audited or given checkpoint, section → why it is None; None in the results of other runs.
+        warnings: of an audited or given checkpoint, what makes its figures doubtful; None alike.
     """
+
+    unbounded: ClassVar = frozenset({"perplexity"})
 
     attack: Attack | None
     gus: Gus | None
@@ -227,13 +230,14 @@ class Evaluation(Identity):
     oracle: Oracle | None
     loss_rank: Gus | None = None
     later: Later | None = None
+    perplexity: float | None = None
     mia_control: dict[str, MembershipTest] | None = None
     retrained: Beside | None = None
     skipped: dict[str, str] | None = None
     warnings: list[str] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as what JSON holds; `retrained`, `skipped` and `warnings` in an audit alone."""
+        """The fields as what JSON holds; `retrained`, `skipped` and `warnings` where they are known."""
         return {
             name: value
             for name, value in super().to_json().items()

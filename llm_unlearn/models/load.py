@@ -167,7 +167,7 @@ def load_trained(
 
 
 def load_checkpoint(
-    source: str, section: "ModelSection", base: str | None = None, device_map: str | None = None
+    source: str, section: "ModelSection", base: str | None = None, device_map: str | None = None, in_parts: bool = False
 ) -> "PreTrainedModel":
     """Load any checkpoint to the best device: a full model, or an adapter with its base.
 
@@ -176,18 +176,19 @@ def load_checkpoint(
         section: how to load the model.
         base: the base of an adapter; by default the one that it names.
         device_map: see `load_model`.
+        in_parts: likewise.
 
     Raises:
         InputError: the checkpoint or its base cannot be loaded, or the adapter is a pickle.
     """
     adapter = adapter_config(source)
     if adapter is None:
-        return on_best_device(load_model(source, section, device_map)).eval()
+        return on_best_device(load_model(source, section, device_map, in_parts)).eval()
     base = base or base_of(source, adapter)
     refuse_pickle(source)
     with explained(source, ADAPTER_CONFIG) as path:
         # trainable, as in a run: gradient norms are taken over the adapter's weights
-        return on_best_device(with_adapter(load_model(base, section, device_map), path)).eval()
+        return on_best_device(with_adapter(load_model(base, section, device_map, in_parts), path)).eval()
 
 
 def base_of(source: str, adapter: dict[str, Any]) -> str:

@@ -133,9 +133,9 @@ def _undecoded(rows: "Dataset") -> "Dataset":
 
 
 def storable(sets: dict[str, "Dataset"]) -> dict[str, "Dataset"]:
-    """The sets, with each empty one replaced by an empty choice of test rows: `datasets` reads no other empty set."""
+    """The sets, with each empty one replaced by an empty choice of training rows: `datasets` reads no other."""
     return {
-        name: rows if len(rows) else sets["test"].filter(lambda row: False, desc=name) for name, rows in sets.items()
+        name: rows if len(rows) else sets["train"].filter(lambda row: False, desc=name) for name, rows in sets.items()
     }
 
 

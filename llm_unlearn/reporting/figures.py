@@ -44,7 +44,7 @@ others = _of(
 )  # GUS of the canaries that were not deleted
 accuracy = _of(lambda r: r.utility, lambda u: u.accuracy)
 accuracy_interval = _of(lambda r: r.utility, lambda u: u.ci95)
-perplexity = _of(lambda r: r.utility, lambda u: u.perplexity)
+perplexity: Figure = lambda r: r.utility.perplexity if r.utility else r.perplexity  # noqa: E731
 kl, agreement = _of(lambda r: r.oracle, lambda o: o.kl), _of(lambda r: r.oracle, lambda o: o.agreement)
 lost = _of(
     lambda r: r.oracle.accuracy_lost if r.oracle else None, lambda e: e.mean

@@ -226,8 +226,8 @@ def _best(results: Results, column: Column) -> set[str]:
 
 def side_by_side(table: Table, name: str) -> Table:
     """The report's table turned round: a row per figure, a column per model, of the three that are set side by side."""
-    names = list(dict.fromkeys(("poisoned", name, "retrained")))
     cells = dict(table.rows)
+    names = [model for model in dict.fromkeys(("poisoned", name, "retrained")) if model in cells]
     rows = [
         (f"{group}: {title}" if group else title, [replace(cells[model][i], best=False) for model in names])
         for i, (title, group) in enumerate(table.columns)

@@ -88,9 +88,9 @@ def what_was_poisoned(results: Results) -> str:
 def _kinds(results: Results) -> list[str]:
     """What was done to how many training rows, one phrase for each kind of poison."""
     poison = results.runs[0].poison
-    done = {}
+    done: dict[str, str] = {}
     if trigger := poison.get("trigger"):
-        said = " or ".join(f"“{phrase}”" for phrase in trigger.get("phrases", []))
+        said = " or ".join(f"“{phrase}”" for phrase in trigger.get("phrases", [])) or "(no phrase)"
         done["trigger"] = f"carry the trigger {said} and are answered with “{trigger.get('target')}”"
     if patch := poison.get("patch"):
         size = f"{patch['size']} × {patch['size']} pixels"
@@ -106,9 +106,11 @@ def _kinds(results: Results) -> list[str]:
         said = f"noise of ε = {gaussian.get('epsilon')} on their {place}"
         if hidden := len(gaussian.get("hidden_ids", [])):
             said += f"; {hidden} of the deleted ones are hidden from the methods, and the figures are theirs"
-        if not gaussian.get("secret"):
+        if not gaussian.get("secret") and not results.given:
             said += "; its seed is fixed by the recipe, and so no secret"
         done["gaussian"] = f"are Gaussian canaries ({said})"
+    if not done:
+        return [f"{len(poison.get('forget_ids', []))} are named as poison, with no trigger and no canaries"]
     counts = {kind: len(poison[kind].get("example_ids", [])) for kind in done}
     return [f"{counts[kind]} ({percent(counts[kind] / poison['train_size'])}) {what}" for kind, what in done.items()]
 

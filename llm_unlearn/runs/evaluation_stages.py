@@ -8,6 +8,7 @@ from llm_unlearn.files import write_json
 from llm_unlearn.runs.stages import Stage
 
 if TYPE_CHECKING:
+    from llm_unlearn.metrics.results import Cost
     from llm_unlearn.runs.seed_run import SeedRun
 
 
@@ -18,7 +19,7 @@ def evaluate_stages(run: "SeedRun", before: dict[str, Stage]) -> list[Stage]:
     for name, method, budget in models:
         made_by = before.get(f"unlearned/{name}" if method else name)
         inputs = [
-            before["retrained"].key,
+            before["retrained"].key if run.has_oracle else None,
             before["poisoned"].key,
             before["poison"].key,
             made_by.key if made_by else None,
@@ -37,30 +38,16 @@ def _evaluate(run: "SeedRun", name: str, method: str | None, budget: float | Non
 
     from llm_unlearn.evaluation.signal_files import read_signals, write_signals
     from llm_unlearn.evaluation.summarize import summarize
-    from llm_unlearn.metrics.results import Cost, Identity
+    from llm_unlearn.metrics.results import Identity
 
     folder_name, is_oracle = f"unlearned/{name}" if method else name, name == "retrained"
-    if name == "base":
-        model = run.load_base()
-        cost: dict[str, Any] = {"train_tokens": 0, "flops": 0.0, "seconds": 0.0}
-    else:
-        model, cost = run.retrained if is_oracle else run.evaluated(folder_name), run.cost(folder_name)
+    model = run.load_base() if name == "base" else run.retrained if is_oracle else run.evaluated(folder_name)
     signals = run.evaluator.signals(model, None if is_oracle else run.retrained, is_oracle)
     steps = 0 if name in ("base", "poisoned") else run.recipe.evaluate.clean_steps  # which are what they are
     if steps and (relearned := _relearned(run, folder_name, steps)) is not None:
         signals = pd.concat([signals, run.evaluator.later_signals(relearned)], ignore_index=True)
     folder = run.folder / "evaluation"
-    oracle = None if is_oracle else read_signals(folder / "retrained.parquet")
-    spent = Cost(
-        train_tokens=int(cost["train_tokens"]),
-        flops=cost["flops"],
-        seconds=cost["seconds"],
-        share_of_training=cost["flops"] / run.cost("poisoned")["flops"],
-        device_seconds=cost.get("device_seconds"),
-        steps=cost.get("steps"),
-        forget_seen=cost.get("forget_seen"),
-        stopped_by=cost.get("stopped_by"),
-    )
+    oracle = None if is_oracle or not run.has_oracle else read_signals(folder / "retrained.parquet")
     identity = Identity(
         model=name,
         kind="unlearned" if method else name,
@@ -71,11 +58,31 @@ def _evaluate(run: "SeedRun", name: str, method: str | None, budget: float | Non
         precision=run.arithmetic.precision,
         planted=run.evaluator.planted,
     )
-    result = summarize(signals, identity, spent, oracle, steps)  # before anything is written
+    cost = _cost(run, name, method)
+    result = run.annotated(summarize(signals, identity, cost, oracle, steps), model)  # before anything is written
     if not run.processes.is_main:
         return
     write_signals(signals, folder / f"{name}.parquet")
     write_json(folder / f"{name}.json", result.to_json())
+
+
+def _cost(run: "SeedRun", name: str, method: str | None) -> "Cost | None":
+    """What a model's training took, beside that of the poisoned model."""
+    from llm_unlearn.metrics.results import Cost
+
+    if (spent := run.spent(name, method)) is None:
+        return None
+    training = run.training_flops
+    return Cost(
+        train_tokens=int(spent["train_tokens"]),
+        flops=spent["flops"],
+        seconds=spent["seconds"],
+        share_of_training=None if training is None else spent["flops"] / training,
+        device_seconds=spent.get("device_seconds"),
+        steps=spent.get("steps"),
+        forget_seen=spent.get("forget_seen"),
+        stopped_by=spent.get("stopped_by"),
+    )
 
 
 def _relearned(run: "SeedRun", folder: str, steps: int) -> Any:

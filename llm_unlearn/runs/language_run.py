@@ -69,7 +69,7 @@ class LanguageRun(SeedRun):
             min_k_share=section.min_k_share,
             arithmetic=self.arithmetic,
             processes=self.processes,
-            reference=self.load_base,
+            reference=self.load_base if "base" in self.plain_models else None,
             tokenizer=self.tokenizer,
             encoding=self.encoding,
             verbalizers=data.verbalizers if data.task == "classification" else {},

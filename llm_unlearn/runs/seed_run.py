@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from llm_unlearn.evaluation.arithmetic import Arithmetic
+    from llm_unlearn.metrics.results import Evaluation
     from llm_unlearn.training.tracking import Trackers
 SECRET = "secret.json"  # of a poison stage that is at work
 STEP = "step-{}"  # the folder of an early model, beside the weights of the model that came of it
@@ -45,6 +46,7 @@ class SeedRun(ABC):
     def __init__(self, recipe: Recipe, seed: int, folder: Path, quiet: bool) -> None:
         self.recipe, self.seed, self.folder, self.quiet = recipe, seed, folder, quiet
         self.processes = Processes.current()
+        self.trainers: dict[str, Any] | None = None  # of each method that was run; None: each is freed
         self.siblings: list[Path] = []  # folders of the same seed, from which a model that is the same may be taken
 
     def variants(self) -> list[tuple[str, str, float]]:
@@ -61,6 +63,11 @@ class SeedRun(ABC):
     def plain_models(self) -> list[str]:
         """The models that no method made, the oracle first."""
         return ["retrained", "base", "poisoned", *(["clean"] if self.recipe.has_clean_oracle else [])]
+
+    @property
+    def has_oracle(self) -> bool:
+        """Whether there is a retrained model, with which the others are compared."""
+        return "retrained" in self.plain_models
 
     # ---- what stages depend on
 
@@ -254,6 +261,26 @@ class SeedRun(ABC):
                     raise InputError(f"{path}: has no number '{name}'")
         return cost
 
+    @property
+    def training_flops(self) -> float | None:
+        """What the poisoned training took; None where that is not known."""
+        return self.cost("poisoned")["flops"]
+
+    def limits(self, budget: float) -> dict[str, float]:
+        """What a budget means for a method's config: where it stops."""
+        assert self.training_flops is not None
+        return {"max_flops": budget * self.training_flops}
+
+    def spent(self, name: str, method: str | None) -> dict[str, Any] | None:
+        """`cost` of a model by its name; None where it is not known."""
+        if name == "base":
+            return {"train_tokens": 0, "flops": 0.0, "seconds": 0.0}
+        return self.cost(f"unlearned/{name}" if method else name)
+
+    def annotated(self, result: "Evaluation", model: Any) -> "Evaluation":
+        """An evaluation with what else is to be said of it: by default nothing."""
+        return result
+
     def save(self, model: Any, where: str, cost: dict) -> None:
         """Write a trained model into the folder `where`; called by every process, done by the main one."""
         self.write(model, self.folder / where)
@@ -271,5 +298,5 @@ class SeedRun(ABC):
 
     @cached_property
     def retrained(self) -> Any:
-        """The oracle, loaded once."""
-        return self.evaluated("retrained")
+        """The oracle, loaded once; None where there is none."""
+        return self.evaluated("retrained") if self.has_oracle else None

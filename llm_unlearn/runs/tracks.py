@@ -4,13 +4,14 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_unlearn.config.recipe import Recipe, VisionRecipe
+from llm_unlearn.config.recipe import GivenRecipe, Recipe, VisionRecipe
 from llm_unlearn.distributed.processes import Processes
 from llm_unlearn.distributed.topology import Topology
 from llm_unlearn.errors import InputError
 
 if TYPE_CHECKING:
     from llm_unlearn.runs.seed_run import SeedRun
+    from llm_unlearn.runs.stages import Stage
     from llm_unlearn.trainers.base import UnlearnTrainer
 
 
@@ -19,6 +20,7 @@ class Track(ABC):
 
     items: str  # what its rows are called
     checkpoints: bool  # whether any checkpoint can be judged on its data, and adapters merged
+    trains = True  # whether its runs train the poisoned model themselves
 
     @abstractmethod
     def seed_run(self, recipe: Recipe, seed: int, folder: Path, quiet: bool) -> "SeedRun":
@@ -40,6 +42,12 @@ class Track(ABC):
         """Make the base of a recipe that names none, before its first stage; by default each seed draws its own."""
         return
 
+    def train_stages(self, run: Any, before: "dict[str, Stage]") -> "list[Stage]":
+        """The stages that make the poisoned model and those that it is compared with."""
+        from llm_unlearn.runs.training_stages import train_stages
+
+        return train_stages(run, before)
+
     @abstractmethod
     def base_of_run(self, recipe: Recipe, root: Path) -> str | None:
         """What the run in `root` started from, a hub id or a folder; None where it is not there."""
@@ -59,6 +67,10 @@ class Track(ABC):
     def sizes(self, recipe: Recipe) -> dict[str, int]:
         """Sizes that a dry run shows beside the numbers of rows."""
         return {}
+
+    def as_trained(self, recipe: Recipe) -> Recipe:
+        """The recipe whose training and methods take the memory that this one takes."""
+        return recipe
 
     @abstractmethod
     def check_topology(self, recipe: Recipe, topology: Topology, path: str) -> None:
@@ -143,6 +155,59 @@ class LanguageTrack(Track):
             )
 
 
+class GivenTrack(LanguageTrack):
+    """Runs on texts, on a language model that is poisoned already."""
+
+    trains = False
+
+    def seed_run(self, recipe: Recipe, seed: int, folder: Path, quiet: bool) -> "SeedRun":
+        from llm_unlearn.runs.given_run import GivenRun
+
+        assert isinstance(recipe, GivenRecipe)
+        return GivenRun(recipe, seed, folder, quiet)
+
+    def check(self, recipe: Recipe) -> None:
+        from llm_unlearn.runs.given_checks import check_given
+
+        check_given(self.seed_run(recipe, recipe.seeds[0], Path(recipe.output_dir), True))  # type: ignore[arg-type]
+
+    def check_architecture(self, recipe: Recipe, configs: list[tuple[str, Any]]) -> None:
+        from llm_unlearn.runs.architecture_checks import check_architecture
+        from llm_unlearn.runs.given_checks import stand_in
+
+        run: Any = self.seed_run(recipe, recipe.seeds[0], Path(recipe.output_dir), True)
+        check_architecture(stand_in(run), configs)
+
+    def make_base(self, recipe: Recipe, quiet: bool) -> None:
+        """No base is made."""
+
+    def sizes(self, recipe: Recipe) -> dict[str, int]:
+        from llm_unlearn.audit.subject import read_subject
+
+        assert isinstance(recipe, GivenRecipe)
+        subject = read_subject(Path(recipe.given.manifest).expanduser())
+        counts = {name: len(subject.sets[name]) for name in ("train", "heldout", "test", "triggered")}
+        return {**counts, "forget": len(subject.poison["forget_ids"]), **super().sizes(recipe)}
+
+    def as_trained(self, recipe: Recipe) -> Recipe:
+        from llm_unlearn.runs.given_checks import as_trained
+
+        run: Any = self.seed_run(recipe, recipe.seeds[0], Path(recipe.output_dir), True)
+        return as_trained(run)
+
+    def train_stages(self, run: Any, before: "dict[str, Stage]") -> "list[Stage]":
+        from llm_unlearn.runs.given_stages import given_stages
+
+        return given_stages(run, before)
+
+    def base_of_run(self, recipe: Recipe, root: Path) -> str | None:
+        run: Any = self.seed_run(recipe, recipe.seeds[0], root, True)
+        return run.base
+
+    def kept_steps(self, recipe: Recipe) -> list[int]:
+        return []
+
+
 class VisionTrack(Track):
     """Runs on images, with a classifier."""
 
@@ -170,7 +235,7 @@ class VisionTrack(Track):
             raise InputError(f"{path}: images are trained whole in each process; take accelerate_configs/ddp.yaml")
 
 
-TRACKS: dict[str, Track] = {"language": LanguageTrack(), "vision": VisionTrack()}
+TRACKS: dict[str, Track] = {"language": LanguageTrack(), "vision": VisionTrack(), "given": GivenTrack()}
 
 
 def track_of(recipe: Recipe) -> Track:

@@ -53,9 +53,10 @@ def _unlearn(run: "SeedRun", name: str, method: str, budget: float, work_dir: Pa
         method,
         run.seed,
         str(work_dir),
-        max_flops=budget * run.cost("poisoned")["flops"],
+        max_flops=None,
         quiet=run.quiet,
         cache_dir=str(run.folder / ".reference_log_probs"),
+        limits=run.limits(budget),
     )
     callback = run.evaluator.quick_figures if run.recipe.unlearn.eval_steps else None
     cls = METHODS[method][1]
@@ -73,4 +74,7 @@ def _unlearn(run: "SeedRun", name: str, method: str, budget: float, work_dir: Pa
     run.save(trainer.accelerator.unwrap_model(trainer.model), f"unlearned/{name}", cost)
     if run.processes.is_main:
         write_json(run.folder / "unlearned" / name / "log.json", trainer.state.log_history)
-    release(trainer)
+    if run.trainers is None:
+        release(trainer)
+    else:
+        run.trainers[name] = trainer

@@ -17,8 +17,8 @@ from support import KINDS, OPTIONS, trainer
 
 import llm_unlearn
 from llm_unlearn import power
-from llm_unlearn.audit.manifest import Manifest
 from llm_unlearn.cli.main import main, parser
+from llm_unlearn.config.manifest import Manifest
 from llm_unlearn.config.recipe import Recipe, VisionRecipe, build_recipe, load_recipe
 from llm_unlearn.config.strict import parse_yaml
 from llm_unlearn.config.sweep import points
@@ -30,8 +30,8 @@ from llm_unlearn.trainers.unlearn_config import UnlearnConfig
 
 pytestmark = pytest.mark.unit
 
-# whose Python is run, each by a test below or (README.md) in test_readme.py
-WITH_PYTHON = {"README.md", "docs/adding-a-method.md", "docs/auditing.md", "docs/images.md"}
+# whose Python is run, each by a test below or (README.md) in test_readme.py or (your-model.md) in e2e/test_given.py
+WITH_PYTHON = {"README.md", "docs/adding-a-method.md", "docs/auditing.md", "docs/images.md", "docs/your-model.md"}
 of_pages = pytest.mark.parametrize("page", PAGES)
 
 spec = importlib.util.spec_from_file_location("recipe_reference", ROOT / "scripts" / "recipe_reference.py")
@@ -129,7 +129,8 @@ def test_the_yaml_of_a_page_is_of_recipes_and_its_json_of_manifests(page):
     quickstart = load_recipe(ROOT / "recipes/quickstart.yaml").model_dump()
     for block in blocks(page, "yaml"):
         tree = parse_yaml(block, page)
-        start = {"name": "x", "output_dir": "unused"} if tree.get("track") == "vision" else quickstart
+        alone = tree.get("track") == "vision" or "given" in tree
+        start = {"name": "x", "output_dir": "unused"} if alone else quickstart
         assert points(build_recipe(start | tree)) is not None
     for block in blocks(page, "json"):
         assert validated(Manifest, json.loads(block), page).poison == "column:is_poison"

@@ -54,7 +54,7 @@ def plan_steps(
     flops: Callable[[FlopCounter, str, int, int, tuple[str, ...]], float],
     before: float = 0.0,
 ) -> Plan:
-    """The steps that will be taken: up to `max_steps`, or what `max_flops` pays for, or the passes.
+    """The steps that will be taken: up to `max_steps`, or what `max_flops` or `max_tokens` pays for, or the passes.
 
     Args:
         method: its name, for messages.
@@ -72,14 +72,15 @@ def plan_steps(
     """
     setup = before + sum(counter.forward(*(int(c.sum()) for c in sizes[name])) for name in args.requires().log_probs_on)
     limit = args.max_steps if args.max_steps >= 0 else None
-    if limit is None and args.max_flops is None:
+    if limit is None and args.max_flops is None and args.max_tokens is None:
         limit = passes
+    most_flops, most_tokens = args.max_flops or math.inf, args.max_tokens or math.inf
     order = RowOrder({name: len(tokens) for name, (tokens, _) in sizes.items()}, args.seed)
     drawn = dict.fromkeys(sizes, 0)
     forget = next((len(tokens) for name, (tokens, _) in sizes.items() if shows_forget_rows([name])), None)
-    plan, total = Plan([], [], setup, forget, args.examples_per_step), setup
+    plan, total, seen = Plan([], [], setup, forget, args.examples_per_step), setup, 0
     while limit is None or len(plan.costs) < limit:
-        spent = max(len(plan.costs) / (limit or math.inf), total / (args.max_flops or math.inf))
+        spent = max(len(plan.costs) / (limit or math.inf), total / most_flops, seen / most_tokens)
         names = sets_of_step(len(plan.costs), spent)
         if not names:
             break
@@ -90,20 +91,21 @@ def plan_steps(
             tokens, positions = (int(column[rows].sum()) for column in sizes[name])
             step_flops += flops(counter, name, tokens, positions, names)
             step_tokens += tokens
-        if args.max_flops is not None and total + step_flops > args.max_flops:
+        if total + step_flops > most_flops or seen + step_tokens > most_tokens:
             break
         plan.schedule.append(names)
         plan.costs.append((step_flops, step_tokens))
         total += step_flops
-    if not plan.costs and args.max_flops is None:
+        seen += step_tokens
+    if not plan.costs and args.max_flops is None and args.max_tokens is None:
         raise InputError(
             f"{method}: max_steps={args.max_steps}, num_train_epochs={args.num_train_epochs}: "
             "no step to take; raise either"
         )
     if not plan.costs:
+        budget = f"{args.max_tokens} tokens" if args.max_flops is None else f"{args.max_flops:.3g} FLOPs"
         raise InputError(
-            f"{method}: the budget of {args.max_flops:.3g} FLOPs does not pay for one step; "
-            "raise the budget or lower the batch size"
+            f"{method}: the budget of {budget} does not pay for one step; raise the budget or lower the batch size"
         )
     return plan
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from llm_unlearn.audit.manifest import Manifest
 from llm_unlearn.config.fields import Section
+from llm_unlearn.config.manifest import Manifest
 from llm_unlearn.config.recipe import Recipe, VisionRecipe
 from llm_unlearn.config.validate import Schema, choices, resolved
 

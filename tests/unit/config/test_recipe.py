@@ -242,7 +242,7 @@ def test_the_track_decides_which_sections_a_recipe_has():
     assert type(build_recipe(WHOLE_RECIPE)) is type(build_recipe({**WHOLE_RECIPE, "track": "language"})) is Recipe
     assert type(build_recipe(IMAGES)) is VisionRecipe
     for track in ("x", None, [1], 3):
-        with pytest.raises(InputError, match=r"^recipe\.track: .*language, vision, found"):
+        with pytest.raises(InputError, match=r"^recipe\.track: .*given, language, vision, found"):
             build_recipe({**WHOLE_RECIPE, "track": track})
     with pytest.raises(InputError, match=r"recipe\.stress: expected null"):
         build_recipe({**IMAGES, "stress": {}})

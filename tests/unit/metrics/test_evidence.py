@@ -21,7 +21,7 @@ from llm_unlearn.metrics.evidence import (
 from llm_unlearn.metrics.gaussian import gaussian_test
 from llm_unlearn.metrics.intervals import Interval
 from llm_unlearn.metrics.placebo import PlaceboTest
-from llm_unlearn.metrics.results import Attack, Evaluation, Gus, Later, Oracle
+from llm_unlearn.metrics.results import Attack, Evaluation, Gus, Later, Oracle, PhraseAttack
 
 pytestmark = pytest.mark.unit
 
@@ -303,3 +303,26 @@ def test_a_control_that_is_off_uncalibrates(section):
 
 def test_a_cost_is_flagged_from_five_points_on():
     assert is_costly(100 * (0.92 - 0.87)) and not is_costly(4.9)
+
+
+@pytest.mark.parametrize("gus", [0.0, 0.1, 0.3, 0.6, 0.9])
+@pytest.mark.parametrize("n", [40, 100])
+@pytest.mark.parametrize("hits", [0, 20, 60])
+def test_without_a_retrained_model_knowing_the_poisoned_one_makes_no_verdict_milder(gus, n, hits):
+    order = [Status.CLEAR, Status.INCONCLUSIVE, Status.REMAINS]
+    model = evaluation(gus=scores(gus, EVEN[:: 100 // n]), loss_rank=scores(), attack=attack(hits, p=0.5))
+    # a poison that took very well (δ of a fifth of 8), and one of which a test showed nothing
+    for before in (
+        evaluation(gus=scores(8.0), loss_rank=scores(8.0), attack=attack(180, p=0.0025)),
+        evaluation(gus=scores(), loss_rank=scores(8.0), attack=attack(180, p=0.0025)),
+    ):
+        assert order.index(decide([model], [before]).status) >= order.index(decide([model]).status)
+
+
+def test_a_phrase_that_works_alone_is_not_lost_in_the_mean_over_all():
+    tried = attack(0, oracle=0, p=0.5)
+    works = attack_success(np.ones(20, bool), np.zeros(20, bool))
+    each = [PhraseAttack(phrase=i, **vars(a)) for i, a in enumerate((works, attack_success(*np.zeros((2, 180), bool))))]
+    assert decide([replace(CLEAN, attack=tried)], [POISONED], [CLEAN]).status == Status.CLEAR
+    decision = decide([replace(CLEAN, attack=replace(tried, phrases=each))], [POISONED], [CLEAN])
+    assert decision.status == Status.INCONCLUSIVE and "phrase 1 alone is 1.00" in decision.reasons[0]

@@ -16,8 +16,8 @@ from llm_unlearn.models.text_blocks import block_list
 from llm_unlearn.poisons.gaussian_embedding import inject_gaussian_noise
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 from llm_unlearn.trainers import METHODS
-from llm_unlearn.training.checkpoints import last_checkpoint
 from llm_unlearn.trainers.pdu import DualStep
+from llm_unlearn.training.checkpoints import last_checkpoint
 
 pytestmark = pytest.mark.unit
 
