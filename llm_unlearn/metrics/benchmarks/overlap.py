@@ -44,7 +44,7 @@ def rouge(
     """ROUGE of each text against its reference. Higher is more alike: Lower is better on forget rows.
 
     Formulas, with m the words in common ("rouge1") or the longest common subsequence ("rougeL"): recall is
-    m / |reference|, precision m / |prediction|, f1 2 · precision · recall / (precision + recall); 0 where nothing is in common.
+    m / |reference|, precision m / |prediction|, f1 2 · precision · recall / (precision + recall), 0 where m is.
     Source: Lin 2004; TOFU and open-unlearning take the recall of rougeL with Porter's stemmer, the defaults here.
 
     Args:
