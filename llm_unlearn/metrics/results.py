@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 
 from llm_unlearn.errors import InputError
 from llm_unlearn.metrics.attack import AttackSuccess, PairedExcess
+from llm_unlearn.metrics.benchmarks.benchmark_result import BenchmarkResult
 from llm_unlearn.metrics.gaussian import GaussianTest
 from llm_unlearn.metrics.membership import MembershipTest
 from llm_unlearn.metrics.placebo import PlaceboTest
@@ -165,6 +166,7 @@ class Evaluation(Identity):
         mia_control: of an audited checkpoint, the same attacks on the base, which never saw the rows: rows that stand
             out there do so without any training. None without a base, and in the results of a run, which has the base.
         later: the poison's tests after clean training steps; None where they were not taken.
+        benchmark: what the recipe's benchmark says of it; None without one.
         skipped: of an audited checkpoint, section → why it is None; None in the results of a run.
         warnings: of an audited checkpoint, what makes its figures doubtful; None in the results of a run.
     """
@@ -178,15 +180,16 @@ class Evaluation(Identity):
     loss_rank: Gus | None = None
     later: Later | None = None
     mia_control: dict[str, MembershipTest] | None = None
+    benchmark: BenchmarkResult | None = None
     skipped: dict[str, str] | None = None
     warnings: list[str] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as what JSON holds; `skipped` and `warnings` in an audit alone."""
+        """The fields as what JSON holds; `skipped` and `warnings` in an audit alone, `benchmark` where there is one."""
         return {
             name: value
             for name, value in super().to_json().items()
-            if value is not None or name not in ("skipped", "warnings")
+            if value is not None or name not in ("benchmark", "skipped", "warnings")
         }
 
     @classmethod
