@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llm_unlearn.config.presets import preset_of
 from llm_unlearn.config.recipe import WITHHELD
 from llm_unlearn.hub.first_line import FirstLine, first_line
 from llm_unlearn.hub.package import is_id
@@ -169,8 +170,9 @@ def _method(name: str, identity: Identity) -> str:
     method, _, budget = name.partition("@")
     section = identity.recipe.unlearn
     share = float(budget) if budget else section.budgets[0]
-    options = section.methods.get(method) or {}
-    rate = options.get("learning_rate") or section.learning_rate
+    options = preset_of(section.preset, method) | (section.methods.get(method) or {})
+    own = (section.methods.get(method) or {}).get("learning_rate")
+    rate = own or section.learning_rate or options.get("learning_rate")
     rows = options.get("per_device_train_batch_size", section.batch_size) * options.get(
         "gradient_accumulation_steps", section.gradient_accumulation_steps
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_unlearn.config.options import options_model
+from llm_unlearn.config.presets import preset_of
 from llm_unlearn.config.validate import validated
 from llm_unlearn.distributed.processes import Processes
 from llm_unlearn.errors import InputError
@@ -89,15 +90,17 @@ def method_config(
     cache_dir: str | None = None,
 ) -> Any:
     """The method's config: the recipe's common settings where the method has no default of its own (NGD's optimizer),
-    then the recipe's overrides for this method.
+    then those of its preset, then the recipe's overrides for this method.
     """
     import torch
 
     from llm_unlearn.trainers import METHODS
 
     section, config = recipe.unlearn, METHODS[method][0]
+    preset = preset_of(section.preset, method)
+    own_rate = config.learning_rate_ratio * recipe.train.learning_rate
     common: dict[str, Any] = {
-        "learning_rate": section.learning_rate or config.learning_rate_ratio * recipe.train.learning_rate,
+        "learning_rate": section.learning_rate or preset.get("learning_rate", own_rate),
         "per_device_train_batch_size": Processes.current().part_of(section.batch_size, "unlearn.batch_size"),
         "gradient_accumulation_steps": section.gradient_accumulation_steps,
         "eval_strategy": "steps" if section.eval_steps else "no",
@@ -111,7 +114,7 @@ def method_config(
     }
     common |= track_of(recipe).method_settings(recipe)
     options = {key: value for key, value in common.items() if key not in vars(config)}
-    options |= section.methods[method] or {}
+    options |= {key: value for key, value in preset.items() if key != "learning_rate"} | (section.methods[method] or {})
     try:
         return config(
             output_dir=output_dir,

@@ -258,8 +258,8 @@ IMAGES = {
 @pytest.mark.parametrize(
     ("tree", "sha256"),
     [
-        (WHOLE_RECIPE, "02ab580bd1bd36aa70c635b64c4444febf8252ff9f5147404b7c1d10b168ac6b"),
-        (IMAGES, "2c7c5e850fb2c50243c45091b9b90771c0406fdf815ca1c125c988345dd6e401"),
+        (WHOLE_RECIPE, "a6659bd7b4859df017e6071c433cd6edfcc92c652eb39ebb9d8fb802a465d26c"),
+        (IMAGES, "410f1ff0af7f957a38827e55d88fb92556fa4426f5cdca5ac0fa474d86c7c882"),
     ],
 )
 def test_a_recipe_has_the_fingerprint_that_finished_runs_were_made_with(tree, sha256):
