@@ -31,7 +31,7 @@ from llm_unlearn.trainers.unlearn_config import UnlearnConfig
 pytestmark = pytest.mark.unit
 
 # whose Python is run, each by a test below or (README.md) in test_readme.py
-WITH_PYTHON = {"README.md", "docs/adding-a-method.md", "docs/auditing.md", "docs/images.md"}
+WITH_PYTHON = {"README.md", "docs/adding-a-method.md", "docs/auditing.md", "docs/images.md", "docs/open-unlearning.md"}
 of_pages = pytest.mark.parametrize("page", PAGES)
 
 spec = importlib.util.spec_from_file_location("recipe_reference", ROOT / "scripts" / "recipe_reference.py")
@@ -159,6 +159,26 @@ def test_the_thresholds_in_words_are_those_of_the_verdict():
         f"{evidence.COSTLY_POINTS:g} or more points of accuracy",
     ):
         assert words in rules, words
+
+
+def test_the_differences_from_open_unlearning_are_as_they_are_shown():
+    snippets = blocks("docs/open-unlearning.md", "python")
+    names: dict = {}
+    for snippet in snippets:
+        assert "assert" in snippet
+        exec(snippet, names)  # one after the other, as a reader would
+    assert len(snippets) >= 8
+
+
+def test_the_defaults_beside_open_unlearnings_are_those_of_the_methods():
+    from llm_unlearn.config.presets import PRESETS
+
+    rows = dict(re.findall(r"^\| ([^|]+): [^|]+ \| [^|]+ \| ([^|]+) \|$", PAGES["docs/open-unlearning.md"], flags=re.M))
+    theirs = PRESETS["open-unlearning"]
+    assert rows["SimNPO"] == f"{METHODS['simnpo'][0].gamma:g}" and theirs["simnpo"]["gamma"] == 0.125
+    assert rows["SatImp"] == f"{METHODS['satimp'][0].gamma:g}" and theirs["satimp"]["gamma"] == 0.1
+    assert rows["GradDiff, KL"] == f"{METHODS['grad_diff'][0].alpha:g}" == f"{METHODS['kl'][0].alpha:g}"
+    assert rows["RMU"].startswith(f"{METHODS['rmu'][0].steering:g}, {METHODS['rmu'][0].alpha:g};")
 
 
 def test_the_table_of_power_is_what_power_says():
