@@ -43,9 +43,11 @@ EDITOR = """Editors that know YAML's language server complete and check a recipe
     the package ships, `llm_unlearn/config/recipe.schema.json`. From a folder in `recipes/`:"""
 EDITOR_LINE = "```yaml\n# yaml-language-server: $schema=../../llm_unlearn/config/recipe.schema.json\nname: mine\n```"
 IMAGES = """`track: vision` takes these sections in the place of those above. `unlearn`, `sweep`, `seeds`, `name` and
-    `output_dir` are the same; there is no `pretrain`, `analysis` or `stress`. [images.md](images.md) shows one."""
+    `output_dir` are the same; there is no `benchmark`, `pretrain`, `analysis` or `stress`. [images.md](images.md)
+    shows one."""
 GIVEN = """A recipe with the section `given` takes these in the place of those above: there is no `poison`, `pretrain`,
-    `analysis`, `stress` or `sweep`, and `data` is what the manifest says. [your-model.md](your-model.md) shows one."""
+    `analysis`, `stress`, `benchmark` or `sweep`, and `data` is what the manifest says. [your-model.md](your-model.md)
+    shows one."""
 OPTIONS = """`unlearn.methods` maps a method to options of its config: any field in the tables below, or of
     transformers' TrainingArguments, but for those that a run sets itself: {}."""
 METHOD = """What a method adds, or has another default for. *Rate* is its learning rate where a recipe gives none, as a

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
+from llm_unlearn.config.benchmark_fields import BenchmarkSection
 from llm_unlearn.config.fields import Distinct, Section, Seed, Table, require
 from llm_unlearn.config.given_sections import GivenSection, GivenTrainSection, GivenUnlearnSection, completed
 from llm_unlearn.config.sections import (
@@ -46,7 +47,8 @@ class Recipe(Section):
     """the run directory"""
     model: ModelSection
     data: DataSection
-    poison: PoisonSection
+    poison: PoisonSection = Field(default_factory=PoisonSection)
+    benchmark: BenchmarkSection | None = None
     seeds: Distinct[Seed] = Field(default=[0], min_length=1)
     """each is a run of its own: other rows, poison and order"""
     pretrain: PretrainSection | None = None
@@ -66,9 +68,11 @@ class Recipe(Section):
 
     def forget_count(self) -> int | None:
         """Rows of the forget set: the known fraction of each kind of poison, and clean rows taken for it. None where
-        `forget_ids` names a file, which is not read here.
+        `forget_ids` names a file, which is not read here, and of a benchmark.
         """
         section = self.unlearn
+        if self.benchmark is not None:
+            return None
         if section.forget_ids is not None:
             return len(section.forget_ids) if isinstance(section.forget_ids, list) else None
         known = sum(round(section.forget_fraction * count) for count in self.poison_counts().values())
@@ -78,7 +82,7 @@ class Recipe(Section):
         """Gaussian canaries of the forget set; None without canaries, or where `forget_ids` says which rows it has."""
         if self.poison.gaussian is None or self.unlearn.forget_ids is not None:
             return None
-        return round(self.unlearn.forget_fraction * self.poison_counts()["gaussian"])
+        return round(self.unlearn.forget_fraction * self.poison_counts()["gaussian"])  # of a benchmark all
 
     def training_steps(self) -> int:
         """Optimizer steps of the poisoned training, as the Trainer counts: an epoch's last batch may be smaller."""
@@ -95,12 +99,15 @@ class Recipe(Section):
         """Whether some poison may be left outside the forget set, so that a model trained on clean data alone is
         another oracle beside the retrained one.
         """
-        return self.unlearn.forget_fraction < 1 or self.unlearn.forget_ids is not None
+        return (
+            self.unlearn.forget_fraction < 1 or self.unlearn.forget_ids is not None
+        )  # all of a benchmark's canaries are
 
     def to_yaml(self) -> str:
         return dump_yaml(self.model_dump())
 
     def check_rules(self) -> None:
+        self._check_benchmark()
         self._check_sets()
         self._check_base()
         self._check_kept_steps()
@@ -121,10 +128,29 @@ class Recipe(Section):
                 "stress.relearn_on",
             )
 
+    def _check_benchmark(self) -> None:
+        """A benchmark brings the rows and says which to forget."""
+        if (section := self.benchmark) is None:
+            return
+        data, corpus = self.data, section.name != "tofu"
+        plain = data.prompt == "{text}" and not data.chat_template and data.loss_on == "text"
+        for right, field, message in (
+            (data.task == "completion", "data.task", "must be completion with a benchmark"),
+            (not (data.files or data.test_files), "data.files", "the rows come from the benchmark; leave it out"),
+            (plain or not corpus, "data.prompt", f"{section.name} trains on plain text; leave prompt, chat_template "
+             "and loss_on out"),
+            (self.poison.trigger is None, "poison.trigger", "a benchmark's forget set has no trigger; leave it out"),
+            (self.unlearn.forget_ids is None, "unlearn.forget_ids", "the benchmark says what to forget; leave it out"),
+            (self.unlearn.forget_fraction == 1 and not self.unlearn.false_positives, "unlearn.forget_fraction",
+             "the benchmark says what to forget; leave forget_fraction and false_positives out"),
+        ):  # fmt: skip
+            require(right, field, message)
+
     def _check_sets(self) -> None:
         """Poisoned rows, forget set and retain set must each have a row."""
         train_size, counts = self.data.train_size, self.poison_counts()
-        require(counts, "poison", f"give at least one of {', '.join(type(self.poison).model_fields)}")
+        known = ", ".join(type(self.poison).model_fields)
+        require(counts or self.benchmark, "poison", f"give at least one of {known}")
         for kind, count in counts.items():
             require(
                 count,
@@ -183,6 +209,7 @@ class VisionRecipe(Recipe):
     model: VisionModelSection  # type: ignore[assignment]
     data: VisionDataSection  # type: ignore[assignment]
     poison: VisionPoisonSection  # type: ignore[assignment]
+    benchmark: None = None
     pretrain: None = None
     train: VisionTrainSection = Field(default_factory=VisionTrainSection)  # type: ignore[assignment]
     evaluate: VisionEvaluateSection = Field(default_factory=VisionEvaluateSection)  # type: ignore[assignment]
@@ -225,6 +252,7 @@ class GivenRecipe(Recipe):
     given: GivenSection
     train: GivenTrainSection = Field(default_factory=GivenTrainSection)  # type: ignore[assignment]
     unlearn: GivenUnlearnSection = Field(default_factory=GivenUnlearnSection)
+    benchmark: None = None
     analysis: None = None
     stress: None = None
     track: Literal["given"]  # type: ignore[assignment]
@@ -289,6 +317,8 @@ FILES = (
     ("unlearn", "forget_ids"),
     ("stress", "unrelated_files"),
     ("given", "manifest"),
+    ("benchmark", "folder"),
+    ("benchmark", "reference"),
 )
 MODELS = (("given", "poisoned"), ("given", "base"), ("given", "retrained"))  # likewise, or hub ids
 

@@ -266,6 +266,9 @@ class UnlearnSection(Section):
 
     methods: Table[Table[Any] | None] = Field(default={})
     """method → options of its own config (any field of its `XConfig`) or nothing, e.g. {kl: {alpha: 2.0}, npo: }"""
+    preset: Literal["open-unlearning"] | None = None
+    """the options and learning rates that another toolkit gives these methods (docs/open-unlearning.md), in the place
+    of this one's defaults; options in `methods` and `learning_rate` come before them"""
     budgets: Distinct[Share] = Field(default=[0.1], min_length=1)
     """shares of the poisoned training's FLOPs; every method runs at each"""
     forget_fraction: Share = 1.0

@@ -11,11 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llm_unlearn.config.presets import preset_of
 from llm_unlearn.config.recipe import WITHHELD
 from llm_unlearn.hub.first_line import FirstLine, first_line
 from llm_unlearn.hub.package import is_id
 from llm_unlearn.metrics.evidence import ALPHA
 from llm_unlearn.reporting import figures
+from llm_unlearn.reporting.benchmark_section import benchmark_section
 from llm_unlearn.reporting.contents import Plot
 from llm_unlearn.reporting.figures import Figure
 from llm_unlearn.reporting.formats import number, percent
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from llm_unlearn.config.recipe import Recipe
 
 PACKAGE = Path(__file__).parent.parent
-SHOWN = ("gus_vs_utility", "gaussian_scores", "lift_vs_utility")
+SHOWN = ("benchmark", "gus_vs_utility", "gaussian_scores", "lift_vs_utility")
 SCORES: list[tuple[Figure, str, str]] = [  # a number, its type and its name on the hub
     (figures.accuracy, "accuracy", "accuracy on clean test examples"),
     (figures.perplexity, "perplexity", "perplexity on clean test text"),
@@ -42,6 +44,13 @@ SCORES: list[tuple[Figure, str, str]] = [  # a number, its type and its name on 
     (figures.gus, "gaussian_unlearning_score", "Gaussian Unlearning Score (0: no trace)"),
     (figures.gus_p, "gaussian_unlearning_p_value", "p-value of the Gaussian Unlearning Score"),
     (figures.auc("loss"), "mia_auc", "AUC of the membership attack by loss (0.5: chance)"),
+    (figures.forget_quality, "tofu_forget_quality", "TOFU forget quality (p-value; 1: as the retrained model)"),
+    (figures.model_utility, "tofu_model_utility", "TOFU model utility"),
+    (figures.privleak, "muse_privleak", "MUSE PrivLeak in per cent (0: as the retrained model)"),
+    (figures.benchmark_score("forget_verbmem"), "muse_verbmem", "MUSE verbatim memorisation of forget rows"),
+    (figures.benchmark_score("forget_knowmem"), "muse_knowmem_forget", "MUSE knowledge of forget rows"),
+    (figures.benchmark_score("retain_knowmem"), "muse_knowmem_retain", "MUSE knowledge of retain rows"),
+    (figures.benchmark_score("accuracy"), "wmdp_accuracy", "WMDP accuracy (multiple choice)"),
 ]
 
 
@@ -94,6 +103,7 @@ def compose_card(results: Results, name: str, identity: Identity, plots: list[Pl
         poisoned=escape(what_was_poisoned(results)),
         method="" if name in PLAIN else _method(name, identity),
         table=_table(results, name),
+        benchmark=_benchmark(results, name),
         warnings=[escape(text) for text in warnings(results)],
         stress=[escape(section.note), *map(table_text, section.tables)] if section else [],
         plots=[plot for key in SHOWN for plot in plots if plot.name == key],
@@ -162,8 +172,9 @@ def _method(name: str, identity: Identity) -> str:
     share = float(budget) if budget else section.budgets[0]
     unit = vars(section).get("budget_in", "training")
     spent = f"{percent(share)} of the training's FLOPs" if unit == "training" else f"{share:g} {unit}"
-    options = section.methods.get(method) or {}
-    rate = options.get("learning_rate") or section.learning_rate
+    options = preset_of(section.preset, method) | (section.methods.get(method) or {})
+    own = (section.methods.get(method) or {}).get("learning_rate")
+    rate = own or section.learning_rate or options.get("learning_rate")
     rows = options.get("per_device_train_batch_size", section.batch_size) * options.get(
         "gradient_accumulation_steps", section.gradient_accumulation_steps
     )
@@ -181,6 +192,14 @@ def _table(results: Results, name: str) -> str:
     table = side_by_side(main_table(results), name)
     heads = [(f"**this model** ({model})" if model == name else model, group) for model, group in table.columns]
     return table_text(replace(table, columns=heads, head=""))
+
+
+def _benchmark(results: Results, name: str) -> list[str]:
+    """The benchmark's figures of three models, where the run has one."""
+    section = benchmark_section(results)
+    if section is None:
+        return []
+    return [escape(section.note), *(table_text(side_by_side(table, name)) for table in section.tables)]
 
 
 def _one_seed(results: Results, identity: Identity) -> str:

@@ -62,6 +62,7 @@ def package_run(
     """
     from llm_unlearn.hub.card import Identity, compose_card
     from llm_unlearn.hub.loading_code import loading_code
+    from llm_unlearn.reporting.benchmark_section import benchmark_plots
     from llm_unlearn.reporting.plots import all_plots
     from llm_unlearn.reporting.run_results import read_results
 
@@ -91,7 +92,7 @@ def package_run(
     if adapter:
         files["adapter_config.json"] = on_base(files["adapter_config.json"], on_hub, revision)
     recipe = published_recipe(source.recipe, source.seed, repo, on_hub, revision, withhold_trigger)
-    plots = all_plots(results)
+    plots = [*benchmark_plots(results), *all_plots(results)]
     loading = loading_code(repo, images=results.images)
     if adapter:
         section = recipe.model

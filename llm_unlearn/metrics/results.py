@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 
 from llm_unlearn.errors import InputError
 from llm_unlearn.metrics.attack import AttackSuccess, PairedExcess
+from llm_unlearn.metrics.benchmarks.benchmark_result import BenchmarkResult
 from llm_unlearn.metrics.gaussian import GaussianTest
 from llm_unlearn.metrics.membership import MembershipTest
 from llm_unlearn.metrics.placebo import PlaceboTest
@@ -214,6 +215,7 @@ class Evaluation(Identity):
         mia_control: of an audited checkpoint, the same attacks on the base, which never saw the rows: rows that stand
             out there do so without any training. None without a base, and in the results of a run, which has the base.
         later: the poison's tests after clean training steps; None where they were not taken.
+        benchmark: what the recipe's benchmark says of it; None without one.
         retrained: of an audited checkpoint, the retrained model's own figures; None where none is known, and in the
             results of a run, which has them in a file of their own.
         skipped: of an audited or given checkpoint, section → why it is None; None in the results of other runs.
@@ -233,15 +235,16 @@ class Evaluation(Identity):
     perplexity: float | None = None
     mia_control: dict[str, MembershipTest] | None = None
     retrained: Beside | None = None
+    benchmark: BenchmarkResult | None = None
     skipped: dict[str, str] | None = None
     warnings: list[str] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as what JSON holds; `retrained`, `skipped` and `warnings` where they are known."""
+        """The fields as what JSON holds; `retrained`, `benchmark`, `skipped` and `warnings` where they are known."""
         return {
             name: value
             for name, value in super().to_json().items()
-            if value is not None or name not in ("retrained", "skipped", "warnings")
+            if value is not None or name not in ("retrained", "benchmark", "skipped", "warnings")
         }
 
     @property

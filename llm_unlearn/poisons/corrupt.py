@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llm_unlearn.config.strict import parse_json
+from llm_unlearn.data.benchmarks.benchmark_sets import FORGET
+from llm_unlearn.data.forget import COLUMN, read_forget_ids
 from llm_unlearn.data.prompting import render
 from llm_unlearn.errors import InputError
 from llm_unlearn.files import fingerprint, write_json
@@ -64,13 +66,16 @@ def corrupt(
         train, manifest["trigger"] = plant_trigger(train, seed=seed, **arguments)
         kinds[np.isin(ids, manifest["trigger"]["example_ids"])] = "trigger"
     if section.gaussian:
+        eligible = kinds == "none"
+        if recipe.benchmark is not None:  # canaries are to be forgotten with the rows that carry them
+            eligible &= np.asarray(train[FORGET])
         train, manifest["gaussian"] = choose_canaries(
             train,
             fraction=section.gaussian.fraction,
             epsilon=section.gaussian.epsilon,
             seed=seed,
             noise_seed=noise_seed_of(section.gaussian, seed),
-            eligible=kinds == "none",
+            eligible=eligible,
             secret=secret,
         )
         manifest["gaussian"]["audit_share"] = section.gaussian.audit_share
@@ -78,7 +83,11 @@ def corrupt(
     else:
         train = train.add_column("noise_id", np.full(len(train), NO_NOISE))
     train = train.add_column("poison", list(kinds))
-    manifest |= forget_set(train, ids, kinds, recipe.unlearn, seed)
+    forgetting = recipe.unlearn.changed(forget_ids=COLUMN + FORGET) if recipe.benchmark else recipe.unlearn
+    manifest |= forget_set(train, ids, kinds, forgetting, seed)
+    if recipe.benchmark:  # its forget rows are no mistakes
+        manifest["benchmark"] = {"name": recipe.benchmark.name, "split": recipe.benchmark.forgotten}
+        manifest["false_positive_ids"] = []
     hide_deleted(manifest)
     kinds = np.where(np.isin(ids, manifest["forget_ids"]), kinds, "kept")  # non-members mirror the forget set
     right = render(splits.train, recipe.data)
@@ -217,10 +226,8 @@ def forget_set(train: "Dataset", ids: np.ndarray, kinds: np.ndarray, section: "U
     poison, clean = ids[kinds != "none"], ids[kinds == "none"]
     fraction = section.forget_fraction
     if section.forget_ids is not None:
-        from llm_unlearn.data.forget import read_forget_ids
-
         chosen = read_forget_ids(section.forget_ids, train, "unlearn.forget_ids")
-        fraction = float(np.isin(poison, chosen).mean())
+        fraction = float(np.isin(poison, chosen).mean()) if len(poison) else 1.0
     else:
         generator, chosen = np.random.default_rng([seed, 3]), []
         for kind in sorted(set(kinds) - {"none"}, reverse=True):

@@ -9,6 +9,7 @@ from pathlib import Path
 from llm_unlearn.files import replacing_file
 from llm_unlearn.reporting import guide
 from llm_unlearn.reporting.analysis_section import analysis_section
+from llm_unlearn.reporting.benchmark_section import benchmark_section
 from llm_unlearn.reporting.contact_sheet import contact_sheet_section
 from llm_unlearn.reporting.contents import Report, Section
 from llm_unlearn.reporting.decision_section import decision_section
@@ -36,7 +37,7 @@ from llm_unlearn.reporting.verdicts import Verdict, headline, judge, obstacles, 
 from llm_unlearn.reporting.words import attack_words, what_was_poisoned
 
 OUR_PLOTS = (  # what an earlier report may have left, which no longer applies
-    "gaussian_* *_vs_utility cost residual_vs_budget sweep_* *_by_layer stress_relearn_* contact_sheet"
+    "gaussian_* *_vs_utility cost residual_vs_budget sweep_* *_by_layer stress_relearn_* contact_sheet benchmark"
 ).split()
 CONTROL_NOTE = (
     "The same score with fresh noise that was never used in training. On every model it must look like "
@@ -112,6 +113,7 @@ def _sections(results: Results) -> list[Section]:
     kept, shown = part_table(results, "others"), part_table(results, "shown")
     missing = results.has_gus and not any(plot.name == "gaussian_scores" for plot in plots)
     found = [
+        benchmark_section(results),
         contact_sheet_section(results),
         Section("Control", CONTROL_NOTE, [control]) if control else None,
         Section("Canaries that were not deleted", KEPT_NOTE, [kept]) if kept else None,

@@ -159,9 +159,7 @@ def cost_columns(results: Results) -> list[Column]:
 
 def cost_table(results: Results) -> Table:
     """What every model took to make."""
-    columns = cost_columns(results)
-    rows = [(name, [_cell(results, name, column) for column in columns]) for name in results.names]
-    return Table([(column.title, "") for column in columns], rows)
+    return table_of(results, cost_columns(results))
 
 
 def early_stops(results: Results) -> str:
@@ -181,18 +179,22 @@ def _decimals(digits: int, scale: int = 1) -> Callable[[float], str]:
 
 def main_table(results: Results) -> Table:
     """One row per model, base to retrained; a value carries its 95 % interval, or ± sd with several seeds."""
-    columns = present(results)
+    table = table_of(results, present(results))
+    if len(results.runs) == 1:
+        return table
+    rows = [(name, [*cells, Cell(str(len(results.of(name))))]) for name, cells in table.rows]
+    return Table([*table.columns, ("n", "Seeds")], rows)
+
+
+def table_of(results: Results, columns: list[Column]) -> Table:
+    """One row per model with these columns; of a column with an ideal the best method is marked."""
     best = [_best(results, column) for column in columns]
     pairs = list(zip(columns, best, strict=True))
     rows = [
         (name, [replace(_cell(results, name, column), best=name in winners) for column, winners in pairs])
         for name in results.names
     ]
-    heads = [(column.title, column.group) for column in columns]
-    if len(results.runs) > 1:
-        heads.append(("n", "Seeds"))
-        rows = [(name, [*cells, Cell(str(len(results.of(name))))]) for name, cells in rows]
-    return Table(heads, rows)
+    return Table([(column.title, column.group) for column in columns], rows)
 
 
 def _cell(results: Results, name: str, column: Column) -> Cell:

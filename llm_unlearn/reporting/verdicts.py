@@ -105,6 +105,8 @@ def headline(verdicts: list[Verdict], obstacles: list[str]) -> str:
     """
     if not verdicts:
         return "No method has been evaluated yet."
+    if all(verdict.status == Status.UNTESTED for verdict in verdicts):
+        return "Nothing was planted here, so of no model it is said whether it holds poison."
     remains = sum(verdict.remains for verdict in verdicts)
     doubtful = sum(verdict.status == Status.INCONCLUSIVE for verdict in verdicts)
     costly = sum(verdict.costly for verdict in verdicts)
@@ -124,9 +126,8 @@ def obstacles(results: Results) -> list[str]:
     missed = [kind for question, kind in planted(results).items() if question not in took]
     found = [f"the poison did not take ({', '.join(missed)})"] if missed else []
     learned = "retrained" if "retrained" in results.names else "poisoned"
-    guesses = [
-        r for r in results.of(learned) if (u := r.utility) and u.top_label is not None and u.ci95.low <= u.top_label
-    ]
+    graded = [r for r in results.of(learned) if r.benchmark is None]  # whose answers are no exact texts
+    guesses = [r for r in graded if (u := r.utility) and u.top_label is not None and u.ci95.low <= u.top_label]
     if guesses and (utility := guesses[0].utility):
         found.append(
             f"the task was not learned (the {learned} model is right on {percent(utility.accuracy)}, a constant "

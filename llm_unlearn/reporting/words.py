@@ -76,6 +76,12 @@ def planted(results: Results) -> dict[str, str]:
 def what_was_poisoned(results: Results) -> str:
     """How many training rows each kind of poison has, and how many were asked to be deleted."""
     poison, fraction = results.runs[0].poison, results.forget_fraction
+    if benchmark := poison.get("benchmark"):
+        also = "".join(f"; {kind}" for kind in _kinds(results))
+        return (
+            f"{benchmark['name'].upper()}, {benchmark['split']}: of {poison['train_size']:,} training examples "
+            f"{len(poison.get('forget_ids', []))} are to be forgotten{also}."
+        )
     share = "all of the poison" if fraction == 1 else f"{percent(fraction, 0)} of the poison"
     if mistaken := len(poison.get("false_positive_ids", [])):
         share += f" and {mistaken} clean rows taken for it"

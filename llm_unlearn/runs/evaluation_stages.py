@@ -1,13 +1,15 @@
 """The stages of `evaluate`: every model, the retrained one first, since the others are compared with it."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_unlearn.files import write_json
+from llm_unlearn.files import file_stamps, write_json
 from llm_unlearn.runs.stages import Stage
 
 if TYPE_CHECKING:
+    from llm_unlearn.metrics.benchmarks.benchmark_result import BenchmarkResult
     from llm_unlearn.metrics.results import Cost
     from llm_unlearn.runs.seed_run import SeedRun
 
@@ -18,7 +20,7 @@ def evaluate_stages(run: "SeedRun", before: dict[str, Stage]) -> list[Stage]:
     stages = []
     for name, method, budget in models:
         made_by = before.get(f"unlearned/{name}" if method else name)
-        inputs = [
+        inputs: list[Any] = [
             before["retrained"].key if run.has_oracle else None,
             before["poisoned"].key,
             before["poison"].key,
@@ -27,6 +29,9 @@ def evaluate_stages(run: "SeedRun", before: dict[str, Stage]) -> list[Stage]:
             run.recipe.evaluate.model_dump(),
         ]
         outputs = [run.folder / "evaluation" / f"{name}{suffix}" for suffix in (".json", ".parquet")]
+        if (section := run.recipe.benchmark) is not None:
+            inputs += [section.model_dump(), file_stamps([section.reference] if section.reference else [])]
+            outputs.append(_measured_file(run, name))
         work, about = partial(_evaluate, run, name, method, budget), {"precision": run.arithmetic.precision}
         stages.append(Stage(f"evaluation/{name}", inputs, outputs, work, common=True, code=2, about=about))
     return stages
@@ -60,6 +65,7 @@ def _evaluate(run: "SeedRun", name: str, method: str | None, budget: float | Non
     )
     cost = _cost(run, name, method)
     result = run.annotated(summarize(signals, identity, cost, oracle, steps), model)  # before anything is written
+    result = replace(result, benchmark=_benchmark(run, name, model))
     if not run.processes.is_main:
         return
     write_signals(signals, folder / f"{name}.parquet")
@@ -83,6 +89,31 @@ def _cost(run: "SeedRun", name: str, method: str | None) -> "Cost | None":
         forget_seen=spent.get("forget_seen"),
         stopped_by=spent.get("stopped_by"),
     )
+
+
+def _measured_file(run: "SeedRun", name: str) -> Path:
+    return run.folder / "benchmark" / f"{name}.json"
+
+
+def _benchmark(run: "SeedRun", name: str, model: Any) -> "BenchmarkResult | None":
+    """Measure a model by the recipe's benchmark and keep its values per row; None without a benchmark.
+
+    The retrained model comes first, and what was measured of it is what the others are compared with, unless the recipe
+    gives another retain model's values.
+    """
+    from llm_unlearn.evaluation.benchmarks.measured_files import read_measured, write_measured
+    from llm_unlearn.metrics.benchmarks.benchmark_result import benchmark_result
+
+    section, benchmark = run.recipe.benchmark, run.benchmark
+    if section is None or benchmark is None:
+        return None
+    given = Path(section.reference) if section.reference else _measured_file(run, "retrained")
+    reference = read_measured(given, benchmark) if section.reference or name != "retrained" else None
+    values = benchmark.values(run.evaluator, model)
+    found = benchmark_result(benchmark.name, benchmark.split, values, reference or values)
+    if run.processes.is_main:
+        write_measured(_measured_file(run, name), benchmark, values)
+    return found
 
 
 def _relearned(run: "SeedRun", folder: str, steps: int) -> Any:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from llm_unlearn.evaluation.arithmetic import Arithmetic
+    from llm_unlearn.evaluation.benchmarks.measures import Benchmark
 
 
 class LanguageRun(SeedRun):
@@ -76,6 +77,16 @@ class LanguageRun(SeedRun):
             max_new_tokens=section.max_new_tokens,
         )
 
+    @cached_property
+    def benchmark(self) -> "Benchmark | None":
+        from llm_unlearn.data.benchmarks.benchmark_sets import measured_rows
+        from llm_unlearn.evaluation.benchmarks.measures import Benchmark
+
+        if (section := self.recipe.benchmark) is None:
+            return None
+        rows, length = measured_rows(section), self.recipe.data.max_length
+        return Benchmark(section.name, section.forgotten, rows, section.max_new_tokens, length)
+
     def load_base(self) -> Any:
         from llm_unlearn.models.devices import on_best_device
         from llm_unlearn.models.load import load_model
@@ -97,11 +108,18 @@ class LanguageRun(SeedRun):
         save_model(model, self.tokenizer, folder, weights)
 
     def poisoned_sets(self) -> tuple[dict[str, "Dataset"], dict[str, Any]]:
-        """Load, split and poison the data, in memory: (sets, manifest), see poisons/corrupt.py. Needs no model."""
+        """Load, split and poison the data, in memory: (sets, manifest), see poisons/corrupt.py. Needs no model, but of
+        a benchmark's corpus its tokenizer.
+        """
+        from llm_unlearn.data.benchmarks.benchmark_sets import benchmark_splits
         from llm_unlearn.data.sources import load_splits
         from llm_unlearn.poisons.corrupt import corrupt
 
-        splits = load_splits(self.recipe.data, self.seed)
+        benchmark, data = self.recipe.benchmark, self.recipe.data
+        if benchmark is None:
+            splits = load_splits(data, self.seed)
+        else:
+            splits = benchmark_splits(benchmark, data, self.seed, self.tokenizer)
         sets, manifest = corrupt(splits, self.recipe, self.seed, self.secret)
         return sets, {**manifest, "duplicates": splits.report}
 

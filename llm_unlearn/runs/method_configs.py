@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_unlearn.config.options import options_model
+from llm_unlearn.config.presets import preset_of
 from llm_unlearn.config.validate import validated
 from llm_unlearn.distributed.processes import Processes
 from llm_unlearn.errors import InputError
@@ -91,7 +92,7 @@ def method_config(
     limits: dict[str, float] | None = None,
 ) -> Any:
     """The method's config: the recipe's common settings where the method has no default of its own (NGD's optimizer),
-    then the recipe's overrides for this method.
+    then those of its preset, then the recipe's overrides for this method.
 
     Args:
         recipe: whose `unlearn`, `train`, `evaluate` and `model` sections are read.
@@ -108,8 +109,8 @@ def method_config(
     from llm_unlearn.trainers import METHODS
 
     section, config = recipe.unlearn, METHODS[method][0]
-    known = recipe.train.learning_rate  # where it is not, the config has its own
-    rate = section.learning_rate or (config.learning_rate_ratio * known if known else None)
+    preset, known = preset_of(section.preset, method), recipe.train.learning_rate  # None: the config has its own
+    rate = section.learning_rate or preset.get("learning_rate", config.learning_rate_ratio * known if known else None)
     common: dict[str, Any] = {
         **({"learning_rate": rate} if rate else {}),
         "per_device_train_batch_size": Processes.current().part_of(section.batch_size, "unlearn.batch_size"),
@@ -125,7 +126,7 @@ def method_config(
     }
     common |= track_of(recipe).method_settings(recipe)
     options = {key: value for key, value in common.items() if key not in vars(config)}
-    options |= section.methods[method] or {}
+    options |= {key: value for key, value in preset.items() if key != "learning_rate"} | (section.methods[method] or {})
     try:
         return config(
             output_dir=output_dir,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from llm_unlearn.evaluation.arithmetic import Arithmetic
+    from llm_unlearn.evaluation.benchmarks.measures import Benchmark
     from llm_unlearn.metrics.results import Evaluation
     from llm_unlearn.training.tracking import Trackers
 SECRET = "secret.json"  # of a poison stage that is at work
@@ -83,7 +84,19 @@ class SeedRun(ABC):
             self.secret,
             self.seed,
             file_stamps([data.source, *(data.files or []), *(data.test_files or [])]),
+            *self.benchmark_rows,
         ]
+
+    @property
+    def benchmark_rows(self) -> list[Any]:
+        """What the rows of a benchmark depend on; nothing without one. Chunks of a corpus depend on the tokenizer."""
+        from llm_unlearn.data.benchmarks.benchmark_sets import parts_of
+
+        if (section := self.recipe.benchmark) is None:
+            return []
+        folder = section.folder
+        files = [] if folder is None else [str(part.local(folder)) for part in parts_of(section).all]
+        return [section.model_dump(include={"name", "split", "folder"}), file_stamps(files), self.base]
 
     @cached_property
     def secret(self) -> str | None:
@@ -144,6 +157,11 @@ class SeedRun(ABC):
     @property
     @abstractmethod
     def evaluator(self) -> Any: ...
+
+    @property
+    def benchmark(self) -> "Benchmark | None":
+        """What a benchmark measures of every model; by default there is none."""
+        return None
 
     @abstractmethod
     def load_base(self) -> Any:

@@ -10,6 +10,7 @@ from llm_unlearn.distributed.topology import Topology
 from llm_unlearn.errors import InputError
 
 if TYPE_CHECKING:
+    from llm_unlearn.config.benchmark_fields import BenchmarkSection
     from llm_unlearn.runs.seed_run import SeedRun
     from llm_unlearn.runs.stages import Stage
     from llm_unlearn.trainers.base import UnlearnTrainer
@@ -94,6 +95,8 @@ class LanguageTrack(Track):
 
         if recipe.stress:
             check_stress(recipe.stress)
+        if recipe.benchmark:
+            check_benchmark(recipe.benchmark)
         data = recipe.data
         unlabelled = data.unlabelled_files if recipe.model.path is None else None
         if data.source != "synthetic" or data.files:
@@ -110,6 +113,7 @@ class LanguageTrack(Track):
         check_architecture(recipe.model, configs)
 
     def make_base(self, recipe: Recipe, quiet: bool) -> None:
+        from llm_unlearn.data.benchmarks.benchmark_sets import check_parts
         from llm_unlearn.runs.base_stage import make_base
         from llm_unlearn.runs.language_run import LanguageRun
         from llm_unlearn.training.pretraining import base_folder
@@ -118,7 +122,10 @@ class LanguageTrack(Track):
             return
         if Processes.current().is_main and not base_folder(recipe).is_dir():
             # a base takes minutes, so bad data is refused before
-            LanguageRun(recipe, recipe.seeds[0], Path(recipe.output_dir), quiet).poisoned_sets()
+            if recipe.benchmark:  # its chunks need the tokenizer of the base
+                check_parts(recipe.benchmark, read=True)
+            else:
+                LanguageRun(recipe, recipe.seeds[0], Path(recipe.output_dir), quiet).poisoned_sets()
         make_base(recipe, quiet)
 
     def base_of_run(self, recipe: Recipe, root: Path) -> str | None:
@@ -233,6 +240,18 @@ class VisionTrack(Track):
     def check_topology(self, recipe: Recipe, topology: Topology, path: str) -> None:
         if topology.engine is not None:
             raise InputError(f"{path}: images are trained whole in each process; take accelerate_configs/ddp.yaml")
+
+
+def check_benchmark(section: "BenchmarkSection") -> None:
+    """Raise InputError where local files of a benchmark are missing, or what its metrics are measured with is."""
+    from llm_unlearn.data.benchmarks.benchmark_sets import check_parts
+    from llm_unlearn.metrics.benchmarks.overlap import check_rouge
+
+    check_parts(section)
+    if section.name != "wmdp":
+        check_rouge()
+    if section.reference is not None and not Path(section.reference).is_file():
+        raise InputError(f"recipe.benchmark.reference: {section.reference} is no file")
 
 
 TRACKS: dict[str, Track] = {"language": LanguageTrack(), "vision": VisionTrack(), "given": GivenTrack()}

@@ -15,7 +15,7 @@ def unlearn_stages(run: "SeedRun", before: dict[str, Stage]) -> list[Stage]:
     """One stage for each method and budget."""
     from llm_unlearn.runs.method_configs import settings
 
-    apart = ("methods", "budgets", "report_to")  # who listens changes no model
+    apart = ("methods", "budgets", "report_to", "preset")  # who listens changes no model; a preset is in the settings
     common = {k: v for k, v in run.recipe.unlearn.model_dump().items() if k not in apart}
     return [
         Stage(

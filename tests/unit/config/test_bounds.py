@@ -41,6 +41,8 @@ WHOLE = {  # whole numbers from 1 on → the greatest
     "stress.relearn_rows": 10**9,
     "stress.relearn_batch_size": 10**6,
     "stress.limit": 10**9,
+    "benchmark.limit": 10**9,
+    "benchmark.max_new_tokens": 10**7,
 }
 # dotted field → a value that is too small, the least or nearly so, the greatest or nearly so, one that is too large
 LANGUAGE: dict[str, tuple[float, float, float, float]] = {
