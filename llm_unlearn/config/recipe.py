@@ -263,6 +263,11 @@ class GivenRecipe(Recipe):
         return None
 
     @property
+    def kept_steps(self) -> list[int]:
+        """None: nothing is trained before the methods."""
+        return []
+
+    @property
     def has_clean_oracle(self) -> bool:
         return False
 

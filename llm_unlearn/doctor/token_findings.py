@@ -53,8 +53,10 @@ def check_tokens(recipe: Recipe) -> list[Finding]:
 
 def check_poison(recipe: Recipe, tokenizer: Any) -> list[Finding]:
     """Whether there are as many rows as the recipe draws and poisons, and whether the cut leaves every trigger in: what
-    the stage `poison` would do, of every seed, in memory.
+    the stage `poison` would do, of every seed, in memory. Nothing of given models, which are poisoned already.
     """
+    if isinstance(recipe, GivenRecipe):
+        return []
     from llm_unlearn.runs.language_run import LanguageRun
 
     sets: dict[str, Any] = {}

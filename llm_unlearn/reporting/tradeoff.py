@@ -90,7 +90,7 @@ def threshold_lines(results: Results, effect: str, points: dict[str, Point]) -> 
     """(level, words) of the lines to draw: of a score, where its test by itself finds poison, either way; of the lift,
     what is tolerated above the retrained model's. None where that model has no such figure.
     """
-    if "retrained" not in points:
+    if "retrained" not in results.names:
         return []
     findings = judge(results, "retrained").decision.findings
     found = next((f for f in findings if f.test == effect and not f.after), None)
