@@ -30,7 +30,7 @@ def check_tokens(recipe: Recipe) -> list[Finding]:
     encoding = Encoding.of(recipe.data)
     findings = check_special_tokens(tokenizer)
     try:
-        rows = rows_of(recipe)
+        rows = rows_of(recipe, tokenizer)
     except InputError as error:
         return [*findings, *check_template(tokenizer, encoding), problem_of("data", error)]
     prompt = prompts_of(rows)[0] if rows else "a"
@@ -38,7 +38,8 @@ def check_tokens(recipe: Recipe) -> list[Finding]:
     if any(finding.level == "problem" for finding in findings):
         return findings  # rows cannot be encoded
     if rows is None:
-        what, remedy = f"{recipe.data.source} is on the hub, so its rows were not read", "run `llm-unlearn poison`"
+        source = recipe.benchmark.name if recipe.benchmark else recipe.data.source
+        what, remedy = f"{source} is on the hub, so its rows were not read", "run `llm-unlearn poison`"
         return [*findings, Finding("labels", "note", what, f"{remedy}, which reads and checks them")]
     data = recipe.data
     verbalizers = data.verbalizers if data.task == "classification" else {}
@@ -62,6 +63,7 @@ def check_poison(recipe: Recipe, tokenizer: Any) -> list[Finding]:
     sets: dict[str, Any] = {}
     for seed in recipe.seeds:
         run = LanguageRun(recipe, seed, Path(recipe.output_dir), quiet=True)
+        vars(run)["tokenizer"] = tokenizer  # that of a base which may be yet to be made
         try:
             sets, manifest = run.poisoned_sets()
             if manifest["trigger"]:
@@ -102,13 +104,16 @@ def _given(recipe: GivenRecipe) -> Any:
 def is_local(recipe: Recipe) -> bool:
     """Whether the recipe's rows are on this machine, or made here."""
     data = recipe.data
+    if recipe.benchmark is not None:
+        return recipe.benchmark.folder is not None
     return bool(data.files) or data.source == "synthetic" or Path(data.source).expanduser().exists()
 
 
-def rows_of(recipe: Recipe) -> list[dict[str, Any]] | None:
-    """The first ROWS training rows with prompt and completion, before poisoning (given
-    ones as they are); None where they are on the hub.
+def rows_of(recipe: Recipe, tokenizer: Any) -> list[dict[str, Any]] | None:
+    """The first ROWS training rows with prompt and completion, before poisoning (given ones as they are); None where
+    they are on the hub. The tokenizer says how long a chunk of a benchmark's corpus is.
     """
+    from llm_unlearn.data.benchmarks.benchmark_sets import benchmark_splits
     from llm_unlearn.data.prompting import render
     from llm_unlearn.data.sources import load_splits
 
@@ -117,6 +122,9 @@ def rows_of(recipe: Recipe) -> list[dict[str, Any]] | None:
         return list(train.select(range(min(ROWS, len(train)))))
     if not is_local(recipe):
         return None
+    if recipe.benchmark is not None:
+        train = benchmark_splits(recipe.benchmark, recipe.data, recipe.seeds[0], tokenizer).train
+        return list(render(train.select(range(min(ROWS, len(train)))), recipe.data))
     few = {"train_size": min(recipe.data.train_size, ROWS), "heldout_size": 1, "test_size": 1}
     splits = load_splits(recipe.data.changed(**few), recipe.seeds[0])
     return list(render(splits.train, recipe.data))

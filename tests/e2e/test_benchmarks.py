@@ -154,3 +154,13 @@ def test_the_report_and_the_card_show_the_benchmark(finished):
     card = compose_card(results, "npo", identity, benchmark_plots(results))
     utility = results.of("npo")[0].benchmark.model_utility.value
     assert "tofu_model_utility" in card and f"value: {utility}" in card and "plots/benchmark.png" in card
+
+
+def test_doctor_reads_a_benchmarks_own_rows(tmp_path, capsys):
+    WRITERS["wmdp"](tmp_path / "wmdp")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe(tmp_path, "wmdp"), sort_keys=False))
+    assert main(["doctor", str(path), "--json"]) == 0
+    said = {f["check"]: f["what"] for f in json.loads(capsys.readouterr().out)["findings"]}
+    assert "24 training rows" in said["poison"] and "each of 24 rows" in said["labels"]
+    assert not (tmp_path / "run").exists()

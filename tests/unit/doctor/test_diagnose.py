@@ -347,7 +347,7 @@ def test_a_verbalizer_that_melts_into_the_prompt_is_a_warning(tokenizer):
 
 def test_rows_on_the_hub_are_not_fetched(tmp_path):
     section = recipe(tmp_path, data__source="owner/name", data__unlabelled_files=None)
-    assert tokens.rows_of(section) is None and not tokens.is_local(section)
+    assert tokens.rows_of(section, None) is None and not tokens.is_local(section)
     found = tokens.check_tokens(section)
     assert levels(found, "labels") == ["note"]
 
