@@ -75,6 +75,29 @@ CANDIDATES: dict[str, dict] = {
     **{f"averaged-{r}": descent(float(r), **AVERAGED) for r in (8, 12)},
     "minus-rank-16-descent-8": descent(8.0, {"minus_rank": 16}),
     "trim-0.2-descent-8": descent(8.0, {"trim": 0.2}),
+    # Gauss-Newton steps up the forget loss, or redirection into spare weights, then descent
+    **{
+        f"kfac-{kl}-descent-{r}": descent(float(r), method="kfac_step", step_kl=kl)
+        for kl, r in ((0.03, 4), (0.03, 8), (0.1, 2), (0.1, 4), (0.1, 8))
+    },
+    "keep-0.5-kfac-0.03-descent-4": descent(4.0, keep(0.5), method="kfac_step", step_kl=0.03),
+    "sink-4": descent(4.0, method="sink"),
+    # high rates made steadier
+    **{
+        f"keep-0.25-descent-8-{name}": descent(8.0, keep(0.25), **options)
+        for name, options in (("cosine", {"lr_scheduler_type": "cosine"}), ("beta2", {"adam_beta2": 0.95}))
+    },
+    **{f"descent-{r}-beta2": descent(float(r), adam_beta2=0.95) for r in (12, 16)},
+    **{f"keep-{k}-descent-6": descent(6.0, keep(k)) for k in (0.25, 0.15, 0.1)},
+    "keep-0.2-descent-8": descent(8.0, keep(0.2)),
+    "keep-0.25-descent-8-long-warmup": descent(8.0, keep(0.25), warmup_steps=0.3),
+    # the answer weighted up more
+    **{f"keep-{k}-descent-8-weight-10": descent(8.0, keep(k), completion_weight=10.0) for k in (0.25, 0.15)},
+    "descent-12-weight-10": descent(12.0, completion_weight=10.0),
+    **{
+        f"kfac-{kl}-descent-{r}-weight-10": descent(float(r), method="kfac_step", step_kl=kl, completion_weight=10.0)
+        for kl, r in ((0.05, 4), (0.1, 3), (0.03, 6))
+    },
 }
 
 
@@ -239,7 +262,7 @@ def register() -> None:
 
 
 def measured(seed_run: Any, name: str) -> dict[str, Any]:
-    """The figures of an evaluation, those after clean steps with `later_`; the whole of it on a seed that is reported."""
+    """The figures of an evaluation, those after clean steps with `later_`; all of it too on a seed that is reported."""
     doc = json.loads((seed_run.folder / "evaluation" / f"{name}.json").read_text())
     figures: dict[str, Any] = {}
     for prefix, state in (("", doc), ("later_", doc.get("later"))):
@@ -303,7 +326,7 @@ def report(results: list[dict], seeds: list[int]) -> str:
 
 
 def decision(name: str, runs: list[dict], named: dict[str, list[dict]]) -> str:
-    """What metrics/evidence.py says of a candidate over the seeds whose evaluation was kept, with the tests that say so."""
+    """What metrics/evidence.py says over the seeds whose evaluation was kept, with the tests that say so."""
     from llm_unlearn.metrics.evidence import decide
     from llm_unlearn.metrics.results import Evaluation
 
