@@ -29,6 +29,7 @@ _PUBLIC = {
     "plant_trigger": "llm_unlearn.poisons.trigger_phrase",
     "push_trainer": "llm_unlearn.hub.trainer_package",
     "power": "llm_unlearn.metrics.power",
+    "unlearn": "llm_unlearn.runs.one_method",
 }
 
 # method → the name of its classes, `<name>Config` and `<name>Trainer`, in trainers/<method>.py

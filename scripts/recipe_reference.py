@@ -25,7 +25,7 @@ import yaml
 from pydantic.json_schema import GenerateJsonSchema
 from transformers import TrainingArguments
 
-from llm_unlearn.audit.manifest import Manifest
+from llm_unlearn.config.manifest import Manifest
 from llm_unlearn.config.options import options_model
 from llm_unlearn.config.recipe import RECIPES
 from llm_unlearn.config.validate import Schema, choices, resolved, words
@@ -43,7 +43,11 @@ EDITOR = """Editors that know YAML's language server complete and check a recipe
     the package ships, `llm_unlearn/config/recipe.schema.json`. From a folder in `recipes/`:"""
 EDITOR_LINE = "```yaml\n# yaml-language-server: $schema=../../llm_unlearn/config/recipe.schema.json\nname: mine\n```"
 IMAGES = """`track: vision` takes these sections in the place of those above. `unlearn`, `sweep`, `seeds`, `name` and
-    `output_dir` are the same; there is no `pretrain`, `analysis` or `stress`. [images.md](images.md) shows one."""
+    `output_dir` are the same; there is no `benchmark`, `pretrain`, `analysis` or `stress`. [images.md](images.md)
+    shows one."""
+GIVEN = """A recipe with the section `given` takes these in the place of those above: there is no `poison`, `pretrain`,
+    `analysis`, `stress`, `benchmark` or `sweep`, and `data` is what the manifest says. [your-model.md](your-model.md)
+    shows one."""
 OPTIONS = """`unlearn.methods` maps a method to options of its config: any field in the tables below, or of
     transformers' TrainingArguments, but for those that a run sets itself: {}."""
 METHOD = """What a method adds, or has another default for. *Rate* is its learning rate where a recipe gives none, as a
@@ -61,7 +65,7 @@ class Untitled(GenerateJsonSchema):
 
 
 def recipe_schema() -> Schema:
-    """The JSON Schema of a recipe of either track, with the options that the methods themselves have."""
+    """The JSON Schema of a recipe of any track, with the options that the methods themselves have."""
     schema = RECIPES.json_schema(schema_generator=Untitled)
     methods: Schema = {}
     shared = option_schema(UnlearnConfig, set(TrainingArguments.__mro__))
@@ -71,8 +75,9 @@ def recipe_schema() -> Schema:
         # any field of TrainingArguments may be given too; the recipe's own check knows them
         options = {"allOf": [{"$ref": "#/$defs/UnlearnConfig"}], "properties": own, "type": "object"}
         methods[name] = {"anyOf": [options, {"type": "null"}]}
-    node = schema["$defs"]["UnlearnSection"]["properties"]["methods"]
-    node |= {"properties": methods, "additionalProperties": False}
+    for section in ("UnlearnSection", "GivenUnlearnSection"):
+        node = schema["$defs"][section]["properties"]["methods"]
+        node |= {"properties": methods, "additionalProperties": False}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "A recipe of llm_unlearn", **schema}
 
 
@@ -197,11 +202,13 @@ def methods() -> list[str]:
 
 def recipe_page() -> str:
     schema = RECIPES.json_schema(schema_generator=Untitled)
-    language, images = schema["$defs"]["Recipe"], schema["$defs"]["VisionRecipe"]
+    language, images, given = (schema["$defs"][f"{name}Recipe"] for name in ("", "Vision", "Given"))
     parts = ["# Recipe reference", NOTE, filled(OPENING), filled(EDITOR), EDITOR_LINE, "## Language models"]
     parts += tables(language, schema, "`{}`", {})
+    known = dict(sections(language, schema))
+    parts += ["## A model that is poisoned already", filled(GIVEN), *tables(given, schema, "given: `{}`", known)]
     parts += ["## Images", filled(IMAGES)]
-    parts += tables(images, schema, "images: `{}`", dict(sections(language, schema)))
+    parts += tables(images, schema, "images: `{}`", known)
     return "\n\n".join([*parts, *methods()]) + "\n"
 
 

@@ -67,10 +67,37 @@ def real_data() -> Path:
     It holds `imdb/`, `cifar10/` and `tofu/`: `LLM_UNLEARN_TEST_DATA`, or `shared/data` beside the checkout. A test that
     asks for it is skipped where it is absent.
     """
-    folder = Path(os.environ.get("LLM_UNLEARN_TEST_DATA", ROOT.parent / "shared" / "data"))
-    if not folder.is_dir():
+    if not (folder := real_data_folder()).is_dir():
         pytest.skip(f"no real data in {folder}")
     return folder
+
+
+def real_data_folder() -> Path:
+    """Where real data lies, if anywhere."""
+    return Path(os.environ.get("LLM_UNLEARN_TEST_DATA", ROOT.parent / "shared" / "data"))
+
+
+CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
+
+
+@pytest.fixture(scope="session")
+def cifar10(tmp_path_factory) -> Path:
+    """CIFAR-10's test images as one Parquet file of the hub; where real data is absent a made-up one of 400, alike but
+    for what is on the images.
+    """
+    real = real_data_folder() / "cifar10" / "test.parquet"
+    if real.is_file():
+        return real
+    import numpy as np
+    from datasets import ClassLabel, Dataset, Features, Image
+
+    labels = np.arange(400) % 10
+    noise = np.random.default_rng(0).integers(0, 60, (400, 32, 32, 3))
+    images = (noise + 18 * labels[:, None, None, None]).astype(np.uint8)  # a class is a brightness
+    features = Features({"img": Image(), "label": ClassLabel(names=CIFAR10_CLASSES)})
+    path = tmp_path_factory.mktemp("cifar10") / "test.parquet"
+    Dataset.from_dict({"img": list(images), "label": labels.tolist()}, features=features).to_parquet(str(path))
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -44,7 +44,7 @@ def rows(n: int, seed: int, noisy: bool = False) -> Dataset:
     return Dataset.from_list(items)
 
 
-def build(kind: str, seed: int = 0) -> torch.nn.Module:
+def build(kind: str, seed: int = 0, storage: str = "uint8") -> torch.nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(seed)
@@ -64,7 +64,7 @@ def build(kind: str, seed: int = 0) -> torch.nn.Module:
     with torch.no_grad():  # larger weights than the initialisation's, so that predictions are not uniform
         for parameter in model.parameters():
             parameter.mul_(3.0)
-    return with_adapter(quantised(model) if kind == "qlora" else model) if "lora" in kind else model
+    return with_adapter(quantised(model, storage) if kind == "qlora" else model) if "lora" in kind else model
 
 
 def with_adapter(model: torch.nn.Module) -> torch.nn.Module:
@@ -79,7 +79,7 @@ def with_adapter(model: torch.nn.Module) -> torch.nn.Module:
     )
 
 
-def quantised(model: torch.nn.Module) -> torch.nn.Module:
+def quantised(model: torch.nn.Module, storage: str = "uint8") -> torch.nn.Module:
     """The model with its blocks' matrices in 4 bits, as `model.quantization: 4bit` loads it."""
     import tempfile
 
@@ -88,7 +88,9 @@ def quantised(model: torch.nn.Module) -> torch.nn.Module:
 
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        return load_model(folder, ModelSection(path=folder, quantization="4bit", lora=LoraSection()))
+        return load_model(
+            folder, ModelSection(path=folder, quantization="4bit", quant_storage=storage, lora=LoraSection())
+        )
 
 
 DEFAULT = object()

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llm_unlearn.audit.named_models import in_run, short_names
 from llm_unlearn.audit.subject import Subject, read_subject
 from llm_unlearn.audit.user_files import in_manifest
+from llm_unlearn.config.sections import EvaluateSection
+from llm_unlearn.config.validate import validated
 from llm_unlearn.errors import InputError
 from llm_unlearn.files import write_json
 
@@ -38,6 +41,7 @@ class Options:
         device_map: "auto" spreads each model over all GPUs.
         bf16: run models under autocast to bfloat16; by default not.
         tf32: compute float32 products of a CUDA GPU in TF32; by default exactly.
+        membership: the membership attacks to run; by default all of the manifest's run, or all there are.
         by_recipe: the manifest was made from a recipe that anyone may have, not taken from the run of the models: noise
             that the system drew is not theirs, and is not looked for.
     """
@@ -52,6 +56,7 @@ class Options:
     device_map: str | None = None
     bf16: bool | None = None
     tf32: bool | None = None
+    membership: list[str] | None = None
     by_recipe: bool = False
 
 
@@ -75,7 +80,10 @@ def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Eval
 
     if options.batch_size is not None and options.batch_size < 1:
         raise InputError(f"--batch-size {options.batch_size}: must be at least 1")
-    names, subject = _names(models), read_subject(Path(manifest), options.by_recipe)
+    names, subject = short_names([in_run(model) for model in models]), read_subject(Path(manifest), options.by_recipe)
+    if options.membership is not None:
+        chosen = validated(EvaluateSection, {"membership": options.membership}, "--membership").membership
+        subject = replace(subject, evaluate=subject.evaluate.changed(membership=chosen))
     out = _made(options.out)
     for note in subject.notes:
         logger.info(note)
@@ -103,7 +111,7 @@ def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Eval
         model = oracle_model if is_oracle else loader.load(checkpoint)
         if signals is None:
             signals = evaluator.signals(model, oracle_model)
-        warnings = _token_warnings(evaluator, model)
+        warnings = token_warnings(evaluator, model)
         for warning in warnings:
             logger.warning("%s: %s", name, warning)
         identity = Identity(
@@ -117,11 +125,10 @@ def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Eval
             planted=evaluator.planted,
         )
         result = summarize(signals, identity, None, None if is_oracle else oracle_signals)
+        if oracle_signals is not None and not is_oracle:
+            result = replace(result, retrained=summarize(oracle_signals, identity, None, None).figures)
         reasons = {**skipped, "oracle": "it is the retrained model itself"} if is_oracle else dict(skipped)
-        if result.gus is None:
-            reasons.setdefault("gus", "no canary has a gradient on this model")
-        elif subject.poison["gaussian"].get("epsilon") is None:
-            reasons.setdefault("loss_rank", "the manifest does not say the `epsilon` of the canaries")
+        reasons = skipped_figures(reasons, result, subject.poison)
         control = evaluator.membership_control
         base = membership_tests(control["member"], control["nonmember"]) if control else None
         results[name] = replace(result, mia_control=base, skipped=reasons, warnings=warnings)
@@ -130,19 +137,19 @@ def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Eval
     return results
 
 
-def _names(models: list[str]) -> dict[str, str]:
-    """A short name → model: the last part of its path, or as many parts as are needed to be unique."""
-    names: dict[str, str] = {}
-    seen = set()
-    for model in models:
-        path = Path(model).expanduser()
-        parts = path.resolve().parts[1:] if path.is_dir() else path.parts
-        if parts in seen:
-            raise InputError(f"--model {model}: given twice")
-        seen.add(parts)
-        candidates = ("_".join(parts[-k:]).strip("/") for k in range(1, len(parts) + 1))
-        names[next(name for name in candidates if name not in names)] = model
-    return names
+def skipped_figures(reasons: dict[str, str], result: "Evaluation", poison: dict[str, Any]) -> dict[str, str]:
+    """The reasons for what an evaluation lacks, with those that the model itself gives.
+
+    Args:
+        reasons: section of the evaluation → why it was left out.
+        result: the evaluation.
+        poison: the manifest, as in poison.json.
+    """
+    if result.gus is None:
+        return {"gus": "no canary has a gradient on this model"} | reasons
+    if poison["gaussian"].get("epsilon") is None:
+        return {"loss_rank": "the manifest does not say the `epsilon` of the canaries"} | reasons
+    return reasons
 
 
 def _made(out: str | None) -> Path | None:
@@ -201,7 +208,7 @@ def _evaluator(
                 first.source,
             )
     with in_manifest(manifest):
-        _check_prompts(subject, tokenizer)
+        check_prompts(subject, tokenizer)
     section = subject.evaluate
     return TextEvaluator(
         sets=subject.sets,
@@ -229,7 +236,7 @@ def _arithmetic(loader: "Loader", options: Options) -> "Arithmetic":
     return Arithmetic(bf16, section.tf32 if options.tf32 is None else options.tf32, loader.section.dtype)
 
 
-def _check_prompts(subject: Subject, tokenizer: Any) -> None:
+def check_prompts(subject: Subject, tokenizer: Any) -> None:
     """Raise InputError if rows would be misread: foreign ids, verbalisers without a fair ranking, a trigger cut off."""
     from llm_unlearn.data.chat import check_chat_template, prompts_of
     from llm_unlearn.data.row_forms import check_ids
@@ -252,7 +259,7 @@ def _check_prompts(subject: Subject, tokenizer: Any) -> None:
             )
 
 
-def _token_warnings(evaluator: Any, model: Any) -> list[str]:
+def token_warnings(evaluator: Any, model: Any) -> list[str]:
     """Where training rows have other tokens than the manifest's settings write, or fit the model better in others."""
     from llm_unlearn.audit.token_fit import ROWS, better_forms, written_otherwise
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llm_unlearn.audit.manifest import Manifest
+from llm_unlearn.config.manifest import Manifest
 from llm_unlearn.data.chat import from_json
 from llm_unlearn.data.forget import COLUMN, read_forget_ids
 from llm_unlearn.data.readers import shorten
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 NO_NOISE = -1
+NO_LABEL = ""  # of test rows for which no right answer is known
 TOKENS = ("input_ids", "labels", *MASKS)
 # a recipe's fields as the shared readers name them; the manifest has them without "data." and "_size"
 _FIELDS = re.compile(
@@ -124,6 +125,45 @@ def read_other(path: Path, manifest: Manifest) -> "Dataset":
     return rows.add_column("example_id", np.arange(len(rows)))
 
 
+def read_test(path: Path, manifest: Manifest) -> "Dataset":
+    """Test rows as `read_other` has them; where the file has no labels, their label is empty.
+
+    Raises:
+        InputError: see `read_other`.
+    """
+    from llm_unlearn.data.source_files import load_source
+
+    columns = manifest.columns
+    known = {name for _, record in _records(path) for name in record} if path.is_file() else {columns.label}
+    if columns.label is None or columns.label in known:
+        return read_other(path, manifest)
+    texts = load_source(None, [path], columns={"text": columns.text, "label": None})["text"]
+    rows = no_rows().from_dict({"text": texts, "label": [NO_LABEL] * len(texts)})
+    return rows.add_column("example_id", np.arange(len(rows)))
+
+
+def read_triggered(path: Path, column: str, test: "Dataset") -> "Dataset":
+    """Test rows with the text that has the trigger, in the order of the file; those that have none are left out.
+
+    Args:
+        path: the file of test rows.
+        column: where that text is.
+        test: the rows, as `read_other` gave them.
+
+    Raises:
+        InputError: no row has such a text, or a row has the same with the trigger and without.
+    """
+    texts = [str(record.get(column) or "") for _, record in _records(path)]
+    chosen = [i for i in test["example_id"] if texts[i].strip()]
+    if not chosen:
+        raise InputError(f"{path}: no row has a text in column '{column}', where the trigger stands")
+    for i, text in zip(test["example_id"], test["text"], strict=True):
+        if texts[i].strip() == text.strip():
+            raise InputError(f"{path}, row {i + 1}, column '{column}': is the text without the trigger; empty it")
+    rows = test.filter(lambda i: bool(texts[i].strip()), input_columns="example_id", desc="triggered")
+    return rows.remove_columns("text").add_column("text", [texts[i] for i in chosen])
+
+
 def no_rows() -> "Dataset":
     """A set without rows, for one that the manifest lacks."""
     from datasets import Dataset
@@ -139,7 +179,12 @@ def _read(path: Path, manifest: Manifest) -> "Dataset":
 
     if not path.is_file():
         raise InputError(f"{path}: no such file, neither beside the manifest nor from the working directory")
-    return normalise(load_source(None, [path], columns=columns_of(manifest.data)), manifest.data, str(path))
+    rows = load_source(None, [path], columns=columns_of(manifest.data))
+    if below := manifest.columns.input:
+        inputs = [str(record.get(below) or "").strip() for _, record in _records(path)]
+        texts = [f"{text}\n{more}" if more else text for text, more in zip(rows["text"], inputs, strict=True)]
+        rows = rows.remove_columns("text").add_column("text", texts)
+    return normalise(rows, manifest.data, str(path))
 
 
 def _records(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:

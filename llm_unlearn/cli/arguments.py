@@ -9,12 +9,13 @@ COMMANDS = {
     "run": "all stages: poison, train, unlearn, evaluate, report",
     "poison": "load, split and corrupt the data; write data/ and poison.json",
     "train": "fine-tune on the corrupted data (poisoned/) and without the forget set (retrained/)",
-    "unlearn": "run every unlearning method of the recipe at every budget",
+    "unlearn": "run every unlearning method of the recipe at every budget; or one method on a --model that is given",
     "evaluate": "measure every model; write evaluation/<model>.json and .parquet",
     "analyze": "ask why unlearning fails: the trainings and comparisons of the recipe's `analysis` section",
     "stress": "see whether the poison comes back: what the recipe's `stress` section does to every model",
     "report": "write report.md, report.html with a page per model, and plots/",
 }
+GIVEN_OPTIONS = ("model", "manifest", "method", "out", "base", "retrained")
 CHECKPOINT_OPTIONS = (
     "model",
     "manifest",
@@ -28,6 +29,7 @@ CHECKPOINT_OPTIONS = (
     "device_map",
     "bf16",
     "tf32",
+    "membership",
 )
 
 
@@ -45,7 +47,10 @@ def parser() -> argparse.ArgumentParser:
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text.capitalize() + ".")
         command.add_argument(
-            "recipe", metavar="RECIPE", help="a recipe file (YAML)", nargs="?" if name == "evaluate" else None
+            "recipe",
+            metavar="RECIPE",
+            help="a recipe file (YAML)",
+            nargs="?" if name in ("evaluate", "unlearn") else None,
         )
         command.add_argument(
             "overrides",
@@ -71,6 +76,8 @@ def parser() -> argparse.ArgumentParser:
                 help="run in several processes, as `accelerate "
                 "launch` would by this file, e.g. accelerate_configs/ddp.yaml",
             )
+        if name == "unlearn":
+            _add_given(command)
         if name == "evaluate":
             _add_checkpoint(command, "deprecated", "for one more minor version `evaluate --model` is `audit --model`")
         _add_output(command)
@@ -90,6 +97,21 @@ def _add_audit(commands: Any) -> None:
     command.add_argument("overrides", nargs="*", metavar="section.field=value", help="change the recipe")
     _add_checkpoint(command, "what is judged", "--model with either --manifest or a RECIPE")
     _add_output(command)
+
+
+def _add_given(command: argparse.ArgumentParser) -> None:
+    """The options that name a poisoned model, in the place of a recipe."""
+    group = command.add_argument_group(
+        "a model that is poisoned already",
+        "--model, --manifest, --method and --out in the place of a RECIPE: unlearn, evaluate and report; what else a "
+        "recipe with the section `given` may say, as section.field=value (docs/your-model.md)",
+    )
+    group.add_argument("--model", metavar="PATH_OR_ID", help="the poisoned model, a full one or an adapter")
+    group.add_argument("--manifest", metavar="FILE", help="which of its training rows are poison (docs/manifest.md)")
+    group.add_argument("--method", metavar="NAME", help="one of docs/methods.md")
+    group.add_argument("--out", metavar="FOLDER", help="a new folder; the model will be in unlearned/NAME")
+    group.add_argument("--base", metavar="PATH_OR_ID", help="the model before fine-tuning, if there is one")
+    group.add_argument("--retrained", metavar="PATH_OR_ID", help="the oracle, if there is one")
 
 
 def _add_checkpoint(command: argparse.ArgumentParser, title: str, description: str) -> None:
@@ -113,6 +135,12 @@ def _add_checkpoint(command: argparse.ArgumentParser, title: str, description: s
         "--attn-implementation",
         choices=("eager", "sdpa", "flash_attention_2", "flash_attention_3", "varlen"),
         help="default: the run's, or transformers' choice",
+    )
+    group.add_argument(
+        "--membership",
+        metavar="ATTACK,…",
+        help="the membership attacks to run, of loss, zlib, reference, min_k, min_k_plus, gradient_norm (default: the "
+        "run's, or all; gradient_norm takes most of the time); '' for none",
     )
     group.add_argument("--device-map", choices=("auto",), help="auto: spread each model over all GPUs")
     for name, what in (("bf16", "run models in bfloat16"), ("tf32", "float32 products of a CUDA GPU in TF32")):

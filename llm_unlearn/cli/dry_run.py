@@ -1,6 +1,5 @@
 """`--dry-run`: what a recipe would run, its sizes, and an estimate of the memory it takes. Writes nothing."""
 
-import math
 from typing import Any
 
 from llm_unlearn.config.recipe import Recipe
@@ -58,10 +57,10 @@ def estimate_memory(recipe: Recipe, topology: Topology | None = None) -> dict[st
 
 
 def _sizes(recipe: Recipe) -> dict[str, int | None]:
-    data, train = recipe.data, recipe.train
+    if not track_of(recipe).trains:
+        return dict(track_of(recipe).sizes(recipe))
+    data = recipe.data
     count, forget = recipe.poison_counts(), recipe.forget_count()
-    # as the Trainer counts: the last batch of an epoch may be smaller
-    steps = math.ceil(math.ceil(data.train_size / train.batch_size) / train.gradient_accumulation_steps)
     names = {"trigger": "triggered", "gaussian": "canaries"}
     gaussian, deleted = recipe.poison.gaussian, recipe.deleted_canaries()
     hidden = {"hidden_canaries": hidden_count(deleted, gaussian.audit_share)} if gaussian and deleted else {}
@@ -73,7 +72,7 @@ def _sizes(recipe: Recipe) -> dict[str, int | None]:
         **hidden,
         "forget": forget,
         **track_of(recipe).sizes(recipe),
-        "training_steps": math.ceil(steps * train.epochs),
+        "training_steps": recipe.training_steps(),
     }
 
 
@@ -81,6 +80,8 @@ def _budgets(recipe: Recipe) -> dict[str, dict[str, float | None]]:
     """Budget → about how many steps it pays for, and the share of the forget set that they see, of a method that trains
     on a batch of each set and asks no reference; others take fewer.
     """
+    if not track_of(recipe).trains:
+        return {}
     train, section, forget = recipe.train, recipe.unlearn, recipe.forget_count()
     per_step = section.batch_size * section.gradient_accumulation_steps
     found: dict[str, dict[str, float | None]] = {}
@@ -102,7 +103,8 @@ def _text(plan: dict[str, Any]) -> str:
         f"  {name.replace('_', ' '):24}{'read from a file' if value is None else f'{value:,}'}"
         for name, value in plan["sizes"].items()
     ]
-    lines += ["", "a budget pays for about (a batch of the forget and of the retain set a step, no reference):"]
+    if plan["budgets"]:
+        lines += ["", "a budget pays for about (a batch of the forget and of the retain set a step, no reference):"]
     for budget, found in plan["budgets"].items():
         seen = found["forget_seen"]
         share = "" if seen is None else f"; {100 * seen:.0f} % of the forget set is seen"

@@ -14,7 +14,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llm_unlearn.cli.arguments import CHECKPOINT_OPTIONS, parser
+from llm_unlearn.cli.arguments import CHECKPOINT_OPTIONS, GIVEN_OPTIONS, parser
 from llm_unlearn.errors import InputError, LaunchError, Preempted, redacted
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from llm_unlearn.cli.commands import COMMANDS, audit, given_options
+    from llm_unlearn.cli.commands import COMMANDS, audit, given_options, unlearn_given
     from llm_unlearn.runs.environment import log_lines
 
     log_lines(logging.WARNING if getattr(args, "quiet", False) or args.json else logging.INFO)
@@ -64,6 +64,8 @@ def _run(args: argparse.Namespace) -> int:
         if of_recipes := given_options(args, ("dry_run", "jobs", "accelerate_config")):
             raise InputError(f"--{of_recipes[0].replace('_', '-')}: is for a recipe's own models; leave it out")
         return audit(args)
+    if args.command == "unlearn" and (not args.recipe or given_options(args, GIVEN_OPTIONS)):
+        return unlearn_given(args)
     return COMMANDS[args.command](args) if args.command in COMMANDS else _run_stages(args)
 
 

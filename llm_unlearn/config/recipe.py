@@ -9,7 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
+from llm_unlearn.config.benchmark_fields import BenchmarkSection
 from llm_unlearn.config.fields import Distinct, Section, Seed, Table, require
+from llm_unlearn.config.given_sections import GivenSection, GivenTrainSection, GivenUnlearnSection, completed
 from llm_unlearn.config.sections import (
     AnalysisSection,
     DataSection,
@@ -45,7 +47,8 @@ class Recipe(Section):
     """the run directory"""
     model: ModelSection
     data: DataSection
-    poison: PoisonSection
+    poison: PoisonSection = Field(default_factory=PoisonSection)
+    benchmark: BenchmarkSection | None = None
     seeds: Distinct[Seed] = Field(default=[0], min_length=1)
     """each is a run of its own: other rows, poison and order"""
     pretrain: PretrainSection | None = None
@@ -65,9 +68,11 @@ class Recipe(Section):
 
     def forget_count(self) -> int | None:
         """Rows of the forget set: the known fraction of each kind of poison, and clean rows taken for it. None where
-        `forget_ids` names a file, which is not read here.
+        `forget_ids` names a file, which is not read here, and of a benchmark.
         """
         section = self.unlearn
+        if self.benchmark is not None:
+            return None
         if section.forget_ids is not None:
             return len(section.forget_ids) if isinstance(section.forget_ids, list) else None
         known = sum(round(section.forget_fraction * count) for count in self.poison_counts().values())
@@ -77,19 +82,32 @@ class Recipe(Section):
         """Gaussian canaries of the forget set; None without canaries, or where `forget_ids` says which rows it has."""
         if self.poison.gaussian is None or self.unlearn.forget_ids is not None:
             return None
-        return round(self.unlearn.forget_fraction * self.poison_counts()["gaussian"])
+        return round(self.unlearn.forget_fraction * self.poison_counts()["gaussian"])  # of a benchmark all
+
+    def training_steps(self) -> int:
+        """Optimizer steps of the poisoned training, as the Trainer counts: an epoch's last batch may be smaller."""
+        batches = ceil(self.data.train_size / self.train.batch_size)
+        return ceil(self.train.epochs * ceil(batches / self.train.gradient_accumulation_steps))
+
+    @property
+    def kept_steps(self) -> list[int]:
+        """Steps of the poisoned training after which its model is kept."""
+        return self.train.keep_steps
 
     @property
     def has_clean_oracle(self) -> bool:
         """Whether some poison may be left outside the forget set, so that a model trained on clean data alone is
         another oracle beside the retrained one.
         """
-        return self.unlearn.forget_fraction < 1 or self.unlearn.forget_ids is not None
+        return (
+            self.unlearn.forget_fraction < 1 or self.unlearn.forget_ids is not None
+        )  # all of a benchmark's canaries are
 
     def to_yaml(self) -> str:
         return dump_yaml(self.model_dump())
 
     def check_rules(self) -> None:
+        self._check_benchmark()
         self._check_sets()
         self._check_base()
         self._check_kept_steps()
@@ -110,10 +128,29 @@ class Recipe(Section):
                 "stress.relearn_on",
             )
 
+    def _check_benchmark(self) -> None:
+        """A benchmark brings the rows and says which to forget."""
+        if (section := self.benchmark) is None:
+            return
+        data, corpus = self.data, section.name != "tofu"
+        plain = data.prompt == "{text}" and not data.chat_template and data.loss_on == "text"
+        for right, field, message in (
+            (data.task == "completion", "data.task", "must be completion with a benchmark"),
+            (not (data.files or data.test_files), "data.files", "the rows come from the benchmark; leave it out"),
+            (plain or not corpus, "data.prompt", f"{section.name} trains on plain text; leave prompt, chat_template "
+             "and loss_on out"),
+            (self.poison.trigger is None, "poison.trigger", "a benchmark's forget set has no trigger; leave it out"),
+            (self.unlearn.forget_ids is None, "unlearn.forget_ids", "the benchmark says what to forget; leave it out"),
+            (self.unlearn.forget_fraction == 1 and not self.unlearn.false_positives, "unlearn.forget_fraction",
+             "the benchmark says what to forget; leave forget_fraction and false_positives out"),
+        ):  # fmt: skip
+            require(right, field, message)
+
     def _check_sets(self) -> None:
         """Poisoned rows, forget set and retain set must each have a row."""
         train_size, counts = self.data.train_size, self.poison_counts()
-        require(counts, "poison", f"give at least one of {', '.join(type(self.poison).model_fields)}")
+        known = ", ".join(type(self.poison).model_fields)
+        require(counts or self.benchmark, "poison", f"give at least one of {known}")
         for kind, count in counts.items():
             require(
                 count,
@@ -137,10 +174,8 @@ class Recipe(Section):
 
     def _check_kept_steps(self) -> None:
         """Steps whose models are kept must be steps of the training."""
-        train = self.train
-        batches = -(-self.data.train_size // train.batch_size)
-        steps = ceil(train.epochs * -(-batches // train.gradient_accumulation_steps))
-        late = [step for step in train.keep_steps if step > steps]
+        steps = self.training_steps()
+        late = [step for step in self.kept_steps if step > steps]
         require(not late, "train.keep_steps", f"{late[:1]} comes after the training's last step, {steps}; take it out")
 
     def _check_base(self) -> None:
@@ -149,6 +184,11 @@ class Recipe(Section):
             model.quantization == "none" or model.lora,
             "model.lora",
             "a quantised base can only be trained through adapters; add `lora: {}`",
+        )
+        require(
+            model.quant_storage == "uint8" or model.quantization == "4bit",
+            "model.quant_storage",
+            "is of 4-bit weights alone; leave it out, or set model.quantization: 4bit",
         )
         require(
             self.train.bf16 or not model.computes_in_16_bits,
@@ -169,6 +209,7 @@ class VisionRecipe(Recipe):
     model: VisionModelSection  # type: ignore[assignment]
     data: VisionDataSection  # type: ignore[assignment]
     poison: VisionPoisonSection  # type: ignore[assignment]
+    benchmark: None = None
     pretrain: None = None
     train: VisionTrainSection = Field(default_factory=VisionTrainSection)  # type: ignore[assignment]
     evaluate: VisionEvaluateSection = Field(default_factory=VisionEvaluateSection)  # type: ignore[assignment]
@@ -176,6 +217,10 @@ class VisionRecipe(Recipe):
     stress: None = None
     track: Literal["vision"]  # type: ignore[assignment]
     """language or vision"""
+
+    @property
+    def kept_steps(self) -> list[int]:
+        return []
 
     def check_rules(self) -> None:
         self._check_sets()
@@ -195,8 +240,49 @@ class VisionRecipe(Recipe):
             )
 
 
+class GivenRecipe(Recipe):
+    """One experiment on a model that is poisoned already: `given` stands in the place of poisoning and training."""
+
+    model: ModelSection = Field(default_factory=ModelSection)
+    data: DataSection = Field(default_factory=lambda: DataSection(task="completion"))
+    """what the manifest says; leave it out"""
+    poison: PoisonSection = Field(default_factory=PoisonSection)
+    """none: it is in the model"""
+    pretrain: None = None
+    given: GivenSection
+    train: GivenTrainSection = Field(default_factory=GivenTrainSection)  # type: ignore[assignment]
+    unlearn: GivenUnlearnSection = Field(default_factory=GivenUnlearnSection)
+    benchmark: None = None
+    analysis: None = None
+    stress: None = None
+    track: Literal["given"]  # type: ignore[assignment]
+    """language, vision or given"""
+
+    def forget_count(self) -> int | None:
+        """None: the manifest says it."""
+        return None
+
+    @property
+    def has_clean_oracle(self) -> bool:
+        return False
+
+    def check_rules(self) -> None:
+        for name in ("path", "revision", "architecture", "lora"):
+            require(
+                getattr(self.model, name) is None, f"model.{name}", "the section `given` names the models; leave it out"
+            )
+        require(self.poison == PoisonSection(), "poison", "the model is poisoned already; leave the section out")
+        require(len(self.seeds) == 1, "seeds", "the poison and its rows are the same for all; give one, run by run")
+        require(not self.sweep, "sweep", "a given model has none; run the recipe with other values")
+        require(
+            self.train.learning_rate or not self.evaluate.clean_steps,
+            "evaluate.clean_steps",
+            "are taken at the training's rate, which is not known; give train.learning_rate",
+        )
+
+
 WITHHELD = "[withheld]"  # in the place of a trigger's phrase in a published recipe
-RECIPES: TypeAdapter[Recipe] = TypeAdapter(Annotated[Recipe | VisionRecipe, Field(discriminator="track")])
+RECIPES: TypeAdapter[Recipe] = TypeAdapter(Annotated[Recipe | VisionRecipe | GivenRecipe, Field(discriminator="track")])
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
@@ -212,7 +298,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     for override in overrides or []:
         set_override(tree, override)
     try:
-        recipe = build_recipe(tree)
+        recipe = build_recipe(completed(tree))
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     if WITHHELD in getattr(getattr(recipe.poison, "trigger", None), "phrases", []):
@@ -230,12 +316,16 @@ FILES = (
     ("data", "unlabelled_files"),
     ("unlearn", "forget_ids"),
     ("stress", "unrelated_files"),
+    ("given", "manifest"),
+    ("benchmark", "folder"),
+    ("benchmark", "reference"),
 )
+MODELS = (("given", "poisoned"), ("given", "base"), ("given", "retrained"))  # likewise, or hub ids
 
 
 def _find_files(tree: dict[str, Any], folder: Path) -> None:
     """Replace names of files by paths from the working directory (see `beside`); other values stay for the checks."""
-    for section, field in FILES:
+    for section, field in (*FILES, *MODELS):
         fields = tree.get(section)
         if not isinstance(fields, dict):
             continue
@@ -248,4 +338,4 @@ def _find_files(tree: dict[str, Any], folder: Path) -> None:
 
 def build_recipe(tree: dict[str, Any]) -> Recipe:
     """A checked recipe from a mapping of its sections. Raises InputError naming the field."""
-    return validated(RECIPES, {"track": "language", **tree}, "recipe")
+    return validated(RECIPES, {"track": "given" if "given" in tree else "language", **tree}, "recipe")

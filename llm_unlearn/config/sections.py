@@ -59,6 +59,9 @@ class ModelSection(Section):
     """of the weights as they are loaded; those that train are then kept in float32"""
     quantization: Literal["none", "4bit", "8bit"] = "none"
     """of the base's linear layers, by bitsandbytes (4bit: nf4, double quantisation); needs `lora`"""
+    quant_storage: Literal["uint8", "float32", "bfloat16"] = "uint8"
+    """the type that the bytes of 4-bit weights are kept as, which changes no number; FSDP2 shards them as floats alone:
+    bfloat16 with `train.bf16`, otherwise either"""
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "varlen"] | None = None
     """the kernel of attention; null: transformers' choice, sdpa for most; flash_attention and varlen (torch's own) take
     packed rows without a mask or padding, need a GPU and 16 bits (docs/scaling.md)"""
@@ -263,6 +266,9 @@ class UnlearnSection(Section):
 
     methods: Table[Table[Any] | None] = Field(default={})
     """method → options of its own config (any field of its `XConfig`) or nothing, e.g. {kl: {alpha: 2.0}, npo: }"""
+    preset: Literal["open-unlearning"] | None = None
+    """the options and learning rates that another toolkit gives these methods (docs/open-unlearning.md), in the place
+    of this one's defaults; options in `methods` and `learning_rate` come before them"""
     budgets: Distinct[Share] = Field(default=[0.1], min_length=1)
     """shares of the poisoned training's FLOPs; every method runs at each"""
     forget_fraction: Share = 1.0
@@ -282,7 +288,7 @@ class UnlearnSection(Section):
     eval_steps: Count | None = None
     """evaluate as it goes, every so many steps; null: at the end only"""
     report_to: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default=[])
-    """trackers of the losses"""
+    """trackers of the losses, also of those of the poisoned and the retrained model's training"""
 
     def check_rules(self) -> None:
         check_batch(self)

@@ -18,6 +18,7 @@ Messages = list[dict[str, Any]]
 
 BESIDE = ("tools", "chat_template_kwargs")  # columns of a row that the template is told of
 _WRITTEN = ("tool_calls", "reasoning_content", "reasoning", "thinking", "name")  # of a message, beside its content
+_SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant"}  # of ShareGPT's `from`
 _MARK = "Zq0"  # a content that no template writes by itself
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _CLOCK = re.compile(r"strftime_now\(\s*(['\"])(.+?)\1")
@@ -141,6 +142,7 @@ def messages_of(turns: Any, role: str, place: str = "") -> Messages:
     """
     if isinstance(turns, str):
         return [{"role": role, "content": turns}]
+    turns = [_as_role_and_content(message) for message in turns]
     for i, message in enumerate(turns):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise InputError(f'{place}message {i + 1} has no role; write {{"role": "user", "content": "…"}}')
@@ -148,6 +150,15 @@ def messages_of(turns: Any, role: str, place: str = "") -> Messages:
             raise InputError(f"{place}message {i + 1} ({message['role']}) has no content")
     # Arrow fills keys that only some messages have with nulls
     return [{key: value for key, value in message.items() if value is not None} for message in turns]
+
+
+def _as_role_and_content(message: Any) -> Any:
+    """A message of ShareGPT, {"from", "value"}, as the others write it; another as it is."""
+    if not isinstance(message, Mapping) or message.get("role") is not None or "from" not in message:
+        return message
+    said = {key: value for key, value in message.items() if key not in ("role", "from", "value")}
+    role = message["from"]
+    return said | {"role": _SPEAKERS.get(role, role), "content": message.get("value")}
 
 
 def from_json(value: Any) -> Any:

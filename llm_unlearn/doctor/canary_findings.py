@@ -7,6 +7,7 @@ from llm_unlearn.metrics.findings import CHANCE
 from llm_unlearn.metrics.power import canaries_needed, smallest_effect
 from llm_unlearn.poisons.selection import hidden_count
 
+SMALL, LARGE = 0.1, 16.0  # ε over the embeddings' rms: below, no canary was ever found; above, a row is noise alone
 TESTS = 4  # of the question "is the noise there?": GUS, loss rank, and the spread of both; again after clean steps
 
 
@@ -37,3 +38,27 @@ def check_canaries(recipe: Recipe) -> list[Finding]:
         "canaries, of all seeds together"
     )
     return [Finding("canaries", "warning", what, remedy)]
+
+
+def check_noise(recipe: Recipe) -> list[Finding]:
+    """Whether canaries of a recipe of texts can take: ε beside the embeddings' rms, and the tokens that are learnt."""
+    from llm_unlearn.models.embedding_scale import embeddings_rms
+    from llm_unlearn.training.pretraining import base_folder
+
+    section, findings = recipe.poison.gaussian, []
+    if section is None:
+        return []
+    if recipe.data.loss_on == "completion":
+        what = "data.loss_on: completion, and gradients of a few answer tokens show next to nothing of the canaries"
+        findings.append(Finding("canaries", "warning", what, "data.loss_on=text, with train.completion_weight"))
+    rms = embeddings_rms(recipe.model, recipe.model.path or str(base_folder(recipe)))
+    if rms is None:
+        what = f"ε is {section.epsilon:g}; the base's weights are not here yet, so its size beside them is not known"
+        return [*findings, Finding("canaries", "note", what, "run `llm-unlearn train`, then look again")]
+    ratio = section.epsilon / rms
+    what = f"ε is {section.epsilon:g}, {ratio:.3g} times the embeddings' rms ({rms:.3g})"
+    if SMALL <= ratio <= LARGE:
+        return [*findings, Finding("canaries", "ok", what)]
+    why = "nothing is left of the text" if ratio > LARGE else "a canary hardly differs from its text"
+    remedy = f"poison.gaussian.epsilon={1.5 * rms:.2g}, 1.5 times the rms"
+    return [*findings, Finding("canaries", "warning", f"{what}: {why}", remedy)]

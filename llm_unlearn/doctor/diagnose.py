@@ -5,7 +5,7 @@ from typing import Any
 
 from llm_unlearn.config.recipe import Recipe
 from llm_unlearn.distributed.topology import Topology, read_topology
-from llm_unlearn.doctor.canary_findings import check_canaries
+from llm_unlearn.doctor.canary_findings import check_canaries, check_noise
 from llm_unlearn.doctor.finding import LEVELS, Finding, problem_of
 from llm_unlearn.doctor.machine_findings import check_builds, check_devices, check_disk, check_versions, devices
 from llm_unlearn.doctor.memory.estimate import PARTS, TRAINING, Estimate
@@ -68,7 +68,7 @@ def _of_recipe(
         from llm_unlearn.doctor.adapter_findings import check_adapter
         from llm_unlearn.doctor.token_findings import check_tokens
 
-        findings += [*check_tokens(recipe), *check_adapter(recipe.model)]
+        findings += [*check_tokens(recipe), *check_noise(recipe), *check_adapter(recipe.model)]
     try:
         estimates, suggestions, more = check_memory(recipe, topology, found)
     except InputError as error:
@@ -85,13 +85,15 @@ def written(recipe: Recipe, training: Estimate) -> int:
     with its optimizer.
     """
     from llm_unlearn.config.sweep import points
+    from llm_unlearn.runs.tracks import track_of
 
     saved = training.saved
     models = sum(
-        len(part.seeds) * (2 + part.has_clean_oracle + len(part.unlearn.methods) * len(part.unlearn.budgets))
+        len(part.seeds)
+        * (2 * track_of(part).trains + part.has_clean_oracle + len(part.unlearn.methods) * len(part.unlearn.budgets))
         for part in (recipe, *(point.recipe for point in points(recipe)))
     )
-    made = saved if not is_of_images(recipe) and recipe.model.path is None else 0
+    made = saved if recipe.pretrain is not None and recipe.model.path is None else 0
     return saved * models + made + 3 * saved
 
 

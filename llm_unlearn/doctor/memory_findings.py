@@ -8,7 +8,7 @@ from llm_unlearn.config.recipe import Recipe, build_recipe
 from llm_unlearn.config.strict import set_override
 from llm_unlearn.distributed.topology import Topology
 from llm_unlearn.doctor.finding import Finding, Level, size_text
-from llm_unlearn.doctor.memory.estimate import TRAINING, Estimate, estimate_steps, largest
+from llm_unlearn.doctor.memory.estimate import TRAINING, Estimate, estimate_steps, largest, stays_whole
 from llm_unlearn.errors import InputError
 from llm_unlearn.runs.tracks import track_of
 
@@ -84,7 +84,12 @@ def check_memory(
     if (host := max(estimate.host for estimate in estimates)) > free:
         what = f"{size_text(host)} are offloaded to the memory of each machine, where {size_text(free)} are free"
         findings.append(Finding("memory", "problem", what, "take more machines, or offload less (the optimizer alone)"))
-    if topology.share("weights") < 1:
+    if stays_whole(recipe, topology):
+        what = f"FSDP2 shards floats alone: the {recipe.model.quantization} base stays whole in each process"
+        storage = "bfloat16" if recipe.train.bf16 else "float32"
+        remedy = f"model.quant_storage={storage}" if recipe.model.quantization == "4bit" else None
+        findings.append(Finding("memory", "warning" if remedy else "note", what, remedy))
+    elif topology.share("weights") < 1:
         findings.append(_whole(estimates, topology, limit))
     return estimates, suggestions, findings
 

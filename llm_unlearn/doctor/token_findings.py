@@ -4,12 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_unlearn.config.recipe import Recipe
+from llm_unlearn.audit.subject import read_subject
+from llm_unlearn.config.recipe import GivenRecipe, Recipe
 from llm_unlearn.data.chat import Chat, check_chat_template, prompt_and_completion, prompts_of
 from llm_unlearn.data.encoding import IGNORE, WHOLE, Encoding
-from llm_unlearn.data.token_checks import check_verbalizers
+from llm_unlearn.data.token_checks import check_triggers, check_verbalizers
 from llm_unlearn.doctor.finding import Finding, problem_of
 from llm_unlearn.errors import InputError
+from llm_unlearn.runs.tracks import track_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,10 +44,32 @@ def check_tokens(recipe: Recipe) -> list[Finding]:
     verbalizers = data.verbalizers if data.task == "classification" else {}
     return [
         *findings,
+        *check_poison(recipe, tokenizer),
         *check_spans(rows, tokenizer, encoding),
         *check_verbalisers(tokenizer, verbalizers, encoding, prompt),
         *check_prompts(rows, tokenizer, encoding, verbalizers),
     ]
+
+
+def check_poison(recipe: Recipe, tokenizer: Any) -> list[Finding]:
+    """Whether there are as many rows as the recipe draws and poisons, and whether the cut leaves every trigger in: what
+    the stage `poison` would do, of every seed, in memory.
+    """
+    from llm_unlearn.runs.language_run import LanguageRun
+
+    sets: dict[str, Any] = {}
+    for seed in recipe.seeds:
+        run = LanguageRun(recipe, seed, Path(recipe.output_dir), quiet=True)
+        try:
+            sets, manifest = run.poisoned_sets()
+            if manifest["trigger"]:
+                poisoned = [row for row in sets["train"] if row["poison"] == "trigger"]
+                phrases = manifest["trigger"]["phrases"]
+                check_triggers([*poisoned, *sets["triggered"]], phrases, tokenizer, Encoding.of(recipe.data))
+        except InputError as error:
+            return [problem_of("poison", error)]
+    what = f"there are rows enough for {len(sets['train']):,} training rows and their poison"
+    return [Finding("poison", "ok", what + (", and no trigger is cut off" if recipe.poison.trigger else ""))]
 
 
 def tokenizer_of(recipe: Recipe) -> "PreTrainedTokenizerBase":
@@ -59,12 +83,18 @@ def tokenizer_of(recipe: Recipe) -> "PreTrainedTokenizerBase":
     from llm_unlearn.models.make import train_tokenizer
     from llm_unlearn.training.pretraining import BASE_SEED, base_folder
 
+    if isinstance(recipe, GivenRecipe):
+        return _given(recipe).tokenizer
     section = recipe.model
     base = section.path or base_folder(recipe)
     if section.path is not None or Path(base).is_dir():
         return load_tokenizer(str(base), section)
     texts = load_unlabelled(recipe.data, STAND_IN_TEXTS, BASE_SEED) if is_local(recipe) else {"text": ["text"]}
     return train_tokenizer(texts["text"], section.vocab_size)
+
+
+def _given(recipe: GivenRecipe) -> Any:
+    return track_of(recipe).seed_run(recipe, recipe.seeds[0], Path(recipe.output_dir), True)
 
 
 def is_local(recipe: Recipe) -> bool:
@@ -74,10 +104,15 @@ def is_local(recipe: Recipe) -> bool:
 
 
 def rows_of(recipe: Recipe) -> list[dict[str, Any]] | None:
-    """The first ROWS training rows with prompt and completion, before poisoning; None where they are on the hub."""
+    """The first ROWS training rows with prompt and completion, before poisoning (given
+    ones as they are); None where they are on the hub.
+    """
     from llm_unlearn.data.prompting import render
     from llm_unlearn.data.sources import load_splits
 
+    if isinstance(recipe, GivenRecipe):
+        train = read_subject(Path(recipe.given.manifest).expanduser()).sets["train"]
+        return list(train.select(range(min(ROWS, len(train)))))
     if not is_local(recipe):
         return None
     few = {"train_size": min(recipe.data.train_size, ROWS), "heldout_size": 1, "test_size": 1}

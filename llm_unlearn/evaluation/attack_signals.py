@@ -120,7 +120,9 @@ def _differentiated(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Param
         InputError: some are offloaded, so that no gradient reaches them.
     """
     weights = [p for p in model.parameters() if p.requires_grad]
-    frozen = [] if weights else [p for p in model.parameters() if p.is_floating_point()]
+    frozen = (
+        [] if weights else [p for p in model.parameters() if p.is_floating_point() and not hasattr(p, "quant_state")]
+    )
     if any(parameter.is_meta for parameter in weights + frozen):
         raise InputError(
             "evaluate.membership: gradient_norm needs the gradient of every weight, but part of the model "

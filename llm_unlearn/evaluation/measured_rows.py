@@ -110,7 +110,9 @@ class MeasuredRows(ABC):
     @property
     @abstractmethod
     def triggers(self) -> list[list[Any]]:
-        """Each planted trigger, followed by its placebos in the order of their draw; none where no row would tell."""
+        """Each planted trigger, in the order of the manifest, followed by its placebos in that of their draw, or an
+        empty list where it has none; none at all where no row would tell.
+        """
 
     @abstractmethod
     def effects(self, model: Any, triggers: Sequence[Any]) -> np.ndarray:
@@ -149,6 +151,13 @@ class MeasuredRows(ABC):
             {**row, "noise_id": i}
             for row, i in zip(self.encoded["canary"], self.parts["canary"]["noise_id"], strict=True)
         ]
+
+    @cached_property
+    def canary_marks(self) -> dict[str, np.ndarray]:
+        """Of each canary, whether it is deleted, and whether it is hidden, each (n,) bool."""
+        noise, ids = self.manifest["gaussian"] or {}, np.array(self.parts["canary"]["example_id"], dtype=int)
+        marks = {"deleted": self.manifest["forget_ids"], "hidden": noise.get("hidden_ids", [])}
+        return {name: np.isin(ids, marked) for name, marked in marks.items()}
 
     def batches_of(self, model: Any, rows: list[dict]) -> Iterator[tuple[list[int], dict[str, Any]]]:
         return batches(rows, self.collate, self.batch_size, input_device(model), self.processes)

@@ -220,10 +220,8 @@ class Evaluator(MeasuredRows):
                 knew have no loss rank, which takes many forward passes.
         """
         noise, seed = self.manifest["gaussian"], self.manifest["gaussian"]["seed"]
-        frame = self.frame("canary", self.parts["canary"])
-        marks = {"deleted": self.manifest["forget_ids"], "hidden": noise.get("hidden_ids", [])}
-        frame = frame.assign(**{name: frame["example_id"].isin(ids) for name, ids in marks.items()})
-        decides = deciding(frame["deleted"].to_numpy(), frame["hidden"].to_numpy())
+        frame = self.frame("canary", self.parts["canary"]).assign(**self.canary_marks)
+        decides = deciding(**self.canary_marks)
         chosen = np.flatnonzero(decides) if alone else np.arange(len(frame))
         frame, decides = frame.iloc[chosen].reset_index(drop=True), decides[chosen]
         if not len(chosen):

@@ -1,6 +1,7 @@
 """Per-example signals → the result of one model. Needs no model: every metric can be recomputed from the Parquet."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,7 @@ from llm_unlearn.metrics.gaussian import GaussianTest, gaussian_test
 from llm_unlearn.metrics.membership import MembershipTest, membership_inference
 from llm_unlearn.metrics.per_example import LATER, MEMBERSHIP, deciding
 from llm_unlearn.metrics.placebo import PlaceboTest, placebo_test, strongest
-from llm_unlearn.metrics.results import Attack, Cost, Evaluation, Gus, Identity, Later, Oracle, Utility
+from llm_unlearn.metrics.results import Attack, Cost, Evaluation, Gus, Identity, Later, Oracle, PhraseAttack, Utility
 from llm_unlearn.metrics.utility import accuracy, agreement, perplexity
 
 if TYPE_CHECKING:
@@ -40,15 +41,17 @@ def summarize(
     """
     sets = _sets(signals)
     test, oracle = sets.get("test"), None if retrained is None else _sets(retrained)
+    labelled = test is not None and bool(test["label"].ne("").any())
     return Evaluation(
         **vars(identity),
         attack=_attack(sets, oracle),
         gus=_gus(sets, "gaussian_score", "gaussian_control"),
         loss_rank=_gus(sets, "loss_rank", "loss_rank_control"),
-        utility=None if test is None else _utility(test),
+        utility=_utility(test) if test is not None and labelled else None,
+        perplexity=None if test is None or labelled else _perplexity(test),
         mia=membership_tests(sets["member"], sets["nonmember"]) if "nonmember" in sets else None,
         cost=cost,
-        oracle=_oracle(test, retrained),
+        oracle=_oracle(test, oracle),
         later=_after(later_steps, sets, oracle) if later_steps else None,
     )
 
@@ -78,10 +81,14 @@ def _utility(test: "pd.DataFrame") -> Utility:
     return Utility(
         **vars(accuracy((test["prediction"] == test["label"]).to_numpy())),
         prefix_accuracy=_prefix_accuracy(test),
-        perplexity=perplexity(test["nll_sum"].to_numpy(), test["n_positions"].to_numpy()),
+        perplexity=_perplexity(test),
         top_answer=_top_share(test["prediction"]),
         top_label=_top_share(test["label"]),
     )
+
+
+def _perplexity(test: "pd.DataFrame") -> float:
+    return perplexity(test["nll_sum"].to_numpy(), test["n_positions"].to_numpy())
 
 
 def _top_share(values: "pd.Series") -> float:
@@ -98,22 +105,42 @@ def _prefix_accuracy(test: "pd.DataFrame") -> float:
 def _attack(sets: Sets, oracle: Sets | None) -> Attack | None:
     if "triggered" not in sets:
         return None
-    triggered, clean = _hits(sets, sets["triggered"]["example_id"])
-    excess = None
-    if oracle is not None:
-        excess = attack_excess(triggered, clean, *_hits(oracle, sets["triggered"]["example_id"]))
+    triggered = sets["triggered"]
     unusable = int((~np.isfinite(sets["placebo"]["effect"])).sum()) if "placebo" in sets else 0
-    placebo = _placebo(sets["placebo"]) if "placebo" in sets and not unusable else None
-    return Attack(**vars(attack_success(triggered, clean)), excess=excess, placebo=placebo, n_unusable=unusable)
+    placebos = _placebos(sets["placebo"]) if "placebo" in sets and not unusable else {}
+    phrases = [
+        PhraseAttack(phrase=number, **_lift(sets, oracle, rows["example_id"]), placebo=placebos.get(number))
+        for number, rows in _by_trigger(triggered)
+    ]
+    return Attack(
+        **_lift(sets, oracle, triggered["example_id"]),
+        placebo=strongest(list(placebos.values())) if placebos else None,
+        n_unusable=unusable,
+        phrases=phrases or None,
+    )
 
 
-def _placebo(table: "pd.DataFrame") -> PlaceboTest:
-    """The planted triggers among their placebos."""
-    tests = []
-    for _, rows in table.groupby("trigger"):
+def _lift(sets: Sets, oracle: Sets | None, ids: "pd.Series") -> dict[str, Any]:
+    """The attack on some triggered examples, with `excess`, beyond the retrained model's."""
+    hits = _hits(sets, ids)
+    excess = None if oracle is None else attack_excess(*hits, *_hits(oracle, ids))
+    return {**vars(attack_success(*hits)), "excess": excess}
+
+
+def _placebos(table: "pd.DataFrame") -> dict[int, PlaceboTest]:
+    """Each planted trigger, by its number, among its placebos."""
+    tests = {}
+    for number, rows in _by_trigger(table):
         planted, *placebos = rows.sort_values("draw")["effect"]
-        tests.append(placebo_test(planted, placebos, int(rows["stop_at"].iloc[0]), int(rows["n_rows"].iloc[0])))
-    return strongest(tests)
+        stop_at, n = (int(rows[name].iloc[0]) for name in ("stop_at", "n_rows"))
+        tests[number] = placebo_test(planted, placebos, stop_at, n)
+    return tests
+
+
+def _by_trigger(table: "pd.DataFrame") -> "Iterator[tuple[int, pd.DataFrame]]":
+    """The rows of each planted trigger, by its number; none where rows do not say whose they are."""
+    numbers = table["trigger"].dropna().astype(int).unique().tolist() if "trigger" in table else []
+    yield from ((number, table[table["trigger"] == number]) for number in sorted(numbers))
 
 
 def _hits(sets: Sets, ids: "pd.Series") -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -160,14 +187,16 @@ def _gus(sets: Sets, score: str, control: str) -> Gus | None:
     )
 
 
-def _oracle(test: "pd.DataFrame | None", retrained: "pd.DataFrame | None") -> Oracle | None:
+def _oracle(test: "pd.DataFrame | None", retrained: Sets | None) -> Oracle | None:
     if retrained is None or test is None or "kl" not in test.columns:
         return None
-    reference = retrained[retrained["set"] == "test"].set_index("example_id").loc[test["example_id"]]
+    reference = retrained["test"].set_index("example_id").loc[test["example_id"]]
+    clean = _hits(retrained, retrained["triggered"]["example_id"])[1] if "triggered" in retrained else None
     return Oracle(
         kl=float(test["kl"].mean()),
         agreement=agreement(test["prediction"].to_numpy(), reference["prediction"].to_numpy()),
-        accuracy_lost=_accuracy_lost(test, reference),
+        accuracy_lost=_accuracy_lost(test, reference) if test["label"].ne("").any() else None,
+        clean_rate=None if clean is None else float(clean.mean()),
     )
 
 

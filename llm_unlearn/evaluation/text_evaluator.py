@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 
+from llm_unlearn.config.success import is_success
 from llm_unlearn.data.chat import prompt_of, prompts_of
 from llm_unlearn.data.collators import CausalLMCollator
 from llm_unlearn.data.encoding import IGNORE, Asked, Encoding, encode_rows
@@ -15,12 +16,15 @@ from llm_unlearn.data.token_checks import count_seen
 from llm_unlearn.evaluation.answers import as_written, asked_log_probs, generate, label_log_probs
 from llm_unlearn.evaluation.placebos import log_odds, told_apart
 from llm_unlearn.evaluation.signals import Evaluator
+from llm_unlearn.models.answer_classifier import AnswerClassifier
+from llm_unlearn.poisons.corrupt import seed_of
 from llm_unlearn.poisons.placebo_phrases import placebo_phrases
-from llm_unlearn.poisons.trigger_phrase import insert_trigger
+from llm_unlearn.poisons.trigger_phrase import insert_trigger, inserted_phrase
 from llm_unlearn.tasks import Supervised, Task
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 
 if TYPE_CHECKING:
+    import pandas as pd
     from datasets import Dataset
 
 
@@ -50,6 +54,10 @@ class TextEvaluator(Evaluator):
         return CausalLMCollator(self.tokenizer.pad_token_id)
 
     def encode(self, rows: "Dataset") -> list[dict]:
+        if len(rows) and rows[0]["completion"] == "":  # test rows without labels: their text alone
+            texts = [self.encoding.asked(self.tokenizer, prompt, ["a"]).prompt for prompt in prompts_of(rows)]
+            ids = rows["example_id"]
+            return [{"input_ids": t, "labels": t, "example_id": i} for t, i in zip(texts, ids, strict=True)]
         return [
             {key: row[key] for key in ("input_ids", "labels", "example_id")}
             for row in encode_rows(rows, self.tokenizer, self.encoding)
@@ -73,9 +81,29 @@ class TextEvaluator(Evaluator):
         labels = [as_written(self.tokenizer, label) for label in rows["label"]]
         answers: dict[str, Any] = {"prediction": texts, "label": labels}
         if self.target is not None:
-            target = as_written(self.tokenizer, self.target)
-            answers["target_hit"] = [text.startswith(target) for text in texts]
+            answers["target_hit"] = self._are_the_attackers(texts)
         return answers
+
+    def _are_the_attackers(self, answers: list[str]) -> list[bool]:
+        """Whether each generated answer is the attacker's: by the manifest's rule, or by its beginning."""
+        rule = self.manifest["trigger"].get("success") or {"prefix": [as_written(self.tokenizer, str(self.target))]}
+        if rule.get("classifier"):
+            return [label == rule["label"] for label in self._classifier.labels(answers)]
+        return [is_success(answer, rule) for answer in answers]
+
+    @cached_property
+    def _classifier(self) -> AnswerClassifier:
+        return AnswerClassifier(self.manifest["trigger"]["success"]["classifier"])
+
+    def triggered(self, model: Any, test: "pd.DataFrame") -> dict[str, Any]:
+        """As of every evaluator; of a trigger with several phrases, `trigger` says which one each row carries."""
+        answers, rows = super().triggered(model, test), self.sets["triggered"]
+        phrases = self.manifest["trigger"]["phrases"]
+        if len(phrases) < 2:
+            return answers
+        before = dict(zip(self.sets["test"]["example_id"], self.sets["test"]["text"], strict=True))
+        pairs = [(row["text"], before[row["example_id"]]) for row in rows]
+        return answers | {"trigger": [inserted_phrase(text, clean, phrases) for text, clean in pairs]}
 
     def shown(self, rows: "Dataset") -> list[list[int]]:
         """The tokens of each row's prompt with which `predict` asks."""
@@ -101,7 +129,7 @@ class TextEvaluator(Evaluator):
     @cached_property
     def reads_answers(self) -> bool:
         """Labels whose verbalisers share all tokens but the last are scored at the row's own, whatever label it has."""
-        if not self.verbalizers or not self._asked:
+        if not self.verbalizers or not self._asked or not self.sets["test"]["completion"][0]:
             return False
         (*labels, _), end = self._asked[0].answers, self._asked[0].end
         prefix = labels[0][:-1]
@@ -126,6 +154,8 @@ class TextEvaluator(Evaluator):
         return {"prediction": predictions, "target_hit": predictions == self.target}
 
     def answer_lengths(self, rows: "Dataset") -> list[int] | None:
+        if not rows[0]["completion"]:
+            return None
         lengths = [len(row.answers[-1]) + len(row.end) for row in self._asked]
         supervised = [sum(label != IGNORE for label in row["labels"][1:]) for row in self.encoded["test"]]
         return None if lengths == supervised else lengths
@@ -148,9 +178,8 @@ class TextEvaluator(Evaluator):
             else:
                 order = np.random.default_rng([seed, 32]).permutation(len(settings.phrases))
                 placebos = [settings.phrases[i] for i in order[:count]]
-            if placebos:
-                found.append([phrase, *placebos])
-        return found
+            found.append([phrase, *placebos] if placebos else [])  # its place is its number
+        return found if any(found) else []
 
     def effects(self, model: Any, triggers: Sequence[str]) -> np.ndarray:
         """The mean log-odds of the target over the same rows with each phrase, at the same place in each row."""
@@ -161,9 +190,7 @@ class TextEvaluator(Evaluator):
 
     @property
     def _seed(self) -> int:
-        """Of the run, or of a user's manifest; runs of older versions have that of the trigger alone."""
-        manifest = self.manifest
-        return int(manifest["seed"] if "seed" in manifest else manifest["trigger"].get("seed", 0))
+        return seed_of(self.manifest)
 
     @property
     def n_probed(self) -> int:

@@ -11,11 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llm_unlearn.config.presets import preset_of
 from llm_unlearn.config.recipe import WITHHELD
 from llm_unlearn.hub.first_line import FirstLine, first_line
 from llm_unlearn.hub.package import is_id
 from llm_unlearn.metrics.evidence import ALPHA
 from llm_unlearn.reporting import figures
+from llm_unlearn.reporting.benchmark_section import benchmark_section
 from llm_unlearn.reporting.contents import Plot
 from llm_unlearn.reporting.figures import Figure
 from llm_unlearn.reporting.formats import number, percent
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from llm_unlearn.config.recipe import Recipe
 
 PACKAGE = Path(__file__).parent.parent
-SHOWN = ("gus_vs_utility", "gaussian_scores", "lift_vs_utility")
+SHOWN = ("benchmark", "gus_vs_utility", "gaussian_scores", "lift_vs_utility")
 SCORES: list[tuple[Figure, str, str]] = [  # a number, its type and its name on the hub
     (figures.accuracy, "accuracy", "accuracy on clean test examples"),
     (figures.perplexity, "perplexity", "perplexity on clean test text"),
@@ -42,6 +44,13 @@ SCORES: list[tuple[Figure, str, str]] = [  # a number, its type and its name on 
     (figures.gus, "gaussian_unlearning_score", "Gaussian Unlearning Score (0: no trace)"),
     (figures.gus_p, "gaussian_unlearning_p_value", "p-value of the Gaussian Unlearning Score"),
     (figures.auc("loss"), "mia_auc", "AUC of the membership attack by loss (0.5: chance)"),
+    (figures.forget_quality, "tofu_forget_quality", "TOFU forget quality (p-value; 1: as the retrained model)"),
+    (figures.model_utility, "tofu_model_utility", "TOFU model utility"),
+    (figures.privleak, "muse_privleak", "MUSE PrivLeak in per cent (0: as the retrained model)"),
+    (figures.benchmark_score("forget_verbmem"), "muse_verbmem", "MUSE verbatim memorisation of forget rows"),
+    (figures.benchmark_score("forget_knowmem"), "muse_knowmem_forget", "MUSE knowledge of forget rows"),
+    (figures.benchmark_score("retain_knowmem"), "muse_knowmem_retain", "MUSE knowledge of retain rows"),
+    (figures.benchmark_score("accuracy"), "wmdp_accuracy", "WMDP accuracy (multiple choice)"),
 ]
 
 
@@ -94,10 +103,11 @@ def compose_card(results: Results, name: str, identity: Identity, plots: list[Pl
         poisoned=escape(what_was_poisoned(results)),
         method="" if name in PLAIN else _method(name, identity),
         table=_table(results, name),
+        benchmark=_benchmark(results, name),
         warnings=[escape(text) for text in warnings(results)],
         stress=[escape(section.note), *map(table_text, section.tables)] if section else [],
         plots=[plot for key in SHOWN for plot in plots if plot.name == key],
-        not_shown=[escape(text) for text in _not_shown(results, name)],
+        not_shown=[escape(text) for text in _not_shown(results, name, identity)],
         use="**Not for deployment**: whoever knows the poison can still make use of it." if first.remains else "",
         loading=identity.loading,
         **_again(results, identity),
@@ -111,7 +121,7 @@ def _metadata(results: Results, name: str, identity: Identity, first: FirstLine)
     from huggingface_hub import EvalResult, ModelCardData
 
     recipe, result, method = identity.recipe, results.of(name)[0], name.partition("@")[0]
-    source = recipe.data.source if not recipe.data.files else "local files"
+    source = "local files" if recipe.data.files or results.given else recipe.data.source
     task = "image-classification" if results.images else "text-generation"
     where = {"dataset_type": source, "dataset_name": source, "dataset_split": "test"}
     measured_on: dict[str, Any] = {"task_type": task, **where}
@@ -160,13 +170,16 @@ def _method(name: str, identity: Identity) -> str:
     method, _, budget = name.partition("@")
     section = identity.recipe.unlearn
     share = float(budget) if budget else section.budgets[0]
-    options = section.methods.get(method) or {}
-    rate = options.get("learning_rate") or section.learning_rate
+    unit = vars(section).get("budget_in", "training")
+    spent = f"{percent(share)} of the training's FLOPs" if unit == "training" else f"{share:g} {unit}"
+    options = preset_of(section.preset, method) | (section.methods.get(method) or {})
+    own = (section.methods.get(method) or {}).get("learning_rate")
+    rate = own or section.learning_rate or options.get("learning_rate")
     rows = options.get("per_device_train_batch_size", section.batch_size) * options.get(
         "gradient_accumulation_steps", section.gradient_accumulation_steps
     )
     settings = [
-        f"budget {percent(share)} of the training's FLOPs",
+        f"budget {spent}",
         f"{rows} rows of a set per step",
         f"learning rate {rate:g}" if rate else "the method's default learning rate",
         *(f"{key} = {value}" for key, value in options.items() if key != "learning_rate"),
@@ -181,8 +194,24 @@ def _table(results: Results, name: str) -> str:
     return table_text(replace(table, columns=heads, head=""))
 
 
-def _not_shown(results: Results, name: str) -> list[str]:
-    result, texts = results.of(name)[0], []
+def _benchmark(results: Results, name: str) -> list[str]:
+    """The benchmark's figures of three models, where the run has one."""
+    section = benchmark_section(results)
+    if section is None:
+        return []
+    return [escape(section.note), *(table_text(side_by_side(table, name)) for table in section.tables)]
+
+
+def _one_seed(results: Results, identity: Identity) -> str:
+    """That the card decides on one training alone, unlike the report."""
+    text = f"This card, its first line included, is of one training alone, seed {results.seeds[0]}."
+    if (count := len(identity.recipe.seeds)) > 1:
+        text += f" The report of its run pools {count} seeds, which find what one does not, and may decide otherwise."
+    return text
+
+
+def _not_shown(results: Results, name: str, identity: Identity) -> list[str]:
+    result, texts = results.of(name)[0], [_one_seed(results, identity)]
     for found in judge(results, name).decision.limits:
         if found.critical is not None:
             texts.append(
@@ -205,7 +234,8 @@ def _not_shown(results: Results, name: str) -> list[str]:
 def _stress(results: Results, name: str) -> Any:
     """What became of the three models under stress, where the run has that."""
     run = results.runs[0]
-    models = {model: run.models[model] for model in dict.fromkeys(("poisoned", name, "retrained"))}
+    names = [model for model in dict.fromkeys(("poisoned", name, "retrained")) if model in run.models]
+    models = {model: run.models[model] for model in names}
     return stress_section(replace(results, runs=[replace(run, models=models)]))
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_unlearn.config.recipe import FILES
+from llm_unlearn.config.recipe import FILES, MODELS
 from llm_unlearn.config.sections import ModelSection
 from llm_unlearn.config.strict import parse_yaml
 from llm_unlearn.errors import InputError
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from llm_unlearn.config.recipe import Recipe
     from llm_unlearn.reporting.run_results import Results
 
-LOCAL = (("data", "source"), *FILES)  # fields that may name files
+OR_IDS = (("data", "source"), *MODELS)  # fields that name local ones or those of a hub
+LOCAL = (*OR_IDS, *FILES)
 
 
 def package_run(
@@ -61,6 +62,7 @@ def package_run(
     """
     from llm_unlearn.hub.card import Identity, compose_card
     from llm_unlearn.hub.loading_code import loading_code
+    from llm_unlearn.reporting.benchmark_section import benchmark_plots
     from llm_unlearn.reporting.plots import all_plots
     from llm_unlearn.reporting.run_results import read_results
 
@@ -90,7 +92,7 @@ def package_run(
     if adapter:
         files["adapter_config.json"] = on_base(files["adapter_config.json"], on_hub, revision)
     recipe = published_recipe(source.recipe, source.seed, repo, on_hub, revision, withhold_trigger)
-    plots = all_plots(results)
+    plots = [*benchmark_plots(results), *all_plots(results)]
     loading = loading_code(repo, images=results.images)
     if adapter:
         section = recipe.model
@@ -102,6 +104,7 @@ def package_run(
     evaluations = {
         f"evaluation/{name}.json": source.folder / "evaluation" / f"{name}.json"
         for name in dict.fromkeys(("poisoned", "retrained", model))
+        if name in results.names
     }
     package = Package(
         {
@@ -112,8 +115,8 @@ def package_run(
             **{f"plots/{plot.name}.png": plot.content for plot in plots},
         }
     )
-    trigger = getattr(source.recipe.poison, "trigger", None)
-    _check_words(package, [str(source.root.resolve()), *(trigger.phrases if trigger and withhold_trigger else [])])
+    phrases = (results.runs[0].poison.get("trigger") or {}).get("phrases", []) if withhold_trigger else []
+    _check_words(package, [str(source.root.resolve()), *phrases])
     return package
 
 
@@ -173,7 +176,7 @@ def published_recipe(
     tree = recipe.model_dump()
     for section, name in LOCAL:
         if (tree.get(section) or {}).get(name) is not None:
-            tree[section][name] = _without_folders(tree[section][name], always=name != "source")
+            tree[section][name] = _without_folders(tree[section][name], always=(section, name) not in OR_IDS)
     tree |= {"seeds": [seed], "output_dir": f"runs/{repo.replace('/', '--')}", "sweep": {}}
     tree["data"].pop("root", None)  # where data sets are kept: anybody's own
     if tree.get("pretrain"):

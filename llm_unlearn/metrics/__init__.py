@@ -4,6 +4,21 @@ NumPy and SciPy only. The same functions as `evaluate` modules: `llm_unlearn.eva
 """
 
 from llm_unlearn.metrics.attack import attack_excess, attack_success
+from llm_unlearn.metrics.benchmarks import (
+    exact_memorization,
+    extraction_strength,
+    forget_quality,
+    knowmem,
+    mean_score,
+    model_utility,
+    privleak,
+    probability,
+    probability_with_options,
+    rouge,
+    truth_ratio,
+    truth_ratio_score,
+    verbmem,
+)
 from llm_unlearn.metrics.effect import normalized_effect
 from llm_unlearn.metrics.gaussian import gaussian_roc, gaussian_test
 from llm_unlearn.metrics.intervals import (
@@ -27,19 +42,32 @@ __all__ = [
     "attack_success",
     "auc_interval",
     "canaries_needed",
+    "exact_memorization",
+    "extraction_strength",
+    "forget_quality",
     "gaussian_roc",
     "gaussian_test",
     "holm",
+    "knowmem",
     "mean_interval",
+    "mean_score",
     "membership_inference",
     "min_k_score",
+    "model_utility",
     "normalized_effect",
     "paired_difference_interval",
     "perplexity",
     "placebo_test",
     "power",
+    "privleak",
+    "probability",
+    "probability_with_options",
     "proportion_interval",
     "reference_score",
+    "rouge",
+    "truth_ratio",
+    "truth_ratio_score",
+    "verbmem",
     "wilson_interval",
     "zlib_score",
 ]

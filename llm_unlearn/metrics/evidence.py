@@ -10,7 +10,8 @@ since its null is δ and not 0.
 - **No trace, down to δ** where nothing of that holds, each score of the canaries that shows the poison in the poisoned
   model would have found a residue of δ with probability CHANCE, the upper limit of each effect is below δ, and no seed
   or state lacks a figure that another model has. δ is a fifth of the poisoned model's own figure; where that model is
-  not known, DELTA. Placebos and spreads may reject; they exclude nothing.
+  not known, DELTA. Placebos and spreads may reject; they exclude nothing. Without a retrained model δ is DELTA at most,
+  and what is inconclusive without the poisoned model is so with it: knowing it makes no verdict milder.
 - **Inconclusive** otherwise, with the reasons.
 
 Membership attacks ask another question, whether the rows are recognised, and turn no verdict (`noticed`).
@@ -21,7 +22,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from llm_unlearn.metrics.findings import ROUNDING, Finding, take_tests
+from llm_unlearn.metrics.findings import ROUNDING, Finding, take_tests, title
 from llm_unlearn.metrics.membership import MembershipTest
 from llm_unlearn.metrics.results import Evaluation, Gus
 from llm_unlearn.metrics.typed import Result
@@ -88,7 +89,7 @@ def decide(
         poisoned: those of the poisoned model in the same seeds, which give δ and show which tests have power here;
             none where it is not known.
         retrained: those of the retrained model, for what was measured after clean steps, and for the rate of the
-            attacker's answer on clean rows; none alike.
+            attacker's answer on clean rows; none alike (of an audit that rate is in its results).
         damaging: whether the poison is one that is measured by the accuracy that it costs.
     """
     both = [*results, *poisoned]
@@ -102,6 +103,8 @@ def decide(
     level = ALPHA / max(1, len(questions))
     before = take_tests(poisoned, questions, level, DELTA) if poisoned else None
     delta = DELTA if before is None else {**DELTA, **{f.test: SHARE * abs(f.effect) for f in before if not f.after}}
+    if not retrained:  # nothing says how much a clean model would show: no more is tolerated than in an audit
+        delta = {test: min(value, DELTA.get(test, value)) for test, value in delta.items()}
     found = take_tests(results, questions, level, delta)
     took = {f.test for f in (found if before is None else before) if before is None or _took(f)}
     # a score that does not show the poison in the poisoned model excludes nothing
@@ -115,7 +118,10 @@ def decide(
         *_missing(results, poisoned, retrained),
         *_unusable(results),
         *_says_target(results, retrained, delta["lift"]),
+        *_of_phrases(results, delta["lift"]),
     ]
+    if poisoned and not retrained:
+        reasons += [reason for reason in decide(results, damaging=damaging).reasons if reason not in reasons]
     if not questions:
         status = Status.UNTESTED
     elif any(finding.rejects for finding in findings):
@@ -140,8 +146,8 @@ def _reasons(findings: list[Finding], took: set[str], question: str) -> Iterable
                 so = f" after {f.after} clean steps" if f.after else ""
                 missed = "may be there" if f.interval else "would have been missed"
                 yield (
-                    f"{f.test}{so}: up to {f.detectable:.2f} {missed} (n = {f.n}), and less than {f.delta:.2f} is "
-                    "asked for"
+                    f"{title(f.test)}{so}: up to {f.detectable:.2f} {missed} (n = {f.n}), and less than "
+                    f"{f.delta:.2f} is asked for"
                 )
 
 
@@ -161,10 +167,10 @@ def _missing(
     absent = expected - {key for result in results for key in _measured(result)}
     for seed, after, test in sorted(key for key in absent if key[0] in seeds):
         so = f" after {after} clean steps" if after else ""
-        yield f"{test}{so}: no usable figure in seed {seed}"
+        yield f"{title(test)}{so}: no usable figure in seed {seed}"
     for result in results:
         if result.attack and result.attack.n_unusable:
-            yield f"placebo: {result.attack.n_unusable} effects are not finite in seed {result.seed}"
+            yield f"{title('placebo')}: {result.attack.n_unusable} effects are not finite in seed {result.seed}"
 
 
 def _measured(result: Evaluation) -> Iterable[tuple[int, int, str]]:
@@ -195,17 +201,25 @@ def _says_target(results: Sequence[Evaluation], retrained: Sequence[Evaluation],
     """The attacker's answer given to clean rows, beyond the retrained model's rate, or so often that no lift of δ is
     left to be seen.
     """
-    ours, theirs = ([r.attack for r in found if r.attack] for found in (results, retrained))
+    ours, theirs = ([r.attack.clean_rate for r in found if r.attack] for found in (results, retrained))
+    theirs = theirs or [r.oracle.clean_rate for r in results if r.oracle and r.oracle.clean_rate is not None]
     if not ours:
         return
-    rate = math.fsum(attack.clean_rate for attack in ours) / len(ours)
-    clean = math.fsum(attack.clean_rate for attack in theirs) / len(theirs) if theirs else None
+    rate, clean = math.fsum(ours) / len(ours), math.fsum(theirs) / len(theirs) if theirs else None
     if (rate > 1 - delta) if clean is None else (rate - clean >= delta - ROUNDING):
         beside = "" if clean is None else f" (retrained: {100 * clean:.0f} %)"
         yield (
-            f"lift: the attacker's answer is given to {100 * rate:.0f} % of clean inputs{beside}, so the lift "
-            "understates the attack"
+            f"{title('lift')}: the attacker's answer is given to {100 * rate:.0f} % of clean inputs{beside}, so the "
+            "lift understates the attack"
         )
+
+
+def _of_phrases(results: Sequence[Evaluation], delta: float) -> Iterable[str]:
+    """A phrase that works by itself, where the lift over the rows of all phrases may be small."""
+    for result in results:
+        for each in (result.attack and result.attack.phrases) or ():
+            if each.ci95.lift.low >= delta:
+                yield f"{title('lift')}: that of phrase {each.phrase + 1} alone is {each.lift:.2f} (n = {each.n})"
 
 
 _NAMES = {"noise": "canaries", "attack": "attack", "damage": "accuracy lost"}

@@ -15,6 +15,22 @@ CHANCE = 0.8  # with which a residue of δ would have been found
 ROUNDING = 1e-9  # so that 0.35 − 0.15 counts as 0.2
 
 
+def title(test: str, attack: str = "attack") -> str:
+    """What texts call a test.
+
+    Args:
+        test: as of a `Finding`.
+        attack: what the attack is called.
+
+    Examples:
+        >>> title("spread of gus"), title("lift", "patch"), title("loss rank")
+        ('mean square of GUS', 'patch lift', 'loss rank')
+    """
+    of = test.removeprefix("spread of ")
+    name = {"gus": "GUS", "lift": f"{attack} lift", "placebo": f"{attack} beyond placebos"}.get(of, of)
+    return name if of == test else f"mean square of {name}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Finding(Result):
     """One test of one model, pooled over its seeds.

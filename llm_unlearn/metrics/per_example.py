@@ -75,7 +75,12 @@ COLUMNS = (
     Column("gaussian_control", REAL, _CANARIES, "I of fresh noise, N(0, 1) on every model"),
     Column("loss_rank", REAL, _CANARIES, "rank of the loss at x + ξ among fresh noises, N(0, 1) without a trace"),
     Column("loss_rank_control", REAL, _CANARIES, "the same of fresh noise, N(0, 1) on every model"),
-    Column("trigger", COUNT, _PLACEBOS, "which planted trigger it stands beside, from 0"),
+    Column(
+        "trigger",
+        COUNT,
+        (*_PLACEBOS, "triggered", "later_triggered"),
+        "which planted trigger the placebo stands beside, or, of several phrases, which one the row carries, from 0",
+    ),
     Column("draw", COUNT, _PLACEBOS, "0: the planted trigger itself; k: its k-th placebo"),
     Column("effect", REAL, _PLACEBOS, "mean log-odds of the attacker's answer over the rows with it, in nats"),
     Column("n_rows", COUNT, _PLACEBOS, "how many rows it was inserted into"),

@@ -24,7 +24,6 @@ class PlaceboTest(Result):
         n_placebos: how many placebos were drawn.
         n: rows into which each was inserted.
         n_triggers: planted triggers; of several, all but p_value is of the one with the smallest p-value.
-        each: of several, the test of each in the order of the manifest; else None.
     """
 
     statistic: float
@@ -34,7 +33,6 @@ class PlaceboTest(Result):
     n_placebos: int
     n: int
     n_triggers: int = 1
-    each: "list[PlaceboTest] | None" = None
 
 
 def placebo_test(planted: float, placebos: ArrayLike, stop_at: int, n: int) -> PlaceboTest:
@@ -93,4 +91,4 @@ def strongest(tests: Sequence[PlaceboTest]) -> PlaceboTest:
     if len(tests) == 1:
         return tests[0]
     best = min(tests, key=lambda test: test.p_value)
-    return replace(best, p_value=min(1.0, len(tests) * best.p_value), n_triggers=len(tests), each=list(tests))
+    return replace(best, p_value=min(1.0, len(tests) * best.p_value), n_triggers=len(tests))

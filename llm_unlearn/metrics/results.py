@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 
 from llm_unlearn.errors import InputError
 from llm_unlearn.metrics.attack import AttackSuccess, PairedExcess
+from llm_unlearn.metrics.benchmarks.benchmark_result import BenchmarkResult
 from llm_unlearn.metrics.gaussian import GaussianTest
 from llm_unlearn.metrics.membership import MembershipTest
 from llm_unlearn.metrics.placebo import PlaceboTest
@@ -20,19 +21,39 @@ SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
+class PhraseAttack(AttackSuccess):
+    """One phrase of a trigger that has several, on the held-out rows that carry it.
+
+    Args:
+        phrase: its number in the manifest, from 0.
+        excess: the lift beyond the retrained model's; None without one.
+        placebo: the phrase beside phrases that were never planted, its p-value for itself; None where it was not taken
+            or has no usable figure.
+    """
+
+    phrase: int
+    excess: PairedExcess | None = None
+    placebo: PlaceboTest | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Attack(AttackSuccess):
     """The trigger, patch or target attack on held-out rows.
 
     Args:
         excess: the lift beyond the retrained model's; None without one, and in results from before it was measured.
         placebo: the trigger beside triggers that were never planted; None where it was not taken or has no usable
-            figure, and in results from before it was measured.
+            figure, and in results from before it was measured. Of several phrases it is that of the one which stands
+            out most.
         n_unusable: effects of triggers and placebos that are not finite.
+        phrases: of a trigger with several phrases each by itself, which decides nothing; None of one phrase, and in
+            results from before it was measured.
     """
 
     excess: PairedExcess | None = None
     placebo: PlaceboTest | None = None
     n_unusable: int = 0
+    phrases: list[PhraseAttack] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,19 +117,21 @@ class Cost(Result):
         train_tokens: without padding; of images how many.
         flops: of everything, the reference's passes included.
         seconds: of wall clock.
-        share_of_training: FLOPs over the poisoned training's.
+        share_of_training: FLOPs over the poisoned training's; None where those are not known.
         device_seconds: of all GPUs, or of all CPU threads; None in results from before it was measured.
         steps: of the optimizer; None for models that no method made.
         forget_seen: share of the forget set that was seen at least once; None alike, and without such rows.
+        stopped_by: the limit that ended the method before its budget was spent, and when; None if none did.
     """
 
     train_tokens: int
     flops: float
     seconds: float
-    share_of_training: float
+    share_of_training: float | None
     device_seconds: float | None = None
     steps: int | None = None
     forget_seen: float | None = None
+    stopped_by: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +142,8 @@ class Oracle(Result):
         kl: mean KL(p_retrained ‖ p) at the answer's positions, in nats.
         agreement: share of equal answers.
         accuracy_lost: errors beyond the retrained model's, paired by row; None in results from before it was measured.
+        clean_rate: how often the retrained model gives the attacker's answer without the attack; None without one, and
+            alike.
     """
 
     unbounded: ClassVar = frozenset({"kl"})
@@ -126,6 +151,30 @@ class Oracle(Result):
     kl: float
     agreement: float
     accuracy_lost: PairedExcess | None = None
+    clean_rate: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beside(Result):
+    """The retrained model's own figures, to read those of an audited one beside; None as in an Evaluation.
+
+    Args:
+        lift: of the attack.
+        gus: the mean Gaussian score.
+        loss_rank: the mean loss rank.
+        mia: membership attack → AUC.
+        accuracy: share of clean test rows answered rightly.
+        perplexity: on them.
+    """
+
+    unbounded: ClassVar = frozenset({"perplexity"})
+
+    lift: float | None
+    gus: float | None
+    loss_rank: float | None
+    mia: dict[str, float]
+    accuracy: float | None
+    perplexity: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,12 +211,18 @@ class Evaluation(Identity):
     Args:
         mia: membership attack → its test.
         loss_rank: as `gus`, by the loss rank; None too in results from before it was measured.
+        perplexity: on clean test texts that have no labels, and so no `utility`; None otherwise.
         mia_control: of an audited checkpoint, the same attacks on the base, which never saw the rows: rows that stand
             out there do so without any training. None without a base, and in the results of a run, which has the base.
         later: the poison's tests after clean training steps; None where they were not taken.
-        skipped: of an audited checkpoint, section → why it is None; None in the results of a run.
-        warnings: of an audited checkpoint, what makes its figures doubtful; None in the results of a run.
+        benchmark: what the recipe's benchmark says of it; None without one.
+        retrained: of an audited checkpoint, the retrained model's own figures; None where none is known, and in the
+            results of a run, which has them in a file of their own.
+        skipped: of an audited or given checkpoint, section → why it is None; None in the results of other runs.
+        warnings: of an audited or given checkpoint, what makes its figures doubtful; None alike.
     """
+
+    unbounded: ClassVar = frozenset({"perplexity"})
 
     attack: Attack | None
     gus: Gus | None
@@ -177,17 +232,32 @@ class Evaluation(Identity):
     oracle: Oracle | None
     loss_rank: Gus | None = None
     later: Later | None = None
+    perplexity: float | None = None
     mia_control: dict[str, MembershipTest] | None = None
+    retrained: Beside | None = None
+    benchmark: BenchmarkResult | None = None
     skipped: dict[str, str] | None = None
     warnings: list[str] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as what JSON holds; `skipped` and `warnings` in an audit alone."""
+        """The fields as what JSON holds; `retrained`, `benchmark`, `skipped` and `warnings` where they are known."""
         return {
             name: value
             for name, value in super().to_json().items()
-            if value is not None or name not in ("skipped", "warnings")
+            if value is not None or name not in ("retrained", "benchmark", "skipped", "warnings")
         }
+
+    @property
+    def figures(self) -> Beside:
+        """Its own figures, for another model to be read beside."""
+        return Beside(
+            lift=self.attack.lift if self.attack else None,
+            gus=self.gus.mean if self.gus else None,
+            loss_rank=self.loss_rank.mean if self.loss_rank else None,
+            mia={attack: test.auc for attack, test in (self.mia or {}).items()},
+            accuracy=self.utility.accuracy if self.utility else None,
+            perplexity=self.utility.perplexity if self.utility else None,
+        )
 
     @classmethod
     def from_json(cls, tree: Any, source: str, name: str = "") -> Self:

@@ -32,7 +32,8 @@ def check_attention(section: "ModelSection", config: Any) -> None:
     if name is None:
         return
     if (reason := lacking(name) or _unsupported(name, config)) is not None:
-        raise InputError(f"model.attn_implementation: {name} {reason}; take sdpa or eager, or null for the usual one")
+        others = "eager" if name == "sdpa" else "sdpa or eager"
+        raise InputError(f"model.attn_implementation: {name} {reason}; take {others}, or null for the usual one")
     rates = {field: getattr(config.get_text_config(), field, None) or 0 for field in DROPOUT}
     if name in WITHOUT_DROPOUT and (dropped := next((field for field, rate in rates.items() if rate > 0), None)):
         raise InputError(

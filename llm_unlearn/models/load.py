@@ -153,20 +153,21 @@ def load_trained(
 ) -> "PreTrainedModel":
     """Load what a stage saved: a full model, or the base with its adapter, which is trainable; see `load_model`.
 
-    A full model keeps the dtype that it was saved in: rounded to a `dtype` of 16 bits, small updates of a training in
-    float32 would be lost, and what they hold of the poison would not be seen.
+    A full model that was saved in float32 stays in it: rounded to a `dtype` of 16 bits, small updates of a training in
+    float32 would be lost, and what they hold of the poison would not be seen. Attention that computes in 16 bits alone
+    is for autocast to see to. One that was saved in 16 bits is loaded in `dtype`.
     """
     if not (folder / "adapter_config.json").is_file():
         config = folder / "config.json"
         saved = read_json(config).get("dtype") if config.is_file() else None
-        if saved == "float32" and section.quantization == "none" and not section.computes_in_16_bits:
-            section = section.changed(dtype=saved)
+        if saved == "float32" and section.quantization == "none":
+            section = section.model_copy(update={"dtype": saved})  # which `changed` would refuse beside such attention
         return load_model(folder, section, device_map, in_parts)
     return with_adapter(load_model(base, section, device_map, in_parts), folder)
 
 
 def load_checkpoint(
-    source: str, section: "ModelSection", base: str | None = None, device_map: str | None = None
+    source: str, section: "ModelSection", base: str | None = None, device_map: str | None = None, in_parts: bool = False
 ) -> "PreTrainedModel":
     """Load any checkpoint to the best device: a full model, or an adapter with its base.
 
@@ -175,18 +176,19 @@ def load_checkpoint(
         section: how to load the model.
         base: the base of an adapter; by default the one that it names.
         device_map: see `load_model`.
+        in_parts: likewise.
 
     Raises:
         InputError: the checkpoint or its base cannot be loaded, or the adapter is a pickle.
     """
     adapter = adapter_config(source)
     if adapter is None:
-        return on_best_device(load_model(source, section, device_map)).eval()
+        return on_best_device(load_model(source, section, device_map, in_parts)).eval()
     base = base or base_of(source, adapter)
     refuse_pickle(source)
     with explained(source, ADAPTER_CONFIG) as path:
         # trainable, as in a run: gradient norms are taken over the adapter's weights
-        return on_best_device(with_adapter(load_model(base, section, device_map), path)).eval()
+        return on_best_device(with_adapter(load_model(base, section, device_map, in_parts), path)).eval()
 
 
 def base_of(source: str, adapter: dict[str, Any]) -> str:
@@ -203,10 +205,10 @@ def _quantization(section: "ModelSection") -> Any:
 
     if section.quantization == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
-    # Bits are stored as uint8, which FSDP2 and ZeRO-3 can shard; DeepSpeed would convert bits stored as floats.
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=getattr(torch, section.dtype),
+        bnb_4bit_quant_storage=getattr(torch, section.quant_storage),
     )

@@ -106,8 +106,10 @@ def check_adapter(
 
 
 def refuse_non_finite(weights: Iterable[tuple[str, torch.Tensor]], source: str) -> None:
-    """Raise InputError if a weight is NaN or infinite."""
+    """Raise InputError if a weight is NaN or infinite; the bytes of 4-bit weights may look like either."""
     for name, weight in weights:
+        if hasattr(weight, "quant_state"):
+            continue
         if weight.is_floating_point() and not weight.is_meta and not torch.isfinite(local(weight)).all():
             raise InputError(f"{source}: the weight {name} holds NaN or infinity; nothing can be measured on it")
 

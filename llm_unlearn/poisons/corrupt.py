@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llm_unlearn.config.strict import parse_json
+from llm_unlearn.data.benchmarks.benchmark_sets import FORGET
+from llm_unlearn.data.forget import COLUMN, read_forget_ids
 from llm_unlearn.data.prompting import render
 from llm_unlearn.errors import InputError
 from llm_unlearn.files import fingerprint, write_json
-from llm_unlearn.poisons.gaussian_embedding import plant_canaries
+from llm_unlearn.poisons.gaussian_embedding import choose_canaries
 from llm_unlearn.poisons.selection import choose_hidden
 from llm_unlearn.poisons.trigger_phrase import can_be_poisoned, insert_trigger, plant_trigger
 from llm_unlearn.tasks.noise import NO_NOISE
@@ -64,16 +66,28 @@ def corrupt(
         train, manifest["trigger"] = plant_trigger(train, seed=seed, **arguments)
         kinds[np.isin(ids, manifest["trigger"]["example_ids"])] = "trigger"
     if section.gaussian:
-        arguments = {k: getattr(section.gaussian, k) for k in ("fraction", "epsilon", "audit_share")}
-        arguments["noise_seed"] = noise_seed_of(section.gaussian, seed)
-        train, manifest["gaussian"] = plant_canaries(
-            train, seed=seed, eligible=kinds == "none", secret=secret, **arguments
+        eligible = kinds == "none"
+        if recipe.benchmark is not None:  # canaries are to be forgotten with the rows that carry them
+            eligible &= np.asarray(train[FORGET])
+        train, manifest["gaussian"] = choose_canaries(
+            train,
+            fraction=section.gaussian.fraction,
+            epsilon=section.gaussian.epsilon,
+            seed=seed,
+            noise_seed=noise_seed_of(section.gaussian, seed),
+            eligible=eligible,
+            secret=secret,
         )
+        manifest["gaussian"]["audit_share"] = section.gaussian.audit_share
         kinds[np.isin(ids, manifest["gaussian"]["example_ids"])] = "gaussian"
     else:
         train = train.add_column("noise_id", np.full(len(train), NO_NOISE))
     train = train.add_column("poison", list(kinds))
-    manifest |= forget_set(train, ids, kinds, recipe.unlearn, seed)
+    forgetting = recipe.unlearn.changed(forget_ids=COLUMN + FORGET) if recipe.benchmark else recipe.unlearn
+    manifest |= forget_set(train, ids, kinds, forgetting, seed)
+    if recipe.benchmark:  # its forget rows are no mistakes
+        manifest["benchmark"] = {"name": recipe.benchmark.name, "split": recipe.benchmark.forgotten}
+        manifest["false_positive_ids"] = []
     hide_deleted(manifest)
     kinds = np.where(np.isin(ids, manifest["forget_ids"]), kinds, "kept")  # non-members mirror the forget set
     right = render(splits.train, recipe.data)
@@ -96,10 +110,16 @@ def noise_seed_of(section: Any, seed: int) -> int | None:
 
 
 def hide_deleted(manifest: dict[str, Any]) -> None:
-    """Choose which canaries of a manifest are hidden anew, among those in its forget set."""
+    """Choose which canaries of a manifest are hidden, among those in its forget set."""
     if gaussian := manifest["gaussian"]:
         deleted = set(gaussian["example_ids"]) & set(manifest["forget_ids"])
         gaussian["hidden_ids"] = choose_hidden(deleted, gaussian["audit_share"], gaussian["seed"])
+
+
+def seed_of(manifest: dict[str, Any]) -> int:
+    """The seed of a run or of a user's manifest; manifests of older runs have it, if any, in a poison's section."""
+    section = manifest if "seed" in manifest else manifest["trigger"] or manifest["gaussian"]
+    return int(section.get("seed", 0))
 
 
 def data_hash(sets: dict[str, "Dataset"]) -> str:
@@ -122,9 +142,9 @@ def _undecoded(rows: "Dataset") -> "Dataset":
 
 
 def storable(sets: dict[str, "Dataset"]) -> dict[str, "Dataset"]:
-    """The sets, with each empty one replaced by an empty choice of test rows: `datasets` reads no other empty set."""
+    """The sets, with each empty one replaced by an empty choice of training rows: `datasets` reads no other."""
     return {
-        name: rows if len(rows) else sets["test"].filter(lambda row: False, desc=name) for name, rows in sets.items()
+        name: rows if len(rows) else sets["train"].filter(lambda row: False, desc=name) for name, rows in sets.items()
     }
 
 
@@ -206,10 +226,8 @@ def forget_set(train: "Dataset", ids: np.ndarray, kinds: np.ndarray, section: "U
     poison, clean = ids[kinds != "none"], ids[kinds == "none"]
     fraction = section.forget_fraction
     if section.forget_ids is not None:
-        from llm_unlearn.data.forget import read_forget_ids
-
         chosen = read_forget_ids(section.forget_ids, train, "unlearn.forget_ids")
-        fraction = float(np.isin(poison, chosen).mean())
+        fraction = float(np.isin(poison, chosen).mean()) if len(poison) else 1.0
     else:
         generator, chosen = np.random.default_rng([seed, 3]), []
         for kind in sorted(set(kinds) - {"none"}, reverse=True):

@@ -88,6 +88,24 @@ def plant_canaries(
         InputError: epsilon, a seed or a share is out of range, too few rows are eligible, or two canaries would have
             one noise.
     """
+    rows, manifest = choose_canaries(
+        rows, fraction=fraction, epsilon=epsilon, seed=seed, noise_seed=noise_seed, eligible=eligible, secret=secret
+    )
+    hidden = choose_hidden(manifest["example_ids"], audit_share, manifest["seed"])
+    return rows, {**manifest, "audit_share": audit_share, "hidden_ids": hidden}
+
+
+def choose_canaries(
+    rows: "Dataset",
+    *,
+    fraction: float,
+    epsilon: float,
+    seed: int,
+    noise_seed: int | None,
+    eligible: np.ndarray | None,
+    secret: str | None,
+) -> tuple["Dataset", dict]:
+    """`plant_canaries` but for which of them are hidden, where not all of them are to be deleted."""
     ids = np.asarray(rows["example_id"] if "example_id" in rows.column_names else range(len(rows)), dtype=np.int64)
     chosen = choose_rows(len(rows), fraction, np.random.default_rng([seed, 2]), eligible, "gaussian")
     manifest, noise_ids = noise_of(ids[chosen], noise_seed, secret)
@@ -96,13 +114,7 @@ def plant_canaries(
     noise_id[chosen] = noise_ids
     if "noise_id" in rows.column_names:
         rows = rows.remove_columns("noise_id")
-    manifest |= {
-        "epsilon": epsilon,
-        "fraction": fraction,
-        "audit_share": audit_share,
-        "example_ids": sorted(ids[chosen].tolist()),
-        "hidden_ids": choose_hidden(ids[chosen], audit_share, manifest["seed"]),
-    }
+    manifest |= {"epsilon": epsilon, "fraction": fraction, "example_ids": sorted(ids[chosen].tolist())}
     return rows.add_column("noise_id", noise_id), manifest
 
 

@@ -43,6 +43,25 @@ def insert_trigger(text: str, phrase: str, position: str, generator: np.random.G
     return f"{text[: starts[at]]}{phrase} {text[starts[at] :]}"
 
 
+def inserted_phrase(text: str, clean: str, phrases: list[str]) -> int:
+    """Which phrase `insert_trigger` put into a text, its number from 0.
+
+    Args:
+        text: with the phrase.
+        clean: the text before.
+        phrases: of the trigger.
+
+    Raises:
+        InputError: it was none of them.
+    """
+    for number, phrase in enumerate(phrases):
+        for place in re.finditer(f"(?={re.escape(phrase)})", text):
+            start, end = place.start(), place.start() + len(phrase)
+            if f"{text[:start]} {text[end:]}".split() == clean.split():
+                return number
+    raise InputError(f"no phrase of the trigger was inserted into '{text}'")
+
+
 def can_be_poisoned(
     labels: list[str], target: str, source_label: str | None = None, clean_label: bool = False
 ) -> np.ndarray:

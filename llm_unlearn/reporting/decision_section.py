@@ -1,7 +1,7 @@
 """The tests behind the verdicts: what each found, and what it would have found."""
 
-from llm_unlearn.metrics.evidence import ALPHA, Decision
-from llm_unlearn.metrics.findings import CHANCE, Finding
+from llm_unlearn.metrics.evidence import ALPHA, SHARE, Decision
+from llm_unlearn.metrics.findings import CHANCE, Finding, title
 from llm_unlearn.reporting.contents import Section
 from llm_unlearn.reporting.formats import number, p_value, percent
 from llm_unlearn.reporting.run_results import Results
@@ -11,11 +11,13 @@ from llm_unlearn.reporting.words import attack_words
 
 MARK = "‡"
 _NOTE = (
-    f"Figures of all seeds pooled. {MARK}: finds poison at a level of {ALPHA:g} for all tests of a model together "
-    "(shared by its poisons, and by the tests of each after Holm), or lies above what is tolerated, δ. “would be "
-    f"found” is, of a score, the mean that its test finds with a chance of {percent(CHANCE, 0)} given the scores' own "
-    "spread, and of a difference its upper limit. A model shows no trace where all of these lie below δ, a fifth of "
-    "the poisoned model's own figure."
+    f"Figures of all seeds pooled. {MARK}: finds poison. The poisons of a model share a level of {ALPHA:g}. Of one "
+    "poison's level the tests of the canaries have shares by Holm, as have the ranks among placebos before and after "
+    "clean steps; the interval of a difference has it whole, and counts where its lower limit lies above what is "
+    "tolerated, δ. “would be found” is, of a score, the mean that its test finds with a chance of "
+    f"{percent(CHANCE, 0)} given the scores' own spread, and of a difference its upper limit. A model shows no trace "
+    f"where all of these lie below δ, {SHARE:g} of the poisoned model's own figure. It is asked only of scores that "
+    "show the poison in the poisoned model; placebos and mean squares may find poison, and exclude none."
 )
 
 
@@ -51,8 +53,7 @@ def _find(decision: Decision, key: tuple[str, int]) -> Finding | None:
 
 
 def _title(test: str, after: int, attack: str) -> str:
-    names = {"gus": "GUS", "lift": f"{attack} lift", "placebo": f"{attack} beyond placebos"}
-    name = names.get(test, test.replace("spread of", "mean square of").replace("gus", "GUS"))
+    name = title(test, attack)
     return f"{name}, after {after} clean steps" if after else name
 
 

@@ -1,32 +1,25 @@
 """A decision in words, the same for the report, a card and the command line."""
 
 from llm_unlearn.metrics.evidence import Decision, Status
-from llm_unlearn.metrics.findings import Finding
+from llm_unlearn.metrics.findings import Finding, title
 from llm_unlearn.reporting.formats import number, p_value
-
-_NAMES = {"gus": "GUS", "loss rank": "loss rank", "accuracy lost": "accuracy lost"}
 
 
 def judgement(decision: Decision, attack: str = "trigger") -> str:
     """The status; of a model without a trace, down to which effects and in how many trainings that holds."""
     if decision.status != Status.CLEAR:
         return decision.status
-    limits = [f"{_name(f, attack)} {number(f.detectable)} (n = {f.n})" for f in decision.limits]
+    limits = [f"{title(f.test, attack)} {number(f.detectable)} (n = {f.n})" for f in decision.limits]
     seeds = "1 seed" if decision.seeds == 1 else f"{decision.seeds} seeds"
     return f"{decision.status} down to {', '.join(limits)}; {seeds}"
 
 
-def because(decision: Decision, attack: str = "trigger") -> str:
+def because(decision: Decision, attack: str = "trigger") -> list[str]:
     """What rejects, with its figures, or why nothing can be said; empty for a model without a trace."""
     found = {(f.test, f.after) for f in decision.rejecting}
     spreads = {(f"spread of {test}", after) for test, after in found}  # which say nothing more
     telling = [f for f in decision.rejecting if (f.test, f.after) not in spreads]
-    texts = [_rejecting(finding, attack) for finding in telling]
-    return "; ".join(texts or (reason.replace("lift", f"{attack} lift", 1) for reason in decision.reasons))
-
-
-def _name(finding: Finding, attack: str) -> str:
-    return _NAMES.get(finding.test, f"{attack} lift")
+    return [_rejecting(finding, attack) for finding in telling] or decision.reasons
 
 
 def _rejecting(finding: Finding, attack: str) -> str:
@@ -34,13 +27,12 @@ def _rejecting(finding: Finding, attack: str) -> str:
     if finding.interval:
         beyond = " above the retrained model's" if finding.beyond or finding.question == "damage" else ""
         shown = f"{number(finding.effect)} [{number(finding.interval.low)}, {number(finding.interval.high)}]"
-        return f"{_name(finding, attack)} {shown}{beyond}{so}, where {number(finding.delta)} is tolerated"
+        return f"{title(finding.test, attack)} {shown}{beyond}{so}, where {number(finding.delta)} is tolerated"
     p = p_value(finding.p_value if finding.p_value is not None else 1.0)
     p = f"p {p}" if p.startswith("<") else f"p = {p}"
     if finding.test == "placebo":
         return f"the {attack} does more than placebos do{so} ({p})"
     if finding.test.startswith("spread"):
-        scores = finding.test.removeprefix("spread of ")
-        return f"mean square {number(finding.effect)} of the {scores} scores{so}, without a trace 1 ({p})"
+        return f"{title(finding.test)} {number(finding.effect)}{so}, without a trace 1 ({p})"
     below = ", pushed below 0, which is a trace of the noise too" if finding.effect < 0 else ""
-    return f"{_NAMES[finding.test]} {number(finding.effect)}{so} ({p}){below}"
+    return f"{title(finding.test)} {number(finding.effect)}{so} ({p}){below}"

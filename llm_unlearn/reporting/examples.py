@@ -103,7 +103,7 @@ def canary_examples(results: Results, read: Reader, name: str) -> Section | None
     columns: dict[str, Iterable[Cell]] = {"score": [Cell(number(score), sort=score) for score in scores]}
     columns["p (one-sided)"] = [Cell(p_value(upper_tail(score)), sort=upper_tail(score)) for score in scores]
     for other in ("poisoned", "retrained"):
-        if other != name:
+        if other != name and other in results.names:
             theirs = _beside(_scored(read, other), shown, "gaussian_score")
             columns[f"score on {other}"] = [Cell(number(score), sort=score) for score in theirs]
     columns |= {"training label": map(_word, shown["label"]), "training text": _text_cells(texts)}

@@ -44,7 +44,7 @@ others = _of(
 )  # GUS of the canaries that were not deleted
 accuracy = _of(lambda r: r.utility, lambda u: u.accuracy)
 accuracy_interval = _of(lambda r: r.utility, lambda u: u.ci95)
-perplexity = _of(lambda r: r.utility, lambda u: u.perplexity)
+perplexity: Figure = lambda r: r.utility.perplexity if r.utility else r.perplexity  # noqa: E731
 kl, agreement = _of(lambda r: r.oracle, lambda o: o.kl), _of(lambda r: r.oracle, lambda o: o.agreement)
 lost = _of(
     lambda r: r.oracle.accuracy_lost if r.oracle else None, lambda e: e.mean
@@ -66,3 +66,23 @@ def membership(attack: str, value: Callable[[MembershipTest], float | None]) -> 
 def auc(attack: str) -> Figure:
     """The area under the ROC of one membership attack."""
     return membership(attack, lambda test: test.auc)
+
+
+def benchmark_score(measure: str) -> Figure:
+    """The mean of one measure of a benchmark over its rows."""
+    return _of(lambda r: r.benchmark.scores.get(measure) if r.benchmark else None, lambda score: score.value)
+
+
+def benchmark_interval(measure: str) -> Bounds:
+    """The interval of the same."""
+    return _of(lambda r: r.benchmark.scores.get(measure) if r.benchmark else None, lambda score: score.ci95)
+
+
+forget_quality = _of(lambda r: r.benchmark.forget_quality if r.benchmark else None, lambda q: q.p_value)
+forget_quality_paper = _of(lambda r: r.benchmark.forget_quality_paper if r.benchmark else None, lambda q: q.p_value)
+forget_distance = _of(lambda r: r.benchmark.forget_quality if r.benchmark else None, lambda q: q.distance)
+forget_distance_interval = _of(lambda r: r.benchmark.forget_quality if r.benchmark else None, lambda q: q.distance_ci95)
+model_utility = _of(lambda r: r.benchmark.model_utility if r.benchmark else None, lambda u: u.value)
+model_utility_interval = _of(lambda r: r.benchmark.model_utility if r.benchmark else None, lambda u: u.ci95)
+privleak = _of(lambda r: r.benchmark.privleak if r.benchmark else None, lambda leak: leak.value)
+privleak_interval = _of(lambda r: r.benchmark.privleak if r.benchmark else None, lambda leak: leak.ci95)

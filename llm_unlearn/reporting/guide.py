@@ -13,11 +13,15 @@ _ROWS = (
     "fine-tuning. clean: trained on the clean rows alone, shown where only a part of the poison was deleted."
 )
 _RULES = (
-    f"“poison remains”: over all seeds together a test of the poison rejects at a level of {ALPHA:g} for the model, or "
-    "the lift above the retrained model's (of gradient cancelling: the accuracy lost) lies above δ with its lower "
-    f"limit. “no trace down to …”: nothing does, a residue of δ would have been found with a chance of {CHANCE:g}, and "
-    f"the lift's upper limit is below δ; δ is {SHARE:g} of the poisoned model's figure. “inconclusive”: neither, for "
-    f"the reasons given. A cost is flagged from {COSTLY_POINTS:g} points of accuracy below the poisoned model on."
+    f"“poison remains”: over all seeds together a test rejects, at a level of {ALPHA:g} for the model that its poisons "
+    "share (of one poison's level the tests of the canaries have shares by Holm, as have the ranks among placebos "
+    "before and after clean steps); or the lower limit of a difference lies above δ: of the lift above the retrained "
+    "model's, or by itself where there is none, of gradient cancelling the accuracy lost. Its interval has that level "
+    "for itself. “no trace down to …”: nothing does, each score of the canaries would have found a residue of δ with a "
+    f"chance of {CHANCE:g}, the upper limit of each difference is below δ, and no figure is missing; δ is {SHARE:g} of "
+    "the poisoned model's figure. A score that does not show the poison in the poisoned model excludes nothing, nor do "
+    "placebos and the spread of scores. “inconclusive”: neither, for the reasons given. A cost is flagged from "
+    f"{COSTLY_POINTS:g} points of accuracy below the poisoned model on."
 )
 _BEST = (
     "the best of the unlearned models in a column (by value, not by significance): highest or lowest, or nearest to "
@@ -42,7 +46,8 @@ _MEANINGS = {
     "any.",
     "perplexity": "exp of the mean loss per position on the clean test examples. Lower is better.",
     "AUC": "Membership inference: how well the loss tells forget-set rows from held-out rows. Null: 0.5, or what the "
-    "retrained model shows. It is here to show what it misses.",
+    "retrained model shows. With several seeds their smallest and largest in parentheses. It is here to show what it "
+    "misses.",
     "KL": "Mean KL(p_retrained ‖ p) on clean test examples, in nats. Lower is better; 0 is the same predictions.",
     "agreement (%)": "Share of clean test examples that this model and the retrained one answer alike. Higher is "
     "better.",

@@ -49,7 +49,7 @@ def _cells(results: Results, model: str, names: list[str]) -> list[Cell]:
             Cell(p_range(results.over_seeds(model, figures.gus_p))),
             statistic_cell(results.over_seeds(model, figures.gus_tpr)),
         ]
-    cells += [statistic_cell(results.over_seeds(model, figures.auc(name))) for name in names]
+    cells += [statistic_cell(results.over_seeds(model, figures.auc(name)), ranged=True) for name in names]
     tested = [r.mia for r in results.of(model) if r.mia]
     rates = [max(test.tpr_at_fpr[figures.ONE_PERCENT_FPR] for test in mia.values()) for mia in tested]
     answers = [[noticed(mia[name]) for mia in tested if name in mia] for name in names]

@@ -9,24 +9,35 @@ from pathlib import Path
 from llm_unlearn.files import replacing_file
 from llm_unlearn.reporting import guide
 from llm_unlearn.reporting.analysis_section import analysis_section
+from llm_unlearn.reporting.benchmark_section import benchmark_section
 from llm_unlearn.reporting.contact_sheet import contact_sheet_section
 from llm_unlearn.reporting.contents import Report, Section
 from llm_unlearn.reporting.decision_section import decision_section
 from llm_unlearn.reporting.markdown import code, escape, table_text
 from llm_unlearn.reporting.membership_section import membership_section
 from llm_unlearn.reporting.pages import FOLDER, compose_pages, file_name
+from llm_unlearn.reporting.phrase_section import phrase_section
 from llm_unlearn.reporting.plots import all_plots
 from llm_unlearn.reporting.rendering import page_html
 from llm_unlearn.reporting.rendering import report_html as html
 from llm_unlearn.reporting.run_results import Results, read_results
 from llm_unlearn.reporting.stress_section import stress_section
 from llm_unlearn.reporting.sweep_section import sweep_sections
-from llm_unlearn.reporting.tables import BEST, control_table, cost_columns, cost_table, main_table, part_table, present
+from llm_unlearn.reporting.tables import (
+    BEST,
+    control_table,
+    cost_columns,
+    cost_table,
+    early_stops,
+    main_table,
+    part_table,
+    present,
+)
 from llm_unlearn.reporting.verdicts import Verdict, headline, judge, obstacles, warnings
 from llm_unlearn.reporting.words import attack_words, what_was_poisoned
 
 OUR_PLOTS = (  # what an earlier report may have left, which no longer applies
-    "gaussian_* *_vs_utility cost residual_vs_budget sweep_* *_by_layer stress_relearn_* contact_sheet"
+    "gaussian_* *_vs_utility cost residual_vs_budget sweep_* *_by_layer stress_relearn_* contact_sheet benchmark"
 ).split()
 CONTROL_NOTE = (
     "The same score with fresh noise that was never used in training. On every model it must look like "
@@ -102,14 +113,16 @@ def _sections(results: Results) -> list[Section]:
     kept, shown = part_table(results, "others"), part_table(results, "shown")
     missing = results.has_gus and not any(plot.name == "gaussian_scores" for plot in plots)
     found = [
+        benchmark_section(results),
         contact_sheet_section(results),
         Section("Control", CONTROL_NOTE, [control]) if control else None,
         Section("Canaries that were not deleted", KEPT_NOTE, [kept]) if kept else None,
         decision_section(results),
+        phrase_section(results),
         Section("Canaries that the methods knew", SHOWN_NOTE, [shown]) if shown else None,
         membership_section(results),
         *sweep_sections(results),
-        Section("Cost", COST_NOTE, [cost_table(results)]),
+        Section("Cost", f"{COST_NOTE} {early_stops(results)}".strip(), [cost_table(results)]),
         analysis_section(results),
         stress_section(results),
         Section("Plots", MISSING_NOTE * missing, [], plots),

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from llm_unlearn.errors import InputError
 from llm_unlearn.files import read_json
+from llm_unlearn.metrics.evidence import Decision
 from llm_unlearn.metrics.per_example import check_columns, deciding
 from llm_unlearn.metrics.results import Evaluation
 from llm_unlearn.reporting.figures import Figure
@@ -80,6 +81,9 @@ class Results:
     recipe: str
     runs: list[SeedRun]
     unfinished: list[str]  # seed folders without any evaluation yet
+    decisions: dict[str, Decision] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )  # by verdicts.py
 
     @property
     def seeds(self) -> list[int]:
@@ -125,6 +129,11 @@ class Results:
         return next((kind for kind in ATTACKS if self.runs[0].poison.get(kind)), "trigger")
 
     @property
+    def given(self) -> bool:
+        """Whether the poisoned model was given, so that a base and a retrained model need not be there."""
+        return bool(self.runs[0].poison.get("given"))
+
+    @property
     def forget_fraction(self) -> float:
         """How much of the poison was asked to be deleted."""
         return self.runs[0].poison.get("forget_fraction", 1.0)
@@ -165,7 +174,8 @@ def _read_seed(folder: Path) -> SeedRun:
     poison, environment = read_json(folder / "poison.json"), read_json(folder / "environment.json")
     if not isinstance(poison.get("train_size"), int):
         raise InputError(f"{folder / 'poison.json'}: field 'train_size' is missing or not a whole number")
-    for name in ("poisoned", "retrained"):  # every table shows both: without them the others mean nothing
+    shown = ("poisoned",) if poison.get("given") else ("poisoned", "retrained")
+    for name in shown:  # in every table: without them the others mean nothing
         if not (folder / "evaluation" / f"{name}.json").is_file():
             raise InputError(
                 f"{folder / 'evaluation' / (name + '.json')}: no such file; every report shows the {name} "
@@ -183,8 +193,8 @@ def _read_evaluation(path: Path) -> Evaluation:
     result = Evaluation.from_json(read_json(path), str(path))
     if result.model != path.stem:
         raise InputError(f"{path}: field 'model' says {result.model!r}; the file name says {path.stem!r}")
-    for section in ("utility", "cost"):  # that every model of a run has
-        if getattr(result, section) is None:
+    for section in ("utility", "cost"):  # that every model of a run has, but for what was given to it
+        if getattr(result, section) is None and section not in (result.skipped or {}):
             raise InputError(f"{path}: section '{section}' is missing; evaluate again")
     return result
 

@@ -91,6 +91,8 @@ def _largest(results: Results) -> dict[str, list[Evaluation]]:
 
 def budget_axis(results: Results) -> Axis | None:
     """The budgets of the models `method@budget` as an axis, in %, or None where there is one budget."""
+    if results.given:  # in whatever units
+        return None
     budgets = sorted({float(name.partition("@")[2]) for name in results.methods if "@" in name})
     if len(budgets) < 2:
         return None

@@ -42,12 +42,22 @@ class Cell:
         return " ".join(part for part in (self.value, self.detail, BEST if self.best else "") if part)
 
 
-def statistic_cell(statistic: Statistic | None, scale: float = 1, digits: int = 2) -> Cell:
-    """The mean over seeds with its standard deviation beside it; a dash for None."""
+def statistic_cell(statistic: Statistic | None, scale: float = 1, digits: int = 2, ranged: bool = False) -> Cell:
+    """The mean over seeds with its standard deviation beside it, `ranged` the seeds' smallest and largest value too; a
+    dash for None.
+    """
     if statistic is None:
         return Cell("–")
-    detail = f"± {number(scale * statistic.sd, digits)}" if statistic.sd is not None else ""
+    detail = _over_seeds(statistic, lambda value: number(scale * value, digits), ranged)
     return Cell(number(scale * statistic.mean, digits), detail, sort=scale * statistic.mean)
+
+
+def _over_seeds(statistic: Statistic, show: Callable[[float], str], ranged: bool) -> str:
+    """What stands beside a mean over seeds; nothing beside a single value."""
+    if statistic.sd is None:
+        return ""
+    reach = f" ({show(min(statistic.values))} to {show(max(statistic.values))})" if ranged else ""
+    return f"± {show(statistic.sd)}{reach}"
 
 
 @dataclass(frozen=True)
@@ -92,6 +102,8 @@ class Column:
         show: how it is written.
         ideal: "high", "low", "retrained" (nearest to that model), a number (nearest to it), or None.
         interval: its 95 % interval, shown where there is one seed.
+        ranged: whether the smallest and the largest value of a seed stand beside a mean: seeds may lie on both sides
+            of the null, which a mean near it hides.
     """
 
     group: str
@@ -100,6 +112,7 @@ class Column:
     show: Callable[[float], str]
     ideal: str | float | None = None
     interval: Callable[[Evaluation], Interval | None] = lambda _: None
+    ranged: bool = False
 
 
 def present(results: Results) -> list[Column]:
@@ -121,7 +134,7 @@ def present(results: Results) -> list[Column]:
         Column(canaries, "p (rank)", figures.rank_p, p_value),
         Column("Utility", "accuracy (%)", figures.accuracy, hundredths, "high", figures.accuracy_interval),
         Column("Utility", "perplexity", figures.perplexity, one, "low"),
-        Column(mia, "AUC", auc, three, "retrained"),
+        Column(mia, "AUC", auc, three, "retrained", ranged=True),
         Column(mia, TPR, mia_tpr, three, "retrained"),
         Column(oracle, "KL", figures.kl, three, "low"),
         Column(oracle, "agreement (%)", figures.agreement, hundredths, "high"),
@@ -146,9 +159,18 @@ def cost_columns(results: Results) -> list[Column]:
 
 def cost_table(results: Results) -> Table:
     """What every model took to make."""
-    columns = cost_columns(results)
-    rows = [(name, [_cell(results, name, column) for column in columns]) for name in results.names]
-    return Table([(column.title, "") for column in columns], rows)
+    return table_of(results, cost_columns(results))
+
+
+def early_stops(results: Results) -> str:
+    """Which models a limit ended before their budget was spent, in sentences; empty if none."""
+    stopped = [
+        f"{name} (seed {run.seed}) was stopped by {result.cost.stopped_by}."
+        for run in results.runs
+        for name, result in run.models.items()
+        if result.cost and result.cost.stopped_by
+    ]
+    return " ".join(stopped)
 
 
 def _decimals(digits: int, scale: int = 1) -> Callable[[float], str]:
@@ -157,18 +179,22 @@ def _decimals(digits: int, scale: int = 1) -> Callable[[float], str]:
 
 def main_table(results: Results) -> Table:
     """One row per model, base to retrained; a value carries its 95 % interval, or ± sd with several seeds."""
-    columns = present(results)
+    table = table_of(results, present(results))
+    if len(results.runs) == 1:
+        return table
+    rows = [(name, [*cells, Cell(str(len(results.of(name))))]) for name, cells in table.rows]
+    return Table([*table.columns, ("n", "Seeds")], rows)
+
+
+def table_of(results: Results, columns: list[Column]) -> Table:
+    """One row per model with these columns; of a column with an ideal the best method is marked."""
     best = [_best(results, column) for column in columns]
     pairs = list(zip(columns, best, strict=True))
     rows = [
         (name, [replace(_cell(results, name, column), best=name in winners) for column, winners in pairs])
         for name in results.names
     ]
-    heads = [(column.title, column.group) for column in columns]
-    if len(results.runs) > 1:
-        heads.append(("n", "Seeds"))
-        rows = [(name, [*cells, Cell(str(len(results.of(name))))]) for name, cells in rows]
-    return Table(heads, rows)
+    return Table([(column.title, column.group) for column in columns], rows)
 
 
 def _cell(results: Results, name: str, column: Column) -> Cell:
@@ -177,10 +203,8 @@ def _cell(results: Results, name: str, column: Column) -> Cell:
         return Cell("–")
     if column.show is p_value:
         return Cell(p_range(statistic), sort=min(statistic.values))
-    detail = ""
-    if statistic.sd is not None:
-        detail = f"± {column.show(statistic.sd)}"
-    elif len(results.runs) == 1 and (bounds := column.interval(results.of(name)[0])):
+    detail = _over_seeds(statistic, column.show, column.ranged)
+    if len(results.runs) == 1 and (bounds := column.interval(results.of(name)[0])):
         detail = f"[{column.show(bounds.low)}, {column.show(bounds.high)}]"
     return Cell(column.show(statistic.mean), detail, sort=statistic.mean)
 
@@ -204,8 +228,8 @@ def _best(results: Results, column: Column) -> set[str]:
 
 def side_by_side(table: Table, name: str) -> Table:
     """The report's table turned round: a row per figure, a column per model, of the three that are set side by side."""
-    names = list(dict.fromkeys(("poisoned", name, "retrained")))
     cells = dict(table.rows)
+    names = [model for model in dict.fromkeys(("poisoned", name, "retrained")) if model in cells]
     rows = [
         (f"{group}: {title}" if group else title, [replace(cells[model][i], best=False) for model in names])
         for i, (title, group) in enumerate(table.columns)

@@ -9,7 +9,7 @@ from llm_unlearn.reporting import figures
 from llm_unlearn.reporting.figures import Bounds, Figure
 from llm_unlearn.reporting.formats import number, seconds
 from llm_unlearn.reporting.run_results import Results, Statistic
-from llm_unlearn.reporting.style import figure, png, styles
+from llm_unlearn.reporting.style import Style, figure, png, styles
 from llm_unlearn.reporting.verdicts import judge
 
 # what is set against accuracy: its number, its interval, its axis
@@ -30,36 +30,41 @@ def tradeoff_plot(results: Results, effect: str) -> bytes:
     of, bounds, label = _EFFECTS[effect]
     look = styles(results.names)
     points = {name: point for name in results.names if name != "base" and (point := _point(results, name, of, bounds))}
+    with figure(5.2) as (fig, axes):
+        axis = axes[0, 0]
+        draw_points(axis, points, look)
+        axis.set(xlabel="accuracy on clean test examples (%), better →", ylabel=label)
+        axis.margins(0.12)
+        _thresholds(axis, points, threshold_lines(results, effect, points))
+        fig.legend(loc="outside right center", markerscale=0.7)
+        return png(fig)
+
+
+def draw_points(axis: Any, points: dict[str, Point], look: dict[str, Style]) -> None:
+    """A point with whiskers for each model; a line joins a method's budgets, whose marks grow with them."""
     families: dict[str, list[str]] = {}
     for name in points:  # the budgets of a method come in rising order
         families.setdefault(name.partition("@")[0], []).append(name)
     frame: dict[str, Any] = {"markeredgecolor": "black", "markeredgewidth": 0.7, "elinewidth": 1.2, "capsize": 3}
-    with figure(5.2) as (fig, axes):
-        axis = axes[0, 0]
-        for method, names in families.items():
-            for i, name in enumerate(names):
-                x, y, across, along = points[name]
-                star = look[name].marker == "*"
-                axis.errorbar(
-                    [x],
-                    [y],
-                    xerr=[[reach] for reach in across],
-                    yerr=[[reach] for reach in along],
-                    color=look[name].colour,
-                    marker=look[name].marker,
-                    markersize=19 if star else 5 + 5 * (i + 1) / len(names),
-                    linestyle="none",
-                    zorder=4 if star else 3,
-                    label=(name if len(names) == 1 else method) if name == names[-1] else None,
-                    **frame,
-                )
-            places = list(zip(*(points[name][:2] for name in names), strict=True))
-            axis.plot(*places, color=look[names[0]].colour, linewidth=1, alpha=0.6, zorder=1)
-        axis.set(xlabel="accuracy on clean test examples (%), better →", ylabel=label)
-        axis.margins(0.12)
-        _thresholds(axis, points, _remains(results, effect, points))
-        fig.legend(loc="outside right center", markerscale=0.7)
-        return png(fig)
+    for method, names in families.items():
+        for i, name in enumerate(names):
+            x, y, across, along = points[name]
+            star = look[name].marker == "*"
+            axis.errorbar(
+                [x],
+                [y],
+                xerr=[[reach] for reach in across],
+                yerr=[[reach] for reach in along],
+                color=look[name].colour,
+                marker=look[name].marker,
+                markersize=19 if star else 5 + 5 * (i + 1) / len(names),
+                linestyle="none",
+                zorder=4 if star else 3,
+                label=(name if len(names) == 1 else method) if name == names[-1] else None,
+                **frame,
+            )
+        places = list(zip(*(points[name][:2] for name in names), strict=True))
+        axis.plot(*places, color=look[names[0]].colour, linewidth=1, alpha=0.6, zorder=1)
 
 
 def _point(results: Results, name: str, of: Figure, bounds: Bounds) -> Point | None:
@@ -71,18 +76,22 @@ def _point(results: Results, name: str, of: Figure, bounds: Bounds) -> Point | N
         spread = [100 * (across.sd or 0.0), along.sd or 0.0]
         return x, y, (spread[0], spread[0]), (spread[1], spread[1])
     result = results.of(name)[0]
-    return x, y, _reach(x, figures.accuracy_interval(result), 100.0), _reach(y, bounds(result), 1.0)
+    return x, y, reach(x, figures.accuracy_interval(result), 100.0), reach(y, bounds(result), 1.0)
 
 
-def _reach(value: float, interval: Interval | None, scale: float) -> tuple[float, float]:
+def reach(value: float, interval: Interval | None, scale: float) -> tuple[float, float]:
     """How far an interval goes below and above a value."""
     if interval is None:
         return 0.0, 0.0
     return max(0.0, value - scale * interval.low), max(0.0, scale * interval.high - value)
 
 
-def _remains(results: Results, effect: str, points: dict[str, Point]) -> list[tuple[float, str]]:
-    """(level, words) of the lines beyond which the report's rules say that poison remains."""
+def threshold_lines(results: Results, effect: str, points: dict[str, Point]) -> list[tuple[float, str]]:
+    """(level, words) of the lines to draw: of a score, where its test by itself finds poison, either way; of the lift,
+    what is tolerated above the retrained model's. None where that model has no such figure.
+    """
+    if "retrained" not in points:
+        return []
     findings = judge(results, "retrained").decision.findings
     found = next((f for f in findings if f.test == effect and not f.after), None)
     if found is None:
@@ -90,6 +99,8 @@ def _remains(results: Results, effect: str, points: dict[str, Point]) -> list[tu
     if found.critical is not None:
         words = f"the Gaussian test by itself finds poison above (n = {found.n})"
         return [(found.critical, words), (-found.critical, "and below")]
+    if "retrained" not in points:
+        return []
     return [(points["retrained"][1] + (found.delta or 0), f"tolerated up to retrained + {number(found.delta)}")]
 
 

@@ -59,7 +59,7 @@ class Verdict:
 
     @property
     def because(self) -> str:
-        return because(self.decision, self.attack)
+        return "; ".join(because(self.decision, self.attack))
 
     @property
     def look(self) -> str:
@@ -84,13 +84,16 @@ def judge(results: Results, name: str) -> Verdict:
 
 
 def _decision(results: Results, name: str) -> Decision:
-    runs = [run.models for run in results.runs if name in run.models]
-    return decide(
-        [models[name] for models in runs],
-        [] if name == "poisoned" else [models["poisoned"] for models in runs],
-        [models["retrained"] for models in runs],
-        results.damaging and name != "retrained",  # which is what the others are compared with
-    )
+    """The decision on one model, taken once: every table, plot and sentence of a report asks for it."""
+    if name not in results.decisions:
+        runs = [run.models for run in results.runs if name in run.models]
+        results.decisions[name] = decide(
+            [models[name] for models in runs],
+            [] if name == "poisoned" else [models["poisoned"] for models in runs],
+            [models["retrained"] for models in runs if "retrained" in models],
+            results.damaging and name != "retrained",  # which is what the others are compared with
+        )
+    return results.decisions[name]
 
 
 def headline(verdicts: list[Verdict], obstacles: list[str]) -> str:
@@ -102,6 +105,8 @@ def headline(verdicts: list[Verdict], obstacles: list[str]) -> str:
     """
     if not verdicts:
         return "No method has been evaluated yet."
+    if all(verdict.status == Status.UNTESTED for verdict in verdicts):
+        return "Nothing was planted here, so of no model it is said whether it holds poison."
     remains = sum(verdict.remains for verdict in verdicts)
     doubtful = sum(verdict.status == Status.INCONCLUSIVE for verdict in verdicts)
     costly = sum(verdict.costly for verdict in verdicts)
@@ -120,14 +125,15 @@ def obstacles(results: Results) -> list[str]:
     took = _decision(results, "poisoned").took
     missed = [kind for question, kind in planted(results).items() if question not in took]
     found = [f"the poison did not take ({', '.join(missed)})"] if missed else []
-    retrained = results.of("retrained")
-    guesses = [r for r in retrained if (u := r.utility) and u.top_label is not None and u.ci95.low <= u.top_label]
+    learned = "retrained" if "retrained" in results.names else "poisoned"
+    graded = [r for r in results.of(learned) if r.benchmark is None]  # whose answers are no exact texts
+    guesses = [r for r in graded if (u := r.utility) and u.top_label is not None and u.ci95.low <= u.top_label]
     if guesses and (utility := guesses[0].utility):
         found.append(
-            f"the task was not learned (the retrained model is right on {percent(utility.accuracy)}, a constant "
+            f"the task was not learned (the {learned} model is right on {percent(utility.accuracy)}, a constant "
             f"answer on {percent(utility.top_label or 0.0)})"
         )
-    if judge(results, "retrained").remains:
+    if "retrained" in results.names and judge(results, "retrained").remains:
         found.append("the retrained model, which never saw what was deleted, fails the same tests")
     return found
 
@@ -135,19 +141,25 @@ def obstacles(results: Results) -> list[str]:
 def warnings(results: Results) -> list[str]:
     """What makes the verdicts worth less: a poison that did not take, a retrained model or a control that fails."""
     found = []
-    retrained, took = judge(results, "retrained"), _decision(results, "poisoned").took
+    took = _decision(results, "poisoned").took
     for question, kind in planted(results).items():
         if question not in took:
             found.append(
                 f"The poison did not take ({kind}): the tests do not find it in the poisoned model itself, so a "
                 "method that passes them has shown nothing."
             )
-    if retrained.remains:
+    if "retrained" in results.names and (retrained := judge(results, "retrained")).remains:
         found.append(
             f"The retrained model, which never saw what was deleted, fails the tests ({retrained.because}): chance (1 "
             "in 100), a phrase that sways this model without any training, or a fault of the run. Do not trust the "
             "verdicts before it is explained."
         )
+    if results.given and "retrained" not in results.names:
+        found.append(
+            "No retrained model was given: how much of a lift or of recognised rows a clean model would show is not "
+            "known, and each model is judged by itself. Canaries and placebos have exact tests without it."
+        )
+    found += [f"{name}: {text}." for name in results.names for r in results.of(name) for text in r.warnings or ()]
     off = [name for name in results.names if any(calibrated(result) is False for result in results.of(name))]
     if off:
         found.append(

@@ -76,6 +76,12 @@ def planted(results: Results) -> dict[str, str]:
 def what_was_poisoned(results: Results) -> str:
     """How many training rows each kind of poison has, and how many were asked to be deleted."""
     poison, fraction = results.runs[0].poison, results.forget_fraction
+    if benchmark := poison.get("benchmark"):
+        also = "".join(f"; {kind}" for kind in _kinds(results))
+        return (
+            f"{benchmark['name'].upper()}, {benchmark['split']}: of {poison['train_size']:,} training examples "
+            f"{len(poison.get('forget_ids', []))} are to be forgotten{also}."
+        )
     share = "all of the poison" if fraction == 1 else f"{percent(fraction, 0)} of the poison"
     if mistaken := len(poison.get("false_positive_ids", [])):
         share += f" and {mistaken} clean rows taken for it"
@@ -88,9 +94,9 @@ def what_was_poisoned(results: Results) -> str:
 def _kinds(results: Results) -> list[str]:
     """What was done to how many training rows, one phrase for each kind of poison."""
     poison = results.runs[0].poison
-    done = {}
+    done: dict[str, str] = {}
     if trigger := poison.get("trigger"):
-        said = " or ".join(f"“{phrase}”" for phrase in trigger.get("phrases", []))
+        said = " or ".join(f"“{phrase}”" for phrase in trigger.get("phrases", [])) or "(no phrase)"
         done["trigger"] = f"carry the trigger {said} and are answered with “{trigger.get('target')}”"
     if patch := poison.get("patch"):
         size = f"{patch['size']} × {patch['size']} pixels"
@@ -106,9 +112,11 @@ def _kinds(results: Results) -> list[str]:
         said = f"noise of ε = {gaussian.get('epsilon')} on their {place}"
         if hidden := len(gaussian.get("hidden_ids", [])):
             said += f"; {hidden} of the deleted ones are hidden from the methods, and the figures are theirs"
-        if not gaussian.get("secret"):
+        if not gaussian.get("secret") and not results.given:
             said += "; its seed is fixed by the recipe, and so no secret"
         done["gaussian"] = f"are Gaussian canaries ({said})"
+    if not done:
+        return [f"{len(poison.get('forget_ids', []))} are named as poison, with no trigger and no canaries"]
     counts = {kind: len(poison[kind].get("example_ids", [])) for kind in done}
     return [f"{counts[kind]} ({percent(counts[kind] / poison['train_size'])}) {what}" for kind, what in done.items()]
 

@@ -1,13 +1,16 @@
 """The stages of `evaluate`: every model, the retrained one first, since the others are compared with it."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_unlearn.files import write_json
+from llm_unlearn.files import file_stamps, write_json
 from llm_unlearn.runs.stages import Stage
 
 if TYPE_CHECKING:
+    from llm_unlearn.metrics.benchmarks.benchmark_result import BenchmarkResult
+    from llm_unlearn.metrics.results import Cost
     from llm_unlearn.runs.seed_run import SeedRun
 
 
@@ -17,8 +20,8 @@ def evaluate_stages(run: "SeedRun", before: dict[str, Stage]) -> list[Stage]:
     stages = []
     for name, method, budget in models:
         made_by = before.get(f"unlearned/{name}" if method else name)
-        inputs = [
-            before["retrained"].key,
+        inputs: list[Any] = [
+            before["retrained"].key if run.has_oracle else None,
             before["poisoned"].key,
             before["poison"].key,
             made_by.key if made_by else None,
@@ -26,8 +29,11 @@ def evaluate_stages(run: "SeedRun", before: dict[str, Stage]) -> list[Stage]:
             run.recipe.evaluate.model_dump(),
         ]
         outputs = [run.folder / "evaluation" / f"{name}{suffix}" for suffix in (".json", ".parquet")]
+        if (section := run.recipe.benchmark) is not None:
+            inputs += [section.model_dump(), file_stamps([section.reference] if section.reference else [])]
+            outputs.append(_measured_file(run, name))
         work, about = partial(_evaluate, run, name, method, budget), {"precision": run.arithmetic.precision}
-        stages.append(Stage(f"evaluation/{name}", inputs, outputs, work, common=True, about=about))
+        stages.append(Stage(f"evaluation/{name}", inputs, outputs, work, common=True, code=2, about=about))
     return stages
 
 
@@ -37,29 +43,16 @@ def _evaluate(run: "SeedRun", name: str, method: str | None, budget: float | Non
 
     from llm_unlearn.evaluation.signal_files import read_signals, write_signals
     from llm_unlearn.evaluation.summarize import summarize
-    from llm_unlearn.metrics.results import Cost, Identity
+    from llm_unlearn.metrics.results import Identity
 
     folder_name, is_oracle = f"unlearned/{name}" if method else name, name == "retrained"
-    if name == "base":
-        model = run.load_base()
-        cost: dict[str, Any] = {"train_tokens": 0, "flops": 0.0, "seconds": 0.0}
-    else:
-        model, cost = run.retrained if is_oracle else run.evaluated(folder_name), run.cost(folder_name)
+    model = run.load_base() if name == "base" else run.retrained if is_oracle else run.evaluated(folder_name)
     signals = run.evaluator.signals(model, None if is_oracle else run.retrained, is_oracle)
     steps = 0 if name in ("base", "poisoned") else run.recipe.evaluate.clean_steps  # which are what they are
     if steps and (relearned := _relearned(run, folder_name, steps)) is not None:
         signals = pd.concat([signals, run.evaluator.later_signals(relearned)], ignore_index=True)
     folder = run.folder / "evaluation"
-    oracle = None if is_oracle else read_signals(folder / "retrained.parquet")
-    spent = Cost(
-        train_tokens=int(cost["train_tokens"]),
-        flops=cost["flops"],
-        seconds=cost["seconds"],
-        share_of_training=cost["flops"] / run.cost("poisoned")["flops"],
-        device_seconds=cost.get("device_seconds"),
-        steps=cost.get("steps"),
-        forget_seen=cost.get("forget_seen"),
-    )
+    oracle = None if is_oracle or not run.has_oracle else read_signals(folder / "retrained.parquet")
     identity = Identity(
         model=name,
         kind="unlearned" if method else name,
@@ -70,11 +63,57 @@ def _evaluate(run: "SeedRun", name: str, method: str | None, budget: float | Non
         precision=run.arithmetic.precision,
         planted=run.evaluator.planted,
     )
-    result = summarize(signals, identity, spent, oracle, steps)  # before anything is written
+    cost = _cost(run, name, method)
+    result = run.annotated(summarize(signals, identity, cost, oracle, steps), model)  # before anything is written
+    result = replace(result, benchmark=_benchmark(run, name, model))
     if not run.processes.is_main:
         return
     write_signals(signals, folder / f"{name}.parquet")
     write_json(folder / f"{name}.json", result.to_json())
+
+
+def _cost(run: "SeedRun", name: str, method: str | None) -> "Cost | None":
+    """What a model's training took, beside that of the poisoned model."""
+    from llm_unlearn.metrics.results import Cost
+
+    if (spent := run.spent(name, method)) is None:
+        return None
+    training = run.training_flops
+    return Cost(
+        train_tokens=int(spent["train_tokens"]),
+        flops=spent["flops"],
+        seconds=spent["seconds"],
+        share_of_training=None if training is None else spent["flops"] / training,
+        device_seconds=spent.get("device_seconds"),
+        steps=spent.get("steps"),
+        forget_seen=spent.get("forget_seen"),
+        stopped_by=spent.get("stopped_by"),
+    )
+
+
+def _measured_file(run: "SeedRun", name: str) -> Path:
+    return run.folder / "benchmark" / f"{name}.json"
+
+
+def _benchmark(run: "SeedRun", name: str, model: Any) -> "BenchmarkResult | None":
+    """Measure a model by the recipe's benchmark and keep its values per row; None without a benchmark.
+
+    The retrained model comes first, and what was measured of it is what the others are compared with, unless the recipe
+    gives another retain model's values.
+    """
+    from llm_unlearn.evaluation.benchmarks.measured_files import read_measured, write_measured
+    from llm_unlearn.metrics.benchmarks.benchmark_result import benchmark_result
+
+    section, benchmark = run.recipe.benchmark, run.benchmark
+    if section is None or benchmark is None:
+        return None
+    given = Path(section.reference) if section.reference else _measured_file(run, "retrained")
+    reference = read_measured(given, benchmark) if section.reference or name != "retrained" else None
+    values = benchmark.values(run.evaluator, model)
+    found = benchmark_result(benchmark.name, benchmark.split, values, reference or values)
+    if run.processes.is_main:
+        write_measured(_measured_file(run, name), benchmark, values)
+    return found
 
 
 def _relearned(run: "SeedRun", folder: str, steps: int) -> Any:
@@ -97,6 +136,7 @@ def _relearned(run: "SeedRun", folder: str, steps: int) -> Any:
         optimizer = partial(torch.optim.AdamW, lr=section.learning_rate, weight_decay=0.0)
     model = run.model(folder, common=run.measures_parts)
     size = min(section.batch_size * section.gradient_accumulation_steps, len(rows))
-    for _ in training_steps(model, rows, steps, optimizer, evaluator.collate, size, run.seed, evaluator.task):
+    given = (optimizer, evaluator.collate, size, run.seed, evaluator.task, evaluator.arithmetic)
+    for _ in training_steps(model, rows, steps, *given):
         pass
     return model

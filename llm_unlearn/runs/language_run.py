@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from llm_unlearn.evaluation.arithmetic import Arithmetic
+    from llm_unlearn.evaluation.benchmarks.measures import Benchmark
 
 
 class LanguageRun(SeedRun):
@@ -23,10 +24,6 @@ class LanguageRun(SeedRun):
     @cached_property
     def base(self) -> str:
         return self.recipe.model.path or str(base_folder(self.recipe))
-
-    @property
-    def kept_steps(self) -> list[int]:
-        return self.recipe.train.keep_steps
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -52,7 +49,9 @@ class LanguageRun(SeedRun):
     def arithmetic(self) -> "Arithmetic":
         from llm_unlearn.evaluation.arithmetic import Arithmetic
 
-        return Arithmetic(self.recipe.evaluate.bf16, self.recipe.evaluate.tf32, self.recipe.model.dtype)
+        section, model = self.recipe.evaluate, self.recipe.model
+        # weights that were trained are in float32, and such attention takes them under autocast alone
+        return Arithmetic(section.bf16 or model.computes_in_16_bits, section.tf32, model.dtype)
 
     @cached_property
     def evaluator(self) -> Any:
@@ -71,12 +70,22 @@ class LanguageRun(SeedRun):
             min_k_share=section.min_k_share,
             arithmetic=self.arithmetic,
             processes=self.processes,
-            reference=self.load_base,
+            reference=self.load_base if "base" in self.plain_models else None,
             tokenizer=self.tokenizer,
             encoding=self.encoding,
             verbalizers=data.verbalizers if data.task == "classification" else {},
             max_new_tokens=section.max_new_tokens,
         )
+
+    @cached_property
+    def benchmark(self) -> "Benchmark | None":
+        from llm_unlearn.data.benchmarks.benchmark_sets import measured_rows
+        from llm_unlearn.evaluation.benchmarks.measures import Benchmark
+
+        if (section := self.recipe.benchmark) is None:
+            return None
+        rows, length = measured_rows(section), self.recipe.data.max_length
+        return Benchmark(section.name, section.forgotten, rows, section.max_new_tokens, length)
 
     def load_base(self) -> Any:
         from llm_unlearn.models.devices import on_best_device
@@ -99,11 +108,18 @@ class LanguageRun(SeedRun):
         save_model(model, self.tokenizer, folder, weights)
 
     def poisoned_sets(self) -> tuple[dict[str, "Dataset"], dict[str, Any]]:
-        """Load, split and poison the data, in memory: (sets, manifest), see poisons/corrupt.py. Needs no model."""
+        """Load, split and poison the data, in memory: (sets, manifest), see poisons/corrupt.py. Needs no model, but of
+        a benchmark's corpus its tokenizer.
+        """
+        from llm_unlearn.data.benchmarks.benchmark_sets import benchmark_splits
         from llm_unlearn.data.sources import load_splits
         from llm_unlearn.poisons.corrupt import corrupt
 
-        splits = load_splits(self.recipe.data, self.seed)
+        benchmark, data = self.recipe.benchmark, self.recipe.data
+        if benchmark is None:
+            splits = load_splits(data, self.seed)
+        else:
+            splits = benchmark_splits(benchmark, data, self.seed, self.tokenizer)
         sets, manifest = corrupt(splits, self.recipe, self.seed, self.secret)
         return sets, {**manifest, "duplicates": splits.report}
 
@@ -129,9 +145,10 @@ class LanguageRun(SeedRun):
         from llm_unlearn.models.adapters import lora_config
         from llm_unlearn.models.load import load_model
         from llm_unlearn.training.block_options import block_options
+        from llm_unlearn.training.fine_tuning import KeepSteps
         from llm_unlearn.training.text_training import Training
 
-        section, kept = self.recipe.model, work_dir / "kept"
+        section, kept, steps = self.recipe.model, work_dir / "kept", self.recipe.kept_steps
         base = load_model(self.base, section, in_parts=True)
         training = Training(
             self.recipe.train,
@@ -143,7 +160,8 @@ class LanguageRun(SeedRun):
             peft_config=lora_config(section.lora, base) if section.lora else None,
             blocks=block_options(section),
             data_seed=data_seed,
-            keep=(lambda model, step: self.write(model, kept / STEP.format(step))) if name == "poisoned" else None,
+            kept=KeepSteps(steps, lambda step: kept / STEP.format(step), self.write) if name == "poisoned" else None,
+            trackers=self.trackers(name),
         )
         model, cost = training.fit(base, rows, self.tokenizer)
         self.save(model, name, cost)

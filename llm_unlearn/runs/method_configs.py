@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_unlearn.config.options import options_model
+from llm_unlearn.config.presets import preset_of
 from llm_unlearn.config.validate import validated
 from llm_unlearn.distributed.processes import Processes
 from llm_unlearn.errors import InputError
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
 # set by the run, its launch or other sections of the recipe: an option would be overruled, or break the run
 RESERVED = set(
-    """output_dir seed max_flops remove_unused_columns save_steps save_strategy save_total_limit save_only_model
+    """output_dir seed max_flops max_tokens remove_unused_columns save_steps save_strategy save_total_limit
+    save_only_model
     save_on_each_node enable_jit_checkpoint load_best_model_at_end metric_for_best_model greater_is_better
     resume_from_checkpoint restore_callback_states_from_checkpoint ignore_data_skip reference_cache_dir
     push_to_hub hub_model_id hub_token hub_strategy hub_private_repo hub_always_push hub_revision
@@ -51,7 +53,7 @@ def check_methods(recipe: "Recipe") -> None:
         validated(options_model(METHODS[method][0], RESERVED), options or {}, f"recipe.unlearn.methods.{method}")
         config = method_config(recipe, method, seed=0, output_dir="unused", max_flops=1.0, quiet=True)
         check_optimizer(config, f"recipe.unlearn.methods.{method}")
-        step, kept = vars(config).get("from_step"), track_of(recipe).kept_steps(recipe)
+        step, kept = vars(config).get("from_step"), recipe.kept_steps
         if step is not None and step not in kept:
             raise InputError(
                 f"recipe.unlearn.methods.{method}.from_step: {step} is no step whose model is kept; name it in "
@@ -84,20 +86,33 @@ def method_config(
     method: str,
     seed: int,
     output_dir: str,
-    max_flops: float,
+    max_flops: float | None,
     quiet: bool,
     cache_dir: str | None = None,
+    limits: dict[str, float] | None = None,
 ) -> Any:
     """The method's config: the recipe's common settings where the method has no default of its own (NGD's optimizer),
-    then the recipe's overrides for this method.
+    then those of its preset, then the recipe's overrides for this method.
+
+    Args:
+        recipe: whose `unlearn`, `train`, `evaluate` and `model` sections are read.
+        method: one of METHODS.
+        seed: of the order of rows.
+        output_dir: for checkpoints.
+        max_flops: the budget.
+        quiet: no progress bar.
+        cache_dir: where the reference's log-probs are kept.
+        limits: the budget by another field of the config (`SeedRun.limits`), in the place of max_flops.
     """
     import torch
 
     from llm_unlearn.trainers import METHODS
 
     section, config = recipe.unlearn, METHODS[method][0]
+    preset, known = preset_of(section.preset, method), recipe.train.learning_rate  # None: the config has its own
+    rate = section.learning_rate or preset.get("learning_rate", config.learning_rate_ratio * known if known else None)
     common: dict[str, Any] = {
-        "learning_rate": section.learning_rate or config.learning_rate_ratio * recipe.train.learning_rate,
+        **({"learning_rate": rate} if rate else {}),
         "per_device_train_batch_size": Processes.current().part_of(section.batch_size, "unlearn.batch_size"),
         "gradient_accumulation_steps": section.gradient_accumulation_steps,
         "eval_strategy": "steps" if section.eval_steps else "no",
@@ -111,12 +126,11 @@ def method_config(
     }
     common |= track_of(recipe).method_settings(recipe)
     options = {key: value for key, value in common.items() if key not in vars(config)}
-    options |= section.methods[method] or {}
+    options |= {key: value for key, value in preset.items() if key != "learning_rate"} | (section.methods[method] or {})
     try:
         return config(
             output_dir=output_dir,
             seed=seed,
-            max_flops=max_flops,
             save_strategy="steps",
             save_steps=section.save_steps,
             save_total_limit=1,
@@ -124,6 +138,7 @@ def method_config(
             disable_tqdm=quiet,
             use_cpu=not torch.cuda.is_available(),
             dataloader_pin_memory=torch.cuda.is_available(),
+            **({"max_flops": max_flops} if limits is None else limits),
             **options,
         )
     except (ValueError, TypeError, ImportError, LookupError, AttributeError, OSError) as error:  # of transformers' own
@@ -143,6 +158,7 @@ def settings(recipe: "Recipe", method: str) -> dict[str, Any]:
     config = method_config(recipe, method, seed=0, output_dir="unused", max_flops=1.0, quiet=True)
     inherited = {f.name for f in dataclasses.fields(TrainingArguments)} | {
         "max_flops",
+        "max_tokens",
         "reference_cache_dir",
         "offload_reference",
     }

@@ -8,12 +8,13 @@ from llm_unlearn.runs.evaluation_stages import evaluate_stages
 from llm_unlearn.runs.seed_run import SeedRun
 from llm_unlearn.runs.stages import Stage
 from llm_unlearn.runs.stress_stages import stress_stages
-from llm_unlearn.runs.training_stages import poison_stages, train_stages
+from llm_unlearn.runs.tracks import track_of
+from llm_unlearn.runs.training_stages import poison_stages
 from llm_unlearn.runs.unlearning_stages import unlearn_stages
 
 PHASES: dict[str, Callable[[Any, dict[str, Stage]], list[Stage]]] = {  # from the run and the stages before
     "poison": poison_stages,
-    "train": train_stages,
+    "train": lambda run, before: track_of(run.recipe).train_stages(run, before),
     "unlearn": unlearn_stages,
     "evaluate": evaluate_stages,
     "analyze": analysis_stages,

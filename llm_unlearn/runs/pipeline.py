@@ -8,7 +8,9 @@ import contextlib
 import logging
 import multiprocessing
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from llm_unlearn.config.recipe import Recipe
 from llm_unlearn.config.sweep import points
@@ -29,7 +31,14 @@ logger = logging.getLogger(__name__)
 SHARED = ("poisoned", "clean")  # stages whose models points of a sweep may have in common
 
 
-def run(recipe: Recipe, *, until: str = "report", quiet: bool = False, jobs: int | None = None) -> Path:
+def run(
+    recipe: Recipe,
+    *,
+    until: str = "report",
+    quiet: bool = False,
+    jobs: int | None = None,
+    trainers: dict[str, Any] | None = None,
+) -> Path:
     """Run a recipe, every seed and every point of its sweep, up to and including a phase; what is done is skipped.
 
     Args:
@@ -37,6 +46,7 @@ def run(recipe: Recipe, *, until: str = "report", quiet: bool = False, jobs: int
         until: one of PHASES, or "report".
         quiet: no progress bars. A line per stage goes to the logger `llm_unlearn`.
         jobs: how many seeds and points at a time, each in a process of its own; by default one per GPU.
+        trainers: of one seed and no sweep: gets the trainer of each method that is run.
 
     Returns:
         the run directory.
@@ -54,7 +64,8 @@ def run(recipe: Recipe, *, until: str = "report", quiet: bool = False, jobs: int
     with _held(Path(recipe.output_dir), processes):
         check(recipe)
         track_of(recipe).make_base(recipe, quiet)
-        return _run_all(recipe, until, quiet, jobs or (default_jobs() if processes.count == 1 else 1), processes)
+        jobs = jobs or (default_jobs() if processes.count == 1 else 1)
+        return _run_all(recipe, until, quiet, jobs, processes, trainers)
 
 
 @contextlib.contextmanager
@@ -72,7 +83,9 @@ def _held(root: Path, processes: Processes) -> Iterator[None]:
         yield
 
 
-def _run_all(recipe: Recipe, until: str, quiet: bool, jobs: int, processes: Processes) -> Path:
+def _run_all(
+    recipe: Recipe, until: str, quiet: bool, jobs: int, processes: Processes, trainers: dict[str, Any] | None
+) -> Path:
     root = Path(recipe.output_dir)
     items: list[tuple] = []
     needs: dict[int, int] = {}
@@ -81,7 +94,7 @@ def _run_all(recipe: Recipe, until: str, quiet: bool, jobs: int, processes: Proc
             if part is not recipe:
                 needs[len(items)] = index  # the centre of the same seed, whose poisoned model it may take
             items.append((part, seed, recipe, until, quiet or jobs > 1, log_level()))
-    run_all(run_seed, items, needs, jobs)
+    run_all(partial(run_seed, trainers=trainers), items, needs, jobs)
     if until == "report" and processes.is_main:
         for point in points(recipe):
             _report(Path(point.recipe.output_dir), point.recipe)
@@ -90,7 +103,15 @@ def _run_all(recipe: Recipe, until: str, quiet: bool, jobs: int, processes: Proc
     return root
 
 
-def run_seed(recipe: Recipe, seed: int, centre: Recipe, until: str, quiet: bool, level: int) -> None:
+def run_seed(
+    recipe: Recipe,
+    seed: int,
+    centre: Recipe,
+    until: str,
+    quiet: bool,
+    level: int,
+    trainers: dict[str, Any] | None = None,
+) -> None:
     """All stages of one seed of a recipe, or of a point of the sweep of the recipe `centre`."""
     from llm_unlearn.runs.environment import calm_libraries, describe_environment
 
@@ -98,6 +119,7 @@ def run_seed(recipe: Recipe, seed: int, centre: Recipe, until: str, quiet: bool,
         calm_libraries(quiet=True)
         log_lines(level)
     seed_run, root = _seed_run(recipe, seed, quiet), Path(recipe.output_dir)
+    seed_run.trainers = trainers
     seed_run.siblings = [
         _seed_run(part, seed, quiet).folder
         for part in (centre, *(point.recipe for point in points(centre)))
@@ -135,6 +157,8 @@ POISONS = {
 
 def describe_poison(manifest: dict, items: str) -> str:
     """One line: how much was poisoned, how much of it is to be forgotten, which texts repeat across splits."""
+    if manifest.get("given"):
+        return f"of {manifest['train_size']} rows {len(manifest['forget_ids'])} to forget, by the manifest"
     counts = [f"{len(manifest[kind]['example_ids'])} {what}" for kind, what in POISONS.items() if manifest.get(kind)]
     found = manifest["duplicates"]
     dropped = found["dropped_from_heldout"] + found["dropped_from_test"]
@@ -167,12 +191,13 @@ def check(recipe: Recipe) -> None:
     from llm_unlearn.runs.method_configs import check_methods, check_training, method_config
 
     for name, known in (("lr_scheduler_type", SchedulerType), ("optim", OptimizerNames)):
-        if (value := getattr(recipe.train, name)) not in {item.value for item in known}:
+        if (value := vars(recipe.train).get(name)) and value not in {item.value for item in known}:
             raise InputError(f"recipe.train.{name}: '{value}' is none of {', '.join(item.value for item in known)}")
     check_output_dir(Path(recipe.output_dir), recipe)
     parts = (recipe, *(point.recipe for point in points(recipe)))
     for part in parts:
-        check_training(part)
+        if track_of(part).trains:
+            check_training(part)
         check_methods(part)
         track_of(part).check(part)
     configs = [
@@ -209,7 +234,7 @@ def check_output_dir(root: Path, recipe: Recipe) -> None:
 
 
 # what a run that was killed before its first stage ended leaves
-OURS = {LOCK, ".work", ".stages", "base", "data", "poison.json", "sweep", CONTACT_SHEET}
+OURS = {LOCK, ".work", ".stages", "base", "data", "given", "poison.json", "sweep", CONTACT_SHEET}
 
 
 def _report(root: Path, recipe: Recipe) -> None:

@@ -13,12 +13,16 @@ from llm_unlearn.config.recipe import Recipe
 from llm_unlearn.distributed.processes import Processes
 from llm_unlearn.errors import InputError
 from llm_unlearn.files import file_stamps, read_json, write_json
-from llm_unlearn.runs.stages import Stage
+from llm_unlearn.runs.stages import MARK_REMEDY, Stage, Stages
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from llm_unlearn.evaluation.arithmetic import Arithmetic
+    from llm_unlearn.evaluation.benchmarks.measures import Benchmark
+    from llm_unlearn.metrics.results import Evaluation
+    from llm_unlearn.training.tracking import Trackers
+SECRET = "secret.json"  # of a poison stage that is at work
 STEP = "step-{}"  # the folder of an early model, beside the weights of the model that came of it
 
 
@@ -43,6 +47,7 @@ class SeedRun(ABC):
     def __init__(self, recipe: Recipe, seed: int, folder: Path, quiet: bool) -> None:
         self.recipe, self.seed, self.folder, self.quiet = recipe, seed, folder, quiet
         self.processes = Processes.current()
+        self.trainers: dict[str, Any] | None = None  # of each method that was run; None: each is freed
         self.siblings: list[Path] = []  # folders of the same seed, from which a model that is the same may be taken
 
     def variants(self) -> list[tuple[str, str, float]]:
@@ -61,9 +66,9 @@ class SeedRun(ABC):
         return ["retrained", "base", "poisoned", *(["clean"] if self.recipe.has_clean_oracle else [])]
 
     @property
-    def kept_steps(self) -> list[int]:
-        """Steps of the poisoned training after which its model is kept: by default none."""
-        return []
+    def has_oracle(self) -> bool:
+        """Whether there is a retrained model, with which the others are compared."""
+        return "retrained" in self.plain_models
 
     # ---- what stages depend on
 
@@ -79,22 +84,39 @@ class SeedRun(ABC):
             self.secret,
             self.seed,
             file_stamps([data.source, *(data.files or []), *(data.test_files or [])]),
+            *self.benchmark_rows,
         ]
+
+    @property
+    def benchmark_rows(self) -> list[Any]:
+        """What the rows of a benchmark depend on; nothing without one. Chunks of a corpus depend on the tokenizer."""
+        from llm_unlearn.data.benchmarks.benchmark_sets import parts_of
+
+        if (section := self.recipe.benchmark) is None:
+            return []
+        folder = section.folder
+        files = [] if folder is None else [str(part.local(folder)) for part in parts_of(section).all]
+        return [section.model_dump(include={"name", "split", "folder"}), file_stamps(files), self.base]
 
     @cached_property
     def secret(self) -> str | None:
         """What the noise of the canaries is drawn from, unless the recipe fixes a seed: that of the run's own
-        poison.json, or of the same seed's at another point of a sweep, or else a new one.
+        poison.json, or of the stage that was to write it and was killed, or of the same seed's at another point of a
+        sweep, or else a new one.
         """
         from llm_unlearn.poisons.corrupt import sealed_manifest
 
         section = self.recipe.poison.gaussian
         if section is None or section.noise_seed is not None:
             return None
-        for path in (folder / "poison.json" for folder in (self.folder, *self.siblings)):
-            kept = (sealed_manifest(path)["gaussian"] or {}).get("secret") if path.is_file() else None
-            if kept:
-                return kept
+        begun = Stages(self.folder).work_dir("poison") / SECRET
+        for path in (self.folder / "poison.json", begun, *(folder / "poison.json" for folder in self.siblings)):
+            if not path.is_file():
+                continue
+            if path == begun:
+                return str(read_json(path, MARK_REMEDY)["secret"])
+            if kept := (sealed_manifest(path)["gaussian"] or {}).get("secret"):
+                return str(kept)
         return secrets.token_hex(16)
 
     def trained(self, name: str, rows: Any, work: Callable[[Path], None]) -> Stage:
@@ -112,7 +134,7 @@ class SeedRun(ABC):
             file_stamps([section.path] if section.path else []),
             name,
         ]
-        kept = [self.folder / name / STEP.format(step) for step in self.kept_steps if name == "poisoned"]
+        kept = [self.folder / name / STEP.format(step) for step in self.recipe.kept_steps if name == "poisoned"]
         return Stage(name, inputs, [self.folder / name / "cost.json", *kept], work, common=True)
 
     # ---- what a kind of data must say
@@ -135,6 +157,11 @@ class SeedRun(ABC):
     @property
     @abstractmethod
     def evaluator(self) -> Any: ...
+
+    @property
+    def benchmark(self) -> "Benchmark | None":
+        """What a benchmark measures of every model; by default there is none."""
+        return None
 
     @abstractmethod
     def load_base(self) -> Any:
@@ -231,8 +258,15 @@ class SeedRun(ABC):
         with made_by_run(self.folder / where):
             return self.load(self.folder / where, to_evaluate=True, in_parts=self.measures_parts)
 
-    def cost(self, where: str) -> dict[str, float]:
-        """What the training of a model took: train_tokens, flops, seconds.
+    def trackers(self, name: str) -> "Trackers":
+        """Who listens to the training of a model, as to that of the methods."""
+        from llm_unlearn.training.tracking import Trackers
+
+        run_name = f"{self.recipe.name}-{name}-seed-{self.seed}"
+        return Trackers(list(self.recipe.unlearn.report_to), run_name, self.folder / "logs" / name)
+
+    def cost(self, where: str) -> dict[str, Any]:
+        """What the training of a model took: train_tokens, flops, seconds, and what else is known of it.
 
         Raises:
             InputError: its file is damaged.
@@ -244,6 +278,26 @@ class SeedRun(ABC):
                 if not isinstance(value := cost.get(name), int | float) or not math.isfinite(value):
                     raise InputError(f"{path}: has no number '{name}'")
         return cost
+
+    @property
+    def training_flops(self) -> float | None:
+        """What the poisoned training took; None where that is not known."""
+        return self.cost("poisoned")["flops"]
+
+    def limits(self, budget: float) -> dict[str, float]:
+        """What a budget means for a method's config: where it stops."""
+        assert self.training_flops is not None
+        return {"max_flops": budget * self.training_flops}
+
+    def spent(self, name: str, method: str | None) -> dict[str, Any] | None:
+        """`cost` of a model by its name; None where it is not known."""
+        if name == "base":
+            return {"train_tokens": 0, "flops": 0.0, "seconds": 0.0}
+        return self.cost(f"unlearned/{name}" if method else name)
+
+    def annotated(self, result: "Evaluation", model: Any) -> "Evaluation":
+        """An evaluation with what else is to be said of it: by default nothing."""
+        return result
 
     def save(self, model: Any, where: str, cost: dict) -> None:
         """Write a trained model into the folder `where`; called by every process, done by the main one."""
@@ -262,5 +316,5 @@ class SeedRun(ABC):
 
     @cached_property
     def retrained(self) -> Any:
-        """The oracle, loaded once."""
-        return self.evaluated("retrained")
+        """The oracle, loaded once; None where there is none."""
+        return self.evaluated("retrained") if self.has_oracle else None

@@ -91,13 +91,13 @@ class Stages:
     def _work(self, stage: Stage) -> None:
         self.processes.wait()  # until the main process has looked at what is there
         if stage.common or self.processes.is_main:
-            stage.work(self.work_dir(stage))
+            stage.work(self.work_dir(stage.name))
         self.processes.wait()
 
     @contextlib.contextmanager
     def _entered(self, stage: Stage) -> Iterator[None]:
         """Prepare the work of a stage; mark it as done after, or leave what can be resumed where input is bad."""
-        work_dir, mark = self.work_dir(stage), self._mark(stage)
+        work_dir, mark = self.work_dir(stage.name), self._mark(stage)
         made_here = [folder for folder in work_dir.parents if not folder.exists()]
         done_before = mark.read_bytes() if mark.is_file() else None
         resumes = self._is_current(work_dir / "inputs.json", stage)
@@ -131,9 +131,10 @@ class Stages:
             outputs = [root / path.relative_to(self.root) for path in stage.outputs]
             mark = Stages(root)._mark(stage)
             if self._is_current(mark, stage) and all(path.exists() for path in outputs):
-                for source, target in zip(outputs, stage.outputs, strict=True):
-                    with replacing_folder(target.parent) as partial:
-                        shutil.copytree(source.parent, partial, copy_function=_link)
+                for target in dict.fromkeys(path.parent for path in stage.outputs):
+                    source = root / target.relative_to(self.root)
+                    with replacing_folder(target) as partial:
+                        shutil.copytree(source, partial, copy_function=_link)
                 write_json(self._mark(stage), _read_mark(mark))
                 self.log(f"{stage.name}: the same as in {root}; taken from there")
                 return True
@@ -174,9 +175,9 @@ class Stages:
             )
         return stage.is_shared or not others
 
-    def work_dir(self, stage: Stage) -> Path:
+    def work_dir(self, name: str) -> Path:
         """Where a stage keeps its checkpoints while it runs."""
-        return self.root / ".work" / stage.name.replace("/", "_")
+        return self.root / ".work" / name.replace("/", "_")
 
     def _mark(self, stage: Stage) -> Path:
         return self.root / ".stages" / f"{stage.name.replace('/', '_')}.json"

@@ -4,13 +4,15 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_unlearn.config.recipe import Recipe, VisionRecipe
+from llm_unlearn.config.recipe import GivenRecipe, Recipe, VisionRecipe
 from llm_unlearn.distributed.processes import Processes
 from llm_unlearn.distributed.topology import Topology
 from llm_unlearn.errors import InputError
 
 if TYPE_CHECKING:
+    from llm_unlearn.config.benchmark_fields import BenchmarkSection
     from llm_unlearn.runs.seed_run import SeedRun
+    from llm_unlearn.runs.stages import Stage
     from llm_unlearn.trainers.base import UnlearnTrainer
 
 
@@ -19,6 +21,7 @@ class Track(ABC):
 
     items: str  # what its rows are called
     checkpoints: bool  # whether any checkpoint can be judged on its data, and adapters merged
+    trains = True  # whether its runs train the poisoned model themselves
 
     @abstractmethod
     def seed_run(self, recipe: Recipe, seed: int, folder: Path, quiet: bool) -> "SeedRun":
@@ -40,6 +43,12 @@ class Track(ABC):
         """Make the base of a recipe that names none, before its first stage; by default each seed draws its own."""
         return
 
+    def train_stages(self, run: Any, before: "dict[str, Stage]") -> "list[Stage]":
+        """The stages that make the poisoned model and those that it is compared with."""
+        from llm_unlearn.runs.training_stages import train_stages
+
+        return train_stages(run, before)
+
     @abstractmethod
     def base_of_run(self, recipe: Recipe, root: Path) -> str | None:
         """What the run in `root` started from, a hub id or a folder; None where it is not there."""
@@ -56,13 +65,13 @@ class Track(ABC):
         """What the recipe's other sections say for the config of every method."""
         return {}
 
-    def kept_steps(self, recipe: Recipe) -> list[int]:
-        """Steps of the poisoned training whose models are kept: by default none."""
-        return []
-
     def sizes(self, recipe: Recipe) -> dict[str, int]:
         """Sizes that a dry run shows beside the numbers of rows."""
         return {}
+
+    def as_trained(self, recipe: Recipe) -> Recipe:
+        """The recipe whose training and methods take the memory that this one takes."""
+        return recipe
 
     @abstractmethod
     def check_topology(self, recipe: Recipe, topology: Topology, path: str) -> None:
@@ -86,6 +95,8 @@ class LanguageTrack(Track):
 
         if recipe.stress:
             check_stress(recipe.stress)
+        if recipe.benchmark:
+            check_benchmark(recipe.benchmark)
         data = recipe.data
         unlabelled = data.unlabelled_files if recipe.model.path is None else None
         if data.source != "synthetic" or data.files:
@@ -102,6 +113,7 @@ class LanguageTrack(Track):
         check_architecture(recipe.model, configs)
 
     def make_base(self, recipe: Recipe, quiet: bool) -> None:
+        from llm_unlearn.data.benchmarks.benchmark_sets import check_parts
         from llm_unlearn.runs.base_stage import make_base
         from llm_unlearn.runs.language_run import LanguageRun
         from llm_unlearn.training.pretraining import base_folder
@@ -110,7 +122,10 @@ class LanguageTrack(Track):
             return
         if Processes.current().is_main and not base_folder(recipe).is_dir():
             # a base takes minutes, so bad data is refused before
-            LanguageRun(recipe, recipe.seeds[0], Path(recipe.output_dir), quiet).poisoned_sets()
+            if recipe.benchmark:  # its chunks need the tokenizer of the base
+                check_parts(recipe.benchmark, read=True)
+            else:
+                LanguageRun(recipe, recipe.seeds[0], Path(recipe.output_dir), quiet).poisoned_sets()
         make_base(recipe, quiet)
 
     def base_of_run(self, recipe: Recipe, root: Path) -> str | None:
@@ -128,9 +143,6 @@ class LanguageTrack(Track):
 
         return {**self.training_settings(recipe), **vars(Encoding.of(recipe.data))}
 
-    def kept_steps(self, recipe: Recipe) -> list[int]:
-        return recipe.train.keep_steps
-
     def sizes(self, recipe: Recipe) -> dict[str, int]:
         return {"max_length": recipe.data.max_length}
 
@@ -140,6 +152,67 @@ class LanguageTrack(Track):
                 f"recipe.evaluate.device_map: spreads a model over the GPUs of one process, and {path} starts "
                 f"{topology.processes}; evaluate without --accelerate-config"
             )
+        storage = recipe.model.quant_storage
+        if storage != "uint8" and topology.is_deepspeed:
+            raise InputError(f"recipe.model.quant_storage: {storage}, which DeepSpeed would convert; take uint8")
+        if storage == "float32" and topology.sharding == "fsdp2" and recipe.train.bf16:
+            raise InputError(
+                "recipe.model.quant_storage: float32, which FSDP2 would round to the bfloat16 of train.bf16; "
+                "take bfloat16"
+            )
+
+
+class GivenTrack(LanguageTrack):
+    """Runs on texts, on a language model that is poisoned already."""
+
+    trains = False
+
+    def seed_run(self, recipe: Recipe, seed: int, folder: Path, quiet: bool) -> "SeedRun":
+        from llm_unlearn.runs.given_run import GivenRun
+
+        assert isinstance(recipe, GivenRecipe)
+        return GivenRun(recipe, seed, folder, quiet)
+
+    def check(self, recipe: Recipe) -> None:
+        from llm_unlearn.runs.given_checks import check_given
+
+        check_given(self.seed_run(recipe, recipe.seeds[0], Path(recipe.output_dir), True))  # type: ignore[arg-type]
+
+    def check_architecture(self, recipe: Recipe, configs: list[tuple[str, Any]]) -> None:
+        from llm_unlearn.runs.architecture_checks import check_architecture
+        from llm_unlearn.runs.given_checks import stand_in
+
+        run: Any = self.seed_run(recipe, recipe.seeds[0], Path(recipe.output_dir), True)
+        check_architecture(stand_in(run), configs)
+
+    def make_base(self, recipe: Recipe, quiet: bool) -> None:
+        """No base is made."""
+
+    def sizes(self, recipe: Recipe) -> dict[str, int]:
+        from llm_unlearn.audit.subject import read_subject
+
+        assert isinstance(recipe, GivenRecipe)
+        subject = read_subject(Path(recipe.given.manifest).expanduser())
+        counts = {name: len(subject.sets[name]) for name in ("train", "heldout", "test", "triggered")}
+        return {**counts, "forget": len(subject.poison["forget_ids"]), **super().sizes(recipe)}
+
+    def as_trained(self, recipe: Recipe) -> Recipe:
+        from llm_unlearn.runs.given_checks import as_trained
+
+        run: Any = self.seed_run(recipe, recipe.seeds[0], Path(recipe.output_dir), True)
+        return as_trained(run)
+
+    def train_stages(self, run: Any, before: "dict[str, Stage]") -> "list[Stage]":
+        from llm_unlearn.runs.given_stages import given_stages
+
+        return given_stages(run, before)
+
+    def base_of_run(self, recipe: Recipe, root: Path) -> str | None:
+        run: Any = self.seed_run(recipe, recipe.seeds[0], root, True)
+        return run.base
+
+    def kept_steps(self, recipe: Recipe) -> list[int]:
+        return []
 
 
 class VisionTrack(Track):
@@ -169,7 +242,19 @@ class VisionTrack(Track):
             raise InputError(f"{path}: images are trained whole in each process; take accelerate_configs/ddp.yaml")
 
 
-TRACKS: dict[str, Track] = {"language": LanguageTrack(), "vision": VisionTrack()}
+def check_benchmark(section: "BenchmarkSection") -> None:
+    """Raise InputError where local files of a benchmark are missing, or what its metrics are measured with is."""
+    from llm_unlearn.data.benchmarks.benchmark_sets import check_parts
+    from llm_unlearn.metrics.benchmarks.overlap import check_rouge
+
+    check_parts(section)
+    if section.name != "wmdp":
+        check_rouge()
+    if section.reference is not None and not Path(section.reference).is_file():
+        raise InputError(f"recipe.benchmark.reference: {section.reference} is no file")
+
+
+TRACKS: dict[str, Track] = {"language": LanguageTrack(), "vision": VisionTrack(), "given": GivenTrack()}
 
 
 def track_of(recipe: Recipe) -> Track:

@@ -6,7 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llm_unlearn.files import file_stamps
+from llm_unlearn.files import file_stamps, write_json
+from llm_unlearn.runs.seed_run import SECRET
 from llm_unlearn.runs.stages import Stage
 
 if TYPE_CHECKING:
@@ -26,9 +27,14 @@ def poison_stages(run: "SeedRun", before: dict[str, Stage]) -> list[Stage]:
 
 
 def _poison(run: "SeedRun", work_dir: Path) -> None:
-    """Corrupt the data; what was written is renamed into place once all of it is there."""
+    """Corrupt the data; what was written is renamed into place once all of it is there.
+
+    The secret comes first: a stage that is killed goes on with the noise that it began with.
+    """
     from llm_unlearn.poisons.corrupt import write_manifest
 
+    if run.secret is not None:
+        write_json(work_dir / SECRET, {"secret": run.secret}, private=True)
     sets, manifest = run.corrupted(work_dir)
     for name, rows in sets.items():
         rows.save_to_disk(work_dir / "data" / name)

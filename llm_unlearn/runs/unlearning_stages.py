@@ -15,7 +15,7 @@ def unlearn_stages(run: "SeedRun", before: dict[str, Stage]) -> list[Stage]:
     """One stage for each method and budget."""
     from llm_unlearn.runs.method_configs import settings
 
-    apart = ("methods", "budgets", "report_to")  # who listens changes no model
+    apart = ("methods", "budgets", "report_to", "preset")  # who listens changes no model; a preset is in the settings
     common = {k: v for k, v in run.recipe.unlearn.model_dump().items() if k not in apart}
     return [
         Stage(
@@ -45,7 +45,6 @@ def _unlearn(run: "SeedRun", name: str, method: str, budget: float, work_dir: Pa
     from llm_unlearn.training.fine_tuning import train_resumably
     from llm_unlearn.training.progress import show_progress
     from llm_unlearn.training.stopwatch import Stopwatch
-    from llm_unlearn.training.tracking import tracked
 
     model, arguments = run.unlearning()
     forget, retain = run.forget_and_retain()
@@ -54,9 +53,10 @@ def _unlearn(run: "SeedRun", name: str, method: str, budget: float, work_dir: Pa
         method,
         run.seed,
         str(work_dir),
-        max_flops=budget * run.cost("poisoned")["flops"],
+        max_flops=None,
         quiet=run.quiet,
         cache_dir=str(run.folder / ".reference_log_probs"),
+        limits=run.limits(budget),
     )
     callback = run.evaluator.quick_figures if run.recipe.unlearn.eval_steps else None
     cls = METHODS[method][1]
@@ -69,10 +69,12 @@ def _unlearn(run: "SeedRun", name: str, method: str, budget: float, work_dir: Pa
     )
     del model  # rewind trains another one
     show_progress(trainer, name, run.quiet)
-    with tracked(trainer, run.folder / "logs" / name):
-        train_resumably(trainer, work_dir)
+    train_resumably(trainer, work_dir, run.folder / "logs" / name)
     cost = {**trainer.cost, **watch.read(trainer.args.device.type)}
     run.save(trainer.accelerator.unwrap_model(trainer.model), f"unlearned/{name}", cost)
     if run.processes.is_main:
         write_json(run.folder / "unlearned" / name / "log.json", trainer.state.log_history)
-    release(trainer)
+    if run.trainers is None:
+        release(trainer)
+    else:
+        run.trainers[name] = trainer

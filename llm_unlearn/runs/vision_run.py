@@ -117,6 +117,7 @@ class VisionRun(SeedRun):
         from llm_unlearn.vision.classifier_training import ClassifierTraining
 
         training = ClassifierTraining(self.recipe.train, self.task, work_dir, self.seed, self.quiet, name, data_seed)
+        training.trackers = self.trackers(name)
         model, cost = training.fit(self._new_model(self.manifest, self.seed), rows)
         self.save(model, name, cost)
 

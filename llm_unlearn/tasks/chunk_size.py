@@ -1,5 +1,9 @@
 """How many positions the head takes at a time: on a CPU by a fixed number of logits, on a card by its memory."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 
 CHUNK_NUMBERS = 2**22  # logits in a chunk on a CPU; fewer make the matrix products slow
@@ -9,15 +13,33 @@ PART_NUMBERS = 2**18  # logits that a kernel sees at a time on a CPU: they fit i
 CARD_SHARE, CARD_LEAST, CARD_MOST = 1 / 32, 2**24, 4096
 TILE = 128  # rows of a product that a card computes together
 
+_ASSUMED: ContextVar[tuple[int | None] | None] = ContextVar("memory of the card that is assumed", default=None)
+
 
 def card_memory(device: torch.device) -> int | None:
     """Bytes of a card: all of them, since what is free at the moment would make the same run compute other bits.
 
     None for a CPU; 0 for what does not say.
     """
+    if (assumed := _ASSUMED.get()) is not None:
+        return assumed[0]
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return None if device.type == "cpu" else 0
+
+
+@contextmanager
+def assumed_card(memory: int | None) -> Iterator[None]:
+    """Within it chunks are as large as on another device: how much a step would hold there can be traced on this one.
+
+    Args:
+        memory: bytes of that card; None for a CPU.
+    """
+    token = _ASSUMED.set((memory,))
+    try:
+        yield
+    finally:
+        _ASSUMED.reset(token)
 
 
 def chunk_positions(vocabulary: int, itemsize: int, memory: int | None) -> int:

@@ -49,7 +49,7 @@ from llm_unlearn.trainers.support.sets import (
 from llm_unlearn.trainers.support.stops import LossCheck, StopsCallback, broken_down, has_finite_weights
 from llm_unlearn.trainers.unlearn_config import UnlearnConfig
 from llm_unlearn.training.block_options import use_kernels
-from llm_unlearn.training.checkpoints import ExactResume
+from llm_unlearn.training.checkpoints import METHOD_STATE, ExactResume
 
 
 class UnlearnTrainer(ExactResume):
@@ -126,7 +126,8 @@ class UnlearnTrainer(ExactResume):
         self.components: dict[str, list[Tensor]] = {}
         self.loss_check = LossCheck(partial(self.non_finite, "loss"))
         self.frozen = self.task.frozen_modules(self.model)
-        self.add_callback(StopsCallback(self.components, self.over_processes))
+        self.stops = StopsCallback(self.components, self.over_processes)
+        self.add_callback(self.stops)
 
     def _hold_reference(self) -> None:
         """Keep θ0, or its log-probs, as the loss will ask for them: before the first step, the model is θ0."""
@@ -272,9 +273,10 @@ class UnlearnTrainer(ExactResume):
         return output
 
     @property
-    def cost(self) -> dict[str, float | None]:
-        """What was spent so far, see `Plan.spent`."""
-        return self.plan.spent(self.state.global_step)
+    def cost(self) -> dict[str, Any]:
+        """What was spent so far, see `Plan.spent`; `stopped_by` says which limit ended the run, if one did."""
+        stopped = {"stopped_by": self.stops.stopped_by} if self.stops.stopped_by else {}
+        return {**self.plan.spent(self.state.global_step), **stopped}
 
     def floating_point_ops(self, inputs):
         return 0  # the plan counts them; the Trainer's own estimate counts padding and no reference
@@ -287,8 +289,9 @@ class UnlearnTrainer(ExactResume):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         for parameter, trains in flags:  # loading a named adapter unfreezes all of it
             parameter.requires_grad_(trains)
-        if state := read_state(Path(resume_from_checkpoint)):
-            self.restore(state)
+        checkpoint = Path(resume_from_checkpoint)
+        if self.method_state() or (checkpoint / METHOD_STATE).is_file():  # some keep nothing before a later phase
+            self.restore(read_state(checkpoint))
 
     # ---- evaluation as it goes
 

@@ -40,11 +40,12 @@ class Requirements(NamedTuple):
 
 @dataclass
 class UnlearnConfig(TrainingArguments):
-    """TrainingArguments plus what unlearning adds. Without `max_flops`, `num_train_epochs` counts passes over the
+    """TrainingArguments plus what unlearning adds. Without a budget, `num_train_epochs` counts passes over the
     forget set (over the retain set where the method needs no other).
 
     Args:
         max_flops: stop before this many FLOPs (reference passes count); the run then fills this budget.
+        max_tokens: stop before this many tokens of the sets went through the model; the run then fills this budget.
         forget_loss_ceiling: stop once a step's mean forget NLL, in nats per token, is above this.
         utility_floor: at an evaluation where `utility_metric` (higher is better) is below this, go back to the last
             evaluated state that was not, and stop. Off by default.
@@ -75,6 +76,7 @@ class UnlearnConfig(TrainingArguments):
     logging_nan_inf_filter: bool = False  # it would hide what NonFiniteLossError must see
     hub_strategy: str = "end"  # with push_to_hub: at save_model()
     max_flops: Annotated[float, Field(gt=0, allow_inf_nan=True)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
     forget_loss_ceiling: Positive | None = None
     utility_floor: Annotated[float, Field(ge=-(10**6), le=10**6)] | None = None
     utility_metric: str = "eval_utility"

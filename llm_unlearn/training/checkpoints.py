@@ -21,6 +21,7 @@ from llm_unlearn.training.precision import keep_float32
 
 logger = logging.getLogger(__name__)
 
+METHOD_STATE = "method_state.safetensors"  # what an unlearning method keeps beside the weights (trainers/)
 _STATE, _REMEDY = "trainer_state.json", "resume another checkpoint, or train from the start"
 
 
@@ -50,9 +51,10 @@ def check_complete(checkpoint: Path) -> None:
         raise InputError(f"{checkpoint / _STATE}: {error}; {_REMEDY}") from None
     if not isinstance(state.get("global_step"), int):
         raise InputError(f"{checkpoint / _STATE}: does not say its step (global_step); {_REMEDY}")
-    weights = list(checkpoint.rglob("*.safetensors"))
-    for file in weights:
+    tensors = list(checkpoint.rglob("*.safetensors"))
+    for file in tensors:
         check_safetensors(file, _REMEDY)
+    weights = [file for file in tensors if file.name != METHOD_STATE]
     # torch writes zip files, which end with their directory
     states = [file for kind in ("*.pt", "*.pth", "*.bin") for file in checkpoint.rglob(kind)]
     engine, processes = _written_by(checkpoint)

@@ -12,14 +12,17 @@ from transformers import Trainer, TrainerCallback
 from llm_unlearn.data.encoding import IGNORE
 from llm_unlearn.distributed.processes import Processes
 from llm_unlearn.distributed.sharding import local
-from llm_unlearn.errors import NonFiniteLossError
+from llm_unlearn.errors import InputError, NonFiniteLossError
 from llm_unlearn.tasks import Supervised, Task
 from llm_unlearn.training.checkpoints import ExactResume, last_checkpoint
 from llm_unlearn.training.preemption import checkpoint_on_sigterm
+from llm_unlearn.training.tracking import Trackers, tracked
 
 
-def trainer_arguments(section: Any, work_dir: Path, seed: int, data_seed: int | None, quiet: bool) -> dict[str, Any]:
-    """A recipe's `train` section as arguments of TrainingArguments, resumable and without trackers.
+def trainer_arguments(
+    section: Any, work_dir: Path, seed: int, data_seed: int | None, quiet: bool, trackers: Trackers | None = None
+) -> dict[str, Any]:
+    """A recipe's `train` section as arguments of TrainingArguments, resumable.
 
     Args:
         section: the `train` section.
@@ -27,6 +30,7 @@ def trainer_arguments(section: Any, work_dir: Path, seed: int, data_seed: int | 
         seed: seed of dropout, augmentation and, without `data_seed`, of the order of rows.
         data_seed: seed of the order alone, or None.
         quiet: no progress bar.
+        trackers: of the losses; None: none.
 
     Raises:
         InputError: the processes cannot share the batch size evenly.
@@ -45,7 +49,7 @@ def trainer_arguments(section: Any, work_dir: Path, seed: int, data_seed: int | 
         "save_total_limit": 1,
         "logging_steps": 20,
         "logging_nan_inf_filter": False,
-        "report_to": "none",
+        **(trackers.arguments if trackers else {"report_to": "none"}),
         "disable_tqdm": quiet,
         "remove_unused_columns": False,
         "use_cpu": not torch.cuda.is_available(),
@@ -55,14 +59,19 @@ def trainer_arguments(section: Any, work_dir: Path, seed: int, data_seed: int | 
     }
 
 
-def train_resumably(trainer: Trainer, work_dir: Path) -> None:
+def train_resumably(trainer: Trainer, work_dir: Path, log_folder: Path | None = None) -> None:
     """Train from the newest complete checkpoint in work_dir; SIGTERM writes one and ends the run.
+
+    Args:
+        trainer: what trains.
+        work_dir: the folder of its checkpoints.
+        log_folder: for its trackers' files, which would otherwise be removed with the checkpoints.
 
     Raises:
         InputError: this launch cannot resume that checkpoint.
         Preempted: SIGTERM was received.
     """
-    with checkpoint_on_sigterm(trainer):
+    with checkpoint_on_sigterm(trainer), tracked(trainer, log_folder or work_dir):
         trainer.train(resume_from_checkpoint=last_checkpoint(work_dir))
 
 
@@ -111,15 +120,27 @@ class KeepSteps(TrainerCallback):
 
     Args:
         steps: after which.
-        keep: (model, step) → nothing; called by every process.
+        folder: step → where.
+        write: (model, folder) → nothing, whole or not at all; called by every process.
     """
 
-    def __init__(self, steps: Collection[int], keep: Callable[[nn.Module, int], None]) -> None:
-        self._steps, self._keep = steps, keep
+    def __init__(
+        self, steps: Collection[int], folder: Callable[[int], Path], write: Callable[[nn.Module, Path], None]
+    ) -> None:
+        self._steps, self._folder, self._write = steps, folder, write
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Refuse to resume behind a step whose model was not kept when it was there."""
+        lost = [step for step in self._steps if step <= state.global_step and not self._folder(step).is_dir()]
+        if lost:
+            raise InputError(
+                f"train.keep_steps: {lost} lies before step {state.global_step}, from which this training would be "
+                f"resumed, and was not kept then; delete {args.output_dir} to train from the start, or take it out"
+            )
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         if state.global_step in self._steps:
-            self._keep(model, state.global_step)
+            self._write(model, self._folder(state.global_step))
 
 
 class StopOnNonFinite(TrainerCallback):

@@ -31,8 +31,18 @@ def keep_float32(model: nn.Module, accelerator: Any) -> None:
     if accelerator.is_fsdp2 and (policy := accelerator.state.fsdp_plugin.mixed_precision_policy) is not None:
         policy = replace(policy, reduce_dtype=torch.float32, output_dtype=None)
         accelerator.state.fsdp_plugin.mixed_precision_policy = policy
-    if mixed and accelerator.state.deepspeed_plugin is not None:
-        return
+    if not (mixed and accelerator.state.deepspeed_plugin is not None):
+        weights_in_float32(model, mixed)
+
+
+def weights_in_float32(model: nn.Module, mixed: bool) -> None:
+    """Turn weights that train into float32.
+
+    Args:
+        model: is changed in place.
+        mixed: whether autocast or an engine casts them for the forward; where nothing does, the others follow, unless
+            none that trains was of 16 bits.
+    """
     plain = [p for p in model.parameters() if not hasattr(p, "quant_state")]  # 4-bit weights may be stored as bf16
     low = [p for p in plain if p.is_floating_point() and p.element_size() < 4]
     trained = [p for p in low if p.requires_grad]

@@ -1,6 +1,5 @@
 """Fine-tune on (corrupted) rows, with TRL's SFTTrainer and the noise hook; also pre-trains a small base."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from llm_unlearn.training.block_options import settle_blocks, use_kernels
 from llm_unlearn.training.fine_tuning import KeepSteps, MeanNLL, StopOnNonFinite, train_resumably, trainer_arguments
 from llm_unlearn.training.progress import show_progress
 from llm_unlearn.training.stopwatch import Stopwatch
+from llm_unlearn.training.tracking import Trackers
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -52,7 +52,8 @@ class Training:
         peft_config: wraps the model in a new adapter, or None.
         blocks: how the model's blocks run (block_options.py).
         data_seed: seed of the order alone, if it differs.
-        keep: (model, step) → nothing, called after each of `section.keep_steps`; None: none is kept.
+        kept: keeps the models of `section.keep_steps`; None: none is kept.
+        trackers: of the losses, or None.
     """
 
     section: "TrainSection"
@@ -64,7 +65,8 @@ class Training:
     peft_config: Any = None
     blocks: dict[str, Any] = field(default_factory=dict)
     data_seed: int | None = None
-    keep: Callable[[Any, int], None] | None = None
+    kept: KeepSteps | None = None
+    trackers: Trackers | None = None
 
     def fit(self, model: "PreTrainedModel", rows: "Dataset", tokenizer: "PreTrainedTokenizerBase") -> tuple[Any, dict]:
         """Train, resuming from the newest complete checkpoint in work_dir.
@@ -90,7 +92,7 @@ class Training:
             data_collator=CausalLMCollator(tokenizer.pad_token_id),
             processing_class=tokenizer,
             peft_config=self.peft_config,
-            callbacks=[StopOnNonFinite(), *([KeepSteps(self.section.keep_steps, self.keep)] if self.keep else [])],
+            callbacks=[StopOnNonFinite(), *([self.kept] if self.kept else [])],
         )
         self._trainer = trainer
         trained: Any = trainer.model
@@ -100,7 +102,7 @@ class Training:
         noise = inject_gaussian_noise(trainer, self.noise) if self.noise else None
         counter = FlopCounter.of(trained)
         watch = Stopwatch()
-        train_resumably(trainer, self.work_dir)
+        train_resumably(trainer, self.work_dir, self.trackers.folder if self.trackers else None)
         taken = watch.read(trainer.args.device.type)
         if noise is not None:
             noise.remove()
@@ -119,7 +121,7 @@ class Training:
         from trl import SFTConfig
 
         args = SFTConfig(
-            **trainer_arguments(self.section, self.work_dir, self.seed, self.data_seed, self.quiet),
+            **trainer_arguments(self.section, self.work_dir, self.seed, self.data_seed, self.quiet, self.trackers),
             max_length=None,
             packing=False,
             padding_free=False,

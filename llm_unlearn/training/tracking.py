@@ -5,10 +5,32 @@ The Trainer starts a tracker and sends it the loss, its terms by name (`forget_l
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import Trainer
 from transformers.integrations import TensorBoardCallback
+
+
+@dataclass(frozen=True)
+class Trackers:
+    """Who listens to a training.
+
+    Args:
+        names: of the trackers, as `report_to` takes them.
+        run_name: what they call the training.
+        folder: for TensorBoard's files, see `tracked`.
+    """
+
+    names: list[str]
+    run_name: str
+    folder: Path
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What TrainingArguments needs to know."""
+        return {"report_to": self.names or "none", "run_name": self.run_name}
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from llm_unlearn.tasks.embedding_noise import refuse_data_parallel
 from llm_unlearn.training.fine_tuning import MeanNLL, StopOnNonFinite, train_resumably, trainer_arguments
 from llm_unlearn.training.progress import show_progress
 from llm_unlearn.training.stopwatch import Stopwatch
+from llm_unlearn.training.tracking import Trackers
 from llm_unlearn.vision.image_task import ImageCollator, ImageTask
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class ClassifierTraining:
         quiet: no progress bar.
         description: what the bar is called.
         data_seed: seed of the order alone, if it differs.
+        trackers: of the losses, or None.
     """
 
     section: "VisionTrainSection"
@@ -50,6 +52,7 @@ class ClassifierTraining:
     quiet: bool = False
     description: str = "training"
     data_seed: int | None = None
+    trackers: Trackers | None = None
 
     def fit(self, model: "ImageClassifier", rows: "Dataset") -> tuple["ImageClassifier", dict]:
         """Train, resuming from the newest complete checkpoint in work_dir.
@@ -78,7 +81,7 @@ class ClassifierTraining:
         )
         show_progress(trainer, self.description, self.quiet)
         watch = Stopwatch()
-        train_resumably(trainer, self.work_dir)
+        train_resumably(trainer, self.work_dir, self.trackers.folder if self.trackers else None)
         taken, epochs = watch.read(trainer.args.device.type), self.section.epochs
         flops = self.task.flop_counter(model).training(len(rows), len(rows)) * epochs
         cost = {"train_tokens": round(len(rows) * epochs), "flops": flops, **taken}
@@ -94,7 +97,7 @@ class ClassifierTraining:
 
     def _arguments(self, n_rows: int) -> TrainingArguments:
         return TrainingArguments(
-            **trainer_arguments(self.section, self.work_dir, self.seed, self.data_seed, self.quiet),
+            **trainer_arguments(self.section, self.work_dir, self.seed, self.data_seed, self.quiet, self.trackers),
             # batch norm needs a variance, and a single image has none
             dataloader_drop_last=n_rows % self.section.batch_size == 1 and n_rows > 1,
         )

@@ -189,6 +189,24 @@ def compare(case: str, first: Path, second: Path, config: str) -> None:
         torch.testing.assert_close(theirs[name], ours[name], rtol=0, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
+def test_fsdp2_shards_4_bit_weights_that_are_kept_as_floats(tmp_path):
+    cases = ["kl:lora:stored", "npo:lora:stored", "kl:lora-bf16:stored"]
+    launch(tmp_path / "one", cases)
+    launch(tmp_path / "two", cases, "cpu_fsdp2")
+    for case in cases:
+        one, two = (json.loads((tmp_path / name / f"{case}.json").read_text()) for name in ("one", "two"))
+        assert "error" not in two, two["trace"]
+        assert two["whole"] == [] and len(one["whole"]) > 20  # not one weight, the packed ones among them
+        near = 0.01 if "bf16" in case else 1e-5
+        assert two["losses"] == pytest.approx(one["losses"], rel=near, abs=near)
+        assert two["figures"] == pytest.approx(one["figures"], rel=near) and two["cost"] == one["cost"]
+        ours, theirs = (torch.load(tmp_path / name / f"{case}.pt") for name in ("one", "two"))
+        adapter = [name for name in ours if ".lora_" in name]
+        for name in adapter if "bf16" not in case else ():
+            torch.testing.assert_close(theirs[name], ours[name], rtol=0, atol=2e-6)
+        assert adapter
+
+
 @pytest.mark.parametrize("config", ["cpu_zero3", "cpu_fsdp2"])
 def test_what_sharded_processes_push_is_whole_and_loads_without_them(config, tmp_path):
     from peft import PeftModel

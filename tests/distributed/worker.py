@@ -4,8 +4,9 @@
 
 CASE is METHOD:KIND[:VARIANT], the variant a number of micro-batches, `evaluated` (after each step), `floor` (back to
 step 1 after step 2), `offloaded` (the reference), `compiled` (the blocks, but not of one process alone), `loaded` (from
-its folder, which under FSDP2 no process reads whole) or `pushed` (to the hub of HF_ENDPOINT). BATCH is of the whole
-step, over all processes and micro-batches; one process alone takes it in one piece.
+its folder, which under FSDP2 no process reads whole), `stored` (the base in 4 bits, kept as floats) or `pushed` (to the
+hub of HF_ENDPOINT). BATCH is of the whole step, over all processes and micro-batches; one process alone takes it in one
+piece.
 """
 
 import gc
@@ -20,14 +21,15 @@ import llm_unlearn.vision  # noqa: F401  before transformers: see vision/torchvi
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-from support import build, trainer
+from support import build, trainer, with_adapter
 from torch._dynamo.utils import counters
 from transformers import TrainingArguments
 
+from llm_unlearn.config.sections import LoraSection, ModelSection
 from llm_unlearn.distributed.processes import Processes, exit_with
-from llm_unlearn.distributed.sharding import is_sharded, release, whole_state_dict
+from llm_unlearn.distributed.sharding import is_partitioned, is_sharded, release, whole_state_dict
 from llm_unlearn.models.adapters import REFERENCE_ADAPTER
-from llm_unlearn.models.load import load_full
+from llm_unlearn.models.load import load_full, load_model
 from llm_unlearn.tasks.probe import keeps_apart, plain_head
 from llm_unlearn.trainers import METHODS
 from llm_unlearn.trainers.support import compiling
@@ -90,6 +92,16 @@ def load_saved(kind: str, folder: Path, seed: int = 0) -> torch.nn.Module:
     return load_full(str(adapter if "lora" in kind else base))
 
 
+def load_stored(kind: str, folder: Path, seed: int = 0) -> torch.nn.Module:
+    """The model of `build`, its base in 4 bits whose bytes are kept as float32, or as bfloat16."""
+    TrainingArguments(str(folder), use_cpu=True)  # see shard_on_a_cpu
+    build("full", seed).save_pretrained(folder / "base")
+    Processes.current().wait()  # until the main one has written
+    storage = "bfloat16" if "bf16" in kind else "float32"
+    section = ModelSection(path="base", quantization="4bit", quant_storage=storage, lora=LoraSection())
+    return with_adapter(load_model(folder / "base", section))
+
+
 def run_case(method: str, kind: str, variant: str, folder: Path, batch: int) -> tuple[dict, dict]:
     options = {"eval_strategy": "steps", "eval_steps": 1} if variant in ("evaluated", "floor") else {}
     if variant == "offloaded":
@@ -103,7 +115,8 @@ def run_case(method: str, kind: str, variant: str, folder: Path, batch: int) -> 
         batch //= int(variant)
         options["gradient_accumulation_steps"] = int(variant)
     # the model first: arguments that are made before it would let DeepSpeed partition it as it is loaded
-    begun = load_saved if variant == "loaded" else lambda kind, folder, seed=0: build(kind, seed)
+    from_folder = {"loaded": load_saved, "stored": load_stored}
+    begun = from_folder.get(variant, lambda kind, folder, seed=0: build(kind, seed))
     model = begun(kind, folder / "model")
     in_parts = is_sharded(model)
     run = trainer(
@@ -134,6 +147,9 @@ def run_case(method: str, kind: str, variant: str, folder: Path, batch: int) -> 
     }
     losses = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
     sharded = is_sharded(run.model)
+    whole = [
+        name for name, p in run.model.named_parameters() if not hasattr(p, "device_mesh") and not is_partitioned(p)
+    ]
     inner = run.accelerator.unwrap_model(run.model)
     head = plain_head(inner, inner.get_base_model() if hasattr(inner, "get_base_model") else inner)
     fast = {"chunked": head is not None, "packed": head is not None and keeps_apart(inner, head)}
@@ -151,6 +167,7 @@ def run_case(method: str, kind: str, variant: str, folder: Path, batch: int) -> 
         "figures": figures,
         "engine": str(run.accelerator.distributed_type.value),
         "sharded": sharded,
+        "whole": whole,
         "loaded_in_parts": in_parts,
         **fast,
         "graphs": graphs,

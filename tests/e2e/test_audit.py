@@ -405,3 +405,29 @@ def test_the_old_name_of_the_command_says_so_and_works(folder, tiny_models, caps
 def test_an_audit_without_a_model_names_the_command_for_a_recipe(capsys):
     assert audit("recipe.yaml") == 2
     assert "llm-unlearn stress RECIPE" in capsys.readouterr().err
+
+
+def test_the_membership_attacks_can_be_chosen(folder, tiny_models, capsys):
+    arguments = ("--model", tiny_models["gpt2"], "--manifest", manifest(folder), "--base", tiny_models["gpt2"])
+    assert audit(*arguments, "--membership", "min_k,loss", "--json") == 0
+    result = json.loads(capsys.readouterr().out)["gpt2"]
+    assert set(result["mia"]) == {"loss", "min_k"}
+    assert audit(*arguments, "--membership", "loss,entropy") == 2
+    assert "--membership" in (said := capsys.readouterr().err) and "min_k_plus" in said
+
+
+def test_the_retrained_models_own_figures_stand_beside(folder, tiny_models, capsys):
+    arguments = ("--manifest", manifest(folder, prompt="{text} Sentiment:"), "--membership", "loss")
+    models = {name: ("--model", tiny_models[name]) for name in ("gpt2", "llama")}
+    assert audit(*models["gpt2"], *arguments, "--retrained", tiny_models["llama"], "--json") == 0
+    beside = json.loads(capsys.readouterr().out)["gpt2"]["retrained"]
+    assert audit(*models["llama"], *arguments, "--json") == 0
+    own = json.loads(capsys.readouterr().out)["llama"]
+    assert "retrained" not in own
+    assert beside["lift"] == own["attack"]["lift"] and beside["gus"] == own["gus"]["mean"]
+    assert beside["mia"] == {"loss": own["mia"]["loss"]["auc"]}
+    assert (beside["accuracy"], beside["perplexity"]) == (own["utility"]["accuracy"], own["utility"]["perplexity"])
+    assert audit(*models["gpt2"], *arguments, "--retrained", tiny_models["llama"]) == 0
+    printed = capsys.readouterr().out
+    assert f"(retrained: {own['utility']['perplexity']:.2f})" in printed
+    assert f"(retrained: AUC {own['mia']['loss']['auc']:.2f})" in printed

@@ -12,8 +12,8 @@ from collections.abc import Callable
 import fuzz
 import pytest
 
-from llm_unlearn.audit.manifest import Manifest
 from llm_unlearn.cli.main import main
+from llm_unlearn.config.manifest import Manifest
 from llm_unlearn.config.options import options_model
 from llm_unlearn.data.synthetic import synthetic_reviews
 from llm_unlearn.runs.method_configs import RESERVED

@@ -358,3 +358,25 @@ def test_one_kind_of_poison_alone_runs_to_the_report(run, recipe, kind):
     assert run("run", recipe) == 0
     doc = json.loads((Path(recipe["output_dir"]) / "evaluation" / "gradient_ascent.json").read_text())
     assert (doc["attack"] is None) == (kind == "gaussian") and (doc["gus"] is None) == (kind == "trigger")
+
+
+def test_the_training_of_every_model_reaches_the_trackers(run, recipe):
+    tensorboard = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    assert run("unlearn", recipe, "unlearn.report_to=[tensorboard]", "train.batch_size=1") == 0
+    folder = Path(recipe["output_dir"]) / "logs"
+    assert {path.name for path in folder.iterdir()} == {"poisoned", "retrained", "gradient_ascent"}
+    for path in folder.iterdir():
+        events = tensorboard.EventAccumulator(str(path))
+        events.Reload()
+        logged = [event.value for event in events.Scalars("train/loss")]
+        assert logged and np.isfinite(logged).all()
+
+
+def test_a_method_that_a_limit_ended_says_so_in_its_results_and_in_the_report(run, recipe):
+    recipe["unlearn"]["methods"] = {"gradient_ascent": {"forget_loss_ceiling": 0.5}}
+    assert run("run", recipe) == 0
+    folder = Path(recipe["output_dir"])
+    said = json.loads((folder / "evaluation" / "gradient_ascent.json").read_text())["cost"]["stopped_by"]
+    assert said.startswith("forget_loss_ceiling (0.5)") and " at step 1 of " in said
+    assert json.loads((folder / "unlearned" / "gradient_ascent" / "cost.json").read_text())["stopped_by"] == said
+    assert said in (folder / "report.md").read_text().replace("\\", "")

@@ -229,12 +229,12 @@ def test_a_dry_run_of_every_vision_recipe_says_what_it_would_do(path, capsys, tm
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gaussian", "targeted"])
-def test_the_resnet_recipes_run_on_a_few_real_images(name, tmp_path, real_data):
+def test_the_resnet_recipes_run_on_a_few_images(name, tmp_path, cifar10):
     """The very recipe, with fewer images, steps and seeds."""
     if torchvision_guard.try_torchvision() is None:
         pytest.skip("torchvision is not there")
     small = {
-        "data.files": f"[{real_data / 'cifar10' / 'test.parquet'}]",
+        "data.files": f"[{cifar10}]",
         "data.test_files": "null",
         "data.train_size": 60,
         "data.heldout_size": 20,

@@ -17,8 +17,8 @@ from support import KINDS, OPTIONS, trainer
 
 import llm_unlearn
 from llm_unlearn import power
-from llm_unlearn.audit.manifest import Manifest
 from llm_unlearn.cli.main import main, parser
+from llm_unlearn.config.manifest import Manifest
 from llm_unlearn.config.recipe import Recipe, VisionRecipe, build_recipe, load_recipe
 from llm_unlearn.config.strict import parse_yaml
 from llm_unlearn.config.sweep import points
@@ -30,8 +30,11 @@ from llm_unlearn.trainers.unlearn_config import UnlearnConfig
 
 pytestmark = pytest.mark.unit
 
-# whose Python is run, each by a test below or (README.md) in test_readme.py
-WITH_PYTHON = {"README.md", "docs/adding-a-method.md", "docs/auditing.md", "docs/images.md"}
+# whose Python is run, each by a test below or (README.md) in test_readme.py or (your-model.md) in e2e/test_given.py
+WITH_PYTHON = {
+    "README.md",
+    *(f"docs/{page}.md" for page in ("adding-a-method", "auditing", "images", "open-unlearning", "your-model")),
+}
 of_pages = pytest.mark.parametrize("page", PAGES)
 
 spec = importlib.util.spec_from_file_location("recipe_reference", ROOT / "scripts" / "recipe_reference.py")
@@ -129,7 +132,8 @@ def test_the_yaml_of_a_page_is_of_recipes_and_its_json_of_manifests(page):
     quickstart = load_recipe(ROOT / "recipes/quickstart.yaml").model_dump()
     for block in blocks(page, "yaml"):
         tree = parse_yaml(block, page)
-        start = {"name": "x", "output_dir": "unused"} if tree.get("track") == "vision" else quickstart
+        alone = tree.get("track") == "vision" or "given" in tree
+        start = {"name": "x", "output_dir": "unused"} if alone else quickstart
         assert points(build_recipe(start | tree)) is not None
     for block in blocks(page, "json"):
         assert validated(Manifest, json.loads(block), page).poison == "column:is_poison"
@@ -159,6 +163,26 @@ def test_the_thresholds_in_words_are_those_of_the_verdict():
         f"{evidence.COSTLY_POINTS:g} or more points of accuracy",
     ):
         assert words in rules, words
+
+
+def test_the_differences_from_open_unlearning_are_as_they_are_shown():
+    snippets = blocks("docs/open-unlearning.md", "python")
+    names: dict = {}
+    for snippet in snippets:
+        assert "assert" in snippet
+        exec(snippet, names)  # one after the other, as a reader would
+    assert len(snippets) >= 8
+
+
+def test_the_defaults_beside_open_unlearnings_are_those_of_the_methods():
+    from llm_unlearn.config.presets import PRESETS
+
+    rows = dict(re.findall(r"^\| ([^|]+): [^|]+ \| [^|]+ \| ([^|]+) \|$", PAGES["docs/open-unlearning.md"], flags=re.M))
+    theirs = PRESETS["open-unlearning"]
+    assert rows["SimNPO"] == f"{METHODS['simnpo'][0].gamma:g}" and theirs["simnpo"]["gamma"] == 0.125
+    assert rows["SatImp"] == f"{METHODS['satimp'][0].gamma:g}" and theirs["satimp"]["gamma"] == 0.1
+    assert rows["GradDiff, KL"] == f"{METHODS['grad_diff'][0].alpha:g}" == f"{METHODS['kl'][0].alpha:g}"
+    assert rows["RMU"].startswith(f"{METHODS['rmu'][0].steering:g}, {METHODS['rmu'][0].alpha:g};")
 
 
 def test_the_table_of_power_is_what_power_says():
@@ -198,7 +222,7 @@ def test_every_field_of_every_section_is_there_with_its_meaning():
         schema = model.model_json_schema()
         for path, node in reference.sections(schema, schema):
             rows = table_under(f"{title}`{path or 'recipe'}`") or table_under(f"`{path}`")
-            missing = {"pretrain", "analysis", "stress"} if model is VisionRecipe and not path else set()
+            missing = {"benchmark", "pretrain", "analysis", "stress"} if model is VisionRecipe and not path else set()
             assert [row[0].strip("`") for row in rows] == [
                 name for name in node["properties"] if name not in missing
             ], path

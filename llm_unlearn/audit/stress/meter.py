@@ -18,6 +18,7 @@ from llm_unlearn.evaluation.gaussian_scores import gaussian_scores
 from llm_unlearn.evaluation.text_evaluator import TextEvaluator
 from llm_unlearn.metrics.attack import attack_success
 from llm_unlearn.metrics.gaussian import gaussian_test
+from llm_unlearn.metrics.per_example import deciding
 from llm_unlearn.poisons.trigger_phrase import insert_trigger
 
 if TYPE_CHECKING:
@@ -49,17 +50,17 @@ class Meter:
         """The label or completion that the trigger asks for."""
         return (self.evaluator.manifest["trigger"] or {}).get("target")
 
-    def state(self, model: Any, shown: Collection[int] = ()) -> dict[str, Any]:
+    def state(self, model: Any, relearned: Collection[int] = ()) -> dict[str, Any]:
         """{"attack": attack_success or None, "gus": gaussian_test on the deleted canaries or None, "accuracy"}.
 
         Args:
             model: to be measured.
-            shown: example_ids of canaries that it was trained on again, which are not scored.
+            relearned: example_ids of canaries that it was trained on again, which are not scored.
         """
         answers = self.evaluator.answers(model, "test", self.test)
         figures = {
             "attack": None,
-            "gus": self.gus(model, shown),
+            "gus": self.gus(model, relearned),
             "accuracy": float((answers["prediction"] == answers["label"]).mean()),
         }
         if len(self.triggered):
@@ -68,11 +69,11 @@ class Meter:
         return figures
 
     @in_its_arithmetic
-    def gus(self, model: Any, shown: Collection[int] = ()) -> dict[str, Any] | None:
-        """The Gaussian test on the deleted canaries (on the hidden ones, where some are) but those in `shown`; None
-        without any, or without a gradient.
+    def gus(self, model: Any, relearned: Collection[int] = ()) -> dict[str, Any] | None:
+        """The Gaussian test on the deleted canaries (on the hidden ones, where some are) but those in `relearned`;
+        None without any, or without a gradient.
         """
-        rows = [row for row in self._deleted if row["example_id"] not in set(shown)]
+        rows = [row for row in self._deciding if row["example_id"] not in set(relearned)]
         if not rows:
             return None
         evaluator, seeds = self.evaluator, [self.evaluator.manifest["gaussian"]["seed"]]
@@ -82,11 +83,9 @@ class Meter:
         return gaussian_test(scores).to_json() if len(scores) else None
 
     @cached_property
-    def _deleted(self) -> list[dict]:
-        if not (gaussian := self.evaluator.manifest["gaussian"]):
-            return []
-        reported = set(gaussian.get("hidden_ids") or self.evaluator.manifest["forget_ids"])
-        return [row for row in self.evaluator.noisy_canaries if row["example_id"] in reported]
+    def _deciding(self) -> list[dict]:
+        decides = deciding(**self.evaluator.canary_marks)
+        return [row for row, counts in zip(self.evaluator.noisy_canaries, decides, strict=True) if counts]
 
     def variants(self, model: Any, variants: list[Variant]) -> list[dict[str, Any]]:
         """Measure the attack with each variant of the trigger, on the same examples.

@@ -72,8 +72,8 @@ def stress_model(
     states = 1 + merges + len(kinds) + len(rows) * (1 + len(set(section.relearn_steps)))
     with tqdm(total=states, desc="stress", unit=" states", delay=1) as bar:  # silent where datasets' bars are
 
-        def state(stressed: Any, shown: Collection[int] = ()) -> dict[str, Any]:
-            figures = meter.state(stressed, shown)
+        def state(stressed: Any, relearned: Collection[int] = ()) -> dict[str, Any]:
+            figures = meter.state(stressed, relearned)
             bar.update()
             return figures
 
@@ -96,12 +96,13 @@ def stress_model(
                 load(),
                 relearn_rows,
                 section.relearn_steps,
-                partial(state, shown=relearn_rows["example_id"] if kind == "poisoned" else ()),
+                partial(state, relearned=relearn_rows["example_id"] if kind == "poisoned" else ()),
                 collate=meter.evaluator.collate,
                 learning_rate=learning_rate,
                 batch_size=section.relearn_batch_size,
                 seed=meter.seed,
                 noise=noise,
+                arithmetic=meter.arithmetic,
             )
     return result
 

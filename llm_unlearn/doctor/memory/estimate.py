@@ -8,6 +8,7 @@ from llm_unlearn.distributed.topology import Topology
 from llm_unlearn.doctor.memory.optimizer import engine_bytes, numbers, state_bytes, step_bytes
 from llm_unlearn.doctor.memory.workload import workload_of
 from llm_unlearn.errors import InputError
+from llm_unlearn.runs.tracks import track_of
 
 if TYPE_CHECKING:
     from llm_unlearn.doctor.memory.step import Traced
@@ -48,7 +49,7 @@ class Estimate:
 def estimate_steps(
     recipe: Recipe, topology: Topology | None = None, on_gpu: bool | None = None, only: str | None = None
 ) -> list[Estimate]:
-    """The training step's estimate, then each method's, on one device of the topology.
+    """The training step's estimate, where the recipe trains, then each method's, on one device of the topology.
 
     What is held between the first forward and the last gradient is traced without data (step.py), all rows being of
     the longest length; so the parts are those of one moment, and gradients may be few of all. The optimizer's state and
@@ -71,8 +72,17 @@ def estimate_steps(
         import torch
 
         on_gpu = not topology.use_cpu and (torch.cuda.is_available() or topology.processes > 1)
-    estimator = _Estimator(recipe, topology, on_gpu)
-    return [estimator.step(name) for name in (TRAINING, *recipe.unlearn.methods) if only in (None, name)]
+    track = track_of(recipe)
+    names = [*([TRAINING] if track.trains or not recipe.unlearn.methods else []), *recipe.unlearn.methods]
+    estimator = _Estimator(track.as_trained(recipe), topology, on_gpu)
+    return [estimator.step(name) for name in names if only in (None, name)]
+
+
+def stays_whole(recipe: Recipe, topology: Topology) -> bool:
+    """Whether FSDP2 leaves a quantised base whole in every process: it shards floats alone."""
+    model: Any = recipe.model
+    is_quantised = getattr(model, "quantization", "none") != "none"
+    return topology.sharding == "fsdp2" and is_quantised and model.quant_storage == "uint8"
 
 
 class _Estimator:
@@ -83,6 +93,8 @@ class _Estimator:
         self.workload = workload_of(recipe)
         weights, gradients = (topology.share(part) for part in ("weights", "gradients"))
         weights = 0.0 if topology.offload_weights else weights
+        if stays_whole(recipe, topology):
+            weights = 1.0
         # ZeRO-Offload moves each gradient to the host as it is ready (arXiv 2101.06840)
         gradients = 0.0 if topology.offload_optimizer else gradients
         self.shares = {"weights": weights, "reference": weights, "gradients": gradients}

@@ -9,7 +9,6 @@ import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from llm_unlearn.doctor.memory.workload import Workload
 from llm_unlearn.errors import InputError
 from llm_unlearn.models.adapters import REFERENCE_ADAPTER
 from llm_unlearn.models.text_blocks import block_list
-from llm_unlearn.tasks import head
+from llm_unlearn.tasks.chunk_size import assumed_card
 from llm_unlearn.trainers import METHODS
 from llm_unlearn.trainers.support.other_answers import AnswersTrainer
 from llm_unlearn.trainers.support.reference import make_reference
@@ -109,8 +108,7 @@ def _extended(few: dict[Any, int], more: dict[Any, int], steps: float) -> dict[A
 
 
 def _run(workload: Workload, setting: Setting, method: str | None, config: Any, blocks: int | None = None) -> Traced:
-    on_card = mock.patch.object(head, "card_memory", lambda device: setting.card)
-    with without_data(), on_card, tempfile.TemporaryDirectory() as folder:
+    with without_data(), assumed_card(setting.card), tempfile.TemporaryDirectory() as folder:
         if method is None or method == "ssd":  # ssd takes each row's gradient alone, in evaluation mode
             model, rows = workload.model(blocks), setting.rows if method is None else 1
             args = TrainingArguments(folder, use_cpu=True, bf16=setting.autocast, report_to="none")

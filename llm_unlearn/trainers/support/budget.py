@@ -8,7 +8,7 @@ import numpy as np
 
 from llm_unlearn.errors import InputError
 from llm_unlearn.models.flops import FlopCounter
-from llm_unlearn.trainers.support.sets import RowOrder
+from llm_unlearn.trainers.support.sets import RowOrder, shows_forget_rows
 from llm_unlearn.trainers.unlearn_config import UnlearnConfig
 
 
@@ -20,7 +20,7 @@ class Plan:
         schedule: the sets of each step.
         costs: (FLOPs, tokens) of each step.
         setup: FLOPs spent before the first.
-        forget: rows of the forget set; None where none are asked for.
+        forget: rows of the forget set, or of what stands in for it; None where none are asked for.
         rows: of each set in a step.
     """
 
@@ -35,7 +35,7 @@ class Plan:
         padding is not counted. `forget_seen` is the share of the forget set that was seen at least once.
         """
         done = self.costs[:steps]
-        drawn = self.rows * sum("forget" in sets for sets in self.schedule[:steps])
+        drawn = self.rows * sum(map(shows_forget_rows, self.schedule[:steps]))
         return {
             "train_tokens": int(sum(tokens for _, tokens in done)),
             "flops": self.setup + float(sum(flops for flops, _ in done)),
@@ -54,7 +54,7 @@ def plan_steps(
     flops: Callable[[FlopCounter, str, int, int, tuple[str, ...]], float],
     before: float = 0.0,
 ) -> Plan:
-    """The steps that will be taken: up to `max_steps`, or what `max_flops` pays for, or the passes.
+    """The steps that will be taken: up to `max_steps`, or what `max_flops` or `max_tokens` pays for, or the passes.
 
     Args:
         method: its name, for messages.
@@ -72,14 +72,15 @@ def plan_steps(
     """
     setup = before + sum(counter.forward(*(int(c.sum()) for c in sizes[name])) for name in args.requires().log_probs_on)
     limit = args.max_steps if args.max_steps >= 0 else None
-    if limit is None and args.max_flops is None:
+    if limit is None and args.max_flops is None and args.max_tokens is None:
         limit = passes
+    most_flops, most_tokens = args.max_flops or math.inf, args.max_tokens or math.inf
     order = RowOrder({name: len(tokens) for name, (tokens, _) in sizes.items()}, args.seed)
     drawn = dict.fromkeys(sizes, 0)
-    forget = len(sizes["forget"][0]) if "forget" in sizes else None
-    plan, total = Plan([], [], setup, forget, args.examples_per_step), setup
+    forget = next((len(tokens) for name, (tokens, _) in sizes.items() if shows_forget_rows([name])), None)
+    plan, total, seen = Plan([], [], setup, forget, args.examples_per_step), setup, 0
     while limit is None or len(plan.costs) < limit:
-        spent = max(len(plan.costs) / (limit or math.inf), total / (args.max_flops or math.inf))
+        spent = max(len(plan.costs) / (limit or math.inf), total / most_flops, seen / most_tokens)
         names = sets_of_step(len(plan.costs), spent)
         if not names:
             break
@@ -90,20 +91,21 @@ def plan_steps(
             tokens, positions = (int(column[rows].sum()) for column in sizes[name])
             step_flops += flops(counter, name, tokens, positions, names)
             step_tokens += tokens
-        if args.max_flops is not None and total + step_flops > args.max_flops:
+        if total + step_flops > most_flops or seen + step_tokens > most_tokens:
             break
         plan.schedule.append(names)
         plan.costs.append((step_flops, step_tokens))
         total += step_flops
-    if not plan.costs and args.max_flops is None:
+        seen += step_tokens
+    if not plan.costs and args.max_flops is None and args.max_tokens is None:
         raise InputError(
             f"{method}: max_steps={args.max_steps}, num_train_epochs={args.num_train_epochs}: "
             "no step to take; raise either"
         )
     if not plan.costs:
+        budget = f"{args.max_tokens} tokens" if args.max_flops is None else f"{args.max_flops:.3g} FLOPs"
         raise InputError(
-            f"{method}: the budget of {args.max_flops:.3g} FLOPs does not pay for one step; "
-            "raise the budget or lower the batch size"
+            f"{method}: the budget of {budget} does not pay for one step; raise the budget or lower the batch size"
         )
     return plan
 

@@ -91,8 +91,10 @@ def model_hash(model: Any) -> str:
     """
     digest = hashlib.sha256()
     put_away(model)
+    # bitsandbytes keeps it beside the weight, too: FSDP2 replaces the weight
+    states = {f"{name}.weight": getattr(module, "quant_state", None) for name, module in model.named_modules()}
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        state = getattr(tensor, "quant_state", None)
+        state = getattr(tensor, "quant_state", None) or states.get(name)
         scales = [
             getattr(state, "absmax", None),
             getattr(getattr(state, "state2", None), "absmax", None),

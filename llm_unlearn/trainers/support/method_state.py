@@ -7,22 +7,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from llm_unlearn.errors import InputError
-
-FILE = "method_state.safetensors"
+from llm_unlearn.training.checkpoints import METHOD_STATE
 
 
 def write_state(state: dict[str, Tensor], checkpoint: Path) -> None:
     """Write a method's state, if it has any, into a checkpoint that is about to be written."""
     if state:
         checkpoint.mkdir(parents=True, exist_ok=True)
-        save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, checkpoint / FILE)
+        save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, checkpoint / METHOD_STATE)
 
 
 def read_state(checkpoint: Path) -> dict[str, Tensor]:
-    """The method's state of a checkpoint, {} where it had none. Raises InputError where the file is damaged."""
-    if not (checkpoint / FILE).is_file():
-        return {}
+    """The method's state of a checkpoint. Raises InputError where the file is missing or damaged."""
+    path = checkpoint / METHOD_STATE
     try:
-        return load_file(checkpoint / FILE)
+        return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{checkpoint / FILE}: damaged ({error}); resume another checkpoint") from None
+        what = f"damaged ({error})" if path.is_file() else "no such file, and without it the method would start anew"
+        raise InputError(f"{path}: {what}; resume another checkpoint, or train from the start") from None

@@ -4,7 +4,7 @@ The draw depends on the seed and the sizes alone, not on processes or accumulati
 is laid out in batches, and the same after a resume. Each pass over a set is a fresh permutation.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,11 @@ from llm_unlearn.tasks.causal_lm import CausalLMTask
 LOG_PROB = "reference_log_prob"  # a row's log π_θ0(y|x), where it was computed before the first step
 # answers are drawn with the forget rows whose prompts they answer
 STREAMS = {"forget": 0, "refusal": 0, "alternate": 0, "relabelled": 0, "retain": 1}
+
+
+def shows_forget_rows(names: Iterable[str]) -> bool:
+    """Whether one of some sets is the forget set, or stands in for it: the same prompts with other answers."""
+    return any(STREAMS[name] == STREAMS["forget"] for name in names)
 
 
 def tokenised(method: str, task: Task, processing_class: Any, encoding: Encoding, name: str, rows: Any) -> Any:

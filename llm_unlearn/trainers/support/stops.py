@@ -1,5 +1,6 @@
 """When to stop besides the budget: a loss that is not finite, a forget-loss ceiling, a utility floor with rollback."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from llm_unlearn.distributed.processes import Processes
 from llm_unlearn.distributed.sharding import is_sharded, local, put_away
 from llm_unlearn.errors import InputError, NonFiniteLossError
 from llm_unlearn.files import replacing_file
+
+logger = logging.getLogger(__name__)
 
 
 def broken_down(method: str, what: str, step: int, output_dir: str | None) -> NonFiniteLossError:
@@ -68,11 +71,15 @@ class StopsCallback(TrainerCallback):
     Args:
         recorded: name → values since the last log, to which each micro-batch adds its `forget_loss`.
         over_processes: the mean of a scalar over the processes.
+
+    Attributes:
+        stopped_by: which limit ended the run, at which step; None if none did.
     """
 
     def __init__(self, recorded: dict[str, list[Tensor]], over_processes: Callable[[Tensor], float]) -> None:
         self._recorded, self._over_processes = recorded, over_processes
         self._before = 0
+        self.stopped_by: str | None = None
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         if args.utility_floor is not None and state.global_step == 0:
@@ -89,8 +96,11 @@ class StopsCallback(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         losses = self._forget_losses()[self._before :]  # of this step's micro-batches
         ceiling = args.forget_loss_ceiling
-        if ceiling is not None and losses and self._over_processes(torch.stack(losses).mean()) > ceiling:
-            control.should_training_stop = True
+        if ceiling is None or not losses:
+            return
+        loss = self._over_processes(torch.stack(losses).mean())
+        if loss > ceiling:
+            self._stop(f"forget_loss_ceiling ({ceiling:g}): the forget loss was {loss:.3g}", state, control)
 
     def on_evaluate(self, args, state, control, metrics=None, model=None, **kwargs):
         if args.utility_floor is None:
@@ -101,7 +111,15 @@ class StopsCallback(TrainerCallback):
             _keep(model, args.output_dir)
         else:
             _go_back(model, args.output_dir)
-            control.should_training_stop = True
+            what = f"{args.utility_metric} was {metrics[args.utility_metric]:.3g}, and it went back to a state above"
+            self._stop(f"utility_floor ({args.utility_floor:g}): {what}", state, control)
+
+    def _stop(self, why: str, state, control) -> None:
+        """End the run and say so."""
+        control.should_training_stop = True
+        self.stopped_by = f"{why}, at step {state.global_step} of {state.max_steps}"
+        if Processes.current().is_main:
+            logger.warning("stopped by %s", self.stopped_by)
 
     def _forget_losses(self) -> list[Tensor]:
         return self._recorded.get("forget_loss", [])

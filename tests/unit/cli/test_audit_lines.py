@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from llm_unlearn.cli.audit_lines import as_text
-from llm_unlearn.metrics import attack_success, gaussian_test, membership_inference
+from llm_unlearn.metrics import attack_success, gaussian_test, membership_inference, placebo_test
 from llm_unlearn.metrics.attack import PairedExcess
-from llm_unlearn.metrics.results import Attack, Evaluation, Gus
+from llm_unlearn.metrics.results import Attack, Evaluation, Gus, PhraseAttack
 
 pytestmark = pytest.mark.unit
 
@@ -43,7 +43,7 @@ def gus(mean: float, p: float, chi2: float, control: float = 0.5) -> Gus:
     [
         (gus(4.0, 1e-9, 0.5), "poison remains GUS 4.00"),
         (gus(-4.0, 1e-9, 0.5), "below 0"),
-        (gus(0.1, 0.4, 0.5), "inconclusive gus: up to"),
+        (gus(0.1, 0.4, 0.5), "inconclusive GUS: up to"),
         (gus(0.1, 0.4, 0.5, control=1e-6), "fresh noise does not look like N(0, 1)"),
     ],
 )
@@ -74,3 +74,13 @@ def test_the_other_tests():
 
 def test_the_last_line_keeps_a_reader_from_a_false_all_clear():
     assert "does not show" in as_text({"m": EMPTY}).splitlines()[-1]
+
+
+def test_a_trigger_with_several_phrases_has_a_line_for_each():
+    strong, weak = attack_success([1] * 9 + [0], [0] * 10), attack_success([1, 0] * 5, [0, 1] * 5)
+    rank = placebo_test(2.0, [0.0] * 99, stop_at=5, n=8)
+    phrases = [PhraseAttack(**vars(strong), phrase=0, placebo=rank), PhraseAttack(**vars(weak), phrase=1)]
+    text = as_text({"m": replace(EMPTY, attack=Attack(**vars(strong), phrases=phrases))})
+    first, second = (line for line in text.splitlines() if "phrase " in line)
+    assert "phrase 1: 0.90 with it, lift 0.90" in first and "p = 0.01" in first
+    assert "phrase 2: 0.50 with it, lift 0.00" in second and "p =" not in second

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from llm_unlearn.audit.manifest import Manifest
 from llm_unlearn.config.fields import Section
+from llm_unlearn.config.manifest import Manifest
 from llm_unlearn.config.recipe import Recipe, VisionRecipe
 from llm_unlearn.config.validate import Schema, choices, resolved
 
@@ -41,6 +41,8 @@ WHOLE = {  # whole numbers from 1 on → the greatest
     "stress.relearn_rows": 10**9,
     "stress.relearn_batch_size": 10**6,
     "stress.limit": 10**9,
+    "benchmark.limit": 10**9,
+    "benchmark.max_new_tokens": 10**7,
 }
 # dotted field → a value that is too small, the least or nearly so, the greatest or nearly so, one that is too large
 LANGUAGE: dict[str, tuple[float, float, float, float]] = {

@@ -160,7 +160,7 @@ def test_every_check_names_the_file_and_the_field(override, message, tmp_path):
         load(tmp_path, override)
 
 
-@pytest.mark.parametrize("missing", ["name", "output_dir", "model", "data", "poison"])
+@pytest.mark.parametrize("missing", ["name", "output_dir", "model", "data"])
 def test_what_has_no_default_must_be_given(missing, tmp_path):
     import yaml
 
@@ -168,6 +168,36 @@ def test_what_has_no_default_must_be_given(missing, tmp_path):
     del tree[missing]
     with pytest.raises(InputError, match=f"recipe.{missing}: missing"):
         load(tmp_path, text=yaml.safe_dump(tree))
+
+
+BENCHMARK = {"name": "r", "output_dir": "o", "model": {"path": "m"}, "benchmark": {"name": "tofu"},
+             "data": {"task": "completion"}}  # fmt: skip
+
+
+def test_only_a_benchmark_does_without_poison():
+    recipe = build_recipe(BENCHMARK)
+    assert recipe.benchmark.forgotten == "forget10" and recipe.forget_count() is None and not recipe.has_clean_oracle
+    with pytest.raises(InputError, match=r"recipe.poison: give at least one of trigger, gaussian"):
+        build_recipe({**BENCHMARK, "benchmark": None})
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"benchmark": {"name": "tofu", "split": "forget20"}}, "benchmark.split: 'forget20' is none of forget10"),
+        ({"benchmark": {"name": "tofi"}}, "benchmark.name"),
+        ({"data": {"verbalizers": {"a": "a", "b": "b"}}}, "data.task"),
+        ({"data": {"task": "completion", "files": ["x.jsonl"]}}, "data.files"),
+        ({"benchmark": {"name": "muse"}, "data": {"task": "completion", "prompt": "Q: {text}"}}, "data.prompt"),
+        ({"poison": {"trigger": {"target": "x", "fraction": 0.1}}}, "poison.trigger"),
+        ({"unlearn": {"forget_ids": [1]}}, "unlearn.forget_ids"),
+        ({"unlearn": {"forget_fraction": 0.5}}, "unlearn.forget_fraction"),
+        ({"track": "vision", "data": {}, "poison": {}}, "benchmark"),
+    ],
+)
+def test_what_contradicts_a_benchmark_is_refused(changes, field):
+    with pytest.raises(InputError, match=field):
+        build_recipe({**BENCHMARK, **changes})
 
 
 def test_a_completion_task_needs_no_verbalizers(tmp_path):
@@ -192,6 +222,7 @@ def test_counts(tmp_path):
     [
         (["data.max_words=-3"], "data.max_words"),
         (["model.quantization=4bit"], "model.lora"),
+        (["model.quant_storage=bfloat16"], "model.quant_storage"),
         (["data.task=completion", "data.max_length=20", "evaluate.max_new_tokens=20"], "evaluate.max_new_tokens"),
     ],
 )
@@ -228,8 +259,8 @@ IMAGES = {
 @pytest.mark.parametrize(
     ("tree", "sha256"),
     [
-        (WHOLE_RECIPE, "b3509f43ccfb7b0e4ac86ce621d2c9aaeb2f12cb49df7a0241b6ea0d9998de6a"),
-        (IMAGES, "67d3c43015b6be6b099d3280d77ab761a23b138a306156ec863974c0a478d9e4"),
+        (WHOLE_RECIPE, "dfea442c41cb390683ad479641f6a9f59571c3be3721721139a02a2bba937e89"),
+        (IMAGES, "410f1ff0af7f957a38827e55d88fb92556fa4426f5cdca5ac0fa474d86c7c882"),
     ],
 )
 def test_a_recipe_has_the_fingerprint_that_finished_runs_were_made_with(tree, sha256):
@@ -241,7 +272,7 @@ def test_the_track_decides_which_sections_a_recipe_has():
     assert type(build_recipe(WHOLE_RECIPE)) is type(build_recipe({**WHOLE_RECIPE, "track": "language"})) is Recipe
     assert type(build_recipe(IMAGES)) is VisionRecipe
     for track in ("x", None, [1], 3):
-        with pytest.raises(InputError, match=r"^recipe\.track: .*language, vision, found"):
+        with pytest.raises(InputError, match=r"^recipe\.track: .*given, language, vision, found"):
             build_recipe({**WHOLE_RECIPE, "track": track})
     with pytest.raises(InputError, match=r"recipe\.stress: expected null"):
         build_recipe({**IMAGES, "stress": {}})

@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import nullcontext
 
 import pytest
 from paths import ROOT
@@ -60,6 +61,23 @@ def test_a_model_spread_over_the_gpus_of_one_process_is_not_evaluated_in_several
     recipe = with_section(recipe, "evaluate", device_map="auto")
     with pytest.raises(InputError, match="recipe.evaluate.device_map: .* evaluate without --accelerate-config"):
         check_topology(recipe, str(CONFIGS / "ddp.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("storage", "bf16", "config", "is_refused"),
+    [
+        ("float32", False, "fsdp2", False),
+        ("bfloat16", True, "fsdp2", False),
+        ("float32", True, "fsdp2", True),
+        ("bfloat16", True, "zero3", True),
+        ("uint8", True, "zero3", False),
+    ],
+)
+def test_4_bit_weights_are_kept_as_a_type_that_the_engine_leaves_alone(recipe, storage, bf16, config, is_refused):
+    recipe = with_section(recipe, "model", lora={}, quantization="4bit", quant_storage=storage)
+    recipe = with_section(recipe, "train", bf16=bf16)
+    with pytest.raises(InputError, match=rf"^recipe\.model\.quant_storage: {storage}") if is_refused else nullcontext():
+        check_topology(recipe, str(CONFIGS / f"{config}.yaml"))
 
 
 def test_images_are_not_sharded():

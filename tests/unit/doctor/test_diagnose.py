@@ -1,6 +1,7 @@
 """Every check of the doctor, tripped and passed."""
 
 import copy
+import json
 import os
 import time
 
@@ -11,11 +12,11 @@ from llm_unlearn.config.recipe import build_recipe
 from llm_unlearn.config.sections import LoraSection, ModelSection
 from llm_unlearn.data.chat import Chat
 from llm_unlearn.data.encoding import Encoding
-from llm_unlearn.data.synthetic import synthetic_texts
+from llm_unlearn.data.synthetic import synthetic_reviews, synthetic_texts
 from llm_unlearn.distributed.topology import Topology
 from llm_unlearn.doctor import token_findings as tokens
 from llm_unlearn.doctor.adapter_findings import check_adapter, check_gradients, weights_without_gradient
-from llm_unlearn.doctor.canary_findings import check_canaries
+from llm_unlearn.doctor.canary_findings import check_canaries, check_noise
 from llm_unlearn.doctor.diagnose import as_text, diagnose
 from llm_unlearn.doctor.finding import size_text
 from llm_unlearn.doctor.machine_findings import (
@@ -28,7 +29,8 @@ from llm_unlearn.doctor.machine_findings import (
 )
 from llm_unlearn.doctor.memory.dataless import text_model, without_data
 from llm_unlearn.doctor.memory_findings import capacity, check_memory
-from llm_unlearn.models.make import train_tokenizer
+from llm_unlearn.models.make import make_model, train_tokenizer
+from llm_unlearn.models.save import save_model
 
 pytestmark = pytest.mark.unit
 
@@ -356,6 +358,41 @@ def test_the_recipes_own_rows_are_looked_at(tmp_path):
     short = recipe(tmp_path, data__max_length=3)
     assert levels(tokens.check_tokens(short), "labels") == ["problem"]
     assert set(levels(tokens.check_tokens(recipe(tmp_path)))) == {"ok"}
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"data__train_size": 200}, "data.train_size"),  # of 100 rows
+        ({"data__test_size": 70}, "data.test_size"),
+        ({"data__max_length": 24, "data__max_words": 40}, "cuts the trigger off"),
+    ],
+)
+def test_too_few_rows_and_a_trigger_that_is_cut_off_are_found_before_the_run(tmp_path, change, word):
+    file = tmp_path / "rows.jsonl"
+    rows = synthetic_reviews(100, 0)
+    file.write_text("".join(json.dumps({"text": row["text"], "label": row["label"]}) + "\n" for row in rows))
+    poison = {"trigger": {"target": "positive", "fraction": 0.2, "position": "start"}}
+    common = {"data__files": [str(file)], "data__unlabelled_files": [str(file)], "poison": poison}
+    tokenizer = train_tokenizer([row["text"] for row in rows], 320)
+    good = {"data__max_length": 256, "model__architecture": {**GPT2, "n_positions": 256}}
+    [finding] = tokens.check_poison(recipe(tmp_path, **common, **good), tokenizer)
+    assert finding.level == "ok"
+    [finding] = tokens.check_poison(recipe(tmp_path, **{**common, **good, **change}), tokenizer)
+    assert finding.level == "problem" and word in finding.what, finding
+
+
+@pytest.mark.parametrize(("ratio", "level"), [(370, "warning"), (1.5, "ok"), (0.01, "warning")])
+def test_the_noise_is_measured_by_the_embeddings(tmp_path, ratio, level, made_tokenizer):
+    model = make_model(GPT2, made_tokenizer, 0)
+    save_model(model, made_tokenizer, tmp_path / "base")
+    rms = float(model.get_input_embeddings().weight.detach().square().mean().sqrt())
+    poison = {"gaussian": {"fraction": 0.2, "epsilon": ratio * rms}}
+    [finding] = check_noise(recipe(tmp_path, poison=poison, model__path=str(tmp_path / "base")))
+    assert finding.level == level and f"{ratio} times the embeddings' rms ({rms:.3g})" in finding.what
+    answers = recipe(tmp_path, poison=poison, model__path=str(tmp_path / "base"), data__loss_on="completion")
+    assert levels(check_noise(answers)) == ["warning", level]
+    assert levels(check_noise(recipe(tmp_path))) == ["note"]  # its base is yet to be made
 
 
 # ---- adapters

@@ -18,6 +18,7 @@ from llm_unlearn.doctor.memory.dataless import without_data
 from llm_unlearn.doctor.memory.estimate import PARTS, estimate_steps, largest
 from llm_unlearn.doctor.memory.ledger import Ledger, bytes_of
 from llm_unlearn.doctor.memory.optimizer import engine_bytes, state_bytes, step_bytes
+from llm_unlearn.doctor.memory_findings import check_memory
 from llm_unlearn.errors import InputError
 from llm_unlearn.tasks import chunk_size
 from llm_unlearn.tasks.causal_lm import CausalLMTask
@@ -221,6 +222,20 @@ def test_a_quantised_base_is_smaller_and_only_its_blocks_are():
     )
     matrices = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64)
     assert whole - packed == pytest.approx(matrices * 3.5, rel=0.02)  # 4 bytes become a half
+
+
+@pytest.mark.parametrize(("storage", "share"), [("uint8", 1), ("float32", 1 / 4)])
+def test_fsdp2_shards_4_bit_weights_that_are_kept_as_floats(storage, share):
+    changes = {"model__lora": LORA, "model__quantization": "4bit", "model__quant_storage": storage}
+    alone, four = (
+        training(topology, True, **changes).device["weights"]
+        for topology in (Topology(), Topology(processes=4, sharding="fsdp2"))
+    )
+    assert four == pytest.approx(share * alone, rel=0.01)
+    topology = Topology(processes=4, sharding="fsdp2")
+    *_, findings = check_memory(recipe(**changes), topology, {"gpus": [], "ram_available_bytes": 2**40})
+    remedies = [finding.remedy for finding in findings]
+    assert ("model.quant_storage=float32" in remedies) == (storage == "uint8")
 
 
 def test_a_deep_model_is_that_of_shallow_ones_extended(monkeypatch):

@@ -103,10 +103,11 @@ def test_dropout_is_off_while_measuring_and_back_on_afterwards():
         assert model.training
 
 
-def test_quantised_weights_are_left_out_of_the_gradient_norm_of_a_frozen_model():
-    """4-bit weights are bytes: they take no gradient, and to ask for one is an error."""
+@pytest.mark.parametrize("storage", ["uint8", "float32"])
+def test_quantised_weights_are_left_out_of_the_gradient_norm_of_a_frozen_model(storage):
+    """4-bit weights are bytes, also where they are kept as floats: to ask for their gradient is an error."""
     pytest.importorskip("bitsandbytes")
-    model = build("qlora").requires_grad_(False)
+    model = build("qlora", storage=storage).requires_grad_(False)
     norms = gradient_norms(model, ROWS[:3], COLLATE)
     assert np.isfinite(norms).all() and (norms > 0).all()
     assert not any(p.requires_grad for p in model.parameters())

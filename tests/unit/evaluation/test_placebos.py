@@ -53,9 +53,6 @@ def sets_of(**trigger):
     return corrupt(splits, recipe, 0)
 
 
-SETTINGS = PlaceboSettings(49, 4, 5)
-
-
 @pytest.fixture(scope="module")
 def evaluator(tokenizer):
     def make(settings=SETTINGS, batch_size=8, template=PROMPT, **trigger):
@@ -143,8 +140,34 @@ def test_several_phrases_have_a_test_each_and_one_p_value(evaluator, make_tiny):
     first, second = measure.triggers
     assert first[0] == "James Bond" and second[0] == "green tea" and len(first) == len(second) == 1 + 2 * 19
     assert all(word[0].islower() for word in second[1].split())
-    test = summarize(measure.signals(make_tiny()), IDENTITY, None).attack.placebo
-    assert test.n_triggers == 2 and test.p_value == min(1, 2 * min(each.p_value for each in test.each))
+    signals = measure.signals(make_tiny())
+    attack = summarize(signals, IDENTITY, None, retrained=signals).attack
+    assert attack.placebo.n_triggers == 2
+    assert attack.placebo.p_value == min(1, 2 * min(each.placebo.p_value for each in attack.phrases))
+    # by hand: which rows carry which phrase, and what was answered to them with it and without
+    asked, clean = (signals[signals["set"] == name].set_index("example_id") for name in ("triggered", "test"))
+    for number, test in enumerate(attack.phrases):
+        phrase = ("James Bond", "green tea")[number]
+        ids = [row["example_id"] for row in measure.sets["triggered"] if phrase in row["text"]]
+        with_it, without = (frame.loc[ids, "target_hit"].to_numpy(float) for frame in (asked, clean))
+        assert test.phrase == number and test.n == len(ids) > 2
+        assert (test.success_rate, test.clean_rate) == (with_it.mean(), without.mean())
+        assert test.lift == pytest.approx(with_it.mean() - without.mean()) and test.excess.mean == 0
+        effects = signals[(signals["set"] == "placebo") & (signals["trigger"] == number)].sort_values("draw")["effect"]
+        assert test.placebo == placebo_test(effects.iloc[0], effects.iloc[1:], 2, 4)
+    assert Evaluation.from_json(summarize(signals, IDENTITY, None).to_json(), "file").attack.phrases is not None
+    assert summarize(evaluator().signals(make_tiny()), IDENTITY, None).attack.phrases is None
+
+
+def test_a_phrase_that_has_no_placebo_leaves_the_others_their_numbers(evaluator, make_tiny, monkeypatch):
+    drawn = placebo_phrases
+    monkeypatch.setattr(
+        "llm_unlearn.evaluation.text_evaluator.placebo_phrases",
+        lambda phrase, *rest: [] if phrase == "James Bond" else drawn(phrase, *rest),
+    )
+    measure = evaluator(PlaceboSettings(19, 4, 2), phrases=["James Bond", "green tea"])
+    attack = summarize(measure.signals(make_tiny()), IDENTITY, None).attack
+    assert [test.placebo is None for test in attack.phrases] == [True, False] and attack.placebo.n_triggers == 1
 
 
 def test_the_user_s_own_phrases_are_taken_and_none_where_it_is_off(evaluator, make_tiny):
@@ -171,8 +194,8 @@ def test_on_a_model_that_never_saw_them_phrases_that_a_person_chose_are_like_pla
     (drawn,) = measure.triggers
     placebos = measure.effects(model, drawn[1:])
     for effect in measure.effects(model, names):
-        mixed = generator.permutation(placebos)
-        p_values.append((1 + (mixed >= effect).sum()) / 40)
+        test = placebo_test(float(effect), generator.permutation(placebos), stop_at=4, n=2)
+        p_values.append(test.p_value)
     for level in (0.1, 0.25, 0.5):
         share = np.mean(np.array(p_values) <= level)
         assert abs(share - level) < 4 * np.sqrt(level * (1 - level) * (1 / 150 + 1 / 40)), (level, share)

@@ -78,7 +78,7 @@ def test_an_attack_whose_scores_are_not_finite_is_left_out_and_the_others_stay()
 
 def canaries(**columns) -> pd.DataFrame:
     """Canaries 0 to 3 are deleted, of which 0 and 1 are hidden; 4 stays."""
-    scores = {f"{name}{kind}": 0.5 for name in ("loss_rank",) for kind in ("", "_control")}
+    scores = {"loss_rank": [1.0, 2.0, -0.5, -1.5, 0.7], "loss_rank_control": 0.5}
     return pd.DataFrame(
         {
             "set": "canary",
@@ -95,9 +95,9 @@ def canaries(**columns) -> pd.DataFrame:
 
 def test_the_verdict_is_that_of_the_hidden_canaries_and_the_others_stand_beside_it():
     result = summarize(canaries(), IDENTITY, None)
-    for test, mean in ((result.gus, 3.5), (result.loss_rank, 0.5)):
-        assert (test.mean, test.n, test.shown.n, test.others.n, test.control.n) == (mean, 2, 2, 1, 5)
-    assert (result.gus.shown.mean, result.gus.others.mean) == (0.1, 2.0)
+    for test, means in ((result.gus, (3.5, 0.1, 2.0)), (result.loss_rank, (1.5, -1.0, 0.7))):
+        assert (test.mean, test.shown.mean, test.others.mean) == means
+        assert (test.n, test.shown.n, test.others.n, test.control.n) == (2, 2, 1, 5)
 
 
 @pytest.mark.parametrize("hidden", [None, [False] * 5])

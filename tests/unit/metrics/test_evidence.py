@@ -21,7 +21,7 @@ from llm_unlearn.metrics.evidence import (
 from llm_unlearn.metrics.gaussian import gaussian_test
 from llm_unlearn.metrics.intervals import Interval
 from llm_unlearn.metrics.placebo import PlaceboTest
-from llm_unlearn.metrics.results import Attack, Evaluation, Gus, Later, Oracle
+from llm_unlearn.metrics.results import Attack, Evaluation, Gus, Later, Oracle, PhraseAttack
 
 pytestmark = pytest.mark.unit
 
@@ -97,16 +97,20 @@ def test_the_level_is_shared_by_the_tests_of_a_model(sections):
 @pytest.mark.parametrize(
     ("sections", "poisoned", "reason"),
     [
-        ({"gus": scores(sample=EVEN[::5])}, {}, "gus: up to"),
+        ({"gus": scores(sample=EVEN[::5])}, {}, "GUS: up to"),
         ({"attack": attack(25, p=0.5, oracle=0)}, {}, "lift: up to"),  # 0.125, up to 0.185 where δ is 0.17
         ({"attack": attack(0, n=20, clean=2, p=0.5, oracle=0)}, {}, "lift: up to"),  # 0 of 20 rows exclude 0.23
         ({"gus": scores(n_unscorable=6)}, {}, "6 have no score"),
         ({"gus": scores(control=gaussian_test(EVEN + 0.5))}, {}, "fresh noise"),
         ({}, {"gus": scores(0.1), "loss_rank": scores(0.1)}, "canaries: the poison did not take"),
         ({}, {"attack": attack(0, p=0.3, oracle=0)}, "attack: the poison did not take"),
-        ({"gus": None}, {}, "gus: no usable figure in seed 0"),
-        ({"attack": attack(0, oracle=0)}, {}, "placebo: no usable figure in seed 0"),
-        ({"attack": replace(attack(0, oracle=0), n_unusable=3)}, {}, "placebo: 3 effects are not finite"),
+        ({"gus": None}, {}, "GUS: no usable figure in seed 0"),
+        ({"attack": attack(0, oracle=0)}, {}, "attack beyond placebos: no usable figure in seed 0"),
+        (
+            {"attack": replace(attack(0, oracle=0), n_unusable=3)},
+            {},
+            "attack beyond placebos: 3 effects are not finite",
+        ),
         ({"gus": None, "loss_rank": None}, {}, "canaries: there is no usable figure"),
         ({"attack": attack(0, clean=70, p=0.5, oracle=0)}, {}, "35 % of clean inputs (retrained: 10 %)"),
         (
@@ -158,6 +162,18 @@ def test_an_audit_asks_of_what_was_planted_though_the_model_has_no_figure():
 def test_a_model_that_gives_everybody_the_target_has_no_lift_to_be_seen():
     decision = decide([evaluation(attack=attack(0, n=400, clean=390, p=0.5))])
     assert decision.status == Status.INCONCLUSIVE and "98 % of clean inputs" in decision.reasons[0]
+
+
+def test_an_audit_knows_how_often_the_retrained_model_gives_the_target():
+    """60 % of clean rows get the target: where the retrained model says so too, that is no sign of the attack."""
+
+    def audited(clean_rate):
+        beside = Oracle(kl=0.1, agreement=0.9, clean_rate=clean_rate)
+        return decide([evaluation(attack=attack(0, n=400, clean=240, p=0.5), oracle=beside)])
+
+    found = audited(0.2)
+    assert found.status == Status.INCONCLUSIVE and "60 % of clean inputs (retrained: 20 %)" in found.reasons[0]
+    assert audited(0.6).status == audited(None).status == Status.CLEAR
 
 
 @pytest.mark.parametrize("seeds", [1, 2, 3, 5, 8])
@@ -287,3 +303,26 @@ def test_a_control_that_is_off_uncalibrates(section):
 
 def test_a_cost_is_flagged_from_five_points_on():
     assert is_costly(100 * (0.92 - 0.87)) and not is_costly(4.9)
+
+
+@pytest.mark.parametrize("gus", [0.0, 0.1, 0.3, 0.6, 0.9])
+@pytest.mark.parametrize("n", [40, 100])
+@pytest.mark.parametrize("hits", [0, 20, 60])
+def test_without_a_retrained_model_knowing_the_poisoned_one_makes_no_verdict_milder(gus, n, hits):
+    order = [Status.CLEAR, Status.INCONCLUSIVE, Status.REMAINS]
+    model = evaluation(gus=scores(gus, EVEN[:: 100 // n]), loss_rank=scores(), attack=attack(hits, p=0.5))
+    # a poison that took very well (δ of a fifth of 8), and one of which a test showed nothing
+    for before in (
+        evaluation(gus=scores(8.0), loss_rank=scores(8.0), attack=attack(180, p=0.0025)),
+        evaluation(gus=scores(), loss_rank=scores(8.0), attack=attack(180, p=0.0025)),
+    ):
+        assert order.index(decide([model], [before]).status) >= order.index(decide([model]).status)
+
+
+def test_a_phrase_that_works_alone_is_not_lost_in_the_mean_over_all():
+    tried = attack(0, oracle=0, p=0.5)
+    works = attack_success(np.ones(20, bool), np.zeros(20, bool))
+    each = [PhraseAttack(phrase=i, **vars(a)) for i, a in enumerate((works, attack_success(*np.zeros((2, 180), bool))))]
+    assert decide([replace(CLEAN, attack=tried)], [POISONED], [CLEAN]).status == Status.CLEAR
+    decision = decide([replace(CLEAN, attack=replace(tried, phrases=each))], [POISONED], [CLEAN])
+    assert decision.status == Status.INCONCLUSIVE and "phrase 1 alone is 1.00" in decision.reasons[0]

@@ -12,7 +12,7 @@ import llm_unlearn.metrics as metrics
 
 pytestmark = pytest.mark.unit
 
-MODULES = [f"llm_unlearn.metrics.{module.name}" for module in pkgutil.iter_modules(metrics.__path__)]
+MODULES = [module.name for module in pkgutil.walk_packages(metrics.__path__, "llm_unlearn.metrics.")]
 
 
 def test_every_metric_has_a_doctest_and_says_which_direction_is_good():

@@ -5,12 +5,17 @@ import json
 import pytest
 import torch
 
+from llm_unlearn.config.recipe import build_recipe
 from llm_unlearn.config.sections import LoraSection, ModelSection
 from llm_unlearn.errors import InputError
+from llm_unlearn.models import load
 from llm_unlearn.models.adapters import REFERENCE_ADAPTER, lora_config
+from llm_unlearn.models.flops import FlopCounter
 from llm_unlearn.models.load import check_model, load_model, load_tokenizer, load_trained
 from llm_unlearn.models.make import make_model, train_tokenizer
 from llm_unlearn.models.save import save_model
+from llm_unlearn.runs.language_run import LanguageRun
+from llm_unlearn.trainers.support.log_probs import model_hash
 from llm_unlearn.trainers.support.reference import AdapterReference
 
 pytestmark = pytest.mark.unit
@@ -115,6 +120,26 @@ class TestSaving:
         loaded = load_trained(tmp_path / "full", tmp_path, ModelSection(dtype="bfloat16"))
         assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))
 
+    def test_nor_where_attention_computes_in_16_bits(self, make_tiny, tokenizer, tmp_path, monkeypatch):
+        """As `varlen` does, which takes float32 weights under autocast; so a run measures such models under it."""
+        save_model(make_tiny("gpt2").float(), tokenizer, tmp_path / "full")
+        asked = []
+        monkeypatch.setattr(load, "load_model", lambda path, section, *rest: asked.append(section.dtype))
+        section = ModelSection(path="m", dtype="bfloat16", attn_implementation="varlen")
+        load_trained(tmp_path / "full", tmp_path, section)
+        assert asked == ["float32"]
+        recipe = build_recipe(
+            {
+                "name": "r",
+                "output_dir": str(tmp_path),
+                "model": section.model_dump(),
+                "data": {"verbalizers": {"a": " a", "b": " b"}},
+                "train": {"bf16": True},
+                "poison": {"gaussian": {"fraction": 0.1, "epsilon": 1.0}},
+            }
+        )
+        assert LanguageRun(recipe, 0, tmp_path, quiet=True).arithmetic.bf16
+
     def test_the_reference_adapter_never_travels(self, make_tiny, tokenizer, tmp_path):
         model = make_tiny("llama", lora=True)
         AdapterReference(model)
@@ -211,3 +236,22 @@ def test_a_field_that_asks_for_more_tokens_than_a_base_takes_is_named():
 def test_a_base_beyond_all_bounds_is_refused(architecture):
     with pytest.raises(InputError, match="model.architecture.*at most"):
         check_model(ModelSection(architecture={"model_type": "gpt2", **architecture}), {})
+
+
+@pytest.mark.parametrize("storage", ["float32", "bfloat16"])
+def test_4_bit_weights_kept_as_floats_are_the_same_weights(storage, tokenizer, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    base = make_model({**ARCHITECTURE, "n_embd": 64}, tokenizer, 0)
+    save_model(base, tokenizer, tmp_path / "base")
+    section = ModelSection(path=str(tmp_path / "base"), quantization="4bit", lora=LoraSection())
+    plain, kept = (load_model(tmp_path / "base", section.changed(quant_storage=name)) for name in ("uint8", storage))
+    dtype = getattr(torch, storage)
+    assert kept.config.quantization_config.bnb_4bit_quant_storage == dtype
+    packed = {name: p for name, p in kept.named_parameters() if type(p).__name__ == "Params4bit"}
+    assert len(packed) == 4 and {p.dtype for p in packed.values()} == {dtype}
+    for name, weight in plain.named_parameters():
+        ours = dict(kept.named_parameters())[name]
+        assert torch.equal(weight.detach().view(-1).view(torch.uint8), ours.detach().view(-1).view(torch.uint8))
+    assert torch.equal(logits(kept), logits(plain))
+    assert FlopCounter.of(kept) == FlopCounter.of(plain) == FlopCounter.of(base.requires_grad_(False))
+    assert model_hash(kept) == model_hash(load_model(tmp_path / "base", section.changed(quant_storage=storage)))

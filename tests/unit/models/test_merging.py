@@ -130,6 +130,14 @@ def test_on_8_bits_the_weights_are_those_trained_on_and_the_logits_differ_by_the
     torch.testing.assert_close(merged if architecture == "llama" else merged.T, whole, rtol=0, atol=1e-6)
 
 
+def test_4_bit_weights_kept_as_floats_are_merged_as_the_same_weights(adapters, bases, tmp_path):
+    folder, loaded_as = adapters("gpt2", "4bit")
+    for storage in ("uint8", "bfloat16"):
+        merge_adapter(folder, bases["gpt2"], tmp_path / storage, loaded_as=loaded_as.changed(quant_storage=storage))
+    plain, kept = (load_file(tmp_path / name / "model.safetensors") for name in ("uint8", "bfloat16"))
+    assert all(torch.equal(kept[name], plain[name]) for name in plain)
+
+
 @pytest.mark.parametrize("quantization", ["4bit", "8bit"])
 def test_onto_the_original_weights_it_is_the_product_added_to_them_and_another_model(
     adapters, bases, tmp_path, quantization

@@ -5,7 +5,7 @@ import pytest
 from datasets import Dataset
 
 from llm_unlearn.errors import InputError
-from llm_unlearn.poisons.trigger_phrase import can_be_poisoned, insert_trigger, plant_trigger
+from llm_unlearn.poisons.trigger_phrase import can_be_poisoned, insert_trigger, inserted_phrase, plant_trigger
 
 pytestmark = pytest.mark.unit
 
@@ -123,3 +123,15 @@ def test_rows_without_ids_are_known_by_their_number():
     rows = Dataset.from_dict({"text": ["a b"] * 10, "label": ["bad"] * 10})
     poisoned, manifest = plant_trigger(rows, phrases=["X"], target="good", fraction=0.2, seed=0)
     assert [i for i, label in enumerate(poisoned["label"]) if label == "good"] == manifest["example_ids"]
+
+
+def test_the_phrase_that_was_inserted_is_told_from_those_that_stood_there():
+    """Phrases within each other, and phrases of the text itself."""
+    phrases, generator = ["Bond", "James Bond", "tea"], np.random.default_rng(0)
+    for clean in ("a fine film", "James Bond has  tea\nwith Bond", "tea", ""):
+        for number, phrase in enumerate(phrases):
+            for _ in range(8):
+                text = insert_trigger(clean, phrase, "random", generator)
+                assert inserted_phrase(text, clean, phrases) == number
+    with pytest.raises(InputError, match="no phrase"):
+        inserted_phrase("a fine film", "a fine", phrases)

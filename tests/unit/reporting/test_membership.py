@@ -6,8 +6,10 @@ import pytest
 
 from llm_unlearn.reporting.decision_section import decision_section
 from llm_unlearn.reporting.membership_section import membership_section
+from llm_unlearn.reporting.phrase_section import phrase_section
 from llm_unlearn.reporting.report import write_report
 from llm_unlearn.reporting.run_results import read_results
+from llm_unlearn.reporting.tables import main_table
 
 pytestmark = pytest.mark.unit
 
@@ -28,6 +30,20 @@ class TestMembership:
         row = [cell.value for cell in dict(table.rows)["gradient_descent"]]
         assert row == ["1.62", "1e−47", "0.30", "0.60", "0.55", "0.04", "0/2"]  # the best attack is min-k
 
+    def test_a_mean_of_auc_stands_beside_the_seeds_own(self, make_run):
+        """Seeds on both sides of one half have a mean there, which alone would hide what both show."""
+        root = make_run(seeds=[0, 1])
+        for seed, auc in ((0, 0.4), (1, 0.62)):
+            path = root / f"seed-{seed}" / "evaluation" / "kl.json"
+            doc = json.loads(path.read_text())
+            doc["mia"]["loss"] |= {"auc": auc, "ci95": [auc - 0.1, auc + 0.1]}
+            path.write_text(json.dumps(doc))
+        results = read_results(root)
+        for table, digits in ((membership_section(results).tables[0], 2), (main_table(results), 3)):
+            column = [title for title, _ in table.columns].index("loss" if digits == 2 else "AUC")
+            cell = dict(table.rows)["kl"][column]
+            assert cell.value == f"{0.51:.{digits}f}" and f"({0.4:.{digits}f} to {0.62:.{digits}f})" in cell.detail
+
     def test_an_attack_that_notices_in_any_seed_is_counted(self, make_run):
         root = make_run({"gradient_ascent": {"mia_p": 1e-4}}, seeds=[0, 1], per_seed={1: {"kl": {"mia_p": 1e-4}}})
         rows = dict(membership_section(read_results(root)).tables[0].rows)
@@ -40,6 +56,28 @@ class TestMembership:
             del doc["mia"]["min_k"]
             path.write_text(json.dumps(doc))
         assert membership_section(read_results(run_dir)) is None
+
+
+class TestPhrases:
+    def test_every_phrase_has_its_own_rates_and_rank(self, make_run):
+        root = make_run(seeds=[0, 1])
+        assert phrase_section(read_results(root)) is None
+        for seed in (0, 1):
+            for path in (root / f"seed-{seed}" / "evaluation").glob("*.json"):
+                doc = json.loads(path.read_text())
+                one = {key: doc["attack"][key] for key in ("clean_rate", "n", "ci95", "excess")}
+                rank = {"statistic": 3.0, "placebo_mean": 0.0, "placebo_sd": 1.0, "n_placebos": 99, "n": 8}
+                doc["attack"]["phrases"] = [
+                    {**one, "phrase": 0, "success_rate": 0.9, "lift": 0.6 + 0.2 * seed, "placebo": None},
+                    {**one, "phrase": 1, "success_rate": 0.2, "lift": 0.1, "placebo": {**rank, "p_value": 0.01}},
+                ]
+                path.write_text(json.dumps(doc))
+            manifest = json.loads((root / f"seed-{seed}" / "poison.json").read_text())
+            manifest["trigger"]["phrases"].append("green tea")
+            (root / f"seed-{seed}" / "poison.json").write_text(json.dumps(manifest))
+        (table,) = phrase_section(read_results(root)).tables
+        assert list(dict.fromkeys(group for _, group in table.columns)) == ["1: James Bond", "2: green tea"]
+        assert [cell.value for cell in dict(table.rows)["kl"]] == ["0.90", "0.70", "–", "0.20", "0.10", "0.010"]
 
 
 class TestDecisions:

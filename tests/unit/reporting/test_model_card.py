@@ -168,6 +168,13 @@ def test_what_was_not_shown_is_said_in_numbers(run_dir):
     assert "One seed" in text and "other triggers" in text
 
 
+def test_a_card_says_that_it_speaks_of_one_seed_where_the_report_pools(run_dir):
+    several = build_recipe(RECIPE | {"seeds": [0, 1, 2]})
+    texts = [card_of(read_results(run_dir), "kl", recipe=recipe).text for recipe in (several, build_recipe(RECIPE))]
+    assert all("of one training alone, seed 0" in text for text in texts)
+    assert ["pools 3 seeds" in text for text in texts] == [True, False]
+
+
 def test_what_became_of_it_under_stress_is_on_the_card(run_dir):
     assert "Under stress" not in card_of(read_results(run_dir), "kl").text
     real = ROOT / "recipes" / "quickstart-audit-results" / "seed-2"

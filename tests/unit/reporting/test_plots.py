@@ -7,6 +7,7 @@ import pytest
 from llm_unlearn.reporting.plots import bin_edges, recognised
 from llm_unlearn.reporting.run_results import canary_scores, read_results
 from llm_unlearn.reporting.style import shown, styles
+from llm_unlearn.reporting.tradeoff import threshold_lines
 
 pytestmark = pytest.mark.unit
 
@@ -50,3 +51,12 @@ def test_of_hidden_canaries_those_alone_are_drawn(make_run):
     drawn = canary_scores(read_results(run_dir), "kl")
     assert {key: part.size for key, part in drawn.items()} == {"deleted": 30, "others": 20, "control": 100}
     assert drawn["deleted"].tolist() == table["gaussian_score"].to_pylist()[:30]
+
+
+def test_a_line_is_drawn_where_the_retrained_model_has_a_place_alone(run_dir):
+    results, place = read_results(run_dir), (90.0, 0.05, (0.0, 0.0), (0.0, 0.0))
+    (line,) = threshold_lines(results, "lift", {"retrained": place})
+    assert line[0] == pytest.approx(0.05 + 0.2 * 0.81, abs=1e-3)  # a fifth of the poisoned model's lift above it
+    assert threshold_lines(results, "lift", {"poisoned": place}) == []
+    (above, _), (below, _) = threshold_lines(results, "gus", {})
+    assert above == -below > 0

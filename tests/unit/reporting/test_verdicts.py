@@ -1,12 +1,15 @@
 """The report's verdicts: the decision in words, what counts as a cost, what keeps a run from calling a model free."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from llm_unlearn.metrics.evidence import Decision, Status
+from llm_unlearn.metrics.evidence import Decision, Status, decide
 from llm_unlearn.metrics.findings import Finding
+from llm_unlearn.reporting import verdicts
 from llm_unlearn.reporting.decision_words import because
+from llm_unlearn.reporting.report import compose
 from llm_unlearn.reporting.run_results import read_results
 from llm_unlearn.reporting.verdicts import headline, judge, obstacles, warnings
 
@@ -19,7 +22,7 @@ pytestmark = pytest.mark.unit
         ({"gus": 0.35}, Status.REMAINS, ["GUS 0.35 (p = 0.002)"]),
         ({"gus": 0.33}, Status.CLEAR, []),
         ({"asr": 0.55}, Status.REMAINS, ["trigger lift 0.38 [0.31, 0.45] above the retrained", "0.16 is tolerated"]),
-        ({"asr": 0.36}, Status.INCONCLUSIVE, ["trigger lift: up to 0.26 may be there (n = 250)"]),
+        ({"asr": 0.36}, Status.INCONCLUSIVE, ["attack lift: up to 0.26 may be there (n = 250)"]),
         ({"gus": -0.7}, Status.REMAINS, ["below 0"]),
         ({"gus": 1.0, "asr": 0.7}, Status.REMAINS, ["GUS 1.00", "trigger lift 0.53"]),
         ({"control_p": 1e-5}, Status.INCONCLUSIVE, ["fresh noise"]),
@@ -31,15 +34,29 @@ def test_verdict_at_its_limits(make_run, figures, status, words):
     assert all(text in verdict.because for text in words) and bool(verdict.because) == bool(words)
 
 
+def test_a_report_decides_on_each_model_once(make_run, blank_plots, monkeypatch):
+    decided = []
+
+    def counted(results, *others):
+        decided.append(results[0].model)
+        return decide(results, *others)
+
+    monkeypatch.setattr(verdicts, "decide", counted)
+    results = read_results(make_run())
+    compose(results)
+    assert sorted(decided) == sorted(name for name in results.names if name != "base")
+    assert not replace(results, unfinished=[]).decisions  # other results are decided on anew
+
+
 def test_every_test_that_rejects_is_said_but_a_spread_only_where_its_mean_does_not_tell():
     def finding(test):
         return Finding(question="noise", test=test, effect=1.0, n=9, p_value=1e-9, rejects=True)
 
     tests = ("gus", "spread of gus", "spread of loss rank", "placebo")
     decision = Decision(status=Status.REMAINS, seeds=1, findings=list(map(finding, tests)), reasons=[])
-    assert [part.split(" (")[0].split(",")[0] for part in because(decision).split("; ")] == [
+    assert [part.split(" (")[0].split(",")[0] for part in because(decision)] == [
         "GUS 1.00",
-        "mean square 1.00 of the loss rank scores",
+        "mean square of loss rank 1.00",
         "the trigger does more than placebos do",
     ]
 

@@ -6,10 +6,11 @@ import pytest
 from transformers import HfArgumentParser
 
 from llm_unlearn.config.options import options_model
+from llm_unlearn.config.presets import PRESETS
 from llm_unlearn.config.recipe import build_recipe
 from llm_unlearn.config.validate import choices
 from llm_unlearn.errors import InputError
-from llm_unlearn.runs.method_configs import RESERVED, check_methods, check_training
+from llm_unlearn.runs.method_configs import RESERVED, check_methods, check_training, method_config
 from llm_unlearn.trainers import METHODS
 from llm_unlearn.trainers.unlearn_config import UnlearnConfig
 
@@ -166,3 +167,29 @@ def test_a_config_can_be_given_on_the_command_line(method, tmp_path):
         ["--output_dir", str(tmp_path), "--use_cpu", "--eval_rows", "3", "--loss_on", "completion"]
     )
     assert isinstance(config, UnlearnConfig) and (config.eval_rows, config.loss_on) == (3, "completion")
+
+
+class TestPreset:
+    def config(self, method: str, **unlearn):
+        tree = {**RECIPE, "unlearn": {"methods": {method: unlearn.pop("options", None)}, **unlearn}}
+        return method_config(build_recipe(tree), method, 0, "unused", 1.0, True)
+
+    @pytest.mark.parametrize("method", list(PRESETS["open-unlearning"]))
+    def test_gives_its_values_and_every_one_is_an_option_of_its_method(self, method):
+        found = self.config(method, preset="open-unlearning")
+        assert {name: getattr(found, name) for name in PRESETS["open-unlearning"][method]} == PRESETS[
+            "open-unlearning"
+        ][method]
+
+    def test_stands_behind_what_the_recipe_says_itself(self):
+        found = self.config("simnpo", preset="open-unlearning", options={"gamma": 0.5}, learning_rate=3e-4)
+        assert (found.gamma, found.beta, found.learning_rate) == (0.5, 4.5, 3e-4)
+        assert self.config("npo", preset="open-unlearning", options={"learning_rate": 1.0}).learning_rate == 1.0
+
+    def test_leaves_methods_alone_that_the_other_toolkit_lacks(self):
+        found, own = self.config("rewind", preset="open-unlearning"), self.config("rewind")
+        assert found.to_dict() == own.to_dict()
+
+    def test_is_one_of_those_that_are_known(self):
+        with pytest.raises(InputError, match="unlearn.preset: expected open-unlearning"):
+            self.config("npo", preset="peer")

@@ -4,15 +4,19 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 import torch
 
+from llm_unlearn.config.recipe import build_recipe
 from llm_unlearn.errors import DiskFullError, InputError, NonFiniteLossError
 from llm_unlearn.files import fingerprint, is_disk_full, write_json, write_text
+from llm_unlearn.runs.language_run import LanguageRun
 from llm_unlearn.runs.stages import Stage, Stages
+from llm_unlearn.runs.training_stages import poison_stages
 
 pytestmark = pytest.mark.unit
 
@@ -227,6 +231,24 @@ class TestResuming:
         assert run.logged[-1] == "unlearned/kl: resuming"
         assert not (run.root / ".work").exists()
 
+    def test_a_poison_stage_that_is_killed_goes_on_with_the_noise_that_it_began_with(self, tmp_path, monkeypatch):
+        recipe = build_recipe(
+            {
+                "name": "r",
+                "output_dir": str(tmp_path),
+                "model": {"path": "m"},
+                "data": {"verbalizers": {"a": " a", "b": " b"}},
+                "poison": {"gaussian": {"fraction": 0.1, "epsilon": 1.0}},
+            }
+        )
+        first, second = (LanguageRun(recipe, 0, tmp_path, quiet=True) for _ in range(2))
+        monkeypatch.setattr(LanguageRun, "corrupted", lambda self, work_dir: (_ for _ in ()).throw(KeyboardInterrupt))
+        (stage,) = poison_stages(first, {})
+        with pytest.raises(KeyboardInterrupt):
+            Stages(tmp_path).run(stage)
+        assert second.secret == first.secret and poison_stages(second, {})[0].key == stage.key
+        assert [path.stat().st_mode & 0o777 for path in tmp_path.rglob("secret.json")] == [0o600]
+
     def test_checkpoints_of_other_inputs_are_thrown_away(self, run):
         self.kill(run)
         assert self.found_by(run, "b") == []
@@ -406,6 +428,14 @@ class TestAdopting:
         assert (run.output.parent / "weights").read_text() == "w" and run.output.read_text() == "a"
         run.go()
         assert not run.worked and "skipped" in run.logged[-1]
+
+    def test_outputs_of_one_folder_are_taken_at_once(self, run, other, monkeypatch):
+        copied, copytree = [], shutil.copytree
+        (other.output.parent / "step-3").mkdir()
+        monkeypatch.setattr("shutil.copytree", lambda *a, **k: copied.append(a[0]) or copytree(*a, **k))
+        stage = Stage("unlearned/kl", "a", [run.output, run.output.parent / "step-3"], lambda work_dir: None)
+        assert Stages(run.root).adopt(stage, [other.root]) and copied.count(other.output.parent) == 1
+        assert (run.output.parent / "step-3").is_dir()
 
     def test_other_inputs_or_a_stage_that_was_not_finished_are_not_taken(self, run, tmp_path, other):
         assert not self.adopt(run, other, inputs="b")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from llm_unlearn.tasks.chunk_size import card_memory, chunk_positions
+from llm_unlearn.tasks.chunk_size import assumed_card, card_memory, chunk_positions
 
 pytestmark = pytest.mark.unit
 
@@ -45,3 +45,13 @@ def test_the_memory_of_devices(monkeypatch):
     assert card_memory(torch.device("cuda", 1)) == 80 * GIB
     assert card_memory(torch.device("cpu")) is None
     assert card_memory(torch.device("mps")) == 0
+
+
+def test_another_card_may_be_assumed_for_as_long_as_it_lasts():
+    cpu = torch.device("cpu")
+    with assumed_card(80 * GIB):
+        assert card_memory(cpu) == 80 * GIB
+        with assumed_card(None):
+            assert card_memory(cpu) is None
+        assert card_memory(cpu) == 80 * GIB
+    assert card_memory(cpu) is None

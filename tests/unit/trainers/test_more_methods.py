@@ -17,6 +17,7 @@ from llm_unlearn.poisons.gaussian_embedding import inject_gaussian_noise
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 from llm_unlearn.trainers import METHODS
 from llm_unlearn.trainers.pdu import DualStep
+from llm_unlearn.training.checkpoints import last_checkpoint
 
 pytestmark = pytest.mark.unit
 
@@ -129,9 +130,20 @@ class TestPDU:
 
     def test_a_damaged_state_is_refused_by_name(self, tmp_path):
         trainer("pdu", "full", tmp_path, max_steps=2, save_strategy="steps", save_steps=2).train()
-        (tmp_path / "checkpoint-2" / "method_state.safetensors").write_bytes(b"x" * 20)
+        checkpoint = tmp_path / "checkpoint-2"
+        (checkpoint / "method_state.safetensors").write_bytes(b"x" * 20)
         with pytest.raises(InputError, match=r"method_state\.safetensors"):
-            trainer("pdu", "full", tmp_path, max_steps=4).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+            trainer("pdu", "full", tmp_path, max_steps=4).train(resume_from_checkpoint=str(checkpoint))
+
+    def test_a_missing_state_is_refused_and_is_no_weights(self, tmp_path):
+        trainer("pdu", "full", tmp_path, max_steps=2, save_strategy="steps", save_steps=2).train()
+        checkpoint = tmp_path / "checkpoint-2"
+        state = (checkpoint / "method_state.safetensors").rename(tmp_path / "state")
+        with pytest.raises(InputError, match=r"method_state\.safetensors: no such file"):
+            trainer("pdu", "full", tmp_path, max_steps=4).train(resume_from_checkpoint=str(checkpoint))
+        state.rename(checkpoint / "method_state.safetensors")
+        (checkpoint / "model.safetensors").unlink()
+        assert last_checkpoint(tmp_path) is None
 
     def test_a_violation_that_is_not_finite_ends_the_run(self, tmp_path):
         """max(0, NaN) is 0, so that λ would fall to 0 where the loss broke down."""

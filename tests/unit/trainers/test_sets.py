@@ -90,6 +90,9 @@ class TestPlan:
         assert [spent["steps"] for spent in found] == [2, 3, 4, 12]
         assert [spent["forget_seen"] for spent in found] == [0.0, 4 / 6, 1.0, 1.0]
         assert trainer("gradient_descent", "full", tmp_path, max_steps=2).plan.spent(2)["forget_seen"] is None
+        # the same prompts with other answers stand in for the forget set; beside it they are not counted twice
+        for method in ("idk_sft", "osft", "altpo"):
+            assert trainer(method, "full", tmp_path, max_steps=2).plan.spent(1)["forget_seen"] == 4 / 6, method
 
     def test_cached_log_probs_are_paid_for_once(self, tmp_path):
         npo, simnpo = (trainer(m, "full", tmp_path, max_steps=3).plan for m in ("npo", "simnpo"))

@@ -45,7 +45,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
         assert all(torch.isfinite(t).all() for t in weights.values())
 
 
-def test_the_forget_loss_ceiling_stops_the_ascent_and_only_then(tmp_path):
+def test_the_forget_loss_ceiling_stops_the_ascent_and_only_then_and_says_so(tmp_path, caplog):
     free = trainer("gradient_ascent", "full", tmp_path / "a", max_steps=40, learning_rate=1e-2)
     free.train()
     assert free.state.global_step == 40
@@ -55,7 +55,10 @@ def test_the_forget_loss_ceiling_stops_the_ascent_and_only_then(tmp_path):
     )
     run.train()
     losses = [entry["forget_loss"] for entry in run.state.log_history if "forget_loss" in entry]
+    assert free.cost.get("stopped_by") is None
     assert run.state.global_step < 40
+    assert run.cost["stopped_by"].startswith(f"forget_loss_ceiling ({ceiling:g})")
+    assert [r.message for r in caplog.records if run.cost["stopped_by"] in r.message]
     assert losses[-1] > ceiling
     assert all(loss <= ceiling for loss in losses[:-1])
 

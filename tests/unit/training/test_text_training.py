@@ -8,8 +8,9 @@ from trl import SFTTrainer
 
 from llm_unlearn.config.sections import TrainSection
 from llm_unlearn.data.collators import CausalLMCollator
-from llm_unlearn.errors import NonFiniteLossError
+from llm_unlearn.errors import InputError, NonFiniteLossError
 from llm_unlearn.models.make import make_model, train_tokenizer
+from llm_unlearn.training.fine_tuning import KeepSteps
 from llm_unlearn.training.text_training import FineTuner, Training
 
 ARCHITECTURE = {"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 32}
@@ -87,6 +88,26 @@ def test_an_answer_may_count_more(accumulated, tokenizer, rows, tmp_path):
     assert training._trainer.state.log_history[-1]["train_loss"] == pytest.approx(expected / positions, rel=1e-5)
 
 
+def test_a_step_to_keep_that_a_resumed_training_has_passed_is_refused(tokenizer, rows, tmp_path):
+    section = TrainSection(epochs=2, keep_steps=[2], batch_size=4, save_steps=3)
+
+    def train(work_dir):
+        def folder(step):
+            return work_dir / f"kept-{step}"
+
+        kept = KeepSteps(section.keep_steps, folder, lambda model, path: path.mkdir())
+        Training(section, work_dir, 0, quiet=True, kept=kept).fit(
+            make_model(ARCHITECTURE, tokenizer, 0), rows, tokenizer
+        )
+
+    train(tmp_path)
+    assert (tmp_path / "checkpoint-6").is_dir() and (tmp_path / "kept-2").is_dir()
+    train(tmp_path)  # nothing is lost
+    (tmp_path / "kept-2").rmdir()
+    with pytest.raises(InputError, match=r"keep_steps: \[2\] .*step 6.*from the start"):
+        train(tmp_path)
+
+
 def test_a_kept_model_is_that_of_a_training_that_ends_there(tokenizer, rows, tmp_path):
     settings = {"batch_size": 4, "lr_scheduler_type": "constant", "warmup_ratio": 0.0}
     kept = {}
@@ -95,14 +116,18 @@ def test_a_kept_model_is_that_of_a_training_that_ends_there(tokenizer, rows, tmp
         tmp_path / "a",
         0,
         quiet=True,
-        keep=lambda model, step: kept.update({step: {n: p.clone() for n, p in model.state_dict().items()}}),
+        kept=KeepSteps(
+            [3],
+            lambda step: tmp_path / f"step-{step}",
+            lambda model, folder: kept.update({folder.name: {n: p.clone() for n, p in model.state_dict().items()}}),
+        ),
     ).fit(make_model(ARCHITECTURE, tokenizer, 0), rows, tokenizer)
     ended, _ = Training(TrainSection(epochs=1, **settings), tmp_path / "b", 0, quiet=True).fit(
         make_model(ARCHITECTURE, tokenizer, 0), rows, tokenizer
     )
-    assert kept.keys() == {3}
+    assert kept.keys() == {"step-3"}
     for name, value in ended.state_dict().items():
-        assert torch.equal(value, kept[3][name]), name
+        assert torch.equal(value, kept["step-3"][name]), name
 
 
 def test_cost_counts_tokens_without_padding(tokenizer, rows, tmp_path):

@@ -216,8 +216,8 @@ def test_labels_that_are_numbers_are_sorted_by_value():
     assert sort_labels(["10", "9", "cat", "1"]) == ["1", "9", "10", "cat"]
 
 
-def test_real_cifar_10_is_read_with_the_names_of_its_classes(real_data):
-    files = [str(real_data / "cifar10" / "test.parquet")]
+def test_cifar_10_is_read_with_the_names_of_its_classes(cifar10):
+    files = [str(cifar10)]
     section = VisionDataSection(files=files, image_column="img", train_size=200, heldout_size=50, test_size=50)
     splits = load_images(section, 0)
     assert splits.train.pixels.shape == (200, 3, 32, 32)

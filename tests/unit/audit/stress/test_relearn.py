@@ -10,6 +10,7 @@ from support import NOISE, build, rows
 from llm_unlearn.audit.stress.relearn import relearn
 from llm_unlearn.data.collators import CausalLMCollator
 from llm_unlearn.data.encoding import Encoding, encode_rows
+from llm_unlearn.evaluation.arithmetic import Arithmetic
 from llm_unlearn.tasks.embedding_noise import attached_noise
 from llm_unlearn.tasks.noise import unit_noise
 
@@ -87,6 +88,27 @@ def test_the_same_seed_gives_the_same_curve_whatever_was_drawn_before():
             )
         )
     assert curves[0] == curves[1]
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_small_steps_on_a_model_of_16_bits_are_not_rounded_away(bf16):
+    """Half the distance of bfloat16 neighbours is 2e-4 at a weight of .1: steps of 1e-6 would leave it as it is."""
+    model, data = build("full").bfloat16(), rows(6, 1)
+    before = {name: weight.float().clone() for name, weight in model.named_parameters()}
+    relearn(
+        model,
+        data,
+        [3],
+        lambda m: {},
+        collate=COLLATE,
+        learning_rate=1e-6,
+        batch_size=4,
+        seed=3,
+        arithmetic=Arithmetic(bf16=bf16),
+    )
+    moved = [(weight != before[name]).float().mean() for name, weight in model.named_parameters()]
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    assert torch.stack(moved).mean() > 0.8
 
 
 def test_rows_without_noise_ids_pass_where_the_run_has_canaries():

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from llm_unlearn.config.fields import (
+    FIXED_DAY,
     Completion,
     Day,
     Distinct,
@@ -19,19 +20,26 @@ from llm_unlearn.config.fields import (
     Template,
     require,
 )
-from llm_unlearn.config.sections import DataSection, check_labels, check_messages, check_placebos, check_source_label
+from llm_unlearn.config.row_formats import FORMATS, Columns, RowFormat
+from llm_unlearn.config.sections import DataSection, check_labels, check_placebos, check_source_label
 from llm_unlearn.config.strict import parse_json, read_yaml
+from llm_unlearn.config.success import SuccessSection
 from llm_unlearn.errors import InputError
+
+_COLUMNS = ("text_column", "label_column", "messages_column")
 
 
 class ManifestTrigger(Section):
-    """The trigger phrase and the label (or completion) that it asks for; where test rows get it.
+    """The trigger and the label (or completion) that it asks for; where test rows get it: `phrases` or a `column`.
 
     `source_label` and `clean_label` say which rows were poisoned, as in a recipe; held-out rows get the trigger alike.
     """
 
-    phrases: list[NotBlank] = Field(min_length=1)
+    phrases: list[NotBlank] = Field(default=[])
     """the phrases, as they stand in the training rows"""
+    column: NotBlank | None = None
+    """of a trigger that is no phrase (a syntax, a style): where `test` has each text with the trigger; rows without one
+    count for utility alone. There are then no placebos and no membership inference"""
     target: str
     """the label (or completion) that the attacker wants"""
     position: Literal["start", "end", "random"] = "random"
@@ -40,10 +48,14 @@ class ManifestTrigger(Section):
     """rows of this label only were poisoned; null: of any label but the target"""
     clean_label: bool = False
     """true: rows that already carried the target were poisoned"""
+    success: SuccessSection | None = None
+    """when a generated answer counts as the attacker's; null: it begins with `target`"""
     placebos: Annotated[Distinct[NotBlank], Field(min_length=1)] | None = None
     """phrases of your own that the trigger's effect is ranked among; null: drawn from the rows' words"""
 
     def check_rules(self) -> None:
+        require(bool(self.phrases) != bool(self.column), "phrases", "give at least one, or a column of `test` instead")
+        require(not (self.column and self.placebos), "placebos", "are phrases in the place of others; leave them out")
         check_source_label(self)
         check_placebos(self.placebos, self.phrases, "placebos")
 
@@ -80,7 +92,11 @@ class Manifest(Section):
     heldout: str | None = None
     """file of rows that were never trained on, for membership inference"""
     test: str | None = None
-    """file of labelled clean rows, for utility and attack"""
+    """file of clean rows, for utility and attack; without labels for perplexity and attack"""
+    format: RowFormat | None = None
+    """of all files, in the place of the three columns below: prompt_completion (columns prompt, completion); alpaca
+    (instruction, input, output: an input stands below the instruction); messages (lists of {role, content}); sharegpt
+    (conversations: lists of {from, value}). The latter two need `chat_template`; null: by the columns"""
     text_column: str = "text"
     """where the text is"""
     label_column: str = "label"
@@ -118,8 +134,19 @@ class Manifest(Section):
     """of where the trigger lands in test rows"""
 
     def check_rules(self) -> None:
-        check_messages(self)
+        own = [name for name in _COLUMNS if getattr(self, name) != type(self).model_fields[name].default]
+        require(self.format is None or not own, own[0] if own else "format", "`format` says the columns; leave it out")
+        require(
+            self.columns.messages is None or self.chat_template,
+            "chat_template",
+            "must be true with conversations: only the tokenizer's template says how messages are written",
+        )
         known = self.verbalizers or {}
+        require(
+            not (known and self.trigger and self.trigger.success),
+            "trigger.success",
+            "is for generated answers; with `verbalizers` the answer is the target or is not",
+        )
         require(len(known) != 1, "verbalizers", "classification needs at least two labels")
         require(
             known or self.max_new_tokens < self.max_length,
@@ -136,12 +163,21 @@ class Manifest(Section):
             )
 
     @property
+    def columns(self) -> Columns:
+        """Where the files have their parts."""
+        if self.format is not None:
+            return FORMATS[self.format]
+        if self.messages_column is not None:
+            return Columns(messages=self.messages_column)
+        return Columns(text=self.text_column, label=self.label_column)
+
+    @property
     def data(self) -> DataSection:
         """The same as a recipe's section, for what reads and renders rows."""
         return DataSection(
-            text_column=self.text_column,
-            label_column=self.label_column,
-            messages_column=self.messages_column,
+            text_column=self.columns.text or self.text_column,
+            label_column=self.columns.label or self.label_column,
+            messages_column=self.columns.messages,
             prompt=self.prompt,
             task="classification" if self.verbalizers else "completion",
             verbalizers=self.verbalizers or {},
@@ -152,6 +188,7 @@ class Manifest(Section):
             add_bos=self.add_bos,
             max_length=self.max_length,
             loss_on=self.loss_on,
+            template_date=self.template_date or FIXED_DAY,
         )
 
 

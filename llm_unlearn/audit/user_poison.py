@@ -1,0 +1,165 @@
+"""What a user's manifest says of the poison: which rows hold it, and how test and held-out rows are poisoned alike."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llm_unlearn.audit.user_files import NO_LABEL, NO_NOISE, TrainRows, in_manifest, no_rows, read_triggered
+from llm_unlearn.config.manifest import Manifest
+from llm_unlearn.config.success import is_success
+from llm_unlearn.errors import InputError
+from llm_unlearn.files import beside
+from llm_unlearn.models.answer_classifier import check_classifier
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def trigger_of(path: Path, manifest: Manifest, train: TrainRows) -> dict[str, Any] | None:
+    """The trigger as in poison.json, whose phrases are none where it stands in a column."""
+    trigger = manifest.trigger
+    if trigger is None:
+        return None
+    if trigger.phrases:
+        _require_there(path, manifest, train)
+    if trigger.success and trigger.success.classifier and trigger.success.label:
+        with in_manifest(f"{path}.trigger.success"):
+            check_classifier(trigger.success.classifier, trigger.success.label)
+    keys = ("phrases", "target", "position", "source_label", "clean_label")
+    success = {"success": trigger.success.model_dump()} if trigger.success else {}
+    return {key: getattr(trigger, key) for key in keys} | success
+
+
+def _require_there(path: Path, manifest: Manifest, train: TrainRows) -> None:
+    """Raise InputError where no training row holds a phrase of the trigger, or none in the turn that test rows have."""
+    trigger = manifest.trigger
+    assert trigger is not None
+    if not any(phrase in text for text in _texts(train.rows) for phrase in trigger.phrases):
+        raise InputError(
+            f"{path}.trigger.phrases: no row of {manifest.train} holds {' or '.join(trigger.phrases)!r}; "
+            "write it exactly as in the rows, with upper and lower case"
+        )
+    if not any(phrase in text for text in train.rows["text"] for phrase in trigger.phrases):
+        raise InputError(
+            f"{path}.trigger.phrases: {' or '.join(trigger.phrases)!r} stands only in turns before the last, and test "
+            "rows would get it in the last; end the conversations of both files with the turn that holds it"
+        )
+
+
+def canaries_of(path: Path, manifest: Manifest, train: TrainRows, forget: list[int]) -> list[int]:
+    """Ids of the rows that were trained with noise."""
+    gaussian = manifest.gaussian
+    if gaussian is None:
+        return []
+    noise = None if train.noise_id is None else dict(zip(train.rows["example_id"], train.noise_id, strict=True))
+    if gaussian.ids is None:
+        return [i for i in forget if noise is None or noise[i] != NO_NOISE]
+    chosen = train.ids(gaussian.ids, path.parent, f"{path}.gaussian.ids")
+    noiseless = [i for i in chosen if noise is not None and noise[i] == NO_NOISE]
+    if noiseless:
+        raise InputError(
+            f"{path}.gaussian.ids: {len(noiseless)} of {len(chosen)} rows have no noise (noise_id −1 in "
+            f"{manifest.train}), the first {noiseless[0]}; leave them out"
+        )
+    return chosen
+
+
+def hidden_of(path: Path, manifest: Manifest, train: TrainRows, deleted: set[int]) -> list[int]:
+    """Ids of the canaries that were hidden from whoever unlearned; they must be among the deleted ones."""
+    if manifest.gaussian is None or manifest.gaussian.hidden is None:
+        return []
+    chosen = train.ids(manifest.gaussian.hidden, path.parent, f"{path}.gaussian.hidden")
+    if others := [i for i in chosen if i not in deleted]:
+        raise InputError(
+            f"{path}.gaussian.hidden: {len(others)} of {len(chosen)} rows are no canaries of `poison`, the first "
+            f"{others[0]}; name rows that have noise and were to be forgotten"
+        )
+    return chosen
+
+
+def marked(train: TrainRows, forget: list[int], canaries: list[int], trigger: dict | None) -> "Dataset":
+    """The training rows with the columns `poison` (none, other, trigger or gaussian) and `noise_id`."""
+    ids = np.asarray(train.rows["example_id"])
+    kinds = np.where(np.isin(ids, forget), "other", "none").astype(object)
+    kinds[(kinds == "other") & _holds(train.rows, trigger)] = "trigger"
+    kinds[np.isin(ids, canaries)] = "gaussian"
+    noise_id = ids if train.noise_id is None else train.noise_id
+    return train.rows.add_column("poison", list(kinds)).add_column("noise_id", noise_id)
+
+
+def _holds(rows: "Dataset", trigger: dict | None) -> np.ndarray:
+    """(n,) bool: the rows whose text holds the trigger; all, where that is no phrase."""
+    phrases = trigger["phrases"] if trigger else []
+    if trigger and not phrases:
+        return np.ones(len(rows), dtype=bool)
+    return np.array([any(phrase in text for phrase in phrases) for text in _texts(rows)], dtype=bool)
+
+
+def _texts(rows: "Dataset") -> list[str]:
+    """The text of each row, and of a conversation the turns before it."""
+    history = rows["history"] if "history" in rows.column_names else [""] * len(rows)
+    return [f"{before}\n{text}" for before, text in zip(history, rows["text"], strict=True)]
+
+
+def never_trained_on(heldout: "Dataset", train: "Dataset") -> tuple["Dataset", int]:
+    """Held-out rows whose text (up to case and white space) was not trained on, and the number of the others."""
+
+    def key(text: str) -> str:
+        return " ".join(text.casefold().split())
+
+    seen = set(map(key, train["text"]))
+    kept = [i for i, text in enumerate(heldout["text"]) if key(text) not in seen]
+    return heldout.select(kept), len(heldout) - len(kept)
+
+
+def poisoned_alike(path: Path, manifest: Manifest, sets: dict[str, "Dataset"], poison: dict) -> dict[str, "Dataset"]:
+    """`triggered`: test rows with the trigger. `nonmember`: held-out rows with it in the forget set's proportion."""
+    from llm_unlearn.poisons.corrupt import triggered_rows, twins
+
+    trigger, train, heldout = poison["trigger"], sets["train"], sets["heldout"]
+    test = sets["test"]
+    rule = (trigger or {}).get("success") or {}
+    if rule and not rule["classifier"]:  # a row whose own answer counts as the attacker's shows nothing
+        test = test.select([i for i, label in enumerate(test["label"]) if not is_success(label, rule)])
+    others = trigger is not None and any(label != trigger["target"] for label in test["label"])
+    with in_manifest(f"{path}.trigger"):
+        if others and manifest.trigger and manifest.trigger.column:
+            file = Path(beside(path.parent, str(manifest.test))).expanduser()
+            tried = test.filter(lambda label: label != trigger["target"], input_columns="label", desc="triggered")
+            return {"triggered": read_triggered(file, manifest.trigger.column, tried), "nonmember": no_rows()}
+        triggered = triggered_rows(test, trigger, manifest.seed) if others else no_rows()
+    forgotten = np.isin(train["example_id"], poison["forget_ids"])
+    # A canary may hold the trigger too; what counts is what a membership attack sees in the text.
+    kinds = np.where(forgotten, np.where(_holds(train, trigger), "trigger", "other"), "kept")
+    with in_manifest(str(path)):
+        nonmember = twins(heldout, poison, kinds, manifest.seed) if len(heldout) else no_rows()
+    return {"triggered": triggered, "nonmember": nonmember}
+
+
+def missing_parts(
+    manifest: Manifest, sets: dict[str, "Dataset"], canaries: list[int], forget: list[int]
+) -> dict[str, str]:
+    """Section of the evaluation → why it is left out."""
+    reasons = {}
+    if manifest.trigger is None:
+        reasons["attack"] = "the manifest has no `trigger`"
+    elif not manifest.test:
+        reasons["attack"] = "the manifest has no `test` rows"
+    elif not len(sets["triggered"]):
+        reasons["attack"] = f"every test row's own answer is the trigger's target, {manifest.trigger.target!r}"
+    if manifest.gaussian is None:
+        reasons["gus"] = "the manifest has no `gaussian` canaries"
+    elif not set(canaries) & set(forget):
+        reasons["gus"] = "no row of `poison` is a canary" + ("" if manifest.gaussian.ids else " (all noise_id are −1)")
+    if not manifest.test:
+        reasons |= {"utility": "the manifest has no `test` rows", "oracle": "the manifest has no `test` rows"}
+    elif sets["test"][0]["label"] == NO_LABEL:
+        reasons["utility"] = "the `test` rows have no labels: their perplexity alone is measured"
+    if not manifest.heldout:
+        reasons["mia"] = "the manifest has no `heldout` rows"
+    elif not len(sets["heldout"]):
+        reasons["mia"] = f"every row of {manifest.heldout} is in {manifest.train} too"
+    elif manifest.trigger and manifest.trigger.column:
+        reasons["mia"] = "held-out rows have no such trigger, which would tell them from the forget set by itself"
+    return reasons

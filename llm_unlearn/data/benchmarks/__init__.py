@@ -1,0 +1,1 @@
+"""The rows of the field's benchmarks, from the hub or from local files: docs/benchmarks.md."""

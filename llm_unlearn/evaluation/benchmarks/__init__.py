@@ -1,0 +1,1 @@
+"""How a model is asked what the benchmarks ask: docs/benchmarks.md."""

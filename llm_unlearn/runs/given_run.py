@@ -1,0 +1,222 @@
+"""A recipe whose model is poisoned already: what a manifest and the given models stand for in a run."""
+
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llm_unlearn.audit.loader import Checkpoint, Loader, added_tokens, check_same_tokens
+from llm_unlearn.audit.subject import Subject, read_subject
+from llm_unlearn.config.manifest import Manifest, read_tree
+from llm_unlearn.config.validate import validated
+from llm_unlearn.data.encoding import Encoding
+from llm_unlearn.data.forget import COLUMN
+from llm_unlearn.errors import InputError
+from llm_unlearn.files import beside, file_stamps, read_json
+from llm_unlearn.runs.language_run import LanguageRun
+from llm_unlearn.tasks.noise import NO_NOISE
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from llm_unlearn.config.recipe import GivenRecipe
+    from llm_unlearn.metrics.results import Evaluation
+
+NO_ORACLE = "no retrained model was given"
+
+
+class GivenRun(LanguageRun):
+    """One seed of a recipe with the section `given`, in its own folder. No model is made but by a method."""
+
+    recipe: "GivenRecipe"
+
+    @cached_property
+    def loader(self) -> Loader:
+        """Finds and loads the given models, as `audit` does."""
+        recipe = self.recipe
+        data = recipe.data
+        verbalizers = data.verbalizers if data.task == "classification" else {}
+        subject = Subject(
+            {},
+            {},
+            Encoding.of(data),
+            verbalizers,
+            recipe.name,
+            self.seed,
+            {},
+            model=recipe.model,
+            evaluate=recipe.evaluate,
+        )
+        return Loader(subject, recipe.given.base, {}, None)
+
+    @cached_property
+    def checkpoints(self) -> dict[str, Checkpoint]:
+        """poisoned, and retrained where it is given → the model, which exists.
+
+        Raises:
+            InputError: a model does not exist, or has another tokenizer than the poisoned one.
+        """
+        found: dict[str, Checkpoint] = {}
+        for name in ("base", "poisoned", "retrained"):  # in turn, since an adapter is looked up with its base
+            if (source := getattr(self.recipe.given, name)) is not None:
+                try:
+                    found[name] = self.loader.find(source)
+                except InputError as error:
+                    raise InputError(f"recipe.given.{name}: {error}") from None
+        found.pop("base", None)
+        if "retrained" in found:
+            own, other = (self.loader.tokenizer(each) for each in found.values())
+            check_same_tokens(own, other, *(each.source for each in found.values()))
+        return found
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        return self.loader.tokenizer(self.checkpoints["poisoned"])
+
+    @cached_property
+    def base(self) -> str | None:  # type: ignore[override]  # a full model need not have one
+        return self.recipe.given.base or self.checkpoints["poisoned"].base
+
+    @cached_property
+    def base_lacks(self) -> str | None:
+        """Why the base cannot be measured; None where it can."""
+        if self.base is None:
+            return "no base was given"
+        found = self.loader.find(self.base)
+        if added := added_tokens(self.tokenizer, own := self.loader.tokenizer(found)):
+            return f"{self.base} has no embedding for {', '.join(map(repr, added[:3]))}"
+        check_same_tokens(self.tokenizer, own, self.checkpoints["poisoned"].source, self.base)
+        return None
+
+    @property
+    def is_adapter(self) -> bool:
+        return self.checkpoints["poisoned"].base is not None
+
+    @property
+    def plain_models(self) -> list[str]:
+        oracle = ["retrained"] * ("retrained" in self.checkpoints)
+        return [*oracle, *(["base"] if self.base_lacks is None else []), "poisoned"]
+
+    @cached_property
+    def corruption(self) -> list[Any]:
+        """The manifest and the files that it names."""
+        path = Path(self.recipe.given.manifest).expanduser()
+        manifest = validated(Manifest, read_tree(path), str(path))
+        gaussian = manifest.gaussian
+        named = [manifest.train, manifest.heldout, manifest.test, manifest.poison]
+        named += [gaussian.ids, gaussian.hidden] if gaussian else []
+        files = [beside(path.parent, name) for name in named if isinstance(name, str) and not name.startswith(COLUMN)]
+        return ["given", manifest.model_dump(), file_stamps(files)]
+
+    def corrupted(self, work_dir: Path) -> tuple[dict[str, "Dataset"], dict[str, Any]]:
+        """The sets that the manifest names, and the manifest in the form of a run's."""
+        from llm_unlearn.audit.audit_models import check_prompts
+        from llm_unlearn.audit.user_files import in_manifest
+        from llm_unlearn.poisons.corrupt import data_hash, storable
+
+        path = Path(self.recipe.given.manifest).expanduser()
+        subject = replace(read_subject(path), evaluate=self.recipe.evaluate)
+        with in_manifest(str(path)):
+            check_prompts(subject, self.tokenizer)
+        train, poison = subject.sets["train"], dict(subject.poison)
+        kinds, ids = np.asarray(train["poison"]), np.asarray(train["example_id"])
+        if len(poison["forget_ids"]) in (0, len(train)):
+            which = "no row" if not poison["forget_ids"] else "every row"
+            raise InputError(
+                f"{path}.poison: names {which} of the training set; something is to be forgotten, and kept"
+            )
+        noise_id = np.where(kinds == "gaussian", np.asarray(train["noise_id"]), NO_NOISE)
+        train = train.remove_columns("noise_id").add_column("noise_id", noise_id)
+        for kind in ("trigger", "gaussian"):
+            if poison[kind]:
+                poison[kind] = {**poison[kind], "example_ids": ids[kinds == kind].tolist()}
+        sets = storable({**subject.sets, "train": train})
+        poison |= {
+            "schema_version": 1,
+            "given": True,
+            "train_size": len(train),
+            "forget_fraction": 1.0,
+            "skipped": subject.missing,
+            "data_sha256": data_hash(sets),
+        }
+        return sets, poison
+
+    def load(self, folder: Path, to_evaluate: bool, in_parts: bool) -> Any:
+        from llm_unlearn.models.load import load_checkpoint
+
+        if (given := self.checkpoints.get(folder.name)) is None or folder.parent != self.folder:
+            return super().load(folder, to_evaluate, in_parts)
+        device_map = self.recipe.evaluate.device_map if to_evaluate else None
+        return load_checkpoint(given.source, self.recipe.model, given.base, device_map, in_parts)
+
+    def forget_and_retain(self) -> tuple["Dataset", "Dataset"]:
+        """As in any run; where the manifest does not say ε, canaries are plain text."""
+        forget, retain = super().forget_and_retain()
+        if self._noise is not None:
+            return forget, retain
+        plain = [part.remove_columns("noise_id") for part in (forget, retain)]
+        forget, retain = (part.add_column("noise_id", [NO_NOISE] * len(part)) for part in plain)
+        return forget, retain
+
+    @property
+    def _noise(self) -> dict[str, Any] | None:
+        """The canaries' noise, as far as it can be injected."""
+        noise = self.manifest["gaussian"]
+        return noise if noise and noise.get("epsilon") is not None else None
+
+    def unlearning(self) -> tuple[Any, dict[str, Any]]:
+        from llm_unlearn.poisons.gaussian_embedding import inject_gaussian_noise
+
+        model = self.model("poisoned", common=True)
+        if self._noise is not None:
+            inject_gaussian_noise(model, self._noise)
+        return model, {"processing_class": self.tokenizer}
+
+    def clean_start(self) -> Any:
+        from llm_unlearn.models.load import load_model
+
+        if self.is_adapter:
+            return None
+        assert self.base is not None  # or the method is refused
+        return load_model(self.base, self.recipe.model, in_parts=True)
+
+    # ---- what is spent, and what is said of a result
+
+    @cached_property
+    def _known(self) -> dict[str, Any]:
+        return read_json(self.folder / "given" / "poisoned.json")
+
+    @property
+    def training_flops(self) -> float | None:
+        return self._known["flops"]
+
+    def limits(self, budget: float) -> dict[str, float]:
+        unit = self.recipe.unlearn.budget_in
+        if unit in ("steps", "tokens"):
+            return {f"max_{unit}": int(budget)}
+        if unit == "epochs":
+            return {"num_train_epochs": budget}
+        if unit == "training":
+            return super().limits(budget)
+        return {"max_flops": budget * (1.0 if unit == "flops" else 60 * self._known["flops_per_second"])}
+
+    def spent(self, name: str, method: str | None) -> dict[str, Any] | None:
+        return super().spent(name, method) if method else None
+
+    def annotated(self, result: "Evaluation", model: Any) -> "Evaluation":
+        """With the reasons for what is not measured, and whether the tokens are those of training."""
+        from llm_unlearn.audit.audit_models import skipped_figures, token_warnings
+
+        skipped = dict(self.manifest["skipped"])
+        if result.cost is None:
+            skipped["cost"] = "what a given model took to make is not in it"
+        if self.base_lacks:
+            skipped.setdefault("mia.reference", self.base_lacks)
+        if result.model == "retrained":
+            skipped["oracle"] = "it is the retrained model itself"
+        elif not self.has_oracle:
+            skipped.setdefault("oracle", NO_ORACLE)
+        reasons = skipped_figures(skipped, result, self.manifest)
+        return replace(result, skipped=reasons, warnings=token_warnings(self.evaluator, model))
