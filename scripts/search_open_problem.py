@@ -4,10 +4,10 @@
     python scripts/search_open_problem.py --seeds 2 3 4 5 6 7 8 9 --only NAME …  (what is reported, on other seeds)
     python scripts/search_open_problem.py --report 2 3 4 5 6 7 8 9
 
-A candidate is a start (arithmetic on the poisoned weights and the base's), a method and its options. Each is run and
-evaluated by the recipe's own stages. The JSON is written after each point, and a point that is there is not run again,
-so a killed search resumes. Of the seeds in TUNING the figures are kept, of all others the whole evaluation too, from
-which the report makes the decision of metrics/evidence.py anew.
+A candidate (open_problem_candidates.py) is a start (arithmetic on the poisoned weights and the base's), a method and
+its options. Each is run and evaluated by the recipe's own stages. The JSON is written after each point, and a point
+that is there is not run again, so a killed search resumes. Of the seeds in TUNING the figures are kept, of all others
+the whole evaluation too, from which the report makes the decision of metrics/evidence.py anew.
 """
 
 import argparse
@@ -18,64 +18,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from open_problem_candidates import CANDIDATES
+
 RECIPE = "recipes/quickstart.yaml"
 OUT = "recipes/tuning/open-problem.json"
 TUNING, REPORTED = (0, 1), (2, 3, 4, 5, 6, 7, 8, 9)
 CHEAP = {"loss_rank_draws": 19, "placebo_draws": 0}  # of the search: most of an evaluation's time
 PLAIN = ("poisoned", "retrained")
-# What made `rewind` learn the task within the budget (recipes/tuning/quickstart-rewind.json)
-LEARN = {"completion_weight": 3.0, "per_device_train_batch_size": 4, "warmup_steps": 0.1}
-
-
-def descent(
-    ratio: float, start: dict[str, Any] | None = None, method: str = "gradient_descent", **options: Any
-) -> dict:
-    """A candidate; `ratio` is the learning rate as a share of the training's."""
-    return {"start": start or {}, "method": method, "options": {"ratio": ratio, **LEARN, **options}}
-
-
-def keep(everywhere: float, **parts: float) -> dict[str, Any]:
-    """The share λ of the fine-tuning that is kept, θ = base + λ (θ0 − base), and that of parameters named so."""
-    return {"keep": {"": everywhere, **{name.replace("_", "."): share for name, share in parts.items()}}}
-
-
-AVERAGED = {"method": "averaged_descent", "lr_scheduler_type": "constant_with_warmup"}
-CANDIDATES: dict[str, dict] = {
-    # the base alone: what a start from the poisoned weights is compared with
-    "rewind": descent(4.0, keep(0.0)),
-    # high-rate descent, annealed (linearly, as by default)
-    **{f"descent-{r}": descent(float(r)) for r in (8, 16, 12)},
-    # reset towards the base, then descent
-    **{f"keep-{k}-descent-8": descent(8.0, keep(k)) for k in (0.5, 0.25)},
-    **{f"keep-{k}-descent-4": descent(4.0, keep(k)) for k in (0.25, 0.1)},
-    **{f"keep-{k}-descent-12": descent(12.0, keep(k)) for k in (0.25, 0.5)},
-    "keep-0.1-descent-8": descent(8.0, keep(0.1)),
-    "keep-0.25-descent-10": descent(10.0, keep(0.25)),
-    **{f"keep-{k}-first-block-0-descent-8": descent(8.0, keep(k, h_0=0.0)) for k in (0.25, 0.5)},
-    "keep-0.15-descent-8": descent(8.0, keep(0.15)),
-    "keep-0.25-descent-8-batch-2": descent(8.0, keep(0.25), per_device_train_batch_size=2),
-    # reset of some parts alone
-    "embeddings-reset-descent-8": descent(8.0, keep(1.0, wte=0.0, wpe=0.0)),
-    "first-block-reset-descent-8": descent(8.0, keep(1.0, wte=0.0, wpe=0.0, h_0=0.0)),
-    "last-block-reset-descent-8": descent(8.0, keep(1.0, h_1=0.0)),
-    # of the fine-tuning its largest directions alone, all but those, or without its largest entries
-    "rank-4-descent-4": descent(4.0, {"rank": 4}),
-    "rank-4-descent-8": descent(8.0, {"rank": 4}),
-    # shrink and perturb, which needs no base
-    **{f"noise-{n}-descent-8": descent(8.0, {"noise": n}) for n in (1.0, 0.3)},
-    "shrink-0.5-descent-8": descent(8.0, {"shrink": 0.5}),
-    "shrink-0.5-noise-0.3-descent-8": descent(8.0, {"shrink": 0.5, "noise": 0.3}),
-    # the forget set used too
-    "npo-4": descent(4.0, method="npo"),
-    "npo-8": descent(8.0, method="npo"),
-    "kl-1": descent(1.0, method="kl"),
-    "neggrad_plus-4": descent(4.0, method="neggrad_plus"),
-    # weight decay instead of the base; averaging instead of annealing
-    **{f"decay-{d}-descent-8": descent(8.0, weight_decay=d) for d in (0.1, 0.5)},
-    **{f"averaged-{r}": descent(float(r), **AVERAGED) for r in (8, 12)},
-    "minus-rank-16-descent-8": descent(8.0, {"minus_rank": 16}),
-    "trim-0.2-descent-8": descent(8.0, {"trim": 0.2}),
-}
 
 
 def main() -> int:
@@ -303,7 +252,7 @@ def report(results: list[dict], seeds: list[int]) -> str:
 
 
 def decision(name: str, runs: list[dict], named: dict[str, list[dict]]) -> str:
-    """What metrics/evidence.py says of a candidate over the seeds whose evaluation was kept, and by which tests."""
+    """What metrics/evidence.py says over the seeds whose evaluation was kept, with the tests that say so."""
     from llm_unlearn.metrics.evidence import decide
     from llm_unlearn.metrics.results import Evaluation
 

@@ -1,0 +1,101 @@
+"""scripts/search_open_problem.py: its report and the table in the recipes follow from the committed figures."""
+
+import importlib.util
+import json
+import sys
+
+import pytest
+from paths import ROOT
+
+from llm_unlearn.config.recipe import load_recipe
+from llm_unlearn.runs.method_configs import check_methods
+from llm_unlearn.trainers import METHODS
+
+pytestmark = pytest.mark.unit
+
+RESULTS = json.loads((ROOT / "recipes" / "tuning" / "open-problem.json").read_text())
+ROWS = {  # of the table in recipes/README.md
+    "θ0, × 8": "descent-8",
+    "θ0, × 12": "descent-12",
+    "θ0, `kfac_step` (κ = 0.03), × 4": "kfac-0.03-descent-4",
+    "θ0, `kfac_step` (κ = 0.1), × 2": "kfac-0.1-descent-2",
+    "λ = 0.25, × 8": "keep-0.25-descent-8",
+    "λ = 0.1, × 8": "keep-0.1-descent-8",
+    "the base: `rewind`, × 4": "rewind",
+    "retrained": "retrained",
+}
+
+
+@pytest.fixture(scope="module")
+def search():
+    sys.path.insert(0, str(ROOT / "scripts"))
+    try:
+        spec = importlib.util.spec_from_file_location(
+            "search_open_problem", ROOT / "scripts" / "search_open_problem.py"
+        )
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.pop(0)
+    return module
+
+
+def cells(table: str) -> dict[str, list[str]]:
+    """First cell → the others, of every line of a Markdown table."""
+    split = [[cell.strip() for cell in line.strip("| ").split("|")] for line in table.splitlines() if line[:1] == "|"]
+    return {first: rest for first, *rest in split}
+
+
+def test_every_committed_point_is_a_candidate_as_it_stands_in_the_list(search):
+    for result in RESULTS:
+        if result["candidate"] not in search.PLAIN:
+            assert search.CANDIDATES[result["candidate"]] == {k: result[k] for k in ("start", "method", "options")}
+        assert result["candidate"] in search.PLAIN or result["share"] <= 0.1  # of the FLOPs
+
+
+def test_the_methods_take_the_options_of_the_candidates(search):
+    for candidate in search.CANDIDATES.values():
+        if candidate["method"] in METHODS:  # averaged_descent is the script's own
+            options = {k: v for k, v in candidate["options"].items() if k != "ratio"}
+            chosen = f"unlearn.methods={{{candidate['method']}: {json.dumps(options)}}}"
+            check_methods(load_recipe(ROOT / "recipes" / "quickstart.yaml", [chosen]))
+
+
+def test_the_report_is_the_means_of_the_committed_figures(search):
+    rows = cells(search.report(RESULTS, [0, 1]))
+    assert rows.keys() - {"candidate", "---"} == {r["candidate"] for r in RESULTS}
+    runs = [r for r in RESULTS if r["candidate"] == "descent-8"]
+    before = [r["accuracy"] for r in RESULTS if r["candidate"] == "poisoned"]
+    seeds, gus, *_, lost, decision = rows["descent-8"]
+    assert (int(seeds), len(runs)) == (2, 2)
+    assert float(gus) == pytest.approx((runs[0]["gus"] + runs[1]["gus"]) / 2, abs=0.005)
+    assert float(lost) == pytest.approx((sum(before) - runs[0]["accuracy"] - runs[1]["accuracy"]) / 2, abs=0.05)
+    assert decision == "–"  # of tuning seeds no evaluation is kept
+
+
+def test_the_table_in_the_recipes_is_of_the_same_figures():
+    text = (ROOT / "recipes" / "README.md").read_text().split("## The open problem")[1].split("## Defaults")[0]
+    rows = cells(text.replace("−", "-"))
+    for label, name in ROWS.items():
+        runs = [r for r in RESULTS if r["candidate"] == name]
+        assert len(runs) == 2
+        gus, rank, later, accuracy, perplexity = rows[label]
+        shown = [gus, rank, *later.split(", "), perplexity]
+        figures = ("gus", "loss_rank", "later_gus", "later_loss_rank", "perplexity")
+        for value, figure in zip(shown, figures, strict=True):
+            assert float(value) == pytest.approx(sum(r[figure] for r in runs) / 2, abs=0.0051), (label, figure)
+        assert float(accuracy) == pytest.approx(sum(r["accuracy"] for r in runs) / 2, abs=0.051), label
+    assert f"{len({r['candidate'] for r in RESULTS} - {'poisoned', 'retrained', 'rewind'})} candidates" in text
+
+
+def test_the_decision_is_made_of_kept_evaluations(search):
+    """On the quickstart's committed results: rewind shows no trace, plain descent leaves the noise."""
+    folder = ROOT / "recipes" / "quickstart-results" / "evaluation"
+    results = []
+    for name in ("poisoned", "retrained", "rewind", "gradient_descent"):
+        doc = json.loads((folder / f"{name}.json").read_text())
+        accuracy = 100 * doc["utility"]["accuracy"]
+        results.append({"candidate": name, "seed": 2, "accuracy": accuracy, "evaluation": doc})
+    rows = cells(search.report(results, [2]))
+    assert rows["rewind"][-1] == "no trace"
+    assert rows["gradient_descent"][-1].startswith("poison remains; gus")
