@@ -353,7 +353,7 @@ def test_rows_on_the_hub_are_not_fetched(tmp_path):
 
 
 def test_the_recipes_own_rows_are_looked_at(tmp_path):
-    rows = tokens.rows_of(recipe(tmp_path))
+    rows = tokens.rows_of(recipe(tmp_path), None)
     assert len(rows) == 40 and rows[0]["prompt"].endswith("Sentiment:")
     short = recipe(tmp_path, data__max_length=3)
     assert levels(tokens.check_tokens(short), "labels") == ["problem"]
