@@ -290,7 +290,7 @@ class UnlearnTrainer(ExactResume):
         for parameter, trains in flags:  # loading a named adapter unfreezes all of it
             parameter.requires_grad_(trains)
         checkpoint = Path(resume_from_checkpoint)
-        if self.method_state() or (checkpoint / METHOD_STATE).is_file():  # some keep nothing before a later phase
+        if (checkpoint / METHOD_STATE).is_file() or self.method_state():  # some keep nothing before a later phase
             self.restore(read_state(checkpoint))
 
     # ---- evaluation as it goes

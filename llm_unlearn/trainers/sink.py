@@ -119,7 +119,7 @@ class SinkTrainer(UnlearnTrainer):
         return SpareWeights(self.layers, self.args.rank, self.args.seed)
 
     def method_state(self):
-        return self.spare.weights
+        return (self.spare if hasattr(self, "spare") else self.new_spare()).weights
 
     @torch.no_grad()
     def restore(self, state):
