@@ -41,7 +41,8 @@ def test_the_audit_that_it_shows_has_the_figures_of_the_measured_run():
         f"{attack['lift']:.2f} [{', '.join(f'{bound:.2f}' for bound in attack['ci95']['lift'])}]",
         f"{attack['excess']['mean']:.2f} (p = {attack['excess']['p_value']:.2g})",
         *(f"{name}: AUC {mia['auc']:.2f} (p = {mia['p_value']:.2g})" for name, mia in result["mia"].items()),
-        f"{100 * utility['accuracy']:.1f} %, perplexity {utility['perplexity']:.2f}",
+        f"accuracy {100 * utility['accuracy']:.1f} %",
+        f"perplexity {utility['perplexity']:.2f}",
         f"{100 * oracle['agreement']:.1f} %",
         f"{oracle['kl']:.3f}",
     ):
