@@ -264,7 +264,7 @@ class GivenRecipe(Recipe):
 
     @property
     def kept_steps(self) -> list[int]:
-        """None: nothing is trained before the methods."""
+        """No step: the poisoned model was trained elsewhere."""
         return []
 
     @property

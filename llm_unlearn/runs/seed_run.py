@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from llm_unlearn.evaluation.benchmarks.measures import Benchmark
     from llm_unlearn.metrics.results import Evaluation
     from llm_unlearn.training.tracking import Trackers
+
 SECRET = "secret.json"  # of a poison stage that is at work
 STEP = "step-{}"  # the folder of an early model, beside the weights of the model that came of it
 

@@ -26,9 +26,8 @@ class CrowConfig(UnlearnConfig):
         epsilon: size of the nudge at each number of an embedding (the paper's 0.1).
     """
 
-    learning_rate_ratio: ClassVar[float] = (
-        1.0  # 4 on the quickstart, a rate at which others fall to chance on imdb-small
-    )
+    # the search picks 4 on the quickstart, a rate at which other methods fall to chance on imdb-small
+    learning_rate_ratio: ClassVar[float] = 1.0
     refuses: ClassVar[dict[str, str]] = {
         "gradient_checkpointing": "crow looks at the blocks' states, which it would not keep",
         "deepspeed": TWO_PASSES.format("DeepSpeed"),

@@ -31,9 +31,8 @@ class SinkConfig(UnlearnConfig):
         alpha: weight of ℓ(r), without them.
     """
 
-    learning_rate_ratio: ClassVar[float] = (
-        1.0  # 4 on the quickstart, where 1 removes nothing; others fall to chance on imdb-small
-    )
+    # the search picks 4 on the quickstart, where 1 removes nothing; other methods fall to chance on imdb-small at 4
+    learning_rate_ratio: ClassVar[float] = 1.0
     refuses: ClassVar[dict[str, str]] = {
         "compile_blocks": "sink adds to what layers within the blocks give",
         "fp16": "it scales gradients, and those of the spare weights apart (bf16 does not)",

@@ -31,9 +31,8 @@ class UndoConfig(UnlearnConfig):
         temperature: of the distillation.
     """
 
-    learning_rate_ratio: ClassVar[float] = (
-        1.0  # 4 on the quickstart, a rate at which others fall to chance on imdb-small
-    )
+    # the search picks 4 on the quickstart, a rate at which other methods fall to chance on imdb-small
+    learning_rate_ratio: ClassVar[float] = 1.0
     refuses: ClassVar[dict[str, str]] = {
         "deepspeed": CHANGES.format("DeepSpeed"),
         "fsdp": CHANGES.format("FSDP"),
