@@ -131,16 +131,17 @@ class UnlearnTrainer(ExactResume):
 
     def _hold_reference(self) -> None:
         """Keep θ0, or its log-probs, as the loss will ask for them: before the first step, the model is θ0."""
+        # first: a reference may be a second adapter, and a cache is found by all of the model's weights
+        for name in self.requires.log_probs_on:
+            compute = partial(self.values_of, self.rows[name], Supervised.log_prob)
+            log_probs = reference_log_probs(self.model, self.rows[name], self.args, compute, self.task)
+            self.rows[name] = self.rows[name].add_column(LOG_PROB, log_probs)
         if self.requires.reference_on and self.reference is None:
             autocast = self.args.bf16 and not self.is_deepspeed_enabled and not self.is_fsdp_enabled
             share = not self.is_deepspeed_enabled and not self.args.offload_reference
             self.reference = make_reference(self.model, torch.bfloat16 if autocast else None, share)
         if self.reference is not None:
             self.reference.prepare(self.accelerator, self.args.offload_reference)
-        for name in self.requires.log_probs_on:
-            compute = partial(self.values_of, self.rows[name], Supervised.log_prob)
-            log_probs = reference_log_probs(self.model, self.rows[name], self.args, compute, self.task)
-            self.rows[name] = self.rows[name].add_column(LOG_PROB, log_probs)
 
     # ---- what a method may say differently
 
