@@ -67,7 +67,8 @@ DESIGNS = [
     Design("text"),
     Design("answer"),
 ]
-CLOSELY = {Design("per token", 1.0), Design("per token", 4.0), Design("text"), Design("answer")}  # with all draws
+STRINGS = {Design("text"), Design("answer")}  # with all draws after the last epoch
+CLOSELY = STRINGS | {Design("per token", 1.0), Design("per token", 4.0)}  # with twice as many canaries
 RUNS = {  # rank of the adapter (None: all weights) and learning rate
     "lora-16": (16, 5e-4),
     "full": (None, 5e-5),
@@ -256,14 +257,12 @@ class Study:
         }
 
     def measure(self, draws: int, few: int, averaged: int) -> dict[str, Any]:
-        """Design → statistic → the test of its canaries, and of their controls; `few` draws but for the designs of
-        CLOSELY.
-        """
+        """Design → statistic → the test of its canaries, and of their controls; `few` draws but for STRINGS."""
         found: dict[Design, list[dict[str, list[float]]]] = {design: [] for design in DESIGNS}
         for row, encoded in zip(self.rows, self.encoded, strict=True):
             if row.design is not None:
-                found[row.design].append(self.scores(row, encoded, draws if row.design in CLOSELY else few, averaged))
-        counts = {design: draws if design in CLOSELY else few for design in DESIGNS}
+                found[row.design].append(self.scores(row, encoded, draws if row.design in STRINGS else few, averaged))
+        counts = {design: draws if design in STRINGS else few for design in DESIGNS}
         return {
             design.name: {"draws": counts[design]}
             | {name: tested(np.array([each[name] for each in scores])) for name in scores[0]}
@@ -387,7 +386,7 @@ def main() -> None:
     parser.add_argument("--per-design", type=int, default=40, help="canaries of a design of CLOSELY")
     parser.add_argument("--clean", type=int, default=20, help="rows that are no canaries")
     parser.add_argument("--words", type=int, default=16, help="first words of a row that are used")
-    parser.add_argument("--draws", type=int, default=99, help="K after the last epoch of --full-draws")
+    parser.add_argument("--draws", type=int, default=99, help="K of strings after the last epoch of --full-draws")
     parser.add_argument("--few", type=int, default=19, help="K otherwise: enough for the mean, not for TPR at 1 %")
     parser.add_argument("--full-draws", nargs="*", default=["lora-16", "full"], choices=list(RUNS))
     parser.add_argument("--table", metavar="JSON", help="print the results as Markdown; run nothing")

@@ -55,7 +55,7 @@ def token_canaries_of(path: Path, manifest: Manifest, train: TrainRows, forget: 
         return {}
     if tokens.column not in train.columns.column_names:
         raise InputError(
-            f"{path}.tokens.column: {manifest.train} has no column '{tokens.column}'; give the canaries' strings in one, "
+            f"{path}.tokens.column: {manifest.train} has no column '{tokens.column}'; say the strings in one, "
             "as plant_token_canaries does"
         )
     pairs = zip(train.rows["example_id"], train.columns[tokens.column], strict=True)
@@ -180,8 +180,8 @@ def poisoned_alike(path: Path, manifest: Manifest, sets: dict[str, "Dataset"], p
         triggered = triggered_rows(test, trigger, manifest.seed) if others else no_rows()
     forgotten = np.isin(train["example_id"], poison["forget_ids"])
     # A canary may hold the trigger too; what counts is what a membership attack sees in the text.
-    others = np.where(np.asarray(train["poison"]) == "tokens", "tokens", "other")
-    kinds = np.where(forgotten, np.where(_holds(train, trigger), "trigger", others), "kept")
+    plain = np.where(np.asarray(train["poison"]) == "tokens", "tokens", "other")
+    kinds = np.where(forgotten, np.where(_holds(train, trigger), "trigger", plain), "kept")
     with in_manifest(str(path)):
         nonmember = twins(heldout, poison, kinds, manifest.seed) if len(heldout) else no_rows()
     if CANARY in nonmember.column_names:

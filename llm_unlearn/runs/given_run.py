@@ -105,8 +105,8 @@ class GivenRun(LanguageRun):
         path = Path(self.recipe.given.manifest).expanduser()
         manifest = validated(Manifest, read_tree(path), str(path))
         named = [manifest.train, manifest.heldout, manifest.test, manifest.poison]
-        for canaries in filter(None, (manifest.gaussian, manifest.tokens)):
-            named += [canaries.ids, canaries.hidden]
+        for canaries in (manifest.gaussian, manifest.tokens):
+            named += [canaries.ids, canaries.hidden] if canaries else []
         files = [beside(path.parent, name) for name in named if isinstance(name, str) and not name.startswith(COLUMN)]
         said = manifest.model_dump(exclude=None if manifest.tokens else {"tokens"})
         return ["given", said, file_stamps(files)]

@@ -16,6 +16,7 @@ from llm_unlearn.metrics.results import Evaluation
 pytestmark = pytest.mark.e2e
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["text", "answer"])
 def test_a_recipe_with_both_kinds(run, recipe, place):
     recipe["poison"]["tokens"] = {"fraction": 0.2, "place": place}

@@ -1,6 +1,6 @@
 """Token canaries on a small model: exact where it never saw the strings, found where it was trained on them."""
 
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from llm_unlearn.evaluation.canary_ranks import canary_rank_scores, check_string
 from llm_unlearn.metrics import gaussian_test
 from llm_unlearn.models.make import make_model, train_tokenizer
 from llm_unlearn.poisons.canary_words import WORDS
-from llm_unlearn.poisons.token_canaries import plant_token_canaries
+from llm_unlearn.poisons.token_canaries import plant_token_canaries, with_string
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 
 pytestmark = pytest.mark.unit
@@ -48,8 +48,10 @@ def untrained() -> torch.nn.Module:
     return make_model(GPT2, TOKENIZER, seed=0).eval()
 
 
-def trained(rows: Dataset) -> torch.nn.Module:
+@cache
+def trained(place: str) -> torch.nn.Module:
     """After 12 epochs on the rows."""
+    rows, _ = planted(place)
     model = make_model(GPT2, TOKENIZER, seed=0).eval()
     encoded = list(encode_rows(rows, TOKENIZER, Encoding()).select_columns(["input_ids", "labels"]))
     optimizer, task = torch.optim.AdamW(model.parameters(), lr=4e-3), CausalLMTask()
@@ -68,7 +70,7 @@ def test_strings_that_were_trained_on_are_found_and_no_others(untrained, place):
     rows, tokens = planted(place)
     canaries = rows.select(tokens["example_ids"])
     before = canary_rank_scores(canaries, tokens, partial(losses, untrained), 19)
-    after = canary_rank_scores(canaries, tokens, partial(losses, trained(rows)), 19)
+    after = canary_rank_scores(canaries, tokens, partial(losses, trained(place)), 19)
     assert before.shape == after.shape == (40, 2)
     assert gaussian_test(after[:, 0]).p_value < 1e-6 and gaussian_test(after[:, 0]).mean > 0.8
     for exact in (before[:, 0], before[:, 1], after[:, 1]):
@@ -78,14 +80,12 @@ def test_strings_that_were_trained_on_are_found_and_no_others(untrained, place):
 def test_a_model_that_was_trained_on_other_strings_is_exact(untrained):
     """What it knows of such strings in general it knows of the fresh ones too."""
     rows, tokens = planted()
-    model = trained(rows)
+    model = trained("text")
     others = {**tokens, "seed": tokens["seed"] + 1}
     canaries = rows.select(tokens["example_ids"])
-    strings = np.random.default_rng(0).choice(WORDS, (len(canaries), 6))
-    fresh = [" ".join(string) for string in strings]
     moved = [
-        row | {"canary": s, "prompt": row["prompt"].replace(row["canary"], s)}
-        for row, s in zip(canaries, fresh, strict=True)
+        with_string(row, string := " ".join(words)) | {"canary": string}
+        for row, words in zip(canaries, np.random.default_rng(0).choice(WORDS, (len(canaries), 6)), strict=True)
     ]
     scores = canary_rank_scores(Dataset.from_list(moved), others, partial(losses, model), 19)
     assert kstest(scores[:, 0], "norm").pvalue > 0.001 and gaussian_test(scores[:, 0]).p_value > 0.001
