@@ -323,6 +323,7 @@ def run(args: argparse.Namespace) -> None:
         "per_design": args.per_design,
         "clean": args.clean,
         "batch": BATCH,
+        "precision": "bfloat16 autocast",
         "rates": {name: rate for name, (_, rate) in RUNS.items()},
     }
     results |= {"model": args.name, "settings": settings}
@@ -354,25 +355,36 @@ def run(args: argparse.Namespace) -> None:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Markdown: one line per point, design and its best statistics."""
-    lines = [
-        "| training | canaries | statistic | mean | z | p | TPR at 1 % | at 5 % | residue found, n = 50 | n = 100 |",
-        "|---|---|---|---:|---:|---:|---:|---:|---:|---:|",
+    """Markdown: z of every statistic at every point, and what the statistics of an evaluation find after training."""
+    points = results["points"]
+    lines = [f"| canaries | n | statistic | {' | '.join(points)} |", f"|---|---:|---|{'---:|' * len(points)}"]
+    for design in points["base"]["designs"]:
+        for name in dict.fromkeys(name for entry in points.values() for name in entry["designs"][design]):
+            if name != "draws" and not name.endswith("19 draws"):
+                tests = [entry["designs"][design].get(name) for entry in points.values()]
+                n = next(test["n"] for test in tests if test)
+                cells = [f"{test['z']:.1f}" if test else "" for test in tests]
+                lines.append(f"| {design} | {n} | {name} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "| training | canaries | statistic | mean | p | TPR at 1 % | TPR at 5 % | residue found, n = 50 | n = 100 |",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for point, entry in results["points"].items():
-        for design, statistics in entry["designs"].items():
-            draws = statistics.pop("draws")
-            for name, test in statistics.items():
-                if name.endswith("19 draws"):
-                    continue
-                shares = [test["smallest"][n] / test["mean"] if test["mean"] > 0 else math.inf for n in ("50", "100")]
-                least = [f"{share:.0%}" if share < 1 else "–" for share in shares]
-                at_1 = f"{test['tpr']['0.01']:.2f}" if draws >= 99 or "gradient" in name else "–"
-                lines.append(
-                    f"| {point} | {design} | {name} | {test['mean']:.2f} | {test['z']:.1f} | {test['p']:.1g} | "
-                    f"{at_1} | {test['tpr']['0.05']:.2f} | {least[0]} | {least[1]} |"
-                )
+    for point, entry in points.items():
+        for design, statistics in entry["designs"].items() if point != "base" else ():
+            name = "loss rank" if "loss rank" in statistics else "row rank"  # those of an evaluation
+            lines.append(f"| {point} | {design} | {_told(name, statistics[name], statistics['draws'])} |")
     return "\n".join(lines)
+
+
+def _told(name: str, test: dict[str, Any], draws: int) -> str:
+    """The cells of one test; a share of the mean score as the residue that n canaries find, where that is below 1."""
+    shares = [test["smallest"][n] / test["mean"] if test["mean"] > 0 else math.inf for n in ("50", "100")]
+    least = [f"{share:.0%}" if share < 1 else "–" for share in shares]
+    at_1 = f"{test['tpr']['0.01']:.2f}" if draws >= 99 or "gradient" in name else "–"
+    return (
+        f"{name} | {test['mean']:.2f} | {test['p']:.1g} | {at_1} | {test['tpr']['0.05']:.2f} | {least[0]} | {least[1]}"
+    )
 
 
 def main() -> None:

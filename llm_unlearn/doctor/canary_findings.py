@@ -52,12 +52,23 @@ def _check_kind(recipe: Recipe, kind: str) -> list[Finding]:
     return [Finding("canaries", "warning", what, remedy)]
 
 
+def check_exposures(recipe: Recipe) -> list[Finding]:
+    """Whether adapters see the canaries often enough, by scripts/canary_study.py on one pretrained model."""
+    if not (recipe.poison.gaussian or recipe.poison.tokens) or recipe.model.lora is None or recipe.train.epochs >= 2:
+        return []
+    what = (
+        f"{recipe.train.epochs:g} epochs of adapters: in a study of a pretrained model (docs/canaries.md; LoRA r 16) "
+        "no kind of canary was found after one epoch, and most were after two"
+    )
+    return [Finding("canaries", "warning", what, "train.epochs=2 or more")]
+
+
 def check_noise(recipe: Recipe) -> list[Finding]:
     """Whether canaries of a recipe of texts can take: ε beside the embeddings' rms, and the tokens that are learnt."""
     from llm_unlearn.models.embedding_scale import embeddings_rms
     from llm_unlearn.training.pretraining import base_folder
 
-    section, tokens, findings = recipe.poison.gaussian, recipe.poison.tokens, []
+    section, tokens, findings = recipe.poison.gaussian, recipe.poison.tokens, check_exposures(recipe)
     if tokens and tokens.place == "text" and recipe.data.loss_on == "completion":
         what = "data.loss_on: completion, and the strings of token canaries stand in the text, which is not learnt"
         findings.append(Finding("canaries", "warning", what, "poison.tokens.place=answer, or data.loss_on=text"))
