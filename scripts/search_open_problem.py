@@ -252,7 +252,9 @@ def report(results: list[dict], seeds: list[int]) -> str:
 
 
 def decision(name: str, runs: list[dict], named: dict[str, list[dict]]) -> str:
-    """What metrics/evidence.py says over the seeds whose evaluation was kept, with the tests that say so."""
+    """What metrics/evidence.py says over the seeds whose evaluation was kept, with the tests that say so, or with what
+    they could have found.
+    """
     from llm_unlearn.metrics.evidence import decide
     from llm_unlearn.metrics.results import Evaluation
 
@@ -269,7 +271,8 @@ def decision(name: str, runs: list[dict], named: dict[str, list[dict]]) -> str:
     poisoned = [] if name == "poisoned" else evaluations(named["poisoned"])
     found = decide(own, poisoned, evaluations(named["retrained"]))
     tests = [f"{f.test}{f' after {f.after} steps' if f.after else ''}" for f in found.rejecting]
-    return "; ".join([str(found.status), *tests, *found.reasons])
+    limits = [f"{f.test} {f.detectable:.2f}" for f in found.limits] if found.status == "no trace" else []
+    return "; ".join([str(found.status), *tests, *found.reasons, *limits])
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+from statistics import stdev
 
 import pytest
 from paths import ROOT
@@ -14,7 +15,8 @@ from llm_unlearn.trainers import METHODS
 pytestmark = pytest.mark.unit
 
 RESULTS = json.loads((ROOT / "recipes" / "tuning" / "open-problem.json").read_text())
-ROWS = {  # of the table in recipes/README.md
+TUNING, FRESH = ([r for r in RESULTS if (r["seed"] < 2) == tuning] for tuning in (True, False))
+ROWS = {  # of the tables in recipes/README.md
     "θ0, × 8": "descent-8",
     "θ0, × 12": "descent-12",
     "θ0, `kfac_step` (κ = 0.03), × 4": "kfac-0.03-descent-4",
@@ -63,9 +65,9 @@ def test_the_methods_take_the_options_of_the_candidates(search):
 
 def test_the_report_is_the_means_of_the_committed_figures(search):
     rows = cells(search.report(RESULTS, [0, 1]))
-    assert rows.keys() - {"candidate", "---"} == {r["candidate"] for r in RESULTS}
-    runs = [r for r in RESULTS if r["candidate"] == "descent-8"]
-    before = [r["accuracy"] for r in RESULTS if r["candidate"] == "poisoned"]
+    assert rows.keys() - {"candidate", "---"} == {r["candidate"] for r in TUNING}
+    runs = [r for r in TUNING if r["candidate"] == "descent-8"]
+    before = [r["accuracy"] for r in TUNING if r["candidate"] == "poisoned"]
     seeds, gus, *_, lost, decision = rows["descent-8"]
     assert (int(seeds), len(runs)) == (2, 2)
     assert float(gus) == pytest.approx((runs[0]["gus"] + runs[1]["gus"]) / 2, abs=0.005)
@@ -73,19 +75,49 @@ def test_the_report_is_the_means_of_the_committed_figures(search):
     assert decision == "–"  # of tuning seeds no evaluation is kept
 
 
-def test_the_table_in_the_recipes_is_of_the_same_figures():
+def recipes_section() -> str:
     text = (ROOT / "recipes" / "README.md").read_text().split("## The open problem")[1].split("## Defaults")[0]
-    rows = cells(text.replace("−", "-"))
+    return text.replace("−", "-")
+
+
+def mean(runs: list[dict], figure: str) -> float:
+    return sum(r[figure] for r in runs) / len(runs)
+
+
+def test_the_table_of_the_search_is_of_the_same_figures():
+    text = recipes_section()
+    rows = cells(text.split("| fresh seeds")[0])
     for label, name in ROWS.items():
-        runs = [r for r in RESULTS if r["candidate"] == name]
+        runs = [r for r in TUNING if r["candidate"] == name]
         assert len(runs) == 2
         gus, rank, later, accuracy, perplexity = rows[label]
         shown = [gus, rank, *later.split(", "), perplexity]
         figures = ("gus", "loss_rank", "later_gus", "later_loss_rank", "perplexity")
         for value, figure in zip(shown, figures, strict=True):
-            assert float(value) == pytest.approx(sum(r[figure] for r in runs) / 2, abs=0.0051), (label, figure)
-        assert float(accuracy) == pytest.approx(sum(r["accuracy"] for r in runs) / 2, abs=0.051), label
+            assert float(value) == pytest.approx(mean(runs, figure), abs=0.0051), (label, figure)
+        assert float(accuracy) == pytest.approx(mean(runs, "accuracy"), abs=0.051), label
     assert f"{len({r['candidate'] for r in RESULTS} - {'poisoned', 'retrained', 'rewind'})} candidates" in text
+
+
+def test_the_table_of_the_fresh_seeds_is_of_the_same_figures(search):
+    rows = cells("| fresh seeds" + recipes_section().split("| fresh seeds")[1])
+    del rows["fresh seeds"], rows["---"]
+    report = cells(search.report(RESULTS, list(search.REPORTED)))
+    poisoned = {r["seed"]: r for r in FRESH if r["candidate"] == "poisoned"}
+    assert poisoned.keys() == set(search.REPORTED)
+    assert {ROWS[label] for label in rows} == {r["candidate"] for r in FRESH} - {"poisoned"}
+    for label, (gus, rank, later, lift, lost, perplexity, verdict) in rows.items():
+        runs = [r for r in FRESH if r["candidate"] == ROWS[label]]
+        assert [r["seed"] for r in runs] == list(search.REPORTED)
+        shown = [gus, rank, *later.split(", "), lift, perplexity]
+        figures = ("gus", "loss_rank", "later_gus", "later_loss_rank", "lift", "perplexity")
+        for value, figure in zip(shown, figures, strict=True):
+            assert float(value) == pytest.approx(mean(runs, figure), abs=0.0051), (label, figure)
+        points = [poisoned[r["seed"]]["accuracy"] - r["accuracy"] for r in runs]
+        average, error = map(float, lost.split(" ± "))
+        assert average == pytest.approx(sum(points) / 8, abs=0.051), label
+        assert error == pytest.approx(stdev(points) / 8**0.5, abs=0.051), label
+        assert report[ROWS[label]][-1].split(";")[0] == verdict, label
 
 
 def test_the_decision_is_made_of_kept_evaluations(search):
@@ -97,5 +129,5 @@ def test_the_decision_is_made_of_kept_evaluations(search):
         accuracy = 100 * doc["utility"]["accuracy"]
         results.append({"candidate": name, "seed": 2, "accuracy": accuracy, "evaluation": doc})
     rows = cells(search.report(results, [2]))
-    assert rows["rewind"][-1] == "no trace"
+    assert rows["rewind"][-1].startswith("no trace; gus 0.46")
     assert rows["gradient_descent"][-1].startswith("poison remains; gus")
