@@ -34,6 +34,13 @@ def unlearn_given(args: argparse.Namespace) -> int:
         from llm_unlearn.cli.dry_run import describe_plan
 
         plan = describe_plan(recipe, "report")
+        if searching:
+            from llm_unlearn.runs.candidates import AUTO_BUDGETS
+            from llm_unlearn.runs.search import checked_candidates
+
+            plan["candidates"] = [str(each) for each in checked_candidates(recipe, section)]
+            most = f"for at most {section.max_budget or AUTO_BUDGETS:g} budgets together"
+            plan["text"] += "\n".join(["", "", f"candidates, in this order, {most}:", *plan["candidates"]])
         print(json.dumps(plan, indent=2) if args.json else plan["text"])
         return 0
     from llm_unlearn.runs.auto import auto

@@ -79,6 +79,12 @@ class Search:
         """The poisoned model's figures."""
         return figures_of(self.poisoned)
 
+    @property
+    def poison(self) -> Figures:
+        """Those of them that show its poison: of canaries that did not take a score is noise."""
+        took, shows = decide([self.poisoned]).took, {"lift": "attack", "gus": "noise"}
+        return {name: value if shows.get(name) in took else None for name, value in self.before.items()}
+
     def to_json(self) -> dict[str, Any]:
         """As search/search.json has it."""
         known = read_json(self.run.folder / "given" / "poisoned.json")
@@ -103,7 +109,7 @@ def search(
     section: "SearchSection",
     *,
     first: bool,
-    max_budget: float = math.inf,
+    max_budget: float | None = None,
     quiet: bool = False,
     trainers: dict[str, Any] | None = None,
 ) -> Search:
@@ -113,7 +119,7 @@ def search(
         recipe: of the given model; its methods, or those of `auto` if it has none, are searched.
         section: what the user said of the search.
         first: end at the first that passes, and keep its model.
-        max_budget: unless the section says it.
+        max_budget: unless the section says it; None: all candidates are tried.
         quiet: no progress bars.
         trainers: gets the trainer of the last candidate.
 
@@ -122,39 +128,48 @@ def search(
     """
     if Processes.start().count > 1:
         raise InputError("a search works in one process; launch what it chose in several")
-    if len(recipe.unlearn.budgets) > 1:
-        raise InputError("recipe.unlearn.budgets: a search compares candidates at one budget; give one")
-    folder = Path(recipe.output_dir) / FOLDER
-    given, evaluate = recipe.given.changed(half="tuning"), recipe.evaluate.changed(membership=[])
-    recipe = recipe.changed(output_dir=str(folder), given=given, evaluate=evaluate)
-    plain = recipe.changed(unlearn=recipe.unlearn.changed(methods={}))
-    (looked_up,) = seed_runs(plain)
-    assert isinstance(looked_up, GivenRun)
-    _check_rows(recipe, looked_up.half)
-    candidates = candidates_of(recipe, section, looked_up.base is not None)
-    _check(recipe, candidates)
+    candidates = checked_candidates(recipe, section)
+    recipe = _of_tuning(recipe)
+    plain, folder = recipe.changed(unlearn=recipe.unlearn.changed(methods={})), Path(recipe.output_dir)
     run(plain, until="evaluate", quiet=quiet, jobs=1)
     with locked_folder(folder):
         (seed_run,) = seed_runs(plain, quiet)
         assert isinstance(seed_run, GivenRun)
         seed_run.trainers = trainers
-        measured = [_evaluation(seed_run, name) for name in ("poisoned", "retrained") if name in seed_run.plain_models]
-        found = Search(
-            recipe, section, section.max_budget or max_budget, seed_run, measured[0], (measured[1:] or [None])[0]
-        )
+        retrained = _evaluation(seed_run, "retrained") if seed_run.has_oracle else None
+        limit = section.max_budget or max_budget or float(len(candidates))
+        found = Search(recipe, section, limit, seed_run, _evaluation(seed_run, "poisoned"), retrained)
         _require_signal(found)
         _try_all(found, candidates, first)
     return found
 
 
-def _check(recipe: "GivenRecipe", candidates: list[Candidate]) -> None:
-    """Refuse what any candidate would be refused for, before the first runs; several methods at a time."""
+def _of_tuning(recipe: "GivenRecipe") -> "GivenRecipe":
+    """The recipe of the run directory that measures the tuning half."""
+    given, evaluate = recipe.given.changed(half="tuning"), recipe.evaluate.changed(membership=[])
+    return recipe.changed(output_dir=str(Path(recipe.output_dir) / FOLDER), given=given, evaluate=evaluate)
+
+
+def checked_candidates(recipe: "GivenRecipe", section: "SearchSection") -> list[Candidate]:
+    """What a search would try, all of it checked before anything runs.
+
+    Raises:
+        InputError: a candidate would be refused, or no row would tell one from another.
+    """
+    if len(recipe.unlearn.budgets) > 1:
+        raise InputError("recipe.unlearn.budgets: a search compares candidates at one budget; give one")
+    recipe = _of_tuning(recipe)
+    (seed_run,) = seed_runs(recipe)
+    assert isinstance(seed_run, GivenRun)
+    _check_rows(recipe, seed_run.half)
+    candidates = candidates_of(recipe, section, seed_run.base is not None)
     by_method: dict[str, list[Candidate]] = {}
     for candidate in candidates:
         by_method.setdefault(candidate.method, []).append(candidate)
     for some in zip_longest(*by_method.values()):
         methods = {candidate.method: candidate.options for candidate in some if candidate is not None}
         check(recipe.changed(unlearn=recipe.unlearn.changed(methods=methods)))
+    return candidates
 
 
 def _check_rows(recipe: "GivenRecipe", half: Half | None) -> None:
@@ -228,7 +243,7 @@ def _judged(found: Search, candidate: Candidate, key: str) -> Point:
     result, others = _evaluation(found.run, candidate.method), [found.retrained] if found.retrained else []
     decision, figures = decide([result], [found.poisoned], others), figures_of(result)
     within = _keeps_utility(found, figures)
-    left = residual(figures, found.before, figures_of(found.retrained) if found.retrained else None)
+    left = residual(figures, found.poison, figures_of(found.retrained) if found.retrained else None)
     assert result.cost is not None
     limit = found.run.limits(found.recipe.unlearn.budgets[0]).get("max_flops")
     return Point(

@@ -10,7 +10,7 @@ from llm_unlearn.runs.points import Figures, Point, best
 if TYPE_CHECKING:
     from llm_unlearn.runs.search import Search
 
-_SHOWN = {"lift": ("lift", 2), "gus": ("GUS", 2), "accuracy": ("accuracy %", 1), "perplexity": ("perplexity", 2)}
+_SHOWN = {"lift": ("lift", 2), "gus": ("GUS", 2), "accuracy": ("accuracy (%)", 1), "perplexity": ("perplexity", 2)}
 
 
 def chosen_options(found: "Search") -> dict[str, dict]:
@@ -42,11 +42,11 @@ def nothing_passes(found: "Search") -> str:
     """What was tried, the best of it, and what retraining would take."""
     spent = f"{len(found.points)} tried, {number(found.spent, 1)} of {number(found.max_budget, 0)} budgets spent"
     lines = [f"No candidate passes on the tuning half ({spent})."]
-    if point := found.best:
-        shown = [name for name in _SHOWN if found.before[name] is not None]
-        pairs = zip(shown, _cells(point.figures or {}, shown), _cells(found.before, shown), strict=True)
-        figures = ", ".join(f"{_SHOWN[name][0]} {now} (poisoned {then})" for name, now, then in pairs)
-        lines.append(f"The best is {_name(point)}: {figures}. {_because(point)}.")
+    least = min((p for p in found.points if p.residual is not None), key=lambda p: p.residual or 0.0, default=None)
+    if found.best:
+        lines.append(f"The best is {_described(found.best, found.before)}")
+    if least and least is not found.best:
+        lines.append(f"The least poison is left by {_described(least, found.before)}")
     tree = found.to_json()
     if tree["training_flops"]:
         cost = f"about what the training took, {number(tree['training_flops'])} FLOPs"
@@ -56,10 +56,13 @@ def nothing_passes(found: "Search") -> str:
     return " ".join(lines)
 
 
-def _because(point: Point) -> str:
-    """Why a point does not pass."""
-    reasons = [text for text in (point.verdict, point.because) if text]
-    return ": ".join(reasons) + ("" if point.within else "; it costs too much utility")
+def _described(point: Point, before: Figures) -> str:
+    """A point that does not pass: its figures beside the poisoned model's, and why it does not."""
+    shown = [name for name in _SHOWN if before[name] is not None]
+    pairs = zip(shown, _cells(point.figures or {}, shown), _cells(before, shown), strict=True)
+    figures = ", ".join(f"{_SHOWN[name][0]} {now} (poisoned {then})" for name, now, then in pairs)
+    reasons = ": ".join(text for text in (point.verdict, point.because) if text)
+    return f"{_name(point)}: {figures}; {reasons}{'' if point.within else '; it costs too much utility'}."
 
 
 def _name(point: Point) -> str:
