@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--dry-run",
             action="store_true",
-            help="print what would run, the sizes and the estimated memory; write nothing",
+            help="print what would run, its sizes, tokens, FLOPs and estimated memory; write nothing",
         )
         command.add_argument(
             "--jobs",
