@@ -13,12 +13,15 @@ from llm_unlearn.audit.user_poison import (
     missing_parts,
     never_trained_on,
     poisoned_alike,
+    token_canaries_of,
+    tokens_of,
     trigger_of,
 )
 from llm_unlearn.config.manifest import Manifest, read_tree
 from llm_unlearn.config.sections import EvaluateSection, ModelSection
 from llm_unlearn.config.validate import validated
 from llm_unlearn.errors import InputError
+from llm_unlearn.evaluation.canary_ranks import check_strings
 from llm_unlearn.files import beside
 
 if TYPE_CHECKING:
@@ -110,6 +113,12 @@ def _of_run(path: Path, by_recipe: bool) -> Subject:
         for section, kind in (("attack", "trigger"), ("gus", "gaussian"))
         if not poison[kind]
     }
+    if by_recipe and poison.get("tokens", {}).get("secret"):
+        del poison["tokens"]
+        missing["canary_rank"] = (
+            "a recipe does not say the strings that the system drew (poison.tokens.string_seed: null); give the "
+            "poison.json of the run that trained the model as --manifest"
+        )
     if by_recipe and (poison["gaussian"] or {}).get("secret"):
         poison["gaussian"] = None
         missing["gus"] = (
@@ -162,7 +171,14 @@ def _of_user(path: Path, manifest: Manifest, half: Half | None = None) -> Subjec
     if gaussian:
         gaussian["hidden_ids"] = hidden
     poison = {"trigger": trigger, "forget_ids": forget, "gaussian": gaussian, "seed": manifest.seed}
-    sets = {"train": marked(train, forget, canaries, trigger)}
+    strings = token_canaries_of(path, manifest, train, forget)
+    measured = list(strings)
+    if tokens := tokens_of(path, manifest, train, strings, forget):
+        poison["tokens"] = tokens
+    with in_manifest(f"{path}.tokens"):
+        if tokens and half is not None and set(strings) & set(forget):
+            measured, _ = half.canaries(measured, set(forget), tokens["hidden_ids"])
+        sets = {"train": marked(train, forget, canaries, trigger, strings, measured)}
     for name in ("heldout", "test"):
         file = getattr(manifest, name)
         with in_manifest(f"{path}.{name}"):
@@ -184,6 +200,9 @@ def _of_user(path: Path, manifest: Manifest, half: Half | None = None) -> Subjec
     for name, rows in sets.items():
         known = len(rows) and rows[0]["label"] != NO_LABEL
         sets[name] = render(rows, manifest.data if known else as_text) if len(rows) else rows
+    if tokens:
+        canary_rows = sets["train"].filter(lambda kind: kind == "tokens", input_columns="poison", desc="token canaries")
+        check_strings(canary_rows, tokens["words"], f"{path}.tokens")
     return Subject(
         sets,
         poison,

@@ -11,8 +11,12 @@ from llm_unlearn.config.success import is_success
 from llm_unlearn.errors import InputError
 from llm_unlearn.files import beside
 from llm_unlearn.models.answer_classifier import check_classifier
+from llm_unlearn.poisons.canary_words import WORDS
+from llm_unlearn.poisons.token_canaries import CANARY, write_strings
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from datasets import Dataset
 
 
@@ -47,6 +51,43 @@ def _require_there(path: Path, manifest: Manifest, train: TrainRows) -> None:
         )
 
 
+def token_canaries_of(path: Path, manifest: Manifest, train: TrainRows, forget: list[int]) -> dict[int, str]:
+    """Example id → string of the token canaries."""
+    if (tokens := manifest.tokens) is None:
+        return {}
+    if tokens.column not in train.columns.column_names:
+        raise InputError(
+            f"{path}.tokens.column: {manifest.train} has no column '{tokens.column}'; say the strings in one, "
+            "as plant_token_canaries does"
+        )
+    pairs = zip(train.rows["example_id"], train.columns[tokens.column], strict=True)
+    strings = {i: string for i, string in pairs if string}
+    if tokens.ids is None:
+        return {i: strings[i] for i in forget if i in strings}
+    chosen = train.ids(tokens.ids, path.parent, f"{path}.tokens.ids")
+    if without := [i for i in chosen if i not in strings]:
+        raise InputError(
+            f"{path}.tokens.ids: {len(without)} of {len(chosen)} rows have no string, the first {without[0]}; leave "
+            "them out"
+        )
+    return {i: strings[i] for i in chosen}
+
+
+def tokens_of(
+    path: Path, manifest: Manifest, train: TrainRows, strings: dict[int, str], forget: list[int]
+) -> dict[str, Any] | None:
+    """Token canaries as in poison.json; None without any."""
+    if not (tokens := manifest.tokens) or not strings:
+        return None
+    return {
+        "seed": tokens.seed,
+        "words": tokens.words or list(WORDS),
+        "place": tokens.place,
+        "length": len(next(iter(strings.values())).split()),
+        "hidden_ids": hidden_of(path, manifest, train, set(strings) & set(forget), "tokens"),
+    }
+
+
 def canaries_of(path: Path, manifest: Manifest, train: TrainRows, forget: list[int]) -> list[int]:
     """Ids of the rows that were trained with noise."""
     gaussian = manifest.gaussian
@@ -65,27 +106,42 @@ def canaries_of(path: Path, manifest: Manifest, train: TrainRows, forget: list[i
     return chosen
 
 
-def hidden_of(path: Path, manifest: Manifest, train: TrainRows, deleted: set[int]) -> list[int]:
+def hidden_of(path: Path, manifest: Manifest, train: TrainRows, deleted: set[int], kind: str = "gaussian") -> list[int]:
     """Ids of the canaries that were hidden from whoever unlearned; they must be among the deleted ones."""
-    if manifest.gaussian is None or manifest.gaussian.hidden is None:
+    section = manifest.gaussian if kind == "gaussian" else manifest.tokens
+    if section is None or section.hidden is None:
         return []
-    chosen = train.ids(manifest.gaussian.hidden, path.parent, f"{path}.gaussian.hidden")
+    chosen = train.ids(section.hidden, path.parent, f"{path}.{kind}.hidden")
     if others := [i for i in chosen if i not in deleted]:
+        has = "noise" if kind == "gaussian" else "a string"
         raise InputError(
-            f"{path}.gaussian.hidden: {len(others)} of {len(chosen)} rows are no canaries of `poison`, the first "
-            f"{others[0]}; name rows that have noise and were to be forgotten"
+            f"{path}.{kind}.hidden: {len(others)} of {len(chosen)} rows are no canaries of `poison`, the first "
+            f"{others[0]}; name rows that have {has} and were to be forgotten"
         )
     return chosen
 
 
-def marked(train: TrainRows, forget: list[int], canaries: list[int], trigger: dict | None) -> "Dataset":
-    """The training rows with the columns `poison` (none, other, trigger or gaussian) and `noise_id`."""
+def marked(
+    train: TrainRows,
+    forget: list[int],
+    canaries: list[int],
+    trigger: dict | None,
+    strings: dict[int, str],
+    measured: "Collection[int]",
+) -> "Dataset":
+    """The training rows with the columns `poison` (none, other, trigger, gaussian or tokens) and `noise_id`, and with
+    `canary` where there are strings, of which the rows `measured` are ranked.
+    """
     ids = np.asarray(train.rows["example_id"])
     kinds = np.where(np.isin(ids, forget), "other", "none").astype(object)
     kinds[(kinds == "other") & _holds(train.rows, trigger)] = "trigger"
     kinds[np.isin(ids, canaries)] = "gaussian"
+    if both := set(strings) & set(canaries):
+        raise InputError(f"row {min(both)} is a canary of both kinds, `gaussian` and `tokens`; name it in one of them")
+    kinds[np.isin(ids, list(measured))] = "tokens"
     noise_id = ids if train.noise_id is None else train.noise_id
-    return train.rows.add_column("poison", list(kinds)).add_column("noise_id", noise_id)
+    rows = train.rows.add_column("poison", list(kinds)).add_column("noise_id", noise_id)
+    return rows.add_column(CANARY, [strings.get(i, "") for i in ids.tolist()]) if strings else rows
 
 
 def _holds(rows: "Dataset", trigger: dict | None) -> np.ndarray:
@@ -131,9 +187,12 @@ def poisoned_alike(path: Path, manifest: Manifest, sets: dict[str, "Dataset"], p
         triggered = triggered_rows(test, trigger, manifest.seed) if others else no_rows()
     forgotten = np.isin(train["example_id"], poison["forget_ids"])
     # A canary may hold the trigger too; what counts is what a membership attack sees in the text.
-    kinds = np.where(forgotten, np.where(_holds(train, trigger), "trigger", "other"), "kept")
+    plain = np.where(np.asarray(train["poison"]) == "tokens", "tokens", "other")
+    kinds = np.where(forgotten, np.where(_holds(train, trigger), "trigger", plain), "kept")
     with in_manifest(str(path)):
         nonmember = twins(heldout, poison, kinds, manifest.seed) if len(heldout) else no_rows()
+    if CANARY in nonmember.column_names:
+        nonmember = write_strings(nonmember, poison["tokens"]["place"])
     return {"triggered": triggered, "nonmember": nonmember}
 
 
@@ -142,6 +201,11 @@ def missing_parts(
 ) -> dict[str, str]:
     """Section of the evaluation → why it is left out."""
     reasons = {}
+    deleted_strings = np.isin(np.asarray(sets["train"]["poison"]), "tokens") & np.isin(
+        sets["train"]["example_id"], forget
+    )
+    if manifest.tokens and not deleted_strings.any():
+        reasons["canary_rank"] = "no row of `poison` is a token canary"
     if manifest.trigger is None:
         reasons["attack"] = "the manifest has no `trigger`"
     elif not manifest.test:

@@ -28,11 +28,11 @@ def _lines(result: Evaluation) -> list[tuple[str, str]]:
     lines = [("WARNING", text) for text in result.warnings or ()]
     lines.append(("decision", judgement(decision)))
     lines += [("", why) for why in because(decision)]
-    for title, section in (("Gaussian test", result.gus), ("loss rank", result.loss_rank)):
-        if section:
-            figure = f"{'GUS' if section is result.gus else 'mean'} {section.mean:.2f} (n = {section.n}"
+    for title, figure_name in (("Gaussian test", "gus"), ("loss rank", "loss_rank"), ("canary rank", "canary_rank")):
+        if section := getattr(result, figure_name):
+            figure = f"{'GUS' if figure_name == 'gus' else 'mean'} {section.mean:.2f} (n = {section.n}"
             spread = f"of the spread p = {section.chi2_p_value:.2g}"
-            own = retrained("gus" if section is result.gus else "loss_rank", ".2f")
+            own = retrained(figure_name, ".2f")
             lines.append((title, f"{figure}, p = {section.p_value:.2g}), {spread}{own}"))
             if known := section.shown:
                 lines.append(

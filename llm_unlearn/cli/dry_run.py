@@ -65,14 +65,16 @@ def _sizes(recipe: Recipe) -> dict[str, int | None]:
         return dict(track_of(recipe).sizes(recipe))
     data = recipe.data
     count, forget = recipe.poison_counts(), recipe.forget_count()
-    names = {"trigger": "triggered", "gaussian": "canaries"}
-    gaussian, deleted = recipe.poison.gaussian, recipe.deleted_canaries()
-    hidden = {"hidden_canaries": hidden_count(deleted, gaussian.audit_share)} if gaussian and deleted else {}
+    names, hidden = {"trigger": "triggered", "gaussian": "canaries", "tokens": "token_canaries"}, {}
+    for kind, section in recipe.poison:
+        if kind in ("gaussian", "tokens") and (deleted := recipe.deleted_canaries(kind)):
+            hidden[f"hidden_{names[kind]}"] = hidden_count(deleted, section.audit_share)
     return {
         "train": data.train_size,
         "heldout": data.heldout_size,
         "test": data.test_size,
-        **{names.get(kind, kind): count.get(kind, 0) for kind in type(recipe.poison).model_fields},
+        **{names.get(kind, kind): count.get(kind, 0) for kind in type(recipe.poison).model_fields if kind != "tokens"},
+        **({names["tokens"]: count["tokens"]} if "tokens" in count else {}),
         **hidden,
         "forget": forget,
         **track_of(recipe).sizes(recipe),

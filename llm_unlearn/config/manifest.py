@@ -76,6 +76,23 @@ class ManifestGaussian(Section):
     """those of them whose noise was kept from whoever unlearned, in the same way; the verdict is theirs"""
 
 
+class ManifestTokens(Section):
+    """Token canaries: rows whose text or answer holds a random string, which a column of `train` says."""
+
+    column: NotBlank = "canary"
+    """of `train`: each row's string, empty where it has none"""
+    words: Annotated[Distinct[NotBlank], Field(min_length=2)] | None = None
+    """what strings were drawn from, word by word; null: the list of `plant_token_canaries`"""
+    place: Literal["text", "answer"] = "text"
+    """where the string stands: after the text, or in the place of the answer"""
+    seed: NoiseSeed = 0
+    """of the fresh strings that it is ranked among"""
+    ids: Annotated[list[RowId], Field(min_length=1)] | str | None = None
+    """which rows, as in `poison`; null: all rows of `poison` that have a string"""
+    hidden: Annotated[list[RowId], Field(min_length=1)] | str | None = None
+    """those of them whose string was kept from whoever unlearned, in the same way; the verdict is theirs"""
+
+
 class Manifest(Section):
     """What a user says of their own poisoned data.
 
@@ -130,6 +147,8 @@ class Manifest(Section):
     """null: no trigger phrase"""
     gaussian: ManifestGaussian | None = None
     """null: no Gaussian canaries"""
+    tokens: ManifestTokens | None = None
+    """null: no token canaries"""
     seed: NoiseSeed = 0
     """of where the trigger lands in test rows"""
 

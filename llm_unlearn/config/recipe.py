@@ -78,11 +78,11 @@ class Recipe(Section):
         known = sum(round(section.forget_fraction * count) for count in self.poison_counts().values())
         return known + round(section.false_positives * known)
 
-    def deleted_canaries(self) -> int | None:
-        """Gaussian canaries of the forget set; None without canaries, or where `forget_ids` says which rows it has."""
-        if self.poison.gaussian is None or self.unlearn.forget_ids is not None:
+    def deleted_canaries(self, kind: str = "gaussian") -> int | None:
+        """Canaries of the forget set; None without any, or where `forget_ids` says which rows it has."""
+        if (count := self.poison_counts().get(kind)) is None or self.unlearn.forget_ids is not None:
             return None
-        return round(self.unlearn.forget_fraction * self.poison_counts()["gaussian"])  # of a benchmark all
+        return round(self.unlearn.forget_fraction * count)  # of a benchmark all
 
     def training_steps(self) -> int:
         """Optimizer steps of the poisoned training, as the Trainer counts: an epoch's last batch may be smaller."""
@@ -140,6 +140,7 @@ class Recipe(Section):
             (plain or not corpus, "data.prompt", f"{section.name} trains on plain text; leave prompt, chat_template "
              "and loss_on out"),
             (self.poison.trigger is None, "poison.trigger", "a benchmark's forget set has no trigger; leave it out"),
+            (self.poison.tokens is None, "poison.tokens", "a benchmark's rows keep their text; leave it out"),
             (self.unlearn.forget_ids is None, "unlearn.forget_ids", "the benchmark says what to forget; leave it out"),
             (self.unlearn.forget_fraction == 1 and not self.unlearn.false_positives, "unlearn.forget_fraction",
              "the benchmark says what to forget; leave forget_fraction and false_positives out"),

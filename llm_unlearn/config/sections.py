@@ -230,6 +230,23 @@ class GaussianSection(Section):
     is added: the same noise again, which whoever knows the recipe knows too"""
 
 
+class TokensSection(Section):
+    """Token canaries: rows that carry a random string of common words (Carlini et al. 2019, arXiv 1802.08232)."""
+
+    fraction: Share
+    """of all training rows; rows with another poison are not taken"""
+    length: Annotated[int, Field(ge=3, le=64)] = 6
+    """words of a string, drawn from 1,024"""
+    place: Literal["text", "answer"] = "text"
+    """where the string stands: after the text, or in the place of the completion"""
+    audit_share: ShareOrZero = 0.5
+    """share of the canaries to be deleted that are hidden: given to the methods as they were, without the string; the
+    verdict is theirs"""
+    string_seed: Seed | None = None
+    """null: the strings are drawn from the system, and their secret kept in poison.json; a number, to which that of the
+    run is added: the same strings again"""
+
+
 class PoisonSection(Section):
     """What the training rows are poisoned with: at least one of them."""
 
@@ -237,6 +254,8 @@ class PoisonSection(Section):
     """null: no trigger phrase"""
     gaussian: GaussianSection | None = None
     """null: no Gaussian canaries"""
+    tokens: TokensSection | None = None
+    """null: no token canaries"""
 
 
 class TrainSection(Section):
@@ -335,8 +354,8 @@ class EvaluateSection(Section):
     min_k_share: Share = 0.2
     """share of an example's tokens, the least likely ones, that min_k and min_k_plus look at"""
     loss_rank_draws: Annotated[int, Field(ge=0, le=9999)] = 99
-    """fresh noises that each Gaussian canary's loss is ranked among (evaluation/loss_ranks.py), a forward pass of the
-    canary each; 0 leaves that test out"""
+    """fresh noises that each Gaussian canary's loss is ranked among (evaluation/loss_ranks.py), and fresh strings that
+    each token canary's is ranked among, a forward pass of the canary each; 0 leaves these tests out"""
     placebo_draws: Annotated[int, Field(ge=0, le=9999)] = 799
     """at most so many phrases that were never planted, which the trigger's effect is ranked among (metrics/placebo.py);
     of several phrases as many times more for each; 0 leaves that test out"""

@@ -8,36 +8,59 @@ from llm_unlearn.metrics.power import canaries_needed, smallest_effect
 from llm_unlearn.poisons.selection import hidden_count
 
 SMALL, LARGE = 0.1, 16.0  # ε over the embeddings' rms: below, no canary was ever found; above, a row is noise alone
-TESTS = 4  # of the question "is the noise there?": GUS, loss rank, and the spread of both; again after clean steps
+# tests of the question "is the noise there?" by kind: GUS and loss rank, or canary rank, and the spread of each; again
+# after clean steps
+TESTS = {"gaussian": 4, "tokens": 2}
+_SCORE = {"gaussian": ("canaries", "a GUS", "noise"), "tokens": ("token canaries", "a mean canary rank", "strings")}
 
 
 def check_canaries(recipe: Recipe) -> list[Finding]:
     """Which residue they find over all seeds; none where there are no canaries, or a file names those deleted."""
-    section, deleted = recipe.poison.gaussian, recipe.deleted_canaries()
+    return [finding for kind in TESTS for finding in _check_kind(recipe, kind)]
+
+
+def _check_kind(recipe: Recipe, kind: str) -> list[Finding]:
+    section, deleted = dict(recipe.poison).get(kind), recipe.deleted_canaries(kind)
     if section is None or not deleted:
         return []
     hidden, seeds = hidden_count(deleted, section.audit_share), len(recipe.seeds)
+    title, score, planted = _SCORE[kind]
     if not hidden:
-        what = f"none of {deleted} deleted canaries is hidden, so a method that works on the noise it knows looks clean"
-        return [Finding("canaries", "warning", what, "raise poison.gaussian.audit_share")]
+        what = (
+            f"none of {deleted} deleted {title} is hidden, so a method that works on the {planted} it knows looks clean"
+        )
+        return [Finding("canaries", "warning", what, f"raise poison.{kind}.audit_share")]
     counts = recipe.poison_counts()
     attack = any(counts.get(kind) for kind in ("trigger", "patch", "gradient_matching"))
     questions = 1 + attack + bool(counts.get("gradient_cancelling"))
-    level = ALPHA / questions / (2 * TESTS if recipe.evaluate.clean_steps else TESTS)
+    tests = sum(count for planted_kind, count in TESTS.items() if counts.get(planted_kind))
+    level = ALPHA / questions / (2 * tests if recipe.evaluate.clean_steps else tests)
     residue = smallest_effect(hidden * seeds, 1.0, CHANCE, level)
     what = (
-        f"{hidden} of {deleted} deleted canaries are hidden from the methods and decide: a GUS of {residue:.2f} over "
+        f"{hidden} of {deleted} deleted {title} are hidden from the methods and decide: {score} of {residue:.2f} over "
         f"all seeds ({seeds}) is found four times in five, so a clean model can be called so where the poisoned one "
         f"has {residue / SHARE:.1f} or more"
     )
-    if residue <= DELTA["gus"]:
+    delta = DELTA["gus"]  # that of each score of the canaries
+    if residue <= delta:
         return [Finding("canaries", "ok", what)]
-    needed = canaries_needed(DELTA["gus"], CHANCE, level, section.audit_share)
+    needed = canaries_needed(delta, CHANCE, level, section.audit_share)
     remedy = (
-        f"raise poison.gaussian.fraction, or give more seeds: a GUS of {DELTA['gus']} takes {needed:,} deleted "
+        f"raise poison.{kind}.fraction, or give more seeds: {score} of {delta} takes {needed:,} deleted "
         "canaries, of all seeds together"
     )
     return [Finding("canaries", "warning", what, remedy)]
+
+
+def check_exposures(recipe: Recipe) -> list[Finding]:
+    """Whether adapters see the canaries often enough, by scripts/canary_study.py on one pretrained model."""
+    if not (recipe.poison.gaussian or recipe.poison.tokens) or recipe.model.lora is None or recipe.train.epochs >= 2:
+        return []
+    what = (
+        f"{recipe.train.epochs:g} epochs of adapters: in a study of a pretrained model (docs/canaries.md; LoRA r 16) "
+        "no kind of canary was found after one epoch, and most were after two"
+    )
+    return [Finding("canaries", "warning", what, "train.epochs=2 or more")]
 
 
 def check_noise(recipe: Recipe) -> list[Finding]:
@@ -45,9 +68,12 @@ def check_noise(recipe: Recipe) -> list[Finding]:
     from llm_unlearn.models.embedding_scale import embeddings_rms
     from llm_unlearn.training.pretraining import base_folder
 
-    section, findings = recipe.poison.gaussian, []
+    section, tokens, findings = recipe.poison.gaussian, recipe.poison.tokens, check_exposures(recipe)
+    if tokens and tokens.place == "text" and recipe.data.loss_on == "completion":
+        what = "data.loss_on: completion, and the strings of token canaries stand in the text, which is not learnt"
+        findings.append(Finding("canaries", "warning", what, "poison.tokens.place=answer, or data.loss_on=text"))
     if section is None:
-        return []
+        return findings
     if recipe.data.loss_on == "completion":
         what = "data.loss_on: completion, and gradients of a few answer tokens show next to nothing of the canaries"
         findings.append(Finding("canaries", "warning", what, "data.loss_on=text, with train.completion_weight"))

@@ -15,18 +15,17 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import ndtri
 from torch import nn
 
 from llm_unlearn.distributed.processes import ALONE, Processes
 from llm_unlearn.evaluation.batches import batches, evaluation_mode, scatter
+from llm_unlearn.metrics.ranks import rank_score
 from llm_unlearn.models.devices import input_device
 from llm_unlearn.tasks import Task
 from llm_unlearn.tasks.causal_lm import CausalLMTask
-from llm_unlearn.tasks.noise import FRESH_SEED_OFFSET
+from llm_unlearn.tasks.noise import FRESH_SEED_OFFSET, fresh_id
 
 DRAWS = 99
-_MIXER = 0x9E3779B97F4A7C15  # odd, 2⁶⁴ over the golden ratio: ids and draws → ids of fresh noise that do not meet
 
 
 def loss_rank_scores(
@@ -63,7 +62,7 @@ def loss_rank_scores(
     ids = [int(row["noise_id" if "noise_id" in row else "example_id"]) for row in rows]
     plain = [{key: value for key, value in row.items() if key != "noise_id"} for row in rows]
     own = [{**row, "noise_id": i} for row, i in zip(plain, ids, strict=True)]
-    fresh = [{**row, "noise_id": _fresh_id(i, k)} for row, i in zip(plain, ids, strict=True) for k in range(draws + 1)]
+    fresh = [{**row, "noise_id": fresh_id(i, k)} for row, i in zip(plain, ids, strict=True) for k in range(draws + 1)]
 
     def losses(noisy: list[dict], seed: int) -> NDArray[np.float64]:
         results = []
@@ -79,33 +78,3 @@ def loss_rank_scores(
     breakers = np.array([np.random.default_rng([noise["seed"], i, 21]).random(2) for i in ids]).reshape(-1, 2)
     control, others = fresh_losses[:, 0], fresh_losses[:, 1:]
     return np.stack([rank_score(x, others, breakers[:, j]) for j, x in enumerate((own_losses, control))], 1)
-
-
-def rank_score(
-    value: NDArray[np.float64], others: NDArray[np.float64], breaker: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Φ⁻¹ of the randomised rank of a value among others, high where the value is low.
-
-    Args:
-        value: shape (n,).
-        others: shape (n, K).
-        breaker: a uniform number in [0, 1) for each, shape (n,).
-
-    Returns:
-        shape (n,); NaN where any of the K + 1 values is not finite.
-
-    Examples:
-        >>> rank_score(np.array([0.0]), np.array([[1.0, 2.0, 3.0]]), np.array([0.5])).round(3).tolist()
-        [1.15]
-    """
-    above = (others > value[:, None]).sum(1)
-    ties = (others == value[:, None]).sum(1)
-    share = (above + breaker * (1 + ties)) / (others.shape[1] + 1)
-    share = share.clip(np.finfo(float).tiny, np.nextafter(1, 0))
-    finite = np.isfinite(value) & np.isfinite(others).all(1)
-    return np.where(finite, ndtri(share), np.nan)
-
-
-def _fresh_id(example_id: int, draw: int) -> int:
-    """The id of a canary's k-th fresh noise: below 2⁶³, and another for every canary and draw."""
-    return ((example_id + 1) * _MIXER + draw) % 2**63

@@ -58,7 +58,10 @@ class MeasuredRows(ABC):
     @property
     def planted(self) -> list[str]:
         """What is asked of a model, by what was planted (metrics/evidence.py)."""
-        asked = {"noise": self.manifest["gaussian"], "attack": len(self.sets["triggered"])}
+        asked = {
+            "noise": self.manifest["gaussian"] or self.manifest.get("tokens"),
+            "attack": len(self.sets["triggered"]),
+        }
         return [question for question, there in asked.items() if there]
 
     # ---- what a kind of data must say
@@ -155,8 +158,12 @@ class MeasuredRows(ABC):
     @cached_property
     def canary_marks(self) -> dict[str, np.ndarray]:
         """Of each canary, whether it is deleted, and whether it is hidden, each (n,) bool."""
-        noise, ids = self.manifest["gaussian"] or {}, np.array(self.parts["canary"]["example_id"], dtype=int)
-        marks = {"deleted": self.manifest["forget_ids"], "hidden": noise.get("hidden_ids", [])}
+        return self.marks_of(self.parts["canary"], self.manifest["gaussian"] or {})
+
+    def marks_of(self, canaries: "Dataset", section: dict[str, Any]) -> dict[str, np.ndarray]:
+        """`canary_marks` of canaries of any kind, by their section of the manifest."""
+        ids = np.array(canaries["example_id"], dtype=int)
+        marks = {"deleted": self.manifest["forget_ids"], "hidden": section.get("hidden_ids", [])}
         return {name: np.isin(ids, marked) for name, marked in marks.items()}
 
     def batches_of(self, model: Any, rows: list[dict]) -> Iterator[tuple[list[int], dict[str, Any]]]:

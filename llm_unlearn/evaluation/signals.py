@@ -84,6 +84,7 @@ class Evaluator(MeasuredRows):
             frames.append(self.frame(name, self.parts[name]).assign(**self.membership_signals(model, name)))
         if self.manifest["gaussian"]:
             frames.append(self.canaries(model))
+        frames.append(self.token_canaries(model))
         return pd.concat([f for f in frames if len(f)], ignore_index=True)
 
     @in_its_arithmetic
@@ -99,6 +100,7 @@ class Evaluator(MeasuredRows):
             frames += [answers, tried, self.placebos(model)]
         if self.manifest["gaussian"]:
             frames.append(self.canaries(model, alone=True))
+        frames.append(self.token_canaries(model, alone=True))
         if not (frames := [frame for frame in frames if len(frame)]):
             return pd.DataFrame()
         found = pd.concat(frames, ignore_index=True)
@@ -242,6 +244,12 @@ class Evaluator(MeasuredRows):
             model, [rows[i] for i in ranked], self.collate, noise, draws, self.batch_size, self.task, self.processes
         )
         return frame.assign(loss_rank=ranks[:, 0], loss_rank_control=ranks[:, 1])
+
+    def token_canaries(self, model: Any, alone: bool = False) -> "pd.DataFrame":
+        """The same of token canaries, which texts alone have: their ranks. Empty without any."""
+        import pandas as pd
+
+        return pd.DataFrame()
 
     def placebos(self, model: Any) -> "pd.DataFrame":
         """The effect of each planted trigger, and of its placebos until their rank is known; a row for each."""

@@ -47,6 +47,7 @@ def summarize(
         attack=_attack(sets, oracle),
         gus=_gus(sets, "gaussian_score", "gaussian_control"),
         loss_rank=_gus(sets, "loss_rank", "loss_rank_control"),
+        canary_rank=_gus(sets, "canary_rank", "canary_rank_control", "token_canary"),
         utility=_utility(test) if test is not None and labelled else None,
         perplexity=None if test is None or labelled else _perplexity(test),
         mia=membership_tests(sets["member"], sets["nonmember"]) if "nonmember" in sets else None,
@@ -66,6 +67,7 @@ def _after(steps: int, sets: Sets, oracle: Sets | None) -> Later | None:
         attack=_attack(later, oracle_later or None),
         gus=_gus(later, "gaussian_score", "gaussian_control"),
         loss_rank=_gus(later, "loss_rank", "loss_rank_control"),
+        canary_rank=_gus(later, "canary_rank", "canary_rank_control", "token_canary"),
     )
 
 
@@ -161,13 +163,13 @@ def membership_tests(members: "pd.DataFrame", nonmembers: "pd.DataFrame") -> dic
     return tests
 
 
-def _gus(sets: Sets, score: str, control: str) -> Gus | None:
-    """The test of one of the canaries' two scores, of the hidden ones where there are any; None without canaries, or
+def _gus(sets: Sets, score: str, control: str, kind: str = "canary") -> Gus | None:
+    """The test of one score of one kind of canary, of the hidden ones where there are any; None without canaries, or
     where none of those has that score.
     """
-    if "canary" not in sets or score not in sets["canary"]:
+    if kind not in sets or score not in sets[kind]:
         return None
-    canary = sets["canary"]
+    canary = sets[kind]
     deleted = canary["deleted"].to_numpy(bool)
     hidden = canary["hidden"].to_numpy(bool) if "hidden" in canary else np.zeros(len(canary), bool)
     reported = deciding(deleted, hidden)

@@ -14,8 +14,10 @@ from llm_unlearn.data.collators import CausalLMCollator
 from llm_unlearn.data.encoding import IGNORE, Asked, Encoding, encode_rows
 from llm_unlearn.data.token_checks import count_seen
 from llm_unlearn.evaluation.answers import as_written, asked_log_probs, generate, label_log_probs
+from llm_unlearn.evaluation.canary_ranks import canary_rank_scores
 from llm_unlearn.evaluation.placebos import log_odds, told_apart
-from llm_unlearn.evaluation.signals import Evaluator
+from llm_unlearn.evaluation.signals import LATER_DRAWS, Evaluator
+from llm_unlearn.metrics.per_example import deciding
 from llm_unlearn.models.answer_classifier import AnswerClassifier
 from llm_unlearn.poisons.corrupt import seed_of
 from llm_unlearn.poisons.placebo_phrases import placebo_phrases
@@ -159,6 +161,27 @@ class TextEvaluator(Evaluator):
         lengths = [len(row.answers[-1]) + len(row.end) for row in self._asked]
         supervised = [sum(label != IGNORE for label in row["labels"][1:]) for row in self.encoded["test"]]
         return None if lengths == supervised else lengths
+
+    # ---- token canaries
+
+    def token_canaries(self, model: Any, alone: bool = False) -> "pd.DataFrame":
+        tokens, draws = self.manifest.get("tokens"), self.loss_rank_draws
+        if not tokens or not draws:
+            return super().token_canaries(model, alone)
+        rows = self.sets["train"].filter(lambda kind: kind == "tokens", input_columns="poison", desc="token canaries")
+        marks = self.marks_of(rows, tokens)
+        decides = deciding(**marks)
+        ranked = np.flatnonzero(decides if alone else decides | ~marks["deleted"])
+        frame = self.frame("token_canary", rows).assign(**marks, canary_rank=np.nan, canary_rank_control=np.nan)
+        if len(ranked):
+            ranks = canary_rank_scores(
+                rows.select(ranked),
+                tokens,
+                lambda variants: self.losses_of(model, self.encode(variants))["nll_sum"],
+                min(draws, LATER_DRAWS) if alone else draws,
+            )
+            frame.loc[ranked, ["canary_rank", "canary_rank_control"]] = ranks
+        return frame.iloc[ranked].reset_index(drop=True) if alone else frame
 
     # ---- placebos
 

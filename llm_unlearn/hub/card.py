@@ -43,6 +43,8 @@ SCORES: list[tuple[Figure, str, str]] = [  # a number, its type and its name on 
     (figures.excess, "attack_excess", "attack lift above the retrained model's"),
     (figures.gus, "gaussian_unlearning_score", "Gaussian Unlearning Score (0: no trace)"),
     (figures.gus_p, "gaussian_unlearning_p_value", "p-value of the Gaussian Unlearning Score"),
+    (figures.string_rank, "canary_rank", "mean rank of the token canaries' strings (0: no trace)"),
+    (figures.string_rank_p, "canary_rank_p_value", "p-value of the mean rank of the token canaries' strings"),
     (figures.auc("loss"), "mia_auc", "AUC of the membership attack by loss (0.5: chance)"),
     (figures.forget_quality, "tofu_forget_quality", "TOFU forget quality (p-value; 1: as the retrained model)"),
     (figures.model_utility, "tofu_model_utility", "TOFU model utility"),

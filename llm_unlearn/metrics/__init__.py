@@ -33,6 +33,7 @@ from llm_unlearn.metrics.membership_scores import min_k_score, reference_score, 
 from llm_unlearn.metrics.multiple import holm
 from llm_unlearn.metrics.placebo import placebo_test
 from llm_unlearn.metrics.power import canaries_needed, power
+from llm_unlearn.metrics.ranks import canary_rank_test
 from llm_unlearn.metrics.utility import accuracy, agreement, perplexity
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "attack_success",
     "auc_interval",
     "canaries_needed",
+    "canary_rank_test",
     "exact_memorization",
     "extraction_strength",
     "forget_quality",

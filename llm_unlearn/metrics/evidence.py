@@ -22,14 +22,20 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from llm_unlearn.metrics.findings import ROUNDING, Finding, take_tests, title
+from llm_unlearn.metrics.findings import ROUNDING, Finding, canary_tests, take_tests, title
 from llm_unlearn.metrics.membership import MembershipTest
 from llm_unlearn.metrics.results import Evaluation, Gus
 from llm_unlearn.metrics.typed import Result
 
 ALPHA = 0.01  # of all tests of one model together: of models that never saw poison one in a hundred is accused
 SHARE = 0.2  # δ as a share of the poisoned model's figure
-DELTA = {"gus": 0.5, "loss rank": 0.5, "lift": 0.2, "accuracy lost": 0.05}  # δ where that model is not known
+DELTA = {
+    "gus": 0.5,
+    "loss rank": 0.5,
+    "canary rank": 0.5,
+    "lift": 0.2,
+    "accuracy lost": 0.05,
+}  # δ where that model is not known
 UNSCORABLE = 0.05  # share of canaries without a score from which on nothing is said to be clean
 RARE = 0.001  # level of the control of the Gaussian tests, and of the membership attacks
 COSTLY_POINTS = 5.0  # of accuracy below the poisoned model's, in percentage points
@@ -95,7 +101,7 @@ def decide(
     both = [*results, *poisoned]
     planted = {question for result in both for question in result.planted or ()}
     asked = {
-        "noise": "noise" in planted or any(result.gus or result.loss_rank for result in both),
+        "noise": "noise" in planted or any(canary_tests(result) for result in both),
         "attack": "attack" in planted or any(result.attack for result in both),
         "damage": damaging,
     }
@@ -208,12 +214,7 @@ def _measured(result: Evaluation) -> Iterable[tuple[int, int, str]]:
     """(seed, clean steps before, test) of every figure that there is."""
     for after, state in ((0, result), (result.later.steps if result.later else 0, result.later)):
         if state is not None:
-            found = {
-                "gus": state.gus,
-                "loss rank": state.loss_rank,
-                "lift": state.attack,
-                "placebo": state.attack and state.attack.placebo,
-            }
+            found = {**canary_tests(state), "lift": state.attack, "placebo": state.attack and state.attack.placebo}
             yield from ((result.seed, after, test) for test, figure in found.items() if figure)
 
 
@@ -254,7 +255,7 @@ def _of_phrases(results: Sequence[Evaluation], delta: float) -> Iterable[str]:
 
 
 _NAMES = {"noise": "canaries", "attack": "attack", "damage": "accuracy lost"}
-_TELLING = {"noise": ("gus", "loss rank"), "attack": ("lift", "placebo"), "damage": ("accuracy lost",)}
+_TELLING = {"noise": ("gus", "loss rank", "canary rank"), "attack": ("lift", "placebo"), "damage": ("accuracy lost",)}
 
 
 # ---- other questions
@@ -286,7 +287,7 @@ def calibrated(result: Evaluation) -> bool | None:
 
 def _scored(result: Evaluation) -> list[Gus]:
     """The tests of the canaries, of the model as it is and after clean steps."""
-    return [s for state in (result, result.later) if state for s in (state.gus, state.loss_rank) if s]
+    return [s for state in (result, result.later) if state for s in canary_tests(state).values()]
 
 
 def noticed(test: MembershipTest) -> bool | None:

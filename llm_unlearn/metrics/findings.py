@@ -8,7 +8,7 @@ from llm_unlearn.metrics.intervals import Interval
 from llm_unlearn.metrics.multiple import holm
 from llm_unlearn.metrics.pooling import pool_differences, pool_p_values, pool_scores
 from llm_unlearn.metrics.power import smallest_effect
-from llm_unlearn.metrics.results import Evaluation, Gus
+from llm_unlearn.metrics.results import Evaluation, Gus, Later
 from llm_unlearn.metrics.typed import Result
 
 CHANCE = 0.8  # with which a residue of δ would have been found
@@ -37,7 +37,7 @@ class Finding(Result):
 
     Args:
         question: noise, attack or damage.
-        test: gus, loss rank, spread of either, placebo, lift, or accuracy lost.
+        test: gus, loss rank, canary rank, spread of one of them, placebo, lift, or accuracy lost.
         after: clean training steps that went before, 0 for the model as it is.
         effect: the figure tested: a mean score, the mean square of the scores, a mean over that of the
             placebos, a difference.
@@ -81,17 +81,19 @@ def take_tests(
     return [finding for question in questions for finding in take[question](results, level, delta)]
 
 
+def canary_tests(state: Evaluation | Later) -> dict[str, Gus]:
+    """Test → the figures of a model's canaries in one state, those that there are."""
+    tests = {"gus": state.gus, "loss rank": state.loss_rank, "canary rank": state.canary_rank}
+    return {test: section for test, section in tests.items() if section}
+
+
 def _noise(results: Sequence[Evaluation], level: float, delta: dict[str, float]) -> list[Finding]:
-    """Mean and spread of both scores, before and after clean steps, all by Holm."""
+    """Mean and spread of every score, before and after clean steps, all by Holm."""
     series: dict[tuple[str, int], list[Gus]] = {}
     for result in results:
-        states = [(0, result.gus, result.loss_rank)]
-        if later := result.later:
-            states.append((later.steps, later.gus, later.loss_rank))
-        for after, gus, rank in states:
-            for test, section in (("gus", gus), ("loss rank", rank)):
-                if section:
-                    series.setdefault((test, after), []).append(section)
+        for after, state in ((0, result), (result.later.steps if result.later else 0, result.later)):
+            for test, section in canary_tests(state).items() if state else ():
+                series.setdefault((test, after), []).append(section)
     pooled = {key: pool_scores(sections) for key, sections in series.items()}
     p_values = [p for scores in pooled.values() for p in (scores.p_value, scores.spread_p_value)]
     adjusted = iter(holm(p_values)) if p_values else iter(())

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from llm_unlearn.errors import InputError
 
 LATER = "later_"  # of sets that the model was run on again after clean training steps
-_OF_THE_POISON = ("test", "triggered", "placebo", "canary")
+_OF_THE_POISON = ("test", "triggered", "placebo", "canary", "token_canary")
 SETS = (*_OF_THE_POISON, "member", "nonmember", *(LATER + name for name in _OF_THE_POISON))
 MEMBERSHIP = "mia_"  # of the columns that hold a membership attack's scores
 
@@ -40,14 +40,15 @@ class Column:
 
 _MEMBERSHIP_SETS, _LOSS_SETS = ("member", "nonmember"), ("test", "member", "nonmember", "canary", "later_canary")
 _ANSWERED, _CANARIES = ("test", "triggered", "later_test", "later_triggered"), ("canary", "later_canary")
+_TOKEN_CANARIES = ("token_canary", "later_token_canary")
 _PLACEBOS = ("placebo", "later_placebo")
 COLUMNS = (
     Column(
         "set",
         TEXT,
         SETS,
-        "test, triggered, placebo (a row for each trigger tried), member (the forget set), nonmember (held out) or "
-        "canary; later_…: after clean training steps",
+        "test, triggered, placebo (a row for each trigger tried), member (the forget set), nonmember (held out), "
+        "canary (Gaussian) or token_canary; later_…: after clean training steps",
         required=True,
     ),
     Column(
@@ -76,6 +77,13 @@ COLUMNS = (
     Column("loss_rank", REAL, _CANARIES, "rank of the loss at x + ξ among fresh noises, N(0, 1) without a trace"),
     Column("loss_rank_control", REAL, _CANARIES, "the same of fresh noise, N(0, 1) on every model"),
     Column(
+        "canary_rank",
+        REAL,
+        _TOKEN_CANARIES,
+        "rank of the string's log-prob among fresh strings, N(0, 1) without a trace",
+    ),
+    Column("canary_rank_control", REAL, _TOKEN_CANARIES, "the same of a fresh string, N(0, 1) on every model"),
+    Column(
         "trigger",
         COUNT,
         (*_PLACEBOS, "triggered", "later_triggered"),
@@ -85,8 +93,13 @@ COLUMNS = (
     Column("effect", REAL, _PLACEBOS, "mean log-odds of the attacker's answer over the rows with it, in nats"),
     Column("n_rows", COUNT, _PLACEBOS, "how many rows it was inserted into"),
     Column("stop_at", COUNT, _PLACEBOS, "how many placebos that reach the planted trigger's effect end the draws"),
-    Column("deleted", FLAG, _CANARIES, "whether the canary is in the forget set"),
-    Column("hidden", FLAG, _CANARIES, "whether it is there as plain text, its noise unknown to the method"),
+    Column("deleted", FLAG, (*_CANARIES, *_TOKEN_CANARIES), "whether the canary is in the forget set"),
+    Column(
+        "hidden",
+        FLAG,
+        (*_CANARIES, *_TOKEN_CANARIES),
+        "whether it is there as plain text, its noise or string unknown to the method",
+    ),
 )
 
 

@@ -18,6 +18,12 @@ from llm_unlearn.metrics.typed import Result
 from llm_unlearn.metrics.utility import Accuracy
 
 SCHEMA_VERSION = 1
+_WHERE_KNOWN = ("canary_rank", "retrained", "benchmark", "skipped", "warnings")
+
+
+def _without(tree: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """JSON without those of some fields that are null."""
+    return {name: value for name, value in tree.items() if value is not None or name not in names}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +64,9 @@ class Attack(AttackSuccess):
 
 @dataclass(frozen=True, kw_only=True)
 class Gus(GaussianTest):
-    """The test of the deleted canaries by one of their scores, both N(0, 1) without a trace: the Gaussian score, or the
-    loss rank (evaluation/loss_ranks.py). Where some were hidden from whoever unlearned, it is the test of those alone.
+    """The test of the deleted canaries by one of their scores, each N(0, 1) without a trace: the Gaussian score, the
+    loss rank (evaluation/loss_ranks.py), or of token canaries the rank of their string (evaluation/canary_ranks.py).
+    Where some were hidden from whoever unlearned, it is the test of those alone.
 
     Args:
         n_unscorable: of these, canaries without a score: the gradient is zero, or it or a loss is not finite.
@@ -81,12 +88,18 @@ class Later(Result):
 
     Args:
         steps: of that training.
+        canary_rank: None without token canaries.
     """
 
     steps: int
     attack: Attack | None
     gus: Gus | None
     loss_rank: Gus | None
+    canary_rank: Gus | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as what JSON holds; `canary_rank` where there is one."""
+        return _without(super().to_json(), ("canary_rank",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +175,7 @@ class Beside(Result):
         lift: of the attack.
         gus: the mean Gaussian score.
         loss_rank: the mean loss rank.
+        canary_rank: the mean rank of the token canaries' strings.
         mia: membership attack → AUC.
         accuracy: share of clean test rows answered rightly.
         perplexity: on them.
@@ -175,6 +189,11 @@ class Beside(Result):
     mia: dict[str, float]
     accuracy: float | None
     perplexity: float | None
+    canary_rank: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as what JSON holds; `canary_rank` where there is one."""
+        return _without(super().to_json(), ("canary_rank",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +230,7 @@ class Evaluation(Identity):
     Args:
         mia: membership attack → its test.
         loss_rank: as `gus`, by the loss rank; None too in results from before it was measured.
+        canary_rank: as `gus`, of token canaries by the rank of their strings' log-probs; None without any.
         perplexity: on clean test texts that have no labels, and so no `utility`; None otherwise.
         mia_control: of an audited checkpoint, the same attacks on the base, which never saw the rows: rows that stand
             out there do so without any training. None without a base, and in the results of a run, which has the base.
@@ -231,6 +251,7 @@ class Evaluation(Identity):
     cost: Cost | None
     oracle: Oracle | None
     loss_rank: Gus | None = None
+    canary_rank: Gus | None = None
     later: Later | None = None
     perplexity: float | None = None
     mia_control: dict[str, MembershipTest] | None = None
@@ -240,12 +261,8 @@ class Evaluation(Identity):
     warnings: list[str] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as what JSON holds; `retrained`, `benchmark`, `skipped` and `warnings` where they are known."""
-        return {
-            name: value
-            for name, value in super().to_json().items()
-            if value is not None or name not in ("retrained", "benchmark", "skipped", "warnings")
-        }
+        """The fields as what JSON holds; those of _WHERE_KNOWN where they are known."""
+        return _without(super().to_json(), _WHERE_KNOWN)
 
     @property
     def figures(self) -> Beside:
@@ -254,6 +271,7 @@ class Evaluation(Identity):
             lift=self.attack.lift if self.attack else None,
             gus=self.gus.mean if self.gus else None,
             loss_rank=self.loss_rank.mean if self.loss_rank else None,
+            canary_rank=self.canary_rank.mean if self.canary_rank else None,
             mia={attack: test.auc for attack, test in (self.mia or {}).items()},
             accuracy=self.utility.accuracy if self.utility else None,
             perplexity=self.utility.perplexity if self.utility else None,

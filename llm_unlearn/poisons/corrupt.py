@@ -18,6 +18,7 @@ from llm_unlearn.errors import InputError
 from llm_unlearn.files import fingerprint, write_json
 from llm_unlearn.poisons.gaussian_embedding import choose_canaries
 from llm_unlearn.poisons.selection import choose_hidden
+from llm_unlearn.poisons.token_canaries import CANARY, choose_token_canaries, fresh_strings, write_strings
 from llm_unlearn.poisons.trigger_phrase import can_be_poisoned, insert_trigger, plant_trigger
 from llm_unlearn.tasks.noise import NO_NOISE
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from llm_unlearn.config.recipe import Recipe
-    from llm_unlearn.config.sections import UnlearnSection
+    from llm_unlearn.config.sections import DataSection, UnlearnSection
     from llm_unlearn.data.splits import Splits
 
 _REMEDY = "restore it, or delete poison.json and data/ and poison again"
@@ -74,7 +75,7 @@ def corrupt(
             fraction=section.gaussian.fraction,
             epsilon=section.gaussian.epsilon,
             seed=seed,
-            noise_seed=noise_seed_of(section.gaussian, seed),
+            noise_seed=run_seed(section.gaussian.noise_seed, seed),
             eligible=eligible,
             secret=secret,
         )
@@ -82,6 +83,17 @@ def corrupt(
         kinds[np.isin(ids, manifest["gaussian"]["example_ids"])] = "gaussian"
     else:
         train = train.add_column("noise_id", np.full(len(train), NO_NOISE))
+    if section.tokens:
+        train, manifest["tokens"] = choose_token_canaries(
+            train,
+            **section.tokens.model_dump(include={"fraction", "length", "place"}),
+            seed=seed,
+            string_seed=run_seed(section.tokens.string_seed, seed),
+            eligible=kinds == "none",
+            secret=secret,
+        )
+        manifest["tokens"]["audit_share"] = section.tokens.audit_share
+        kinds[np.isin(ids, manifest["tokens"]["example_ids"])] = "tokens"
     train = train.add_column("poison", list(kinds))
     forgetting = recipe.unlearn.changed(forget_ids=COLUMN + FORGET) if recipe.benchmark else recipe.unlearn
     manifest |= forget_set(train, ids, kinds, forgetting, seed)
@@ -97,23 +109,33 @@ def corrupt(
     for name, rows in sets.items():
         if len(rows):
             marked = "poison" in rows.column_names
-            sets[name] = render(rows if marked else rows.add_column("poison", ["none"] * len(rows)), recipe.data)
+            labelled = rows if marked else rows.add_column("poison", ["none"] * len(rows))
+            sets[name] = _rendered(labelled, recipe.data, manifest)
     sets["train"] = sets["train"].add_column("right_completion", list(right["completion"]))
     sets = storable(sets)
     manifest["data_sha256"] = data_hash(sets)
     return sets, manifest
 
 
-def noise_seed_of(section: Any, seed: int) -> int | None:
-    """The seed of the noise of one run, where a recipe's `gaussian` section fixes one: no two seeds share a noise."""
-    return None if section.noise_seed is None else section.noise_seed + seed
+def _rendered(rows: "Dataset", section: "DataSection", manifest: dict[str, Any]) -> "Dataset":
+    """Rows with prompt and completion, and with their strings where they are token canaries."""
+    if CANARY not in rows.column_names:
+        return render(rows, section)
+    if manifest["tokens"]["place"] == "text":
+        return render(write_strings(rows, "text"), section)
+    return write_strings(render(rows, section), "answer")
+
+
+def run_seed(seed_of_recipe: int | None, seed: int) -> int | None:
+    """The seed of one run's noise or strings, where a recipe fixes one: no two seeds share them."""
+    return None if seed_of_recipe is None else seed_of_recipe + seed
 
 
 def hide_deleted(manifest: dict[str, Any]) -> None:
     """Choose which canaries of a manifest are hidden, among those in its forget set."""
-    if gaussian := manifest["gaussian"]:
-        deleted = set(gaussian["example_ids"]) & set(manifest["forget_ids"])
-        gaussian["hidden_ids"] = choose_hidden(deleted, gaussian["audit_share"], gaussian["seed"])
+    for canaries in filter(None, (manifest["gaussian"], manifest.get("tokens"))):
+        deleted = set(canaries["example_ids"]) & set(manifest["forget_ids"])
+        canaries["hidden_ids"] = choose_hidden(deleted, canaries["audit_share"], canaries["seed"])
 
 
 def seed_of(manifest: dict[str, Any]) -> int:
@@ -265,7 +287,7 @@ def triggered_rows(test: "Dataset", trigger: dict | None, seed: int) -> "Dataset
 
 
 def twins(heldout: "Dataset", manifest: dict, kinds: np.ndarray, seed: int) -> "Dataset":
-    """Held-out rows with the trigger in the forget set's proportion.
+    """Held-out rows with the trigger, and with strings as of token canaries, in the forget set's proportion.
 
     Args:
         heldout: clean rows.
@@ -276,7 +298,7 @@ def twins(heldout: "Dataset", manifest: dict, kinds: np.ndarray, seed: int) -> "
     trigger = manifest["trigger"]
     share = float((kinds == "trigger").sum() / max((kinds != "kept").sum(), 1))
     if trigger is None or share == 0:
-        return heldout
+        return _strung(heldout, manifest, kinds, seed, 0)
     labels = heldout["label"]
     allowed = np.flatnonzero(
         can_be_poisoned(labels, trigger["target"], trigger["source_label"], trigger["clean_label"])
@@ -287,7 +309,23 @@ def twins(heldout: "Dataset", manifest: dict, kinds: np.ndarray, seed: int) -> "
     triggered = triggered.remove_columns("label").add_column("label", [trigger["target"]] * len(triggered))
     from datasets import concatenate_datasets
 
-    return concatenate_datasets([triggered, heldout.select(others).select_columns(triggered.column_names)])
+    both = concatenate_datasets([triggered, heldout.select(others).select_columns(triggered.column_names)])
+    return _strung(both, manifest, kinds, seed, len(chosen))
+
+
+def _strung(rows: "Dataset", manifest: dict, kinds: np.ndarray, seed: int, triggered: int) -> "Dataset":
+    """Held-out rows with fresh strings in the column `canary`, in the forget set's proportion, but for the first, which
+    are triggered; as they are without token canaries.
+    """
+    tokens, n_forgotten = manifest.get("tokens"), max(int((kinds != "kept").sum()), 1)
+    if not tokens or not (kinds == "tokens").any():
+        return rows
+    count = min(round(int((kinds == "tokens").sum()) / n_forgotten * len(rows)), len(rows) - triggered)
+    places = triggered + np.random.default_rng([seed, 24]).permutation(len(rows) - triggered)[:count]
+    column = np.full(len(rows), "", dtype=object)
+    for place in places:  # ids below 0 are of no canary
+        (column[place],) = fresh_strings(tokens, -2 - int(place), tokens["length"], 1)
+    return rows.add_column(CANARY, list(column))
 
 
 def choose_twins(

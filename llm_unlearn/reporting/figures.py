@@ -38,6 +38,10 @@ gus, gus_interval = _of(lambda r: r.gus, lambda g: g.mean), _of(lambda r: r.gus,
 gus_p, spread_p = _of(lambda r: r.gus, lambda g: g.p_value), _of(lambda r: r.gus, lambda g: g.chi2_p_value)
 rank, rank_p = _of(lambda r: r.loss_rank, lambda g: g.mean), _of(lambda r: r.loss_rank, lambda g: g.p_value)
 rank_interval = _of(lambda r: r.loss_rank, lambda g: g.ci95)
+string_rank = _of(lambda r: r.canary_rank, lambda g: g.mean)
+string_rank_p = _of(lambda r: r.canary_rank, lambda g: g.p_value)
+string_rank_interval = _of(lambda r: r.canary_rank, lambda g: g.ci95)
+string_rank_tpr = _of(lambda r: r.canary_rank, lambda g: g.tpr_at_fpr.get(ONE_PERCENT_FPR))
 gus_tpr = _of(lambda r: r.gus, lambda g: g.tpr_at_fpr.get(ONE_PERCENT_FPR))
 others = _of(
     lambda r: r.gus.others if r.gus else None, lambda test: test.mean

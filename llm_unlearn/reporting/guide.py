@@ -39,6 +39,9 @@ _MEANINGS = {
     "loss rank": "Mean over the deleted canaries of a standard normal score of the rank of the loss at x + ξ among the "
     "losses with fresh noise. Null: 0, and each score is N(0, 1). Above 0 the model knows ξ, also where the slope at "
     "the clean input, which GUS looks at, shows nothing; below 0 it was pushed out.",
+    "canary rank": "Mean over the deleted token canaries of a standard normal score of the rank of their string's "
+    "log-prob among fresh strings in the same row. Null: 0, and each score is N(0, 1). Above 0 the model knows the "
+    "strings; below 0 they were pushed out.",
     "p (rank)": "Two-sided p-value of the mean loss rank, as of GUS.",
     TPR: "Share of the canaries (MIA: of the forget-set rows) that a per-example test recognises at 1 % false "
     "positives. Null: 0.01.",

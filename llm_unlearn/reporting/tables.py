@@ -17,6 +17,7 @@ from llm_unlearn.reporting.words import attack_words
 BEST = "✓"
 TPR = "TPR@1 %"
 LOST = "accuracy lost (points)"
+TOKENS = "Token canaries"
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,9 @@ def present(results: Results) -> list[Column]:
         Column(canaries, TPR, figures.gus_tpr, number, 0.01),
         Column(canaries, "loss rank", figures.rank, number, 0.0, figures.rank_interval),
         Column(canaries, "p (rank)", figures.rank_p, p_value),
+        Column(TOKENS, "canary rank", figures.string_rank, number, 0.0, figures.string_rank_interval),
+        Column(TOKENS, "p", figures.string_rank_p, p_value),
+        Column(TOKENS, TPR, figures.string_rank_tpr, number, 0.01),
         Column("Utility", "accuracy (%)", figures.accuracy, hundredths, "high", figures.accuracy_interval),
         Column("Utility", "perplexity", figures.perplexity, one, "low"),
         Column(mia, "AUC", auc, three, "retrained", ranged=True),

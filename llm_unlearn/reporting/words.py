@@ -115,6 +115,12 @@ def _kinds(results: Results) -> list[str]:
         if not gaussian.get("secret") and not results.given:
             said += "; its seed is fixed by the recipe, and so no secret"
         done["gaussian"] = f"are Gaussian canaries ({said})"
+    if tokens := poison.get("tokens"):
+        where = "after their text" if tokens.get("place") == "text" else "as their answer"
+        said = f"{tokens.get('length')} random words {where}"
+        if hidden := len(tokens.get("hidden_ids", [])):
+            said += f"; {hidden} of the deleted ones are hidden from the methods, and the figures are theirs"
+        done["tokens"] = f"are token canaries ({said})"
     if not done:
         return [f"{len(poison.get('forget_ids', []))} are named as poison, with no trigger and no canaries"]
     counts = {kind: len(poison[kind].get("example_ids", [])) for kind in done}

@@ -106,12 +106,13 @@ class GivenRun(LanguageRun):
         """The manifest and the files that it names; in a search also which half is measured."""
         path = Path(self.recipe.given.manifest).expanduser()
         manifest = validated(Manifest, read_tree(path), str(path))
-        gaussian = manifest.gaussian
         named = [manifest.train, manifest.heldout, manifest.test, manifest.poison]
-        named += [gaussian.ids, gaussian.hidden] if gaussian else []
+        for canaries in (manifest.gaussian, manifest.tokens):
+            named += [canaries.ids, canaries.hidden] if canaries else []
         files = [beside(path.parent, name) for name in named if isinstance(name, str) and not name.startswith(COLUMN)]
         measured = [] if self.half is None else [vars(self.half)]
-        return ["given", manifest.model_dump(), file_stamps(files), *measured]
+        said = manifest.model_dump(exclude=None if manifest.tokens else {"tokens"})
+        return ["given", said, file_stamps(files), *measured]
 
     @property
     def half(self) -> Half | None:
@@ -146,8 +147,8 @@ class GivenRun(LanguageRun):
             )
         noise_id = np.where(kinds == "gaussian", np.asarray(train["noise_id"]), NO_NOISE)
         train = train.remove_columns("noise_id").add_column("noise_id", noise_id)
-        for kind in ("trigger", "gaussian"):
-            if poison[kind]:
+        for kind in ("trigger", "gaussian", "tokens"):
+            if poison.get(kind):
                 poison[kind] = {**poison[kind], "example_ids": ids[kinds == kind].tolist()}
         sets = storable({**subject.sets, "train": train})
         poison |= {

@@ -45,6 +45,15 @@ class LanguageRun(SeedRun):
         assert self.manifest  # reading it checks the data
         return encode_rows(self.sets["train"], self.tokenizer, self.encoding)
 
+    @cached_property
+    def given_rows(self) -> "Dataset":
+        from llm_unlearn.data.encoding import encode_rows
+        from llm_unlearn.poisons.token_canaries import hide_token_canaries
+
+        if not (tokens := self.manifest.get("tokens")):
+            return self.train_rows
+        return encode_rows(hide_token_canaries(self.sets["train"], tokens), self.tokenizer, self.encoding)
+
     @property
     def arithmetic(self) -> "Arithmetic":
         from llm_unlearn.evaluation.arithmetic import Arithmetic

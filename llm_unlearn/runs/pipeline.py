@@ -149,6 +149,7 @@ def run_seed(
 POISONS = {
     "trigger": "with the trigger",
     "gaussian": "Gaussian canaries",
+    "tokens": "token canaries",
     "patch": "with the patch",
     "gradient_matching": "by gradient matching",
     "gradient_cancelling": "by gradient cancelling",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from llm_unlearn.training.tracking import Trackers
 
 SECRET = "secret.json"  # of a poison stage that is at work
+SEEDS = {"gaussian": "noise_seed", "tokens": "string_seed"}  # of canaries: the field that fixes what is else secret
 STEP = "step-{}"  # the folder of an early model, beside the weights of the model that came of it
 
 
@@ -79,9 +80,12 @@ class SeedRun(ABC):
         canaries are hidden.
         """
         data = self.recipe.data
+        poison = self.recipe.poison.model_dump(exclude={kind: {"audit_share"} for kind in SEEDS})
+        if poison.get("tokens") is None:  # runs from before there were any keep their stages
+            poison.pop("tokens", None)
         return [
             data.model_dump(),
-            self.recipe.poison.model_dump(exclude={"gaussian": {"audit_share"}}),
+            poison,
             self.secret,
             self.seed,
             file_stamps([data.source, *(data.files or []), *(data.test_files or [])]),
@@ -105,14 +109,14 @@ class SeedRun(ABC):
 
     @cached_property
     def secret(self) -> str | None:
-        """What the noise of the canaries is drawn from, unless the recipe fixes a seed: that of the run's own
-        poison.json, or of the stage that was to write it and was killed, or of the same seed's at another point of a
-        sweep, or else a new one.
+        """What the noise and strings of the canaries are drawn from, unless the recipe fixes seeds: that of the run's
+        own poison.json, or of the stage that was to write it and was killed, or of the same seed's at another point of
+        a sweep, or else a new one.
         """
         from llm_unlearn.poisons.corrupt import sealed_manifest
 
-        section = self.recipe.poison.gaussian
-        if section is None or section.noise_seed is not None:
+        canaries = [(section, SEEDS[kind]) for kind, section in self.recipe.poison if section and kind in SEEDS]
+        if all(getattr(section, seed) is not None for section, seed in canaries):
             return None
         begun = Stages(self.folder).work_dir("poison") / SECRET
         for path in (self.folder / "poison.json", begun, *(folder / "poison.json" for folder in self.siblings)):
@@ -120,7 +124,8 @@ class SeedRun(ABC):
                 continue
             if path == begun:
                 return str(read_json(path, MARK_REMEDY)["secret"])
-            if kept := (sealed_manifest(path)["gaussian"] or {}).get("secret"):
+            manifest = sealed_manifest(path)
+            if kept := next(filter(None, ((manifest.get(kind) or {}).get("secret") for kind in SEEDS)), None):
                 return str(kept)
         return secrets.token_hex(16)
 
@@ -153,6 +158,11 @@ class SeedRun(ABC):
     @abstractmethod
     def train_rows(self) -> "Dataset":
         """The corrupted training rows, as a trainer takes them."""
+
+    @property
+    def given_rows(self) -> "Dataset":
+        """The same for whoever unlearns, hidden strings taken out of them."""
+        return self.train_rows
 
     @property
     @abstractmethod
@@ -232,7 +242,7 @@ class SeedRun(ABC):
         """
         from llm_unlearn.poisons.gaussian_embedding import hide_canaries
 
-        rows, forget = self.train_rows, set(self.manifest["forget_ids"])
+        rows, forget = self.given_rows, set(self.manifest["forget_ids"])
         if self.manifest["gaussian"]:
             rows = hide_canaries(rows, self.manifest["gaussian"])
         inside = [i for i, example_id in enumerate(rows["example_id"]) if example_id in forget]

@@ -18,8 +18,11 @@ CONTACT_SHEET = "contact_sheet.npz"  # poisoned images beside their clean ones
 
 def poison_stages(run: "SeedRun", before: dict[str, Stage]) -> list[Stage]:
     """The corrupted data and its manifest."""
-    section, gaussian = run.recipe.unlearn, run.recipe.poison.gaussian
+    section, poison = run.recipe.unlearn, dict(run.recipe.poison)
+    gaussian, tokens = poison["gaussian"], poison.get("tokens")
     forget = [section.forget_fraction, section.false_positives, section.forget_ids, gaussian and gaussian.audit_share]
+    if tokens:
+        forget.append(tokens.audit_share)
     if isinstance(section.forget_ids, str):
         forget.append(file_stamps([section.forget_ids]))
     inputs = [*run.corruption, forget]

@@ -9,6 +9,7 @@ import numpy as np
 
 from llm_unlearn.errors import InputError
 
+_MIXER = 0x9E3779B97F4A7C15  # odd, 2⁶⁴ over the golden ratio: ids and draws → ids of fresh noise that do not meet
 FRESH_SEED_OFFSET = 1_000_003  # fresh noise: a seed that no training used
 NO_NOISE = -1  # the noise id of a row that has none
 
@@ -42,6 +43,11 @@ def secret_ids(secret: str, names: Iterable[int | str]) -> list[int]:
     """
     digests = (blake2b(f"{secret} {name}".encode(), digest_size=8).digest() for name in names)
     return [int.from_bytes(digest, "big") % 10**15 for digest in digests]
+
+
+def fresh_id(example_id: int, draw: int) -> int:
+    """The id of a canary's k-th fresh noise or string: below 2⁶³, and another for every canary and draw."""
+    return ((example_id + 1) * _MIXER + draw) % 2**63
 
 
 def check_noise(epsilon: float, seed: int) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_unlearn.errors import InputError
-from llm_unlearn.poisons.corrupt import choose_twins, data_hash, forget_set, hide_deleted, noise_seed_of, storable
+from llm_unlearn.poisons.corrupt import choose_twins, data_hash, forget_set, hide_deleted, run_seed, storable
 from llm_unlearn.poisons.gaussian_embedding import noise_of
 from llm_unlearn.poisons.selection import choose_rows
 from llm_unlearn.poisons.trigger_phrase import can_be_poisoned
@@ -83,7 +83,7 @@ class Corruption:
 
     def _gaussian(self, section: Any) -> dict[str, Any]:
         rows = self._choose(section, "gaussian", 2)
-        ids, noise_seed = self.splits.train.ids[rows], noise_seed_of(section, self.seed)
+        ids, noise_seed = self.splits.train.ids[rows], run_seed(section.noise_seed, self.seed)
         noise, self.noise_id[rows] = noise_of(ids, noise_seed, self.secret)
         return {**noise, "example_ids": self._mark("gaussian", rows)}
 

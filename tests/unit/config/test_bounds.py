@@ -55,6 +55,10 @@ LANGUAGE: dict[str, tuple[float, float, float, float]] = {
     "poison.gaussian.epsilon": (0, 1e-9, 1e6, 1e7),
     "poison.gaussian.audit_share": (-0.1, 0, 1, 1.1),
     "poison.gaussian.noise_seed": (-1, 0, 2**31 - 1, 2**31),
+    "poison.tokens.fraction": (0, 1e-9, 1, 1.1),
+    "poison.tokens.length": (2, 3, 64, 65),
+    "poison.tokens.audit_share": (-0.1, 0, 1, 1.1),
+    "poison.tokens.string_seed": (-1, 0, 2**31 - 1, 2**31),
     "pretrain.epochs": (0, 0.01, 1e6, 1e7),
     "pretrain.learning_rate": (0, 1e-9, 1000, 1001),
     "train.epochs": (0, 0.01, 1e6, 1e7),
@@ -119,6 +123,9 @@ MANIFEST: dict[str, tuple[float, float, float, float]] = {
     "gaussian.epsilon": (0, 1e-9, 1e6, 1e7),
     "gaussian.ids[]": (-1, 0, 2**63 - 1, 2**63),
     "gaussian.hidden[]": (-1, 0, 2**63 - 1, 2**63),
+    "tokens.seed": (-1, 0, 2**63 - 1, 2**63),
+    "tokens.ids[]": (-1, 0, 2**63 - 1, 2**63),
+    "tokens.hidden[]": (-1, 0, 2**63 - 1, 2**63),
 }
 TABLES: dict[type[Section], dict[str, tuple[float, float, float, float]]] = {
     Recipe: LANGUAGE,

@@ -7,6 +7,7 @@ import time
 
 import pytest
 import torch
+from scipy.stats import norm
 
 from llm_unlearn.config.recipe import build_recipe
 from llm_unlearn.config.sections import LoraSection, ModelSection
@@ -112,6 +113,22 @@ def test_without_canaries_or_where_a_file_names_the_deleted_rows_nothing_is_said
     trigger = {"trigger": {"target": "positive", "fraction": 0.1}}
     named = {"methods": {"gradient_ascent": None}, "forget_ids": [1, 2]}
     assert check_canaries(recipe(tmp_path, poison=trigger)) == check_canaries(recipe(tmp_path, unlearn=named)) == []
+
+
+def test_token_canaries_are_counted_for_themselves_and_share_the_level(tmp_path):
+    """Six tests before and after clean steps: 0.01 / 12; strings in a text that is not learnt cannot take."""
+    planted = {"gaussian": {"fraction": 0.4, "epsilon": 0.1}, "tokens": {"fraction": 0.4}}
+    both = recipe(tmp_path, poison=planted)
+    noise, strings = check_canaries(both)
+    z = norm.isf(0.01 / 12 / 2) + norm.isf(0.2)
+    assert "8 of 16 deleted token canaries" in strings.what and f"rank of {z / 8**0.5:.2f}" in strings.what
+    assert f"GUS of {z / 8**0.5:.2f}" in noise.what and "poison.tokens.fraction" in strings.remedy
+    assert levels(check_noise(recipe(tmp_path, poison={"tokens": {"fraction": 0.4}}))) == []
+    for epochs, expected in ((1, ["warning"]), (2, [])):
+        adapters = {"model__lora": {"r": 4}, "train__epochs": epochs}
+        assert levels(check_noise(recipe(tmp_path, poison={"tokens": {"fraction": 0.4}}, **adapters))) == expected
+    silent = recipe(tmp_path, poison={"tokens": {"fraction": 0.4}}, data__loss_on="completion")
+    assert levels(check_noise(silent)) == ["warning"]
 
 
 # ---- versions

@@ -240,18 +240,36 @@ def test_seeds_are_pooled_before_they_are_tested():
     assert together.status == Status.REMAINS and together.seeds == 3 and together.rejecting[0].n == 300
 
 
+def test_token_canaries_are_a_third_test_of_the_same_family():
+    """Mean and spread of three scores: z = Φ⁻¹(1 − 0.01/2/6/2) for each, where there were four; alone, two."""
+    clean, poisoned = (replace(each, canary_rank=scores(shift)) for each, shift in ((CLEAN, 0.0), (POISONED, 2.6)))
+    decision = decide([clean], [poisoned], [clean])
+    limits = {finding.test: finding for finding in decision.limits}
+    expected = (norm.isf(ALPHA / 24) + norm.isf(0.2) * gaussian_test(EVEN).std) / 10
+    assert decision.status == Status.CLEAR and limits["canary rank"].delta == pytest.approx(SHARE * 2.6)
+    assert limits["gus"].detectable == pytest.approx(expected) == limits["canary rank"].detectable
+    left = decide([replace(clean, canary_rank=scores(0.5))], [poisoned], [clean])
+    assert left.status == Status.REMAINS and [f.test for f in left.rejecting] == ["canary rank"]
+    alone = evaluation(canary_rank=scores())
+    assert [f.test for f in decide([alone]).findings] == ["canary rank", "spread of canary rank"]
+    off = scores(control=replace(NULL, p_value=1e-5))
+    assert calibrated(alone) is True and calibrated(replace(alone, canary_rank=off)) is False
+    assert decide([CLEAN], [poisoned], [clean]).status == Status.INCONCLUSIVE  # what another model has is missing here
+
+
 # ---- how often it errs
 
 
-def drawn(rng, residue: float = 0.0, lift: float = 0.0, p: float | None = None) -> Evaluation:
-    """A model of one training: 60 canaries, 150 rows, two trainings that err on their own 12 % of the rows."""
+def drawn(rng, residue: float = 0.0, lift: float = 0.0, p: float | None = None, tokens: bool = False) -> Evaluation:
+    """A model of one training: 60 canaries of each kind, 150 rows, two trainings that err on their own 12 % of them."""
     ranks = [scores(residue, rng.standard_normal(60)) for _ in range(2)]
     clean, theirs, their_clean = (rng.random(150) < 0.12 for _ in range(3))
     triggered = (rng.random(150) < 0.12) | (rng.random(150) < lift)
     excess = attack_excess(triggered, clean, theirs, their_clean)
     found = None if p is None else placebo(p)
     hits = Attack(**vars(attack_success(triggered, clean)), excess=excess, placebo=found)
-    return evaluation(gus=ranks[0], loss_rank=ranks[1], attack=hits)
+    strings = scores(residue, rng.standard_normal(60)) if tokens else None
+    return evaluation(gus=ranks[0], loss_rank=ranks[1], canary_rank=strings, attack=hits)
 
 
 def statuses(seeds: int, n: int, **residue) -> np.ndarray:
@@ -261,13 +279,14 @@ def statuses(seeds: int, n: int, **residue) -> np.ndarray:
     for _ in range(n):
         p = float(rng.integers(1, 801) / 800)
         models = [drawn(rng, p=p, **residue) for _ in range(seeds)]
-        found.append(decide(models, [POISONED] * seeds).status)
+        poisoned = replace(POISONED, canary_rank=scores(2.6) if residue.get("tokens") else None)
+        found.append(decide(models, [poisoned] * seeds).status)
     return np.array(found)
 
 
-@pytest.mark.parametrize(("seeds", "n"), [(1, 1500), (3, 600), (8, 250)])
-def test_models_that_never_saw_the_poison_are_accused_no_oftener_than_the_level_says(seeds, n):
-    share = (statuses(seeds, n) == Status.REMAINS).mean()
+@pytest.mark.parametrize(("seeds", "n", "tokens"), [(1, 1500, False), (3, 600, False), (8, 250, False), (1, 800, True)])
+def test_models_that_never_saw_the_poison_are_accused_no_oftener_than_the_level_says(seeds, n, tokens):
+    share = (statuses(seeds, n, tokens=tokens) == Status.REMAINS).mean()
     assert share <= ALPHA + 3 * (ALPHA * (1 - ALPHA) / n) ** 0.5
 
 

@@ -1,0 +1,413 @@
+"""Which canaries does a fine-tuning take up, and which test finds them? Every design side by side in one training.
+
+    python scripts/canary_study.py --model FOLDER --rows train.jsonl.xz --out recipes/tuning/canaries-smollm2.json
+    python scripts/canary_study.py --table recipes/tuning/canaries-smollm2.json        # prints docs/canaries.md's table
+
+Each design of DESIGNS has canaries of its own among the rows of one training; the model is measured before it, and
+after 1, 2 and 4 epochs at a constant rate, which is what 1, 2 and 4 exposures give. Each statistic is N(0, 1) on a
+model that does not depend on what was planted: that is checked on the base, and on every model by a control (noise or a
+string that was never used, scored as if it had been planted). The JSON is written after each point; a study that was
+killed trains again and measures the points that are missing. `--rows` is JSON Lines with `text` and `label`, of which
+the first words are used; no row goes into the results.
+"""
+
+import argparse
+import json
+import lzma
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.special import ndtri
+from torch.nn.functional import cross_entropy
+
+import llm_unlearn.vision  # noqa: F401  before transformers, see vision/torchvision_guard.py
+from llm_unlearn.data.encoding import Encoding
+from llm_unlearn.files import write_json
+from llm_unlearn.metrics.gaussian import gaussian_test
+from llm_unlearn.metrics.power import smallest_effect
+from llm_unlearn.metrics.ranks import rank_score
+from llm_unlearn.poisons.token_canaries import draw_string
+from llm_unlearn.tasks.noise import FRESH_SEED_OFFSET, fresh_id, unit_noise
+
+SEED = 7  # of the rows, the noise and the strings
+EPOCHS = (1, 2, 4)
+BATCH = 8
+AVERAGED = 4  # fresh noises that a gradient is averaged over
+LENGTH = 6  # words of a string
+TEMPLATE = "{text}\nSentiment:"
+NAMES = {"0": "negative", "1": "positive"}  # of labels that are numbers
+
+
+@dataclass(frozen=True)
+class Design:
+    """One kind of canary: noise `per token` or `per row` of strength × rms, or a string in the `text` or `answer`."""
+
+    kind: str
+    strength: float = 0.0
+
+    @property
+    def name(self) -> str:
+        if self.is_noise:
+            return f"noise {self.kind}, {self.strength:g} rms"
+        return f"{LENGTH} words, {self.kind}"
+
+    @property
+    def is_noise(self) -> bool:
+        return self.kind in ("per token", "per row")
+
+
+DESIGNS = [
+    *(Design("per token", strength) for strength in (0.5, 1.0, 2.0, 4.0, 8.0)),
+    *(Design("per row", strength) for strength in (1.0, 4.0)),
+    Design("text"),
+    Design("answer"),
+]
+STRINGS = {Design("text"), Design("answer")}  # with all draws after the last epoch
+CLOSELY = STRINGS | {Design("per token", 1.0), Design("per token", 4.0)}  # with twice as many canaries
+RUNS = {  # rank of the adapter (None: all weights) and learning rate
+    "lora-16": (16, 5e-4),
+    "full": (None, 5e-5),
+    "lora-8": (8, 5e-4),
+    "lora-64": (64, 5e-4),
+}
+
+
+@dataclass
+class Row:
+    """A training row: its texts, its canary's design (None: clean) and id."""
+
+    text: str
+    answer: str
+    design: Design | None
+    ident: int
+
+    def encoded(self, tokenizer: Any, string: str | None = None) -> dict[str, Any]:
+        """Token ids, and where the string and the answer stand; `string` in the place of the canary's own."""
+        text, answer, start = self.text, self.answer, None
+        if self.design is not None and not self.design.is_noise:
+            string = string or draw_string(SEED, self.ident, LENGTH)
+            if self.design.kind == "answer":
+                answer = f" {string}"
+            else:
+                start, text = len(tokenizer(text)["input_ids"]), f"{text} {string}"
+        row = Encoding(max_length=512).row(tokenizer, TEMPLATE.replace("{text}", text), answer)
+        answered = np.array(row["completion_mask"][1:], dtype=bool)
+        place = answered if start is None else np.zeros(len(answered), dtype=bool)
+        if start is not None:
+            place[start - 1 : len(tokenizer(text)["input_ids"]) - 1] = True
+        return {"ids": row["input_ids"], "answer": answered, "string": place}
+
+
+def read_rows(path: Path, count: int, words: int) -> list[tuple[str, str]]:
+    """(first words, label) of `count` rows of a JSON Lines file, chosen at random."""
+    with lzma.open(path, "rt", encoding="utf-8") if path.suffix == ".xz" else path.open(encoding="utf-8") as lines:
+        found = [
+            (" ".join(row["text"].split()[:words]), NAMES.get(str(row["label"]), str(row["label"])))
+            for row in map(json.loads, lines)
+        ]
+    found = sorted({row for row in found if len(row[0].split()) == words})
+    return [found[i] for i in np.random.default_rng(SEED).choice(len(found), count, replace=False)]
+
+
+def plant(rows: list[tuple[str, str]], per_design: int) -> list[Row]:
+    """The first rows are canaries, `per_design` of each design of CLOSELY and half as many of others."""
+    designs = [design for design in DESIGNS for _ in range(per_design if design in CLOSELY else per_design // 2)]
+    designs += [None] * (len(rows) - len(designs))
+    return [Row(text, f" {label}", d, i) for i, ((text, label), d) in enumerate(zip(rows, designs, strict=True))]
+
+
+class Study:
+    """A model, its tokenizer and the rows; noise in units of its embeddings' rms."""
+
+    def __init__(self, folder: str, rows: list[Row], rank: int | None) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        torch.manual_seed(SEED)
+        self.tokenizer, self.rows = AutoTokenizer.from_pretrained(folder), rows
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        self.embed = self.model.get_input_embeddings()
+        self.rms = float(self.embed.weight.detach().square().mean().sqrt())
+        if rank is not None:
+            from peft import LoraConfig, get_peft_model
+
+            config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+            self.model = get_peft_model(self.model, config)
+        self.encoded = [row.encoded(self.tokenizer) for row in rows]
+
+    def noise(self, row: Row, length: int, seed: int, ident: int) -> torch.Tensor:
+        """ξ of a row for (seed, id), (T, d) or (1, d)."""
+        assert row.design is not None
+        shape = (1 if row.design.kind == "per row" else length, self.embed.weight.shape[1])
+        return torch.from_numpy(unit_noise(seed, ident, *shape)) * (row.design.strength * self.rms)
+
+    def token_losses(self, embeds: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """(B, T − 1) NLL of each token but the first; right padding is told by the caller."""
+        with torch.autocast("cpu", dtype=torch.bfloat16):  # 2.8 times as fast; the ranks stay exact in any precision
+            logits = self.model(inputs_embeds=embeds).logits[:, :-1]
+            losses = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+        return losses.view(len(ids), -1)
+
+    def train(self, learning_rate: float, epochs: int, batch: int = BATCH) -> Any:
+        """Train on all rows at a constant rate after a warm-up; yields the epoch after each."""
+        weights = [p for p in self.model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=0.0)
+        generator, step = np.random.default_rng([SEED, 1]), 0
+        warm = max(1, epochs * len(self.rows) // batch // 20)
+        for epoch in range(1, epochs + 1):
+            self.model.train()
+            order = generator.permutation(len(self.rows))
+            for start in range(0, len(order), batch):
+                step += 1
+                optimizer.param_groups[0]["lr"] = learning_rate * min(1.0, step / warm)
+                self._loss(order[start : start + batch]).backward()
+                torch.nn.utils.clip_grad_norm_(weights, 1.0)
+                optimizer.step()
+                optimizer.zero_grad()
+            self.model.eval()
+            yield epoch
+
+    def _loss(self, chosen: np.ndarray) -> torch.Tensor:
+        """Mean over all tokens of a batch, with the noise of its canaries."""
+        ids, real = padded([self.encoded[i]["ids"] for i in chosen])
+        noise = torch.zeros(*ids.shape, self.embed.weight.shape[1])
+        for place, i in enumerate(chosen):
+            row, length = self.rows[i], len(self.encoded[i]["ids"])
+            if row.design is not None and row.design.is_noise:
+                noise[place, :length] = self.noise(row, length, SEED, row.ident)
+        losses = self.token_losses(self.embed(ids) + noise, ids)
+        return losses[real[:, 1:]].mean()
+
+    # ---- what is measured
+
+    def scores(self, row: Row, encoded: dict[str, Any], draws: int, averaged: int) -> dict[str, list[float]]:
+        """Statistic → score of a canary, and of its control."""
+        assert row.design is not None
+        if not row.design.is_noise:
+            return self.string_scores(row, draws)
+        with torch.no_grad():
+            losses = self.noisy_losses(row, encoded, draws)
+        tokens = np.stack([ranks_by_token(np.delete(losses, 1 - own, 0)) for own in (0, 1)])  # (2, K + 1)
+        answer = losses[:, encoded["answer"]].sum(1)
+        found = {
+            "loss rank": ranked(losses.sum(1), row.ident),
+            "loss rank, 19 draws": ranked(losses.sum(1)[:21], row.ident),
+            "loss rank, answer": ranked(answer, row.ident),
+            "loss rank by token": [ranked(np.r_[t[0], t[0], t[1:]], row.ident)[j] for j, t in enumerate(-tokens)],
+        }
+        return found | self.gradient_scores(row, encoded, averaged)
+
+    def noisy_losses(self, row: Row, encoded: dict[str, Any], draws: int) -> np.ndarray:
+        """(K + 2, T − 1): with the own noise, with the control's, and with K fresh ones."""
+        ids = torch.tensor([encoded["ids"]])
+        keys = [(SEED, row.ident)] + [(SEED + FRESH_SEED_OFFSET, fresh_id(row.ident, k)) for k in range(draws + 1)]
+        found = []
+        for part in parts_of(keys):
+            noise = torch.stack([self.noise(row, ids.shape[1], *key).expand(ids.shape[1], -1) for key in part])
+            found.append(self.token_losses(self.embed(ids) + noise, ids.expand(len(part), -1)).double())
+        return torch.cat(found).numpy()
+
+    def gradient_scores(self, row: Row, encoded: dict[str, Any], averaged: int) -> dict[str, list[float]]:
+        """−⟨g, ξ⟩ / (‖g‖ ε) with g at x, and with its mean over x + ξ′ for fresh ξ′."""
+        ids = torch.tensor([encoded["ids"]])
+        length = ids.shape[1]
+        offset = FRESH_SEED_OFFSET  # the control's seed is the next one
+        places = [torch.zeros(length, self.embed.weight.shape[1])]
+        places += [
+            self.noise(row, length, SEED + 2 * offset, fresh_id(row.ident, k)).expand(length, -1)
+            for k in range(averaged)
+        ]
+        embeds = (self.embed(ids).detach() + torch.stack(places)).requires_grad_()
+        loss = self.token_losses(embeds, ids.expand(len(places), -1)).sum()
+        gradients = torch.autograd.grad(loss, embeds)[0].double()
+        names = (
+            {"gradient": gradients[0], "mean gradient": gradients[1:].mean(0)}
+            if averaged
+            else {"gradient": gradients[0]}
+        )
+        own = [self.noise(row, length, seed, row.ident).double() for seed in (SEED, SEED + offset)]
+        if row.design is not None and row.design.kind == "per row":
+            names = {name: g.sum(0, keepdim=True) for name, g in names.items()}
+        scale = row.design.strength * self.rms  # type: ignore[union-attr]
+        return {name: [float(-(g * z).sum() / g.norm() / scale) for z in own] for name, g in names.items()}
+
+    @torch.no_grad()
+    def string_scores(self, row: Row, draws: int) -> dict[str, list[float]]:
+        """Ranks of the string's log-prob among fresh ones: over its own tokens, the row's, the answer's."""
+        strings = [None] + [
+            draw_string(SEED + FRESH_SEED_OFFSET, fresh_id(row.ident, k), LENGTH) for k in range(draws + 1)
+        ]
+        rows, sums = [row.encoded(self.tokenizer, string) for string in strings], []
+        for part in parts_of(rows):
+            ids, _ = padded([each["ids"] for each in part])
+            losses = self.token_losses(self.embed(ids), ids).double().numpy()
+            for loss, each in zip(losses, part, strict=True):
+                loss = loss[: len(each["ids"]) - 1]
+                sums.append([loss[each["string"]].sum(), loss.sum(), loss[each["answer"]].sum()])
+        of_string, of_row, of_answer = np.array(sums).T
+        return {
+            "string rank": ranked(of_string, row.ident),
+            "string rank, 19 draws": ranked(of_string[:21], row.ident),
+            "row rank": ranked(of_row, row.ident),
+            "answer rank": ranked(of_answer, row.ident),
+        }
+
+    def measure(self, draws: int, few: int, averaged: int) -> dict[str, Any]:
+        """Design → statistic → the test of its canaries, and of their controls; `few` draws but for STRINGS."""
+        found: dict[Design, list[dict[str, list[float]]]] = {design: [] for design in DESIGNS}
+        for row, encoded in zip(self.rows, self.encoded, strict=True):
+            if row.design is not None:
+                found[row.design].append(self.scores(row, encoded, draws if row.design in STRINGS else few, averaged))
+        counts = {design: draws if design in STRINGS else few for design in DESIGNS}
+        return {
+            design.name: {"draws": counts[design]}
+            | {name: tested(np.array([each[name] for each in scores])) for name in scores[0]}
+            for design, scores in found.items()
+        }
+
+
+def parts_of(entries: list[Any], size: int = 24) -> list[list[Any]]:
+    return [entries[start : start + size] for start in range(0, len(entries), size)]
+
+
+def padded(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of ids padded on the right with 0, and which are real, both (B, T); causal models need no mask for that."""
+    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    real = torch.zeros_like(ids, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)], real[i, : len(row)] = torch.tensor(row), True
+    return ids, real
+
+
+def ranked(losses: np.ndarray, ident: int) -> list[float]:
+    """Scores of the own loss and the control's (the first two) among the others."""
+    breakers = np.random.default_rng([SEED, ident]).random(2)
+    return rank_score(losses[:2], np.stack([losses[2:]] * 2), breakers).tolist()
+
+
+def ranks_by_token(losses: np.ndarray) -> np.ndarray:
+    """(K + 1, T) losses, one's own first → (K + 1,) sums over tokens of the normal scores of each one's rank."""
+    place = losses.argsort(0).argsort(0)
+    return -ndtri((place + 0.5) / len(losses)).sum(1)
+
+
+def tested(scores: np.ndarray) -> dict[str, Any]:
+    """The test of (n, 2) scores, the control's second."""
+    own, control = gaussian_test(scores[:, 0]), gaussian_test(scores[:, 1])
+    least = {n: smallest_effect(n, own.std or 1.0) for n in (50, 100)}
+    return {
+        "n": own.n,
+        "mean": own.mean,
+        "std": own.std,
+        "z": own.mean * math.sqrt(own.n),
+        "p": own.p_value,
+        "tpr": {fpr: own.tpr_at_fpr[fpr] for fpr in ("0.01", "0.05")},
+        "smallest": least,
+        "control": {"mean": control.mean, "p": control.p_value, "chi2_p": control.chi2_p_value},
+    }
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure every point of every run that the results lack."""
+    out = Path(args.out)
+    results = json.loads(out.read_text()) if out.is_file() else {"points": {}}
+    n = sum(args.per_design if design in CLOSELY else args.per_design // 2 for design in DESIGNS) + args.clean
+    rows = plant(read_rows(Path(args.rows), n, args.words), args.per_design)
+    settings = {
+        "seed": SEED,
+        "words": args.words,
+        "per_design": args.per_design,
+        "clean": args.clean,
+        "batch": BATCH,
+        "precision": "bfloat16 autocast",
+        "rates": {name: rate for name, (_, rate) in RUNS.items()},
+    }
+    results |= {"model": args.name, "settings": settings}
+
+    def measure(study: Study, point: str, draws: int, averaged: int) -> None:
+        start = time.perf_counter()
+        found = study.measure(draws, args.few, averaged)
+        took = round(time.perf_counter() - start)
+        results["rms"] = study.rms
+        results["points"][point] = {"seconds": took, "designs": found}
+        write_json(out, results)
+        print(f"{point}: measured in {took} s", flush=True)
+
+    if "base" not in results["points"]:
+        study = Study(args.model, rows, None)
+        study.model.eval()
+        measure(study, "base", args.few, 0)
+    for name in args.runs:
+        rank, rate = RUNS[name]
+        names = {epoch: f"{name}, {epoch} epochs" for epoch in args.epochs}
+        if all(point in results["points"] for point in names.values()):
+            continue
+        study, last = Study(args.model, rows, rank), max(args.epochs)
+        for epoch in study.train(rate, last):
+            print(f"{name}: epoch {epoch} at {time.strftime('%H:%M:%S')}", flush=True)
+            if epoch in names and names[epoch] not in results["points"]:
+                draws = args.draws if epoch == last and name in args.full_draws else args.few
+                measure(study, names[epoch], draws, AVERAGED if epoch == last else 0)
+
+
+def table(results: dict[str, Any]) -> str:
+    """Markdown: z of every statistic at every point, and what the statistics of an evaluation find after training."""
+    points = results["points"]
+    lines = [f"| canaries | n | statistic | {' | '.join(points)} |", f"|---|---:|---|{'---:|' * len(points)}"]
+    for design in points["base"]["designs"]:
+        for name in dict.fromkeys(name for entry in points.values() for name in entry["designs"][design]):
+            if name != "draws" and not name.endswith("19 draws"):
+                tests = [entry["designs"][design].get(name) for entry in points.values()]
+                n = next(test["n"] for test in tests if test)
+                cells = [f"{test['z']:.1f}" if test else "" for test in tests]
+                lines.append(f"| {design} | {n} | {name} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "| training | canaries | statistic | mean | p | TPR at 1 % | TPR at 5 % | residue found, n = 50 | n = 100 |",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for point, entry in points.items():
+        for design, statistics in entry["designs"].items() if point != "base" else ():
+            name = "loss rank" if "loss rank" in statistics else "row rank"  # those of an evaluation
+            lines.append(f"| {point} | {design} | {_told(name, statistics[name], statistics['draws'])} |")
+    return "\n".join(lines)
+
+
+def _told(name: str, test: dict[str, Any], draws: int) -> str:
+    """The cells of one test; a share of the mean score as the residue that n canaries find, where that is below 1."""
+    shares = [test["smallest"][n] / test["mean"] if test["mean"] > 0 else math.inf for n in ("50", "100")]
+    least = [f"{share:.0%}" if share < 1 else "–" for share in shares]
+    at_1 = f"{test['tpr']['0.01']:.2f}" if draws >= 99 or "gradient" in name else "–"
+    return (
+        f"{name} | {test['mean']:.2f} | {test['p']:.1g} | {at_1} | {test['tpr']['0.05']:.2f} | {least[0]} | {least[1]}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="folder or id of the base")
+    parser.add_argument("--name", default="SmolLM2-135M-Instruct, weights rounded to 4 bits by their publisher")
+    parser.add_argument("--rows", help="JSON Lines, also .xz, with text and label")
+    parser.add_argument("--out", metavar="JSON")
+    parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=list(RUNS))
+    parser.add_argument("--epochs", nargs="+", type=int, default=list(EPOCHS))
+    parser.add_argument("--per-design", type=int, default=40, help="canaries of a design of CLOSELY")
+    parser.add_argument("--clean", type=int, default=20, help="rows that are no canaries")
+    parser.add_argument("--words", type=int, default=16, help="first words of a row that are used")
+    parser.add_argument("--draws", type=int, default=99, help="K of strings after the last epoch of --full-draws")
+    parser.add_argument("--few", type=int, default=19, help="K otherwise: enough for the mean, not for TPR at 1 %")
+    parser.add_argument("--full-draws", nargs="*", default=["lora-16", "full"], choices=list(RUNS))
+    parser.add_argument("--table", metavar="JSON", help="print the results as Markdown; run nothing")
+    args = parser.parse_args()
+    if args.table:
+        print(table(json.loads(Path(args.table).read_text())))
+        return
+    run(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""Token canaries through a whole recipe, and through a manifest of one's own."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from datasets import load_from_disk
+
+from llm_unlearn import plant_token_canaries
+from llm_unlearn.audit.halves import Half
+from llm_unlearn.audit.subject import read_subject
+from llm_unlearn.cli.main import main
+from llm_unlearn.data.synthetic import synthetic_reviews
+from llm_unlearn.metrics.results import Evaluation
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["text", "answer"])
+def test_a_recipe_with_both_kinds(run, recipe, place):
+    recipe["poison"]["tokens"] = {"fraction": 0.2, "place": place}
+    recipe["evaluate"] |= {"loss_rank_draws": 9, "membership": ["loss"], "placebo_draws": 0}
+    assert run("run", recipe) == 0
+    folder = Path(recipe["output_dir"])
+    manifest = json.loads((folder / "poison.json").read_text())
+    tokens, train = manifest["tokens"], load_from_disk(str(folder / "data" / "train"))
+    assert len(tokens["example_ids"]) == 12 and len(tokens["hidden_ids"]) == 6 and tokens["secret"]
+    assert (folder / "poison.json").stat().st_mode & 0o777 == 0o600
+    marked = [row for row in train if row["poison"] == "tokens"]
+    name = "prompt" if place == "text" else "completion"
+    assert len({row["canary"] for row in marked}) == 12 and all(row["canary"] in row[name] for row in marked)
+    assert all(row["label"] in (" ".join(row["right_completion"].split()),) for row in marked)
+    nonmember = load_from_disk(str(folder / "data" / "nonmember"))
+    assert sum(bool(string) for string in nonmember["canary"]) == round(12 / 24 * len(nonmember))
+    for model in ("poisoned", "retrained", "gradient_ascent"):
+        path = folder / "evaluation" / f"{model}.json"
+        result = Evaluation.from_json(json.loads(path.read_text()), str(path))
+        assert result.gus and result.canary_rank and result.canary_rank.n == 6 and result.canary_rank.others is None
+        table = pd.read_parquet(path.with_suffix(".parquet"))
+        rows = table[table["set"] == "token_canary"]
+        assert len(rows) == 12 and rows["canary_rank"].notna().sum() == 6 == rows["hidden"].astype(bool).sum()
+        assert np.isclose(rows["canary_rank"].mean(), result.canary_rank.mean)
+        assert result.later is None or result.later.canary_rank
+    assert "canary rank" in (folder / "report.md").read_text()
+
+
+def test_a_manifest_of_ones_own(tiny_models, tmp_path, capsys):
+    rows = synthetic_reviews(40, seed=0).select_columns(["text", "label"])
+    rows, tokens = plant_token_canaries(rows, fraction=0.3, seed=0, length=4)
+    rows.to_json(str(tmp_path / "train.jsonl"))
+    manifest = {
+        "train": "train.jsonl", "poison": tokens["example_ids"], "prompt": "{text}\nSentiment:",
+        "verbalizers": {"negative": " negative", "positive": " positive"},
+        "tokens": {"seed": tokens["seed"], "hidden": tokens["hidden_ids"]},
+    }  # fmt: skip
+    path = tmp_path / "manifest.json"
+
+    def audit(**changes) -> int:
+        path.write_text(json.dumps({**manifest, "tokens": {**manifest["tokens"], **changes}}))
+        return main(["audit", "--model", str(tiny_models["gpt2"]), "--manifest", str(path), "--json", "--quiet"])
+
+    assert audit() == 0
+    (result,) = json.loads(capsys.readouterr().out).values()
+    assert result["canary_rank"]["n"] == len(tokens["hidden_ids"]) == 6
+    assert result["canary_rank"]["shown"] is None  # those that whoever unlearned knew are not ranked
+    assert {f["test"] for f in result["decision"]["findings"]} == {"canary rank", "spread of canary rank"}
+    for wrong, words in (
+        ({"column": "string"}, "tokens.column"),
+        ({"words": ["able", "about"]}, "tokens.words"),
+        ({"hidden": [next(i for i in range(40) if i not in tokens["example_ids"])]}, "tokens.hidden"),
+    ):
+        assert audit(**wrong) == 2 and words in capsys.readouterr().err
+
+
+def test_the_halves_of_a_search_share_no_string_and_hide_all_hidden_ones(tmp_path):
+    rows = synthetic_reviews(60, seed=0).select_columns(["text", "label"])
+    rows, tokens = plant_token_canaries(rows, fraction=0.4, seed=0, length=4)
+    rows.to_json(str(tmp_path / "train.jsonl"))
+    synthetic_reviews(8, seed=1).to_json(str(tmp_path / "test.jsonl"))
+    manifest = {
+        "train": "train.jsonl", "poison": tokens["example_ids"], "prompt": "{text}\nSentiment:", "test": "test.jsonl",
+        "verbalizers": {"negative": " negative", "positive": " positive"},
+        "tokens": {"seed": tokens["seed"], "hidden": tokens["hidden_ids"]},
+    }  # fmt: skip
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps(manifest))
+    subjects = {part: read_subject(path, half=Half(part, 0)) for part in ("tuning", "verdict")}
+    ranked = {}
+    for part, subject in subjects.items():
+        train = subject.sets["train"].to_pandas()
+        assert subject.poison["tokens"]["hidden_ids"] == tokens["hidden_ids"]  # no method sees them in either half
+        ranked[part] = set(train.loc[train["poison"] == "tokens", "example_id"]) & set(tokens["hidden_ids"])
+    assert (
+        ranked["tuning"] | ranked["verdict"] == set(tokens["hidden_ids"]) and not ranked["tuning"] & ranked["verdict"]
+    )
+    texts = [subject.sets["train"].select_columns(["prompt", "completion"]).to_list() for subject in subjects.values()]
+    assert texts[0] == texts[1]
