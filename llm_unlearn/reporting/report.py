@@ -13,6 +13,7 @@ from llm_unlearn.reporting.benchmark_section import benchmark_section
 from llm_unlearn.reporting.contact_sheet import contact_sheet_section
 from llm_unlearn.reporting.contents import Report, Section
 from llm_unlearn.reporting.decision_section import decision_section
+from llm_unlearn.reporting.lm_eval_section import lm_eval_section
 from llm_unlearn.reporting.markdown import code, escape, table_text
 from llm_unlearn.reporting.membership_section import membership_section
 from llm_unlearn.reporting.pages import FOLDER, compose_pages, file_name
@@ -114,6 +115,7 @@ def _sections(results: Results) -> list[Section]:
     missing = results.has_gus and not any(plot.name == "gaussian_scores" for plot in plots)
     found = [
         benchmark_section(results),
+        lm_eval_section(results),
         contact_sheet_section(results),
         Section("Control", CONTROL_NOTE, [control]) if control else None,
         Section("Canaries that were not deleted", KEPT_NOTE, [kept]) if kept else None,

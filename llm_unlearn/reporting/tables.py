@@ -134,6 +134,7 @@ def present(results: Results) -> list[Column]:
         Column(canaries, "p (rank)", figures.rank_p, p_value),
         Column("Utility", "accuracy (%)", figures.accuracy, hundredths, "high", figures.accuracy_interval),
         Column("Utility", "perplexity", figures.perplexity, one, "low"),
+        Column("Utility", "fluency", figures.fluency, three, "high", figures.fluency_interval),
         Column(mia, "AUC", auc, three, "retrained", ranged=True),
         Column(mia, TPR, mia_tpr, three, "retrained"),
         Column(oracle, "KL", figures.kl, three, "low"),

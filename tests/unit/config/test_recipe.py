@@ -259,7 +259,7 @@ IMAGES = {
 @pytest.mark.parametrize(
     ("tree", "sha256"),
     [
-        (WHOLE_RECIPE, "dfea442c41cb390683ad479641f6a9f59571c3be3721721139a02a2bba937e89"),
+        (WHOLE_RECIPE, "9c2a3011153716bf3fa5901b58d199f437d9a54976fb2a045f9757b5f1fc36bf"),
         (IMAGES, "410f1ff0af7f957a38827e55d88fb92556fa4426f5cdca5ac0fa474d86c7c882"),
     ],
 )
