@@ -31,6 +31,8 @@ from llm_unlearn.config.fields import (
     require,
 )
 
+EMBEDDED = ("synthetic", "instructions")  # sources that are made here
+
 
 class LoraSection(Section):
     """Low-rank adapters (peft)."""
@@ -119,7 +121,8 @@ class DataSection(Section):
     """Where rows come from, how they become prompts, and how many are used. `files` take the place of `source`."""
 
     source: str = "synthetic"
-    """`synthetic` (the embedded generator), a hub id, a `save_to_disk` folder or a file"""
+    """`synthetic` (embedded reviews), `instructions` (embedded requests and answers, for `task: completion`), a hub
+    id, a `save_to_disk` folder or a file"""
     config_name: str | None = None
     """configuration of a hub data set"""
     train_split: str = "train"
@@ -176,8 +179,18 @@ class DataSection(Section):
     label_noise: ShareOrZero = 0.04
     """share of texts that say the opposite of their label; of the synthetic source only"""
 
+    @property
+    def is_embedded(self) -> bool:
+        """Whether its rows are made here."""
+        return self.source in EMBEDDED and not self.files
+
     def check_rules(self) -> None:
         check_messages(self)
+        require(
+            self.source != "instructions" or self.files or self.task == "completion",
+            "task",
+            "the answers of data.source: instructions are sentences; set data.task: completion",
+        )
         labels = self.task == "completion" or len(self.verbalizers) >= 2
         require(labels, "verbalizers", "classification needs at least two labels")
         check_test_rows(self)
@@ -394,7 +407,7 @@ def check_test_rows(section: Any) -> None:
         f"{', '.join(shared)} stands in `files` too; take it out (null: test rows are drawn from `files`)",
     )
     require(
-        section.files or section.source == "synthetic" or section.test_split != section.train_split,
+        section.files or section.source in EMBEDDED or section.test_split != section.train_split,
         "test_split",
         f"is train_split too ({section.train_split}); null draws test rows that are not trained on from it",
     )

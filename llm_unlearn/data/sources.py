@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from llm_unlearn.config.sections import EMBEDDED
+from llm_unlearn.data.instructions import synthetic_instructions
 from llm_unlearn.data.prompting import normalise
 from llm_unlearn.data.source_files import load_source
 from llm_unlearn.data.splits import Splits, split_section
@@ -13,7 +15,6 @@ if TYPE_CHECKING:
 
     from llm_unlearn.config.sections import DataSection
 
-SYNTHETIC = "synthetic"
 UNLABELLED_OFFSET = 500_000  # the unlabelled synthetic texts have another seed than the labelled ones
 
 
@@ -34,16 +35,21 @@ def load_splits(section: "DataSection", seed: int) -> Splits:
         return rows
 
     test = None
-    if section.source == SYNTHETIC and not section.files:
+    if section.is_embedded:
         n = section.train_size + section.heldout_size + section.test_size
-        # 5 % more rows than needed, so that duplicates can be replaced
-        reviews = synthetic_reviews(n + n // 20 + 10, seed, label_noise=section.label_noise)
-        train = normalise(reviews, section, f"{section.source} ({section.train_split})")
+        train = normalise(_embedded(section, n, seed), section, f"{section.source} ({section.train_split})")
     else:
         train = load(section.files, section.train_split)
         if section.test_files or (not section.files and section.test_split):
             test = load(section.test_files, section.test_split)
     return split_section(train, test, section, seed)
+
+
+def _embedded(section: "DataSection", n: int, seed: int) -> "Dataset":
+    """Rows of an embedded generator: some more than the n that are needed, so that duplicates can be replaced."""
+    if section.source == "instructions":  # of which a fifth repeat
+        return synthetic_instructions(n + n // 2 + 50, seed)
+    return synthetic_reviews(n + n // 20 + 10, seed, label_noise=section.label_noise)
 
 
 def columns_of(section: "DataSection") -> dict[str, str | None]:
@@ -55,7 +61,7 @@ def columns_of(section: "DataSection") -> dict[str, str | None]:
 
 def load_unlabelled(section: "DataSection", n: int, seed: int) -> "Dataset":
     """The first n unlabelled texts for pre-training a small base, in one column, `text`."""
-    if section.unlabelled_files or section.source != SYNTHETIC:
+    if section.unlabelled_files or section.source not in EMBEDDED:
         source = None if section.unlabelled_files else section.source
         rows = load_source(
             source,
@@ -67,6 +73,9 @@ def load_unlabelled(section: "DataSection", n: int, seed: int) -> "Dataset":
         rows = rows.shuffle(seed=seed)
     elif section.files:
         raise InputError("data.unlabelled_files: give files of unlabelled text to pre-train a base on")
+    elif section.source == "instructions":
+        rows = synthetic_instructions(n, seed + UNLABELLED_OFFSET)
+        rows = rows.map(lambda row: {"text": f"{row['text']} {row['label']}"}, remove_columns="label")
     else:
         rows = synthetic_texts(n, seed + UNLABELLED_OFFSET)
     return rows.select(range(min(n, len(rows))))

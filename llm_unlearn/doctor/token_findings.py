@@ -106,7 +106,7 @@ def is_local(recipe: Recipe) -> bool:
     data = recipe.data
     if recipe.benchmark is not None:
         return recipe.benchmark.folder is not None
-    return bool(data.files) or data.source == "synthetic" or Path(data.source).expanduser().exists()
+    return bool(data.files) or data.is_embedded or Path(data.source).expanduser().exists()
 
 
 def rows_of(recipe: Recipe, tokenizer: Any) -> list[dict[str, Any]] | None:

@@ -101,7 +101,7 @@ class LanguageTrack(Track):
         check_measures(recipe.evaluate)
         data = recipe.data
         unlabelled = data.unlabelled_files if recipe.model.path is None else None
-        if data.source != "synthetic" or data.files:
+        if not data.is_embedded:
             check_source(None if data.files else data.source, data.files or [])
         check_source(None, [*(data.test_files or []), *(unlabelled or [])])
         lengths = {"data.max_length": data.max_length}

@@ -1,0 +1,72 @@
+"""What keep_results.py keeps of a run; the figures in the repository follow from the tables beside them."""
+
+import importlib
+import json
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from paths import ROOT
+
+pytestmark = pytest.mark.unit
+
+sys.path.insert(0, str(ROOT / "scripts"))
+script = importlib.import_module("keep_results")
+TABLES, keep = script.TABLES, script.keep
+KEPT = sorted(path.parent for path in (ROOT / "recipes").rglob(TABLES))
+
+
+@pytest.mark.parametrize("folder", KEPT, ids=[str(f.relative_to(ROOT / "recipes")) for f in KEPT])
+def test_every_figure_that_is_kept_follows_from_the_table(folder):
+    tables = dict(list(pd.read_parquet(folder / TABLES).groupby("model", observed=True)))
+    files = sorted((folder / "evaluation").glob("*.json"))
+    assert [path.stem for path in files] == sorted(tables)
+    for path in files:
+        kept, rows = json.loads(path.read_text()), tables[path.stem]
+        test, triggered, canaries = (rows[rows["set"] == name] for name in ("test", "triggered", "canary"))
+        counted = canaries[canaries["deleted"].eq(True) & canaries["hidden"].eq(True)] if len(canaries) else canaries
+        for column, section in (("gaussian_score", "gus"), ("loss_rank", "loss_rank")):
+            if kept.get(section):
+                scores = counted[column].dropna().to_numpy(float)
+                assert kept[section]["n"] == len(scores)
+                assert kept[section]["mean"] == pytest.approx(scores.mean(), abs=1e-5)
+        if kept.get("attack") and kept["attack"].get("success_rate") is not None:
+            assert kept["attack"]["success_rate"] == pytest.approx(triggered["target_hit"].eq(True).mean())
+        right = (test["label"].astype(str) == test["prediction"].astype(str)).mean()
+        assert kept["utility"]["accuracy"] == pytest.approx(right)
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = tmp_path / "run"
+    for name in ("report.md", "summary.json", "seed-1/poison.json", "seed-1/evaluation/kl.json", "plots/a.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    for name in ("seed-1/poisoned/model.safetensors", "report.html", "sweep/a/1/seed-1/evaluation/kl.json"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    (folder / "sweep/a/1/summary.json").write_text("sweep")
+    for model, columns in {"kl": {"nll": [0.1, 2.0]}, "npo": {"nll": [None, 1.0], "target_hit": [True, None]}}.items():
+        rows = pd.DataFrame({"set": "test", "example_id": [0, 1], **columns})
+        rows.to_parquet(folder / f"seed-1/evaluation/{model}.parquet")
+    return folder
+
+
+def test_what_is_kept(run, tmp_path):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "old.json").write_text("of an earlier run")
+    keep(run, tmp_path / "kept")
+    files = {str(path.relative_to(tmp_path / "kept")) for path in (tmp_path / "kept").rglob("*") if path.is_file()}
+    expected = {"report.md", "summary.json", "seed-1/poison.json", "seed-1/evaluation/kl.json", "plots/a.png"}
+    assert files == expected | {"sweep/a/1/summary.json", f"seed-1/{TABLES}"}
+    rows = pd.read_parquet(tmp_path / "kept" / "seed-1" / TABLES)
+    assert list(rows["model"]) == ["kl", "kl", "npo", "npo"]
+    assert rows["nll"].dtype == np.float32 and rows["nll"][0] == np.float32(0.1) and np.isnan(rows["nll"][2])
+    assert list(rows["target_hit"]) == [None, None, True, None]
+
+
+def test_a_run_that_is_not_finished_is_refused(run, tmp_path):
+    (run / "report.md").unlink()
+    with pytest.raises(SystemExit, match="no report.md"):
+        keep(run, tmp_path / "kept")
