@@ -170,8 +170,8 @@ def _add_checkpoint(command: argparse.ArgumentParser, title: str, description: s
     group.add_argument(
         "--membership",
         metavar="ATTACK,…",
-        help="the membership attacks to run, of loss, zlib, reference, min_k, min_k_plus, gradient_norm (default: the "
-        "run's, or all; gradient_norm takes most of the time); '' for none",
+        help="the membership attacks to run, of loss, zlib, reference, min_k, min_k_plus, gradient_norm, lowercase "
+        "(default: the run's, or all but the last; gradient_norm takes most of the time); '' for none",
     )
     group.add_argument("--device-map", choices=("auto",), help="auto: spread each model over all GPUs")
     for name, what in (("bf16", "run models in bfloat16"), ("tf32", "float32 products of a CUDA GPU in TF32")):

@@ -32,7 +32,7 @@ def all_plots(results: Results) -> list[Plot]:
                 "speaks of poison that remains, and of a cost. The base model is left out; a line joins a method's "
                 "budgets, the largest mark is the largest."
             )
-            alt = f"{what.capitalize()} against accuracy, one point per model; the numbers are in the table above."
+            alt = f"{what.capitalize()} against accuracy, one point per model; the table of all models has the numbers."
             plots.append(Plot(f"{key}_vs_utility", title, caption, alt, tradeoff_plot(results, key)))
     if not any(results.over_seeds(name, figures.share_of_training) for name in results.names if name != "base"):
         return plots  # of a given model it may not be known what its training took
