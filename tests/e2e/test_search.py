@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from llm_unlearn.data.encoding import encode_rows
 from llm_unlearn.errors import NothingPassedError
 from llm_unlearn.models.make import train_tokenizer
 from llm_unlearn.models.save import save_model
+from llm_unlearn.runs import search as engine
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 
 pytestmark = pytest.mark.e2e
@@ -118,7 +120,7 @@ def test_the_first_that_passes_on_one_half_is_judged_once_on_the_other(there, ca
 
 
 @pytest.mark.slow
-def test_where_none_passes_the_user_is_told_so_and_the_compute_is_bounded(there, capsys):
+def test_where_none_passes_the_user_is_told_so_and_the_compute_is_bounded(there, monkeypatch, capsys):
     asked = ("--method", "auto", "--candidates", candidates(there, 2, 0, 1), "--max-budget", "2")
     assert call("unlearn", there, "in-vain", *asked, "--json") == 1
     said = json.loads(capsys.readouterr().out)
@@ -129,6 +131,12 @@ def test_where_none_passes_the_user_is_told_so_and_the_compute_is_bounded(there,
     assert call("unlearn", there, "in-vain", *asked) == 1
     words = capsys.readouterr().out
     assert "simnpo" in words and "FLOPs" in words
+    # with more compute the search goes on where it ended
+    judged = mock.Mock(side_effect=engine._judged)
+    monkeypatch.setattr(engine, "_judged", judged)
+    assert call("unlearn", there, "in-vain", *asked[:-1], "3", "--json") == 0
+    found = json.loads(capsys.readouterr().out)["search"]["points"]
+    assert found[:2] == said["search"]["points"] and found[2]["passes"] and judged.call_count == 1
     with pytest.raises(NothingPassedError, match="simnpo"):
         unlearn(there / "model", there / "manifest.json", "auto", out=there / "python", overrides=CHEAP,
                 options={"candidates": CANDIDATES[:1]})  # fmt: skip
