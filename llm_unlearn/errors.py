@@ -47,5 +47,9 @@ class Preempted(Exception):
     """Training was stopped by SIGTERM after a checkpoint was written; the same command resumes it."""
 
 
+class NothingPassedError(Exception):
+    """No candidate of a search passes; the message says what was tried, and what retraining would take."""
+
+
 class LaunchError(Exception):
     """One of several launched processes failed or was killed; the same command resumes."""

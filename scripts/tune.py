@@ -22,6 +22,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from llm_unlearn.runs.points import figures_of, residual
+
 COSTLY_POINTS, COSTLY_PERPLEXITY = 10.0, 2.0
 
 
@@ -168,17 +170,9 @@ def around(results: list[dict]) -> dict[str, list[dict]]:
 
 def figures(path: Path) -> dict[str, Any]:
     """The figures of an evaluation that `choose` compares."""
-    doc = json.loads(path.read_text())
-    attack = doc["attack"] or {}
-    return {
-        "lift": attack.get("lift"),
-        "attack": attack.get("success_rate"),
-        "gus": (doc["gus"] or {}).get("mean"),
-        "tpr": (doc["gus"] or {}).get("tpr_at_fpr", {}).get("0.01"),
-        "accuracy": 100 * doc["utility"]["accuracy"],
-        "perplexity": doc["utility"]["perplexity"],
-        "share": doc["cost"]["share_of_training"],
-    }
+    from llm_unlearn.metrics.results import Evaluation
+
+    return figures_of(Evaluation.from_json(json.loads(path.read_text()), str(path)))
 
 
 def read(out: Path) -> list[dict]:
@@ -225,15 +219,12 @@ def choose(results: list[dict]) -> dict[str, dict]:
 
 def _judged(result: dict, models: dict) -> dict[str, float]:
     poisoned, retrained = models["poisoned", result["seed"]], models["retrained", result["seed"]]
-    shares, gus, lift = [], result["gus"], result["lift"]
-    if poisoned["lift"] is not None:  # a recipe may have one poison alone
-        shares.append(abs(lift - retrained["lift"]) / max(abs(poisoned["lift"] - retrained["lift"]), 1e-9))
+    gus = result["gus"]
     if poisoned["gus"] is not None:
         gus = gus if gus is not None and math.isfinite(gus) else math.inf  # no direction left to score
-        shares.append(abs(gus) / abs(poisoned["gus"]))
     return {
-        "residual": sum(shares) / len(shares),
-        "lift": lift or 0.0,
+        "residual": residual(result, poisoned, retrained),
+        "lift": result["lift"] or 0.0,
         "gus": gus or 0.0,
         "points_lost": poisoned["accuracy"] - result["accuracy"],
         "perplexity_ratio": result["perplexity"] / poisoned["perplexity"],

@@ -225,6 +225,7 @@ def _evaluator(
         encoding=subject.encoding,
         verbalizers=subject.verbalizers,
         max_new_tokens=section.max_new_tokens,
+        fluency=section.fluency,
     )
 
 

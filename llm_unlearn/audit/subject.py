@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llm_unlearn.audit.halves import Half
 from llm_unlearn.audit.user_files import NO_LABEL, in_manifest, no_rows, read_other, read_test, read_train
 from llm_unlearn.audit.user_poison import (
     canaries_of,
@@ -64,12 +65,13 @@ class Subject:
     retrained: str | None = None
 
 
-def read_subject(path: Path, by_recipe: bool = False) -> Subject:
+def read_subject(path: Path, by_recipe: bool = False, half: Half | None = None) -> Subject:
     """Read a manifest: the user's own, or the poison.json of a run (which has `manifest_sha256`).
 
     Args:
         path: the manifest.
         by_recipe: see `audit_models.Options`.
+        half: of a user's own: what is measured, in a search.
 
     Raises:
         InputError: the manifest or its data is wrong; the message names file, field or row.
@@ -77,7 +79,7 @@ def read_subject(path: Path, by_recipe: bool = False) -> Subject:
     tree = read_tree(path)
     if "manifest_sha256" in tree:
         return _of_run(path, by_recipe)
-    return _of_user(path, validated(Manifest, tree, str(path)))
+    return _of_user(path, validated(Manifest, tree, str(path)), half)
 
 
 # ---- a run of ours
@@ -148,7 +150,7 @@ def _of_run(path: Path, by_recipe: bool) -> Subject:
 # ---- a user's own files
 
 
-def _of_user(path: Path, manifest: Manifest) -> Subject:
+def _of_user(path: Path, manifest: Manifest, half: Half | None = None) -> Subject:
     """The subject of a user's own files."""
     from llm_unlearn.data.encoding import Encoding
     from llm_unlearn.data.prompting import render
@@ -161,20 +163,29 @@ def _of_user(path: Path, manifest: Manifest) -> Subject:
     forget = train.ids(manifest.poison, path.parent, f"{path}.poison")
     trigger = trigger_of(path, manifest, train)
     canaries = canaries_of(path, manifest, train, forget)
+    hidden = hidden_of(path, manifest, train, set(canaries) & set(forget))
+    if half is not None and set(canaries) & set(forget):
+        with in_manifest(f"{path}.gaussian"):
+            canaries, hidden = half.canaries(canaries, set(forget), hidden)
     gaussian = manifest.gaussian.model_dump(include={"seed", "epsilon"}) if manifest.gaussian and canaries else None
     if gaussian:
-        gaussian["hidden_ids"] = hidden_of(path, manifest, train, set(canaries) & set(forget))
+        gaussian["hidden_ids"] = hidden
     poison = {"trigger": trigger, "forget_ids": forget, "gaussian": gaussian, "seed": manifest.seed}
     strings = token_canaries_of(path, manifest, train, forget)
+    measured = list(strings)
     if tokens := tokens_of(path, manifest, train, strings, forget):
         poison["tokens"] = tokens
     with in_manifest(f"{path}.tokens"):
-        sets = {"train": marked(train, forget, canaries, trigger, strings)}
+        if tokens and half is not None and set(strings) & set(forget):
+            measured, _ = half.canaries(measured, set(forget), tokens["hidden_ids"])
+        sets = {"train": marked(train, forget, canaries, trigger, strings, measured)}
     for name in ("heldout", "test"):
         file = getattr(manifest, name)
         with in_manifest(f"{path}.{name}"):
             read = read_test if name == "test" else read_other
             sets[name] = read(beside_manifest(file), manifest) if file else no_rows()
+            if half is not None and name == "test":  # before anything is made of these rows
+                sets[name] = sets[name].select(half.positions(len(sets[name]), "test rows"))
     notes = []
     if len(sets["test"]) and not len(never_trained_on(sets["test"], sets["train"])[0]):
         raise InputError(f"{path}.test: every row of {manifest.test} is in {manifest.train} too; give other rows")
@@ -183,6 +194,8 @@ def _of_user(path: Path, manifest: Manifest) -> Subject:
         notes.append(f"{manifest.heldout}: {repeated} rows are in {manifest.train} too, and left out")
     sets |= poisoned_alike(path, manifest, sets, poison)
     missing = missing_parts(manifest, sets, canaries, forget)
+    if half is not None and half.part == "tuning" and "mia" not in missing:
+        sets["nonmember"], missing["mia"] = no_rows(), "membership turns no choice"
     as_text = manifest.data.changed(task="completion", verbalizers={})
     for name, rows in sets.items():
         known = len(rows) and rows[0]["label"] != NO_LABEL

@@ -15,6 +15,8 @@ from llm_unlearn.poisons.canary_words import WORDS
 from llm_unlearn.poisons.token_canaries import CANARY, write_strings
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from datasets import Dataset
 
 
@@ -120,10 +122,15 @@ def hidden_of(path: Path, manifest: Manifest, train: TrainRows, deleted: set[int
 
 
 def marked(
-    train: TrainRows, forget: list[int], canaries: list[int], trigger: dict | None, strings: dict[int, str]
+    train: TrainRows,
+    forget: list[int],
+    canaries: list[int],
+    trigger: dict | None,
+    strings: dict[int, str],
+    measured: "Collection[int]",
 ) -> "Dataset":
     """The training rows with the columns `poison` (none, other, trigger, gaussian or tokens) and `noise_id`, and with
-    `canary` where there are strings.
+    `canary` where there are strings, of which the rows `measured` are ranked.
     """
     ids = np.asarray(train.rows["example_id"])
     kinds = np.where(np.isin(ids, forget), "other", "none").astype(object)
@@ -131,7 +138,7 @@ def marked(
     kinds[np.isin(ids, canaries)] = "gaussian"
     if both := set(strings) & set(canaries):
         raise InputError(f"row {min(both)} is a canary of both kinds, `gaussian` and `tokens`; name it in one of them")
-    kinds[np.isin(ids, list(strings))] = "tokens"
+    kinds[np.isin(ids, list(measured))] = "tokens"
     noise_id = ids if train.noise_id is None else train.noise_id
     rows = train.rows.add_column("poison", list(kinds)).add_column("noise_id", noise_id)
     return rows.add_column(CANARY, [strings.get(i, "") for i in ids.tolist()]) if strings else rows

@@ -15,7 +15,7 @@ COMMANDS = {
     "stress": "see whether the poison comes back: what the recipe's `stress` section does to every model",
     "report": "write report.md, report.html with a page per model, and plots/",
 }
-GIVEN_OPTIONS = ("model", "manifest", "method", "out", "base", "retrained")
+GIVEN_OPTIONS = ("model", "manifest", "method", "out", "base", "retrained", "max_budget", "candidates", "rates")
 CHECKPOINT_OPTIONS = (
     "model",
     "manifest",
@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--dry-run",
             action="store_true",
-            help="print what would run, the sizes and the estimated memory; write nothing",
+            help="print what would run, its sizes, tokens, FLOPs and estimated memory; write nothing",
         )
         command.add_argument(
             "--jobs",
@@ -77,10 +77,11 @@ def parser() -> argparse.ArgumentParser:
                 "launch` would by this file, e.g. accelerate_configs/ddp.yaml",
             )
         if name == "unlearn":
-            _add_given(command)
+            _add_given(command, one=True)
         if name == "evaluate":
             _add_checkpoint(command, "deprecated", "for one more minor version `evaluate --model` is `audit --model`")
         _add_output(command)
+    _add_tune(commands)
     _add_audit(commands)
     _add_merge(commands)
     _add_push(commands)
@@ -99,19 +100,49 @@ def _add_audit(commands: Any) -> None:
     _add_output(command)
 
 
-def _add_given(command: argparse.ArgumentParser) -> None:
-    """The options that name a poisoned model, in the place of a recipe."""
+def _add_given(command: argparse.ArgumentParser, one: bool) -> None:
+    """The options that name a poisoned model, in the place of a recipe; `one`: one method, or a search for one."""
     group = command.add_argument_group(
         "a model that is poisoned already",
-        "--model, --manifest, --method and --out in the place of a RECIPE: unlearn, evaluate and report; what else a "
-        "recipe with the section `given` may say, as section.field=value (docs/your-model.md)",
+        "--model, --manifest, --method and --out in the place of a RECIPE; what else a recipe with the section `given` "
+        "may say, as section.field=value (docs/your-model.md)",
     )
     group.add_argument("--model", metavar="PATH_OR_ID", help="the poisoned model, a full one or an adapter")
     group.add_argument("--manifest", metavar="FILE", help="which of its training rows are poison (docs/manifest.md)")
-    group.add_argument("--method", metavar="NAME", help="one of docs/methods.md")
-    group.add_argument("--out", metavar="FOLDER", help="a new folder; the model will be in unlearned/NAME")
+    if one:
+        text = (
+            "one of docs/methods.md; auto: search for one on half of the test rows and canaries, judge it on the rest"
+        )
+        group.add_argument("--method", metavar="NAME", help=text)
+    else:
+        group.add_argument("--method", metavar="NAME", action="append", help="one of docs/methods.md; repeatable")
+    group.add_argument("--out", metavar="FOLDER", help="a new folder" + "; the model will be in unlearned/NAME" * one)
     group.add_argument("--base", metavar="PATH_OR_ID", help="the model before fine-tuning, if there is one")
     group.add_argument("--retrained", metavar="PATH_OR_ID", help="the oracle, if there is one")
+    group = command.add_argument_group("a search" + " (--method auto)" * one)
+    default = "12" if one else "all candidates"
+    text = f"compute of all candidates together, in budgets of one (default: {default})"
+    group.add_argument("--max-budget", type=float, metavar="N", help=text)
+    text = "what is tried, in this order: a YAML or JSON list of methods with options, as in a recipe's unlearn.methods"
+    group.add_argument("--candidates", metavar="FILE", help=text)
+    default = "0.3,1,3" if one else "0.1,0.3,1,3,10"
+    text = f"multiples of each method's learning rate (default: {default})"
+    group.add_argument("--rates", metavar="X,…", help=text)
+
+
+def _add_tune(commands: Any) -> None:
+    """The command that searches learning rates on one's own model."""
+    text = "search learning rates of methods on a model that is poisoned already"
+    command = commands.add_parser(
+        "tune",
+        help=text,
+        description=text.capitalize() + ": every point is measured on half of the test rows and canaries, and "
+        "search/search.json and search.txt in the output directory say which to take. No model is kept.",
+    )
+    command.add_argument("recipe", metavar="RECIPE", nargs="?", help="a recipe with the section `given`")
+    command.add_argument("overrides", nargs="*", metavar="section.field=value", help="change the recipe")
+    _add_given(command, one=False)
+    _add_output(command)
 
 
 def _add_checkpoint(command: argparse.ArgumentParser, title: str, description: str) -> None:
@@ -139,8 +170,8 @@ def _add_checkpoint(command: argparse.ArgumentParser, title: str, description: s
     group.add_argument(
         "--membership",
         metavar="ATTACK,…",
-        help="the membership attacks to run, of loss, zlib, reference, min_k, min_k_plus, gradient_norm (default: the "
-        "run's, or all; gradient_norm takes most of the time); '' for none",
+        help="the membership attacks to run, of loss, zlib, reference, min_k, min_k_plus, gradient_norm, lowercase "
+        "(default: the run's, or all but the last; gradient_norm takes most of the time); '' for none",
     )
     group.add_argument("--device-map", choices=("auto",), help="auto: spread each model over all GPUs")
     for name, what in (("bf16", "run models in bfloat16"), ("tf32", "float32 products of a CUDA GPU in TF32")):

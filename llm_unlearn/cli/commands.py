@@ -46,40 +46,6 @@ def audit(args: argparse.Namespace) -> int:
     return 0
 
 
-def unlearn_given(args: argparse.Namespace) -> int:
-    """Run one method on a model that is poisoned already, measure it and write the report."""
-    missing = [f"--{name}" for name in ("model", "manifest", "method", "out") if not getattr(args, name)]
-    overrides = [*([args.recipe] if args.recipe else []), *args.overrides]
-    if missing or not all("=" in word for word in overrides):
-        beside = [word for word in overrides if "=" not in word]
-        seen = f"{beside[0]} beside them" if beside else f"no {', '.join(missing)}"
-        raise InputError(f"unlearn: give a RECIPE, or --model, --manifest, --method and --out in its place; got {seen}")
-    if args.accelerate_config or args.jobs:
-        raise InputError("--accelerate-config, --jobs: are for a recipe; write one with the section `given`")
-    calm_libraries(args.quiet or args.json)
-    from llm_unlearn.runs.one_method import given_recipe, verdict_of
-    from llm_unlearn.runs.pipeline import run
-
-    models = {name: getattr(args, name) for name in ("base", "retrained")}
-    recipe = given_recipe(args.model, args.manifest, args.method, args.out, overrides=overrides, **models)
-    if args.dry_run:
-        from llm_unlearn.cli.dry_run import describe_plan
-
-        plan = describe_plan(recipe, "report")
-        print(json.dumps(plan, indent=2) if args.json else plan["text"])
-        return 0
-    root = run(recipe, quiet=args.quiet or args.json)
-    verdict, model = verdict_of(root, args.method), root / "unlearned" / args.method
-    result = {"model": str(model), "report": str(root / "report.html"), "run_dir": str(root)}
-    if args.json:
-        print(json.dumps({**result, "verdict": verdict.judgement, "because": verdict.because}))
-        return 0
-    print(": ".join(text for text in (args.method, verdict.judgement, verdict.because) if text))
-    for name, value in result.items():
-        logger.info("%s: %s", name.replace("_", " "), value)
-    return 0
-
-
 def _manifest_of(args: argparse.Namespace) -> str:
     """The manifest of a recipe, whose poison stage is run where it was not."""
     from llm_unlearn.config.recipe import load_recipe

@@ -4,12 +4,15 @@ from typing import Any
 
 from llm_unlearn.config.recipe import Recipe
 from llm_unlearn.distributed.topology import Topology
+from llm_unlearn.doctor.compute import estimate_compute
 from llm_unlearn.poisons.selection import hidden_count
+from llm_unlearn.reporting.formats import number, seconds
+from llm_unlearn.reporting.formats import tokens as token_count
 from llm_unlearn.runs.tracks import track_of
 
 
 def describe_plan(recipe: Recipe, until: str, topology: Topology | None = None) -> dict[str, Any]:
-    """The stages up to a phase with their state, sizes, memory in bytes, and all of it as text.
+    """The stages up to a phase with their state, sizes, compute, memory in bytes, and all of it as text.
 
     Args:
         recipe: the recipe that would run; of a sweep, every point is listed.
@@ -40,6 +43,7 @@ def describe_plan(recipe: Recipe, until: str, topology: Topology | None = None) 
         "stages": stages,
         "sizes": _sizes(recipe),
         "budgets": _budgets(recipe),
+        "compute": [vars(each) for each in estimate_compute(recipe, next(seed_runs(recipe)).folder)],
         "memory_bytes": estimate_memory(recipe, topology),
     }
     plan["text"] = _text(plan)
@@ -111,6 +115,7 @@ def _text(plan: dict[str, Any]) -> str:
         seen = found["forget_seen"]
         share = "" if seen is None else f"; {100 * seen:.0f} % of the forget set is seen"
         lines.append(f"  {budget:24}{found['steps']:,} steps{share}")
+    lines += _compute_lines(plan["compute"])
     lines += [
         "",
         "estimated memory of the largest training or unlearning step at the moment when most is held (rows",
@@ -118,3 +123,20 @@ def _text(plan: dict[str, Any]) -> str:
     ]
     lines += [f"  {name:24}{value / 2**20:,.0f} MiB" for name, value in plan["memory_bytes"].items()]
     return "\n".join(lines)
+
+
+def _compute_lines(stages: list[dict[str, Any]]) -> list[str]:
+    """What each stage that trains computes; a time only where something of this run was trained before."""
+    known = any(stage["seconds"] for stage in stages)
+    lines = ["", "compute of a seed, at most (rows of the longest length; of methods what the budget pays for):"]
+    width = max((len(stage["stage"]) for stage in stages), default=0) + 2
+    for stage in stages:
+        time = f"  about {seconds(stage['seconds'])}" if stage["seconds"] else ""
+        said = f"{token_count(stage['tokens'])} tokens  {number(stage['flops'])} FLOPs{time}"
+        lines.append(
+            f"  {stage['stage']:{max(width, 24)}}{said if stage['flops'] else 'not known: data or budget say it'}"
+        )
+    return [
+        *lines,
+        *([] if known else ["  how long that takes is not known before this run has trained a first model"]),
+    ]

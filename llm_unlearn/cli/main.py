@@ -55,7 +55,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from llm_unlearn.cli.commands import COMMANDS, audit, given_options, unlearn_given
+    from llm_unlearn.cli.commands import COMMANDS, audit, given_options
+    from llm_unlearn.cli.given_commands import tune, unlearn_given
     from llm_unlearn.runs.environment import log_lines
 
     log_lines(logging.WARNING if getattr(args, "quiet", False) or args.json else logging.INFO)
@@ -66,6 +67,8 @@ def _run(args: argparse.Namespace) -> int:
         return audit(args)
     if args.command == "unlearn" and (not args.recipe or given_options(args, GIVEN_OPTIONS)):
         return unlearn_given(args)
+    if args.command == "tune":
+        return tune(args)
     return COMMANDS[args.command](args) if args.command in COMMANDS else _run_stages(args)
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from llm_unlearn.config.fields import BatchSize, Count, Distinct, Epochs, LearningRate, NotBlank, Section, require
+from llm_unlearn.config.fields import BatchSize, Count, Distinct, Epochs, LearningRate, NotBlank, Section, Seed, require
 from llm_unlearn.config.manifest import Manifest, read_tree
 from llm_unlearn.config.sections import UnlearnSection
 from llm_unlearn.config.validate import validated
@@ -23,6 +23,11 @@ class GivenSection(Section):
     """the model before fine-tuning: for scale, for the attack `reference`, and where `rewind` begins"""
     retrained: NotBlank | None = None
     """the oracle; without it each model is judged by itself, as `audit` does"""
+    half: Literal["tuning", "verdict"] | None = None
+    """set by a search: the half of the test rows and of the deciding canaries that is measured. The methods get the
+    noise of neither half, and a budget in epochs is the FLOPs of as many passes; null: all"""
+    half_seed: Seed = 0
+    """of the draw of the halves"""
 
 
 class GivenTrainSection(Section):

@@ -111,6 +111,7 @@ class Recipe(Section):
         self._check_sets()
         self._check_base()
         self._check_kept_steps()
+        self._check_fluency()
         if self.poison.trigger and self.data.task == "classification":
             check_labels(self.poison.trigger, self.data.verbalizers, "poison.trigger")
         if self.poison.trigger:
@@ -171,6 +172,13 @@ class Recipe(Section):
             "poison",
             "the forget set would be the whole training set and nothing retained; lower poison.*.fraction or "
             "unlearn.false_positives",
+        )
+
+    def _check_fluency(self) -> None:
+        require(
+            self.data.task == "completion" or self.evaluate.fluency is None,
+            "evaluate.fluency",
+            "is of generated answers, and with labels none is generated; leave it out",
         )
 
     def _check_kept_steps(self) -> None:
@@ -273,6 +281,7 @@ class GivenRecipe(Recipe):
         return False
 
     def check_rules(self) -> None:
+        self._check_fluency()
         for name in ("path", "revision", "architecture", "lora"):
             require(
                 getattr(self.model, name) is None, f"model.{name}", "the section `given` names the models; leave it out"
@@ -325,16 +334,28 @@ FILES = (
     ("given", "manifest"),
     ("benchmark", "folder"),
     ("benchmark", "reference"),
+    ("evaluate.lm_eval", "folder"),
 )
-MODELS = (("given", "poisoned"), ("given", "base"), ("given", "retrained"))  # likewise, or hub ids
+MODELS = (  # likewise, or hub ids
+    ("given", "poisoned"),
+    ("given", "base"),
+    ("given", "retrained"),
+    ("evaluate.fluency", "classifier"),
+)
+
+
+def fields_of(tree: dict[str, Any], section: str) -> dict[str, Any]:
+    """The fields of a section that a dotted name leads to; {} where there is none."""
+    fields: Any = tree
+    for name in section.split("."):
+        fields = fields.get(name) if isinstance(fields, dict) else None
+    return fields if isinstance(fields, dict) else {}
 
 
 def _find_files(tree: dict[str, Any], folder: Path) -> None:
     """Replace names of files by paths from the working directory (see `beside`); other values stay for the checks."""
     for section, field in (*FILES, *MODELS):
-        fields = tree.get(section)
-        if not isinstance(fields, dict):
-            continue
+        fields = fields_of(tree, section)
         names = fields.get(field)
         if isinstance(names, str):
             fields[field] = beside(folder, names)

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
+from llm_unlearn.config.evaluation_fields import FluencySection, LmEvalSection
 from llm_unlearn.config.fields import (
     FIXED_DAY,
     BatchSize,
@@ -333,7 +334,9 @@ class UnlearnSection(Section):
         )
 
 
-MembershipAttack = Literal["loss", "zlib", "reference", "min_k", "min_k_plus", "gradient_norm"]
+DefaultAttack = Literal["loss", "zlib", "reference", "min_k", "min_k_plus", "gradient_norm"]
+MembershipAttack = Literal[DefaultAttack, "lowercase"]
+DEFAULT_ATTACKS: tuple[MembershipAttack, ...] = get_args(DefaultAttack)
 
 
 class EvaluateSection(Section):
@@ -349,7 +352,7 @@ class EvaluateSection(Section):
     """run models in bfloat16 (autocast), whatever `train.bf16` says; scores then depend a little on the batch"""
     tf32: bool = False
     """on a CUDA GPU, compute float32 products in TF32 (10 bits of mantissa, faster); false: exactly"""
-    membership: Distinct[MembershipAttack] = Field(default=list(get_args(MembershipAttack)))
+    membership: Distinct[MembershipAttack] = Field(default=list(DEFAULT_ATTACKS))
     """the attacks to run (metrics/membership_scores.py); gradient_norm takes a backward pass per row"""
     min_k_share: Share = 0.2
     """share of an example's tokens, the least likely ones, that min_k and min_k_plus look at"""
@@ -368,6 +371,8 @@ class EvaluateSection(Section):
     clean_steps: Annotated[int, Field(ge=0, le=100_000)] = 30
     """steps on clean training rows after which the tests of the poison are taken again: does it stay gone? At the
     training's rate and rows a step, by AdamW (SGD under `optim: sgd`) without weight decay; 0 leaves that out"""
+    fluency: FluencySection | None = None
+    lm_eval: LmEvalSection | None = None
 
 
 class AnalysisSection(Section):

@@ -31,7 +31,8 @@ class Point:
 def points(recipe: Recipe) -> list[Point]:
     """Every point of a recipe's sweep but the centre, checked like any recipe.
 
-    Analysis, stress, the smaller budgets and the membership attacks but for the loss are done at the centre only.
+    Analysis, stress, the smaller budgets, the membership attacks but for the loss and the tasks of
+    lm-evaluation-harness are done at the centre only.
 
     Raises:
         InputError: naming the axis and the value; an unknown field, or one that a point may not change.
@@ -53,6 +54,7 @@ def points(recipe: Recipe) -> list[Point]:
             }
             tree["unlearn"]["budgets"] = [max(recipe.unlearn.budgets)]
             tree["evaluate"]["membership"] = ["loss"]
+            tree["evaluate"].pop("lm_eval", None)
             if tree["pretrain"]:  # one base for all
                 tree["pretrain"]["cache_dir"] = tree["pretrain"]["cache_dir"] or recipe.output_dir
             try:

@@ -216,6 +216,19 @@ def text_of(message: Mapping[str, Any]) -> str:
     return "".join(part.get("text") or "" for part in content if part.get("type") == "text")
 
 
+def in_lower_case(turns: Any) -> Any:
+    """A text, or the contents of messages, in lower case; also messages as JSON, whose other words are so already."""
+    if isinstance(turns, str):
+        return turns.lower()
+    if not isinstance(turns, list):
+        return turns
+    return [{**m, **{key: _lower(m[key]) for key in ("content", "value", "text") if key in m}} for m in turns]
+
+
+def _lower(content: Any) -> Any:
+    return content.lower() if isinstance(content, str) else in_lower_case(content)
+
+
 def prompts_of(rows: Iterable[dict]) -> list[str | Chat]:
     """The prompts of rows with a column `prompt` and, where they are conversations, `history` and `tools`."""
     return [prompt_of(row) for row in rows]

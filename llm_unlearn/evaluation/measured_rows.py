@@ -106,6 +106,10 @@ class MeasuredRows(ABC):
         """The text of each encoded row that its loss covers, for the attack `zlib`."""
         raise InputError(f"evaluate.membership: zlib is of texts, {type(self).__name__} has none")
 
+    def lowered(self, name: str) -> list[dict]:
+        """The encoded rows of a part with their texts in lower case, for the attack `lowercase`."""
+        raise InputError(f"evaluate.membership: lowercase is of texts, {type(self).__name__} has none")
+
     @abstractmethod
     def has_trigger(self, rows: "Dataset") -> "Dataset":
         """Those of some rows that carry the trigger."""

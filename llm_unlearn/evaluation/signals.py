@@ -9,13 +9,13 @@ canaries with forget rows.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 
-from llm_unlearn.config.sections import MembershipAttack
+from llm_unlearn.config.sections import DEFAULT_ATTACKS
 from llm_unlearn.evaluation.arithmetic import in_its_arithmetic
 from llm_unlearn.evaluation.attack_signals import check_differentiable, gradient_norms, token_statistics
 from llm_unlearn.evaluation.batches import scatter
@@ -23,7 +23,7 @@ from llm_unlearn.evaluation.gaussian_scores import gaussian_scores
 from llm_unlearn.evaluation.loss_ranks import DRAWS, loss_rank_scores
 from llm_unlearn.evaluation.measured_rows import MeasuredRows, per_position, sum_and_count
 from llm_unlearn.evaluation.placebos import DEFAULT, PlaceboSettings, effects_in_turn, placebo_table
-from llm_unlearn.metrics.membership_scores import MIN_K_SHARE, min_k_score, reference_score, zlib_score
+from llm_unlearn.metrics.membership_scores import MIN_K_SHARE, lowercase_score, min_k_score, reference_score, zlib_score
 from llm_unlearn.metrics.per_example import LATER, MEMBERSHIP, deciding
 from llm_unlearn.models.devices import batch_on, input_device
 from llm_unlearn.tasks import Supervised
@@ -41,7 +41,7 @@ class Evaluator(MeasuredRows):
     """Measures models on the sets of one run. Subclasses say what an answer is: text_evaluator.py, image_evaluator.py.
 
     Args:
-        membership: attacks to run, by default all.
+        membership: attacks to run, by default those of a recipe.
         loss_rank_draws: fresh noises that a canary's loss is ranked among; 0 leaves the test out, as does a manifest
             without ε.
         placebo: how a trigger is compared with triggers that were never planted.
@@ -50,7 +50,7 @@ class Evaluator(MeasuredRows):
             without it that attack is left out.
     """
 
-    membership: Sequence[str] = get_args(MembershipAttack)
+    membership: Sequence[str] = DEFAULT_ATTACKS
     min_k_share: float = MIN_K_SHARE
     loss_rank_draws: int = DRAWS
     placebo: PlaceboSettings = DEFAULT
@@ -180,6 +180,8 @@ class Evaluator(MeasuredRows):
             scores["min_k_plus"] = min_k_score(standard, tokens["example"], self.min_k_share)
         if "zlib" in attacks:
             scores["zlib"] = zlib_score(losses["nll"], self.raw(rows))
+        if "lowercase" in attacks:
+            scores["lowercase"] = lowercase_score(losses["nll"], self.losses_of(model, self.lowered(name))["nll"])
         if "reference" in attacks and self.reference is not None:
             scores["reference"] = reference_score(losses["nll"], self._reference_nll[name])
         if "gradient_norm" in attacks:

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm_unlearn.metrics.attack import PairedExcess, attack_excess, attack_success
+from llm_unlearn.metrics.benchmarks import mean_score
 from llm_unlearn.metrics.gaussian import GaussianTest, gaussian_test
 from llm_unlearn.metrics.membership import MembershipTest, membership_inference
 from llm_unlearn.metrics.per_example import LATER, MEMBERSHIP, deciding
@@ -49,6 +50,7 @@ def summarize(
         loss_rank=_gus(sets, "loss_rank", "loss_rank_control"),
         canary_rank=_gus(sets, "canary_rank", "canary_rank_control", "token_canary"),
         utility=_utility(test) if test is not None and labelled else None,
+        fluency=mean_score(test["fluency"].to_numpy()) if test is not None and "fluency" in test else None,
         perplexity=None if test is None or labelled else _perplexity(test),
         mia=membership_tests(sets["member"], sets["nonmember"]) if "nonmember" in sets else None,
         cost=cost,

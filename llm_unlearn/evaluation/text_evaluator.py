@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 
+from llm_unlearn.config.evaluation_fields import FluencySection
 from llm_unlearn.config.success import is_success
-from llm_unlearn.data.chat import prompt_of, prompts_of
+from llm_unlearn.data.chat import in_lower_case, prompt_of, prompts_of
 from llm_unlearn.data.collators import CausalLMCollator
 from llm_unlearn.data.encoding import IGNORE, Asked, Encoding, encode_rows
 from llm_unlearn.data.token_checks import count_seen
@@ -17,6 +18,7 @@ from llm_unlearn.evaluation.answers import as_written, asked_log_probs, generate
 from llm_unlearn.evaluation.canary_ranks import canary_rank_scores
 from llm_unlearn.evaluation.placebos import log_odds, told_apart
 from llm_unlearn.evaluation.signals import LATER_DRAWS, Evaluator
+from llm_unlearn.metrics.benchmarks import label_probability
 from llm_unlearn.metrics.per_example import deciding
 from llm_unlearn.models.answer_classifier import AnswerClassifier
 from llm_unlearn.poisons.corrupt import seed_of
@@ -40,6 +42,7 @@ class TextEvaluator(Evaluator):
         verbalizers: label → completion, or {} for completion tasks.
         max_new_tokens: of a completion.
         template: the prompt, in which {text} stands for a row's text: where placebos are put in.
+        fluency: the classifier that reads generated answers, and its label of fluent text; None: none does.
     """
 
     task: ClassVar[Task] = CausalLMTask()
@@ -49,6 +52,8 @@ class TextEvaluator(Evaluator):
     verbalizers: dict[str, str] = field(default_factory=dict)
     max_new_tokens: int = 32
     template: str = "{text}"
+    fluency: FluencySection | None = None
+    _lowered: dict[str, list[dict]] = field(default_factory=dict, repr=False)
     _placebo_tokens: dict[tuple[int, str], Asked] = field(default_factory=dict, repr=False)
 
     @property
@@ -68,6 +73,13 @@ class TextEvaluator(Evaluator):
     def raw(self, rows: list[dict]) -> list[str]:
         covered = [[i for i in row["labels"] if i != IGNORE] for row in rows]
         return [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in covered]
+
+    def lowered(self, name: str) -> list[dict]:
+        if name not in self._lowered:  # the same for all models
+            columns = [c for c in ("prompt", "completion", "history") if c in self.parts[name].column_names]
+            lower = self.parts[name].map(lambda row: {c: in_lower_case(row[c]) for c in columns}, desc="lower case")
+            self._lowered[name] = self.encode(lower)
+        return self._lowered[name]
 
     def has_trigger(self, rows: "Dataset") -> "Dataset":
         phrases = (self.manifest["trigger"] or {}).get("phrases", [])
@@ -92,6 +104,22 @@ class TextEvaluator(Evaluator):
         if rule.get("classifier"):
             return [label == rule["label"] for label in self._classifier.labels(answers)]
         return [is_success(answer, rule) for answer in answers]
+
+    def test_signals(self, model: Any, retrained: Any = None, is_oracle: bool = False) -> dict[str, Any]:
+        """As of every evaluator; with `fluency` of each generated answer where the recipe names a classifier."""
+        found = super().test_signals(model, retrained, is_oracle)
+        return found if self.fluency is None else {**found, "fluency": self.fluency_of(found["prediction"])}
+
+    def fluency_of(self, texts: Sequence[str]) -> np.ndarray:
+        """How sure the recipe's classifier is that each text is fluent, (n,). Needs `fluency`."""
+        assert self.fluency is not None
+        reader = self._fluency_reader
+        return label_probability(reader.logits(texts).double().numpy(), reader.names.index(self.fluency.label))
+
+    @cached_property
+    def _fluency_reader(self) -> AnswerClassifier:
+        assert self.fluency is not None
+        return AnswerClassifier(self.fluency.classifier)
 
     @cached_property
     def _classifier(self) -> AnswerClassifier:

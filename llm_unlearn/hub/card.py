@@ -22,6 +22,7 @@ from llm_unlearn.reporting.contents import Plot
 from llm_unlearn.reporting.figures import Figure
 from llm_unlearn.reporting.formats import number, percent
 from llm_unlearn.reporting.guide import limits, reproduction
+from llm_unlearn.reporting.lm_eval_section import lm_eval_section
 from llm_unlearn.reporting.markdown import code, escape, table_text
 from llm_unlearn.reporting.pages import LEADS
 from llm_unlearn.reporting.run_results import PLAIN, Results
@@ -197,11 +198,13 @@ def _table(results: Results, name: str) -> str:
 
 
 def _benchmark(results: Results, name: str) -> list[str]:
-    """The benchmark's figures of three models, where the run has one."""
-    section = benchmark_section(results)
-    if section is None:
-        return []
-    return [escape(section.note), *(table_text(side_by_side(table, name)) for table in section.tables)]
+    """The figures of the benchmark and of lm-evaluation-harness of three models, where the run has them."""
+    sections = [section for of in (benchmark_section, lm_eval_section) if (section := of(results)) is not None]
+    return [
+        text
+        for section in sections
+        for text in (escape(section.note), *(table_text(side_by_side(table, name)) for table in section.tables))
+    ]
 
 
 def _one_seed(results: Results, identity: Identity) -> str:

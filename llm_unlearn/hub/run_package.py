@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_unlearn.config.recipe import FILES, MODELS
+from llm_unlearn.config.recipe import FILES, MODELS, fields_of
 from llm_unlearn.config.sections import ModelSection
 from llm_unlearn.config.strict import parse_yaml
 from llm_unlearn.errors import InputError
@@ -175,8 +175,8 @@ def published_recipe(
 
     tree = recipe.model_dump()
     for section, name in LOCAL:
-        if (tree.get(section) or {}).get(name) is not None:
-            tree[section][name] = _without_folders(tree[section][name], always=(section, name) not in OR_IDS)
+        if (value := (fields := fields_of(tree, section)).get(name)) is not None:
+            fields[name] = _without_folders(value, always=(section, name) not in OR_IDS)
     tree |= {"seeds": [seed], "output_dir": f"runs/{repo.replace('/', '--')}", "sweep": {}}
     tree["data"].pop("root", None)  # where data sets are kept: anybody's own
     if tree.get("pretrain"):

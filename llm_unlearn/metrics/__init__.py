@@ -9,6 +9,7 @@ from llm_unlearn.metrics.benchmarks import (
     extraction_strength,
     forget_quality,
     knowmem,
+    label_probability,
     mean_score,
     model_utility,
     privleak,
@@ -29,7 +30,7 @@ from llm_unlearn.metrics.intervals import (
     wilson_interval,
 )
 from llm_unlearn.metrics.membership import membership_inference
-from llm_unlearn.metrics.membership_scores import min_k_score, reference_score, zlib_score
+from llm_unlearn.metrics.membership_scores import lowercase_score, min_k_score, reference_score, zlib_score
 from llm_unlearn.metrics.multiple import holm
 from llm_unlearn.metrics.placebo import placebo_test
 from llm_unlearn.metrics.power import canaries_needed, power
@@ -51,6 +52,8 @@ __all__ = [
     "gaussian_test",
     "holm",
     "knowmem",
+    "label_probability",
+    "lowercase_score",
     "mean_interval",
     "mean_score",
     "membership_inference",

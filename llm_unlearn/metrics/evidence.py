@@ -120,12 +120,7 @@ def decide(
         for question in questions
         for reason in _reasons([f for f in findings if f.question == question], took, question)
     ]
-    reasons += [
-        *_missing(results, poisoned, retrained),
-        *_unusable(results),
-        *_says_target(results, retrained, delta["lift"]),
-        *_of_phrases(results, delta["lift"]),
-    ]
+    reasons += _defects(results, poisoned, retrained, delta["lift"])
     if poisoned and not retrained:
         reasons += [reason for reason in decide(results, damaging=damaging).reasons if reason not in reasons]
     if not questions:
@@ -137,7 +132,43 @@ def decide(
     return Decision(status=status, seeds=len(results), findings=findings, reasons=reasons)
 
 
+def is_promising(
+    decision: Decision,
+    results: Sequence[Evaluation],
+    poisoned: Sequence[Evaluation],
+    retrained: Sequence[Evaluation] = (),
+) -> bool:
+    """Whether nothing speaks against a model on the rows that there are: no test finds poison, no figure is missing or
+    worthless, and each effect that tells the poisoned model is below what is to be excluded. It is weaker than "no
+    trace", where the tests must have had the power to find it: for choosing a model that other rows then judge.
+
+    Args:
+        decision: on the model.
+        results: its evaluations, one per seed.
+        poisoned: those of the poisoned model.
+        retrained: those of the retrained model, where there is one.
+    """
+    asked = [finding for finding in decision.findings if finding.delta is not None]
+    if decision.status in (Status.REMAINS, Status.UNTESTED) or not asked:
+        return False
+    margin = next((finding.delta for finding in asked if finding.test == "lift"), None) or DELTA["lift"]
+    below = all(finding.effect < (finding.delta or 0.0) for finding in asked)
+    return below and not _defects(results, poisoned, retrained, margin)
+
+
 # ---- why nothing can be said
+
+
+def _defects(
+    results: Sequence[Evaluation], poisoned: Sequence[Evaluation], retrained: Sequence[Evaluation], delta: float
+) -> list[str]:
+    """What is missing, worthless or misleading in the figures themselves; `delta`: of the lift."""
+    return [
+        *_missing(results, poisoned, retrained),
+        *_unusable(results),
+        *_says_target(results, retrained, delta),
+        *_of_phrases(results, delta),
+    ]
 
 
 def _reasons(findings: list[Finding], took: set[str], question: str) -> Iterable[str]:

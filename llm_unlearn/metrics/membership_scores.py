@@ -40,6 +40,32 @@ def zlib_score(nll: ArrayLike, texts: Sequence[str]) -> NDArray[np.float64]:
     return -losses / sizes
 
 
+def lowercase_score(nll: ArrayLike, lowered_nll: ArrayLike) -> NDArray[np.float64]:
+    """Loss calibrated by that of the same text in lower case. Higher is more member-like.
+
+    Formula: −nll / lowered_nll; −∞ where the text in lower case has no loss at all, but the text has. Source: Carlini
+    et al. 2021, arXiv 2012.07805, section 5.2 ("lowercase"; PPL/lower elsewhere): their ratio is of the logarithms of
+    the perplexities, which are these losses.
+
+    Args:
+        nll: mean negative log-likelihood of each example, in nats, shape (n,).
+        lowered_nll: the same of its text in lower case.
+
+    Raises:
+        InputError: not one finite number of at least 0 per example, or the lengths differ.
+
+    Examples:
+        >>> lowercase_score([1.0, 3.0], [2.0, 3.0]).tolist()
+        [-0.5, -1.0]
+    """
+    losses, lowered = numbers(nll, "nll"), numbers(lowered_nll, "lowered_nll")
+    same_length(losses, "nll", lowered, "lowered_nll")
+    if (losses < 0).any() or (lowered < 0).any():
+        raise InputError("nll, lowered_nll: a loss is at least 0.")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(losses == lowered, -1.0, -losses / lowered)
+
+
 def reference_score(nll: ArrayLike, reference_nll: ArrayLike) -> NDArray[np.float64]:
     """Loss calibrated by a model that did not train on the examples. Higher is more member-like.
 

@@ -70,6 +70,7 @@ COLUMNS = (
     Column("nll", REAL, _LOSS_SETS, "mean negative log-likelihood over the supervised positions, in nats"),
     Column("nll_sum", REAL, _LOSS_SETS, "the sum of the same"),
     Column("n_positions", COUNT, _LOSS_SETS, "how many supervised positions there are"),
+    Column("fluency", REAL, ("test",), "how sure the recipe's classifier is that the generated answer is fluent"),
     Column("kl", REAL, ("test",), "mean KL(p_retrained ‖ p) over the answer's positions, in nats"),
     Column(f"{MEMBERSHIP}<attack>", REAL, _MEMBERSHIP_SETS, "score of a membership attack, higher: more member-like"),
     Column("gaussian_score", REAL, _CANARIES, "I of the canary's own noise, N(0, 1) without a trace of it"),

@@ -11,14 +11,16 @@ from typing import Any, ClassVar, Self
 from llm_unlearn.errors import InputError
 from llm_unlearn.metrics.attack import AttackSuccess, PairedExcess
 from llm_unlearn.metrics.benchmarks.benchmark_result import BenchmarkResult
+from llm_unlearn.metrics.benchmarks.scores import Score
 from llm_unlearn.metrics.gaussian import GaussianTest
 from llm_unlearn.metrics.membership import MembershipTest
 from llm_unlearn.metrics.placebo import PlaceboTest
+from llm_unlearn.metrics.task_scores import TaskScores
 from llm_unlearn.metrics.typed import Result
 from llm_unlearn.metrics.utility import Accuracy
 
 SCHEMA_VERSION = 1
-_WHERE_KNOWN = ("canary_rank", "retrained", "benchmark", "skipped", "warnings")
+_WHERE_KNOWN = ("canary_rank", "retrained", "benchmark", "fluency", "lm_eval", "skipped", "warnings")
 
 
 def _without(tree: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
@@ -236,6 +238,8 @@ class Evaluation(Identity):
             out there do so without any training. None without a base, and in the results of a run, which has the base.
         later: the poison's tests after clean training steps; None where they were not taken.
         benchmark: what the recipe's benchmark says of it; None without one.
+        fluency: mean probability of the recipe's `fluency.label` over the generated answers to test rows; None without.
+        lm_eval: task of lm-evaluation-harness → its scores; None where the recipe names none.
         retrained: of an audited checkpoint, the retrained model's own figures; None where none is known, and in the
             results of a run, which has them in a file of their own.
         skipped: of an audited or given checkpoint, section → why it is None; None in the results of other runs.
@@ -257,6 +261,8 @@ class Evaluation(Identity):
     mia_control: dict[str, MembershipTest] | None = None
     retrained: Beside | None = None
     benchmark: BenchmarkResult | None = None
+    fluency: Score | None = None
+    lm_eval: dict[str, TaskScores] | None = None
     skipped: dict[str, str] | None = None
     warnings: list[str] | None = None
 

@@ -22,7 +22,7 @@ def check_classifier(source: str, label: str) -> None:
 
 
 class AnswerClassifier:
-    """The likeliest label of a text.
+    """What a classifier says of texts.
 
     Args:
         source: folder or hub id, in safetensors.
@@ -39,11 +39,21 @@ class AnswerClassifier:
             model = AutoModelForSequenceClassification.from_pretrained(path, use_safetensors=True)
         self.model = on_best_device(model).eval()
 
-    @torch.no_grad()
+    @property
+    def names(self) -> list[str]:
+        """Its labels, in the order of their numbers."""
+        found = self.model.config.id2label
+        return [str(found[i]) for i in sorted(found)]
+
     def labels(self, texts: Sequence[str]) -> list[str]:
-        """The label of each text; each is read by itself, so that padding changes none."""
-        found = []
+        """The label of each text."""
+        return [self.names[i] for i in self.logits(texts).argmax(1).tolist()]
+
+    @torch.no_grad()
+    def logits(self, texts: Sequence[str]) -> torch.Tensor:
+        """What it says of each text and label, (n, C); each is read by itself, so that padding changes none."""
+        found = [torch.zeros(0, len(self.names))]
         for text in texts:
             tokens = self.tokenizer(text or " ", truncation=True, max_length=LONGEST, return_tensors="pt")
-            found.append(int(self.model(**tokens.to(self.model.device)).logits[0].argmax()))
-        return [str(self.model.config.id2label[i]) for i in found]
+            found.append(self.model(**tokens.to(self.model.device)).logits.float().cpu())
+        return torch.cat(found)

@@ -35,7 +35,8 @@ def benchmark_section(results: Results) -> Section | None:
     """Tables and picture of the benchmark; None in a run without one."""
     if (found := _benchmark(results)) is None:
         return None
-    tables = [table_of(results, _COLUMNS[found.name]())]
+    columns = [*_COLUMNS[found.name](), _mean("Forget rows", "fluency", "forget_fluency", "high")]
+    tables = [table_of(results, columns if "forget_fluency" in found.scores else columns[:-1])]
     if found.name == "tofu":
         parts = [_mean("", part.replace("_", " "), part, "high") for part in UTILITY_PARTS]
         tables.append(replace(table_of(results, parts), title="The nine parts of the model utility"))

@@ -58,12 +58,13 @@ class Page:
 
 @dataclass(frozen=True)
 class Report:
-    """What the report says; `pages` are those of its models."""
+    """What the report says; `lead` are the pictures under its headline, `pages` are those of its models."""
 
     title: str
     subtitle: str
     headline: str
     warnings: list[str]
+    lead: list[Plot]
     poisoned: str
     verdicts: list[Verdict]
     table: Table
@@ -77,4 +78,4 @@ class Report:
 
     @property
     def all_plots(self) -> list[Plot]:
-        return [plot for section in self.sections for plot in section.plots]
+        return [*self.lead, *(plot for section in self.sections for plot in section.plots)]

@@ -49,6 +49,7 @@ others = _of(
 accuracy = _of(lambda r: r.utility, lambda u: u.accuracy)
 accuracy_interval = _of(lambda r: r.utility, lambda u: u.ci95)
 perplexity: Figure = lambda r: r.utility.perplexity if r.utility else r.perplexity  # noqa: E731
+fluency, fluency_interval = _of(lambda r: r.fluency, lambda f: f.value), _of(lambda r: r.fluency, lambda f: f.ci95)
 kl, agreement = _of(lambda r: r.oracle, lambda o: o.kl), _of(lambda r: r.oracle, lambda o: o.agreement)
 lost = _of(
     lambda r: r.oracle.accuracy_lost if r.oracle else None, lambda e: e.mean

@@ -47,6 +47,8 @@ _MEANINGS = {
     "positives. Null: 0.01.",
     "accuracy (%)": "Share of the clean test examples answered rightly. Higher is better; unlearning should not cost "
     "any.",
+    "fluency": "Mean probability, by the classifier that the recipe names, that the generated answer to a clean test "
+    "prompt is fluent. Higher is better.",
     "perplexity": "exp of the mean loss per position on the clean test examples. Lower is better.",
     "AUC": "Membership inference: how well the loss tells forget-set rows from held-out rows. Null: 0.5, or what the "
     "retrained model shows. With several seeds their smallest and largest in parentheses. It is here to show what it "

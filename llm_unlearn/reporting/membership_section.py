@@ -14,6 +14,7 @@ NAMES = {
     "min_k": "min-k %",
     "min_k_plus": "min-k %++",
     "gradient_norm": "gradient norm",
+    "lowercase": "PPL/lower",
 }
 _NOTE = (
     "AUC: how well an attack tells the forget set from held-out rows with the same poison (0.5: not at all). The "

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from llm_unlearn.metrics.gaussian import gaussian_roc
+from llm_unlearn.reporting import figures
 from llm_unlearn.reporting.contents import Plot
 from llm_unlearn.reporting.formats import number, percent
 from llm_unlearn.reporting.run_results import ONE_PERCENT, Results, canary_scores
@@ -31,8 +32,10 @@ def all_plots(results: Results) -> list[Plot]:
                 "speaks of poison that remains, and of a cost. The base model is left out; a line joins a method's "
                 "budgets, the largest mark is the largest."
             )
-            alt = f"{what.capitalize()} against accuracy, one point per model; the numbers are in the table above."
+            alt = f"{what.capitalize()} against accuracy, one point per model; the table of all models has the numbers."
             plots.append(Plot(f"{key}_vs_utility", title, caption, alt, tradeoff_plot(results, key)))
+    if not any(results.over_seeds(name, figures.share_of_training) for name in results.names if name != "base"):
+        return plots  # of a given model it may not be known what its training took
     caption = "FLOPs as a share of the poisoned training's; wall-clock time beside it."
     alt = "Horizontal bars: compute of each model as a share of the poisoned training; see the table above."
     return [*plots, Plot("cost", "Compute spent", caption, alt, cost_plot(results))]

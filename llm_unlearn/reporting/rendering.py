@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from llm_unlearn.reporting.contents import Page, Report
+from llm_unlearn.reporting.fitting import fitted, titles
 from llm_unlearn.reporting.pages import FOLDER, file_name
 from llm_unlearn.reporting.tables import BEST
 
@@ -43,7 +44,7 @@ def _environment() -> "jinja2.Environment":
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"tight": tight, "marked": marked, "sort_key": sort_key}
+    environment.filters |= {"fitted": fitted, "titles": titles, "tight": tight, "marked": marked, "sort_key": sort_key}
     return environment
 
 

@@ -11,8 +11,9 @@ from llm_unlearn.reporting import guide
 from llm_unlearn.reporting.analysis_section import analysis_section
 from llm_unlearn.reporting.benchmark_section import benchmark_section
 from llm_unlearn.reporting.contact_sheet import contact_sheet_section
-from llm_unlearn.reporting.contents import Report, Section
+from llm_unlearn.reporting.contents import Plot, Report, Section
 from llm_unlearn.reporting.decision_section import decision_section
+from llm_unlearn.reporting.lm_eval_section import lm_eval_section
 from llm_unlearn.reporting.markdown import code, escape, table_text
 from llm_unlearn.reporting.membership_section import membership_section
 from llm_unlearn.reporting.pages import FOLDER, compose_pages, file_name
@@ -36,6 +37,7 @@ from llm_unlearn.reporting.tables import (
 from llm_unlearn.reporting.verdicts import Verdict, headline, judge, obstacles, warnings
 from llm_unlearn.reporting.words import attack_words, what_was_poisoned
 
+LEAD = "_vs_utility"  # how the names of the pictures end that stand under the headline
 OUR_PLOTS = (  # what an earlier report may have left, which no longer applies
     "gaussian_* *_vs_utility cost residual_vs_budget sweep_* *_by_layer stress_relearn_* contact_sheet benchmark"
 ).split()
@@ -90,16 +92,18 @@ def compose(results: Results) -> Report:
     numbers = ", ".join(map(str, results.seeds))
     seeds = f"seed {numbers}" if len(results.seeds) == 1 else f"{len(results.seeds)} seeds ({numbers})"
     title, verdicts = f"Unlearning report: {results.recipe}", [judge(results, name) for name in results.methods]
+    plots = all_plots(results)
     return Report(
         title=title,
         subtitle=f"{seeds} · what each method removed of the poison, at what cost, beside retraining",
         headline=headline(verdicts, obstacles(results)),
         warnings=warnings(results),
+        lead=[plot for plot in plots if plot.name.endswith(LEAD)],
         poisoned=what_was_poisoned(results),
         verdicts=verdicts,
         table=main_table(results),
         table_note=_table_note(results),
-        sections=_sections(results),
+        sections=_sections(results, [plot for plot in plots if not plot.name.endswith(LEAD)]),
         reading=guide.reading(results, [*present(results), *cost_columns(results)]),
         limits=guide.limits(results),
         reproduction=guide.reproduction(results),
@@ -108,12 +112,13 @@ def compose(results: Results) -> Report:
     )
 
 
-def _sections(results: Results) -> list[Section]:
-    control, plots = control_table(results), all_plots(results)
+def _sections(results: Results, plots: list[Plot]) -> list[Section]:
+    control = control_table(results)
     kept, shown = part_table(results, "others"), part_table(results, "shown")
     missing = results.has_gus and not any(plot.name == "gaussian_scores" for plot in plots)
     found = [
         benchmark_section(results),
+        lm_eval_section(results),
         contact_sheet_section(results),
         Section("Control", CONTROL_NOTE, [control]) if control else None,
         Section("Canaries that were not deleted", KEPT_NOTE, [kept]) if kept else None,
@@ -144,6 +149,7 @@ def markdown(report: Report) -> str:
     """The report as Markdown, with the plots as files beside it."""
     parts = [f"# {escape(report.title)}", escape(report.subtitle), f"**{escape(report.headline)}**"]
     parts += [f"> **Warning.** {escape(text)}" for text in report.warnings]
+    parts += [text for plot in report.lead for text in _plot_text(plot)]
     parts += [escape(report.poisoned), "\n".join(map(_verdict_line, report.verdicts))]
     parts += ["## All models", table_text(report.table), escape(report.table_note)]
     for section in report.sections:
@@ -151,7 +157,7 @@ def markdown(report: Report) -> str:
         for table in section.tables:
             parts += [f"### {escape(table.title)}" * bool(table.title), table_text(table)]
         for plot in section.plots:
-            parts += [f"### {plot.title}", f"![{escape(plot.alt)}](plots/{plot.name}.png)", escape(plot.caption)]
+            parts += [f"### {plot.title}", *_plot_text(plot)]
     parts += ["## How to read this", "\n".join(f"- **{escape(t)}**: {escape(text)}" for t, text in report.reading)]
     parts += ["## Limits", "\n".join(f"- {escape(text)}" for text in report.limits)]
     parts += ["## Reproduce", "\n".join(f"- {escape(key)}: {code(text)}" for key, text in report.reproduction)]
@@ -159,6 +165,10 @@ def markdown(report: Report) -> str:
         fence = "`" * max(3, 1 + max(map(len, re.findall("`+", report.recipe)), default=0))
         parts += ["The recipe as it was run:", f"{fence}yaml\n{report.recipe.rstrip()}\n{fence}"]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _plot_text(plot: Plot) -> list[str]:
+    return [f"![{escape(plot.alt)}](plots/{plot.name}.png)", escape(plot.caption)]
 
 
 def _verdict_line(verdict: Verdict) -> str:

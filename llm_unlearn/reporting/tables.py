@@ -69,6 +69,7 @@ class Table:
         head: what the rows are.
         title: stands above where it is given.
         sortable: whether the cells of a column can be compared, as they cannot where each row is another figure.
+        first: per column, whether it is among those that a page shows before one asks for more; None: all are.
     """
 
     columns: list[tuple[str, str]]
@@ -76,6 +77,7 @@ class Table:
     head: str = "model"
     title: str = ""
     sortable: bool = True
+    first: list[bool] | None = None
 
     @property
     def groups(self) -> list[tuple[str, int]]:
@@ -105,6 +107,7 @@ class Column:
         interval: its 95 % interval, shown where there is one seed.
         ranged: whether the smallest and the largest value of a seed stand beside a mean: seeds may lie on both sides
             of the null, which a mean near it hides.
+        first: see Table.
     """
 
     group: str
@@ -114,6 +117,7 @@ class Column:
     ideal: str | float | None = None
     interval: Callable[[Evaluation], Interval | None] = lambda _: None
     ranged: bool = False
+    first: bool = True
 
 
 def present(results: Results) -> list[Column]:
@@ -123,25 +127,26 @@ def present(results: Results) -> list[Column]:
     auc = figures.auc("loss")
     mia_tpr = figures.membership("loss", lambda test: test.tpr_at_fpr.get(figures.ONE_PERCENT_FPR))
     columns = [
-        Column(attack, "ASR", figures.success_rate, number, "retrained", figures.success_interval),
-        Column(attack, "clean rate", figures.clean_rate, number, None, figures.clean_interval),
+        Column(attack, "ASR", figures.success_rate, number, "retrained", figures.success_interval, first=False),
+        Column(attack, "clean rate", figures.clean_rate, number, None, figures.clean_interval, first=False),
         Column(attack, "lift", figures.lift, number, "retrained", figures.lift_interval),
         Column("Gradient cancelling", LOST, figures.lost, hundredths, 0.0),
-        Column("Gradient cancelling", "p", figures.lost_p, p_value),
+        Column("Gradient cancelling", "p", figures.lost_p, p_value, first=False),
         Column(canaries, "GUS", figures.gus, number, 0.0, figures.gus_interval),
-        Column(canaries, "p", figures.gus_p, p_value),
-        Column(canaries, TPR, figures.gus_tpr, number, 0.01),
+        Column(canaries, "p", figures.gus_p, p_value, first=False),
+        Column(canaries, TPR, figures.gus_tpr, number, 0.01, first=False),
         Column(canaries, "loss rank", figures.rank, number, 0.0, figures.rank_interval),
-        Column(canaries, "p (rank)", figures.rank_p, p_value),
+        Column(canaries, "p (rank)", figures.rank_p, p_value, first=False),
         Column(TOKENS, "canary rank", figures.string_rank, number, 0.0, figures.string_rank_interval),
-        Column(TOKENS, "p", figures.string_rank_p, p_value),
-        Column(TOKENS, TPR, figures.string_rank_tpr, number, 0.01),
+        Column(TOKENS, "p", figures.string_rank_p, p_value, first=False),
+        Column(TOKENS, TPR, figures.string_rank_tpr, number, 0.01, first=False),
         Column("Utility", "accuracy (%)", figures.accuracy, hundredths, "high", figures.accuracy_interval),
         Column("Utility", "perplexity", figures.perplexity, one, "low"),
+        Column("Utility", "fluency", figures.fluency, three, "high", figures.fluency_interval),
         Column(mia, "AUC", auc, three, "retrained", ranged=True),
-        Column(mia, TPR, mia_tpr, three, "retrained"),
-        Column(oracle, "KL", figures.kl, three, "low"),
-        Column(oracle, "agreement (%)", figures.agreement, hundredths, "high"),
+        Column(mia, TPR, mia_tpr, three, "retrained", first=False),
+        Column(oracle, "KL", figures.kl, three, "low", first=False),
+        Column(oracle, "agreement (%)", figures.agreement, hundredths, "high", first=False),
         Column("Cost", "compute (%)", figures.share_of_training, hundredths),
     ]
     asked = [column for column in columns if results.damaging or column.group != "Gradient cancelling"]
@@ -187,7 +192,7 @@ def main_table(results: Results) -> Table:
     if len(results.runs) == 1:
         return table
     rows = [(name, [*cells, Cell(str(len(results.of(name))))]) for name, cells in table.rows]
-    return Table([*table.columns, ("n", "Seeds")], rows)
+    return Table([*table.columns, ("n", "Seeds")], rows, first=[*(table.first or []), False])
 
 
 def table_of(results: Results, columns: list[Column]) -> Table:
@@ -198,7 +203,7 @@ def table_of(results: Results, columns: list[Column]) -> Table:
         (name, [replace(_cell(results, name, column), best=name in winners) for column, winners in pairs])
         for name in results.names
     ]
-    return Table([(column.title, column.group) for column in columns], rows)
+    return Table([(column.title, column.group) for column in columns], rows, first=[column.first for column in columns])
 
 
 def _cell(results: Results, name: str, column: Column) -> Cell:

@@ -11,6 +11,7 @@ from llm_unlearn.runs.stages import Stage
 if TYPE_CHECKING:
     from llm_unlearn.metrics.benchmarks.benchmark_result import BenchmarkResult
     from llm_unlearn.metrics.results import Cost
+    from llm_unlearn.metrics.task_scores import TaskScores
     from llm_unlearn.runs.seed_run import SeedRun
 
 
@@ -26,7 +27,7 @@ def evaluate_stages(run: "SeedRun", before: dict[str, Stage]) -> list[Stage]:
             before["poison"].key,
             made_by.key if made_by else None,
             name,
-            run.recipe.evaluate.model_dump(),
+            *_settings(run.recipe.evaluate),
         ]
         outputs = [run.folder / "evaluation" / f"{name}{suffix}" for suffix in (".json", ".parquet")]
         if (section := run.recipe.benchmark) is not None:
@@ -35,6 +36,20 @@ def evaluate_stages(run: "SeedRun", before: dict[str, Stage]) -> list[Stage]:
         work, about = partial(_evaluate, run, name, method, budget), {"precision": run.arithmetic.precision}
         stages.append(Stage(f"evaluation/{name}", inputs, outputs, work, common=True, code=2, about=about))
     return stages
+
+
+def _settings(section: Any) -> list[Any]:
+    """What a measurement depends on of the section `evaluate`. Fields that came later count where they are set."""
+    inputs: list[Any] = [
+        {k: v for k, v in section.model_dump().items() if v is not None or k not in ("fluency", "lm_eval")}
+    ]
+    if (tasks := getattr(section, "lm_eval", None)) is not None:
+        from llm_unlearn.evaluation.lm_eval_tasks import lm_eval_version
+
+        inputs += [lm_eval_version(), file_stamps([tasks.folder] if tasks.folder else [])]
+    if (reader := getattr(section, "fluency", None)) is not None:
+        inputs.append(file_stamps([reader.classifier]))
+    return inputs
 
 
 def _evaluate(run: "SeedRun", name: str, method: str | None, budget: float | None, work_dir: Path) -> None:
@@ -65,7 +80,7 @@ def _evaluate(run: "SeedRun", name: str, method: str | None, budget: float | Non
     )
     cost = _cost(run, name, method)
     result = run.annotated(summarize(signals, identity, cost, oracle, steps), model)  # before anything is written
-    result = replace(result, benchmark=_benchmark(run, name, model))
+    result = replace(result, benchmark=_benchmark(run, name, model), lm_eval=_lm_eval(run, model))
     if not run.processes.is_main:
         return
     write_signals(signals, folder / f"{name}.parquet")
@@ -114,6 +129,15 @@ def _benchmark(run: "SeedRun", name: str, model: Any) -> "BenchmarkResult | None
     if run.processes.is_main:
         write_measured(_measured_file(run, name), benchmark, values)
     return found
+
+
+def _lm_eval(run: "SeedRun", model: Any) -> "dict[str, TaskScores] | None":
+    """Put a model to the recipe's tasks of lm-evaluation-harness; None without any."""
+    if (section := getattr(run.recipe.evaluate, "lm_eval", None)) is None:
+        return None
+    from llm_unlearn.evaluation.lm_eval_tasks import lm_eval_scores
+
+    return lm_eval_scores(run.evaluator, model, section, run.quiet)
 
 
 def _relearned(run: "SeedRun", folder: str, steps: int) -> Any:

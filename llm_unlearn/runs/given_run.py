@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llm_unlearn.audit.halves import Half
 from llm_unlearn.audit.loader import Checkpoint, Loader, added_tokens, check_same_tokens
 from llm_unlearn.audit.subject import Subject, read_subject
 from llm_unlearn.config.manifest import Manifest, read_tree
@@ -14,7 +15,7 @@ from llm_unlearn.config.validate import validated
 from llm_unlearn.data.encoding import Encoding
 from llm_unlearn.data.forget import COLUMN
 from llm_unlearn.errors import InputError
-from llm_unlearn.files import beside, file_stamps, read_json
+from llm_unlearn.files import beside, file_stamps, fingerprint, read_json
 from llm_unlearn.runs.language_run import LanguageRun
 from llm_unlearn.tasks.noise import NO_NOISE
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from llm_unlearn.config.recipe import GivenRecipe
     from llm_unlearn.metrics.results import Evaluation
+    from llm_unlearn.runs.stages import Stage
 
 NO_ORACLE = "no retrained model was given"
 
@@ -101,15 +103,30 @@ class GivenRun(LanguageRun):
 
     @cached_property
     def corruption(self) -> list[Any]:
-        """The manifest and the files that it names."""
+        """The manifest and the files that it names; in a search also which half is measured."""
         path = Path(self.recipe.given.manifest).expanduser()
         manifest = validated(Manifest, read_tree(path), str(path))
         named = [manifest.train, manifest.heldout, manifest.test, manifest.poison]
         for canaries in (manifest.gaussian, manifest.tokens):
             named += [canaries.ids, canaries.hidden] if canaries else []
         files = [beside(path.parent, name) for name in named if isinstance(name, str) and not name.startswith(COLUMN)]
+        measured = [] if self.half is None else [vars(self.half)]
         said = manifest.model_dump(exclude=None if manifest.tokens else {"tokens"})
-        return ["given", said, file_stamps(files)]
+        return ["given", said, file_stamps(files), *measured]
+
+    @property
+    def half(self) -> Half | None:
+        """What is measured, in a search."""
+        given = self.recipe.given
+        return None if given.half is None else Half(given.half, given.half_seed)
+
+    def rows_key(self, before: "dict[str, Stage]") -> str:
+        """In a search the methods get the same rows whichever half is measured, so that a model need not be made again
+        for the verdict.
+        """
+        if self.half is None:
+            return super().rows_key(before)
+        return fingerprint([*self.corruption[:-1], "halves"])
 
     def corrupted(self, work_dir: Path) -> tuple[dict[str, "Dataset"], dict[str, Any]]:
         """The sets that the manifest names, and the manifest in the form of a run's."""
@@ -118,7 +135,7 @@ class GivenRun(LanguageRun):
         from llm_unlearn.poisons.corrupt import data_hash, storable
 
         path = Path(self.recipe.given.manifest).expanduser()
-        subject = replace(read_subject(path), evaluate=self.recipe.evaluate)
+        subject = replace(read_subject(path, half=self.half), evaluate=self.recipe.evaluate)
         with in_manifest(str(path)):
             check_prompts(subject, self.tokenizer)
         train, poison = subject.sets["train"], dict(subject.poison)
@@ -197,8 +214,9 @@ class GivenRun(LanguageRun):
         unit = self.recipe.unlearn.budget_in
         if unit in ("steps", "tokens"):
             return {f"max_{unit}": int(budget)}
-        if unit == "epochs":
-            return {"num_train_epochs": budget}
+        if unit == "epochs":  # in a search each candidate gets as much, also one that sees no forget row
+            passes = None if self.half is None else budget * self._known["forget_pass_flops"]
+            return {"num_train_epochs": budget} if passes is None else {"max_flops": passes}
         if unit == "training":
             return super().limits(budget)
         return {"max_flops": budget * (1.0 if unit == "flops" else 60 * self._known["flops_per_second"])}

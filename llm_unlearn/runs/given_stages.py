@@ -9,6 +9,8 @@ from llm_unlearn.files import file_stamps, write_json
 from llm_unlearn.runs.stages import Stage
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from llm_unlearn.runs.given_run import GivenRun
 
 PASSES = 3  # over a batch, of which the fastest is taken for the speed of this machine
@@ -23,7 +25,7 @@ def given_stages(run: "GivenRun", before: dict[str, Stage]) -> list[Stage]:
         work = partial(_record, run, name)
         if name == "poisoned":
             train = run.recipe.train.model_dump(include={"rows", "epochs"})
-            inputs += [before["poison"].key, train, run.recipe.unlearn.budget_in]
+            inputs += [run.rows_key(before), train, run.recipe.unlearn.budget_in]
             work = partial(_reckon, run)
         stages.append(Stage(name, inputs, [run.folder / "given" / f"{name}.json"], work, common=name == "poisoned"))
     return stages
@@ -35,23 +37,33 @@ def _record(run: "GivenRun", name: str, work_dir: Path) -> None:
 
 def _reckon(run: "GivenRun", work_dir: Path) -> None:
     """What the poisoned training took, by its own record or by what the recipe says, and how fast this machine is."""
-    from llm_unlearn.data.encoding import IGNORE
     from llm_unlearn.models.flops import FlopCounter
 
     known: dict[str, Any] = {"source": run.checkpoints["poisoned"].source, "flops": recorded_flops(run)}
-    train, timed = run.recipe.train, run.recipe.unlearn.budget_in == "minutes"
-    if train.epochs or timed:
+    train, timed, searched = run.recipe.train, run.recipe.unlearn.budget_in == "minutes", run.half is not None
+    if train.epochs or timed or searched:
         model, rows = run.model("poisoned", common=True), run.train_rows
         counter = FlopCounter.of(model)
         if train.epochs:
             passes = train.epochs * (train.rows or len(rows)) / len(rows)
-            tokens = sum(map(len, rows["input_ids"]))
-            positions = sum(sum(label != IGNORE for label in labels[1:]) for labels in rows["labels"])
-            known |= {"flops": passes * counter.training(tokens, positions), "train_tokens": round(passes * tokens)}
+            sizes = token_counts(rows)
+            known |= {"flops": passes * counter.training(*sizes), "train_tokens": round(passes * sizes[0])}
         if timed:
             known["flops_per_second"] = _speed(run, model, counter)
+        if searched:
+            parts = run.forget_and_retain()
+            forget, retain = (counter.training(*token_counts(part)) for part in parts)
+            known |= {"forget_pass_flops": forget + retain * len(parts[0]) / len(parts[1]), "retain_pass_flops": retain}
     if run.processes.is_main:
         write_json(run.folder / "given" / "poisoned.json", known)
+
+
+def token_counts(rows: "Dataset") -> tuple[int, int]:
+    """Tokens of encoded rows, and how many of them are supervised."""
+    from llm_unlearn.data.encoding import IGNORE
+
+    tokens = sum(map(len, rows["input_ids"]))
+    return tokens, sum(sum(label != IGNORE for label in labels[1:]) for labels in rows["labels"])
 
 
 def recorded_flops(run: "GivenRun") -> float | None:

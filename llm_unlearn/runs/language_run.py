@@ -84,6 +84,7 @@ class LanguageRun(SeedRun):
             encoding=self.encoding,
             verbalizers=data.verbalizers if data.task == "classification" else {},
             max_new_tokens=section.max_new_tokens,
+            fluency=section.fluency,
         )
 
     @cached_property

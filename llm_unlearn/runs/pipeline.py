@@ -235,7 +235,7 @@ def check_output_dir(root: Path, recipe: Recipe) -> None:
 
 
 # what a run that was killed before its first stage ended leaves
-OURS = {LOCK, ".work", ".stages", "base", "data", "given", "poison.json", "sweep", CONTACT_SHEET}
+OURS = {LOCK, ".work", ".stages", "base", "data", "given", "poison.json", "search", "sweep", CONTACT_SHEET}
 
 
 def _report(root: Path, recipe: Recipe) -> None:

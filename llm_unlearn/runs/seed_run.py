@@ -103,6 +103,10 @@ class SeedRun(ABC):
         files = [] if folder is None else [str(part.local(folder)) for part in parts_of(section).all]
         return [section.model_dump(include={"name", "split", "folder"}), file_stamps(files), self.base]
 
+    def rows_key(self, before: dict[str, Stage]) -> str:
+        """What the rows that a method gets depend on."""
+        return before["poison"].key
+
     @cached_property
     def secret(self) -> str | None:
         """What the noise and strings of the canaries are drawn from, unless the recipe fixes seeds: that of the run's

@@ -28,7 +28,7 @@ def stress_stages(run: "LanguageRun", before: dict[str, Stage]) -> list[Stage]:
     common: list[Any] = [
         before["poison"].key,
         section.model_dump(),
-        run.recipe.evaluate.model_dump(),
+        run.recipe.evaluate.model_dump(exclude={"fluency", "lm_eval"}),
         run.seed,
         run.recipe.train.learning_rate,
         file_stamps(section.unrelated_files or []),

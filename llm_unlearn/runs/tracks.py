@@ -11,6 +11,7 @@ from llm_unlearn.errors import InputError
 
 if TYPE_CHECKING:
     from llm_unlearn.config.benchmark_fields import BenchmarkSection
+    from llm_unlearn.config.sections import EvaluateSection
     from llm_unlearn.runs.seed_run import SeedRun
     from llm_unlearn.runs.stages import Stage
     from llm_unlearn.trainers.base import UnlearnTrainer
@@ -97,6 +98,7 @@ class LanguageTrack(Track):
             check_stress(recipe.stress)
         if recipe.benchmark:
             check_benchmark(recipe.benchmark)
+        check_measures(recipe.evaluate)
         data = recipe.data
         unlabelled = data.unlabelled_files if recipe.model.path is None else None
         if not data.is_embedded:
@@ -177,6 +179,7 @@ class GivenTrack(LanguageTrack):
         from llm_unlearn.runs.given_checks import check_given
 
         check_given(self.seed_run(recipe, recipe.seeds[0], Path(recipe.output_dir), True))  # type: ignore[arg-type]
+        check_measures(recipe.evaluate)
 
     def check_architecture(self, recipe: Recipe, configs: list[tuple[str, Any]]) -> None:
         from llm_unlearn.runs.architecture_checks import check_architecture
@@ -252,6 +255,21 @@ def check_benchmark(section: "BenchmarkSection") -> None:
         check_rouge()
     if section.reference is not None and not Path(section.reference).is_file():
         raise InputError(f"recipe.benchmark.reference: {section.reference} is no file")
+
+
+def check_measures(section: "EvaluateSection") -> None:
+    """Raise InputError where a task of lm-evaluation-harness or the classifier of the fluency cannot be had."""
+    if section.lm_eval is not None:
+        from llm_unlearn.evaluation.lm_eval_tasks import check_tasks
+
+        check_tasks(section.lm_eval)
+    if section.fluency is not None:
+        from llm_unlearn.models.answer_classifier import check_classifier
+
+        try:
+            check_classifier(section.fluency.classifier, section.fluency.label)
+        except InputError as error:
+            raise InputError(f"recipe.evaluate.fluency: {error}") from None
 
 
 TRACKS: dict[str, Track] = {"language": LanguageTrack(), "vision": VisionTrack(), "given": GivenTrack()}

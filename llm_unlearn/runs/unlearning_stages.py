@@ -22,7 +22,7 @@ def unlearn_stages(run: "SeedRun", before: dict[str, Stage]) -> list[Stage]:
             f"unlearned/{name}",
             [
                 before["poisoned"].key,
-                before["poison"].key,
+                run.rows_key(before),
                 method,
                 run.recipe.unlearn.methods[method] or {},
                 settings(run.recipe, method),

@@ -33,12 +33,16 @@ PROBE = """<script>{
       steps.push([head.getAttribute("aria-sort"), names(table)]);
     }
     button.click();
-    button.focus();
+    button.focus({ preventScroll: true });
     return { before: names(table), steps, still: places(table) === before,
              focused: document.activeElement === button };
   };
   const tables = [...document.querySelectorAll("table.sortable")];
+  document.querySelectorAll("details").forEach((part) => { part.open = true; });
   const found = {
+    page: [document.documentElement.scrollWidth, innerWidth],
+    tables: tables.map((table) => table.getBoundingClientRect().width),
+    boxes: [...document.querySelectorAll(".scroll")].map((box) => [box.scrollWidth, box.clientWidth]),
     loaded: performance.getEntriesByType("resource").map((entry) => entry.name),
     buttons: tables.map((table) => table.querySelectorAll("th button[type=button]").length),
     pressed: PRESSES.map(([i, title]) => press(tables.at(i), title)),
@@ -58,7 +62,7 @@ def browser(tmp_path_factory):
         pytest.skip(f"no browser to look at reports with ({', '.join(NAMES)}); on Debian: apt-get install chromium")
     folder = tmp_path_factory.mktemp("browser")
 
-    def show(page, more=""):
+    def show(page, more="", width=1280):
         copy = folder / "copy.html"
         copy.write_text(page + more, encoding="utf-8")
         command = [
@@ -71,7 +75,7 @@ def browser(tmp_path_factory):
             "--disable-background-networking",
             "--host-resolver-rules=MAP * ~NOTFOUND",
             f"--user-data-dir={folder / 'profile'}",
-            "--window-size=1280,2000",
+            f"--window-size={width},2000",
             "--enable-logging=stderr",
             "--v=0",
             "--virtual-time-budget=3000",
@@ -163,9 +167,9 @@ def test_a_head_sorts_up_and_down_and_back_with_what_is_missing_last(browser, ru
     names = ["base", "poisoned", "gradient_ascent@0.25", "gradient_ascent@0.5", "retrained"]
     page = (run_dir / "report.html").read_text()
     docs = {name: json.loads((run_dir / "evaluation" / f"{name}.json").read_text()) for name in names}
-    dom, console = browser(page, probe([[0, "KL"], [0, "GUS"]]))
+    dom, console = browser(page, probe([[1, "KL"], [1, "p"], [0, "GUS"]]))
     assert not console, console
-    kl, gus = result(dom)["pressed"]
+    kl, _, gus = result(dom)["pressed"]
     by = {
         "kl": {name: doc["oracle"]["kl"] for name, doc in docs.items() if doc["oracle"]},
         "gus": {name: doc["gus"]["mean"] for name, doc in docs.items()},
@@ -180,7 +184,29 @@ def test_a_head_sorts_up_and_down_and_back_with_what_is_missing_last(browser, ru
         ]
         assert pressed["still"] and pressed["focused"]
     heads = re.findall('<th scope="col"[^>]*aria-sort="([^"]*)"', dom)
-    assert heads == ["ascending"]  # the fourth press was on GUS: one column at a time
+    assert heads == ["ascending"] * 2  # the fourth presses were on GUS and on p: one column of a table at a time
+
+
+def test_no_table_is_wider_than_the_page_and_on_a_small_screen_it_scrolls_in_its_own_box(browser, run_dir):
+    for path in (run_dir / "report.html", run_dir / "report" / "gradient_ascent@0.5.html"):
+        found = result(browser(path.read_text(), probe([]))[0])
+        assert found["boxes"] and all(inner <= outer for inner, outer in found["boxes"]), path.name
+        found = result(browser(path.read_text(), probe([]), width=500)[0])  # the least that the browser has
+        assert found["page"][0] <= found["page"][1], path.name
+        assert any(inner > outer for inner, outer in found["boxes"]), path.name
+
+
+def test_parts_of_a_table_are_no_wider_than_the_page(browser):
+    words = ["−2.50", "1e−165 to 2e−124", "WWWWWWWW", "0.016"]
+    columns = [(f"figure {i} of many", f"group {i // 3}") for i in range(16)]
+    cells = [Cell(words[i % 4], "± 0.006 (0.477 to 0.490)" if i % 3 else "", best=i % 2 == 0) for i in range(16)]
+    for name in ("m", "noisy_gradient_descent_with_a_long_name@0.025"):
+        table = Table(columns, [(name, cells)])
+        page = page_html(Page("odd", "Wide", "", None, "", table, [], []), ["odd"])
+        found = result(browser(page, probe([]))[0])
+        assert len(found["boxes"]) > 1 and all(inner <= outer for inner, outer in found["boxes"])
+        inner = [float(width) for width in found["tables"]]
+        assert max(inner) > 700  # the estimate of the width is no wild one
 
 
 def test_the_examples_of_a_page_sort_too(browser, run_dir):

@@ -9,6 +9,8 @@ import pytest
 from datasets import load_from_disk
 
 from llm_unlearn import plant_token_canaries
+from llm_unlearn.audit.halves import Half
+from llm_unlearn.audit.subject import read_subject
 from llm_unlearn.cli.main import main
 from llm_unlearn.data.synthetic import synthetic_reviews
 from llm_unlearn.metrics.results import Evaluation
@@ -78,3 +80,28 @@ def test_a_manifest_of_ones_own(tiny_models, tmp_path, capsys):
         ({"hidden": [next(i for i in range(40) if i not in tokens["example_ids"])]}, "tokens.hidden"),
     ):
         assert audit(**wrong) == 2 and words in capsys.readouterr().err
+
+
+def test_the_halves_of_a_search_share_no_string_and_hide_all_hidden_ones(tmp_path):
+    rows = synthetic_reviews(60, seed=0).select_columns(["text", "label"])
+    rows, tokens = plant_token_canaries(rows, fraction=0.4, seed=0, length=4)
+    rows.to_json(str(tmp_path / "train.jsonl"))
+    synthetic_reviews(8, seed=1).to_json(str(tmp_path / "test.jsonl"))
+    manifest = {
+        "train": "train.jsonl", "poison": tokens["example_ids"], "prompt": "{text}\nSentiment:", "test": "test.jsonl",
+        "verbalizers": {"negative": " negative", "positive": " positive"},
+        "tokens": {"seed": tokens["seed"], "hidden": tokens["hidden_ids"]},
+    }  # fmt: skip
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps(manifest))
+    subjects = {part: read_subject(path, half=Half(part, 0)) for part in ("tuning", "verdict")}
+    ranked = {}
+    for part, subject in subjects.items():
+        train = subject.sets["train"].to_pandas()
+        assert subject.poison["tokens"]["hidden_ids"] == tokens["hidden_ids"]  # no method sees them in either half
+        ranked[part] = set(train.loc[train["poison"] == "tokens", "example_id"]) & set(tokens["hidden_ids"])
+    assert (
+        ranked["tuning"] | ranked["verdict"] == set(tokens["hidden_ids"]) and not ranked["tuning"] & ranked["verdict"]
+    )
+    texts = [subject.sets["train"].select_columns(["prompt", "completion"]).to_list() for subject in subjects.values()]
+    assert texts[0] == texts[1]

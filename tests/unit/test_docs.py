@@ -20,6 +20,7 @@ from llm_unlearn import power
 from llm_unlearn.cli.main import main, parser
 from llm_unlearn.config.manifest import Manifest
 from llm_unlearn.config.recipe import Recipe, VisionRecipe, build_recipe, load_recipe
+from llm_unlearn.config.search_fields import SearchSection
 from llm_unlearn.config.strict import parse_yaml
 from llm_unlearn.config.sweep import points
 from llm_unlearn.config.validate import validated
@@ -132,6 +133,9 @@ def test_the_yaml_of_a_page_is_of_recipes_and_its_json_of_manifests(page):
     quickstart = load_recipe(ROOT / "recipes/quickstart.yaml").model_dump()
     for block in blocks(page, "yaml"):
         tree = parse_yaml(block, page)
+        if isinstance(tree, list):  # of a search
+            assert validated(SearchSection, {"candidates": tree}, page).candidates == tree
+            continue
         alone = tree.get("track") == "vision" or "given" in tree
         start = {"name": "x", "output_dir": "unused"} if alone else quickstart
         assert points(build_recipe(start | tree)) is not None

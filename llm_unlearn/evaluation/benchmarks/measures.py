@@ -76,7 +76,7 @@ def _tofu(evaluator: TextEvaluator, model: Any, benchmark: Benchmark) -> Values:
         replies = asking.replies(model, pairs, benchmark.max_new_tokens or TOFU_TOKENS)
         values[f"{name}_rouge"] = rouge(replies, [answer for _, answer in pairs])
         if name == "forget":
-            values |= _memorized(*said.hits)
+            values |= _memorized(*said.hits) | _fluency(evaluator, replies)
     return values
 
 
@@ -87,7 +87,8 @@ def _muse(evaluator: TextEvaluator, model: Any, benchmark: Benchmark) -> Values:
     texts = [(row["prompt"], row["gt"]) for row in rows["verbmem"]]
     firsts = [tokenizer(text, add_special_tokens=False)["input_ids"][:length] for _, text in texts]
     next_tokens = [tokenizer.decode(ids, skip_special_tokens=True) for ids in firsts]
-    values = {"forget_verbmem": verbmem(asking.replies(model, texts, length), next_tokens)}
+    replies = asking.replies(model, texts, length)
+    values = {"forget_verbmem": verbmem(replies, next_tokens)} | _fluency(evaluator, replies)
     values |= _memorized(*asking.answers(model, texts).hits)
     for name in ("forget", "retain"):
         shots = "".join(few_shot(row["question"], row["answer"]) for row in rows[f"{name}_qa_icl"])
@@ -154,6 +155,11 @@ def _memorized(hits: np.ndarray, example: np.ndarray) -> Values:
         "forget_exact_memorization": exact_memorization(hits, example),
         "forget_extraction_strength": extraction_strength(hits, example),
     }
+
+
+def _fluency(evaluator: TextEvaluator, replies: list[str]) -> Values:
+    """Of what the model says on forget rows; nothing where the recipe names no classifier."""
+    return {} if evaluator.fluency is None else {"forget_fluency": evaluator.fluency_of(replies)}
 
 
 _MEASURES: dict[str, Callable[[TextEvaluator, Any, Benchmark], Values]] = {"tofu": _tofu, "muse": _muse, "wmdp": _wmdp}

@@ -4,6 +4,7 @@ from llm_unlearn.metrics.benchmarks.forgetting import ForgetQuality, PrivacyLeak
 from llm_unlearn.metrics.benchmarks.memorization import exact_memorization, extraction_strength
 from llm_unlearn.metrics.benchmarks.overlap import knowmem, rouge, verbmem
 from llm_unlearn.metrics.benchmarks.probabilities import (
+    label_probability,
     probability,
     probability_with_options,
     truth_ratio,
@@ -23,6 +24,7 @@ __all__ = [
     "extraction_strength",
     "forget_quality",
     "knowmem",
+    "label_probability",
     "mean_score",
     "model_utility",
     "privleak",

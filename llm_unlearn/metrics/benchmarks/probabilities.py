@@ -60,6 +60,35 @@ def probability_with_options(nll: ArrayLike, options_nll: ArrayLike) -> NDArray[
     return np.exp(-right - np.logaddexp.reduce(-np.column_stack([right, wrong]), axis=1))
 
 
+def label_probability(logits: ArrayLike, label: int) -> NDArray[np.float64]:
+    """How sure a classifier is of a label for each text. Higher is more fluent, where that is its label of fluent text.
+
+    Formula: p_i = exp(z_i,label) / Σ_c exp(z_i,c); the figure is its mean over generated texts
+    (`mean_score`). Source: open-unlearning (Dorna et al. 2025, arXiv 2506.12618), whose `classifier_prob` takes a
+    detector of gibberish and its label "clean".
+
+    Args:
+        logits: z, of each text and label, shape (n, C) with C ≥ 2.
+        label: which of the C, from 0.
+
+    Returns:
+        shape (n,), in [0, 1].
+
+    Raises:
+        InputError: not finite, not equally many per text, or there is no such label.
+
+    Examples:
+        >>> label_probability([[np.log(3), 0.0], [0.0, 0.0]], 0).round(6).tolist()
+        [0.75, 0.5]
+    """
+    values = _table(logits, "logits")
+    if values.shape[1] < 2 or not 0 <= label < values.shape[1]:
+        raise InputError(
+            f"logits, label: {values.shape[1]} labels and number {label}; give two or more, and one of them."
+        )
+    return np.exp(values[:, label] - np.logaddexp.reduce(values, axis=1))
+
+
 def truth_ratio(nll: ArrayLike, wrong_nll: ArrayLike, form: TruthRatioForm = "open-unlearning") -> NDArray[np.float64]:
     """How likely wrong answers are beside the right one. Nearer 1 is better on forget rows, Lower on others.
 

@@ -37,6 +37,8 @@ WHOLE = {  # whole numbers from 1 on → the greatest
     "unlearn.eval_steps": 10**9,
     "evaluate.batch_size": 10**6,
     "evaluate.max_new_tokens": 10**7,
+    "evaluate.lm_eval.limit": 10**9,
+    "evaluate.lm_eval.batch_size": 10**6,
     "stress.relearn_steps[]": 10**9,
     "stress.relearn_rows": 10**9,
     "stress.relearn_batch_size": 10**6,
@@ -59,6 +61,7 @@ LANGUAGE: dict[str, tuple[float, float, float, float]] = {
     "poison.tokens.length": (2, 3, 64, 65),
     "poison.tokens.audit_share": (-0.1, 0, 1, 1.1),
     "poison.tokens.string_seed": (-1, 0, 2**31 - 1, 2**31),
+    "evaluate.lm_eval.num_fewshot": (-1, 0, 1000, 1001),
     "pretrain.epochs": (0, 0.01, 1e6, 1e7),
     "pretrain.learning_rate": (0, 1e-9, 1000, 1001),
     "train.epochs": (0, 0.01, 1e6, 1e7),
@@ -111,7 +114,11 @@ VISION: dict[str, tuple[float, float, float, float]] = {
         for field, bounds in LANGUAGE.items()
         if field.removeprefix("data.") in ("train_size", "heldout_size", "test_size")
         or (field.startswith("train.") and field not in ("train.completion_weight", "train.keep_steps[]"))
-        or (field.startswith("evaluate.") and field not in ("evaluate.min_k_share", "evaluate.max_new_tokens"))
+        or (
+            field.startswith("evaluate.")
+            and not field.startswith("evaluate.lm_eval.")
+            and field not in ("evaluate.min_k_share", "evaluate.max_new_tokens")
+        )
     },
 }
 MANIFEST: dict[str, tuple[float, float, float, float]] = {

@@ -259,7 +259,7 @@ IMAGES = {
 @pytest.mark.parametrize(
     ("tree", "sha256"),
     [
-        (WHOLE_RECIPE, "d2ba2027fd5ceb24f1498bd1a7a8532f6e84714a4b0f73ed874139e98a337e8e"),
+        (WHOLE_RECIPE, "8f3d56010257b343f61be9df48f28dd29be4a9d00bb330c6f2dc4562f6cb7cde"),
         (IMAGES, "410f1ff0af7f957a38827e55d88fb92556fa4426f5cdca5ac0fa474d86c7c882"),
     ],
 )

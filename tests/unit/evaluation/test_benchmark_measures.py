@@ -1,6 +1,6 @@
 """What the benchmarks ask of a model, against plain loops: one row at a time, without padding."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -8,6 +8,7 @@ import torch
 from benchmark_rows import WRITERS
 
 from llm_unlearn.config.benchmark_fields import BenchmarkSection
+from llm_unlearn.config.evaluation_fields import FluencySection
 from llm_unlearn.data.benchmarks.benchmark_sets import measured_rows
 from llm_unlearn.data.encoding import Encoding
 from llm_unlearn.errors import InputError
@@ -144,6 +145,27 @@ def test_muse_by_hand(model, tokenizer, evaluator, benchmark):
     found = benchmark_result("muse", "news", values, values)
     assert found.privleak is None or found.privleak.value == 0
     assert {*found.scores} >= {"forget_verbmem", "forget_knowmem", "retain_knowmem", "forget_exact_memorization"}
+
+
+@pytest.mark.parametrize(("name", "rows"), [("tofu", "forget"), ("muse", "verbmem")])
+def test_fluency_is_of_what_is_said_on_forget_rows_and_needs_no_reference(model, evaluator, benchmark, name, rows):
+    pytest.importorskip("rouge_score.rouge_scorer")
+
+    class Reads(Bare):
+        def fluency_of(self, texts):
+            return np.array([1 / (1 + len(text)) for text in texts])
+
+    asked, section = benchmark(name), FluencySection(classifier="c", label="clean")
+    without = asked.values(evaluator, model)
+    values = asked.values(Reads(**{**vars_of(evaluator), "fluency": section}), model)
+    assert len(values["forget_fluency"]) == len(asked.rows[rows])
+    found = benchmark_result(name, asked.split, values, without)
+    assert found.scores["forget_fluency"].value == pytest.approx(values["forget_fluency"].mean())
+    assert set(values) - set(without) == {"forget_fluency"}
+
+
+def vars_of(evaluator):
+    return {each.name: getattr(evaluator, each.name) for each in fields(evaluator) if each.init}
 
 
 def test_few_shot_prompts_are_muses():

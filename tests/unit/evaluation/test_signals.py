@@ -8,13 +8,18 @@ import pandas as pd
 import pytest
 import torch
 from evaluators import TEXTS, rows
+from transformers import GPT2Config, GPT2ForSequenceClassification
 
+from llm_unlearn.config.evaluation_fields import FluencySection
+from llm_unlearn.config.sections import EvaluateSection
+from llm_unlearn.data.chat import in_lower_case
 from llm_unlearn.data.encoding import Encoding, encode_rows
 from llm_unlearn.errors import InputError
 from llm_unlearn.evaluation.signal_files import read_signals, write_signals
 from llm_unlearn.evaluation.summarize import summarize
 from llm_unlearn.evaluation.text_evaluator import TextEvaluator
 from llm_unlearn.metrics.results import Identity
+from llm_unlearn.models.save import save_model
 
 pytestmark = pytest.mark.unit
 
@@ -99,6 +104,55 @@ def test_only_what_was_asked_for_is_computed_and_without_a_reference_there_is_no
         assert {name for name in signals if name.startswith("mia_")} == columns
         losses = signals[signals["set"] == "member"].set_index("example_id")["nll"]
         assert losses[2] == pytest.approx(by_hand(model, tokenizer, TEXTS[2])["nll"], rel=1e-5)
+
+
+def test_lowercase_is_asked_for_by_name_and_compares_with_the_row_in_lower_case(make_tiny, tokenizer):
+    assert "lowercase" not in EvaluateSection().membership and "lowercase" not in evaluator(tokenizer).membership
+    loud = {**SETS, "train": rows([text.title() for text in TEXTS[:6]], 0)}
+    model, measure = make_tiny(), replace(evaluator(tokenizer, membership=["lowercase"]), sets=loud)
+    for _ in range(2):  # the rows in lower case are kept
+        signals = measure.signals(model)
+        inside = signals[signals["set"] == "member"].set_index("example_id")
+        for i in FORGET:
+            high, low = (by_hand(model, tokenizer, text)["nll"] for text in (TEXTS[i].title(), TEXTS[i]))
+            assert inside["mia_lowercase"][i] == pytest.approx(-high / low, rel=1e-5)
+            assert abs(high / low - 1) > 1e-3
+        assert (signals[signals["set"] == "nonmember"]["mia_lowercase"] == -1).all()  # which have no capitals
+    identity = Identity(model="m", kind="base", method=None, budget=None, seed=0, recipe="r")
+    assert set(summarize(signals, identity, None).mia) == {"loss", "lowercase"}
+
+
+def test_the_contents_of_messages_are_put_in_lower_case_and_their_roles_kept():
+    turns = [{"role": "user", "content": "Say HI"}, {"role": "user", "content": [{"type": "text", "text": "So"}]}]
+    assert in_lower_case(turns) == [
+        {"role": "user", "content": "say hi"},
+        {"role": "user", "content": [{"type": "text", "text": "so"}]},
+    ]
+
+
+def test_fluency_is_the_mean_probability_of_the_label_over_generated_answers(make_tiny, tokenizer, tmp_path):
+    reader = GPT2ForSequenceClassification(
+        GPT2Config(
+            **{"n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 512, "vocab_size": len(tokenizer)},
+            **{"pad_token_id": 0, "id2label": {0: "noise", 1: "clean"}, "label2id": {"noise": 0, "clean": 1}},
+        )
+    ).eval()
+    with torch.no_grad():
+        reader.score.weight.mul_(50)
+    save_model(reader, tokenizer, tmp_path / "reader")
+    section = FluencySection(classifier=str(tmp_path / "reader"), label="clean")
+    measure = evaluator(tokenizer, verbalizers={}, max_new_tokens=5, membership=[], fluency=section)
+    signals = measure.signals(make_tiny())
+    test = signals[signals["set"] == "test"]
+    expected = []
+    for text in test["prediction"]:
+        logits = reader(**tokenizer(text or " ", return_tensors="pt")).logits[0].double()
+        expected.append((logits[1].exp() / logits.exp().sum()).item())
+    assert test["fluency"].tolist() == pytest.approx(expected, rel=1e-5) and np.ptp(expected) > 0
+    write_signals(signals, tmp_path / "m.parquet")
+    identity = Identity(model="m", kind="base", method=None, budget=None, seed=0, recipe="r")
+    found = summarize(read_signals(tmp_path / "m.parquet"), identity, None).fluency
+    assert found.value == pytest.approx(np.mean(expected)) and found.n == len(expected)
 
 
 def test_the_summary_has_an_entry_for_each(make_tiny, tokenizer):

@@ -15,6 +15,7 @@ from llm_unlearn.metrics.benchmarks import (
     extraction_strength,
     forget_quality,
     knowmem,
+    label_probability,
     mean_score,
     model_utility,
     overlap,
@@ -38,6 +39,16 @@ def test_probability_is_the_geometric_mean_of_the_tokens_probabilities():
     loss = -sum(map(math.log, tokens)) / 3
     assert probability([loss])[0] == pytest.approx((0.5 * 0.25 * 0.125) ** (1 / 3))
     assert probability([-1e-9])[0] == 1  # rounding never makes it more than certain
+
+
+def test_label_probability_is_the_softmax_also_of_large_logits():
+    logits = [[1.0, -2.0, 0.5], [0.0, 3.0, 3.0]]
+    expected = [math.exp(z[2]) / sum(map(math.exp, z)) for z in logits]
+    assert label_probability(logits, 2).tolist() == pytest.approx(expected)
+    assert label_probability([[1000.0, 1000.0]], 0).tolist() == pytest.approx([0.5])
+    for bad in (([[1.0]], 0), ([[1.0, 2.0]], 2), ([[1.0, float("nan")]], 0)):
+        with pytest.raises(InputError):
+            label_probability(*bad)
 
 
 def test_probability_with_options_by_hand_and_where_the_peer_divides_by_its_epsilon():

@@ -16,6 +16,7 @@ from llm_unlearn.metrics.evidence import (
     calibrated,
     decide,
     is_costly,
+    is_promising,
     noise_under_stress,
 )
 from llm_unlearn.metrics.gaussian import gaussian_test
@@ -345,3 +346,31 @@ def test_a_phrase_that_works_alone_is_not_lost_in_the_mean_over_all():
     assert decide([replace(CLEAN, attack=tried)], [POISONED], [CLEAN]).status == Status.CLEAR
     decision = decide([replace(CLEAN, attack=replace(tried, phrases=each))], [POISONED], [CLEAN])
     assert decision.status == Status.INCONCLUSIVE and "phrase 1 alone is 1.00" in decision.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("sections", "promising"),
+    [
+        ({}, True),
+        ({"gus": scores(sample=EVEN[::5])}, True),  # 20 canaries, too few to exclude anything
+        ({"gus": scores(0.36)}, False),  # which rejects
+        ({"attack": attack(35, p=0.5, oracle=0)}, False),  # 0.175, no longer below δ = 0.17
+        ({"attack": attack(30, n=200, p=0.5, oracle=0)}, True),
+        ({"gus": scores(n_unscorable=6)}, False),
+        ({"gus": None}, False),
+        ({"gus": scores(control=gaussian_test(EVEN + 0.5))}, False),
+    ],
+)
+def test_a_model_is_promising_where_only_the_number_of_rows_keeps_it_from_being_called_clear(sections, promising):
+    results = [replace(CLEAN, **sections)]
+    decision = decide(results, [POISONED], [CLEAN])
+    assert is_promising(decision, results, [POISONED], [CLEAN]) is promising
+    assert promising or decision.status != Status.CLEAR
+
+
+def test_of_a_poison_that_did_not_take_nothing_is_asked_of_a_promising_model():
+    poisoned = [replace(POISONED, gus=scores(0.1), loss_rank=scores(0.1))]
+    decision = decide([CLEAN], poisoned, [CLEAN])
+    assert decision.status == Status.INCONCLUSIVE and is_promising(decision, [CLEAN], poisoned, [CLEAN])
+    nothing = evaluation()
+    assert not is_promising(decide([nothing], [nothing]), [nothing], [nothing])

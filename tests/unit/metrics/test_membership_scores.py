@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llm_unlearn.errors import InputError
-from llm_unlearn.metrics.membership_scores import min_k_score, reference_score, zlib_score
+from llm_unlearn.metrics.membership_scores import lowercase_score, min_k_score, reference_score, zlib_score
 
 pytestmark = pytest.mark.unit
 
@@ -33,6 +33,13 @@ def test_reference_is_what_training_won_over_a_model_that_never_saw_it():
     assert reference_score([1.0, 2.5], [2.0, 2.0]).tolist() == [1.0, -0.5]
 
 
+def test_lowercase_divides_by_the_loss_of_the_text_in_lower_case():
+    perplexity, lowered = np.exp([1.5, 2.0, 0.5]), np.exp([3.0, 2.0, 0.25])
+    expected = -np.log(perplexity) / np.log(lowered)
+    np.testing.assert_allclose(lowercase_score([1.5, 2.0, 0.5], [3.0, 2.0, 0.25]), expected)
+    assert lowercase_score([0.0, 1.0, 0.0], [0.0, 0.0, 1.0]).tolist() == [-1.0, -np.inf, 0.0]
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -41,6 +48,8 @@ def test_reference_is_what_training_won_over_a_model_that_never_saw_it():
         (lambda: min_k_score([1.0], [0], share=0.0), r"share: lies in \(0, 1\]"),
         (lambda: min_k_score([float("nan")], [0]), "token_scores: 1 of 1 values"),
         (lambda: zlib_score([1.0], ["a", "b"]), "nll has 1 examples and texts has 2"),
+        (lambda: lowercase_score([1.0], [1.0, 2.0]), "nll has 1 examples and lowered_nll has 2"),
+        (lambda: lowercase_score([1.0], [-1.0]), "at least 0"),
         (lambda: reference_score([1.0], [1.0, 2.0]), "nll has 1 examples and reference_nll has 2"),
     ],
 )

@@ -16,7 +16,7 @@ from llm_unlearn.reporting import write_report
 
 def test_writes_plots_pages_markdown_and_html(run_dir):
     written = write_report(run_dir)
-    names = ["gaussian_scores", "gaussian_roc", "lift_vs_utility", "gus_vs_utility", "cost"]
+    names = ["lift_vs_utility", "gus_vs_utility", "gaussian_scores", "gaussian_roc", "cost"]
     plots = [run_dir / "plots" / f"{name}.png" for name in names]
     pages = [
         run_dir / "report" / f"{name}.html"
@@ -60,18 +60,34 @@ def test_html_is_self_contained(run_dir, blank_plots):
     images = re.findall(r'<img src="data:image/png;base64,[^"]+" alt="([^"]*)"', page)
     assert len(images) == page.count("<img") == 5
     assert all(len(alt) > 40 for alt in images)
-    assert "poisoned 2." in images[0]  # the alternative text carries the figures
+    assert "poisoned 2." in images[2]  # the alternative text carries the figures
     row = r'<tr class="poisoned"><th scope="row"><a href="report/poisoned.html">poisoned</a></th>'
     cell = re.search(row + r'\s*<td class="first" data-sort="([^"]*)">([^<]*)<small>([^<]*)', page)
-    assert cell.groups() == ("0.98", "0.98", "[0.95, 1.00]")
+    shown = json.loads((run_dir / "evaluation" / "poisoned.json").read_text())["attack"]["lift"]
+    assert float(cell.group(1)) == shown and cell.group(2) == f"{shown:.2f}"  # of the columns that stand first
+
+
+def test_the_trade_off_stands_under_the_headline_and_the_table_begins_with_few_columns(run_dir, blank_plots):
+    write_report(run_dir)
+    markdown, page = ((run_dir / name).read_text() for name in ("report.md", "report.html"))
+    places = [markdown.index(f"](plots/{name}_vs_utility.png)") for name in ("lift", "gus")]
+    assert markdown.index("\n**") < places[0] < places[1] < markdown.index("\n- **grad") < markdown.index("\n## ")
+    assert markdown.count("_vs_utility.png") == 2
+    assert page.index('class="headline"') < page.index("<img") < page.index('class="verdicts"') < page.index("<table")
+    tables = re.findall("<table.*?</table>", page, re.S)
+    heads = [re.findall(r'<th scope="col"[^>]*>([^<]*)<', table) for table in tables[:2]]
+    assert heads[0][0] == heads[1][0] == "model" and len(heads[0]) <= 9 and not set(heads[0][1:]) & set(heads[1][1:])
+    assert {"lift", "GUS", "accuracy (%)"} <= set(heads[0]) and {"ASR", "p", "KL"} <= set(heads[1])
+    assert page.index("<details") < page.index(tables[1]) < page.index("</details>")
 
 
 def test_markdown_and_html_give_the_same_numbers(run_dir, blank_plots):
     write_report(run_dir)
     markdown, page = ((run_dir / name).read_text() for name in ("report.md", "report.html"))
     row = next(line for line in markdown.splitlines() if line.startswith("| kl |"))
-    shown = re.search(r'<th scope="row"><a href="report/kl.html">kl</a></th>(.*?)</tr>', page, re.S).group(1)
-    shown = re.sub(r"\s+", " ", re.sub("<[^>]+>", " ", shown)).strip()
+    parts = re.findall(r'<th scope="row"><a href="report/kl.html">kl</a></th>(.*?)</tr>', page, re.S)
+    assert len(parts) == 2  # what stands on the page, and what is shown on demand
+    shown = re.sub(r"\s+", " ", re.sub("<[^>]+>", " ", " ".join(parts))).strip()
     figures = r"−?\d[\d.e−]*"
     assert sorted(re.findall(figures, row)) == sorted(re.findall(figures, html.unescape(shown)))
 
@@ -93,7 +109,7 @@ def test_user_text_is_escaped(run_dir, blank_plots):
     ("drop", "left"),
     [
         (("gus",), ["lift_vs_utility", "cost"]),
-        (("attack",), ["gaussian_scores", "gaussian_roc", "gus_vs_utility", "cost"]),
+        (("attack",), ["gus_vs_utility", "gaussian_scores", "gaussian_roc", "cost"]),
     ],
 )
 def test_an_absent_poison_leaves_its_plots_out(make_run, drop, left, blank_plots):

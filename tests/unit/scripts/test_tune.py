@@ -117,6 +117,7 @@ SEARCHED = {
     "quickstart-rewind": {"rewind"},
     "quickstart-kfac-step": {"kfac_step"},
     "quickstart-newer": NEWER,
+    "smollm2-lora": {"grad_diff", "npo"},
 }
 
 
