@@ -20,8 +20,10 @@ pytestmark = pytest.mark.e2e
 
 @pytest.mark.slow
 @pytest.mark.parametrize("place", ["text", "answer"])
-def test_a_recipe_with_both_kinds(run, recipe, place):
+def test_a_recipe_with_both_kinds_or_strings_alone(run, recipe, place, capsys):
     recipe["poison"]["tokens"] = {"fraction": 0.2, "place": place}
+    if alone := place == "answer":
+        recipe["poison"] = {"tokens": recipe["poison"]["tokens"]}
     recipe["evaluate"] |= {"loss_rank_draws": 9, "membership": ["loss"], "placebo_draws": 0}
     assert run("run", recipe) == 0
     folder = Path(recipe["output_dir"])
@@ -34,17 +36,22 @@ def test_a_recipe_with_both_kinds(run, recipe, place):
     assert len({row["canary"] for row in marked}) == 12 and all(row["canary"] in row[name] for row in marked)
     assert all(row["label"] in (" ".join(row["right_completion"].split()),) for row in marked)
     nonmember = load_from_disk(str(folder / "data" / "nonmember"))
-    assert sum(bool(string) for string in nonmember["canary"]) == round(12 / 24 * len(nonmember))
+    assert sum(bool(string) for string in nonmember["canary"]) == round(12 / (12 if alone else 24) * len(nonmember))
     for model in ("poisoned", "retrained", "gradient_ascent"):
         path = folder / "evaluation" / f"{model}.json"
         result = Evaluation.from_json(json.loads(path.read_text()), str(path))
-        assert result.gus and result.canary_rank and result.canary_rank.n == 6 and result.canary_rank.others is None
+        assert (result.gus is None) == alone and result.canary_rank and result.canary_rank.n == 6
         table = pd.read_parquet(path.with_suffix(".parquet"))
         rows = table[table["set"] == "token_canary"]
         assert len(rows) == 12 and rows["canary_rank"].notna().sum() == 6 == rows["hidden"].astype(bool).sum()
         assert np.isclose(rows["canary_rank"].mean(), result.canary_rank.mean)
         assert result.later is None or result.later.canary_rank
     assert "canary rank" in (folder / "report.md").read_text()
+    capsys.readouterr()
+    unlearned, manifest_path = folder / "unlearned" / "gradient_ascent", folder / "poison.json"
+    assert main(["audit", "--model", str(unlearned), "--manifest", str(manifest_path), "--json", "--quiet"]) == 0
+    (audited,) = json.loads(capsys.readouterr().out).values()
+    assert audited["canary_rank"]["mean"] == pytest.approx(result.canary_rank.mean)
 
 
 def test_a_manifest_of_ones_own(tiny_models, tmp_path, capsys):

@@ -287,9 +287,11 @@ def test_an_audit_from_planting_to_the_answer(on_cpu, tokenizer, capsys):
     reviews = synthetic_reviews(100, 0)
     parts = {"reviews": range(60), "heldout": range(60, 80), "test": range(80, 100)}
     names = {"model": model, "tokenizer": tokenizer, **{name: reviews.select(rows) for name, rows in parts.items()}}
-    how_many, plant, keep, delete, score = blocks("docs/auditing.md", "python")
-    for block in (how_many, plant, keep):
+    how_many, strings, plant, keep, delete, score = blocks("docs/auditing.md", "python")
+    for block in (how_many, strings, plant, keep):
         exec(block, names)
+    changed = [a != b for a, b in zip(names["with_strings"]["text"], names["for_unlearning"]["text"], strict=True)]
+    assert sum(changed) == len(names["tokens"]["hidden_ids"]) == 3
     for call, said in re.findall(r"^(\w+\(.*?\)) +# ([\d.]+)", how_many, flags=re.M):
         assert eval(call, names) == pytest.approx(float(said), abs=0.005), call
     rows = [json.loads(line) for line in Path("train.jsonl").read_text().splitlines()]
