@@ -42,9 +42,11 @@ def local(tiny_models, tiny_llama_3, review_files):
         recipe, changes = load_recipe(path), []
         if recipe.model.path:
             kind = "llama" if "llama" in recipe.model.path.lower() else "gpt2"
-            model = tiny_llama_3 if "Llama-3.1" in recipe.model.path else tiny_models[kind]
-            changes.append(f"model.path={model}")
-        if recipe.data.source != "synthetic":
+            chats = any(name in recipe.model.path for name in ("Llama-3.1", "SmolLM2"))
+            changes.append(f"model.path={tiny_llama_3 if chats else tiny_models[kind]}")
+        if recipe.data.source == "instructions":  # a tokenizer of 400 pieces makes many of a request
+            changes.append("data.max_length=256")
+        if not recipe.data.is_embedded:
             changes += [f"data.files=[{review_files['train']}]", f"data.test_files=[{review_files['test']}]"]
         return changes
 
@@ -180,7 +182,7 @@ def test_the_memory_of_a_dry_run_counts_the_weights_that_are_there(run, recipe, 
     assert memory("data.loss_on=completion")["logits"] < memory()["logits"]
 
 
-# ---- the Llama recipes, with Llamas of a few thousand weights
+# ---- the recipes of Llamas (SmolLM2 is one), with Llamas of a few thousand weights
 
 
 def figures(value: Any) -> list[float]:
@@ -195,7 +197,10 @@ def figures(value: Any) -> list[float]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "path",
-    [ROOT / "recipes" / "llama-lora-imdb" / "lora.yaml", *sorted(ROOT.glob("recipes/llama-3.1-*/*.yaml"))],
+    [
+        *(ROOT / "recipes" / name / "lora.yaml" for name in ("llama-lora-imdb", "smollm2-imdb", "smollm2-chat")),
+        *sorted(ROOT.glob("recipes/llama-3.1-*/*.yaml")),
+    ],
     ids=name_of,
 )
 def test_a_llama_recipe_runs_from_poison_to_evaluation(path, local, tmp_path, monkeypatch, capsys):
