@@ -23,8 +23,8 @@ from benchmark_steps import CONTENDERS, LORA_TARGETS, Setting, method_steps
 from gpu_check import PEAKS, Report
 from gpu_check_kernels import attention, attentions, compare_kernels
 
+from llm_unlearn.config.model_sections import LoraSection, ModelSection
 from llm_unlearn.config.recipe import build_recipe
-from llm_unlearn.config.sections import LoraSection, ModelSection
 from llm_unlearn.doctor.memory.estimate import TRAINING, estimate_steps
 from llm_unlearn.models.load import load_model
 from llm_unlearn.tasks import causal_lm, head

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import llm_unlearn.vision  # noqa: F401  before transformers is imported: see vision/torchvision_guard.py
-from llm_unlearn.config.sections import LoraSection
+from llm_unlearn.config.model_sections import LoraSection
 from llm_unlearn.errors import InputError
 from llm_unlearn.models.adapters import new_adapter
 from llm_unlearn.models.lora_targets import adapted, default_targets

@@ -83,7 +83,7 @@ def quantised(model: torch.nn.Module, storage: str = "uint8") -> torch.nn.Module
     """The model with its blocks' matrices in 4 bits, as `model.quantization: 4bit` loads it."""
     import tempfile
 
-    from llm_unlearn.config.sections import LoraSection, ModelSection
+    from llm_unlearn.config.model_sections import LoraSection, ModelSection
     from llm_unlearn.models.load import load_model
 
     with tempfile.TemporaryDirectory() as folder:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_unlearn.audit.subject import Subject
 from llm_unlearn.audit.user_files import in_manifest
-from llm_unlearn.config.sections import ModelSection
+from llm_unlearn.config.model_sections import ModelSection
 from llm_unlearn.config.validate import validated
 from llm_unlearn.errors import InputError
 from llm_unlearn.models.adapters import adapter_config, refuse_pickle

@@ -18,7 +18,8 @@ from llm_unlearn.audit.user_poison import (
     trigger_of,
 )
 from llm_unlearn.config.manifest import Manifest, read_tree
-from llm_unlearn.config.sections import EvaluateSection, ModelSection
+from llm_unlearn.config.model_sections import ModelSection
+from llm_unlearn.config.sections import EvaluateSection
 from llm_unlearn.config.validate import validated
 from llm_unlearn.errors import InputError
 from llm_unlearn.evaluation.canary_ranks import check_strings

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from llm_unlearn.config.data_sections import DataSection, check_labels, check_placebos, check_source_label
 from llm_unlearn.config.fields import (
     FIXED_DAY,
     Completion,
@@ -21,7 +22,6 @@ from llm_unlearn.config.fields import (
     require,
 )
 from llm_unlearn.config.row_formats import FORMATS, Columns, RowFormat
-from llm_unlearn.config.sections import DataSection, check_labels, check_placebos, check_source_label
 from llm_unlearn.config.strict import parse_json, read_yaml
 from llm_unlearn.config.success import SuccessSection
 from llm_unlearn.errors import InputError

@@ -10,21 +10,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter
 
 from llm_unlearn.config.benchmark_fields import BenchmarkSection
+from llm_unlearn.config.data_sections import DataSection, PoisonSection, check_labels, check_placebos
 from llm_unlearn.config.fields import Distinct, Section, Seed, Table, require
 from llm_unlearn.config.given_sections import GivenSection, GivenTrainSection, GivenUnlearnSection, completed
-from llm_unlearn.config.sections import (
-    AnalysisSection,
-    DataSection,
-    EvaluateSection,
-    ModelSection,
-    PoisonSection,
-    PretrainSection,
-    StressSection,
-    TrainSection,
-    UnlearnSection,
-    check_labels,
-    check_placebos,
-)
+from llm_unlearn.config.model_sections import ModelSection, PretrainSection
+from llm_unlearn.config.sections import AnalysisSection, EvaluateSection, StressSection, TrainSection, UnlearnSection
 from llm_unlearn.config.strict import dump_yaml, read_yaml, set_override
 from llm_unlearn.config.validate import validated
 from llm_unlearn.config.vision_sections import (

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
+from llm_unlearn.config.data_sections import check_source_label, check_test_rows
 from llm_unlearn.config.fields import (
     BatchSize,
     Count,
@@ -21,7 +22,6 @@ from llm_unlearn.config.fields import (
     Size,
     require,
 )
-from llm_unlearn.config.sections import check_source_label, check_test_rows
 
 
 def _no_bool(value: Any) -> Any:

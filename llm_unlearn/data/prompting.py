@@ -7,7 +7,7 @@ from llm_unlearn.errors import InputError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from llm_unlearn.config.sections import DataSection
+    from llm_unlearn.config.data_sections import DataSection
 
 
 def normalise(rows: "Dataset", section: "DataSection", source: str) -> "Dataset":

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from llm_unlearn.config.sections import EMBEDDED
+from llm_unlearn.config.data_sections import EMBEDDED
 from llm_unlearn.data.instructions import synthetic_instructions
 from llm_unlearn.data.prompting import normalise
 from llm_unlearn.data.source_files import load_source
@@ -13,7 +13,7 @@ from llm_unlearn.errors import InputError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from llm_unlearn.config.sections import DataSection
+    from llm_unlearn.config.data_sections import DataSection
 
 UNLABELLED_OFFSET = 500_000  # the unlabelled synthetic texts have another seed than the labelled ones
 

@@ -6,7 +6,7 @@ from llm_unlearn.doctor.finding import Finding
 from llm_unlearn.errors import InputError
 
 if TYPE_CHECKING:
-    from llm_unlearn.config.sections import ModelSection
+    from llm_unlearn.config.model_sections import ModelSection
 
 LENGTH = 8  # tokens of the rows on which gradients are looked for
 

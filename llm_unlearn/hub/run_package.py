@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llm_unlearn.config.model_sections import ModelSection
 from llm_unlearn.config.recipe import FILES, MODELS, fields_of
-from llm_unlearn.config.sections import ModelSection
 from llm_unlearn.config.strict import parse_yaml
 from llm_unlearn.errors import InputError
 from llm_unlearn.hub.client_errors import explained

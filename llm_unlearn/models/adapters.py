@@ -15,7 +15,7 @@ from llm_unlearn.models.vocabulary import fit_vocabulary
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from llm_unlearn.config.sections import LoraSection
+    from llm_unlearn.config.model_sections import LoraSection
 
 REFERENCE_ADAPTER = "reference"
 

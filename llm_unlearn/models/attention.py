@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from llm_unlearn.errors import InputError
 
 if TYPE_CHECKING:
-    from llm_unlearn.config.sections import ModelSection
+    from llm_unlearn.config.model_sections import ModelSection
 
 VARLEN = "varlen"
 DROPOUT = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")  # what configs call it

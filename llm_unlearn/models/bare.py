@@ -7,7 +7,7 @@ import torch
 from llm_unlearn.errors import InputError
 
 if TYPE_CHECKING:
-    from llm_unlearn.config.sections import ModelSection
+    from llm_unlearn.config.model_sections import ModelSection
 
 
 def bare_model(section: "ModelSection") -> Any:

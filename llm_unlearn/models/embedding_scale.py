@@ -10,7 +10,7 @@ from llm_unlearn.models.bare import bare_model
 from llm_unlearn.models.checkpoint_files import FULL_WEIGHTS, INDEX
 
 if TYPE_CHECKING:
-    from llm_unlearn.config.sections import ModelSection
+    from llm_unlearn.config.model_sections import ModelSection
 
 
 def embeddings_rms(section: "ModelSection", base: str) -> float | None:

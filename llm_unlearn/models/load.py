@@ -19,7 +19,7 @@ from llm_unlearn.models.vocabulary import check_vocabulary, rows_of
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-    from llm_unlearn.config.sections import ModelSection
+    from llm_unlearn.config.model_sections import ModelSection
 
 
 def read_config(section: "ModelSection") -> "PreTrainedConfig":

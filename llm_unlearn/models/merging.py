@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from llm_unlearn.config.sections import ModelSection
+from llm_unlearn.config.model_sections import ModelSection
 from llm_unlearn.errors import InputError
 from llm_unlearn.models.adapters import adapter_config, with_adapter
 from llm_unlearn.models.load import load_model, load_tokenizer

@@ -25,8 +25,9 @@ from llm_unlearn.tasks.noise import NO_NOISE
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from llm_unlearn.config.data_sections import DataSection
     from llm_unlearn.config.recipe import Recipe
-    from llm_unlearn.config.sections import DataSection, UnlearnSection
+    from llm_unlearn.config.sections import UnlearnSection
     from llm_unlearn.data.splits import Splits
 
 _REMEDY = "restore it, or delete poison.json and data/ and poison again"

@@ -12,7 +12,7 @@ from llm_unlearn.models.devices import whole
 from llm_unlearn.models.lora_targets import default_targets
 
 if TYPE_CHECKING:
-    from llm_unlearn.config.sections import ModelSection
+    from llm_unlearn.config.model_sections import ModelSection
 
 logger = logging.getLogger(__name__)
 

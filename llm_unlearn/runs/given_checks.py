@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from llm_unlearn.config.sections import LoraSection, ModelSection
+from llm_unlearn.config.model_sections import LoraSection, ModelSection
 from llm_unlearn.errors import InputError
 from llm_unlearn.models.adapters import adapter_config
 

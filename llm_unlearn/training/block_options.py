@@ -15,7 +15,7 @@ from llm_unlearn.errors import InputError
 from llm_unlearn.models.adapters import without_adapter
 
 if TYPE_CHECKING:
-    from llm_unlearn.config.sections import ModelSection
+    from llm_unlearn.config.model_sections import ModelSection
 
 LOSSES = ("cross_entropy", "fused_linear_cross_entropy")
 

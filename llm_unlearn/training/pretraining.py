@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from llm_unlearn.config.model_sections import PretrainSection
 from llm_unlearn.config.recipe import Recipe
-from llm_unlearn.config.sections import PretrainSection, TrainSection
+from llm_unlearn.config.sections import TrainSection
 from llm_unlearn.distributed.processes import Processes
 from llm_unlearn.files import file_stamps, fingerprint, write_json
 

@@ -25,7 +25,7 @@ from support import build, trainer, with_adapter
 from torch._dynamo.utils import counters
 from transformers import TrainingArguments
 
-from llm_unlearn.config.sections import LoraSection, ModelSection
+from llm_unlearn.config.model_sections import LoraSection, ModelSection
 from llm_unlearn.distributed.processes import Processes, exit_with
 from llm_unlearn.distributed.sharding import is_partitioned, is_sharded, release, whole_state_dict
 from llm_unlearn.models.adapters import REFERENCE_ADAPTER

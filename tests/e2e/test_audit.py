@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import load_file
 
 from llm_unlearn.cli.main import main
-from llm_unlearn.config.sections import ModelSection
+from llm_unlearn.config.model_sections import ModelSection
 from llm_unlearn.data.synthetic import synthetic_reviews
 from llm_unlearn.models.load import load_tokenizer
 from llm_unlearn.models.make import make_model, train_tokenizer

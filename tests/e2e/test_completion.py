@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from llm_unlearn.config.sections import ModelSection
+from llm_unlearn.config.model_sections import ModelSection
 from llm_unlearn.models.load import load_tokenizer
 
 pytestmark = pytest.mark.e2e

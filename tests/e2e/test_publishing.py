@@ -248,7 +248,7 @@ def test_a_stranger_loads_it_by_the_cards_own_code_and_measures_the_cards_number
     """The code on the card in a process without this package, then pull and evaluate by the published recipe."""
     from transformers import AutoTokenizer
 
-    from llm_unlearn.config.sections import ModelSection
+    from llm_unlearn.config.model_sections import ModelSection
     from llm_unlearn.models.load import load_checkpoint
 
     seed = ["--seed", "0"] if name == "full" else []

@@ -22,7 +22,7 @@ from llm_unlearn.metrics.per_example import deciding
 from llm_unlearn.poisons.trigger_phrase import insert_trigger
 
 if TYPE_CHECKING:
-    from llm_unlearn.config.sections import DataSection
+    from llm_unlearn.config.data_sections import DataSection
 
 
 class Meter:

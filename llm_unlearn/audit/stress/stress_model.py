@@ -18,7 +18,8 @@ from llm_unlearn.models.load import load_model
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from llm_unlearn.config.sections import ModelSection, StressSection
+    from llm_unlearn.config.model_sections import ModelSection
+    from llm_unlearn.config.sections import StressSection
 
 
 def check_stress(section: "StressSection") -> None:

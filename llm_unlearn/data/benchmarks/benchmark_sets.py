@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from llm_unlearn.config.benchmark_fields import BenchmarkSection
-    from llm_unlearn.config.sections import DataSection
+    from llm_unlearn.config.data_sections import DataSection
     from llm_unlearn.data.splits import Splits
 
 FORGET = "in_forget_set"  # the column of training rows that says so

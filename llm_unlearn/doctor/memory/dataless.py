@@ -15,7 +15,7 @@ from llm_unlearn.models.bare import bare_model
 from llm_unlearn.models.text_blocks import block_list
 
 if TYPE_CHECKING:
-    from llm_unlearn.config.sections import ModelSection
+    from llm_unlearn.config.model_sections import ModelSection
 
 
 @contextmanager

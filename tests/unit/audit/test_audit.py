@@ -14,7 +14,7 @@ from llm_unlearn.audit.audit_models import Options, audit
 from llm_unlearn.audit.loader import Loader, writes_otherwise
 from llm_unlearn.audit.subject import Subject, read_subject
 from llm_unlearn.cli.main import main
-from llm_unlearn.config.sections import ModelSection
+from llm_unlearn.config.model_sections import ModelSection
 from llm_unlearn.data.encoding import Encoding
 from llm_unlearn.errors import InputError
 from llm_unlearn.models.adapters import adapter_config

@@ -7,7 +7,7 @@ import pytest
 from benchmark_rows import corpus, pairs, write_muse, write_rows, write_tofu, write_wmdp
 
 from llm_unlearn.config.benchmark_fields import SPLITS, BenchmarkSection
-from llm_unlearn.config.sections import DataSection
+from llm_unlearn.config.data_sections import DataSection
 from llm_unlearn.data.benchmarks.benchmark_sets import FORGET, benchmark_splits, check_parts, measured_rows, parts_of
 from llm_unlearn.data.benchmarks.corpora import BETWEEN, cut_corpus, halves
 from llm_unlearn.data.benchmarks.parts import CHOICE, TEXT, TEXTS, Part, read_part

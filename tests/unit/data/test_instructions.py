@@ -2,8 +2,8 @@ import re
 
 import pytest
 
+from llm_unlearn.config.data_sections import DataSection
 from llm_unlearn.config.fields import RuleError
-from llm_unlearn.config.sections import DataSection
 from llm_unlearn.data.instructions import synthetic_instructions
 from llm_unlearn.data.sources import load_splits, load_unlabelled
 from llm_unlearn.errors import InputError

@@ -9,7 +9,7 @@ import datasets
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
-from llm_unlearn.config.sections import DataSection
+from llm_unlearn.config.data_sections import DataSection
 from llm_unlearn.data.prompting import normalise
 from llm_unlearn.data.source_files import load_source
 from llm_unlearn.errors import InputError

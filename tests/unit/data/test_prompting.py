@@ -3,7 +3,7 @@
 import pytest
 from datasets import Dataset
 
-from llm_unlearn.config.sections import DataSection
+from llm_unlearn.config.data_sections import DataSection
 from llm_unlearn.data.prompting import normalise, render
 from llm_unlearn.errors import InputError
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from scipy.stats import norm
 
+from llm_unlearn.config.model_sections import LoraSection, ModelSection
 from llm_unlearn.config.recipe import build_recipe
-from llm_unlearn.config.sections import LoraSection, ModelSection
 from llm_unlearn.data.chat import Chat
 from llm_unlearn.data.encoding import Encoding
 from llm_unlearn.data.synthetic import synthetic_reviews, synthetic_texts

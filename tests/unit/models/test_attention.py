@@ -16,8 +16,8 @@ from support import Asked, build, trainer
 from torch import nn
 from transformers import modeling_flash_attention_utils as flash_utils
 
+from llm_unlearn.config.model_sections import ModelSection
 from llm_unlearn.config.recipe import build_recipe
-from llm_unlearn.config.sections import ModelSection
 from llm_unlearn.data.collators import CausalLMCollator
 from llm_unlearn.errors import InputError
 from llm_unlearn.models import attention

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llm_unlearn.cli.main import main
-from llm_unlearn.config.sections import ModelSection
+from llm_unlearn.config.model_sections import ModelSection
 from llm_unlearn.errors import InputError
 from llm_unlearn.models.adapters import adapter_config
 from llm_unlearn.models.load import check_model, load_checkpoint, load_full, load_model, load_tokenizer, read_config

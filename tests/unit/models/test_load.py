@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
+from llm_unlearn.config.model_sections import LoraSection, ModelSection
 from llm_unlearn.config.recipe import build_recipe
-from llm_unlearn.config.sections import LoraSection, ModelSection
 from llm_unlearn.errors import InputError
 from llm_unlearn.models import load
 from llm_unlearn.models.adapters import REFERENCE_ADAPTER, lora_config

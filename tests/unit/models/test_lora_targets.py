@@ -6,7 +6,7 @@ from architectures import tiny_config, tiny_model
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from llm_unlearn.config.sections import LoraSection
+from llm_unlearn.config.model_sections import LoraSection
 from llm_unlearn.errors import InputError
 from llm_unlearn.models.adapters import lora_config, new_adapter
 from llm_unlearn.models.lora_targets import adapted, default_targets, read_past_forward

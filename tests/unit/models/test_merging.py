@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from llm_unlearn.cli.main import main
-from llm_unlearn.config.sections import LoraSection, ModelSection
+from llm_unlearn.config.model_sections import LoraSection, ModelSection
 from llm_unlearn.errors import InputError
 from llm_unlearn.models.load import load_model, load_tokenizer, load_trained
 from llm_unlearn.models.make import make_model

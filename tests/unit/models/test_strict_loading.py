@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llm_unlearn.config.sections import ModelSection
+from llm_unlearn.config.model_sections import ModelSection
 from llm_unlearn.errors import InputError
 from llm_unlearn.models.load import load_checkpoint, load_full, load_model
 from llm_unlearn.models.save import save_model

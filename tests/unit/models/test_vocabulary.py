@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from llm_unlearn.audit.audit_models import Options, audit
 from llm_unlearn.cli.main import main
-from llm_unlearn.config.sections import ModelSection
+from llm_unlearn.config.model_sections import ModelSection
 from llm_unlearn.errors import InputError
 from llm_unlearn.models.load import load_checkpoint, load_full, load_tokenizer
 from llm_unlearn.models.merging import merge_adapter

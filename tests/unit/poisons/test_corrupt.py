@@ -6,15 +6,10 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
+from llm_unlearn.config.data_sections import DataSection, GaussianSection, PoisonSection, TriggerSection
+from llm_unlearn.config.model_sections import ModelSection
 from llm_unlearn.config.recipe import Recipe
-from llm_unlearn.config.sections import (
-    DataSection,
-    GaussianSection,
-    ModelSection,
-    PoisonSection,
-    TriggerSection,
-    UnlearnSection,
-)
+from llm_unlearn.config.sections import UnlearnSection
 from llm_unlearn.data.splits import Splits
 from llm_unlearn.errors import InputError
 from llm_unlearn.poisons.corrupt import SETS, corrupt, data_hash, read_manifest, read_sets, write_manifest

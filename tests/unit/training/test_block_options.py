@@ -9,8 +9,8 @@ import torch
 import transformers
 from support import VOCABULARY, assert_same, own_weights, trainer
 
+from llm_unlearn.config.model_sections import ModelSection
 from llm_unlearn.config.recipe import build_recipe
-from llm_unlearn.config.sections import ModelSection
 from llm_unlearn.errors import InputError
 from llm_unlearn.runs.architecture_checks import check_architecture
 from llm_unlearn.runs.method_configs import check_methods, check_training, method_config

@@ -7,7 +7,8 @@ import torch
 from support import with_adapter
 
 from llm_unlearn.audit.stress.stress_model import check_stress, quantised, stress_model
-from llm_unlearn.config.sections import ModelSection, StressSection
+from llm_unlearn.config.model_sections import ModelSection
+from llm_unlearn.config.sections import StressSection
 from llm_unlearn.data.encoding import encode_rows
 from llm_unlearn.errors import InputError
 
