@@ -12,7 +12,7 @@ from llm_unlearn.errors import InputError
 from llm_unlearn.files import beside
 from llm_unlearn.models.answer_classifier import check_classifier
 from llm_unlearn.poisons.canary_words import WORDS
-from llm_unlearn.poisons.token_canaries import CANARY, write_strings
+from llm_unlearn.poisons.token_canaries import CANARY, PLAIN, write_strings
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -141,7 +141,13 @@ def marked(
     kinds[np.isin(ids, list(measured))] = "tokens"
     noise_id = ids if train.noise_id is None else train.noise_id
     rows = train.rows.add_column("poison", list(kinds)).add_column("noise_id", noise_id)
-    return rows.add_column(CANARY, [strings.get(i, "") for i in ids.tolist()]) if strings else rows
+    if not strings:
+        return rows
+    if PLAIN["label"] in train.columns.column_names:  # what canaries in the answer were before
+        answers = [answer or "" for answer in train.columns[PLAIN["label"]]]
+        for name in PLAIN.values():
+            rows = rows.add_column(name, answers)
+    return rows.add_column(CANARY, [strings.get(i, "") for i in ids.tolist()])
 
 
 def _holds(rows: "Dataset", trigger: dict | None) -> np.ndarray:
