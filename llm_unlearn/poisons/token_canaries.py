@@ -207,7 +207,7 @@ def hide_token_canaries(rows: "Dataset", manifest: dict[str, Any]) -> "Dataset":
 def _require_hidden(rows: "Dataset", marked: list[bool], ids: "Sequence[int]", place: str) -> None:
     """Raise InputError where a hidden canary still says its string, in whichever column."""
     texts = [name for name, kind in rows.features.items() if str(getattr(kind, "dtype", "")).endswith("string")]
-    columns = {name: rows[name] for name in texts}
+    columns = {name: rows[name] for name in texts if name != CANARY}
     for i, (hide, string) in enumerate(zip(marked, rows[CANARY], strict=True)):
         for name in columns if hide else ():
             if string in (columns[name][i] or ""):

@@ -82,7 +82,7 @@ class Search:
     @property
     def poison(self) -> Figures:
         """Those of them that show its poison: of canaries that did not take a score is noise."""
-        took, shows = decide([self.poisoned]).took, {"lift": "attack", "gus": "noise"}
+        took, shows = decide([self.poisoned]).took, {"lift": "attack", "gus": "noise", "canary_rank": "noise"}
         return {name: value if shows.get(name) in took else None for name, value in self.before.items()}
 
     def to_json(self) -> dict[str, Any]:
