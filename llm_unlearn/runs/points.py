@@ -58,8 +58,8 @@ def figures_of(result: "Evaluation") -> Figures:
 
 def residual(figures: Figures, poisoned: Figures, retrained: Figures | None) -> float:
     """The share of the poison that is left, 0 where none is: the mean, over the poisons that the poisoned model shows,
-    of |lift − lift_retrained| / |lift_poisoned − lift_retrained|, |GUS| / |GUS_poisoned| and likewise of the canary rank.
-    Lower is better; infinite where the poisoned model shows none.
+    of |lift − lift_retrained| / |lift_poisoned − lift_retrained|, |GUS| / |GUS_poisoned| and the same of the canary
+    rank. Lower is better; infinite where the poisoned model shows none.
 
     Args:
         figures: of the model.
