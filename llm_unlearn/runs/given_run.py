@@ -141,6 +141,11 @@ class GivenRun(LanguageRun):
             check_prompts(subject, self.tokenizer)
         train, poison = subject.sets["train"], dict(subject.poison)
         if tokens := poison.get("tokens"):
+            if not self.recipe.evaluate.loss_rank_draws:
+                raise InputError(
+                    "recipe.evaluate.loss_rank_draws: 0 leaves out the one test that token canaries "
+                    f"({path}.tokens) have; give 19 or more"
+                )
             with in_manifest(f"{path}.tokens"):
                 hide_token_canaries(train, tokens)  # refused now where a method would be told what is hidden
         kinds, ids = np.asarray(train["poison"]), np.asarray(train["example_id"])

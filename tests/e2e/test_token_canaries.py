@@ -107,10 +107,13 @@ def test_a_method_on_a_given_model_is_told_no_hidden_string(tiny_models, tmp_pat
         asked = run.tokenizer.decode(row["input_ids"])
         assert (string in asked) == (not hidden) and (string in " ".join(map(str, row.values()))) == (not hidden)
         assert not hidden or plain[row["example_id"]] in asked
+    # no test of planted canaries is left out in silence
+    asked = ["unlearn", "--model", str(tiny_models["gpt2"]), "--manifest", str(path), "--method", "grad_diff"]
+    assert main([*asked, "--out", str(tmp_path / "refused"), "--quiet", "evaluate.loss_rank_draws=0"]) == 2
+    assert "evaluate.loss_rank_draws" in capsys.readouterr().err
     # strings that do not stand where the manifest says cannot be hidden
     other = {"text": "answer", "answer": "text"}[place]
     path.write_text(json.dumps({**manifest, "tokens": {**manifest["tokens"], "place": other}}))
-    asked = ["unlearn", "--model", str(tiny_models["gpt2"]), "--manifest", str(path), "--method", "grad_diff"]
     assert main([*asked, "--out", str(tmp_path / "refused"), "--quiet"]) == 2
     assert f"{path}.tokens" in capsys.readouterr().err
 
