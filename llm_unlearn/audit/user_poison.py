@@ -192,8 +192,10 @@ def poisoned_alike(path: Path, manifest: Manifest, sets: dict[str, "Dataset"], p
             return {"triggered": read_triggered(file, manifest.trigger.column, tried), "nonmember": no_rows()}
         triggered = triggered_rows(test, trigger, manifest.seed) if others else no_rows()
     forgotten = np.isin(train["example_id"], poison["forget_ids"])
-    # A canary may hold the trigger too; what counts is what a membership attack sees in the text.
-    plain = np.where(np.asarray(train["poison"]) == "tokens", "tokens", "other")
+    # A canary may hold the trigger too; what counts is what a membership attack sees in the text, which in a search has
+    # the strings of both halves.
+    strings = train[CANARY] if CANARY in train.column_names else [""] * len(train)
+    plain = np.where(np.array(strings, dtype=object) != "", "tokens", "other")
     kinds = np.where(forgotten, np.where(_holds(train, trigger), "trigger", plain), "kept")
     with in_manifest(str(path)):
         nonmember = twins(heldout, poison, kinds, manifest.seed) if len(heldout) else no_rows()

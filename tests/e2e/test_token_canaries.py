@@ -123,14 +123,18 @@ def test_the_halves_of_a_search_share_no_string_and_hide_all_hidden_ones(tmp_pat
     rows, tokens = plant_token_canaries(rows, fraction=0.4, seed=0, length=4)
     rows.to_json(str(tmp_path / "train.jsonl"))
     synthetic_reviews(8, seed=1).to_json(str(tmp_path / "test.jsonl"))
+    synthetic_reviews(20, seed=2).to_json(str(tmp_path / "heldout.jsonl"))
     manifest = {
         "train": "train.jsonl", "poison": tokens["example_ids"], "prompt": "{text}\nSentiment:", "test": "test.jsonl",
+        "heldout": "heldout.jsonl",
         "verbalizers": {"negative": " negative", "positive": " positive"},
         "tokens": {"seed": tokens["seed"], "hidden": tokens["hidden_ids"]},
     }  # fmt: skip
     path = tmp_path / "manifest.json"
     path.write_text(json.dumps(manifest))
     subjects = {part: read_subject(path, half=Half(part, 0)) for part in ("tuning", "verdict")}
+    # all rows to be forgotten hold a string, and so do all that they are compared with
+    assert all(subjects["verdict"].sets["nonmember"]["canary"])
     ranked = {}
     for part, subject in subjects.items():
         train = subject.sets["train"].to_pandas()
