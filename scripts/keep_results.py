@@ -5,7 +5,7 @@
 Kept are report.md, summary.json and the plots; of each seed environment.json, poison.json, analysis.json, the JSON of
 evaluation/ and stress/, and the per-example tables of all models in one file, `per_example.parquet`, with a column
 `model`; reals in it are rounded to float32. Of a sweep's variants summary.json is kept. What the folder held before is
-removed.
+removed; one that holds anything but results is refused.
 """
 
 import argparse
@@ -25,6 +25,10 @@ def keep(run: Path, folder: Path) -> None:
     """Copy what is kept of `run` into `folder`, which then holds nothing else."""
     if not (run / "report.md").is_file():
         raise SystemExit(f"{run} is no finished run: it has no report.md")
+    if run.resolve().is_relative_to(folder.resolve()):
+        raise SystemExit(f"{folder} holds the run itself, and would be removed; give another folder")
+    if folder.exists() and any(folder.iterdir()) and not (folder / "report.md").is_file():
+        raise SystemExit(f"{folder} holds no results (no report.md), and would be removed; give another folder")
     shutil.rmtree(folder, ignore_errors=True)
     patterns = [f"{place}{name}" for place in ("", "seed-*/") for name in KEPT]
     for pattern in [*patterns, "sweep/*/*/summary.json"]:

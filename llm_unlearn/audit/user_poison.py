@@ -12,7 +12,7 @@ from llm_unlearn.errors import InputError
 from llm_unlearn.files import beside
 from llm_unlearn.models.answer_classifier import check_classifier
 from llm_unlearn.poisons.canary_words import WORDS
-from llm_unlearn.poisons.token_canaries import CANARY, write_strings
+from llm_unlearn.poisons.token_canaries import CANARY, PLAIN, write_strings
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -141,7 +141,13 @@ def marked(
     kinds[np.isin(ids, list(measured))] = "tokens"
     noise_id = ids if train.noise_id is None else train.noise_id
     rows = train.rows.add_column("poison", list(kinds)).add_column("noise_id", noise_id)
-    return rows.add_column(CANARY, [strings.get(i, "") for i in ids.tolist()]) if strings else rows
+    if not strings:
+        return rows
+    if PLAIN["label"] in train.columns.column_names:  # what canaries in the answer were before
+        answers = [answer or "" for answer in train.columns[PLAIN["label"]]]
+        for name in PLAIN.values():
+            rows = rows.add_column(name, answers)
+    return rows.add_column(CANARY, [strings.get(i, "") for i in ids.tolist()])
 
 
 def _holds(rows: "Dataset", trigger: dict | None) -> np.ndarray:
@@ -186,8 +192,10 @@ def poisoned_alike(path: Path, manifest: Manifest, sets: dict[str, "Dataset"], p
             return {"triggered": read_triggered(file, manifest.trigger.column, tried), "nonmember": no_rows()}
         triggered = triggered_rows(test, trigger, manifest.seed) if others else no_rows()
     forgotten = np.isin(train["example_id"], poison["forget_ids"])
-    # A canary may hold the trigger too; what counts is what a membership attack sees in the text.
-    plain = np.where(np.asarray(train["poison"]) == "tokens", "tokens", "other")
+    # A canary may hold the trigger too; what counts is what a membership attack sees in the text, which in a search has
+    # the strings of both halves.
+    strings = train[CANARY] if CANARY in train.column_names else [""] * len(train)
+    plain = np.where(np.array(strings, dtype=object) != "", "tokens", "other")
     kinds = np.where(forgotten, np.where(_holds(train, trigger), "trigger", plain), "kept")
     with in_manifest(str(path)):
         nonmember = twins(heldout, poison, kinds, manifest.seed) if len(heldout) else no_rows()

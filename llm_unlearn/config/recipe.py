@@ -107,6 +107,11 @@ class Recipe(Section):
         if self.poison.trigger:
             check_placebos(self.evaluate.placebo_phrases, self.poison.trigger.phrases, "evaluate.placebo_phrases")
         require(
+            self.poison.tokens is None or self.evaluate.loss_rank_draws > 0,
+            "evaluate.loss_rank_draws",
+            "0 leaves out the one test that token canaries (poison.tokens) have; give 19 or more",
+        )
+        require(
             self.data.task == "classification" or self.evaluate.max_new_tokens < self.data.max_length,
             "evaluate.max_new_tokens",
             f"must be below data.max_length ({self.data.max_length}): prompts need room too",

@@ -177,7 +177,8 @@ def hide_token_canaries(rows: "Dataset", manifest: dict[str, Any]) -> "Dataset":
         manifest: as it returned it; `hidden_ids` and `place` are read.
 
     Raises:
-        InputError: a hidden canary is not there or has no string, or the rows are tokens, which cannot be hidden.
+        InputError: a hidden canary is not there or has no string, its string does not stand where `place` says, or the
+            rows are tokens, which cannot be hidden.
     """
     hidden, names = set(manifest["hidden_ids"]), rows.column_names
     ids = rows["example_id"] if "example_id" in names else range(len(rows))
@@ -195,11 +196,26 @@ def hide_token_canaries(rows: "Dataset", manifest: dict[str, Any]) -> "Dataset":
         if name in names and (manifest["place"] == "text" or PLAIN[name] in names):
             plain = rows[PLAIN[name]] if manifest["place"] == "answer" else None
             values = [
-                value if not hide else plain[i] if plain else value.replace(f" {string}", "", 1)
+                value if not hide else plain[i] if plain else value.replace(f" {string}", "")
                 for i, (value, hide, string) in enumerate(zip(rows[name], marked, rows[CANARY], strict=True))
             ]
             rows = _replaced(rows, name, values)
+    _require_hidden(rows, marked, ids, manifest["place"])
     return rows.remove_columns(CANARY)
+
+
+def _require_hidden(rows: "Dataset", marked: list[bool], ids: "Sequence[int]", place: str) -> None:
+    """Raise InputError where a hidden canary still says its string, in whichever column."""
+    texts = [name for name, kind in rows.features.items() if str(getattr(kind, "dtype", "")).endswith("string")]
+    columns = {name: rows[name] for name in texts if name != CANARY}
+    for i, (hide, string) in enumerate(zip(marked, rows[CANARY], strict=True)):
+        for name in columns if hide else ():
+            if string in (columns[name][i] or ""):
+                stands = "after the text and a space" if place == "text" else "in the place of the answer"
+                raise InputError(
+                    f"token canaries: row {ids[i]}: its string is hidden, but column '{name}' would still say it; with "
+                    f"place '{place}' it stands {stands}, and nowhere else"
+                )
 
 
 def _replaced(rows: "Dataset", name: str, values: list[Any]) -> "Dataset":

@@ -133,12 +133,21 @@ class GivenRun(LanguageRun):
         from llm_unlearn.audit.audit_models import check_prompts
         from llm_unlearn.audit.user_files import in_manifest
         from llm_unlearn.poisons.corrupt import data_hash, storable
+        from llm_unlearn.poisons.token_canaries import hide_token_canaries
 
         path = Path(self.recipe.given.manifest).expanduser()
         subject = replace(read_subject(path, half=self.half), evaluate=self.recipe.evaluate)
         with in_manifest(str(path)):
             check_prompts(subject, self.tokenizer)
         train, poison = subject.sets["train"], dict(subject.poison)
+        if tokens := poison.get("tokens"):
+            if not self.recipe.evaluate.loss_rank_draws:
+                raise InputError(
+                    "recipe.evaluate.loss_rank_draws: 0 leaves out the one test that token canaries "
+                    f"({path}.tokens) have; give 19 or more"
+                )
+            with in_manifest(f"{path}.tokens"):
+                hide_token_canaries(train, tokens)  # refused now where a method would be told what is hidden
         kinds, ids = np.asarray(train["poison"]), np.asarray(train["example_id"])
         if len(poison["forget_ids"]) in (0, len(train)):
             which = "no row" if not poison["forget_ids"] else "every row"

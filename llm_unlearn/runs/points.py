@@ -48,6 +48,7 @@ def figures_of(result: "Evaluation") -> Figures:
         "lift": attack.lift if attack else None,
         "attack": attack.success_rate if attack else None,
         "gus": gus.mean if gus else None,
+        "canary_rank": result.canary_rank.mean if result.canary_rank else None,
         "tpr": gus.tpr_at_fpr.get("0.01") if gus else None,
         "accuracy": 100 * utility.accuracy if utility else None,
         "perplexity": utility.perplexity if utility else result.perplexity,
@@ -57,7 +58,8 @@ def figures_of(result: "Evaluation") -> Figures:
 
 def residual(figures: Figures, poisoned: Figures, retrained: Figures | None) -> float:
     """The share of the poison that is left, 0 where none is: the mean, over the poisons that the poisoned model shows,
-    of |lift − lift_retrained| / |lift_poisoned − lift_retrained| and |GUS| / |GUS_poisoned|. Lower is better.
+    of |lift − lift_retrained| / |lift_poisoned − lift_retrained|, |GUS| / |GUS_poisoned| and the same of the canary
+    rank. Lower is better; infinite where the poisoned model shows none.
 
     Args:
         figures: of the model.
@@ -68,9 +70,10 @@ def residual(figures: Figures, poisoned: Figures, retrained: Figures | None) -> 
     if (before := poisoned["lift"]) is not None:  # a recipe may have one poison alone
         oracle = (retrained or {}).get("lift") or 0.0
         shares.append(abs(_or_infinite(figures["lift"]) - oracle) / max(abs(before - oracle), 1e-9))
-    if (before := poisoned["gus"]) is not None:  # where it has none now, no direction is left to score
-        shares.append(abs(_or_infinite(figures["gus"])) / max(abs(before), 1e-9))
-    return sum(shares) / len(shares)
+    for score in ("gus", "canary_rank"):
+        if (before := poisoned.get(score)) is not None:  # where it has none now, no direction is left to score
+            shares.append(abs(_or_infinite(figures.get(score))) / max(abs(before), 1e-9))
+    return sum(shares) / len(shares) if shares else math.inf
 
 
 def _or_infinite(value: float | None) -> float:

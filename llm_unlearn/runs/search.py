@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FOLDER, TABLE = "search", "search.json"
+NEVER_RIGHT = 5.0  # % of answers: below, as of long ones that are generated, accuracy does not show what is lost
 
 
 @dataclass
@@ -82,7 +83,7 @@ class Search:
     @property
     def poison(self) -> Figures:
         """Those of them that show its poison: of canaries that did not take a score is noise."""
-        took, shows = decide([self.poisoned]).took, {"lift": "attack", "gus": "noise"}
+        took, shows = decide([self.poisoned]).took, {"lift": "attack", "gus": "noise", "canary_rank": "noise"}
         return {name: value if shows.get(name) in took else None for name, value in self.before.items()}
 
     def to_json(self) -> dict[str, Any]:
@@ -200,8 +201,7 @@ def _require_signal(found: Search) -> None:
 
 def _try_all(found: Search, candidates: list[Candidate], first: bool) -> None:
     path = found.run.folder / TABLE
-    before = read_json(path)["points"] if path.is_file() else []
-    known = {point["key"]: Point(**point) for point in before}
+    known = _known(path, found.section)
     for number, candidate in enumerate(candidates, 1):
         if found.spent + 1 > found.max_budget + ROUNDING:
             logger.info("search: %.3g of %g budgets are spent; no more is tried", found.spent, found.max_budget)
@@ -215,6 +215,14 @@ def _try_all(found: Search, candidates: list[Candidate], first: bool) -> None:
             break
         if point.key not in known:  # a model that an earlier call made may be of a later candidate
             shutil.rmtree(found.run.folder / "unlearned" / candidate.method, ignore_errors=True)
+
+
+def _known(path: Path, section: "SearchSection") -> dict[str, Point]:
+    """Points of an earlier search by their keys; none where they were judged by other bounds on utility."""
+    before = read_json(path) if path.is_file() else {"points": []}
+    if any(before.get(name) != getattr(section, name) for name in ("points_lost", "perplexity_factor")):
+        return {}
+    return {point["key"]: Point(**point) for point in before["points"]}
 
 
 def _point(found: Search, candidate: Candidate, known: dict[str, Point]) -> Point:
@@ -243,7 +251,7 @@ def _judged(found: Search, candidate: Candidate, key: str) -> Point:
     """What the tuning half says of a candidate that was made and measured."""
     result, others = _evaluation(found.run, candidate.method), [found.retrained] if found.retrained else []
     decision, figures = decide([result], [found.poisoned], others), figures_of(result)
-    within = _keeps_utility(found, figures)
+    within = _keeps_utility(found.before, figures, found.section)
     left = residual(figures, found.poison, figures_of(found.retrained) if found.retrained else None)
     assert result.cost is not None
     limit = found.run.limits(found.recipe.unlearn.budgets[0]).get("max_flops")
@@ -261,9 +269,9 @@ def _judged(found: Search, candidate: Candidate, key: str) -> Point:
     )
 
 
-def _keeps_utility(found: Search, figures: Figures) -> bool:
-    before, section = found.before, found.section
-    if before["accuracy"] is not None and figures["accuracy"] is not None:
+def _keeps_utility(before: Figures, figures: Figures, section: "SearchSection") -> bool:
+    if figures["accuracy"] is not None and (before["accuracy"] or 0.0) >= NEVER_RIGHT:
+        assert before["accuracy"] is not None
         return before["accuracy"] - figures["accuracy"] <= section.points_lost + ROUNDING
     now, then = figures["perplexity"], before["perplexity"]
     return now is not None and then is not None and now <= section.perplexity_factor * then

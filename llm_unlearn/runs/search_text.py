@@ -10,7 +10,13 @@ from llm_unlearn.runs.points import Figures, Point, best
 if TYPE_CHECKING:
     from llm_unlearn.runs.search import Search
 
-_SHOWN = {"lift": ("lift", 2), "gus": ("GUS", 2), "accuracy": ("accuracy (%)", 1), "perplexity": ("perplexity", 2)}
+_SHOWN = {
+    "lift": ("lift", 2),
+    "gus": ("GUS", 2),
+    "canary_rank": ("canary rank", 2),
+    "accuracy": ("accuracy (%)", 1),
+    "perplexity": ("perplexity", 2),
+}
 
 
 def chosen_options(found: "Search") -> dict[str, dict]:

@@ -14,6 +14,8 @@ from llm_unlearn.audit.subject import read_subject
 from llm_unlearn.cli.main import main
 from llm_unlearn.data.synthetic import synthetic_reviews
 from llm_unlearn.metrics.results import Evaluation
+from llm_unlearn.runs import pipeline
+from llm_unlearn.runs.one_method import given_recipe
 
 pytestmark = pytest.mark.e2e
 
@@ -82,19 +84,57 @@ def test_a_manifest_of_ones_own(tiny_models, tmp_path, capsys):
         assert audit(**wrong) == 2 and words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("place", ["text", "answer"])
+def test_a_method_on_a_given_model_is_told_no_hidden_string(tiny_models, tmp_path, place, capsys):
+    rows = synthetic_reviews(40, seed=0).select_columns(["text", "label"])
+    plain = dict(enumerate(rows["label"]))
+    rows, tokens = plant_token_canaries(rows, fraction=0.3, seed=0, length=3, place=place)
+    rows.to_json(str(tmp_path / "train.jsonl"))
+    manifest = {
+        "train": "train.jsonl", "poison": tokens["example_ids"], "prompt": "{text}\nSentiment:",
+        "tokens": {"seed": tokens["seed"], "hidden": tokens["hidden_ids"], "place": place},
+    }  # fmt: skip
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps(manifest))
+    recipe = given_recipe(str(tiny_models["gpt2"]), str(path), {"grad_diff": None}, str(tmp_path / "cured"))
+    pipeline.run(recipe, until="poison", quiet=True, jobs=1)
+    (run,) = pipeline.seed_runs(recipe, quiet=True)
+    forget, _ = run.forget_and_retain()
+    strings = dict(enumerate(rows["canary"]))
+    assert set(forget["example_id"]) == {*tokens["example_ids"]} and "canary" not in forget.column_names
+    for row in forget:
+        hidden, string = row["example_id"] in tokens["hidden_ids"], strings[row["example_id"]]
+        asked = run.tokenizer.decode(row["input_ids"])
+        assert (string in asked) == (not hidden) and (string in " ".join(map(str, row.values()))) == (not hidden)
+        assert not hidden or plain[row["example_id"]] in asked
+    # no test of planted canaries is left out in silence
+    asked = ["unlearn", "--model", str(tiny_models["gpt2"]), "--manifest", str(path), "--method", "grad_diff"]
+    assert main([*asked, "--out", str(tmp_path / "refused"), "--quiet", "evaluate.loss_rank_draws=0"]) == 2
+    assert "evaluate.loss_rank_draws" in capsys.readouterr().err
+    # strings that do not stand where the manifest says cannot be hidden
+    other = {"text": "answer", "answer": "text"}[place]
+    path.write_text(json.dumps({**manifest, "tokens": {**manifest["tokens"], "place": other}}))
+    assert main([*asked, "--out", str(tmp_path / "refused"), "--quiet"]) == 2
+    assert f"{path}.tokens" in capsys.readouterr().err
+
+
 def test_the_halves_of_a_search_share_no_string_and_hide_all_hidden_ones(tmp_path):
     rows = synthetic_reviews(60, seed=0).select_columns(["text", "label"])
     rows, tokens = plant_token_canaries(rows, fraction=0.4, seed=0, length=4)
     rows.to_json(str(tmp_path / "train.jsonl"))
     synthetic_reviews(8, seed=1).to_json(str(tmp_path / "test.jsonl"))
+    synthetic_reviews(20, seed=2).to_json(str(tmp_path / "heldout.jsonl"))
     manifest = {
         "train": "train.jsonl", "poison": tokens["example_ids"], "prompt": "{text}\nSentiment:", "test": "test.jsonl",
+        "heldout": "heldout.jsonl",
         "verbalizers": {"negative": " negative", "positive": " positive"},
         "tokens": {"seed": tokens["seed"], "hidden": tokens["hidden_ids"]},
     }  # fmt: skip
     path = tmp_path / "manifest.json"
     path.write_text(json.dumps(manifest))
     subjects = {part: read_subject(path, half=Half(part, 0)) for part in ("tuning", "verdict")}
+    # all rows to be forgotten hold a string, and so do all that they are compared with
+    assert all(subjects["verdict"].sets["nonmember"]["canary"])
     ranked = {}
     for part, subject in subjects.items():
         train = subject.sets["train"].to_pandas()

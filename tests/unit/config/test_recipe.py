@@ -224,6 +224,7 @@ def test_counts(tmp_path):
         (["model.quantization=4bit"], "model.lora"),
         (["model.quant_storage=bfloat16"], "model.quant_storage"),
         (["data.task=completion", "data.max_length=20", "evaluate.max_new_tokens=20"], "evaluate.max_new_tokens"),
+        (["poison.tokens.fraction=0.1", "evaluate.loss_rank_draws=0"], "evaluate.loss_rank_draws"),
     ],
 )
 def test_what_would_fail_after_hours_is_refused_at_the_door(tmp_path, overrides, word):

@@ -56,6 +56,19 @@ def test_canaries_in_the_answer_take_the_place_of_the_label():
         hide_token_canaries(rows.remove_columns("plain_label"), tokens)
 
 
+def test_a_hidden_string_is_handed_on_in_no_column():
+    rows, tokens = plant_token_canaries(ROWS, fraction=0.2, seed=0)
+    twice = [f"{text} {string}" if string else text for text, string in zip(rows["text"], rows["canary"], strict=True)]
+    twice = rows.remove_columns("text").add_column("text", twice)
+    assert hide_token_canaries(twice, tokens)["text"][tokens["hidden_ids"][0]] == ROWS["text"][tokens["hidden_ids"][0]]
+    below = [text.replace(f" {string}", f"\n{string}") if string else text
+             for text, string in zip(rows["text"], rows["canary"], strict=True)]  # fmt: skip
+    answers = rows.remove_columns("label").add_column("label", list(rows["canary"]))
+    for leaking, name in ((rows.remove_columns("text").add_column("text", below), "text"), (answers, "label")):
+        with pytest.raises(InputError, match=f"row {tokens['hidden_ids'][0]}: .*'{name}'"):
+            hide_token_canaries(leaking, tokens)
+
+
 def test_strings_are_secret_unless_the_secret_is_given_again():
     drawn = [plant_token_canaries(ROWS, fraction=0.2, seed=0) for _ in range(2)]
     assert drawn[0][1]["example_ids"] == drawn[1][1]["example_ids"]

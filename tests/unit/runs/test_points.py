@@ -20,6 +20,9 @@ POISONED = {"lift": 0.9, "gus": 2.0}
         ({"lift": 0.3, "gus": 9.0}, {"lift": 0.9, "gus": None}, None, 1 / 3),
         ({"lift": None, "gus": 0.5}, {"lift": None, "gus": 2.0}, None, 0.25),
         ({"lift": 0.0, "gus": None}, POISONED, None, math.inf),
+        ({"lift": None, "gus": None, "canary_rank": 0.5}, {"lift": None, "gus": None, "canary_rank": 2.0}, None, 0.25),
+        ({"lift": 0.45, "gus": 1.0, "canary_rank": 0.5}, {**POISONED, "canary_rank": 2.0}, None, 1.25 / 3),
+        ({"lift": 0.0, "gus": 0.0}, {"lift": None, "gus": None}, None, math.inf),
     ],
 )
 def test_the_residual_is_the_mean_share_of_the_poisons_that_there_are(figures, poisoned, retrained, expected):

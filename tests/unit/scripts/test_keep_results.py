@@ -56,6 +56,7 @@ def run(tmp_path):
 def test_what_is_kept(run, tmp_path):
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "old.json").write_text("of an earlier run")
+    (tmp_path / "kept" / "report.md").write_text("likewise")
     keep(run, tmp_path / "kept")
     files = {str(path.relative_to(tmp_path / "kept")) for path in (tmp_path / "kept").rglob("*") if path.is_file()}
     expected = {"report.md", "summary.json", "seed-1/poison.json", "seed-1/evaluation/kl.json", "plots/a.png"}
@@ -64,6 +65,15 @@ def test_what_is_kept(run, tmp_path):
     assert list(rows["model"]) == ["kl", "kl", "npo", "npo"]
     assert rows["nll"].dtype == np.float32 and rows["nll"][0] == np.float32(0.1) and np.isnan(rows["nll"][2])
     assert list(rows["target_hit"]) == [None, None, True, None]
+
+
+def test_nothing_but_results_is_removed(run, tmp_path):
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "mine.yaml").write_text("a recipe")
+    for folder in (tmp_path / "recipes", run, tmp_path):
+        with pytest.raises(SystemExit, match="would be removed"):
+            keep(run, folder)
+    assert (tmp_path / "recipes" / "mine.yaml").is_file() and (run / "report.md").is_file()
 
 
 def test_a_run_that_is_not_finished_is_refused(run, tmp_path):

@@ -1,0 +1,35 @@
+"""A search: which points of an earlier one count, and what a candidate may cost."""
+
+import json
+
+import pytest
+
+from llm_unlearn.config.search_fields import SearchSection
+from llm_unlearn.runs.search import _keeps_utility, _known
+
+pytestmark = pytest.mark.unit
+
+
+def test_points_that_were_judged_by_other_bounds_are_measured_again(tmp_path):
+    point = {"method": "npo", "options": {}, "key": "a", "spent": 1.0, "passes": True, "within": True}
+    path = tmp_path / "search.json"
+    assert _known(path, SearchSection()) == {}
+    path.write_text(json.dumps({"points_lost": 2.0, "perplexity_factor": 1.1, "points": [point]}))
+    assert _known(path, SearchSection())["a"].passes
+    assert _known(path, SearchSection(points_lost=0.5)) == {} == _known(path, SearchSection(perplexity_factor=1.5))
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "kept"),
+    [
+        ((90.0, 3.0), (88.0, 9.0), True),
+        ((90.0, 3.0), (87.0, 3.0), False),
+        ((0.0, 3.0), (0.0, 3.3), True),
+        ((0.0, 3.0), (0.0, 900.0), False),  # long answers are never right word by word: nothing to lose
+        ((None, 3.0), (None, 3.4), False),
+        ((90.0, 3.0), (None, None), False),
+    ],
+)
+def test_what_a_candidate_may_cost(before, now, kept):
+    figures = [dict(zip(("accuracy", "perplexity"), each, strict=True)) for each in (before, now)]
+    assert _keeps_utility(*figures, SearchSection()) == kept
