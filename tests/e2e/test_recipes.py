@@ -46,7 +46,7 @@ def local(tiny_models, tiny_llama_3, review_files):
             changes.append(f"model.path={tiny_llama_3 if chats else tiny_models[kind]}")
         if recipe.data.source == "instructions":  # a tokenizer of 400 pieces makes many of a request
             changes.append("data.max_length=256")
-        if not recipe.data.is_embedded:
+        if not getattr(recipe.data, "is_embedded", False):  # images have no such source
             changes += [f"data.files=[{review_files['train']}]", f"data.test_files=[{review_files['test']}]"]
         return changes
 
