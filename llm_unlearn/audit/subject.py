@@ -1,6 +1,6 @@
 """The subject of an audit: the sets, the manifest in the form of poison.json, and how rows become tokens."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -178,7 +178,9 @@ def _of_user(path: Path, manifest: Manifest, half: Half | None = None) -> Subjec
         poison["tokens"] = tokens
     with in_manifest(f"{path}.tokens"):
         if tokens and half is not None and set(strings) & set(forget):
-            measured, _ = half.canaries(measured, set(forget), tokens["hidden_ids"])
+            planted, deleted, hidden = measured, set(forget), tokens["hidden_ids"]
+            measured, _ = half.canaries(planted, deleted, hidden)
+            tokens["hidden_ids"] = hidden or [i for i in planted if i in deleted]  # no method sees either half's
         sets = {"train": marked(train, forget, canaries, trigger, strings, measured)}
     for name in ("heldout", "test"):
         file = getattr(manifest, name)
@@ -186,7 +188,7 @@ def _of_user(path: Path, manifest: Manifest, half: Half | None = None) -> Subjec
             read = read_test if name == "test" else read_other
             sets[name] = read(beside_manifest(file), manifest) if file else no_rows()
             if half is not None and name == "test":  # before anything is made of these rows
-                sets[name] = sets[name].select(half.positions(len(sets[name]), "test rows"))
+                sets[name] = _half_of(sets[name], half)
     notes = []
     if len(sets["test"]) and not len(never_trained_on(sets["test"], sets["train"])[0]):
         raise InputError(f"{path}.test: every row of {manifest.test} is in {manifest.train} too; give other rows")
@@ -219,3 +221,11 @@ def _of_user(path: Path, manifest: Manifest, half: Half | None = None) -> Subjec
         ),
         template=manifest.prompt,
     )
+
+
+def _half_of(test: "Dataset", half: Half) -> "Dataset":
+    """One half of the test rows; the verdict half is without those whose text is in the tuning half too."""
+    mine = test.select(half.positions(len(test), "test rows"))
+    if half.part == "tuning":
+        return mine
+    return never_trained_on(mine, test.select(replace(half, part="tuning").positions(len(test), "test rows")))[0]

@@ -85,8 +85,8 @@ class ManifestTokens(Section):
     """what strings were drawn from, word by word; null: the list of `plant_token_canaries`"""
     place: Literal["text", "answer"] = "text"
     """where the string stands: after the text, or in the place of the answer"""
-    seed: NoiseSeed = 0
-    """of the fresh strings that it is ranked among"""
+    seed: NoiseSeed
+    """of the fresh strings that it is ranked among, as `plant_token_canaries` returned it; keep it secret"""
     ids: Annotated[list[RowId], Field(min_length=1)] | str | None = None
     """which rows, as in `poison`; null: all rows of `poison` that have a string"""
     hidden: Annotated[list[RowId], Field(min_length=1)] | str | None = None

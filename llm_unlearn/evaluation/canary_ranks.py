@@ -61,6 +61,11 @@ def check_strings(rows: "Dataset", words: list[str], place: str) -> None:
                 f"{place}: row {row['example_id']}: '{unknown[0]}' is none of the words that strings are drawn from; "
                 "say them in tokens.words"
             )
+        if len(string.split(" ")) < 3:
+            raise InputError(
+                f"{place}: row {row['example_id']}: its string '{string}' has under three words, which may stand in a "
+                "text by chance; leave the row out of tokens.ids"
+            )
         if string not in f"{row['prompt']}\n{row['completion']}":
             raise InputError(
                 f"{place}: row {row['example_id']}: its string '{string}' is neither in the text nor in the answer"

@@ -66,9 +66,11 @@ def plant_token_canaries(
         unlearns.
 
     Raises:
-        InputError: a share, the length or the place is out of range, too few rows are eligible, or two canaries would
-            share a string.
+        InputError: a share, the length or the place is out of range, rows lack the label that a string is to replace,
+            too few rows are eligible, or two canaries would share a string.
     """
+    if place == "answer" and "label" not in rows.column_names:
+        raise InputError("plant_token_canaries: place 'answer' takes the place of a label; rows have no column 'label'")
     secret = secret or secrets.token_hex(16)
     rows, manifest = choose_token_canaries(
         rows,

@@ -104,7 +104,10 @@ def test_the_first_that_passes_on_one_half_is_judged_once_on_the_other(there, ca
     assert Path(said["model"]) == there / "cured" / "unlearned" / "simnpo" and Path(said["report"]).is_file()
     assert said["search"]["points"] == found["points"] and 0 < found["spent"] <= 2
     figures = json.loads((there / "cured" / "evaluation" / "simnpo.json").read_text())
-    assert figures["utility"]["n"] == 50 and figures["gus"]["n"] == CANARIES // 2  # the other half
+    test = [" ".join(row["text"].casefold().split()) for row in map(json.loads, (there / "test.jsonl").open())]
+    halves = {part: [test[i] for i in Half(part, 0).positions(100, "rows")] for part in ("tuning", "verdict")}
+    kept = [text for text in halves["verdict"] if text not in halves["tuning"]]  # two texts stand in both
+    assert figures["utility"]["n"] == len(kept) == 48 and figures["gus"]["n"] == CANARIES // 2  # the other half
     assert figures["attack"]["lift"] < 0.2 and figures["mia"] is None
     made = json.loads((there / "cured" / "poison.json").read_text())["gaussian"]["hidden_ids"]
     tuned = json.loads((there / "cured" / "search" / "poison.json").read_text())["gaussian"]["hidden_ids"]

@@ -118,30 +118,34 @@ def test_a_method_on_a_given_model_is_told_no_hidden_string(tiny_models, tmp_pat
     assert f"{path}.tokens" in capsys.readouterr().err
 
 
-def test_the_halves_of_a_search_share_no_string_and_hide_all_hidden_ones(tmp_path):
+@pytest.mark.parametrize("named", [True, False], ids=["hidden named", "none named"])
+def test_the_halves_of_a_search_share_no_string_and_hide_all_that_decide(tmp_path, named):
     rows = synthetic_reviews(60, seed=0).select_columns(["text", "label"])
     rows, tokens = plant_token_canaries(rows, fraction=0.4, seed=0, length=4)
     rows.to_json(str(tmp_path / "train.jsonl"))
-    synthetic_reviews(8, seed=1).to_json(str(tmp_path / "test.jsonl"))
+    test = synthetic_reviews(8, seed=1)
+    twice = test.select([*range(8), *range(8)])  # rows that stand in both halves count in one
+    twice.to_json(str(tmp_path / "test.jsonl"))
     synthetic_reviews(20, seed=2).to_json(str(tmp_path / "heldout.jsonl"))
     manifest = {
         "train": "train.jsonl", "poison": tokens["example_ids"], "prompt": "{text}\nSentiment:", "test": "test.jsonl",
         "heldout": "heldout.jsonl",
         "verbalizers": {"negative": " negative", "positive": " positive"},
-        "tokens": {"seed": tokens["seed"], "hidden": tokens["hidden_ids"]},
+        "tokens": {"seed": tokens["seed"]} | ({"hidden": tokens["hidden_ids"]} if named else {}),
     }  # fmt: skip
     path = tmp_path / "manifest.json"
     path.write_text(json.dumps(manifest))
+    deciding = tokens["hidden_ids" if named else "example_ids"]
     subjects = {part: read_subject(path, half=Half(part, 0)) for part in ("tuning", "verdict")}
     # all rows to be forgotten hold a string, and so do all that they are compared with
     assert all(subjects["verdict"].sets["nonmember"]["canary"])
     ranked = {}
     for part, subject in subjects.items():
         train = subject.sets["train"].to_pandas()
-        assert subject.poison["tokens"]["hidden_ids"] == tokens["hidden_ids"]  # no method sees them in either half
-        ranked[part] = set(train.loc[train["poison"] == "tokens", "example_id"]) & set(tokens["hidden_ids"])
-    assert (
-        ranked["tuning"] | ranked["verdict"] == set(tokens["hidden_ids"]) and not ranked["tuning"] & ranked["verdict"]
-    )
+        assert subject.poison["tokens"]["hidden_ids"] == deciding  # no method sees them in either half
+        ranked[part] = set(train.loc[train["poison"] == "tokens", "example_id"]) & set(deciding)
+    assert ranked["tuning"] | ranked["verdict"] == set(deciding) and not ranked["tuning"] & ranked["verdict"]
     texts = [subject.sets["train"].select_columns(["prompt", "completion"]).to_list() for subject in subjects.values()]
     assert texts[0] == texts[1]
+    seen = [set(subject.sets["test"]["text"]) for subject in subjects.values()]
+    assert seen[0] | seen[1] == set(test["text"]) and not seen[0] & seen[1]

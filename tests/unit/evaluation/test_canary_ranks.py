@@ -103,10 +103,15 @@ def test_scores_do_not_depend_on_the_other_canaries_and_a_collapsed_model_has_no
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"canary": "able xyz"}, "none of the words"), ({"canary": "able above"}, "neither in the text"), ({}, "share")],
+    [
+        ({"canary": "able above xyz"}, "none of the words"),
+        ({"canary": "able above"}, "under three words"),
+        ({"canary": "able above across"}, "neither in the text"),
+        ({}, "share"),
+    ],
 )
 def test_strings_that_would_make_the_test_inexact_are_refused(change, words):
-    row = {"example_id": 3, "prompt": "a text able about", "completion": " good", "canary": "able about"}
+    row = {"example_id": 3, "prompt": "a text able about above", "completion": " good", "canary": "able about above"}
     check_strings(Dataset.from_list([row]), list(WORDS), "m.json.tokens")
     with pytest.raises(InputError, match=words):
         check_strings(Dataset.from_list([row | change, row | change]), list(WORDS), "m.json.tokens")
