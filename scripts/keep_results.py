@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 KEPT = ("report.md", "summary.json", "environment.json", "poison.json", "analysis.json", "evaluation/*.json")
-KEPT += ("stress/*.json", "plots/*.png")
+KEPT += ("stress/*.json",)
 TABLES = "per_example.parquet"
 
 
@@ -31,7 +31,7 @@ def keep(run: Path, folder: Path) -> None:
         raise SystemExit(f"{folder} holds no results (no report.md), and would be removed; give another folder")
     shutil.rmtree(folder, ignore_errors=True)
     patterns = [f"{place}{name}" for place in ("", "seed-*/") for name in KEPT]
-    for pattern in [*patterns, "sweep/*/*/summary.json"]:
+    for pattern in [*patterns, "plots/*.png", "sweep/*/*/summary.json"]:
         for path in run.glob(pattern):
             to = folder / path.relative_to(run)
             to.parent.mkdir(parents=True, exist_ok=True)

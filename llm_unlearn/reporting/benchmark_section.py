@@ -13,7 +13,7 @@ from llm_unlearn.reporting.contents import Plot, Section
 from llm_unlearn.reporting.figures import Bounds, Figure
 from llm_unlearn.reporting.formats import number, p_value
 from llm_unlearn.reporting.run_results import Results
-from llm_unlearn.reporting.style import figure, png, styles
+from llm_unlearn.reporting.style import figure, height_beside_legend, png, styles
 from llm_unlearn.reporting.tables import Column, table_of
 from llm_unlearn.reporting.tradeoff import Point, draw_points, reach
 
@@ -119,7 +119,7 @@ def benchmark_plots(results: Results) -> list[Plot]:
     name = found.name
     across, up = _AXES[name]
     points = {model: point for model in results.names if (point := _point(results, model, across, up))}
-    with figure(5.2) as (fig, axes):
+    with figure(height_beside_legend(len(points), 5.2)) as (fig, axes):
         axis = axes[0, 0]
         draw_points(axis, points, styles(results.names))
         axis.set(xlabel=across[2], ylabel=up[2])

@@ -10,7 +10,7 @@ from llm_unlearn.reporting import figures
 from llm_unlearn.reporting.contents import Plot
 from llm_unlearn.reporting.formats import number, percent
 from llm_unlearn.reporting.run_results import ONE_PERCENT, Results, canary_scores
-from llm_unlearn.reporting.style import MAX_SHOWN, figure, legend_above, png, shown, styles
+from llm_unlearn.reporting.style import MAX_SHOWN, figure, height_beside_legend, legend_above, png, shown, styles
 from llm_unlearn.reporting.tradeoff import cost_plot, tradeoff_plot
 
 _BIN = 0.5
@@ -107,7 +107,7 @@ def scores_plot(scores: dict[str, dict[str, np.ndarray]]) -> bytes:
 def roc_plot(scores: dict[str, dict[str, np.ndarray]]) -> bytes:
     """ROC of the test I > Φ⁻¹(1 − FPR), log axis from 0.001, with the chance line and a line at 1 %."""
     look, caught = styles(list(scores)), {name: recognised(found["deleted"]) for name, found in scores.items()}
-    with figure(max(4.6, 0.205 * len(scores) + 0.7)) as (fig, axes):  # the legend has a line for each
+    with figure(height_beside_legend(len(scores), 4.6)) as (fig, axes):
         axis = axes[0, 0]
         chance = np.logspace(-3, 0, 200)
         axis.plot(chance, 100 * chance, color="#777777", linewidth=1.2, label="chance: no trace")

@@ -80,6 +80,11 @@ def legend_above(fig: Any, axes: Any, columns: int, handlelength: float = 2.0, *
     fig.legend(found.values(), found.keys(), **place)
 
 
+def height_beside_legend(entries: int, least: float) -> float:
+    """Inches that a figure must have for a legend of so many lines beside its axes, at least `least`."""
+    return max(least, 0.205 * entries + 0.7)
+
+
 @contextmanager
 def figure(height: float, rows: int = 1, columns: int = 1, **grid: Any) -> Iterator[tuple[Any, Any]]:
     """A figure of page width with its axes, made without pyplot's global state.

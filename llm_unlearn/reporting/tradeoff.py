@@ -9,7 +9,7 @@ from llm_unlearn.reporting import figures
 from llm_unlearn.reporting.figures import Bounds, Figure
 from llm_unlearn.reporting.formats import number, seconds
 from llm_unlearn.reporting.run_results import Results, Statistic
-from llm_unlearn.reporting.style import Style, figure, png, styles
+from llm_unlearn.reporting.style import Style, figure, height_beside_legend, png, styles
 from llm_unlearn.reporting.verdicts import judge
 
 # what is set against accuracy: its number, its interval, its axis
@@ -30,7 +30,8 @@ def tradeoff_plot(results: Results, effect: str) -> bytes:
     of, bounds, label = _EFFECTS[effect]
     look = styles(results.names)
     points = {name: point for name in results.names if name != "base" and (point := _point(results, name, of, bounds))}
-    with figure(5.2) as (fig, axes):
+    methods = {name.partition("@")[0] for name in points}
+    with figure(height_beside_legend(len(methods), 5.2)) as (fig, axes):
         axis = axes[0, 0]
         draw_points(axis, points, look)
         axis.set(xlabel="accuracy on clean test examples (%), better →", ylabel=label)

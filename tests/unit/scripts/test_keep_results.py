@@ -80,3 +80,25 @@ def test_a_run_that_is_not_finished_is_refused(run, tmp_path):
     (run / "report.md").unlink()
     with pytest.raises(SystemExit, match="no report.md"):
         keep(run, tmp_path / "kept")
+
+
+def test_the_table_of_every_method_is_of_the_results_beside_it():
+    section = (ROOT / "recipes" / "README.md").read_text().split("## Every method")[1].split("\n## ")[0]
+    rows = [line.replace("−", "-").strip("| ").split(" | ") for line in section.splitlines() if line[:1] == "|"][2:]
+    summary = json.loads((ROOT / "recipes" / "quickstart-all-methods-results" / "summary.json").read_text())
+    assert {row[0].strip("`") for row in rows} == summary["models"].keys() and summary["seeds"] == [2, 3, 4, 5, 6]
+    fields = ["attack.success_rate", "attack.clean_rate", "attack.lift", "gus.mean", "loss_rank.mean"]
+    fields += ["utility.accuracy", "utility.perplexity", "mia.loss.auc"]
+    for name, *cells, verdict in rows:
+        figures = summary["models"][name.strip("`")]
+        later = cells.pop(5)
+        if later != "–":
+            known = [figures["later.gus.mean"]["mean"], figures["later.loss_rank.mean"]["mean"]]
+            assert [float(value) for value in later.split(", ")] == pytest.approx(known, abs=0.0051)
+        for field, cell in zip(fields, cells, strict=True):
+            scale, half = (100, 0.051) if field == "utility.accuracy" else (1, 0.0051)
+            mean, sd = map(float, cell.split(" ± "))
+            assert mean == pytest.approx(scale * figures[field]["mean"], abs=half), (name, field)
+            assert sd == pytest.approx(scale * figures[field]["sd"], abs=half), (name, field)
+        if name != "base":
+            assert summary["decisions"][name.strip("`")]["status"] == verdict
