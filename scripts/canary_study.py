@@ -343,7 +343,7 @@ def run(args: argparse.Namespace) -> None:
         measure(study, "base", args.few, 0)
     for name in args.runs:
         rank, rate = RUNS[name]
-        names = {epoch: f"{name}, {epoch} epochs" for epoch in args.epochs}
+        names = {epoch: f"{name}, {epoch} epoch{'s' * (epoch > 1)}" for epoch in args.epochs}
         if all(point in results["points"] for point in names.values()):
             continue
         study, last = Study(args.model, rows, rank), max(args.epochs)

@@ -36,10 +36,15 @@ class Half:
         return sorted((order[:middle] if self.part == "tuning" else order[middle:]).tolist())
 
     def canaries(self, planted: list[int], deleted: set[int], hidden: list[int]) -> tuple[list[int], list[int]]:
-        """The canaries that are measured, and those of them that decide, which are this half of the hidden ones, or of
-        the deleted ones where none is hidden. Those of the other half are plain text.
+        """The canaries that are measured, and those of them that decide: this half of `deciding_ids`. Those of the
+        other half are plain text.
         """
-        deciding = hidden or [i for i in planted if i in deleted]
+        deciding = deciding_ids(planted, deleted, hidden)
         kept = [deciding[k] for k in self.positions(len(deciding), "canaries")]
         other = set(deciding) - set(kept)
         return [i for i in planted if i not in other], kept
+
+
+def deciding_ids(planted: list[int], deleted: set[int], hidden: list[int]) -> list[int]:
+    """The canaries that decide: the hidden ones, or the deleted ones where none is hidden."""
+    return hidden or [i for i in planted if i in deleted]

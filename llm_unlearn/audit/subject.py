@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_unlearn.audit.halves import Half
+from llm_unlearn.audit.halves import Half, deciding_ids
 from llm_unlearn.audit.user_files import NO_LABEL, in_manifest, no_rows, read_other, read_test, read_train
 from llm_unlearn.audit.user_poison import (
     canaries_of,
@@ -178,9 +178,9 @@ def _of_user(path: Path, manifest: Manifest, half: Half | None = None) -> Subjec
         poison["tokens"] = tokens
     with in_manifest(f"{path}.tokens"):
         if tokens and half is not None and set(strings) & set(forget):
-            planted, deleted, hidden = measured, set(forget), tokens["hidden_ids"]
-            measured, _ = half.canaries(planted, deleted, hidden)
-            tokens["hidden_ids"] = hidden or [i for i in planted if i in deleted]  # no method sees either half's
+            planted = measured, set(forget), tokens["hidden_ids"]
+            measured, _ = half.canaries(*planted)
+            tokens["hidden_ids"] = deciding_ids(*planted)  # no method sees either half's
         sets = {"train": marked(train, forget, canaries, trigger, strings, measured)}
     for name in ("heldout", "test"):
         file = getattr(manifest, name)

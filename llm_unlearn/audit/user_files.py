@@ -12,6 +12,7 @@ import numpy as np
 
 from llm_unlearn.config.manifest import Manifest
 from llm_unlearn.data.chat import from_json
+from llm_unlearn.data.columns import with_column
 from llm_unlearn.data.forget import COLUMN, read_forget_ids
 from llm_unlearn.data.readers import shorten
 from llm_unlearn.data.row_forms import MASKS, with_labels
@@ -161,7 +162,7 @@ def read_triggered(path: Path, column: str, test: "Dataset") -> "Dataset":
         if texts[i].strip() == text.strip():
             raise InputError(f"{path}, row {i + 1}, column '{column}': is the text without the trigger; empty it")
     rows = test.filter(lambda i: bool(texts[i].strip()), input_columns="example_id", desc="triggered")
-    return rows.remove_columns("text").add_column("text", [texts[i] for i in chosen])
+    return with_column(rows, "text", [texts[i] for i in chosen])
 
 
 def no_rows() -> "Dataset":
@@ -183,7 +184,7 @@ def _read(path: Path, manifest: Manifest) -> "Dataset":
     if below := manifest.columns.input:
         inputs = [str(record.get(below) or "").strip() for _, record in _records(path)]
         texts = [f"{text}\n{more}" if more else text for text, more in zip(rows["text"], inputs, strict=True)]
-        rows = rows.remove_columns("text").add_column("text", texts)
+        rows = with_column(rows, "text", texts)
     return normalise(rows, manifest.data, str(path))
 
 

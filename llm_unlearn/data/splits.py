@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from llm_unlearn.data.columns import with_column
 from llm_unlearn.errors import InputError
 
 MAX_STRATA = 20  # with more distinct labels, they are free text (completions), not classes
@@ -91,9 +92,7 @@ def split_section(train: Dataset, test: Dataset | None, section: Any, seed: int)
 
 def _with_ids(rows: Dataset, first: int) -> Dataset:
     """The rows with `example_id` counted from `first`."""
-    if "example_id" in rows.column_names:
-        rows = rows.remove_columns("example_id")
-    return rows.add_column("example_id", np.arange(first, first + len(rows), dtype=np.int64))
+    return with_column(rows, "example_id", np.arange(first, first + len(rows), dtype=np.int64))
 
 
 def _columns(name: str, pool: Dataset, test_pool: Dataset | None) -> list[str]:

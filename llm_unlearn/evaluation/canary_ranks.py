@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from llm_unlearn.errors import InputError
 from llm_unlearn.metrics.ranks import rank_score
-from llm_unlearn.poisons.token_canaries import CANARY, fresh_strings, with_string
+from llm_unlearn.poisons.token_canaries import CANARY, fresh_strings, require_distinct, with_string
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -51,8 +51,6 @@ def check_strings(rows: "Dataset", words: list[str], place: str) -> None:
     """Raise InputError where the test would not be exact: a string that is not of these words, that is not in its row,
     or that two rows share.
     """
-    from llm_unlearn.poisons.token_canaries import require_distinct
-
     known = set(words)
     for row in rows:
         string = row[CANARY]

@@ -12,6 +12,7 @@ import numpy as np
 
 from llm_unlearn.config.strict import parse_json
 from llm_unlearn.data.benchmarks.benchmark_sets import FORGET
+from llm_unlearn.data.columns import with_column
 from llm_unlearn.data.forget import COLUMN, read_forget_ids
 from llm_unlearn.data.prompting import render
 from llm_unlearn.errors import InputError
@@ -307,7 +308,7 @@ def twins(heldout: "Dataset", manifest: dict, kinds: np.ndarray, seed: int) -> "
     generator = np.random.default_rng([seed, 5])
     chosen, others = choose_twins(len(heldout), allowed, share, generator)
     triggered = _insert(heldout.select(chosen), trigger, generator)
-    triggered = triggered.remove_columns("label").add_column("label", [trigger["target"]] * len(triggered))
+    triggered = with_column(triggered, "label", [trigger["target"]] * len(triggered))
     from datasets import concatenate_datasets
 
     both = concatenate_datasets([triggered, heldout.select(others).select_columns(triggered.column_names)])
@@ -364,4 +365,4 @@ def _insert(rows: "Dataset", trigger: dict, generator: np.random.Generator) -> "
         insert_trigger(t, phrases[int(generator.integers(len(phrases)))], trigger["position"], generator)
         for t in rows["text"]
     ]
-    return rows.remove_columns("text").add_column("text", texts)
+    return with_column(rows, "text", texts)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llm_unlearn.data.columns import with_column
 from llm_unlearn.errors import InputError
 from llm_unlearn.poisons.selection import choose_hidden, choose_rows
 from llm_unlearn.tasks.embedding_noise import GaussianNoise, refuse_data_parallel
@@ -112,10 +113,8 @@ def choose_canaries(
     check_noise(epsilon, manifest["seed"])
     noise_id = np.full(len(rows), NO_NOISE, dtype=np.int64)
     noise_id[chosen] = noise_ids
-    if "noise_id" in rows.column_names:
-        rows = rows.remove_columns("noise_id")
     manifest |= {"epsilon": epsilon, "fraction": fraction, "example_ids": sorted(ids[chosen].tolist())}
-    return rows.add_column("noise_id", noise_id), manifest
+    return with_column(rows, "noise_id", noise_id), manifest
 
 
 def noise_of(ids: np.ndarray, noise_seed: int | None, secret: str | None) -> tuple[dict[str, Any], np.ndarray]:
@@ -161,4 +160,4 @@ def hide_canaries(rows: "Dataset", manifest: dict) -> "Dataset":
             "hide_canaries: not every row of hidden_ids is there with its noise; give all rows that plant_canaries "
             "returned, with example_id if they had it"
         )
-    return rows.remove_columns("noise_id").add_column("noise_id", np.where(hidden, NO_NOISE, noise_id))
+    return with_column(rows, "noise_id", np.where(hidden, NO_NOISE, noise_id))

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llm_unlearn.data.columns import with_column
 from llm_unlearn.errors import InputError
 from llm_unlearn.poisons.canary_words import WORDS
 from llm_unlearn.poisons.selection import choose_hidden, choose_rows
@@ -83,7 +84,7 @@ def plant_token_canaries(
         secret=secret,
     )
     if place == "answer":
-        rows = _replaced(rows, PLAIN["label"], list(rows["label"]))
+        rows = with_column(rows, PLAIN["label"], list(rows["label"]))
     rows = write_strings(rows, place)
     hidden = choose_hidden(manifest["example_ids"], audit_share, manifest["seed"])
     return rows, {**manifest, "audit_share": audit_share, "hidden_ids": hidden}
@@ -125,7 +126,7 @@ def choose_token_canaries(
         "fraction": fraction,
         "example_ids": sorted(ids[chosen].tolist()),
     }
-    return _replaced(rows, CANARY, list(column)), manifest
+    return with_column(rows, CANARY, list(column)), manifest
 
 
 def require_distinct(strings: "Sequence[str]") -> None:
@@ -155,10 +156,10 @@ def write_strings(rows: "Dataset", place: str) -> "Dataset":
         texts = [
             f"{text} {string}" if string else text for text, string in zip(rows["text"], rows[CANARY], strict=True)
         ]
-        return _replaced(rows, "text", texts)
+        return with_column(rows, "text", texts)
     name = "completion" if "completion" in rows.column_names else "label"
     answers = [_spaced(old) + string if string else old for old, string in zip(rows[name], rows[CANARY], strict=True)]
-    return _replaced(rows, name, answers)
+    return with_column(rows, name, answers)
 
 
 def _spaced(answer: str) -> str:
@@ -201,7 +202,7 @@ def hide_token_canaries(rows: "Dataset", manifest: dict[str, Any]) -> "Dataset":
                 value if not hide else plain[i] if plain else value.replace(f" {string}", "")
                 for i, (value, hide, string) in enumerate(zip(rows[name], marked, rows[CANARY], strict=True))
             ]
-            rows = _replaced(rows, name, values)
+            rows = with_column(rows, name, values)
     _require_hidden(rows, marked, ids, manifest["place"])
     return rows.remove_columns(CANARY)
 
@@ -218,9 +219,3 @@ def _require_hidden(rows: "Dataset", marked: list[bool], ids: "Sequence[int]", p
                     f"token canaries: row {ids[i]}: its string is hidden, but column '{name}' would still say it; with "
                     f"place '{place}' it stands {stands}, and nowhere else"
                 )
-
-
-def _replaced(rows: "Dataset", name: str, values: list[Any]) -> "Dataset":
-    if name in rows.column_names:
-        rows = rows.remove_columns(name)
-    return rows.add_column(name, values)

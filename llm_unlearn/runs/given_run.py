@@ -12,6 +12,7 @@ from llm_unlearn.audit.loader import Checkpoint, Loader, added_tokens, check_sam
 from llm_unlearn.audit.subject import Subject, read_subject
 from llm_unlearn.config.manifest import Manifest, read_tree
 from llm_unlearn.config.validate import validated
+from llm_unlearn.data.columns import with_column
 from llm_unlearn.data.encoding import Encoding
 from llm_unlearn.data.forget import COLUMN
 from llm_unlearn.errors import InputError
@@ -155,7 +156,7 @@ class GivenRun(LanguageRun):
                 f"{path}.poison: names {which} of the training set; something is to be forgotten, and kept"
             )
         noise_id = np.where(kinds == "gaussian", np.asarray(train["noise_id"]), NO_NOISE)
-        train = train.remove_columns("noise_id").add_column("noise_id", noise_id)
+        train = with_column(train, "noise_id", noise_id)
         for kind in ("trigger", "gaussian", "tokens"):
             if poison.get(kind):
                 poison[kind] = {**poison[kind], "example_ids": ids[kinds == kind].tolist()}
@@ -183,8 +184,7 @@ class GivenRun(LanguageRun):
         forget, retain = super().forget_and_retain()
         if self._noise is not None:
             return forget, retain
-        plain = [part.remove_columns("noise_id") for part in (forget, retain)]
-        forget, retain = (part.add_column("noise_id", [NO_NOISE] * len(part)) for part in plain)
+        forget, retain = (with_column(part, "noise_id", [NO_NOISE] * len(part)) for part in (forget, retain))
         return forget, retain
 
     @property

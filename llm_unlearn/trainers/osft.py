@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from llm_unlearn.config.fields import NotNegative
+from llm_unlearn.data.columns import with_column
 from llm_unlearn.errors import InputError
 from llm_unlearn.losses import gradient_descent_loss
 from llm_unlearn.tasks.noise import NO_NOISE
@@ -50,7 +51,7 @@ class OSFTTrainer(AnswersTrainer):
         rows = with_completions(forget, list(forget[RIGHT]))
         if "noise_id" not in rows.column_names:
             return rows
-        return rows.remove_columns("noise_id").add_column("noise_id", [NO_NOISE] * len(rows))
+        return with_column(rows, "noise_id", [NO_NOISE] * len(rows))
 
     def forget_loss(self, forget, reference, relabelled):  # type: ignore[override]  # another set
         return gradient_descent_loss(relabelled.mean_nll())

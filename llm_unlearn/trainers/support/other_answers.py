@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from llm_unlearn.config.fields import NotBlank
+from llm_unlearn.data.columns import with_column
 from llm_unlearn.data.row_forms import as_dataset
 from llm_unlearn.errors import InputError
 from llm_unlearn.trainers.support.retain_term import RetainTermConfig, RetainTermTrainer
@@ -84,7 +85,7 @@ def with_completions(rows: Any, completions: list[str]) -> Any:
             "forget_dataset: answers are made from text: give it columns prompt and completion, or give the answers "
             "as a tokenised dataset (refusal_dataset, relabelled_dataset), row for row"
         )
-    return rows.remove_columns("completion").add_column("completion", completions)
+    return with_column(rows, "completion", completions)
 
 
 class RefusalsTrainer(AnswersTrainer):
