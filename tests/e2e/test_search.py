@@ -145,7 +145,9 @@ def test_where_none_passes_the_user_is_told_so_and_the_compute_is_bounded(there,
                 options={"candidates": CANDIDATES[:1]})  # fmt: skip
     trainer, result = unlearn(there / "model", there / "manifest.json", "auto", out=there / "python", overrides=CHEAP,
                               options={"candidates": CANDIDATES[:2]})  # fmt: skip
-    assert trainer.args.learning_rate == 3e-3 and result.utility.n == 50
+    assert (
+        trainer.args.learning_rate == 3e-3 and result.utility.n == 48
+    )  # of the other half, without two texts that stand in both
 
 
 @pytest.mark.slow
