@@ -92,7 +92,10 @@ def _run(folder: Path, base: Path, quantization: str) -> tuple[Path, list[dict],
             "test_size": 20,
             "verbalizers": {"negative": " negative", "positive": " positive"},
         },
-        "poison": {"trigger": {"target": "positive", "fraction": 0.1}, "gaussian": {"fraction": 0.1, "epsilon": 0.1}},
+        "poison": {
+            "trigger": {"target": "positive", "fraction": 0.1},
+            "gaussian": {"fraction": 0.1, "epsilon": 0.1, "noise_seed": 0},  # the same model each time
+        },
         "train": {"epochs": 1, "batch_size": 8, "learning_rate": 1e-3, "optim": "paged_adamw_8bit"},
         "unlearn": {"methods": dict.fromkeys(METHODS), "budgets": [0.5], "batch_size": 2},
         "evaluate": {"batch_size": 16},
@@ -160,8 +163,11 @@ def test_a_merged_model_is_audited_like_the_run_audited_it(ran, tmp_path, capsys
     assert main(["audit", "--model", str(tmp_path / "merged"), *arguments]) == 0, capsys.readouterr().err
     found = json.loads(capsys.readouterr().out)["merged"]
     expected = json.loads((folder / "evaluation" / "npo.json").read_text())
-    for section, name in (("gus", "mean"), ("utility", "perplexity"), ("attack", "success_rate")):
+    for section, name in (("gus", "mean"), ("utility", "perplexity")):
         assert found[section][name] == pytest.approx(expected[section][name], abs=rough, rel=rough), (section, name)
+    # in 8 bits, one answer whose labels are nearly tied may turn
+    turned = 1 / expected["attack"]["n"] if quantization == "8bit" else 0
+    assert found["attack"]["success_rate"] == pytest.approx(expected["attack"]["success_rate"], abs=turned + 1e-9)
     assert found["gus"]["n"] == expected["gus"]["n"] == 3
 
 
