@@ -10,8 +10,9 @@ it, so a killed search resumes. `--choose` prints the choice from the results an
 
 The rule is the same for every method. A point qualifies if its accuracy (mean over seeds) is within 10 points of the
 poisoned model's and its perplexity is at most twice the poisoned model's. Of those, the rule takes the point with the
-least poison left: the lowest mean of |lift − lift_retrained| / |lift_poisoned − lift_retrained| and
-|GUS| / |GUS_poisoned|. If no point qualifies, it takes the point with the lowest perplexity and marks it `collapses`.
+least poison left: the lowest mean of |lift − lift_retrained| / |lift_poisoned − lift_retrained|, |GUS| / |GUS_poisoned|
+and the same of the loss rank (older results lack it). If no point qualifies, it takes the point with the lowest
+perplexity and marks it `collapses`.
 """
 
 import argparse

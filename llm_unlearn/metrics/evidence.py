@@ -77,6 +77,11 @@ class Decision(Result):
         return {finding.question for finding in self.findings if _took(finding)}
 
     @property
+    def tests_took(self) -> set[str]:
+        """The tests that say yes; a score counts by its mean or by its spread."""
+        return {finding.test.removeprefix("spread of ") for finding in self.findings if _took(finding)}
+
+    @property
     def limits(self) -> list[Finding]:
         """The findings that say down to which effect poison is excluded, one for each test of the model as it is."""
         return [finding for finding in self.findings if finding.detectable is not None and not finding.after]

@@ -1,21 +1,25 @@
 """What commands make of a search: `unlearn --method auto` a verdict on its choice, `tune` the options of methods."""
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_unlearn.files import write_text
+from llm_unlearn.files import fingerprint, read_json, write_json, write_text
 from llm_unlearn.runs.candidates import AUTO_BUDGETS, Candidate
 from llm_unlearn.runs.phases import stages_until
 from llm_unlearn.runs.pipeline import run, seed_runs
-from llm_unlearn.runs.search import Search, search
-from llm_unlearn.runs.search_text import as_text
+from llm_unlearn.runs.points import Point
+from llm_unlearn.runs.search import TABLE, Search, search
+from llm_unlearn.runs.search_text import as_text, looked_before
 from llm_unlearn.runs.stages import Stages
 
 if TYPE_CHECKING:
     from llm_unlearn.config.recipe import GivenRecipe
     from llm_unlearn.config.search_fields import SearchSection
 
-TEXT = "search.txt"
+logger = logging.getLogger(__name__)
+
+TEXT, JUDGED = "search.txt", "judged.json"
 
 
 def auto(
@@ -37,7 +41,6 @@ def auto(
         InputError: see `search`.
     """
     found = search(recipe, section, first=True, max_budget=AUTO_BUDGETS, quiet=quiet, trainers=trainers)
-    write_text(found.run.folder / TEXT, as_text(found))
     if point := found.passed:
         final = Candidate(point.method, point.options).on(recipe)
         final = final.changed(given=recipe.given.changed(half="verdict"))
@@ -46,7 +49,22 @@ def auto(
         made = next(s for s in stages_until(seed_run, "unlearn") if s.name == f"unlearned/{point.method}")
         Stages(seed_run.folder).adopt(made, [found.run.folder])
         run(final, quiet=quiet, jobs=1)
+        found.judged = _verdicts(found.run.folder / JUDGED, seed_run.corruption[:-1], point)
+        write_json(found.run.folder / TABLE, found.to_json())
+        if found.judged > 1:
+            logger.warning("%s", looked_before(found))
+    write_text(found.run.folder / TEXT, as_text(found))
     return found
+
+
+def _verdicts(path: Path, rows: list[Any], point: Point) -> int:
+    """How many choices verdict halves of these rows have judged by now, `point` included, by whichever seed."""
+    judged = read_json(path)["choices"] if path.is_file() else []
+    choice = {"rows": fingerprint(rows), "method": point.method, "options": point.options}
+    if choice not in judged:
+        judged.append(choice)
+        write_json(path, {"choices": judged})
+    return sum(other["rows"] == choice["rows"] for other in judged)
 
 
 def tune(recipe: "GivenRecipe", section: "SearchSection", *, quiet: bool = False) -> Search:

@@ -48,6 +48,7 @@ def figures_of(result: "Evaluation") -> Figures:
         "lift": attack.lift if attack else None,
         "attack": attack.success_rate if attack else None,
         "gus": gus.mean if gus else None,
+        "loss_rank": result.loss_rank.mean if result.loss_rank else None,
         "canary_rank": result.canary_rank.mean if result.canary_rank else None,
         "tpr": gus.tpr_at_fpr.get("0.01") if gus else None,
         "accuracy": 100 * utility.accuracy if utility else None,
@@ -58,8 +59,8 @@ def figures_of(result: "Evaluation") -> Figures:
 
 def residual(figures: Figures, poisoned: Figures, retrained: Figures | None) -> float:
     """The share of the poison that is left, 0 where none is: the mean, over the poisons that the poisoned model shows,
-    of |lift − lift_retrained| / |lift_poisoned − lift_retrained|, |GUS| / |GUS_poisoned| and the same of the canary
-    rank. Lower is better; infinite where the poisoned model shows none.
+    of |lift − lift_retrained| / |lift_poisoned − lift_retrained|, |GUS| / |GUS_poisoned| and the same of the loss rank
+    and the canary rank. Lower is better; infinite where the poisoned model shows none.
 
     Args:
         figures: of the model.
@@ -70,7 +71,7 @@ def residual(figures: Figures, poisoned: Figures, retrained: Figures | None) -> 
     if (before := poisoned["lift"]) is not None:  # a recipe may have one poison alone
         oracle = (retrained or {}).get("lift") or 0.0
         shares.append(abs(_or_infinite(figures["lift"]) - oracle) / max(abs(before - oracle), 1e-9))
-    for score in ("gus", "canary_rank"):
+    for score in ("gus", "loss_rank", "canary_rank"):
         if (before := poisoned.get(score)) is not None:  # where it has none now, no direction is left to score
             shares.append(abs(_or_infinite(figures.get(score))) / max(abs(before), 1e-9))
     return sum(shares) / len(shares) if shares else math.inf

@@ -51,6 +51,8 @@ class Search:
         poisoned: its evaluation on the tuning half.
         retrained: likewise, where there is one.
         points: one for each candidate that was tried, in their order.
+        earlier: those of earlier calls that this one does not ask for.
+        judged: how many choices the verdict half has judged, this one included.
     """
 
     recipe: "GivenRecipe"
@@ -60,6 +62,8 @@ class Search:
     poisoned: Evaluation
     retrained: Evaluation | None
     points: list[Point] = field(default_factory=list)
+    earlier: list[Point] = field(default_factory=list)
+    judged: int = 0
 
     @property
     def spent(self) -> float:
@@ -82,9 +86,11 @@ class Search:
 
     @property
     def poison(self) -> Figures:
-        """Those of them that show its poison: of canaries that did not take a score is noise."""
-        took, shows = decide([self.poisoned]).took, {"lift": "attack", "gus": "noise", "canary_rank": "noise"}
-        return {name: value if shows.get(name) in took else None for name, value in self.before.items()}
+        """Those of them that show its poison: a score that does not find it there is noise."""
+        took, attack = decide([self.poisoned]).tests_took, ("lift", "placebo")
+        found_by = {"lift": attack, "gus": ("gus",), "loss_rank": ("loss rank",), "canary_rank": ("canary rank",)}
+        telling = {name for name, tests in found_by.items() if took.intersection(tests)}
+        return {name: value if name in telling else None for name, value in self.before.items()}
 
     def to_json(self) -> dict[str, Any]:
         """As search/search.json has it."""
@@ -99,7 +105,9 @@ class Search:
             "perplexity_factor": self.section.perplexity_factor,
             "poisoned": _finite(self.before),
             "retrained": _finite(figures_of(self.retrained)) if self.retrained else None,
-            "points": [{**vars(p), "figures": p.figures and _finite(p.figures)} for p in self.points],
+            "points": [_point_json(point) for point in self.points],
+            "earlier": [_point_json(point) for point in self.earlier],
+            "judged": self.judged,
             "training_flops": known["flops"],
             "retain_pass_flops": known["retain_pass_flops"],
         }
@@ -209,6 +217,7 @@ def _try_all(found: Search, candidates: list[Candidate], first: bool) -> None:
         logger.info("search: candidate %d of %d, %s", number, len(candidates), candidate)
         point = _point(found, candidate, known)
         found.points.append(point)
+        found.earlier = [other for other in known.values() if other not in found.points]
         write_json(path, found.to_json())
         logger.info("search: %s: %s", candidate, "passes on the tuning half" if point.passes else point.verdict)
         if first and point.passes:
@@ -222,7 +231,7 @@ def _known(path: Path, section: "SearchSection") -> dict[str, Point]:
     before = read_json(path) if path.is_file() else {"points": []}
     if any(before.get(name) != getattr(section, name) for name in ("points_lost", "perplexity_factor")):
         return {}
-    return {point["key"]: Point(**point) for point in before["points"]}
+    return {point["key"]: Point(**point) for point in [*before["points"], *before.get("earlier", [])]}
 
 
 def _point(found: Search, candidate: Candidate, known: dict[str, Point]) -> Point:
@@ -280,6 +289,10 @@ def _keeps_utility(before: Figures, figures: Figures, section: "SearchSection") 
 def _evaluation(seed_run: GivenRun, name: str) -> Evaluation:
     path = seed_run.folder / "evaluation" / f"{name}.json"
     return Evaluation.from_json(read_json(path), str(path))
+
+
+def _point_json(point: Point) -> dict[str, Any]:
+    return {**vars(point), "figures": point.figures and _finite(point.figures)}
 
 
 def _finite(figures: Figures) -> Figures:

@@ -112,6 +112,7 @@ def test_the_first_that_passes_on_one_half_is_judged_once_on_the_other(there, ca
     made = json.loads((there / "cured" / "poison.json").read_text())["gaussian"]["hidden_ids"]
     tuned = json.loads((there / "cured" / "search" / "poison.json").read_text())["gaussian"]["hidden_ids"]
     assert len(made) + len(tuned) == CANARIES and not set(made) & set(tuned)
+    assert found["judged"] == 1 and found["earlier"] == []
     # the same command takes everything from the folder, and so do the other commands
     weights = (there / "cured" / "unlearned" / "simnpo" / "model.safetensors").stat()
     assert call("unlearn", there, "cured", *asked) == 0
@@ -120,6 +121,13 @@ def test_the_first_that_passes_on_one_half_is_judged_once_on_the_other(there, ca
     assert main(["audit", "--model", str(there / "cured"), "--manifest", str(there / "cured" / "poison.json"),
                  "--json", "--quiet"]) == 0  # fmt: skip
     assert json.loads(capsys.readouterr().out)["simnpo"]["attack"] == figures["attack"]
+    # another choice is judged by the same rows: said, and what was measured before is kept
+    (there / "another.json").write_text(json.dumps([{"simnpo": {"learning_rate": 4e-3}}]))
+    assert call("unlearn", there, "cured", "--method", "auto", "--candidates", there / "another.json") == 0
+    assert "judged 2 choices" in capsys.readouterr().err
+    later = table(there, "cured")
+    assert later["judged"] == 2 and later["earlier"] == found["points"]
+    assert "judged 2 choices" in (there / "cured" / "search" / "search.txt").read_text()
 
 
 @pytest.mark.slow

@@ -89,6 +89,11 @@ def test_any_test_that_rejects_says_that_poison_remains(sections, test):
     assert not decision.reasons and decision.rejecting[0].after == (30 if "later" in sections else 0)
 
 
+def test_which_tests_find_the_poison_of_a_poisoned_model():
+    found = evaluation(gus=scores(), loss_rank=scores(scale=1.5), attack=attack(60, p=0.5, oracle=0))
+    assert decide([found]).tests_took == {"loss rank", "lift"} and decide([found]).took == {"noise", "attack"}
+
+
 @pytest.mark.parametrize("sections", [{"gus": scores(0.3)}, {"attack": attack(0, p=0.01, oracle=0)}])
 def test_the_level_is_shared_by_the_tests_of_a_model(sections):
     """Both p-values are below 0.01 and would reject alone."""

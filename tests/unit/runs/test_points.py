@@ -22,6 +22,7 @@ POISONED = {"lift": 0.9, "gus": 2.0}
         ({"lift": 0.0, "gus": None}, POISONED, None, math.inf),
         ({"lift": None, "gus": None, "canary_rank": 0.5}, {"lift": None, "gus": None, "canary_rank": 2.0}, None, 0.25),
         ({"lift": 0.45, "gus": 1.0, "canary_rank": 0.5}, {**POISONED, "canary_rank": 2.0}, None, 1.25 / 3),
+        ({"gus": 9.0, "loss_rank": -0.5}, {"lift": None, "gus": None, "loss_rank": 2.0}, None, 0.25),
         ({"lift": 0.0, "gus": 0.0}, {"lift": None, "gus": None}, None, math.inf),
     ],
 )
