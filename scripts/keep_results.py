@@ -3,9 +3,9 @@
     python scripts/keep_results.py runs/quickstart recipes/quickstart-results
 
 Kept are report.md, summary.json and the plots; of each seed environment.json, poison.json, analysis.json, the JSON of
-evaluation/ and stress/, and the per-example tables of all models in one file, `per_example.parquet`, with a column
-`model`; reals in it are rounded to float32. Of a sweep's variants summary.json is kept. What the folder held before is
-removed; one that holds anything but results is refused.
+evaluation/, stress/ and benchmark/, and the per-example tables of all models in one file, `per_example.parquet`, with a
+column `model`; reals in it are rounded to float32. Of a sweep's variants summary.json is kept. What the folder held
+before is removed; one that holds anything but results is refused.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 KEPT = ("report.md", "summary.json", "environment.json", "poison.json", "analysis.json", "evaluation/*.json")
-KEPT += ("stress/*.json",)
+KEPT += ("stress/*.json", "benchmark/*.json")
 TABLES = "per_example.parquet"
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from paths import ROOT
+from scipy.stats import ks_2samp
 
 pytestmark = pytest.mark.unit
 
@@ -35,6 +36,23 @@ def test_every_figure_that_is_kept_follows_from_the_table(folder):
             assert kept["attack"]["success_rate"] == pytest.approx(triggered["target_hit"].eq(True).mean())
         right = (test["label"].astype(str) == test["prediction"].astype(str)).mean()
         assert kept["utility"]["accuracy"] == pytest.approx(right)
+
+
+OF_TOFU = sorted((ROOT / "recipes").rglob("benchmark/retrained.json"))
+
+
+@pytest.mark.parametrize("retrained", OF_TOFU, ids=[str(f.parent.relative_to(ROOT / "recipes")) for f in OF_TOFU])
+def test_every_figure_of_tofu_that_is_kept_follows_from_its_rows(retrained):
+    reference = json.loads(retrained.read_text())["values"]
+    for path in retrained.parent.glob("*.json"):
+        values = json.loads(path.read_text())["values"]
+        kept = json.loads((retrained.parents[1] / "evaluation" / path.name).read_text())["benchmark"]
+        for name, ratio in (("forget_quality", ""), ("forget_quality_paper", "_paper")):
+            ours, theirs = (each[f"forget_truth_ratio{ratio}"] for each in (values, reference))
+            assert kept[name]["p_value"] == pytest.approx(ks_2samp(ours, theirs).pvalue)
+        parts = [f"{rows}_{measure}" for rows in ("retain", "authors", "facts") for measure in ("probability", "rouge")]
+        means = {part: np.mean(values[part]) for part in parts}
+        assert {part: kept["scores"][part]["value"] for part in parts} == pytest.approx(means)
 
 
 @pytest.fixture
@@ -102,3 +120,23 @@ def test_the_table_of_every_method_is_of_the_results_beside_it():
             assert sd == pytest.approx(scale * figures[field]["sd"], abs=half), (name, field)
         if name != "base":
             assert summary["decisions"][name.strip("`")]["status"] == verdict
+
+
+def test_the_table_of_the_audit_is_of_the_results_beside_it():
+    section = (ROOT / "recipes" / "README.md").read_text().split("## The audit\n")[1].split("\n### ")[0]
+    rows = [line.replace("−", "-").strip("| ").split(" | ") for line in section.splitlines() if line[:1] == "|"][2:]
+    folder = ROOT / "recipes" / "quickstart-audit-results"
+    summary = json.loads((folder / "summary.json").read_text())
+    for name, verdict, lift, gus, rank, later, _, accuracy, relearned in rows:
+        model = name.strip("`") + ("@0.1" if name.startswith("`") else "")
+        figures, seeds = summary["models"][model], sorted(folder.glob("seed-*"))
+        assert summary["decisions"][model]["status"] == verdict and len(seeds) == 3
+        expected = [figures[field]["mean"] for field in ("attack.lift", "gus.mean", "loss_rank.mean")]
+        if later != "–":
+            expected += [figures["later.gus.mean"]["mean"], figures["later.loss_rank.mean"]["mean"]]
+        stress = [json.loads((seed / "stress" / f"{model}.json").read_text()) for seed in seeds]
+        after = [found["relearn"]["poisoned"][1]["attack"]["lift"] for found in stress]
+        assert {found["relearn"]["poisoned"][1]["step"] for found in stress} == {10}
+        cells = [lift, gus, rank, *(later.split(", ") if later != "–" else []), relearned]
+        assert [float(cell) for cell in cells] == pytest.approx([*expected, np.mean(after)], abs=0.0051), name
+        assert float(accuracy) == pytest.approx(100 * figures["utility.accuracy"]["mean"], abs=0.051)
