@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmark_rows import WRITERS
 from paths import ROOT
 from support import SMALL, write_llama_3, write_reviews
 
@@ -35,7 +36,7 @@ def tiny_llama_3(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def local(tiny_models, tiny_llama_3, review_files):
+def local(tiny_models, tiny_llama_3, review_files, tmp_path_factory):
     """The overrides that put tiny local models and files in the place of a recipe's hub ids."""
 
     def overrides(path: Path) -> list[str]:
@@ -44,6 +45,9 @@ def local(tiny_models, tiny_llama_3, review_files):
             kind = "llama" if "llama" in recipe.model.path.lower() else "gpt2"
             chats = any(name in recipe.model.path for name in ("Llama-3.1", "SmolLM2"))
             changes.append(f"model.path={tiny_llama_3 if chats else tiny_models[kind]}")
+        if getattr(recipe, "benchmark", None):
+            rows = WRITERS[recipe.benchmark.name](tmp_path_factory.mktemp("benchmark"))
+            return [*changes, f"benchmark.folder={rows}"]
         if recipe.data.source == "instructions":  # a tokenizer of 400 pieces makes many of a request
             changes.append("data.max_length=256")
         if not getattr(recipe.data, "is_embedded", False):  # images have no such source
