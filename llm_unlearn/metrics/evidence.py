@@ -225,7 +225,7 @@ def _measured(result: Evaluation) -> Iterable[tuple[int, int, str]]:
 
 def _unusable(results: Sequence[Evaluation]) -> Iterable[str]:
     """What makes the scores of the canaries worth nothing."""
-    sections = [section for result in results for section in _scored(result)]
+    sections = [section for result in results for section in _scored(result).values()]
     lacking = [s for s in sections if s.n_unscorable > UNSCORABLE * (s.n + s.n_unscorable)]
     if lacking:
         worst = max(s.n_unscorable for s in lacking)
@@ -284,15 +284,25 @@ def noise_under_stress(score: float, p_value: float, retrained_p_value: float) -
 
 def calibrated(result: Evaluation) -> bool | None:
     """Whether fresh noise, never trained on, looks like N(0, 1) on this model; None without canaries."""
-    sections = _scored(result)
-    if not sections:
-        return None
-    return min(min(s.control.p_value, s.control.chi2_p_value) for s in sections) >= RARE
+    return not uncalibrated_scores(result) if _scored(result) else None
 
 
-def _scored(result: Evaluation) -> list[Gus]:
-    """The tests of the canaries, of the model as it is and after clean steps."""
-    return [s for state in (result, result.later) if state for s in canary_tests(state).values()]
+def uncalibrated_scores(result: Evaluation) -> dict[str, float]:
+    """The scores on which fresh noise does not look like N(0, 1), in words, with the smaller p of its mean and spread.
+
+    The tests of a model share the level `RARE` (Bonferroni).
+    """
+    scored = _scored(result)
+    least = {name: min(each.control.p_value, each.control.chi2_p_value) for name, each in scored.items()}
+    return {name: p for name, p in least.items() if p < RARE / (2 * len(scored))}
+
+
+def _scored(result: Evaluation) -> dict[str, Gus]:
+    """The scores of the canaries, by name, of the model as it is and after clean steps."""
+    states = {"": result} | ({f" after {result.later.steps} clean steps": result.later} if result.later else {})
+    return {
+        f"{title(test)}{so}": section for so, state in states.items() for test, section in canary_tests(state).items()
+    }
 
 
 def noticed(test: MembershipTest) -> bool | None:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from llm_unlearn.metrics.evidence import RARE, calibrated
+from llm_unlearn.metrics.evidence import RARE, uncalibrated_scores
 from llm_unlearn.metrics.gaussian import GaussianTest
 from llm_unlearn.metrics.intervals import Interval
 from llm_unlearn.metrics.results import Evaluation
@@ -251,12 +251,15 @@ def control_table(results: Results) -> Table | None:
     """Per model: does fresh noise, never used in training, look like N(0, 1)? None where no model has a control."""
     rows = []
     for name in results.names:
-        states = [calibrated(result) for result in results.of(name)]
-        off = sum(state is False for state in states)
-        which = f" in {off} of {len(states)} seeds" if len(states) > 1 else ""
+        several = len(results.of(name)) > 1
+        off = [
+            f"{score}{f' of seed {result.seed}' if several else ''}"
+            for result in results.of(name)
+            for score in uncalibrated_scores(result)
+        ]
         if cells := _gaussian_cells([r.gus.control for r in results.of(name) if r.gus]):
-            rows.append((name, [*cells, Cell(f"NOT N(0, 1){which}" if off else "as it must be")]))
-    titles = ["n", "mean", "p of the mean", "p of the spread (χ²)", TPR, f"at level {RARE:g}"]
+            rows.append((name, [*cells, Cell(f"NOT N(0, 1): {', '.join(off)}" if off else "as it must be")]))
+    titles = ["n", "mean", "p of the mean", "p of the spread (χ²)", TPR, f"every score, at level {RARE:g}"]
     return Table([(title, "") for title in titles], rows) if rows else None
 
 

@@ -18,6 +18,7 @@ from llm_unlearn.metrics.evidence import (
     is_costly,
     is_promising,
     noise_under_stress,
+    uncalibrated_scores,
 )
 from llm_unlearn.metrics.gaussian import gaussian_test
 from llm_unlearn.metrics.intervals import Interval
@@ -324,6 +325,16 @@ def test_a_control_that_is_off_uncalibrates(section):
     for name in ("p_value", "chi2_p_value"):
         off = scores(control=replace(NULL, **{name: 1e-5}))
         assert calibrated(replace(CLEAN, **{section: off})) is False
+
+
+def test_the_controls_of_a_model_share_one_level():
+    """Of four tests one below 0.001 / 4 is needed; of eight, with those after clean steps, one below 0.001 / 8."""
+    off, rare = (scores(control=replace(NULL, chi2_p_value=p)) for p in (1.2e-4, 2.4e-4))
+    later = Later(steps=30, attack=None, gus=scores(), loss_rank=off)
+    assert uncalibrated_scores(replace(CLEAN, loss_rank=rare)) == {"loss rank": 2.4e-4}
+    assert not uncalibrated_scores(replace(CLEAN, loss_rank=scores(control=replace(NULL, p_value=2.6e-4))))
+    assert uncalibrated_scores(replace(CLEAN, later=later)) == {"loss rank after 30 clean steps": 1.2e-4}
+    assert calibrated(replace(CLEAN, loss_rank=rare, later=replace(later, loss_rank=scores()))) is True
 
 
 def test_a_cost_is_flagged_from_five_points_on():
