@@ -95,7 +95,14 @@ def test_over_seeds_mean_sd_and_n(make_run):
 
 def test_control_names_the_model_on_which_fresh_noise_is_off(make_run):
     table = control_table(read_results(make_run({"kl": {"control_p": 0.0004}})))
-    assert [cell.text for cell in dict(table.rows)["kl"]] == ["80", "−0.05", "4e−4", "0.400", "0.01", "NOT N(0, 1): GUS"]
+    assert [cell.text for cell in dict(table.rows)["kl"]] == [
+        "80",
+        "−0.05",
+        "4e−4",
+        "0.400",
+        "0.01",
+        "NOT N(0, 1): GUS",
+    ]
     assert dict(table.rows)["poisoned"][-1].text == "as it must be"
     assert len(table.rows) == 7
 

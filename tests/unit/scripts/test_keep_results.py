@@ -100,16 +100,14 @@ def test_a_run_that_is_not_finished_is_refused(run, tmp_path):
         keep(run, tmp_path / "kept")
 
 
-def test_the_table_of_every_method_is_of_the_results_beside_it():
-    section = (ROOT / "recipes" / "README.md").read_text().split("## Every method")[1].split("\n## ")[0]
-    rows = [line.replace("−", "-").strip("| ").split(" | ") for line in section.splitlines() if line[:1] == "|"][2:]
-    summary = json.loads((ROOT / "recipes" / "quickstart-all-methods-results" / "summary.json").read_text())
-    assert {row[0].strip("`") for row in rows} == summary["models"].keys() and summary["seeds"] == [2, 3, 4, 5, 6]
-    fields = ["attack.success_rate", "attack.clean_rate", "attack.lift", "gus.mean", "loss_rank.mean"]
-    fields += ["utility.accuracy", "utility.perplexity", "mia.loss.auc"]
+RATES = ["attack.success_rate", "attack.clean_rate", "attack.lift", "gus.mean", "loss_rank.mean"]
+
+
+def check_rows(rows: list[list[str]], summary: dict, fields: list[str]) -> None:
+    """Name, mean ± sd of each field, GUS and loss rank after clean steps behind RATES, and the verdict."""
     for name, *cells, verdict in rows:
         figures = summary["models"][name.strip("`")]
-        later = cells.pop(5)
+        later = cells.pop(len(RATES))
         if later != "–":
             known = [figures["later.gus.mean"]["mean"], figures["later.loss_rank.mean"]["mean"]]
             assert [float(value) for value in later.split(", ")] == pytest.approx(known, abs=0.0051)
@@ -120,6 +118,14 @@ def test_the_table_of_every_method_is_of_the_results_beside_it():
             assert sd == pytest.approx(scale * figures[field]["sd"], abs=half), (name, field)
         if name != "base":
             assert summary["decisions"][name.strip("`")]["status"] == verdict
+
+
+def test_the_table_of_every_method_is_of_the_results_beside_it():
+    section = (ROOT / "recipes" / "README.md").read_text().split("## Every method")[1].split("\n## ")[0]
+    rows = [line.replace("−", "-").strip("| ").split(" | ") for line in section.splitlines() if line[:1] == "|"][2:]
+    summary = json.loads((ROOT / "recipes" / "quickstart-all-methods-results" / "summary.json").read_text())
+    assert {row[0].strip("`") for row in rows} == summary["models"].keys() and summary["seeds"] == [2, 3, 4, 5, 6]
+    check_rows(rows, summary, [*RATES, "utility.accuracy", "utility.perplexity", "mia.loss.auc"])
 
 
 def test_the_table_of_the_audit_is_of_the_results_beside_it():
@@ -140,3 +146,11 @@ def test_the_table_of_the_audit_is_of_the_results_beside_it():
         cells = [lift, gus, rank, *(later.split(", ") if later != "–" else []), relearned]
         assert [float(cell) for cell in cells] == pytest.approx([*expected, np.mean(after)], abs=0.0051), name
         assert float(accuracy) == pytest.approx(100 * figures["utility.accuracy"]["mean"], abs=0.051)
+
+
+def test_the_table_of_cifar10_is_of_the_results_beside_it():
+    folder = ROOT / "recipes" / "cifar10-small"
+    lines = (folder / "README.md").read_text().replace("−", "-").splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines if line[:1] == "|"][2:]
+    summary = json.loads((folder / "results" / "summary.json").read_text())
+    check_rows(rows, summary, [*RATES, "utility.accuracy", "mia.loss.auc"])
