@@ -154,3 +154,23 @@ def test_the_table_of_cifar10_is_of_the_results_beside_it():
     rows = [line.strip("| ").split(" | ") for line in lines if line[:1] == "|"][2:]
     summary = json.loads((folder / "results" / "summary.json").read_text())
     check_rows(rows, summary, [*RATES, "utility.accuracy", "mia.loss.auc"])
+
+
+def test_the_table_of_imdb_is_of_the_results_beside_it():
+    folder = ROOT / "recipes" / "imdb-small"
+    section = (folder / "README.md").read_text().replace("−", "-").split("## Measured")[1].split("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line[:1] == "|"][2:]
+    decisions = json.loads((folder / "results" / "full" / "summary.json").read_text())["decisions"]
+    assert len(rows) == 24
+    for name, *cells, accuracy, perplexity, auc, verdict in rows:
+        model = name.strip("`")
+        kept = json.loads((folder / "results" / "full" / "evaluation" / f"{model}.json").read_text())
+        attack, later = kept["attack"], kept["later"]
+        expected = [attack["success_rate"], attack["clean_rate"], attack["lift"]]
+        expected += [kept["gus"]["mean"], kept["loss_rank"]["mean"]]
+        expected += [later["gus"]["mean"], later["loss_rank"]["mean"]] if cells[-1] != "–" else []
+        shown = [*cells[:-1], *(cells[-1].split(", ") if cells[-1] != "–" else []), auc]
+        assert [float(cell) for cell in shown] == pytest.approx([*expected, kept["mia"]["loss"]["auc"]], abs=0.0051)
+        assert float(accuracy) == pytest.approx(100 * kept["utility"]["accuracy"], abs=0.051)
+        assert float(perplexity) == pytest.approx(kept["utility"]["perplexity"], abs=0.51)
+        assert name == "base" or decisions[model]["status"] == verdict
