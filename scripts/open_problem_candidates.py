@@ -22,6 +22,8 @@ AVERAGED = {"method": "averaged_descent", "lr_scheduler_type": "constant_with_wa
 CANDIDATES: dict[str, dict] = {
     # the base alone: what a start from the poisoned weights is compared with
     "rewind": descent(4.0, keep(0.0)),
+    # the same as `rewind` is by default: twice the training's rate, batches of 8, no warm-up, no weight on the answer
+    "rewind-plain": {"start": keep(0.0), "method": "gradient_descent", "options": {"ratio": 2.0}},
     # high-rate descent, annealed (linearly, as by default)
     **{f"descent-{r}": descent(float(r)) for r in (8, 16, 12)},
     # reset towards the base, then descent
