@@ -9,6 +9,7 @@ before is removed; one that holds anything but results is refused.
 """
 
 import argparse
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 KEPT = ("report.md", "summary.json", "environment.json", "poison.json", "analysis.json", "evaluation/*.json")
 KEPT += ("stress/*.json", "benchmark/*.json")
 TABLES = "per_example.parquet"
+ABSOLUTE = re.compile(r"^( *- )/\S*/", re.MULTILINE)  # a data file's folder is of the machine that ran it
 
 
 def keep(run: Path, folder: Path) -> None:
@@ -36,6 +38,8 @@ def keep(run: Path, folder: Path) -> None:
             to = folder / path.relative_to(run)
             to.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, to)
+            if path.suffix == ".md":
+                to.write_text(ABSOLUTE.sub(r"\1", path.read_text()))
     for seed in [run, *run.glob("seed-*")]:
         if tables := sorted((seed / "evaluation").glob("*.parquet")):
             pq.write_table(

@@ -85,6 +85,12 @@ def test_what_is_kept(run, tmp_path):
     assert list(rows["target_hit"]) == [None, None, True, None]
 
 
+def test_folders_of_the_machine_are_left_out_of_reports(run, tmp_path):
+    (run / "report.md").write_text("data:\n  files:\n  - /home/me/reviews/train.parquet\n  root: ~/.cache\n")
+    keep(run, tmp_path / "kept")
+    assert (tmp_path / "kept" / "report.md").read_text() == "data:\n  files:\n  - train.parquet\n  root: ~/.cache\n"
+
+
 def test_nothing_but_results_is_removed(run, tmp_path):
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes" / "mine.yaml").write_text("a recipe")
