@@ -21,7 +21,7 @@ import support
 import torch
 from gpu_check import ROOT, Report, lines_of
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
+from transformers import TrainerCallback
 
 from llm_unlearn.distributed.sharding import is_sharded, local
 from llm_unlearn.models.adapters import REFERENCE_ADAPTER
@@ -37,25 +37,7 @@ ENGINE_CASES = ("grad_diff full", "kl full", "npo full", "kl lora", "scrub lora"
 
 def toy(shape: str, kind: str, seed: int = 0) -> nn.Module:
     """A GPT-2 or a Llama of two layers, of weights so large that predictions are not uniform."""
-    if shape == "gpt2":
-        return support.build(kind, seed)
-    torch.manual_seed(seed)
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-    model: nn.Module = LlamaForCausalLM(
-        LlamaConfig(vocab_size=support.VOCABULARY, num_key_value_heads=1, max_position_embeddings=32, **sizes)
-    )
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(3.0)
-    if kind == "lora":
-        from peft import LoraConfig, get_peft_model
-
-        torch.manual_seed(5)
-        targets = ["q_proj", "v_proj", "up_proj", "down_proj"]
-        adapter = LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM", init_lora_weights=False)
-        model = get_peft_model(model, adapter)
-    return model
+    return support.build(kind, seed) if shape == "gpt2" else support.build_llama(kind, seed)
 
 
 def trainer(method: str, shape: str, kind: str, device: str, folder: str, **options: Any) -> Any:
@@ -144,9 +126,10 @@ class Watch(TrainerCallback):
     def seen(self, message: Any, *_: Any, **__: Any) -> None:
         """In the place of warnings.showwarning."""
         if "synchroniz" in str(message):
-            frames = [f for f in traceback.extract_stack() if f"{os.sep}torch{os.sep}" not in f.filename][:-1]
-            path = Path(frames[-1].filename)
-            self.found[f"{'/'.join(path.parts[-3:])}:{frames[-1].lineno}"] += 1
+            frames = traceback.extract_stack()[:-1]  # without this one
+            not_told = (f"{os.sep}torch{os.sep}", f"{os.sep}warnings.py")
+            asked = [f for f in frames if not any(part in f.filename for part in not_told)][-1]
+            self.found[f"{'/'.join(Path(asked.filename).parts[-3:])}:{asked.lineno}"] += 1
 
 
 def syncs(report: Report, args: Any) -> None:

@@ -67,16 +67,30 @@ def build(kind: str, seed: int = 0, storage: str = "uint8") -> torch.nn.Module:
     return with_adapter(quantised(model, storage) if kind == "qlora" else model) if "lora" in kind else model
 
 
-def with_adapter(model: torch.nn.Module) -> torch.nn.Module:
+def build_llama(kind: str, seed: int = 0) -> torch.nn.Module:
+    """The same in Llama's shape: queries, keys and values apart, two query heads to one of keys."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=VOCABULARY, num_key_value_heads=1, max_position_embeddings=32, **sizes)
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(3.0)
+    return with_adapter(model, ("q_proj", "v_proj", "up_proj", "down_proj")) if kind == "lora" else model
+
+
+def with_adapter(
+    model: torch.nn.Module, targets: tuple[str, ...] = ("c_attn", "c_fc"), alpha: int = 8
+) -> torch.nn.Module:
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(5)  # not the identity, so that it shows where it is used
-    return get_peft_model(
-        model,
-        LoraConfig(
-            r=4, lora_alpha=8, target_modules=["c_attn", "c_fc"], task_type="CAUSAL_LM", init_lora_weights=False
-        ),
-    )
+    sizes = {"r": 4, "lora_alpha": alpha, "target_modules": list(targets)}
+    return get_peft_model(model, LoraConfig(**sizes, task_type="CAUSAL_LM", init_lora_weights=False))
 
 
 def quantised(model: torch.nn.Module, storage: str = "uint8") -> torch.nn.Module:

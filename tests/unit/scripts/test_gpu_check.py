@@ -6,7 +6,9 @@ import json
 import subprocess
 import sys
 import time
+import warnings
 from functools import partial
+from unittest import mock
 
 import pytest
 import torch
@@ -130,8 +132,10 @@ def test_a_step_with_another_attention_takes_packed_rows_in_one(name, tmp_path, 
 
 def test_syncs_are_counted_by_the_line_that_asks(tmp_path):
     watch = numbers.Watch("cpu")
-    for message in ("called a synchronizing CUDA operation", "something else"):
-        watch.seen(UserWarning(message))
+    with mock.patch.object(warnings, "showwarning", watch.seen), warnings.catch_warnings():
+        warnings.simplefilter("always")
+        for message in ("called a synchronizing CUDA operation", "something else"):
+            warnings.warn(message, stacklevel=1)  # by way of warnings.py, as torch's
     assert list(watch.found.values()) == [1]
     assert next(iter(watch.found)).startswith("unit/scripts/test_gpu_check.py:")
     assert "ok" not in lines("syncs", tmp_path, numbers)["kl full"]  # a CPU shows nothing
