@@ -198,3 +198,33 @@ def test_the_whole_script(tmp_path):
     found = [json.loads(line) for line in path.read_text().splitlines()]
     assert {line["section"] for line in found} == set(gpu_check.SECTIONS)
     assert {line["ended"] for line in found if line["name"] == "section"} == {0}
+
+
+def test_the_figures_of_a_gpu_are_those_of_its_lines():
+    """The table in scripts/benchmarks/README.md, and what is said of parity, doctor, engines and a whole run."""
+    kept = gpu_check.lines_of(ROOT / "scripts" / "benchmarks" / "h200.jsonl")
+    steps = {line["name"]: line for line in kept if line["section"] == "steps" and "ms" in line}
+    text = (ROOT / "scripts" / "benchmarks" / "README.md").read_text().split("## On a GPU")[1].split("\n## ")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    found = 0
+    for method, *cells in rows[2:]:
+        name, _, sets = method.partition(", ")
+        for adapter, (ms, times, gib) in {"full": cells[:3], "lora": cells[3:]}.items():
+            line = steps.get(f"{name} 1b {adapter}{', ' * bool(sets)}{sets}")
+            values = (f"{line['ms']:.0f}", f"{line['times']:.2f}", f"{line['peak_gib']:.1f}") if line else ("", "", "")
+            assert (ms, times.removesuffix(" **no**"), gib) == values
+            assert times.endswith("**no**") == (line is not None and line.get("ok") is False and name != "fine_tuning")
+            found += line is not None
+    assert found == len(steps)
+    parity = [line for line in kept if line["section"] == "parity" and "loss" in line and "kfac" not in line["name"]]
+    assert len(parity) == 116 and all(line["ok"] for line in parity)
+    assert max(line["loss"] for line in parity) < 7.5e-7 and max(line["update"] for line in parity) < 1.25e-5
+    errors = [line["error"] for line in kept if line["name"].startswith("doctor")]
+    assert (len(errors), f"{min(errors):.3f}", f"{max(errors):.3f}") == (10, "0.006", "0.033")
+    beside = [line["loss"] for line in kept if line["name"].endswith("beside none")]
+    assert len(beside) == 30 and max(beside) < 1.45e-3
+    whole = {line["name"]: (line["cpu"], line["gpu"]) for line in kept if line["section"] == "quickstart"}
+    assert len(whole) == 8
+    for name, (cpu, gpu) in whole.items():
+        apart = {score: abs(cpu[score] - gpu[score]) for score in cpu}
+        assert name == "rewind" or (max(apart.values()) < 0.01 and apart["lift"] == apart["accuracy"] == 0)
