@@ -99,8 +99,8 @@ class Evaluator(MeasuredRows):
             tried = self.frame("triggered", triggered).assign(**self.triggered(model, answers))
             frames += [answers, tried, self.placebos(model)]
         if self.manifest["gaussian"]:
-            frames.append(self.canaries(model, alone=True))
-        frames.append(self.token_canaries(model, alone=True))
+            frames.append(self.canaries(model, LATER_DRAWS))
+        frames.append(self.token_canaries(model, LATER_DRAWS))
         if not (frames := [frame for frame in frames if len(frame)]):
             return pd.DataFrame()
         found = pd.concat(frames, ignore_index=True)
@@ -214,19 +214,19 @@ class Evaluator(MeasuredRows):
         total = np.bincount(tokens["example"], -tokens["log_prob"], len(rows))
         return per_position(total, np.bincount(tokens["example"], minlength=len(rows))), tokens
 
-    def canaries(self, model: Any, alone: bool = False) -> "pd.DataFrame":
+    def canaries(self, model: Any, draws: int | None = None) -> "pd.DataFrame":
         """Loss, Gaussian score and loss rank of the canaries, with the controls of both scores.
 
         Args:
             model: the model to measure.
-            alone: those alone that the verdict counts (of the deleted ones the hidden, or all where none is), ranked
-                among LATER_DRAWS noises, which are enough for their mean. If not, all, but that those which the methods
-                knew have no loss rank, which takes many forward passes.
+            draws: measure those alone that the verdict counts (of the deleted ones the hidden, or all where none is),
+                ranked among so many noises, of which few are enough for their mean. None: all, but that those which the
+                methods knew have no loss rank, which takes many forward passes.
         """
         noise, seed = self.manifest["gaussian"], self.manifest["gaussian"]["seed"]
         frame = self.frame("canary", self.parts["canary"]).assign(**self.canary_marks)
         decides = deciding(**self.canary_marks)
-        chosen = np.flatnonzero(decides) if alone else np.arange(len(frame))
+        chosen = np.arange(len(frame)) if draws is None else np.flatnonzero(decides)
         frame, decides = frame.iloc[chosen].reset_index(drop=True), decides[chosen]
         if not len(chosen):
             return frame
@@ -237,17 +237,27 @@ class Evaluator(MeasuredRows):
         frame = frame.assign(**losses, gaussian_score=scores[:, 0], gaussian_control=scores[:, 1])
         if not self.loss_rank_draws or noise.get("epsilon") is None:
             return frame
-        draws = min(self.loss_rank_draws, LATER_DRAWS) if alone else self.loss_rank_draws
         ranked = np.flatnonzero(decides | ~frame["deleted"].to_numpy())
         ranks = np.full((len(frame), 2), np.nan)
         if not len(ranked):
             return frame
         ranks[ranked] = loss_rank_scores(
-            model, [rows[i] for i in ranked], self.collate, noise, draws, self.batch_size, self.task, self.processes
+            model,
+            [rows[i] for i in ranked],
+            self.collate,
+            noise,
+            self.draws_of(draws),
+            self.batch_size,
+            self.task,
+            self.processes,
         )
         return frame.assign(loss_rank=ranks[:, 0], loss_rank_control=ranks[:, 1])
 
-    def token_canaries(self, model: Any, alone: bool = False) -> "pd.DataFrame":
+    def draws_of(self, draws: int | None) -> int:
+        """How many fresh draws a canary is ranked among: those of an evaluation, or fewer where few are enough."""
+        return self.loss_rank_draws if draws is None else min(draws, self.loss_rank_draws)
+
+    def token_canaries(self, model: Any, draws: int | None = None) -> "pd.DataFrame":
         """The same of token canaries, which texts alone have: their ranks. Empty without any."""
         import pandas as pd
 

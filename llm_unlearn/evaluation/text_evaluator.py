@@ -17,7 +17,7 @@ from llm_unlearn.data.token_checks import count_seen
 from llm_unlearn.evaluation.answers import as_written, asked_log_probs, generate, label_log_probs
 from llm_unlearn.evaluation.canary_ranks import canary_rank_scores
 from llm_unlearn.evaluation.placebos import log_odds, told_apart
-from llm_unlearn.evaluation.signals import LATER_DRAWS, Evaluator
+from llm_unlearn.evaluation.signals import Evaluator
 from llm_unlearn.metrics.benchmarks import label_probability
 from llm_unlearn.metrics.per_example import deciding
 from llm_unlearn.models.answer_classifier import AnswerClassifier
@@ -192,10 +192,10 @@ class TextEvaluator(Evaluator):
 
     # ---- token canaries
 
-    def token_canaries(self, model: Any, alone: bool = False) -> "pd.DataFrame":
-        tokens, draws = self.manifest.get("tokens"), self.loss_rank_draws
-        if not tokens or not draws:
-            return super().token_canaries(model, alone)
+    def token_canaries(self, model: Any, draws: int | None = None) -> "pd.DataFrame":
+        tokens, alone = self.manifest.get("tokens"), draws is not None
+        if not tokens or not self.loss_rank_draws:
+            return super().token_canaries(model, draws)
         rows = self.sets["train"].filter(lambda kind: kind == "tokens", input_columns="poison", desc="token canaries")
         marks = self.marks_of(rows, tokens)
         decides = deciding(**marks)
@@ -206,7 +206,7 @@ class TextEvaluator(Evaluator):
                 rows.select(ranked),
                 tokens,
                 lambda variants: self.losses_of(model, self.encode(variants))["nll_sum"],
-                min(draws, LATER_DRAWS) if alone else draws,
+                self.draws_of(draws),
             )
             frame.loc[ranked, ["canary_rank", "canary_rank_control"]] = ranks
         return frame.iloc[ranked].reset_index(drop=True) if alone else frame

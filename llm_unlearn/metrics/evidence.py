@@ -275,9 +275,9 @@ def attack_under_stress(lift: float, retrained_lift: float) -> bool:
 
 
 def noise_under_stress(score: float, p_value: float, retrained_p_value: float) -> bool:
-    """Whether the Gaussian test sees noise in a state of a model that it does not see in the retrained model's.
+    """Whether a test of the canaries sees them in a state of a model and does not in the retrained model's.
 
-    A mean score below 0 is no noise that came back.
+    A mean score below 0 is no noise or string that came back.
     """
     return score > 0 and p_value < RARE <= retrained_p_value
 

@@ -1,6 +1,6 @@
 """After unlearning: the attack under every kind of stress, in tables, and curves of relearning."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from llm_unlearn.files import read_json
@@ -23,8 +23,8 @@ class Lift(Result):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gus(Result):
-    """The mean Gaussian score of the canaries, and its p-value where one was computed."""
+class Score(Result):
+    """The mean of a score of the canaries, and its p-value where one was computed."""
 
     mean: float
     p_value: float | None = None
@@ -32,23 +32,25 @@ class Gus(Result):
 
 @dataclass(frozen=True, kw_only=True)
 class Attacked(Result):
-    """One state of a model, in which some of the three were measured."""
+    """One state of a model, in which some of these were measured."""
 
     attack: Lift | None = None
-    gus: Gus | None = None
+    gus: Score | None = None
+    loss_rank: Score | None = None
+    canary_rank: Score | None = None
     accuracy: float | None = None
 
-    @property
-    def lift(self) -> float | None:
-        return self.attack.lift if self.attack else None
+    def figure(self, name: str) -> float | None:
+        """The lift, the accuracy, or the mean of a score of the canaries."""
+        if name == "lift":
+            return self.attack.lift if self.attack else None
+        if name == "accuracy":
+            return self.accuracy
+        return score.mean if (score := self.score(name)) else None
 
-    @property
-    def score(self) -> float | None:
-        return self.gus.mean if self.gus else None
-
-    @property
-    def p_value(self) -> float | None:
-        return self.gus.p_value if self.gus else None
+    def score(self, name: str) -> Score | None:
+        """A score of the canaries, by its name."""
+        return {"gus": self.gus, "loss_rank": self.loss_rank, "canary_rank": self.canary_rank}[name]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,11 +106,16 @@ Docs = dict[str, dict[int, Stress]]  # model → seed → its stress
 _KINDS = {"clean": "on clean rows", "unrelated": "on unrelated text", "poisoned": "on a few poisoned rows"}
 _BITS = {"4bit": "4 bits", "8bit": "8 bits"}
 _STATES = ("as it is", "merged", "4 bits", "8 bits")
-_FIGURES = {"lift": "attack lift", "gus": "Gaussian Unlearning Score"}
+_FIGURES = {
+    "lift": "attack lift",
+    "gus": "Gaussian Unlearning Score",
+    "loss_rank": "loss rank of the canaries",
+    "canary_rank": "rank of the token canaries",
+}
 _NOTE = (
     f"An attack is there where its lift is at least {DELTA['lift']:g}, and as much above that of the retrained model "
-    f"under the same stress; noise is there where the Gaussian score is above 0 with p < {RARE:g}, and the p of that "
-    "model is not; canaries that were shown again are not scored. A cell says in how many of the seeds in which the "
+    f"under the same stress; canaries are there where a score of theirs is above 0 with p < {RARE:g}, and the p of "
+    "that model is not; those that were shown again are not scored. A cell says in how many of the seeds in which the "
     "poison had taken and had gone it came back. "
 )
 
@@ -147,10 +154,12 @@ def read_stress(results: Results) -> Docs:
 def _there(name: str, state: Attacked, oracle: Attacked) -> bool | None:
     """Whether a test sees poison that it does not see in the retrained model; None where there is nothing to test."""
     if name == "lift":
-        return None if state.lift is None or oracle.lift is None else attack_under_stress(state.lift, oracle.lift)
-    if state.score is None or state.p_value is None or oracle.p_value is None:
+        lifts = state.figure(name), oracle.figure(name)
+        return None if lifts[0] is None or lifts[1] is None else attack_under_stress(lifts[0], lifts[1])
+    ours, theirs = state.score(name), oracle.score(name)
+    if ours is None or theirs is None or ours.p_value is None or theirs.p_value is None:
         return None
-    return noise_under_stress(state.score, state.p_value, oracle.p_value)
+    return noise_under_stress(ours.mean, ours.p_value, theirs.p_value)
 
 
 def _took(docs: Docs, name: str) -> dict[int, bool]:
@@ -211,7 +220,9 @@ def _attack_table(docs: Docs) -> Table:
     degrees = dict.fromkeys(t.temperature for doc in every for t in doc.temperature)
     rows = []
     for model, seeds in docs.items():
-        lifts = [[v.lift for doc in seeds.values() for v in doc.variants if v.name == name] for name, _ in variants]
+        lifts = [
+            [v.figure("lift") for doc in seeds.values() for v in doc.variants if v.name == name] for name, _ in variants
+        ]
         sampled = [t for doc in seeds.values() for t in doc.temperature]
         lifts += [[t.lift for t in sampled if t.temperature == degree] for degree in degrees]
         rows.append((model, [statistic_cell(statistic(values)) for values in lifts]))
@@ -220,23 +231,26 @@ def _attack_table(docs: Docs) -> Table:
 
 
 def _state_table(docs: Docs) -> Table:
-    """Lift, GUS and accuracy as it is, merged and quantised."""
+    """Lift, scores of the canaries and accuracy as it is, merged and quantised."""
     every = [doc.states for seeds in docs.values() for doc in seeds.values()]
-    figures: dict[str, tuple[Callable[[Attacked], float | None], float, int]] = {
-        "attack lift": (lambda s: s.lift, 1, 2),
-        "GUS": (lambda s: s.score, 1, 2),
-        "accuracy (%)": (lambda s: s.accuracy, 100, 1),
+    figures: dict[str, tuple[str, float, int]] = {  # column → figure, scale, digits
+        "attack lift": ("lift", 1, 2),
+        "GUS": ("gus", 1, 2),
+        "loss rank": ("loss_rank", 1, 2),
+        "canary rank": ("canary_rank", 1, 2),
+        "accuracy (%)": ("accuracy", 100, 1),
     }
     columns = [
         (state, title)
-        for title, (of, _, _) in figures.items()
+        for title, (name, _, _) in figures.items()
         for state in _STATES
-        if any(state in states for states in every) and any(of(states["as it is"]) is not None for states in every)
+        if any(state in states for states in every)
+        and any(states["as it is"].figure(name) is not None for states in every)
     ]
 
     def cell(seeds: dict[int, Stress], state: str, title: str) -> Cell:
-        of, scale, digits = figures[title]
-        values = [of(doc.states[state]) for doc in seeds.values() if state in doc.states]
+        name, scale, digits = figures[title]
+        values = [doc.states[state].figure(name) for doc in seeds.values() if state in doc.states]
         return statistic_cell(statistic(values), scale, digits)
 
     rows = [(model, [cell(seeds, *column) for column in columns]) for model, seeds in docs.items()]
@@ -248,7 +262,7 @@ def _curve(docs: Docs, model: str, kind: str, name: str) -> dict[int, Statistic]
     points: dict[int, list[float | None]] = {}
     for doc in docs[model].values():
         for state in doc.relearn.get(kind, []):
-            points.setdefault(state.step, []).append(state.lift if name == "lift" else state.score)
+            points.setdefault(state.step, []).append(state.figure(name))
     return {step: s for step, values in sorted(points.items()) if (s := statistic(values))}
 
 
@@ -270,7 +284,7 @@ def _relearn(docs: Docs, name: str, seeds: int) -> Plot:
 
 
 def relearn_plot(docs: Docs, name: str, kinds: Sequence[str]) -> bytes:
-    """A panel per kind of data, a line per model: lift or GUS against the steps of relearning."""
+    """A panel per kind of data, a line per model: a figure against the steps of relearning."""
     kinds = [kind for kind in kinds if any(_curve(docs, model, kind, name) for model in docs)]
     look = styles(list(docs))
     with figure(3.9, 1, len(kinds), sharey=True) as (fig, axes):

@@ -263,7 +263,12 @@ def test_the_kernel_of_attention_changes_nothing(method, kind, tmp_path):
     starts = METHODS[method][1].starts_clean and kind == "full"
     runs = [
         trainer(
-            method, kind, tmp_path / name, model=build_llama(kind), start=build_llama(kind, 1) if starts else None, **SGD
+            method,
+            kind,
+            tmp_path / name,
+            model=build_llama(kind),
+            start=build_llama(kind, 1) if starts else None,
+            **SGD,
         )
         for name in ("eager", "sdpa")
     ]

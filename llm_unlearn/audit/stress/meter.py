@@ -1,7 +1,6 @@
-"""The figures of one state of a model: the attack, the Gaussian test, the accuracy."""
+"""The figures of one state of a model: the attack, the tests of its canaries, the accuracy."""
 
 from collections.abc import Collection
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,15 +13,16 @@ from llm_unlearn.data.prompting import render
 from llm_unlearn.data.token_checks import count_seen
 from llm_unlearn.evaluation.answers import as_written, generate, label_log_probs
 from llm_unlearn.evaluation.arithmetic import in_its_arithmetic
-from llm_unlearn.evaluation.gaussian_scores import gaussian_scores
 from llm_unlearn.evaluation.text_evaluator import TextEvaluator
 from llm_unlearn.metrics.attack import attack_success
 from llm_unlearn.metrics.gaussian import gaussian_test
-from llm_unlearn.metrics.per_example import deciding
 from llm_unlearn.poisons.trigger_phrase import insert_trigger
 
 if TYPE_CHECKING:
     from llm_unlearn.config.data_sections import DataSection
+
+DRAWS = 9  # fresh noises or strings that a canary is ranked among: enough for a mean, and there are many states
+SCORES = {"gus": "gaussian_score", "loss_rank": "loss_rank", "canary_rank": "canary_rank"}  # test → its column
 
 
 class Meter:
@@ -51,7 +51,7 @@ class Meter:
         return (self.evaluator.manifest["trigger"] or {}).get("target")
 
     def state(self, model: Any, relearned: Collection[int] = ()) -> dict[str, Any]:
-        """{"attack": attack_success or None, "gus": gaussian_test on the deleted canaries or None, "accuracy"}.
+        """{"attack": attack_success or None, "accuracy", and the tests of the canaries}.
 
         Args:
             model: to be measured.
@@ -60,8 +60,8 @@ class Meter:
         answers = self.evaluator.answers(model, "test", self.test)
         figures = {
             "attack": None,
-            "gus": self.gus(model, relearned),
             "accuracy": float((answers["prediction"] == answers["label"]).mean()),
+            **self.canaries(model, relearned),
         }
         if len(self.triggered):
             clean = answers.set_index("example_id").loc[self.triggered["example_id"]]["target_hit"].to_numpy(bool)
@@ -69,23 +69,19 @@ class Meter:
         return figures
 
     @in_its_arithmetic
-    def gus(self, model: Any, relearned: Collection[int] = ()) -> dict[str, Any] | None:
-        """The Gaussian test on the deleted canaries (on the hidden ones, where some are) but those in `relearned`;
-        None without any, or without a gradient.
+    def canaries(self, model: Any, relearned: Collection[int] = ()) -> dict[str, dict[str, Any] | None]:
+        """Of each score in SCORES the test on the deleted canaries (on the hidden ones, where some are) but those in
+        `relearned`; None where there are none, or where no gradient or no rank is.
         """
-        rows = [row for row in self._deciding if row["example_id"] not in set(relearned)]
-        if not rows:
-            return None
-        evaluator, seeds = self.evaluator, [self.evaluator.manifest["gaussian"]["seed"]]
-        size, task = evaluator.batch_size, evaluator.task
-        scores = gaussian_scores(model, rows, evaluator.collate, seeds, size, task)[:, 0]
-        scores = scores[np.isfinite(scores)]
-        return gaussian_test(scores).to_json() if len(scores) else None
-
-    @cached_property
-    def _deciding(self) -> list[dict]:
-        decides = deciding(**self.evaluator.canary_marks)
-        return [row for row, counts in zip(self.evaluator.noisy_canaries, decides, strict=True) if counts]
+        frames = [self.evaluator.canaries(model, draws=DRAWS)] if self.evaluator.manifest["gaussian"] else []
+        tests: dict[str, dict[str, Any] | None] = dict.fromkeys(SCORES)
+        for frame in (*frames, self.evaluator.token_canaries(model, draws=DRAWS)):
+            for name, column in SCORES.items():
+                if column in frame:
+                    scores = frame.loc[~frame["example_id"].isin(set(relearned)), column].to_numpy(float)
+                    scores = scores[np.isfinite(scores)]
+                    tests[name] = gaussian_test(scores).to_json() if len(scores) else None
+        return tests
 
     def variants(self, model: Any, variants: list[Variant]) -> list[dict[str, Any]]:
         """Measure the attack with each variant of the trigger, on the same examples.

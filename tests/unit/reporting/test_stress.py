@@ -157,6 +157,25 @@ class TestWithoutATrigger:
         table = found.tables[-1]
         assert table.columns == [("as it is", "GUS"), ("as it is", "accuracy (%)")]
 
+    @pytest.mark.parametrize(
+        ("score", "title", "column"),
+        [
+            ("loss_rank", "loss rank of the canaries", "loss rank"),
+            ("canary_rank", "rank of the token canaries", "canary rank"),
+        ],
+    )
+    def test_ranks_are_judged_where_the_gradient_sees_nothing(self, score, title, column, section):
+        def ranked(ps):
+            renamed = json.dumps(stressed(ps=ps)).replace('"gus"', f'"{score}"')
+            return json.loads(renamed)
+
+        docs = {"poisoned": (1e-9,) * 3, "kl": (0.3, 0.3, 1e-5), "retrained": (0.3,) * 3}
+        found = section({model: ranked(ps) for model, ps in docs.items()})
+        assert returned(found, "Gaussian Unlearning Score") == {}
+        assert returned(found, title)["kl"][POISONED] == "1/1: after 10 steps"
+        assert found.tables[-1].columns == [("as it is", column), ("as it is", "accuracy (%)")]
+        assert [plot.name for plot in found.plots] == [f"stress_relearn_{score}"]
+
     def test_noise_that_the_retrained_model_shows_too_did_not_come_back(self, section):
         risen = stressed(ps=(0.3, 1e-5, 1e-5))
         found = section({"poisoned": SEEN, "kl": risen, "retrained": risen})

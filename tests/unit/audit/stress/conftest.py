@@ -26,6 +26,7 @@ _RECIPE = build_recipe(
         "poison": {
             "trigger": {"target": "positive", "fraction": 0.1},
             "gaussian": {"fraction": 0.2, "epsilon": 0.1, "noise_seed": 0},
+            "tokens": {"fraction": 0.2},
         },
     }
 )
@@ -46,7 +47,7 @@ def meter(tokenizer):
     rows = synthetic_reviews(120, 0).add_column("example_id", list(range(120)))
     rows = rows.map(lambda row: {"text": " ".join(row["text"].split()[:12])})
     splits = Splits(rows.select(range(60)), rows.select(range(60, 90)), rows.select(range(90, 120)), {})
-    sets, manifest = corrupt(splits, _RECIPE, 0)
+    sets, manifest = corrupt(splits, _RECIPE, 0, "secret")
     evaluator = TextEvaluator(
         sets=sets,
         manifest=manifest,

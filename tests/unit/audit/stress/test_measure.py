@@ -7,7 +7,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from llm_unlearn.audit.stress.meter import Meter
+from llm_unlearn.audit.stress.meter import DRAWS, Meter
 from llm_unlearn.audit.stress.variants import Variant
 from llm_unlearn.data.encoding import Encoding
 from llm_unlearn.metrics.attack import attack_success
@@ -30,9 +30,20 @@ def test_the_plain_state_is_what_the_evaluation_finds(meter, model, recipe):
     assert state["accuracy"] == pytest.approx((test["prediction"] == test["label"]).mean())
     triggered = frame[frame["set"] == "triggered"]
     assert state["attack"]["success_rate"] == pytest.approx(triggered["target_hit"].mean())
-    hidden = frame[frame["hidden"].eq(True)]
+    hidden = frame[frame["hidden"].eq(True) & (frame["set"] == "canary")]
     assert len(hidden) == state["gus"]["n"] == 6  # of 12
     assert state["gus"]["mean"] == pytest.approx(hidden["gaussian_score"].mean())
+
+
+def test_canaries_are_ranked_among_a_few_fresh_draws(meter, model):
+    made, evaluator = model(), meter.evaluator
+    state, few = meter.state(made), replace(evaluator, loss_rank_draws=DRAWS)
+    ranked = few.canaries(made).query("hidden"), few.token_canaries(made).query("hidden")
+    for name, frame in zip(("loss_rank", "canary_rank"), ranked, strict=True):
+        assert state[name]["n"] == len(frame) == 6
+        assert state[name]["mean"] == pytest.approx(frame[name].mean())
+    without = Meter(replace(evaluator, loss_rank_draws=0), meter.data, 20, seed=0).state(made)
+    assert without["loss_rank"] is without["canary_rank"] is None and without["gus"] == state["gus"]
 
 
 def test_a_variant_is_written_as_named_and_left_out_where_it_is_cut_off(meter, recipe):

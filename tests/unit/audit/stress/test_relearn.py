@@ -135,9 +135,18 @@ def test_canaries_shown_again_with_their_noise_bring_the_score_back_and_without_
             seed=0,
             noise=gaussian,
         )
-        scores.append([point["gus"]["mean"] for point in curve])
-    (start, with_noise), (same_start, without) = scores
-    assert start == same_start and abs(start) < 1 and with_noise > 2 and abs(without) < 1
+        scores.append([[point[name]["mean"] for point in curve] for name in ("gus", "loss_rank")])
+    for (start, with_noise), (same_start, without) in zip(*scores, strict=True):
+        assert start == same_start and abs(start) < 1 and with_noise > 1 and abs(without) < 1
+    assert scores[0][0][1] > 2
+
+
+def test_strings_shown_again_bring_their_rank_back(meter, model, tokenizer):
+    train = encode_rows(meter.evaluator.sets["train"], tokenizer, meter.evaluator.encoding)
+    shown = train.filter(lambda row: row["poison"] == "tokens")
+    options = {"collate": meter.evaluator.collate, "learning_rate": 3e-3, "batch_size": 8, "seed": 0}
+    before, after = (p["canary_rank"]["mean"] for p in relearn(model(), shown, [20], meter.state, **options))
+    assert abs(before) < 1 and after > 1
 
 
 def test_the_trigger_shown_again_with_its_answer_brings_the_attack_back(meter, model, tokenizer):

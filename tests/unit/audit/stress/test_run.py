@@ -46,7 +46,7 @@ def test_a_quantised_copy_answers_nearly_alike_and_has_input_gradients(
         copy = quantised(made, kind, recipe.model, tmp_path)
         after = copy(input_ids=ids).logits.float()
     assert 0 < (after - before).norm() / before.norm() < rough
-    assert meter.gus(copy)["n"] == meter.gus(made)["n"]
+    assert meter.canaries(copy)["gus"]["n"] == meter.canaries(made)["gus"]["n"]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -81,7 +81,7 @@ def test_every_relearning_starts_from_a_model_of_its_own(meter, model, recipe, t
     train = encode_rows(meter.evaluator.sets["train"], tokenizer, meter.evaluator.encoding)
     gaussian = meter.evaluator.manifest["gaussian"]
     shown = [i for i in gaussian["example_ids"] if i not in gaussian["hidden_ids"]]
-    chosen = {*shown[:3], *gaussian["hidden_ids"][:2]}
+    chosen = {*shown[:3], *gaussian["hidden_ids"][:2], *meter.evaluator.manifest["tokens"]["hidden_ids"][:1]}
     rows = {
         "clean": train.filter(lambda row: row["poison"] == "none"),
         "poisoned": train.filter(lambda row: row["example_id"] in chosen),
@@ -111,7 +111,8 @@ def test_every_relearning_starts_from_a_model_of_its_own(meter, model, recipe, t
         # hidden canaries that are shown again are not scored
         again = set(rows[kind]["example_id"]) & set(meter.evaluator.manifest["gaussian"]["hidden_ids"])
         assert len(again) == (2 if kind == "poisoned" else 0)
-        assert {point["gus"]["n"] for point in curve} == {n - len(again)}
+        assert {point[name]["n"] for point in curve for name in ("gus", "loss_rank")} == {n - len(again)}
+        assert {point["canary_rank"]["n"] for point in curve} == {6 - (kind == "poisoned")}
     assert result["relearn"]["clean"][0]["gus"] == plain["gus"]
     ends = [curve[-1]["gus"]["mean"] for curve in result["relearn"].values()]
     assert len({result["plain"]["gus"]["mean"], *ends}) == 3
@@ -152,5 +153,5 @@ def test_an_adapter_is_merged_before_the_whole_is_quantised(meter, model, recipe
     )
     gus = [found["gus"]["mean"] for found in (result["plain"], result["merge"], result["quantization"]["8bit"])]
     assert gus[1] == pytest.approx(gus[0], abs=1e-3) and 0 < abs(gus[2] - gus[0]) < 0.2
-    assert abs(meter.gus(model())["mean"] - gus[0]) > 0.2  # what the base alone shows
+    assert abs(meter.canaries(model())["gus"]["mean"] - gus[0]) > 0.2  # what the base alone shows
     assert list(tmp_path.iterdir()) == []
