@@ -5,9 +5,10 @@
     python scripts/gpu_check.py --device cpu --tiny               # tries the script itself
 
 Each section runs in a process of its own and is ended when its share of --limit is used up; what a short one leaves
-goes to those after it. A figure is a line of JSON that is written as soon as it is known, so that what was measured
-before a section, or all of it, was cut off is kept. A line says `ok` where there is a bar. The exit code is 0 if no
-line failed, no bar was missed and no section was cut off. docs/scaling.md says how to read the lines.
+goes to those after it. With --jobs those that measure no time run beside each other, parity in so many processes. A
+figure is a line of JSON that is written as soon as it is known, so that what was measured before a section, or all of
+it, was cut off is kept. A line says `ok` where there is a bar. The exit code is 0 if no line failed, no bar was missed
+and no section was cut off. docs/scaling.md says how to read the lines.
 """
 
 import argparse
@@ -22,22 +23,24 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-# section → its share of the time, by what was planned for one H100 (seconds of 540)
+# section → its share of the time: the seconds that each took on an H200's host of 16 slow cores, with ten jobs
 SECTIONS = {
     "ceilings": 20,
-    "parity": 130,
-    "syncs": 30,
-    "steps": 110,
-    "variants": 70,
-    "large": 90,
-    "qlora": 40,
-    "engines": 60,
+    "parity": 70,
+    "syncs": 45,
+    "engines": 90,
+    "steps": 140,
+    "variants": 120,
+    "large": 110,
+    "qlora": 30,
 }
+UNTIMED = ("parity", "syncs", "engines")
 # the card's name → TFLOP/s in bf16 without sparsity, by its data sheet; of another, what `ceilings` measures
 PEAKS = {"H100": 989.0, "H200": 989.0, "B200": 2250.0, "A100": 312.0, "L40S": 362.0, "L4": 121.0, "A10": 125.0}
 
@@ -100,9 +103,10 @@ def run_section(name: str, args: argparse.Namespace) -> None:
     getattr(module, name)(Report(name, args.json), args)
 
 
-def start_section(name: str, args: argparse.Namespace, seconds: float) -> int | str:
-    """The exit code of a section in a process of its own, or "cut off"; its children end with it."""
+def start_section(name: str, args: argparse.Namespace, seconds: float, part: int = 0, parts: int = 1) -> int | str:
+    """The exit code of a section or a part of it in a process of its own, or "cut off"; its children end with it."""
     flags = ["--section", name, "--device", args.device, "--json", str(args.json), *["--tiny"] * args.tiny]
+    flags += ["--jobs", str(args.jobs), "--part", str(part), "--parts", str(parts)]
     flags += [*(["--methods", ",".join(args.methods)] if args.methods else [])]
     flags += [*(["--peak-tflops", str(args.peak_tflops)] if args.peak_tflops else [])]
     process = subprocess.Popen([sys.executable, __file__, *flags], cwd=ROOT, start_new_session=True)
@@ -112,14 +116,35 @@ def start_section(name: str, args: argparse.Namespace, seconds: float) -> int | 
         return "cut off"
     finally:
         if process.poll() is None:
-            os.killpg(
-                process.pid, signal.SIGTERM
-            )  # torchrun passes it on to its workers, which are in no group of ours
+            os.killpg(process.pid, signal.SIGTERM)  # torchrun ends its workers, in groups of their own
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(5)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def waves(sections: list[str], jobs: int) -> list[list[str]]:
+    """The sections in their order, those that run at the same time together."""
+    found: list[list[str]] = []
+    for name in sections:
+        beside = jobs > 1 and found and {name, *found[-1]} <= set(UNTIMED)
+        found[-1:] = [[*found[-1], name]] if beside else [*found[-1:], [name]]
+    return found
+
+
+def run_wave(wave: list[str], args: argparse.Namespace, seconds: float) -> list[str]:
+    """Run sections at the same time, each but parity in one process; says which did not end by themselves."""
+    parts = [(name, part, n) for name in wave for n in [args.jobs if name == "parity" else 1] for part in range(n)]
+    start = time.monotonic()
+    with ThreadPoolExecutor(len(parts)) as pool:
+        ends = list(pool.map(lambda at: start_section(at[0], args, seconds, at[1], at[2]), parts))
+    wrong = []
+    for name in wave:
+        ended = next((end for (of, *_), end in zip(parts, ends, strict=True) if of == name and end), 0)
+        Report(name, args.json).add("section", seconds=time.monotonic() - start, ended=ended)
+        wrong += [f"{name} ({ended})"] if ended else []
+    return wrong
 
 
 def names_of(text: str) -> list[str]:
@@ -136,9 +161,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--limit", type=float, default=540, help="seconds for all sections (default: 540)")
     parser.add_argument("--peak-tflops", type=float, help="of the device, for model-FLOPs utilisation")
     parser.add_argument("--json", type=Path, default=Path("gpu_check.jsonl"), help="lines are added to it")
+    parser.add_argument("--jobs", type=int, help="processes beside each other (default: CPUs but six, at most ten)")
+    parser.add_argument("--part", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--parts", type=int, default=1, help=argparse.SUPPRESS)
     parser.add_argument("--section", choices=SECTIONS, help="one section, in this process and without a limit")
     args = parser.parse_args(arguments)
     args.json = args.json.absolute()
+    args.jobs = args.jobs or min(10, max(1, (os.cpu_count() or 1) - 6))
     for name in args.sections:
         if name not in SECTIONS:
             parser.error(f"--sections: {name!r} is none of {', '.join(SECTIONS)}")
@@ -151,12 +180,11 @@ def main(arguments: list[str] | None = None) -> int:
         run_section(args.section, args)
         return 0
     began, before, wrong = time.monotonic(), args.json.stat().st_size if args.json.exists() else 0, []
-    for i, name in enumerate(args.sections):
-        start = time.monotonic()
-        left, shares = args.limit - (start - began), [SECTIONS[other] for other in args.sections[i:]]
-        ended = start_section(name, args, left * shares[0] / sum(shares))
-        Report(name, args.json).add("section", seconds=time.monotonic() - start, ended=ended)
-        wrong += [f"{name} ({ended})"] if ended else []
+    all_waves = waves(args.sections, args.jobs)
+    for i, wave in enumerate(all_waves):
+        left = args.limit - (time.monotonic() - began)
+        shares = [max(SECTIONS[name] for name in each) for each in all_waves[i:]]
+        wrong += run_wave(wave, args, left * shares[0] / sum(shares))
     lines = lines_of(args.json, before)
     wrong += [f"{x['section']}: {x['name']}" for x in lines if "failed" in x or x.get("ok") is False]
     print(f"{len(lines)} lines in {args.json}; {len(wrong)} wrong{': ' * bool(wrong)}{', '.join(wrong)}")

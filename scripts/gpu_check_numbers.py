@@ -13,6 +13,7 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -63,7 +64,7 @@ def losses_of(run: Any) -> list[float]:
 def parity(report: Report, args: Any) -> None:
     """Two steps of every method here and on a CPU, in float32 and in bf16: their losses, and how the weights moved."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    for method in args.methods or METHODS:
+    for method in list(args.methods or METHODS)[args.part :: args.parts]:
         for shape in ("gpt2", "llama"):
             for kind in support.KINDS:
                 name = f"{method} {shape} {kind}"
@@ -163,11 +164,13 @@ def engines(report: Report, args: Any) -> None:
             report.trying(f"{engine} {case}", lambda case=case: take_steps(report, engine, case, args.device))
         return
     start = report.path.stat().st_size if report.path.exists() else 0
-    for engine in ENGINES[:2] if args.tiny else ENGINES:
-        if engine.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
+    wanted = ENGINES[:2] if args.tiny else ENGINES
+    if importlib.util.find_spec("deepspeed") is None:
+        for engine in (engine for engine in wanted if engine.startswith("zero")):
             report.add(engine, absent="DeepSpeed is not installed")
-            continue
-        launch(report, engine, args)
+        wanted = [engine for engine in wanted if not engine.startswith("zero")]
+    with ThreadPoolExecutor(len(wanted) if args.jobs > 1 else 1) as pool:
+        list(pool.map(lambda engine: launch(report, engine, args), wanted))
     lines = {line["name"]: line for line in lines_of(report.path, start) if "losses" in line}
     for name, line in lines.items():
         engine, _, case = name.partition(" ")

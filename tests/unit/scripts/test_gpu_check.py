@@ -25,7 +25,7 @@ gpu_check, numbers, speed, kernels = map(
     importlib.import_module, ("gpu_check", "gpu_check_numbers", "gpu_check_speed", "gpu_check_kernels")
 )
 TINY = argparse.Namespace(
-    device="cpu", tiny=True, peak_tflops=None, methods=["kl"]
+    device="cpu", tiny=True, peak_tflops=None, methods=["kl"], jobs=1, part=0, parts=1
 )  # variants, large, qlora and engines: see the last test
 
 
@@ -149,7 +149,7 @@ def test_what_fails_is_a_line_and_the_exit_code_says_so(tmp_path, monkeypatch, c
     def broken():
         raise ValueError("no")
 
-    def section(name, args, seconds):
+    def section(name, args, seconds, part, parts):
         report.trying("case", broken if name == "parity" else lambda: report.add("good", ok=True))
         return 0
 
@@ -182,6 +182,41 @@ def test_a_section_that_takes_too_long_is_ended_and_what_it_wrote_is_kept(tmp_pa
     assert state in ("", "Z")
 
 
+@pytest.mark.parametrize(
+    ("jobs", "expected"),
+    [
+        (1, [["ceilings"], ["parity"], ["syncs"], ["steps"], ["engines"]]),
+        (4, [["ceilings"], ["parity", "syncs"], ["steps"], ["engines"]]),
+    ],
+)
+def test_sections_that_measure_no_time_run_beside_each_other(jobs, expected, tmp_path, monkeypatch):
+    sections = ["ceilings", "parity", "syncs", "steps", "engines"]
+    assert gpu_check.waves(sections, jobs) == expected
+    started = []
+
+    def section(name, args, seconds, part, parts):
+        started.append((name, part, parts))
+        return "cut off" if part == 2 else 0
+
+    monkeypatch.setattr(gpu_check, "start_section", section)
+    arguments = ["--sections", ",".join(sections), "--jobs", str(jobs), "--json", str(tmp_path / "lines.jsonl")]
+    assert gpu_check.main(arguments) == (1 if jobs > 2 else 0)
+    parity = sorted(part for name, *part in started if name == "parity")
+    assert parity == [[i, jobs] for i in range(jobs)] and len(started) == 4 + jobs
+    ended = {line["section"]: line["ended"] for line in gpu_check.lines_of(tmp_path / "lines.jsonl")}
+    assert ended == dict.fromkeys(sections, 0) | ({"parity": "cut off"} if jobs > 2 else {})
+
+
+def test_parts_of_parity_are_all_of_it(tmp_path):
+    found = {}
+    for part in range(2):
+        args = argparse.Namespace(**{**vars(TINY), "methods": ["kl", "npo", "ssd"], "part": part, "parts": 2})
+        report = gpu_check.Report("parity", tmp_path / f"{part}.jsonl")
+        numbers.parity(report, args)
+        found[part] = {line["name"].split()[0] for line in gpu_check.lines_of(report.path)}
+    assert found == {0: {"kl", "ssd"}, 1: {"npo"}}
+
+
 def test_an_unknown_section_is_refused(capsys):
     with pytest.raises(SystemExit) as error:
         gpu_check.main(["--sections", "parity,speed"])
@@ -192,7 +227,7 @@ def test_an_unknown_section_is_refused(capsys):
 @pytest.mark.slow
 def test_the_whole_script(tmp_path):
     path = tmp_path / "lines.jsonl"
-    command = [sys.executable, "scripts/gpu_check.py", "--device", "cpu", "--tiny", "--json", str(path)]
+    command = [sys.executable, "scripts/gpu_check.py", "--device", "cpu", "--tiny", "--jobs", "2", "--json", str(path)]
     done = subprocess.run([*command, "--methods", "kl,npo"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     found = [json.loads(line) for line in path.read_text().splitlines()]
