@@ -13,6 +13,7 @@ from llm_unlearn.data.encoding import IGNORE, PROBES, Asked, Encoding
 from llm_unlearn.data.token_checks import check_apart
 from llm_unlearn.distributed.processes import ALONE, Processes
 from llm_unlearn.errors import InputError
+from llm_unlearn.evaluation.arithmetic import kept_casts
 from llm_unlearn.evaluation.batches import batches, scatter
 from llm_unlearn.models.adapters import without_adapter
 from llm_unlearn.models.devices import input_device
@@ -147,7 +148,7 @@ def generate(
     if batch_size > 1 and not pads_left(model, pad):
         batch_size = 1
     mine: dict[int, list[str]] = {}
-    with _own_configuration(model, max_new_tokens, temperature, pad, stops):
+    with _own_configuration(model, max_new_tokens, temperature, pad, stops), kept_casts(model, device):
         for start in processes.share(range(0, len(prompts), batch_size)):
             part = [row.prompt for row in asked[start : start + batch_size]]
             width = max(map(len, part))  # generation continues at the right end, so padding goes left

@@ -7,6 +7,7 @@ from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 import torch
+from torch import nn
 
 from llm_unlearn.models.devices import input_device
 
@@ -42,6 +43,27 @@ class Arithmetic:
                 # kept casts would hold a second copy of every model for as long as the evaluation lasts
                 stack.enter_context(torch.autocast(device.type, torch.bfloat16, cache_enabled=False))
             yield
+
+
+@contextmanager
+def kept_casts(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Under autocast, cast weights once for all forward passes within, not again for every token that is generated.
+
+    torch keeps the casts of weights that train alone, so all say that they do for as long as it lasts.
+    """
+    if not torch.is_autocast_enabled(device.type):
+        yield
+        return
+    frozen = [p for p in model.parameters() if p.dtype == torch.float32 and not p.requires_grad]
+    try:
+        for weight in frozen:
+            weight.requires_grad_(True)
+        with torch.no_grad(), torch.autocast(device.type, torch.get_autocast_dtype(device.type), cache_enabled=True):
+            yield
+    finally:
+        for weight in frozen:
+            weight.requires_grad_(False)
+        torch.clear_autocast_cache()
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from architectures import tiny_config, tiny_model
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from llm_unlearn.data.encoding import Encoding
 from llm_unlearn.errors import InputError
@@ -92,6 +93,51 @@ def test_an_architecture_that_reads_padding_on_the_left_answers_one_prompt_at_a_
     model, encoding = tiny_model("rwkv", config=config), Encoding(max_length=64)
     together = generate(model, tokenizer, PROMPTS, encoding, 6, batch_size=3)
     assert together == [generate(model, tokenizer, [p], encoding, 6, batch_size=1)[0] for p in PROMPTS]
+
+
+@pytest.mark.parametrize("how", ["float32", "autocast", "bfloat16"])
+@pytest.mark.parametrize(("architecture", "sizes"), [("llama", [3]), ("rwkv", [1, 1, 1])])
+def test_prompts_are_answered_in_batches_whatever_the_precision(
+    architecture, sizes, how, make_tiny, tokenizer, monkeypatch
+):
+    config = tiny_config(architecture)
+    config.vocab_size = len(tokenizer)
+    model, given = tiny_model(architecture, config=config), []
+    model.to(torch.bfloat16 if how == "bfloat16" else torch.float32)
+    plain = model.generate
+    monkeypatch.setattr(model, "generate", lambda **inputs: given.append(inputs["input_ids"]) or plain(**inputs))
+    with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast", cache_enabled=False):
+        generate(model, tokenizer, PROMPTS, Encoding(max_length=64), 6, batch_size=3)
+    asked = [ids for ids in given if ids[0, -3:].tolist() != [0, 1, 2]]  # without what tries the model
+    assert [len(ids) for ids in asked] == sizes
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_weights_are_cast_once_for_all_tokens_of_an_answer(trains, make_tiny, tokenizer):
+    """Once: as often as there are weights; not once a token."""
+    model = make_tiny("llama").requires_grad_(trains)
+    shapes = {tuple(p.shape) for name, p in model.named_parameters() if name.endswith("down_proj.weight")}
+    counted = []
+
+    class Casts(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if "_to_copy" in str(function) and tuple(args[0].shape) in shapes:
+                counted.append(args[0].shape)
+            return function(*args, **(kwargs or {}))
+
+    encoding = Encoding(max_length=64)
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        generate(model, tokenizer, PROMPTS[:1], encoding, 1, batch_size=1)  # tries the model too
+        with Casts():
+            texts = generate(model, tokenizer, PROMPTS[:1], encoding, 8, batch_size=1)
+            assert len(counted) == model.config.num_hidden_layers
+            model(input_ids=torch.tensor([[1, 2]]))
+    assert len(counted) == 2 * model.config.num_hidden_layers  # nothing is kept beyond
+    assert {p.requires_grad for p in model.parameters()} == {trains}
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False), torch.no_grad():
+        ids = tokenizer(PROMPTS[0], return_tensors="pt")["input_ids"]
+        by_hand = model.generate(input_ids=ids, max_new_tokens=8, do_sample=False, pad_token_id=0)[0, ids.shape[1] :]
+    assert texts == [tokenizer.decode(by_hand, skip_special_tokens=True).strip()]
 
 
 @pytest.mark.parametrize(("kind", "same"), [("wordpiece, lower case", False), ("byte-level", True)])
