@@ -104,6 +104,13 @@ def test_prompts_are_answered_in_batches_whatever_the_precision(
     config.vocab_size = len(tokenizer)
     model, given = tiny_model(architecture, config=config), []
     model.to(torch.bfloat16 if how == "bfloat16" else torch.float32)
+
+    def rounding(module, args, kwargs, output):  # as of a model of thirty blocks; here bf16 gives the same bits
+        if how == "bfloat16" or torch.is_autocast_enabled("cpu"):
+            output.logits = output.logits * (1 + 0.01 * (kwargs["input_ids"].shape[1] > 3))
+        return output
+
+    model.register_forward_hook(rounding, with_kwargs=True)
     plain = model.generate
     monkeypatch.setattr(model, "generate", lambda **inputs: given.append(inputs["input_ids"]) or plain(**inputs))
     with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast", cache_enabled=False):
