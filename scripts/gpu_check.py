@@ -5,10 +5,10 @@
     python scripts/gpu_check.py --device cpu --tiny               # tries the script itself
 
 Each section runs in a process of its own and is ended when its share of --limit is used up; what a short one leaves
-goes to those after it. With --jobs those that measure no time run beside each other, parity in so many processes. A
-figure is a line of JSON that is written as soon as it is known, so that what was measured before a section, or all of
-it, was cut off is kept. A line says `ok` where there is a bar. The exit code is 0 if no line failed, no bar was missed
-and no section was cut off. docs/scaling.md says how to read the lines.
+goes to those after it. Where there are CPUs enough, those that measure no time run beside each other, parity in as
+many processes as --jobs says. A figure is a line of JSON that is written as soon as it is known, so that what was
+measured before a section, or all of it, was cut off is kept. A line says `ok` where there is a bar. The exit code is
+0 if no line failed, no bar was missed and no section was cut off. docs/scaling.md says how to read the lines.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-# section → its share of the time: the seconds that each took on an H200's host of 16 slow cores, with ten jobs
+# section → its share of the time: seconds as planned for an H200 with 16 slow cores, of parity with ten jobs
 SECTIONS = {
     "ceilings": 20,
     "parity": 70,
@@ -41,6 +41,8 @@ SECTIONS = {
     "qlora": 30,
 }
 UNTIMED = ("parity", "syncs", "engines")
+MOST_JOBS = 10
+RUNNING: set[subprocess.Popen] = set()
 # the card's name → TFLOP/s in bf16 without sparsity, by its data sheet; of another, what `ceilings` measures
 PEAKS = {"H100": 989.0, "H200": 989.0, "B200": 2250.0, "A100": 312.0, "L40S": 362.0, "L4": 121.0, "A10": 125.0}
 
@@ -110,18 +112,33 @@ def start_section(name: str, args: argparse.Namespace, seconds: float, part: int
     flags += [*(["--methods", ",".join(args.methods)] if args.methods else [])]
     flags += [*(["--peak-tflops", str(args.peak_tflops)] if args.peak_tflops else [])]
     process = subprocess.Popen([sys.executable, __file__, *flags], cwd=ROOT, start_new_session=True)
+    RUNNING.add(process)
     try:
         return process.wait(seconds)
     except subprocess.TimeoutExpired:
         return "cut off"
     finally:
+        end(process)
+        RUNNING.discard(process)
+
+
+def end(process: subprocess.Popen) -> None:
+    """End a section and its children, those first that torchrun has put into sessions of their own."""
+    deadline = time.monotonic() + 5
+    with contextlib.suppress(ProcessLookupError):
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)  # torchrun ends its workers, in groups of their own
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(5)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            os.killpg(process.pid, signal.SIGTERM)
+        while time.monotonic() < deadline:
+            process.poll()  # or what is left of it would count as there
+            os.killpg(process.pid, 0)
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def share(name: str, jobs: int) -> float:
+    """A section's share of the time."""
+    return SECTIONS[name] * (MOST_JOBS / jobs if name == "parity" else 1)
 
 
 def waves(sections: list[str], jobs: int) -> list[list[str]]:
@@ -136,15 +153,23 @@ def waves(sections: list[str], jobs: int) -> list[list[str]]:
 def run_wave(wave: list[str], args: argparse.Namespace, seconds: float) -> list[str]:
     """Run sections at the same time, each but parity in one process; says which did not end by themselves."""
     parts = [(name, part, n) for name in wave for n in [args.jobs if name == "parity" else 1] for part in range(n)]
-    start = time.monotonic()
+    start, ended, took = time.monotonic(), dict[str, int | str](), dict[str, float]()
+
+    def run(at: tuple[str, int, int]) -> None:
+        name, *part = at
+        ended[name] = start_section(name, args, seconds, *part) or ended.get(name, 0)
+        took[name] = time.monotonic() - start
+
     with ThreadPoolExecutor(len(parts)) as pool:
-        ends = list(pool.map(lambda at: start_section(at[0], args, seconds, at[1], at[2]), parts))
-    wrong = []
+        try:
+            list(pool.map(run, parts))
+        except BaseException:  # Ctrl-C is told to this thread alone
+            for process in list(RUNNING):
+                end(process)
+            raise
     for name in wave:
-        ended = next((end for (of, *_), end in zip(parts, ends, strict=True) if of == name and end), 0)
-        Report(name, args.json).add("section", seconds=time.monotonic() - start, ended=ended)
-        wrong += [f"{name} ({ended})"] if ended else []
-    return wrong
+        Report(name, args.json).add("section", seconds=took[name], ended=ended[name])
+    return [f"{name} ({ended[name]})" for name in wave if ended[name]]
 
 
 def names_of(text: str) -> list[str]:
@@ -161,13 +186,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--limit", type=float, default=540, help="seconds for all sections (default: 540)")
     parser.add_argument("--peak-tflops", type=float, help="of the device, for model-FLOPs utilisation")
     parser.add_argument("--json", type=Path, default=Path("gpu_check.jsonl"), help="lines are added to it")
-    parser.add_argument("--jobs", type=int, help="processes beside each other (default: CPUs but six, at most ten)")
+    parser.add_argument("--jobs", type=int, help="processes of parity at a time (default: CPUs but six, at most ten)")
     parser.add_argument("--part", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--parts", type=int, default=1, help=argparse.SUPPRESS)
     parser.add_argument("--section", choices=SECTIONS, help="one section, in this process and without a limit")
     args = parser.parse_args(arguments)
     args.json = args.json.absolute()
-    args.jobs = args.jobs or min(10, max(1, (os.cpu_count() or 1) - 6))
+    args.jobs = max(1, args.jobs or min(MOST_JOBS, (os.cpu_count() or 1) - 6))
     for name in args.sections:
         if name not in SECTIONS:
             parser.error(f"--sections: {name!r} is none of {', '.join(SECTIONS)}")
@@ -183,7 +208,7 @@ def main(arguments: list[str] | None = None) -> int:
     all_waves = waves(args.sections, args.jobs)
     for i, wave in enumerate(all_waves):
         left = args.limit - (time.monotonic() - began)
-        shares = [max(SECTIONS[name] for name in each) for each in all_waves[i:]]
+        shares = [max(share(name, args.jobs) for name in each) for each in all_waves[i:]]
         wrong += run_wave(wave, args, left * shares[0] / sum(shares))
     lines = lines_of(args.json, before)
     wrong += [f"{x['section']}: {x['name']}" for x in lines if "failed" in x or x.get("ok") is False]

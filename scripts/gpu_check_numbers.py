@@ -130,7 +130,9 @@ class Watch(TrainerCallback):
             frames = traceback.extract_stack()[:-1]  # without this one
             not_told = (f"{os.sep}torch{os.sep}", f"{os.sep}warnings.py")
             asked = [f for f in frames if not any(part in f.filename for part in not_told)][-1]
-            self.found[f"{'/'.join(Path(asked.filename).parts[-3:])}:{asked.lineno}"] += 1
+            path = Path(asked.filename)
+            place = path.relative_to(ROOT) if path.is_relative_to(ROOT) else Path(*path.parts[-3:])
+            self.found[f"{place}:{asked.lineno}"] += 1
 
 
 def syncs(report: Report, args: Any) -> None:
@@ -149,7 +151,7 @@ def count(report: Report, method: str, kind: str, device: str) -> None:
         with mock.patch.object(warnings, "showwarning", watch.seen):
             run.train()
     per_step = {where: n / len(watch.STEPS) for where, n in watch.found.most_common()}
-    ours = sum(n for where, n in per_step.items() if where.startswith("llm_unlearn") or "/llm_unlearn/" in where)
+    ours = sum(n for where, n in per_step.items() if where.startswith("llm_unlearn/"))
     ok = {"ok": ours == 0} if watch.on_gpu else {}  # a CPU shows nothing
     report.add(f"{method} {kind}", per_step=sum(per_step.values()), ours=ours, where=per_step, **ok)
 

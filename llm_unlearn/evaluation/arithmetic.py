@@ -9,7 +9,8 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import nn
 
-from llm_unlearn.models.devices import input_device
+from llm_unlearn.distributed.sharding import is_sharded
+from llm_unlearn.models.devices import input_device, is_offloaded
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,10 @@ class Arithmetic:
 def kept_casts(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Under autocast, cast weights once for all forward passes within, not again for every token that is generated.
 
-    torch keeps the casts of weights that train alone, so all say that they do for as long as it lasts.
+    torch keeps casts only of weights that train, so all say that they do for as long as it lasts. A model that is
+    sharded or offloaded is left as it is: kept casts would be a second copy of weights that are never held whole.
     """
-    if not torch.is_autocast_enabled(device.type):
+    if not torch.is_autocast_enabled(device.type) or is_offloaded(model) or is_sharded(model):
         yield
         return
     frozen = [p for p in model.parameters() if p.dtype == torch.float32 and not p.requires_grad]

@@ -129,7 +129,7 @@ def stress_section(results: Results) -> Section | None:
     for name, words in _FIGURES.items():
         took = list(_took(docs, name).values())
         if took and not any(took):
-            note += f"By its {words} the poison did not take in the poisoned model, so that nothing can come back. "
+            note += f"By the {words} the poison did not take in the poisoned model, so that nothing can come back. "
     plots = [
         _relearn(docs, name, len(results.runs))
         for name in _FIGURES

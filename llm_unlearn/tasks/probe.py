@@ -6,7 +6,7 @@ before it alone? Does it leave padding on the left out when it generates?
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -54,7 +54,8 @@ def pads_left(model: Any, pad_token_id: int) -> bool:
     def ask() -> bool:
         ids = torch.arange(3, device=input_device(model))[None] % model.config.get_text_config().vocab_size
         padded = torch.cat([torch.full_like(ids, pad_token_id), ids], 1)
-        with torch.autocast(ids.device.type, enabled=False):
+        exact = _computes_exactly(model, ids.device)
+        with torch.autocast(ids.device.type, enabled=False) if exact else nullcontext():
             logits = [
                 model.generate(
                     input_ids=given,
@@ -67,9 +68,8 @@ def pads_left(model: Any, pad_token_id: int) -> bool:
                 ).logits[0]
                 for given in (ids, padded)
             ]
-        exact = {*ROUNDING, torch.int8}  # in 8 bits rounding is of other tokens too: that is no small difference
-        coarse = (p.dtype for p in model.parameters() if p.dtype not in exact)
-        return _same(*logits, next(coarse, torch.float32))  # generate gives float32 whatever the model computes in
+        # generate gives float32 whatever the model computes in
+        return _same(*logits, torch.float32 if exact else torch.bfloat16)
 
     return _answer(model, "pads left", ask)
 
@@ -160,6 +160,16 @@ def _keeps_apart(model: Any, head: nn.Linear) -> bool:
         name = type(model).__name__
         warnings.warn(f"{name} does not keep packed rows apart{reason}: batches are padded", stacklevel=2)
     return apart
+
+
+def _computes_exactly(model: Any, device: torch.device) -> bool:
+    """Whether a model can be run in float32 or wider, without autocast."""
+    products = torch.backends.cuda.matmul
+    tf32 = getattr(products, "fp32_precision", None) or ("tf32" if products.allow_tf32 else "ieee")
+    if (device.type == "cuda" and tf32 == "tf32") or "flash" in str(model.config._attn_implementation):
+        return False
+    # in 8 bits a token is rounded by others, which is no small difference and would not pass for rounding
+    return {parameter.dtype for parameter in model.parameters()} <= {*ROUNDING, torch.int8}
 
 
 def _same(ours: Tensor, theirs: Tensor, computed_in: torch.dtype | None = None) -> bool:

@@ -20,6 +20,7 @@ from scipy import stats
 
 from llm_unlearn.cli.main import main
 from llm_unlearn.config.recipe import load_recipe
+from llm_unlearn.evaluation.signals import LATER_DRAWS
 from llm_unlearn.evaluation.summarize import summarize
 from llm_unlearn.metrics.results import Cost, Identity
 from llm_unlearn.runs.language_run import LanguageRun
@@ -194,7 +195,7 @@ def test_the_poison_is_tested_again_after_clean_steps(finished):
         (nll / count).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-    ours = run.evaluator.canaries(model.eval(), alone=True)
+    ours = run.evaluator.canaries(model.eval(), LATER_DRAWS)
     table = pd.read_parquet(run_dir / "evaluation" / "kl.parquet")
     theirs = table[table["set"] == "later_canary"]
     assert np.allclose(ours["gaussian_score"], theirs["gaussian_score"], atol=2e-3)

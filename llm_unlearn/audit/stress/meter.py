@@ -71,7 +71,7 @@ class Meter:
     @in_its_arithmetic
     def canaries(self, model: Any, relearned: Collection[int] = ()) -> dict[str, dict[str, Any] | None]:
         """Of each score in SCORES the test on the deleted canaries (on the hidden ones, where some are) but those in
-        `relearned`; None where there are none, or where no gradient or no rank is.
+        `relearned`; None where there are none, or where there is no gradient or no rank.
         """
         frames = [self.evaluator.canaries(model, draws=DRAWS)] if self.evaluator.manifest["gaussian"] else []
         tests: dict[str, dict[str, Any] | None] = dict.fromkeys(SCORES)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from llm_unlearn.losses import kfac_direction
 from llm_unlearn.trainers.support.linear_layers import LinearLayer
 
-ROUNDING = 1e-5  # of the largest gradient in a batch: what is smaller counts as 0
+ROUNDING = 1e-6  # of the largest gradient in a batch: what is smaller counts as 0
 
 
 def factor_sums(layers: list[LinearLayer], total_nll: Callable[[], tuple[Tensor, int]]) -> dict[str, Tensor]:

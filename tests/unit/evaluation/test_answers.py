@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from llm_unlearn.data.encoding import Encoding
 from llm_unlearn.errors import InputError
 from llm_unlearn.evaluation.answers import answer_text, as_written, generate, label_log_probs
+from llm_unlearn.evaluation.arithmetic import kept_casts
 
 PROMPTS = ["the film was", "it is a very long story about a town and", "so"]
 
@@ -144,7 +145,20 @@ def test_weights_are_cast_once_for_all_tokens_of_an_answer(trains, make_tiny, to
     with torch.autocast("cpu", torch.bfloat16, cache_enabled=False), torch.no_grad():
         ids = tokenizer(PROMPTS[0], return_tensors="pt")["input_ids"]
         by_hand = model.generate(input_ids=ids, max_new_tokens=8, do_sample=False, pad_token_id=0)[0, ids.shape[1] :]
-    assert texts == [tokenizer.decode(by_hand, skip_special_tokens=True).strip()]
+    assert len(by_hand) == 8 and texts == [tokenizer.decode(by_hand, skip_special_tokens=True).strip()]
+
+
+def test_casts_of_weights_that_are_held_part_by_part_are_not_kept(make_tiny, tmp_path):
+    from accelerate import disk_offload
+
+    model = make_tiny("llama").requires_grad_(False)
+    disk_offload(model, tmp_path, execution_device=torch.device("cpu"))
+    model.hf_device_map = {"": "disk"}
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        with kept_casts(model, torch.device("cpu")):
+            model(input_ids=torch.tensor([[1, 2]]))
+            assert not torch.is_autocast_cache_enabled()
+    assert not any(p.requires_grad for p in model.parameters())
 
 
 @pytest.mark.parametrize(("kind", "same"), [("wordpiece, lower case", False), ("byte-level", True)])

@@ -137,7 +137,7 @@ def test_syncs_are_counted_by_the_line_that_asks(tmp_path):
         for message in ("called a synchronizing CUDA operation", "something else"):
             warnings.warn(message, stacklevel=1)  # by way of warnings.py, as torch's
     assert list(watch.found.values()) == [1]
-    assert next(iter(watch.found)).startswith("unit/scripts/test_gpu_check.py:")
+    assert next(iter(watch.found)).startswith("tests/unit/scripts/test_gpu_check.py:")
     assert "ok" not in lines("syncs", tmp_path, numbers)["kl full"]  # a CPU shows nothing
 
 
@@ -253,7 +253,17 @@ def test_the_figures_of_a_gpu_are_those_of_its_lines():
     assert found == len(steps)
     parity = [line for line in kept if line["section"] == "parity" and "loss" in line and "kfac" not in line["name"]]
     assert len(parity) == 116 and all(line["ok"] for line in parity)
+    assert f"{max(line['bf16_update'] / line['cpu_bf16_update'] for line in parity):.1f}" == "2.1"
     assert max(line["loss"] for line in parity) < 7.5e-7 and max(line["update"] for line in parity) < 1.25e-5
+    syncs = [line for line in kept if line["section"] == "syncs" and "ours" in line]
+    assert len(syncs) == 2 * 6 and not any("llm_unlearn" in where for line in syncs for where in line["where"])
+    large = {line["name"]: line for line in kept if line["section"] in ("large", "qlora") and "ms" in line}
+    assert [round(line["ms"]) for name, line in large.items() if name.startswith("fine_tuning")] == [147, 533]
+    assert [f"{large[name]['times']:.2f}" for name in ("kl 8b lora", "npo 8b lora", "kl 1b 4bit")] == [
+        "1.17",
+        "1.00",
+        "1.55",
+    ]
     errors = [line["error"] for line in kept if line["name"].startswith("doctor")]
     assert (len(errors), f"{min(errors):.3f}", f"{max(errors):.3f}") == (10, "0.006", "0.033")
     beside = [line["loss"] for line in kept if line["name"].endswith("beside none")]

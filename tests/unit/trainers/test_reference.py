@@ -54,10 +54,14 @@ def test_the_adapter_reference_has_no_dropout_and_gives_the_mode_back():
     )
     reference = make_reference(model)
     model.train()
+    model.get_submodule("base_model.model.transformer.h.0.mlp").eval()  # frozen by a method, say
+    modes = {name: module.training for name, module in model.named_modules()}
     with reference.as_model(model) as frozen:
         first, second = frozen(input_ids=IDS).logits, frozen(input_ids=IDS).logits
+        assert not any(module.training for module in model.modules())
     assert torch.equal(first, second)
-    assert model.training
+    assert modes == {name: module.training for name, module in model.named_modules()}
+    assert {*modes.values()} == {True, False}
 
 
 def test_under_autocast_the_reference_is_kept_in_the_precision_it_computes_in(make_tiny):
