@@ -56,7 +56,7 @@ def pads_left(model: Any, pad_token_id: int) -> bool:
         padded = torch.cat([torch.full_like(ids, pad_token_id), ids], 1)
         exact = _computes_exactly(model, ids.device)
         with torch.autocast(ids.device.type, enabled=False) if exact else nullcontext():
-            logits = [
+            alone, beside_padding = (
                 model.generate(
                     input_ids=given,
                     attention_mask=(torch.arange(given.shape[1], device=ids.device) >= given.shape[1] - 3).long()[None],
@@ -67,9 +67,9 @@ def pads_left(model: Any, pad_token_id: int) -> bool:
                     output_logits=True,
                 ).logits[0]
                 for given in (ids, padded)
-            ]
+            )
         # generate gives float32 whatever the model computes in
-        return _same(*logits, torch.float32 if exact else torch.bfloat16)
+        return _same(alone, beside_padding, torch.float32 if exact else torch.bfloat16)
 
     return _answer(model, "pads left", ask)
 
