@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from paths import ROOT
-from scipy.stats import ks_2samp
+from scipy.stats import hmean, ks_2samp
 
 pytestmark = pytest.mark.unit
 
@@ -50,9 +50,37 @@ def test_every_figure_of_tofu_that_is_kept_follows_from_its_rows(retrained):
         for name, ratio in (("forget_quality", ""), ("forget_quality_paper", "_paper")):
             ours, theirs = (each[f"forget_truth_ratio{ratio}"] for each in (values, reference))
             assert kept[name]["p_value"] == pytest.approx(ks_2samp(ours, theirs).pvalue)
-        parts = [f"{rows}_{measure}" for rows in ("retain", "authors", "facts") for measure in ("probability", "rouge")]
-        means = {part: np.mean(values[part]) for part in parts}
-        assert {part: kept["scores"][part]["value"] for part in parts} == pytest.approx(means)
+        sets = ("retain", "real_authors", "world_facts")
+        means = {f"{rows}_{name}": np.mean(values[f"{rows}_{name}"]) for rows in sets for name in ("probability", "rouge")}
+        assert {part: kept["scores"][part]["value"] for part in means} == pytest.approx(means)
+        parts = {part: found["value"] for part, found in kept["model_utility"]["parts"].items()}
+        assert parts == {part: kept["scores"][part]["value"] for part in parts} and len(parts) == 9
+        assert kept["model_utility"]["value"] == pytest.approx(hmean(list(parts.values())))
+
+
+def test_the_table_of_tofu_is_of_the_results_beside_it():
+    folder = ROOT / "recipes" / "tofu-smollm2"
+    section = (folder / "README.md").read_text().replace("−", "-").split("## Measured")[1].split("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line[:1] == "|"][2:]
+    decisions = json.loads((folder / "results" / "summary.json").read_text())["decisions"]
+    assert len(rows) == 11
+    for name, quality, *cells, verdict in rows:
+        model = name.strip("`")
+        model += "" if model in ("base", "poisoned", "retrained") else "@0.2"
+        docs = [json.loads(path.read_text()) for path in sorted((folder / "results").glob(f"seed-*/evaluation/{model}.json"))]
+        tests = [doc["benchmark"]["forget_quality"]["p_value"] for doc in docs]
+        assert [float(p) for p in quality.split(", ")] == pytest.approx(tests, rel=0.06) and len(docs) == 2
+        figures = (
+            lambda doc: doc["benchmark"]["model_utility"]["value"],
+            lambda doc: doc["benchmark"]["scores"]["forget_rouge"]["value"],
+            lambda doc: doc["benchmark"]["scores"]["forget_probability"]["value"],
+            lambda doc: doc["gus"]["mean"],
+            lambda doc: doc["loss_rank"]["mean"],
+            lambda doc: doc["mia"]["loss"]["auc"],
+        )
+        means = [np.mean([figure(doc) for doc in docs]) for figure in figures]
+        assert [float(cell) for cell in cells] == pytest.approx(means, abs=0.0051), name
+        assert verdict == decisions.get(model, {}).get("status", "–")
 
 
 @pytest.fixture
