@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 KEPT = ("report.md", "summary.json", "environment.json", "poison.json", "analysis.json", "evaluation/*.json")
 KEPT += ("stress/*.json", "benchmark/*.json")
 TABLES = "per_example.parquet"
-ABSOLUTE = re.compile(r"^( *- )/\S*/", re.MULTILINE)  # a data file's folder is of the machine that ran it
+# folders of the machine that ran it, of which the last name is kept: data files, the run, the model, a benchmark's files
+ABSOLUTE = re.compile(r"^( *(?:-|output_dir:|path:|folder:) )/\S*/", re.MULTILINE)
 
 
 def keep(run: Path, folder: Path) -> None:

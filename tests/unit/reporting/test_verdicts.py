@@ -89,6 +89,17 @@ def test_headline_counts_poison_and_cost(run_dir):
     assert headline(one, []).startswith("1 of 1 unlearned models holds ")
 
 
+def test_no_accuracy_is_lost_where_answers_are_no_exact_texts(make_run):
+    """On TOFU all models are right on 0 %, also one whose model utility is gone."""
+    results = read_results(make_run({"kl": {"accuracy": 0.4}}))
+    for models in (run.models for run in results.runs):
+        models.update({name: replace(model, benchmark=object()) for name, model in models.items()})
+    verdicts = [judge(results, name) for name in results.methods]
+    assert all(verdict.lost_points is None and verdict.price == "" for verdict in verdicts)
+    said = headline(verdicts, [])
+    assert "lose" not in said and "no accuracy was measured" in said
+
+
 def test_weak_traces_in_every_seed_are_one_finding(make_run):
     root = make_run({"kl": {"gus": 0.25}}, seeds=[0, 1, 2])
     verdict = judge(read_results(root), "kl")

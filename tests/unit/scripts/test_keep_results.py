@@ -51,7 +51,9 @@ def test_every_figure_of_tofu_that_is_kept_follows_from_its_rows(retrained):
             ours, theirs = (each[f"forget_truth_ratio{ratio}"] for each in (values, reference))
             assert kept[name]["p_value"] == pytest.approx(ks_2samp(ours, theirs).pvalue)
         sets = ("retain", "real_authors", "world_facts")
-        means = {f"{rows}_{name}": np.mean(values[f"{rows}_{name}"]) for rows in sets for name in ("probability", "rouge")}
+        means = {
+            f"{rows}_{name}": np.mean(values[f"{rows}_{name}"]) for rows in sets for name in ("probability", "rouge")
+        }
         assert {part: kept["scores"][part]["value"] for part in means} == pytest.approx(means)
         parts = {part: found["value"] for part, found in kept["model_utility"]["parts"].items()}
         assert parts == {part: kept["scores"][part]["value"] for part in parts} and len(parts) == 9
@@ -66,8 +68,10 @@ def test_the_table_of_tofu_is_of_the_results_beside_it():
     assert len(rows) == 11
     for name, quality, *cells, verdict in rows:
         model = name.strip("`")
-        model += "" if model in ("base", "poisoned", "retrained") else "@0.2"
-        docs = [json.loads(path.read_text()) for path in sorted((folder / "results").glob(f"seed-*/evaluation/{model}.json"))]
+        docs = [
+            json.loads(path.read_text())
+            for path in sorted((folder / "results").glob(f"seed-*/evaluation/{model}.json"))
+        ]
         tests = [doc["benchmark"]["forget_quality"]["p_value"] for doc in docs]
         assert [float(p) for p in quality.split(", ")] == pytest.approx(tests, rel=0.06) and len(docs) == 2
         figures = (
