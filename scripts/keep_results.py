@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 KEPT = ("report.md", "summary.json", "environment.json", "poison.json", "analysis.json", "evaluation/*.json")
 KEPT += ("stress/*.json", "benchmark/*.json")
 TABLES = "per_example.parquet"
-# folders of the machine that ran it, of which the last name is kept: data files, the run, the model, a benchmark's files
+# folders of the machine that ran it, of which the last name is kept: of data files, the run, the model, a benchmark
 ABSOLUTE = re.compile(r"^( *(?:-|output_dir:|path:|folder:) )/\S*/", re.MULTILINE)
 
 
