@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from llm_unlearn.config.recipe import Recipe
 
 PACKAGE = Path(__file__).parent.parent
-SHOWN = ("benchmark", "gus_vs_utility", "gaussian_scores", "lift_vs_utility")
+SHOWN = ("benchmark", "gus_vs_utility", "loss_rank_vs_utility", "gaussian_scores", "lift_vs_utility")
 SCORES: list[tuple[Figure, str, str]] = [  # a number, its type and its name on the hub
     (figures.accuracy, "accuracy", "accuracy on clean test examples"),
     (figures.perplexity, "perplexity", "perplexity on clean test text"),

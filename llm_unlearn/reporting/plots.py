@@ -11,7 +11,7 @@ from llm_unlearn.reporting.contents import Plot
 from llm_unlearn.reporting.formats import number, percent
 from llm_unlearn.reporting.run_results import ONE_PERCENT, Results, canary_scores
 from llm_unlearn.reporting.style import MAX_SHOWN, figure, height_beside_legend, legend_above, png, shown, styles
-from llm_unlearn.reporting.tradeoff import cost_plot, tradeoff_plot
+from llm_unlearn.reporting.tradeoff import ACCURACY, cost_plot, noise_effect, tradeoff_plot, worth
 
 _BIN = 0.5
 _MAX_BINS = 48
@@ -24,15 +24,19 @@ def all_plots(results: Results) -> list[Plot]:
         scores = {name: found for name in shown(results.names) if (found := canary_scores(results, name))}
     plots = _gaussian_plots(scores, f" Scores of {len(results.runs)} seeds together." * several) if scores else []
     whiskers = "± one standard deviation over seeds" if several else "95 % confidence intervals"
-    for planted, key, what in ((results.has_attack, "lift", "attack lift"), (results.has_gus, "gus", "Gaussian score")):
+    noise = noise_effect(results)
+    words = {"gus": "Gaussian score", "loss_rank": "loss rank"}[noise]
+    for planted, key, what in ((results.has_attack, "lift", "attack lift"), (results.has_gus, noise, words)):
         if planted:
-            title = f"What removing it costs: {what} against accuracy"
+            across = worth(results)[-1]
+            title = f"What removing it costs: {what} against {across}"
+            price = ", and of a cost" * (across == ACCURACY)
             caption = (
                 f"The target is the retrained model (star). Whiskers: {whiskers}. Dotted: from where on this report "
-                "speaks of poison that remains, and of a cost. The base model is left out; a line joins a method's "
-                "budgets, the largest mark is the largest."
+                f"speaks of poison that remains{price}. The base model is left out; a line joins a method's budgets, "
+                "the largest mark is the largest."
             )
-            alt = f"{what.capitalize()} against accuracy, one point per model; the table of all models has the numbers."
+            alt = f"{what.capitalize()} against {across}, one point per model; the table of all models has the numbers."
             plots.append(Plot(f"{key}_vs_utility", title, caption, alt, tradeoff_plot(results, key)))
     if not any(results.over_seeds(name, figures.share_of_training) for name in results.names if name != "base"):
         return plots  # of a given model it may not be known what its training took

@@ -1,4 +1,4 @@
-"""The plots of price and effect: attack lift and Gaussian score against accuracy, and compute."""
+"""The plots of price and effect: attack lift and Gaussian score against what a model is worth, and compute."""
 
 import math
 from typing import Any
@@ -12,31 +12,49 @@ from llm_unlearn.reporting.run_results import Results, Statistic
 from llm_unlearn.reporting.style import Style, figure, height_beside_legend, png, styles
 from llm_unlearn.reporting.verdicts import judge
 
-# what is set against accuracy: its number, its interval, its axis
+# what is set against what a model is worth: its number, its interval, its axis
 _EFFECTS: dict[str, tuple[Figure, Bounds, str]] = {
     "lift": (figures.lift, figures.lift_interval, "attack lift (ASR − clean rate, 0 to 1), worse →"),
     "gus": (figures.gus, figures.gus_interval, "Gaussian Unlearning Score, farther from 0 is worse"),
+    "loss_rank": (figures.rank, figures.rank_interval, "loss rank of the canaries, farther from 0 is worse"),
+}
+ACCURACY = "accuracy"
+Worth = tuple[Figure, Bounds, float, str]  # what a model is worth: its number, its interval, a scale, its name
+_WORTH: dict[str, Worth] = {  # of a benchmark, whose answers are no exact texts
+    "tofu": (figures.model_utility, figures.model_utility_interval, 1.0, "model utility"),
+    "muse": (
+        figures.benchmark_score("retain_knowmem"),
+        figures.benchmark_interval("retain_knowmem"),
+        1.0,
+        "KnowMem of retain rows",
+    ),
 }
 Point = tuple[float, float, tuple[float, float], tuple[float, float]]  # x, y, and each one's reach down and up
 
 
+def worth(results: Results) -> Worth:
+    """What a model is worth in a run: accuracy in %, or what its benchmark has for it."""
+    benchmark = next((result.benchmark.name for result in results.of("poisoned") if result.benchmark), "")
+    return _WORTH.get(benchmark, (figures.accuracy, figures.accuracy_interval, 100.0, ACCURACY))
+
+
 def tradeoff_plot(results: Results, effect: str) -> bytes:
-    """Attack lift or GUS (y) against accuracy in % (x), with whiskers, the retrained model as the target.
+    """Attack lift or GUS (y) against what a model is worth (x), with whiskers, the retrained model as the target.
 
     Args:
         results: of the run.
-        effect: "lift" or "gus".
+        effect: "lift", "gus" or "loss_rank".
     """
-    of, bounds, label = _EFFECTS[effect]
-    look = styles(results.names)
-    points = {name: point for name in results.names if name != "base" and (point := _point(results, name, of, bounds))}
+    look, across, label = styles(results.names), worth(results), _EFFECTS[effect][-1]
+    points = {name: found for name in results.names if name != "base" and (found := _point(results, name, effect))}
     methods = {name.partition("@")[0] for name in points}
     with figure(height_beside_legend(len(methods), 5.2)) as (fig, axes):
         axis = axes[0, 0]
         draw_points(axis, points, look)
-        axis.set(xlabel="accuracy on clean test examples (%), better →", ylabel=label)
+        graded = across[-1] == ACCURACY
+        axis.set(xlabel=f"{'accuracy on clean test examples (%)' if graded else across[-1]}, better →", ylabel=label)
         axis.margins(0.12)
-        _thresholds(axis, points, threshold_lines(results, effect, points))
+        _thresholds(axis, points, threshold_lines(results, effect, points), graded)
         fig.legend(loc="outside right center", markerscale=0.7)
         return png(fig)
 
@@ -68,16 +86,25 @@ def draw_points(axis: Any, points: dict[str, Point], look: dict[str, Style]) -> 
         axis.plot(*places, color=look[names[0]].colour, linewidth=1, alpha=0.6, zorder=1)
 
 
-def _point(results: Results, name: str, of: Figure, bounds: Bounds) -> Point | None:
-    across, along = results.over_seeds(name, figures.accuracy), results.over_seeds(name, of)
+def noise_effect(results: Results) -> str:
+    """The score of the canaries that a picture of all models shows: GUS, or the loss rank where that tells the poisoned
+    model at least twice as well, as under LoRA, and a model without a GUS is not one without the noise.
+    """
+    gus, rank = (results.over_seeds("poisoned", figure) for figure in (figures.gus, figures.rank))
+    return "loss_rank" if gus and rank and rank.mean >= 2 * max(gus.mean, 0.0) and rank.mean > 0 else "gus"
+
+
+def _point(results: Results, name: str, effect: str) -> Point | None:
+    (of_worth, bounds_of_worth, scale, _), (of, bounds, _) = worth(results), _EFFECTS[effect]
+    across, along = results.over_seeds(name, of_worth), results.over_seeds(name, of)
     if across is None or along is None or not (math.isfinite(across.mean) and math.isfinite(along.mean)):
         return None
-    x, y = 100 * across.mean, along.mean
+    x, y = scale * across.mean, along.mean
     if len(results.runs) > 1:
-        spread = [100 * (across.sd or 0.0), along.sd or 0.0]
+        spread = [scale * (across.sd or 0.0), along.sd or 0.0]
         return x, y, (spread[0], spread[0]), (spread[1], spread[1])
     result = results.of(name)[0]
-    return x, y, reach(x, figures.accuracy_interval(result), 100.0), reach(y, bounds(result), 1.0)
+    return x, y, reach(x, bounds_of_worth(result), scale), reach(y, bounds(result), 1.0)
 
 
 def reach(value: float, interval: Interval | None, scale: float) -> tuple[float, float]:
@@ -88,25 +115,28 @@ def reach(value: float, interval: Interval | None, scale: float) -> tuple[float,
 
 
 def threshold_lines(results: Results, effect: str, points: dict[str, Point]) -> list[tuple[float, str]]:
-    """(level, words) of the lines to draw: of a score, where its test by itself finds poison, either way; of the lift,
-    what is tolerated above the retrained model's. None where that model has no such figure.
+    """(level, words) of the lines to draw: of a score of the canaries, where its test by itself finds poison, either
+    way; of the lift, what is tolerated above the retrained model's. None where that model has no such figure.
     """
     if "retrained" not in results.names:
         return []
     findings = judge(results, "retrained").decision.findings
-    found = next((f for f in findings if f.test == effect and not f.after), None)
+    found = next((f for f in findings if f.test == effect.replace("_", " ") and not f.after), None)
     if found is None:
         return []
     if found.critical is not None:
-        words = f"the Gaussian test by itself finds poison above (n = {found.n})"
+        test = "Gaussian test" if effect == "gus" else "test of loss ranks"
+        words = f"the {test} by itself finds poison above (n = {found.n})"
         return [(found.critical, words), (-found.critical, "and below")]
     if "retrained" not in points:
         return []
     return [(points["retrained"][1] + (found.delta or 0), f"tolerated up to retrained + {number(found.delta)}")]
 
 
-def _thresholds(axis: Any, points: dict[str, Point], levels: list[tuple[float, str]]) -> None:
-    """Where the report's rules draw the line: effects that count as poison, accuracy below the poisoned model's."""
+def _thresholds(axis: Any, points: dict[str, Point], levels: list[tuple[float, str]], graded: bool) -> None:
+    """Where the report's rules draw the line: effects that count as poison; if accuracy is what stands across, five
+    points below the poisoned model's.
+    """
     (left, right), (low, high) = axis.get_xlim(), axis.get_ylim()
     dots: dict[str, Any] = {"color": "#777777", "linestyle": ":", "linewidth": 1.2, "zorder": 1}
     text: dict[str, Any] = {"fontsize": 8.5, "color": "#444444", "textcoords": "offset points"}
@@ -115,7 +145,7 @@ def _thresholds(axis: Any, points: dict[str, Point], levels: list[tuple[float, s
         axis.axhline(level, **dots)
         place, side = (5, 3 if level > 0 else -3), "bottom" if level > 0 else "top"
         axis.annotate(words, (0, level), place, xycoords=("axes fraction", "data"), ha="left", va=side, **text)
-    if "poisoned" in points:
+    if graded and "poisoned" in points:
         level = points["poisoned"][0] - COSTLY_POINTS
         left = min(left, level - 1)
         axis.axvline(level, **dots)

@@ -20,6 +20,7 @@ from llm_unlearn.evaluation.lm_eval_tasks import check_tasks, lm_eval_scores
 from llm_unlearn.evaluation.text_evaluator import TextEvaluator
 from llm_unlearn.metrics.task_scores import TaskScore
 from llm_unlearn.models.make import make_model, train_tokenizer
+from llm_unlearn.tasks.probe import pads_left
 
 pytestmark = pytest.mark.unit
 
@@ -117,6 +118,7 @@ def test_a_group_has_the_mean_over_all_rows_and_its_parts_say_whose_they_are(fol
 def test_models_compute_in_the_precision_of_the_run(folder, tokenizer, evaluator):
     seen = []
     model = make_model(GPT2, tokenizer, seed=3)
+    pads_left(model, tokenizer.pad_token_id)  # asked once, and in float32
     model.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
     lm_eval_scores(
         replace(evaluator, arithmetic=Arithmetic(bf16=True)), model, LmEvalSection(tasks=["more"], folder=folder)

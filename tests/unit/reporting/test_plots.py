@@ -1,13 +1,17 @@
 """What can be checked of a picture without looking at it: bins hold all, models are told apart."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from llm_unlearn.reporting import figures
 from llm_unlearn.reporting.plots import bin_edges, recognised
 from llm_unlearn.reporting.run_results import canary_scores, read_results
 from llm_unlearn.reporting.style import shown, styles
-from llm_unlearn.reporting.tradeoff import threshold_lines
+from llm_unlearn.reporting.tradeoff import ACCURACY, noise_effect, threshold_lines, worth
 
 pytestmark = pytest.mark.unit
 
@@ -58,5 +62,28 @@ def test_a_line_is_drawn_where_the_retrained_model_has_a_place_alone(run_dir):
     (line,) = threshold_lines(results, "lift", {"retrained": place})
     assert line[0] == pytest.approx(0.05 + 0.2 * 0.81, abs=1e-3)  # a fifth of the poisoned model's lift above it
     assert threshold_lines(results, "lift", {"poisoned": place}) == []
-    (above, _), (below, _) = threshold_lines(results, "gus", {})
-    assert above == -below > 0
+    for score, words in (("gus", "Gaussian test"), ("loss_rank", "test of loss ranks")):
+        lines = threshold_lines(results, score, {})
+        if lines:
+            (above, said), (below, _) = lines
+            assert above == -below > 0 and words in said
+        assert lines or score == "loss_rank"  # which this run has not
+
+
+@pytest.mark.parametrize(("gus", "rank", "shown"), [(2.3, 2.7, "gus"), (0.5, 1.75, "loss_rank"), (-0.1, -0.2, "gus")])
+def test_the_noise_is_shown_by_the_score_that_tells_the_poisoned_model(gus, rank, shown, make_run):
+    results = read_results(make_run())
+    assert noise_effect(results) == "gus"  # without a loss rank
+    for run in results.runs:
+        poisoned = run.models["poisoned"]
+        scores = {name: replace(poisoned.gus, mean=mean) for name, mean in (("gus", gus), ("loss_rank", rank))}
+        run.models["poisoned"] = replace(poisoned, **scores)
+    assert noise_effect(results) == shown
+
+
+def test_of_a_benchmark_models_are_worth_what_it_says(make_run):
+    results = read_results(make_run())
+    assert worth(results)[2:] == (100.0, ACCURACY)
+    for models in (run.models for run in results.runs):
+        models["poisoned"] = replace(models["poisoned"], benchmark=SimpleNamespace(name="tofu"))
+    assert worth(results)[0] is figures.model_utility and worth(results)[2:] == (1.0, "model utility")
