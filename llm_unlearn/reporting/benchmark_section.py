@@ -10,12 +10,11 @@ from llm_unlearn.metrics.benchmarks.benchmark_result import BenchmarkResult
 from llm_unlearn.metrics.results import Evaluation
 from llm_unlearn.reporting import figures
 from llm_unlearn.reporting.contents import Plot, Section
-from llm_unlearn.reporting.figures import Bounds, Figure
 from llm_unlearn.reporting.formats import number, p_value
 from llm_unlearn.reporting.run_results import Results
 from llm_unlearn.reporting.style import figure, height_beside_legend, png, styles
 from llm_unlearn.reporting.tables import Column, table_of
-from llm_unlearn.reporting.tradeoff import Point, draw_points, reach
+from llm_unlearn.reporting.tradeoff import Side, draw_points, point, worth
 
 _NOTES = {
     "tofu": "Forget quality: p of the Kolmogorov–Smirnov test of the truth ratios on the forget rows against the "
@@ -90,23 +89,13 @@ def _log_quality(result: Evaluation) -> float | None:
     return None if quality is None else math.log10(max(quality, 1e-300))
 
 
-# benchmark → what stands across and up: its number, its interval, its axis
-_AXES: dict[str, tuple[tuple[Figure, Bounds, str], tuple[Figure, Bounds, str]]] = {
-    "tofu": (
-        (figures.model_utility, figures.model_utility_interval, "model utility, better →"),
-        (_log_quality, lambda _: None, "log₁₀ of the forget quality (p), better →"),
-    ),
-    "muse": (
-        (
-            figures.benchmark_score("retain_knowmem"),
-            figures.benchmark_interval("retain_knowmem"),
-            "KnowMem of retain rows, better →",
-        ),
-        (
-            figures.benchmark_score("forget_verbmem"),
-            figures.benchmark_interval("forget_verbmem"),
-            "VerbMem of forget rows, worse →",
-        ),
+_UP = {  # benchmark → what its picture sets against what a model is worth
+    "tofu": Side(_log_quality, lambda _: None, "forget quality", "log₁₀ of the forget quality (p), better →"),
+    "muse": Side(
+        figures.benchmark_score("forget_verbmem"),
+        figures.benchmark_interval("forget_verbmem"),
+        "VerbMem",
+        "VerbMem of forget rows, worse →",
     ),
 }
 
@@ -114,15 +103,15 @@ _AXES: dict[str, tuple[tuple[Figure, Bounds, str], tuple[Figure, Bounds, str]]] 
 def benchmark_plots(results: Results) -> list[Plot]:
     """Forgetting against utility, every model a point; none where the benchmark has no such pair of figures."""
     found = _benchmark(results)
-    if found is None or found.name not in _AXES:
+    if found is None or found.name not in _UP:
         return []
     name = found.name
-    across, up = _AXES[name]
-    points = {model: point for model in results.names if (point := _point(results, model, across, up))}
+    across, up = worth(results), _UP[name]
+    points = {model: at for model in results.names if (at := point(results, model, across, up))}
     with figure(height_beside_legend(len(points), 5.2)) as (fig, axes):
         axis = axes[0, 0]
         draw_points(axis, points, styles(results.names))
-        axis.set(xlabel=across[2], ylabel=up[2])
+        axis.set(xlabel=across.label, ylabel=up.label)
         axis.margins(0.12)
         if name == "tofu":
             axis.axhline(math.log10(0.05), color="#777777", linestyle=":", linewidth=1.2, zorder=1)
@@ -133,15 +122,3 @@ def benchmark_plots(results: Results) -> list[Plot]:
     caption = f"The retrained model (star) is the target. Whiskers: {whiskers}.{dotted}"
     alt = "One point per model; the numbers are in the table above."
     return [Plot("benchmark", f"{name.upper()}: forgetting against utility", caption, alt, content)]
-
-
-def _point(
-    results: Results, model: str, across: tuple[Figure, Bounds, str], up: tuple[Figure, Bounds, str]
-) -> Point | None:
-    x, y = (results.over_seeds(model, of) for of, _, _ in (across, up))
-    if x is None or y is None:
-        return None
-    if len(results.runs) > 1:
-        return x.mean, y.mean, (x.sd or 0.0, x.sd or 0.0), (y.sd or 0.0, y.sd or 0.0)
-    result = results.of(model)[0]
-    return x.mean, y.mean, reach(x.mean, across[1](result), 1.0), reach(y.mean, up[1](result), 1.0)

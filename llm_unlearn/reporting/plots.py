@@ -11,7 +11,7 @@ from llm_unlearn.reporting.contents import Plot
 from llm_unlearn.reporting.formats import number, percent
 from llm_unlearn.reporting.run_results import ONE_PERCENT, Results, canary_scores
 from llm_unlearn.reporting.style import MAX_SHOWN, figure, height_beside_legend, legend_above, png, shown, styles
-from llm_unlearn.reporting.tradeoff import ACCURACY, cost_plot, noise_effect, tradeoff_plot, worth
+from llm_unlearn.reporting.tradeoff import ACCURACY, EFFECTS, cost_plot, noise_effect, tradeoff_plot, worth
 
 _BIN = 0.5
 _MAX_BINS = 48
@@ -24,13 +24,12 @@ def all_plots(results: Results) -> list[Plot]:
         scores = {name: found for name in shown(results.names) if (found := canary_scores(results, name))}
     plots = _gaussian_plots(scores, f" Scores of {len(results.runs)} seeds together." * several) if scores else []
     whiskers = "± one standard deviation over seeds" if several else "95 % confidence intervals"
-    noise = noise_effect(results)
-    words = {"gus": "Gaussian score", "loss_rank": "loss rank"}[noise]
-    for planted, key, what in ((results.has_attack, "lift", "attack lift"), (results.has_gus, noise, words)):
+    across = worth(results).name
+    for planted, key in ((results.has_attack, "lift"), (results.has_gus, noise_effect(results))):
         if planted:
-            across = worth(results)[-1]
+            what = EFFECTS[key].name
             title = f"What removing it costs: {what} against {across}"
-            price = ", and of a cost" * (across == ACCURACY)
+            price = ", and of a cost" * (across == ACCURACY.name)
             caption = (
                 f"The target is the retrained model (star). Whiskers: {whiskers}. Dotted: from where on this report "
                 f"speaks of poison that remains{price}. The base model is left out; a line joins a method's budgets, "

@@ -1,10 +1,10 @@
 """The plots of price and effect: attack lift and Gaussian score against what a model is worth, and compute."""
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 from llm_unlearn.metrics.evidence import COSTLY_POINTS
-from llm_unlearn.metrics.intervals import Interval
 from llm_unlearn.reporting import figures
 from llm_unlearn.reporting.figures import Bounds, Figure
 from llm_unlearn.reporting.formats import number, seconds
@@ -12,49 +12,80 @@ from llm_unlearn.reporting.run_results import Results, Statistic
 from llm_unlearn.reporting.style import Style, figure, height_beside_legend, png, styles
 from llm_unlearn.reporting.verdicts import judge
 
-# what is set against what a model is worth: its number, its interval, its axis
-_EFFECTS: dict[str, tuple[Figure, Bounds, str]] = {
-    "lift": (figures.lift, figures.lift_interval, "attack lift (ASR − clean rate, 0 to 1), worse →"),
-    "gus": (figures.gus, figures.gus_interval, "Gaussian Unlearning Score, farther from 0 is worse"),
-    "loss_rank": (figures.rank, figures.rank_interval, "loss rank of the canaries, farther from 0 is worse"),
+
+@dataclass(frozen=True)
+class Side:
+    """What stands along one side of a picture.
+
+    Args:
+        of: its number.
+        bounds: the interval of the number.
+        name: what a title calls it.
+        label: what the axis says.
+        scale: what the number is multiplied by.
+    """
+
+    of: Figure
+    bounds: Bounds
+    name: str
+    label: str
+    scale: float = 1.0
+
+
+EFFECTS = {
+    "lift": Side(figures.lift, figures.lift_interval, "attack lift", "attack lift (ASR − clean rate, 0 to 1), worse →"),
+    "gus": Side(
+        figures.gus, figures.gus_interval, "Gaussian score", "Gaussian Unlearning Score, farther from 0 is worse"
+    ),
+    "loss_rank": Side(
+        figures.rank, figures.rank_interval, "loss rank", "loss rank of the canaries, farther from 0 is worse"
+    ),
 }
-ACCURACY = "accuracy"
-Worth = tuple[Figure, Bounds, float, str]  # what a model is worth: its number, its interval, a scale, its name
-_WORTH: dict[str, Worth] = {  # of a benchmark, whose answers are no exact texts
-    "tofu": (figures.model_utility, figures.model_utility_interval, 1.0, "model utility"),
-    "muse": (
+ACCURACY = Side(
+    figures.accuracy, figures.accuracy_interval, "accuracy", "accuracy on clean test examples (%), better →", 100.0
+)
+WORTH = {  # of a benchmark, whose answers are no exact texts
+    "tofu": Side(figures.model_utility, figures.model_utility_interval, "model utility", "model utility, better →"),
+    "muse": Side(
         figures.benchmark_score("retain_knowmem"),
         figures.benchmark_interval("retain_knowmem"),
-        1.0,
-        "KnowMem of retain rows",
+        "KnowMem",
+        "KnowMem of retain rows, better →",
     ),
 }
 Point = tuple[float, float, tuple[float, float], tuple[float, float]]  # x, y, and each one's reach down and up
 
 
-def worth(results: Results) -> Worth:
-    """What a model is worth in a run: accuracy in %, or what its benchmark has for it."""
+def worth(results: Results) -> Side:
+    """What says in a run what a model is worth: accuracy in %, or what its benchmark has for it."""
     benchmark = next((result.benchmark.name for result in results.of("poisoned") if result.benchmark), "")
-    return _WORTH.get(benchmark, (figures.accuracy, figures.accuracy_interval, 100.0, ACCURACY))
+    return WORTH.get(benchmark, ACCURACY)
+
+
+def noise_effect(results: Results) -> str:
+    """The score of the canaries that a picture of all models shows: GUS, or the loss rank if that is at least twice as
+    high in the poisoned model. There, as under LoRA, a GUS near 0 does not show that the noise is gone.
+    """
+    gus, rank = (results.over_seeds("poisoned", EFFECTS[name].of) for name in ("gus", "loss_rank"))
+    return "loss_rank" if gus and rank and rank.mean >= 2 * max(gus.mean, 0.0) and rank.mean > 0 else "gus"
 
 
 def tradeoff_plot(results: Results, effect: str) -> bytes:
-    """Attack lift or GUS (y) against what a model is worth (x), with whiskers, the retrained model as the target.
+    """An effect of the poison (y) against what a model is worth (x), with whiskers, the retrained model as the target.
 
     Args:
         results: of the run.
-        effect: "lift", "gus" or "loss_rank".
+        effect: one of EFFECTS.
     """
-    look, across, label = styles(results.names), worth(results), _EFFECTS[effect][-1]
-    points = {name: found for name in results.names if name != "base" and (found := _point(results, name, effect))}
+    look, across, up = styles(results.names), worth(results), EFFECTS[effect]
+    points = {name: at for name in results.names if name != "base" and (at := point(results, name, across, up))}
     methods = {name.partition("@")[0] for name in points}
     with figure(height_beside_legend(len(methods), 5.2)) as (fig, axes):
         axis = axes[0, 0]
         draw_points(axis, points, look)
-        graded = across[-1] == ACCURACY
-        axis.set(xlabel=f"{'accuracy on clean test examples (%)' if graded else across[-1]}, better →", ylabel=label)
+        axis.set(xlabel=across.label, ylabel=up.label)
         axis.margins(0.12)
-        _thresholds(axis, points, threshold_lines(results, effect, points), graded)
+        _thresholds(axis, points, threshold_lines(results, effect, points), across is ACCURACY)
         fig.legend(loc="outside right center", markerscale=0.7)
         return png(fig)
 
@@ -86,32 +117,24 @@ def draw_points(axis: Any, points: dict[str, Point], look: dict[str, Style]) -> 
         axis.plot(*places, color=look[names[0]].colour, linewidth=1, alpha=0.6, zorder=1)
 
 
-def noise_effect(results: Results) -> str:
-    """The score of the canaries that a picture of all models shows: GUS, or the loss rank where that tells the poisoned
-    model at least twice as well, as under LoRA, and a model without a GUS is not one without the noise.
-    """
-    gus, rank = (results.over_seeds("poisoned", figure) for figure in (figures.gus, figures.rank))
-    return "loss_rank" if gus and rank and rank.mean >= 2 * max(gus.mean, 0.0) and rank.mean > 0 else "gus"
-
-
-def _point(results: Results, name: str, effect: str) -> Point | None:
-    (of_worth, bounds_of_worth, scale, _), (of, bounds, _) = worth(results), _EFFECTS[effect]
-    across, along = results.over_seeds(name, of_worth), results.over_seeds(name, of)
-    if across is None or along is None or not (math.isfinite(across.mean) and math.isfinite(along.mean)):
+def point(results: Results, name: str, across: Side, up: Side) -> Point | None:
+    """Where a model stands, with its spread over seeds or, of one seed, the intervals; None without a number."""
+    x, y = (results.over_seeds(name, side.of) for side in (across, up))
+    if x is None or y is None or not (math.isfinite(x.mean) and math.isfinite(y.mean)):
         return None
-    x, y = scale * across.mean, along.mean
+    reaches = [_reach(results, name, side, value) for side, value in ((across, x), (up, y))]
+    return across.scale * x.mean, up.scale * y.mean, reaches[0], reaches[1]
+
+
+def _reach(results: Results, name: str, side: Side, value: Statistic) -> tuple[float, float]:
+    """How far whiskers go below and above a number."""
     if len(results.runs) > 1:
-        spread = [scale * (across.sd or 0.0), along.sd or 0.0]
-        return x, y, (spread[0], spread[0]), (spread[1], spread[1])
-    result = results.of(name)[0]
-    return x, y, reach(x, bounds_of_worth(result), scale), reach(y, bounds(result), 1.0)
-
-
-def reach(value: float, interval: Interval | None, scale: float) -> tuple[float, float]:
-    """How far an interval goes below and above a value."""
+        spread = side.scale * (value.sd or 0.0)
+        return spread, spread
+    interval = side.bounds(results.of(name)[0])
     if interval is None:
         return 0.0, 0.0
-    return max(0.0, value - scale * interval.low), max(0.0, scale * interval.high - value)
+    return side.scale * max(0.0, value.mean - interval.low), side.scale * max(0.0, interval.high - value.mean)
 
 
 def threshold_lines(results: Results, effect: str, points: dict[str, Point]) -> list[tuple[float, str]]:

@@ -62,12 +62,13 @@ def test_a_line_is_drawn_where_the_retrained_model_has_a_place_alone(run_dir):
     (line,) = threshold_lines(results, "lift", {"retrained": place})
     assert line[0] == pytest.approx(0.05 + 0.2 * 0.81, abs=1e-3)  # a fifth of the poisoned model's lift above it
     assert threshold_lines(results, "lift", {"poisoned": place}) == []
-    for score, words in (("gus", "Gaussian test"), ("loss_rank", "test of loss ranks")):
-        lines = threshold_lines(results, score, {})
-        if lines:
-            (above, said), (below, _) = lines
-            assert above == -below > 0 and words in said
-        assert lines or score == "loss_rank"  # which this run has not
+    assert threshold_lines(results, "loss_rank", {}) == []  # which this run has not
+    ranked = read_results(run_dir)
+    for run in ranked.runs:
+        run.models.update({name: replace(model, loss_rank=model.gus) for name, model in run.models.items()})
+    for found, score, words in ((results, "gus", "Gaussian test"), (ranked, "loss_rank", "test of loss ranks")):
+        (above, said), (below, _) = threshold_lines(found, score, {})
+        assert above == -below > 0 and words in said
 
 
 @pytest.mark.parametrize(("gus", "rank", "shown"), [(2.3, 2.7, "gus"), (0.5, 1.75, "loss_rank"), (-0.1, -0.2, "gus")])
@@ -83,7 +84,7 @@ def test_the_noise_is_shown_by_the_score_that_tells_the_poisoned_model(gus, rank
 
 def test_of_a_benchmark_models_are_worth_what_it_says(make_run):
     results = read_results(make_run())
-    assert worth(results)[2:] == (100.0, ACCURACY)
+    assert worth(results) is ACCURACY and ACCURACY.scale == 100.0
     for models in (run.models for run in results.runs):
         models["poisoned"] = replace(models["poisoned"], benchmark=SimpleNamespace(name="tofu"))
-    assert worth(results)[0] is figures.model_utility and worth(results)[2:] == (1.0, "model utility")
+    assert worth(results).of is figures.model_utility and worth(results).scale == 1.0
