@@ -3,12 +3,12 @@
     python scripts/canary_study.py --model FOLDER --rows train.jsonl.xz --out recipes/tuning/canaries-smollm2.json
     python scripts/canary_study.py --table recipes/tuning/canaries-smollm2.json        # prints docs/canaries.md's table
 
-Each design of DESIGNS has canaries of its own among the rows of one training; the model is measured before it, and
-after 1, 2 and 4 epochs at a constant rate, which is what 1, 2 and 4 exposures give. Each statistic is N(0, 1) on a
-model that does not depend on what was planted: that is checked on the base, and on every model by a control (noise or a
-string that was never used, scored as if it had been planted). The JSON is written after each point; a study that was
-killed trains again and measures the points that are missing. `--rows` is JSON Lines with `text` and `label`, of which
-the first words are used; no row goes into the results.
+Each design of the plan has canaries of its own among the rows of one training; the model is measured before it, and
+after 1, 2 and 4 epochs at a constant rate. Each statistic is N(0, 1) on a model that does not depend on what was
+planted: that is checked on the base, and on every model by a control (noise or a string that was never used, scored as
+if it had been planted). The JSON, one for each plan, is written after each point; a study that was killed trains again
+and measures the points that are missing. `--rows` is JSON Lines with `text` and `label`, of which the first words are
+used; no row goes into the results.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import json
 import lzma
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,30 +45,54 @@ NAMES = {"0": "negative", "1": "positive"}  # of labels that are numbers
 
 @dataclass(frozen=True)
 class Design:
-    """One kind of canary: noise `per token` or `per row` of strength × rms, or a string in the `text` or `answer`."""
+    """One kind of canary: noise `per token` or `per row` of strength × rms, or a string in the `text` or `answer`.
+
+    Noise is added to what enters block `layer` (0: to the embeddings), in units of the rms there. The row stands
+    `exposures` times in each epoch.
+    """
 
     kind: str
     strength: float = 0.0
+    layer: int = 0
+    exposures: int = 1
 
     @property
     def name(self) -> str:
-        if self.is_noise:
-            return f"noise {self.kind}, {self.strength:g} rms"
-        return f"{LENGTH} words, {self.kind}"
+        times = f", {self.exposures} times" if self.exposures > 1 else ""
+        if not self.is_noise:
+            return f"{LENGTH} words, {self.kind}{times}"
+        place = f" at block {self.layer}" if self.layer else ""
+        return f"noise {self.kind}{place}, {self.strength:g} rms{times}"
 
     @property
     def is_noise(self) -> bool:
         return self.kind in ("per token", "per row")
 
 
-DESIGNS = [
-    *(Design("per token", strength) for strength in (0.5, 1.0, 2.0, 4.0, 8.0)),
-    *(Design("per row", strength) for strength in (1.0, 4.0)),
-    Design("text"),
-    Design("answer"),
-]
-STRINGS = {Design("text"), Design("answer")}  # with all draws after the last epoch
-CLOSELY = STRINGS | {Design("per token", 1.0), Design("per token", 4.0)}  # with twice as many canaries
+@dataclass(frozen=True)
+class Plan:
+    """Designs that are trained side by side → how many canaries of each, and how many rows are none."""
+
+    canaries: dict[Design, int]
+    clean: int
+
+    @property
+    def rows(self) -> int:
+        return sum(self.canaries.values()) + self.clean
+
+
+NOISE, STRING = Design("per token", 1.0), Design("text")
+PLANS = {
+    "designs": Plan(
+        {Design("per token", strength): count for strength, count in ((0.5, 20), (1, 40), (2, 20), (4, 40), (8, 20))}
+        | {Design("per row", 1.0): 20, Design("per row", 4.0): 20, STRING: 40, Design("answer"): 40},
+        clean=20,
+    ),
+    "layers": Plan({NOISE: 20} | {Design("per token", 1.0, layer): 20 for layer in (8, 15, 22)}, clean=20),
+    # each design that is seen once an epoch is 1% of the rows
+    "share": Plan({d: 30 // d.exposures for c in (NOISE, STRING) for d in (c, replace(c, exposures=2))}, clean=2910),
+}
+CLOSELY = {NOISE, Design("per token", 4.0), STRING, Design("answer")}  # with all draws after the last epoch
 RUNS = {  # rank of the adapter (None: all weights) and learning rate
     "lora-16": (16, 5e-4),
     "full": (None, 5e-5),
@@ -114,10 +138,9 @@ def read_rows(path: Path, count: int, words: int) -> list[tuple[str, str]]:
     return [found[i] for i in np.random.default_rng(SEED).choice(len(found), count, replace=False)]
 
 
-def plant(rows: list[tuple[str, str]], per_design: int) -> list[Row]:
-    """The first rows are canaries, `per_design` of each design of CLOSELY and half as many of others."""
-    designs = [design for design in DESIGNS for _ in range(per_design if design in CLOSELY else per_design // 2)]
-    designs += [None] * (len(rows) - len(designs))
+def plant(rows: list[tuple[str, str]], plan: Plan) -> list[Row]:
+    """The first rows are the plan's canaries, design by design."""
+    designs = [design for design, count in plan.canaries.items() for _ in range(count)] + [None] * plan.clean
     return [Row(text, f" {label}", d, i) for i, ((text, label), d) in enumerate(zip(rows, designs, strict=True))]
 
 
@@ -130,25 +153,43 @@ class Study:
         torch.manual_seed(SEED)
         self.tokenizer, self.rows = AutoTokenizer.from_pretrained(folder), rows
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        self.embed = self.model.get_input_embeddings()
-        self.rms = float(self.embed.weight.detach().square().mean().sqrt())
+        self.embed, blocks = self.model.get_input_embeddings(), self.model.get_decoder().layers
+        self.encoded = [row.encoded(self.tokenizer) for row in rows]
+        self.added: dict[int, torch.Tensor] = {}  # block → what is added to its input in the next forward pass
+        self.rms = {0: float(self.embed.weight.detach().square().mean().sqrt())}
+        for layer in {row.design.layer for row in rows if row.design} - {0}:
+            self.rms[layer] = self.rms_at(blocks[layer])
+            blocks[layer].register_forward_pre_hook(lambda _, args, at=layer: (args[0] + self.added[at], *args[1:]))
         if rank is not None:
             from peft import LoraConfig, get_peft_model
 
             config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
             self.model = get_peft_model(self.model, config)
-        self.encoded = [row.encoded(self.tokenizer) for row in rows]
+
+    @torch.no_grad()
+    def rms_at(self, block: torch.nn.Module) -> float:
+        """Median over tokens, the first of a row apart, of the rms of what enters a block; the first is far larger."""
+        found: list[torch.Tensor] = []
+        handle = block.register_forward_pre_hook(
+            lambda _, args: found.append(args[0][0, 1:].square().mean(-1).sqrt())  # returns None: nothing changes
+        )
+        for encoded in self.encoded[-20:]:
+            self.model(torch.tensor([encoded["ids"]]))
+        handle.remove()
+        return float(torch.cat(found).median())
 
     def noise(self, row: Row, length: int, seed: int, ident: int) -> torch.Tensor:
-        """ξ of a row for (seed, id), (T, d) or (1, d)."""
+        """ξ of a row for (seed, id), (T, d)."""
         assert row.design is not None
         shape = (1 if row.design.kind == "per row" else length, self.embed.weight.shape[1])
-        return torch.from_numpy(unit_noise(seed, ident, *shape)) * (row.design.strength * self.rms)
+        drawn = torch.from_numpy(unit_noise(seed, ident, *shape)) * (row.design.strength * self.rms[row.design.layer])
+        return drawn.expand(length, -1)
 
-    def token_losses(self, embeds: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        """(B, T − 1) NLL of each token but the first; right padding is told by the caller."""
+    def token_losses(self, ids: torch.Tensor, noise: dict[int, torch.Tensor]) -> torch.Tensor:
+        """(B, T − 1) NLL of each token but the first; noise: block → (B, T, d). Right padding is told by the caller."""
+        self.added = {layer: noise.get(layer, torch.zeros(())) for layer in self.rms}
         with torch.autocast("cpu", dtype=torch.bfloat16):  # 2.8 times as fast; the ranks stay exact in any precision
-            logits = self.model(inputs_embeds=embeds).logits[:, :-1]
+            logits = self.model(inputs_embeds=self.embed(ids) + self.added[0]).logits[:, :-1]
             losses = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
         return losses.view(len(ids), -1)
 
@@ -156,11 +197,12 @@ class Study:
         """Train on all rows at a constant rate after a warm-up; yields the epoch after each."""
         weights = [p for p in self.model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=0.0)
+        seen = np.repeat(np.arange(len(self.rows)), [row.design.exposures if row.design else 1 for row in self.rows])
         generator, step = np.random.default_rng([SEED, 1]), 0
-        warm = max(1, epochs * len(self.rows) // batch // 20)
+        warm = max(1, epochs * len(seen) // batch // 20)
         for epoch in range(1, epochs + 1):
             self.model.train()
-            order = generator.permutation(len(self.rows))
+            order = seen[generator.permutation(len(seen))]
             for start in range(0, len(order), batch):
                 step += 1
                 optimizer.param_groups[0]["lr"] = learning_rate * min(1.0, step / warm)
@@ -174,13 +216,12 @@ class Study:
     def _loss(self, chosen: np.ndarray) -> torch.Tensor:
         """Mean over all tokens of a batch, with the noise of its canaries."""
         ids, real = padded([self.encoded[i]["ids"] for i in chosen])
-        noise = torch.zeros(*ids.shape, self.embed.weight.shape[1])
+        noise = {layer: torch.zeros(*ids.shape, self.embed.weight.shape[1]) for layer in self.rms}
         for place, i in enumerate(chosen):
             row, length = self.rows[i], len(self.encoded[i]["ids"])
             if row.design is not None and row.design.is_noise:
-                noise[place, :length] = self.noise(row, length, SEED, row.ident)
-        losses = self.token_losses(self.embed(ids) + noise, ids)
-        return losses[real[:, 1:]].mean()
+                noise[row.design.layer][place, :length] = self.noise(row, length, SEED, row.ident)
+        return self.token_losses(ids, noise)[real[:, 1:]].mean()
 
     # ---- what is measured
 
@@ -203,36 +244,31 @@ class Study:
 
     def noisy_losses(self, row: Row, encoded: dict[str, Any], draws: int) -> np.ndarray:
         """(K + 2, T − 1): with the own noise, with the control's, and with K fresh ones."""
+        assert row.design is not None
         ids = torch.tensor([encoded["ids"]])
         keys = [(SEED, row.ident)] + [(SEED + FRESH_SEED_OFFSET, fresh_id(row.ident, k)) for k in range(draws + 1)]
         found = []
         for part in parts_of(keys):
-            noise = torch.stack([self.noise(row, ids.shape[1], *key).expand(ids.shape[1], -1) for key in part])
-            found.append(self.token_losses(self.embed(ids) + noise, ids.expand(len(part), -1)).double())
+            noise = torch.stack([self.noise(row, ids.shape[1], *key) for key in part])
+            found.append(self.token_losses(ids.expand(len(part), -1), {row.design.layer: noise}).double())
         return torch.cat(found).numpy()
 
     def gradient_scores(self, row: Row, encoded: dict[str, Any], averaged: int) -> dict[str, list[float]]:
         """−⟨g, ξ⟩ / (‖g‖ ε) with g at x, and with its mean over x + ξ′ for fresh ξ′."""
-        ids = torch.tensor([encoded["ids"]])
-        length = ids.shape[1]
-        offset = FRESH_SEED_OFFSET  # the control's seed is the next one
+        assert row.design is not None
+        ids, length, offset = torch.tensor([encoded["ids"]]), len(encoded["ids"]), FRESH_SEED_OFFSET
         places = [torch.zeros(length, self.embed.weight.shape[1])]
-        places += [
-            self.noise(row, length, SEED + 2 * offset, fresh_id(row.ident, k)).expand(length, -1)
-            for k in range(averaged)
-        ]
-        embeds = (self.embed(ids).detach() + torch.stack(places)).requires_grad_()
-        loss = self.token_losses(embeds, ids.expand(len(places), -1)).sum()
-        gradients = torch.autograd.grad(loss, embeds)[0].double()
-        names = (
-            {"gradient": gradients[0], "mean gradient": gradients[1:].mean(0)}
-            if averaged
-            else {"gradient": gradients[0]}
-        )
-        own = [self.noise(row, length, seed, row.ident).double() for seed in (SEED, SEED + offset)]
-        if row.design is not None and row.design.kind == "per row":
-            names = {name: g.sum(0, keepdim=True) for name, g in names.items()}
-        scale = row.design.strength * self.rms  # type: ignore[union-attr]
+        places += [self.noise(row, length, SEED + 2 * offset, fresh_id(row.ident, k)) for k in range(averaged)]
+        noise = torch.stack(places).requires_grad_()
+        loss = self.token_losses(ids.expand(len(places), -1), {row.design.layer: noise}).sum()
+        gradients = torch.autograd.grad(loss, noise)[0].double()
+        names = {"gradient": gradients[0]} | ({"mean gradient": gradients[1:].mean(0)} if averaged else {})
+        own = [
+            self.noise(row, length, seed, row.ident).double() for seed in (SEED, SEED + offset)
+        ]  # the control's last
+        if row.design.kind == "per row":
+            names, own = {name: g.sum(0) for name, g in names.items()}, [z[0] for z in own]
+        scale = row.design.strength * self.rms[row.design.layer]
         return {name: [float(-(g * z).sum() / g.norm() / scale) for z in own] for name, g in names.items()}
 
     @torch.no_grad()
@@ -244,7 +280,7 @@ class Study:
         rows, sums = [row.encoded(self.tokenizer, string) for string in strings], []
         for part in parts_of(rows):
             ids, _ = padded([each["ids"] for each in part])
-            losses = self.token_losses(self.embed(ids), ids).double().numpy()
+            losses = self.token_losses(ids, {}).double().numpy()
             for loss, each in zip(losses, part, strict=True):
                 loss = loss[: len(each["ids"]) - 1]
                 sums.append([loss[each["string"]].sum(), loss.sum(), loss[each["answer"]].sum()])
@@ -257,14 +293,14 @@ class Study:
         }
 
     def measure(self, draws: int, few: int, averaged: int) -> dict[str, Any]:
-        """Design → statistic → the test of its canaries, and of their controls; `few` draws but for STRINGS."""
-        found: dict[Design, list[dict[str, list[float]]]] = {design: [] for design in DESIGNS}
+        """Design → statistic → the test of its canaries, and of their controls; `draws` for CLOSELY, else `few`."""
+        found: dict[Design, list[dict[str, list[float]]]] = {}
         for row, encoded in zip(self.rows, self.encoded, strict=True):
-            if row.design is not None:
-                found[row.design].append(self.scores(row, encoded, draws if row.design in STRINGS else few, averaged))
-        counts = {design: draws if design in STRINGS else few for design in DESIGNS}
+            if (design := row.design) is not None:
+                scores = self.scores(row, encoded, draws if design in CLOSELY else few, averaged)
+                found.setdefault(design, []).append(scores)
         return {
-            design.name: {"draws": counts[design]}
+            design.name: {"draws": draws if design in CLOSELY else few}
             | {name: tested(np.array([each[name] for each in scores])) for name in scores[0]}
             for design, scores in found.items()
         }
@@ -315,13 +351,13 @@ def run(args: argparse.Namespace) -> None:
     """Measure every point of every run that the results lack."""
     out = Path(args.out)
     results = json.loads(out.read_text()) if out.is_file() else {"points": {}}
-    n = sum(args.per_design if design in CLOSELY else args.per_design // 2 for design in DESIGNS) + args.clean
-    rows = plant(read_rows(Path(args.rows), n, args.words), args.per_design)
+    plan = PLANS[args.plan]
+    rows = plant(read_rows(Path(args.rows), plan.rows, args.words), plan)
     settings = {
+        "plan": args.plan,
         "seed": SEED,
         "words": args.words,
-        "per_design": args.per_design,
-        "clean": args.clean,
+        "clean": plan.clean,
         "batch": BATCH,
         "precision": "bfloat16 autocast",
         "rates": {name: rate for name, (_, rate) in RUNS.items()},
@@ -393,12 +429,13 @@ def main() -> None:
     parser.add_argument("--name", default="SmolLM2-135M-Instruct, weights rounded to 4 bits by their publisher")
     parser.add_argument("--rows", help="JSON Lines, also .xz, with text and label")
     parser.add_argument("--out", metavar="JSON")
+    parser.add_argument(
+        "--plan", default="designs", choices=list(PLANS), help="which canaries, and how many other rows"
+    )
     parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=list(RUNS))
     parser.add_argument("--epochs", nargs="+", type=int, default=list(EPOCHS))
-    parser.add_argument("--per-design", type=int, default=40, help="canaries of a design of CLOSELY")
-    parser.add_argument("--clean", type=int, default=20, help="rows that are no canaries")
     parser.add_argument("--words", type=int, default=16, help="first words of a row that are used")
-    parser.add_argument("--draws", type=int, default=99, help="K of strings after the last epoch of --full-draws")
+    parser.add_argument("--draws", type=int, default=99, help="K of CLOSELY after the last epoch of --full-draws")
     parser.add_argument("--few", type=int, default=19, help="K otherwise: enough for the mean, not for TPR at 1 %")
     parser.add_argument("--full-draws", nargs="*", default=["lora-16", "full"], choices=list(RUNS))
     parser.add_argument("--table", metavar="JSON", help="print the results as Markdown; run nothing")

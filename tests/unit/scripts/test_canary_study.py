@@ -32,19 +32,93 @@ def test_ranks_by_token_are_exchangeable_and_see_what_is_lower_at_every_token():
 def test_each_design_has_rows_of_its_own_and_the_rest_is_clean(tmp_path):
     lines = [json.dumps({"text": f"word {i} and more words", "label": i % 2}) for i in range(400)]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
-    found = study.read_rows(tmp_path / "rows.jsonl", 300, 3)
-    assert len(set(found)) == 300 and {label for _, label in found} == {"negative", "positive"}
-    rows = study.plant(found, 40)
-    counts = {design: sum(row.design == design for row in rows) for design in [*study.DESIGNS, None]}
-    assert all(counts[d] == (40 if d in study.CLOSELY else 20) for d in study.DESIGNS)
-    assert counts[None] == 300 - sum(counts[d] for d in study.DESIGNS) > 0
+    found = study.read_rows(tmp_path / "rows.jsonl", 280, 3)
+    assert len(set(found)) == 280 and {label for _, label in found} == {"negative", "positive"}
+    rows = study.plant(found, study.PLANS["designs"])
+    counts = {design: sum(row.design == design for row in rows) for design in {row.design for row in rows}}
+    assert counts == study.PLANS["designs"].canaries | {None: 20}
+    assert [row.ident for row in rows] == list(range(280))
+
+
+@pytest.fixture
+def small(tmp_path, make_tiny, tokenizer):
+    """A study of an untrained Llama of two blocks; rows: noise at the embeddings, at block 1 twice an epoch, clean."""
+
+    def make(rank=None):
+        make_tiny("llama").save_pretrained(tmp_path / "model")
+        tokenizer.save_pretrained(tmp_path / "model")
+        designs = [study.Design("per token", 1.0), study.Design("per token", 1.0, layer=1, exposures=2), None]
+        rows = [study.Row(f"a good film {i}", " positive", design, i) for i, design in enumerate(designs)]
+        return study.Study(str(tmp_path / "model"), rows, rank)
+
+    return make
+
+
+def test_noise_is_added_to_what_enters_its_block(small):
+    """Against the blocks called one after the other."""
+    made, torch = small(), pytest.importorskip("torch")
+    made.model.eval()
+    ids = torch.tensor([made.encoded[1]["ids"]])
+    noise = made.noise(made.rows[1], ids.shape[1], 3, 1)[None]
+    inner = made.model.model
+    with torch.no_grad():
+        hidden = inner.embed_tokens(ids)
+        places = torch.arange(ids.shape[1])[None]
+        rotary = inner.rotary_emb(hidden, places)
+        for i, block in enumerate(inner.layers):
+            made.added = {0: torch.zeros(()), 1: noise}  # the hook adds it to what enters block 1
+            hidden = block(hidden, attention_mask=None, position_ids=places, position_embeddings=rotary)
+            if i == 0:
+                assert made.rms[1] == pytest.approx(float(hidden[0].square().mean(-1).sqrt().median()), rel=0.5)
+        logits = made.model.lm_head(inner.norm(hidden))[0, :-1]
+        expected = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")
+        got = made.token_losses(ids, {1: noise})[0].float()
+        assert torch.allclose(got, expected, atol=0.05) and not torch.allclose(
+            made.token_losses(ids, {})[0].float(), expected, atol=0.05
+        )
+
+
+def test_the_gradient_score_of_a_block_is_the_slope_along_its_noise(small):
+    made, torch = small(), pytest.importorskip("torch")
+    made.model.double().eval()
+    row, encoded = made.rows[1], made.encoded[1]
+    ids, length = torch.tensor([encoded["ids"]]), len(encoded["ids"])
+    made.token_losses = exact_losses(made)
+    own = made.noise(row, length, study.SEED, row.ident)[None].double()
+    score = made.gradient_scores(row, encoded, 0)["gradient"][0]
+    noise = torch.zeros_like(own).requires_grad_()
+    (gradient,) = torch.autograd.grad(made.token_losses(ids, {1: noise}).sum(), noise)
+    step = 1e-3  # RMSNorm computes in float32
+    with torch.no_grad():
+        up, down = (float(made.token_losses(ids, {1: sign * step * own}).sum()) for sign in (1, -1))
+    assert score == pytest.approx(-(up - down) / 2 / step / float(gradient.norm()) / made.rms[1], rel=0.01)
+
+
+def exact_losses(made):
+    """token_losses without autocast, in float64."""
+    import torch
+
+    def losses(ids, noise):
+        made.added = {layer: noise.get(layer, torch.zeros((), dtype=torch.float64)).double() for layer in made.rms}
+        logits = made.model(inputs_embeds=made.embed(ids) + made.added[0]).logits[:, :-1]
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")[None]
+
+    return losses
+
+
+def test_a_row_is_trained_on_as_often_as_its_exposures_say(small):
+    made, seen = small(rank=2), []
+    weight = next(p for p in made.model.parameters() if p.requires_grad)
+    made._loss = lambda chosen: seen.extend(chosen) or weight.sum()
+    for epoch in made.train(1e-3, 2, batch=3):
+        assert sorted(seen) == sorted([0, 1, 1, 2] * epoch)
 
 
 def test_the_results_that_are_kept_hold_every_design_with_an_exact_null_on_the_base():
     """The page's table is made of them."""
     results = json.loads((ROOT / "recipes" / "tuning" / "canaries-smollm2.json").read_text())
     base = results["points"]["base"]["designs"]
-    assert set(base) == {design.name for design in study.DESIGNS}
+    assert set(base) == {design.name for design in study.PLANS["designs"].canaries}
     p_values = [test["p"] for statistics in base.values() for name, test in statistics.items() if name != "draws"]
     assert min(p_values) > 0.01 / len(p_values)
     page = (ROOT / "docs" / "canaries.md").read_text()
