@@ -8,8 +8,8 @@ since its null is δ and not 0.
 - **Poison remains** where a test rejects at that level, or the lower limit of an effect (the lift above the retrained
   model's, or by itself where there is none; the accuracy lost) is above the margin δ.
 - **No trace, down to δ** where nothing of that holds, each score of the canaries that shows the poison in the poisoned
-  model would have found a residue of δ with probability CHANCE, the upper limit of each effect is below δ, and no seed
-  or state lacks a figure that another model has. δ is a fifth of the poisoned model's own figure; where that model is
+  model would have found a residue of δ with probability CHANCE (GUS is not asked where the loss rank shows it twice as
+  well), the upper limit of each effect is below δ, and no seed or state lacks a figure that another model has. δ is a fifth of the poisoned model's own figure; where that model is
   not known, DELTA. Placebos and spreads may reject; they exclude nothing. Without a retrained model δ is DELTA at most,
   and what is inconclusive without the poisoned model is so with it: knowing it makes no verdict milder.
 - **Inconclusive** otherwise, with the reasons.
@@ -22,7 +22,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from llm_unlearn.metrics.findings import ROUNDING, Finding, canary_tests, take_tests, title
+from llm_unlearn.metrics.findings import ROUNDING, Finding, canary_tests, gus_tells_little, take_tests, title
 from llm_unlearn.metrics.membership import MembershipTest
 from llm_unlearn.metrics.results import Evaluation, Gus
 from llm_unlearn.metrics.typed import Result
@@ -118,7 +118,10 @@ def decide(
         delta = {test: min(value, DELTA.get(test, value)) for test, value in delta.items()}
     found = take_tests(results, questions, level, delta)
     took = {f.test for f in (found if before is None else before) if before is None or _took(f)}
-    # a score that does not show the poison in the poisoned model excludes nothing
+    shown = {f.test: f.effect for f in before or () if f.test in took and not f.after}
+    if gus_tells_little(shown.get("gus", 0.0), shown.get("loss rank", 0.0)):
+        took.discard("gus")
+    # a score that does not show the poison in the poisoned model, or shows little of it, excludes nothing
     findings = [f if f.interval or f.test in took else replace(f, detectable=None, delta=None) for f in found]
     reasons = [
         reason

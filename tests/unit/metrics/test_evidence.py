@@ -20,6 +20,7 @@ from llm_unlearn.metrics.evidence import (
     noise_under_stress,
     uncalibrated_scores,
 )
+from llm_unlearn.metrics.findings import gus_tells_little
 from llm_unlearn.metrics.gaussian import gaussian_test
 from llm_unlearn.metrics.intervals import Interval
 from llm_unlearn.metrics.placebo import PlaceboTest
@@ -199,6 +200,32 @@ def test_a_test_that_does_not_find_the_poison_in_the_poisoned_model_needs_no_pow
     poisoned = replace(POISONED, gus=scores(0.05))
     assert decide([CLEAN], [poisoned], [CLEAN]).status == Status.CLEAR
     assert decide([replace(CLEAN, gus=scores(0.5))], [poisoned], [CLEAN]).status == Status.REMAINS
+
+
+@pytest.mark.parametrize(
+    ("gus", "loss_rank", "asked", "status"),
+    [
+        (1.2, 2.6, {"loss rank"}, Status.CLEAR),  # as under LoRA: a fifth of 1.2 is less than 100 canaries find
+        (1.4, 2.6, {"gus", "loss rank"}, Status.INCONCLUSIVE),  # more than half
+        (-0.8, 2.6, {"loss rank"}, Status.CLEAR),
+        (5.0, 1.7, {"gus", "loss rank"}, Status.INCONCLUSIVE),  # the loss rank, which its draws bound, is always asked
+        (1.2, 0.1, {"gus"}, Status.INCONCLUSIVE),  # it does not show the poison at all
+    ],
+)
+def test_gus_is_not_asked_for_power_where_the_loss_rank_tells_twice_as_much(gus, loss_rank, asked, status):
+    poisoned = replace(POISONED, gus=scores(gus), loss_rank=scores(loss_rank))
+    decision = decide([CLEAN], [poisoned], [CLEAN])
+    assert decision.status == status and {finding.test for finding in decision.limits} == asked | {"lift"}
+    found = decide([replace(CLEAN, gus=scores(0.36))], [poisoned], [CLEAN])  # and it finds what it found before
+    assert found.status == Status.REMAINS and [finding.test for finding in found.rejecting] == ["gus"]
+
+
+@pytest.mark.parametrize(
+    ("gus", "loss_rank", "little"),
+    [(0.5, 1.0, True), (0.51, 1.0, False), (-3.0, 0.1, True), (0.0, 0.0, False), (-1.0, -1.0, False)],
+)
+def test_gus_tells_little_from_half_of_the_loss_rank_down(gus, loss_rank, little):
+    assert gus_tells_little(gus, loss_rank) is little
 
 
 def test_without_a_poisoned_model_fixed_deltas_are_asked_for():
