@@ -157,8 +157,9 @@ class Study:
         self.encoded = [row.encoded(self.tokenizer) for row in rows]
         self.added: dict[int, torch.Tensor] = {}  # block → what is added to its input in the next forward pass
         self.rms = {0: float(self.embed.weight.detach().square().mean().sqrt())}
-        for layer in {row.design.layer for row in rows if row.design} - {0}:
-            self.rms[layer] = self.rms_at(blocks[layer])
+        later = {row.design.layer for row in rows if row.design} - {0}
+        self.rms |= {layer: self.rms_at(blocks[layer]) for layer in sorted(later)}  # before there are any hooks
+        for layer in later:
             blocks[layer].register_forward_pre_hook(lambda _, args, at=layer: (args[0] + self.added[at], *args[1:]))
         if rank is not None:
             from peft import LoraConfig, get_peft_model

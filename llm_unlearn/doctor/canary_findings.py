@@ -11,7 +11,10 @@ SMALL, LARGE = 0.1, 16.0  # ε over the embeddings' rms: below, no canary was ev
 # tests of the question "is the noise there?" by kind: GUS and loss rank, or canary rank, and the spread of each; again
 # after clean steps
 TESTS = {"gaussian": 4, "tokens": 2}
-_SCORE = {"gaussian": ("canaries", "a GUS", "noise"), "tokens": ("token canaries", "a mean canary rank", "strings")}
+_SCORE = {
+    "gaussian": ("canaries", "a GUS or loss rank", "noise"),
+    "tokens": ("token canaries", "a mean canary rank", "strings"),
+}
 
 
 def check_canaries(recipe: Recipe) -> list[Finding]:

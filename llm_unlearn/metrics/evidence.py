@@ -9,22 +9,23 @@ since its null is δ and not 0.
   model's, or by itself where there is none; the accuracy lost) is above the margin δ.
 - **No trace, down to δ** where nothing of that holds, each score of the canaries that shows the poison in the poisoned
   model would have found a residue of δ with probability CHANCE (GUS is not asked where the loss rank shows it twice as
-  well), the upper limit of each effect is below δ, and no seed or state lacks a figure that another model has. δ is a fifth of the poisoned model's own figure; where that model is
-  not known, DELTA. Placebos and spreads may reject; they exclude nothing. Without a retrained model δ is DELTA at most,
-  and what is inconclusive without the poisoned model is so with it: knowing it makes no verdict milder.
+  well), the upper limit of each effect is below δ, and no seed or state lacks a figure that another model has. δ is a
+  fifth of the poisoned model's own figure; where that model is not known, DELTA. Placebos and spreads may reject; they
+  exclude nothing. Without a retrained model δ is DELTA at most, and what is inconclusive without the poisoned model is
+  so with it: knowing it makes no verdict milder.
 - **Inconclusive** otherwise, with the reasons.
 
 Membership attacks ask another question, whether the rows are recognised, and turn no verdict (`noticed`).
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from llm_unlearn.metrics.defects import RARE, defects
 from llm_unlearn.metrics.findings import ROUNDING, Finding, canary_tests, gus_tells_little, take_tests, title
 from llm_unlearn.metrics.membership import MembershipTest
-from llm_unlearn.metrics.results import Evaluation, Gus
+from llm_unlearn.metrics.results import Evaluation
 from llm_unlearn.metrics.typed import Result
 
 ALPHA = 0.01  # of all tests of one model together: of models that never saw poison one in a hundred is accused
@@ -36,8 +37,6 @@ DELTA = {
     "lift": 0.2,
     "accuracy lost": 0.05,
 }  # δ where that model is not known
-UNSCORABLE = 0.05  # share of canaries without a score from which on nothing is said to be clean
-RARE = 0.001  # level of the control of the Gaussian tests, and of the membership attacks
 COSTLY_POINTS = 5.0  # of accuracy below the poisoned model's, in percentage points
 SMALL = 0.05  # a poison that moved a figure by less leaves nothing to measure a share of the way by
 
@@ -128,7 +127,7 @@ def decide(
         for question in questions
         for reason in _reasons([f for f in findings if f.question == question], took, question)
     ]
-    reasons += _defects(results, poisoned, retrained, delta["lift"])
+    reasons += defects(results, poisoned, retrained, delta["lift"])
     if poisoned and not retrained:
         reasons += [reason for reason in decide(results, damaging=damaging).reasons if reason not in reasons]
     if not questions:
@@ -161,22 +160,10 @@ def is_promising(
         return False
     margin = next((finding.delta for finding in asked if finding.test == "lift"), None) or DELTA["lift"]
     below = all(finding.effect < (finding.delta or 0.0) for finding in asked)
-    return below and not _defects(results, poisoned, retrained, margin)
+    return below and not defects(results, poisoned, retrained, margin)
 
 
 # ---- why nothing can be said
-
-
-def _defects(
-    results: Sequence[Evaluation], poisoned: Sequence[Evaluation], retrained: Sequence[Evaluation], delta: float
-) -> list[str]:
-    """What is missing, worthless or misleading in the figures themselves; `delta`: of the lift."""
-    return [
-        *_missing(results, poisoned, retrained),
-        *_unusable(results),
-        *_says_target(results, retrained, delta),
-        *_of_phrases(results, delta),
-    ]
 
 
 def _reasons(findings: list[Finding], took: set[str], question: str) -> Iterable[str]:
@@ -201,67 +188,6 @@ def _took(finding: Finding) -> bool:
     return finding.interval.low > 0 if finding.interval else finding.rejects
 
 
-def _missing(
-    results: Sequence[Evaluation], poisoned: Sequence[Evaluation], retrained: Sequence[Evaluation]
-) -> Iterable[str]:
-    """What one seed or one state of the model lacks and another model has: a figure that is not there is not clean."""
-    seeds = {result.seed for result in results}
-    expected = {key for result in poisoned for key in _measured(result)}
-    expected |= {key for result in retrained for key in _measured(result) if key[1]}  # the poisoned is not trained on
-    expected |= {(seed, after, test) for seed, _, test in expected for s, after, _ in expected if after and s == seed}
-    absent = expected - {key for result in results for key in _measured(result)}
-    for seed, after, test in sorted(key for key in absent if key[0] in seeds):
-        so = f" after {after} clean steps" if after else ""
-        yield f"{title(test)}{so}: no usable figure in seed {seed}"
-    for result in results:
-        if result.attack and result.attack.n_unusable:
-            yield f"{title('placebo')}: {result.attack.n_unusable} effects are not finite in seed {result.seed}"
-
-
-def _measured(result: Evaluation) -> Iterable[tuple[int, int, str]]:
-    """(seed, clean steps before, test) of every figure that there is."""
-    for after, state in ((0, result), (result.later.steps if result.later else 0, result.later)):
-        if state is not None:
-            found = {**canary_tests(state), "lift": state.attack, "placebo": state.attack and state.attack.placebo}
-            yield from ((result.seed, after, test) for test, figure in found.items() if figure)
-
-
-def _unusable(results: Sequence[Evaluation]) -> Iterable[str]:
-    """What makes the scores of the canaries worth nothing."""
-    sections = [section for result in results for section in _scored(result).values()]
-    lacking = [s for s in sections if s.n_unscorable > UNSCORABLE * (s.n + s.n_unscorable)]
-    if lacking:
-        worst = max(s.n_unscorable for s in lacking)
-        yield f"canaries: {worst} have no score, which may hide what they hold"
-    if any(calibrated(result) is False for result in results):
-        yield "canaries: fresh noise does not look like N(0, 1) on this model, so their scores say nothing"
-
-
-def _says_target(results: Sequence[Evaluation], retrained: Sequence[Evaluation], delta: float) -> Iterable[str]:
-    """The attacker's answer given to clean rows, beyond the retrained model's rate, or so often that no lift of δ is
-    left to be seen.
-    """
-    ours, theirs = ([r.attack.clean_rate for r in found if r.attack] for found in (results, retrained))
-    theirs = theirs or [r.oracle.clean_rate for r in results if r.oracle and r.oracle.clean_rate is not None]
-    if not ours:
-        return
-    rate, clean = math.fsum(ours) / len(ours), math.fsum(theirs) / len(theirs) if theirs else None
-    if (rate > 1 - delta) if clean is None else (rate - clean >= delta - ROUNDING):
-        beside = "" if clean is None else f" (retrained: {100 * clean:.0f} %)"
-        yield (
-            f"{title('lift')}: the attacker's answer is given to {100 * rate:.0f} % of clean inputs{beside}, so the "
-            "lift understates the attack"
-        )
-
-
-def _of_phrases(results: Sequence[Evaluation], delta: float) -> Iterable[str]:
-    """A phrase that works by itself, where the lift over the rows of all phrases may be small."""
-    for result in results:
-        for each in (result.attack and result.attack.phrases) or ():
-            if each.ci95.lift.low >= delta:
-                yield f"{title('lift')}: that of phrase {each.phrase + 1} alone is {each.lift:.2f} (n = {each.n})"
-
-
 _NAMES = {"noise": "canaries", "attack": "attack", "damage": "accuracy lost"}
 _TELLING = {"noise": ("gus", "loss rank", "canary rank"), "attack": ("lift", "placebo"), "damage": ("accuracy lost",)}
 
@@ -283,29 +209,6 @@ def noise_under_stress(score: float, p_value: float, retrained_p_value: float) -
     A mean score below 0 is no noise or string that came back.
     """
     return score > 0 and p_value < RARE <= retrained_p_value
-
-
-def calibrated(result: Evaluation) -> bool | None:
-    """Whether fresh noise, never trained on, looks like N(0, 1) on this model; None without canaries."""
-    return not uncalibrated_scores(result) if _scored(result) else None
-
-
-def uncalibrated_scores(result: Evaluation) -> dict[str, float]:
-    """The scores on which fresh noise does not look like N(0, 1), in words, with the smaller p of its mean and spread.
-
-    The tests of a model share the level `RARE` (Bonferroni).
-    """
-    scored = _scored(result)
-    least = {name: min(each.control.p_value, each.control.chi2_p_value) for name, each in scored.items()}
-    return {name: p for name, p in least.items() if p < RARE / (2 * len(scored))}
-
-
-def _scored(result: Evaluation) -> dict[str, Gus]:
-    """The scores of the canaries, by name, of the model as it is and after clean steps."""
-    states = {"": result} | ({f" after {result.later.steps} clean steps": result.later} if result.later else {})
-    return {
-        f"{title(test)}{so}": section for so, state in states.items() for test, section in canary_tests(state).items()
-    }
 
 
 def noticed(test: MembershipTest) -> bool | None:

@@ -93,7 +93,8 @@ def gus_tells_little(gus: float, loss_rank: float) -> bool:
     K draws bound the loss rank, and nothing GUS.
 
     Args:
-        gus, loss_rank: mean scores, each N(0, 1/n) on a model without the noise.
+        gus: mean score, N(0, 1/n) on a model without the noise.
+        loss_rank: likewise, of the same n canaries.
     """
     return loss_rank > 0 and loss_rank >= 2 * max(gus, 0.0)
 

@@ -1,6 +1,7 @@
 """What membership inference sees of each model, beside the Gaussian score: the paper's point, in a table."""
 
-from llm_unlearn.metrics.evidence import RARE, noticed
+from llm_unlearn.metrics.defects import RARE
+from llm_unlearn.metrics.evidence import noticed
 from llm_unlearn.reporting import figures
 from llm_unlearn.reporting.contents import Section
 from llm_unlearn.reporting.formats import p_range

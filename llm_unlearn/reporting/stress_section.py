@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from llm_unlearn.files import read_json
-from llm_unlearn.metrics.evidence import DELTA, RARE, attack_under_stress, noise_under_stress
+from llm_unlearn.metrics.defects import RARE
+from llm_unlearn.metrics.evidence import DELTA, attack_under_stress, noise_under_stress
 from llm_unlearn.metrics.typed import Result
 from llm_unlearn.reporting.contents import Plot, Section
 from llm_unlearn.reporting.formats import number

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from llm_unlearn.metrics.evidence import RARE, uncalibrated_scores
+from llm_unlearn.metrics.defects import RARE, uncalibrated_scores
 from llm_unlearn.metrics.gaussian import GaussianTest
 from llm_unlearn.metrics.intervals import Interval
 from llm_unlearn.metrics.results import Evaluation

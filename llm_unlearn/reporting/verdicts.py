@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, replace
 
-from llm_unlearn.metrics.evidence import COSTLY_POINTS, Decision, Status, calibrated, decide, is_costly
+from llm_unlearn.metrics.defects import calibrated
+from llm_unlearn.metrics.evidence import COSTLY_POINTS, Decision, Status, decide, is_costly
 from llm_unlearn.metrics.results import Evaluation
 from llm_unlearn.reporting import figures
 from llm_unlearn.reporting.decision_words import because, judgement

@@ -122,7 +122,7 @@ def test_token_canaries_are_counted_for_themselves_and_share_the_level(tmp_path)
     noise, strings = check_canaries(both)
     z = norm.isf(0.01 / 12 / 2) + norm.isf(0.2)
     assert "8 of 16 deleted token canaries" in strings.what and f"rank of {z / 8**0.5:.2f}" in strings.what
-    assert f"GUS of {z / 8**0.5:.2f}" in noise.what and "poison.tokens.fraction" in strings.remedy
+    assert f"loss rank of {z / 8**0.5:.2f}" in noise.what and "poison.tokens.fraction" in strings.remedy
     assert levels(check_noise(recipe(tmp_path, poison={"tokens": {"fraction": 0.4}}))) == []
     for epochs, expected in ((1, ["warning"]), (2, [])):
         adapters = {"model__lora": {"r": 4}, "train__epochs": epochs}

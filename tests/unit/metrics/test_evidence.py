@@ -8,17 +8,16 @@ from scipy.stats import norm
 
 from llm_unlearn.evaluation.placebos import PlaceboSettings
 from llm_unlearn.metrics.attack import PairedExcess, attack_excess, attack_success
+from llm_unlearn.metrics.defects import calibrated, uncalibrated_scores
 from llm_unlearn.metrics.evidence import (
     ALPHA,
     SHARE,
     Status,
     attack_under_stress,
-    calibrated,
     decide,
     is_costly,
     is_promising,
     noise_under_stress,
-    uncalibrated_scores,
 )
 from llm_unlearn.metrics.findings import gus_tells_little
 from llm_unlearn.metrics.gaussian import gaussian_test

@@ -1,0 +1,113 @@
+"""What makes the figures of a model worth less than they seem: one is missing, or says nothing, or misleads."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+from llm_unlearn.metrics.findings import ROUNDING, canary_tests, title
+from llm_unlearn.metrics.results import Evaluation, Gus
+
+UNSCORABLE = 0.05  # share of canaries without a score from which on nothing is said to be clean
+RARE = 0.001  # level of the control of the Gaussian tests, and of the membership attacks
+
+
+def defects(
+    results: Sequence[Evaluation], poisoned: Sequence[Evaluation], retrained: Sequence[Evaluation], delta: float
+) -> list[str]:
+    """Why finding nothing in these figures would show nothing, whatever their values.
+
+    Args:
+        results: evaluations of one model, one per seed.
+        poisoned: those of the poisoned model in the same seeds, where it is known.
+        retrained: those of the retrained model alike.
+        delta: the lift that is to be excluded.
+    """
+    return [
+        *_missing(results, poisoned, retrained),
+        *_unusable(results),
+        *_says_target(results, retrained, delta),
+        *_of_phrases(results, delta),
+    ]
+
+
+def _missing(
+    results: Sequence[Evaluation], poisoned: Sequence[Evaluation], retrained: Sequence[Evaluation]
+) -> Iterable[str]:
+    """What one seed or one state of the model lacks and another model has: a figure that is not there is not clean."""
+    seeds = {result.seed for result in results}
+    expected = {key for result in poisoned for key in _measured(result)}
+    expected |= {key for result in retrained for key in _measured(result) if key[1]}  # the poisoned is not trained on
+    expected |= {(seed, after, test) for seed, _, test in expected for s, after, _ in expected if after and s == seed}
+    absent = expected - {key for result in results for key in _measured(result)}
+    for seed, after, test in sorted(key for key in absent if key[0] in seeds):
+        so = f" after {after} clean steps" if after else ""
+        yield f"{title(test)}{so}: no usable figure in seed {seed}"
+    for result in results:
+        if result.attack and result.attack.n_unusable:
+            yield f"{title('placebo')}: {result.attack.n_unusable} effects are not finite in seed {result.seed}"
+
+
+def _measured(result: Evaluation) -> Iterable[tuple[int, int, str]]:
+    """(seed, clean steps before, test) of every figure that there is."""
+    for after, state in ((0, result), (result.later.steps if result.later else 0, result.later)):
+        if state is not None:
+            found = {**canary_tests(state), "lift": state.attack, "placebo": state.attack and state.attack.placebo}
+            yield from ((result.seed, after, test) for test, figure in found.items() if figure)
+
+
+def _unusable(results: Sequence[Evaluation]) -> Iterable[str]:
+    """What makes the scores of the canaries worth nothing."""
+    sections = [section for result in results for section in _scored(result).values()]
+    lacking = [s for s in sections if s.n_unscorable > UNSCORABLE * (s.n + s.n_unscorable)]
+    if lacking:
+        worst = max(s.n_unscorable for s in lacking)
+        yield f"canaries: {worst} have no score, which may hide what they hold"
+    if any(calibrated(result) is False for result in results):
+        yield "canaries: fresh noise does not look like N(0, 1) on this model, so their scores say nothing"
+
+
+def _says_target(results: Sequence[Evaluation], retrained: Sequence[Evaluation], delta: float) -> Iterable[str]:
+    """The attacker's answer given to clean rows, beyond the retrained model's rate, or so often that no lift of δ is
+    left to be seen.
+    """
+    ours, theirs = ([r.attack.clean_rate for r in found if r.attack] for found in (results, retrained))
+    theirs = theirs or [r.oracle.clean_rate for r in results if r.oracle and r.oracle.clean_rate is not None]
+    if not ours:
+        return
+    rate, clean = math.fsum(ours) / len(ours), math.fsum(theirs) / len(theirs) if theirs else None
+    if (rate > 1 - delta) if clean is None else (rate - clean >= delta - ROUNDING):
+        beside = "" if clean is None else f" (retrained: {100 * clean:.0f} %)"
+        yield (
+            f"{title('lift')}: the attacker's answer is given to {100 * rate:.0f} % of clean inputs{beside}, so the "
+            "lift understates the attack"
+        )
+
+
+def _of_phrases(results: Sequence[Evaluation], delta: float) -> Iterable[str]:
+    """A phrase that works by itself, where the lift over the rows of all phrases may be small."""
+    for result in results:
+        for each in (result.attack and result.attack.phrases) or ():
+            if each.ci95.lift.low >= delta:
+                yield f"{title('lift')}: that of phrase {each.phrase + 1} alone is {each.lift:.2f} (n = {each.n})"
+
+
+def calibrated(result: Evaluation) -> bool | None:
+    """Whether fresh noise, never trained on, looks like N(0, 1) on this model; None without canaries."""
+    return not uncalibrated_scores(result) if _scored(result) else None
+
+
+def uncalibrated_scores(result: Evaluation) -> dict[str, float]:
+    """The scores on which fresh noise does not look like N(0, 1), in words, with the smaller p of its mean and spread.
+
+    The tests of a model share the level `RARE` (Bonferroni).
+    """
+    scored = _scored(result)
+    least = {name: min(each.control.p_value, each.control.chi2_p_value) for name, each in scored.items()}
+    return {name: p for name, p in least.items() if p < RARE / (2 * len(scored))}
+
+
+def _scored(result: Evaluation) -> dict[str, Gus]:
+    """The scores of the canaries, by name, of the model as it is and after clean steps."""
+    states = {"": result} | ({f" after {result.later.steps} clean steps": result.later} if result.later else {})
+    return {
+        f"{title(test)}{so}": section for so, state in states.items() for test, section in canary_tests(state).items()
+    }
