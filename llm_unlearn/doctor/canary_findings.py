@@ -1,16 +1,22 @@
 """What the canaries of a recipe will be able to show: only the hidden ones decide."""
 
+import math
+
 from llm_unlearn.config.recipe import Recipe
 from llm_unlearn.doctor.finding import Finding
 from llm_unlearn.metrics.evidence import ALPHA, DELTA, SHARE
 from llm_unlearn.metrics.findings import CHANCE
 from llm_unlearn.metrics.power import canaries_needed, smallest_effect
+from llm_unlearn.metrics.ranks import highest_mean
 from llm_unlearn.poisons.selection import hidden_count
 
 SMALL, LARGE = 0.1, 16.0  # ε over the embeddings' rms: below, no canary was ever found; above, a row is noise alone
 # tests of the question "is the noise there?" by kind: GUS and loss rank, or canary rank, and the spread of each; again
 # after clean steps
 TESTS = {"gaussian": 4, "tokens": 2}
+# epochs of adapters on a pretrained model → the share of the highest mean rank that canaries of 1 rms reach
+# (docs/canaries.md; after less than the first there is nothing to be found, see `check_exposures`)
+REACHED = {2: 0.4, 4: 0.9}
 _SCORE = {
     "gaussian": ("canaries", "a GUS or loss rank", "noise"),
     "tokens": ("token canaries", "a mean canary rank", "strings"),
@@ -39,20 +45,37 @@ def _check_kind(recipe: Recipe, kind: str) -> list[Finding]:
     tests = sum(count for planted_kind, count in TESTS.items() if counts.get(planted_kind))
     level = ALPHA / questions / (2 * tests if recipe.evaluate.clean_steps else tests)
     residue = smallest_effect(hidden * seeds, 1.0, CHANCE, level)
+    expected, why = _expected_rank(recipe)
     what = (
         f"{hidden} of {deleted} deleted {title} are hidden from the methods and decide: {score} of {residue:.2f} over "
         f"all seeds ({seeds}) is found four times in five, so a clean model can be called so where the poisoned one "
-        f"has {residue / SHARE:.1f} or more"
+        f"has {residue / SHARE:.1f} or more; {why}"
     )
-    delta = DELTA["gus"]  # that of each score of the canaries
+    delta = min(DELTA["gus"], SHARE * expected)  # that of each score of the canaries
     if residue <= delta:
         return [Finding("canaries", "ok", what)]
     needed = canaries_needed(delta, CHANCE, level, section.audit_share)
     remedy = (
-        f"raise poison.{kind}.fraction, or give more seeds: {score} of {delta} takes {needed:,} deleted "
+        f"raise poison.{kind}.fraction, or give more seeds: {score} of {delta:.2g} takes {needed:,} deleted "
         "canaries, of all seeds together"
     )
     return [Finding("canaries", "warning", what, remedy)]
+
+
+def _expected_rank(recipe: Recipe) -> tuple[float, str]:
+    """The mean rank that the poisoned model's canaries may reach, and in words why; without draws there is none."""
+    draws, epochs = recipe.evaluate.loss_rank_draws, getattr(recipe.train, "epochs", 0)
+    if not draws:
+        return math.inf, "no ranks are taken"
+    highest = highest_mean(draws)
+    seen = [epoch for epoch in REACHED if epoch <= epochs]
+    if not getattr(recipe.model, "lora", None) or not getattr(recipe.model, "path", None) or not seen:
+        return highest, f"by {draws} draws no mean rank is above {highest:.1f}"
+    expected = highest * REACHED[max(seen)]
+    return expected, (
+        f"in a study of a pretrained model (docs/canaries.md), {epochs:g} epochs of adapters gave a mean rank of about "
+        f"{expected:.1f} by {draws} draws"
+    )
 
 
 def check_exposures(recipe: Recipe) -> list[Finding]:

@@ -1,5 +1,6 @@
 """Tests by rank: does what was planted stand out among draws of the same kind that were never used?"""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,6 +67,22 @@ def canary_rank_test(log_probs: ArrayLike, fresh: ArrayLike, seed: int = 0) -> C
     place = np.floor((1 - share) * (others.shape[1] + 1)) + 1  # 1: above all others
     exposure = np.log2(others.shape[1] + 1) - np.log2(place)
     return CanaryRank(**vars(gaussian_test(ndtri(share))), exposure=float(exposure.mean()), draws=int(others.shape[1]))
+
+
+def highest_mean(draws: int) -> float:
+    """The mean score of canaries that all rank first of `draws` + 1: no mean score can be expected to be higher.
+
+    Formula: E[Φ⁻¹(u)], u uniform on (K / (K + 1), 1), which is (K + 1) φ(Φ⁻¹(K / (K + 1))).
+
+    Args:
+        draws: K, at least 1.
+
+    Examples:
+        >>> [round(highest_mean(draws), 2) for draws in (9, 19, 99)]
+        [1.75, 2.06, 2.67]
+    """
+    edge = float(ndtri(draws / (draws + 1)))
+    return (draws + 1) * math.exp(-edge * edge / 2) / math.sqrt(2 * math.pi)
 
 
 def rank_score(

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import os
 import time
 
@@ -107,6 +108,21 @@ def test_only_hidden_canaries_count(tmp_path, gaussian, other, level, words):
     (finding,) = check_canaries(recipe(tmp_path, poison={"gaussian": gaussian}, unlearn=unlearn, seeds=seeds))
     assert finding.level == level and bool(finding.remedy) == (level == "warning")
     assert all(word in f"{finding.what} {finding.remedy}" for word in words), finding
+
+
+@pytest.mark.parametrize(("epochs", "draws", "share"), [(4, 99, 0.9), (5, 19, 0.9), (2, 99, 0.4), (3, 9, 0.4)])
+def test_of_adapters_what_the_study_saw_is_asked_for(tmp_path, epochs, draws, share):
+    """A fifth of the rank that canaries reach after so many epochs, by the half of them that is hidden."""
+    highest = norm.expect(lambda x: x, lb=norm.isf(1 / (draws + 1)), conditional=True)
+    z = norm.isf(0.01 / 4 / 2 / 2) + norm.isf(0.2)  # four tests, before and after clean steps
+    changes = {"model": {"path": "m", "lora": {"r": 4}}, "train__epochs": epochs, "train__learning_rate": 5e-4}
+    tree = recipe(tmp_path, **changes, pretrain=None, evaluate={"loss_rank_draws": draws})
+    (finding,) = check_canaries(tree)
+    assert finding.level == "warning" and f"about {share * highest:.1f} by {draws} draws" in finding.what
+    assert f"{2 * math.ceil((z / (0.2 * share * highest)) ** 2):,} deleted" in finding.remedy
+    (full,) = check_canaries(recipe(tmp_path, evaluate={"loss_rank_draws": draws}))
+    assert f"no mean rank is above {highest:.1f}" in full.what
+    assert f"of {min(0.5, 0.2 * highest):.2g} takes" in full.remedy
 
 
 def test_without_canaries_or_where_a_file_names_the_deleted_rows_nothing_is_said_of_them(tmp_path):

@@ -6,7 +6,7 @@ from scipy.stats import kstest, norm
 
 from llm_unlearn.errors import InputError
 from llm_unlearn.metrics import canary_rank_test, gaussian_test
-from llm_unlearn.metrics.ranks import rank_score, rank_share
+from llm_unlearn.metrics.ranks import highest_mean, rank_score, rank_share
 
 pytestmark = pytest.mark.unit
 
@@ -59,3 +59,13 @@ def test_learnt_strings_are_found_and_impossible_ones_are_not():
 def test_what_has_no_rank_is_refused(own, fresh):
     with pytest.raises(InputError, match="fresh"):
         canary_rank_test(own, fresh)
+
+
+@pytest.mark.parametrize("draws", [1, 9, 99])
+def test_no_mean_score_is_higher_than_that_of_canaries_that_all_rank_first(draws):
+    n = 20_000
+    scores = rank_score(np.full(n, -1.0), np.zeros((n, draws)), np.random.default_rng(0).random(n))
+    assert highest_mean(draws) == pytest.approx(scores.mean(), abs=4 * scores.std() / np.sqrt(n))
+    assert highest_mean(draws) == pytest.approx(
+        norm.expect(lambda x: x, lb=norm.isf(1 / (draws + 1)), conditional=True)
+    )
