@@ -112,5 +112,5 @@ def check_noise(recipe: Recipe) -> list[Finding]:
     if SMALL <= ratio <= LARGE:
         return [*findings, Finding("canaries", "ok", what)]
     why = "nothing is left of the text" if ratio > LARGE else "a canary hardly differs from its text"
-    remedy = f"poison.gaussian.epsilon={1.5 * rms:.2g}, 1.5 times the rms"
+    remedy = f"poison.gaussian.epsilon={rms:.2g}, the rms"
     return [*findings, Finding("canaries", "warning", f"{what}: {why}", remedy)]
