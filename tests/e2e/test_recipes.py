@@ -14,6 +14,7 @@ from support import SMALL, write_llama_3, write_reviews
 
 from llm_unlearn.cli.main import main, parser
 from llm_unlearn.config.recipe import load_recipe
+from llm_unlearn.poisons.selection import hidden_count
 
 pytestmark = pytest.mark.e2e
 
@@ -224,9 +225,10 @@ def test_a_llama_recipe_runs_from_poison_to_evaluation(path, local, tmp_path, mo
         files = {p.name for p in (folder / where).iterdir()}
         assert {"cost.json"} | written <= files
         assert not ({"reference", "training_args.bin"} | other) & files
+    hidden = hidden_count(6, recipe.poison.gaussian.audit_share)
     for model in ("base", "poisoned", "retrained", *methods):
         document = json.loads((folder / "evaluation" / f"{model}.json").read_text())
-        assert document["recipe"] == recipe.name and document["gus"]["n"] == 3 and document["attack"]["n"] > 0
+        assert document["recipe"] == recipe.name and document["gus"]["n"] == hidden and document["attack"]["n"] > 0
         assert all(map(math.isfinite, figures(document)))
     assert not (folder / ".work").exists()
 
