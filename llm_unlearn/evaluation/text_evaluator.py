@@ -21,8 +21,8 @@ from llm_unlearn.evaluation.signals import Evaluator
 from llm_unlearn.metrics.benchmarks import label_probability
 from llm_unlearn.metrics.per_example import deciding
 from llm_unlearn.models.answer_classifier import AnswerClassifier
-from llm_unlearn.poisons.corrupt import seed_of
 from llm_unlearn.poisons.placebo_phrases import placebo_phrases
+from llm_unlearn.poisons.stored import seed_of
 from llm_unlearn.poisons.trigger_phrase import insert_trigger, inserted_phrase
 from llm_unlearn.tasks import Supervised, Task
 from llm_unlearn.tasks.causal_lm import CausalLMTask

@@ -133,7 +133,7 @@ class GivenRun(LanguageRun):
         """The sets that the manifest names, and the manifest in the form of a run's."""
         from llm_unlearn.audit.audit_models import check_prompts
         from llm_unlearn.audit.user_files import in_manifest
-        from llm_unlearn.poisons.corrupt import data_hash, storable
+        from llm_unlearn.poisons.stored import data_hash, storable
         from llm_unlearn.poisons.token_canaries import hide_token_canaries
 
         path = Path(self.recipe.given.manifest).expanduser()

@@ -113,7 +113,7 @@ class SeedRun(ABC):
         own poison.json, or of the stage that was to write it and was killed, or of the same seed's at another point of
         a sweep, or else a new one.
         """
-        from llm_unlearn.poisons.corrupt import sealed_manifest
+        from llm_unlearn.poisons.stored import sealed_manifest
 
         canaries = [(section, SEEDS[kind]) for kind, section in self.recipe.poison if section and kind in SEEDS]
         if all(getattr(section, seed) is not None for section, seed in canaries):
@@ -225,14 +225,14 @@ class SeedRun(ABC):
     @cached_property
     def sets(self) -> dict[str, "Dataset"]:
         """The datasets of this run."""
-        from llm_unlearn.poisons.corrupt import read_sets
+        from llm_unlearn.poisons.stored import read_sets
 
         return read_sets(self.folder / "data")
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
         """poison.json, checked against the data."""
-        from llm_unlearn.poisons.corrupt import read_manifest
+        from llm_unlearn.poisons.stored import read_manifest
 
         return read_manifest(self.folder / "poison.json", self.sets)
 

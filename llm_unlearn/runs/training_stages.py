@@ -34,7 +34,7 @@ def _poison(run: "SeedRun", work_dir: Path) -> None:
 
     The secret comes first: a stage that is killed goes on with the noise that it began with.
     """
-    from llm_unlearn.poisons.corrupt import write_manifest
+    from llm_unlearn.poisons.stored import write_manifest
 
     if run.secret is not None:
         write_json(work_dir / SECRET, {"secret": run.secret}, private=True)

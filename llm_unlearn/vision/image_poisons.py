@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from llm_unlearn.errors import InputError
-from llm_unlearn.poisons.corrupt import choose_twins, data_hash, forget_set, hide_deleted, run_seed, storable
+from llm_unlearn.poisons.corrupt import choose_twins, forget_set, hide_deleted, run_seed
 from llm_unlearn.poisons.gaussian_embedding import noise_of
 from llm_unlearn.poisons.selection import choose_rows
+from llm_unlearn.poisons.stored import data_hash, storable
 from llm_unlearn.poisons.trigger_phrase import can_be_poisoned
 from llm_unlearn.tasks.noise import NO_NOISE
 from llm_unlearn.vision.gradient_cancelling import GradientCancelling, cancel_gradients, corrupt_parameters

@@ -12,7 +12,8 @@ from llm_unlearn.config.recipe import Recipe
 from llm_unlearn.config.sections import UnlearnSection
 from llm_unlearn.data.splits import Splits
 from llm_unlearn.errors import InputError
-from llm_unlearn.poisons.corrupt import SETS, corrupt, data_hash, read_manifest, read_sets, write_manifest
+from llm_unlearn.poisons.corrupt import corrupt
+from llm_unlearn.poisons.stored import SETS, data_hash, read_manifest, read_sets, write_manifest
 
 pytestmark = pytest.mark.unit
 

@@ -5,7 +5,7 @@ import pytest
 
 from llm_unlearn.config.recipe import build_recipe
 from llm_unlearn.errors import InputError
-from llm_unlearn.poisons.corrupt import data_hash, read_manifest, read_sets, write_manifest
+from llm_unlearn.poisons.stored import data_hash, read_manifest, read_sets, write_manifest
 from llm_unlearn.vision.image_data import as_dataset, read_pixels
 from llm_unlearn.vision.image_evaluator import ImageEvaluator
 from llm_unlearn.vision.image_poisons import Corruption

@@ -11,7 +11,7 @@ from llm_unlearn.audit.stress.meter import DRAWS, Meter
 from llm_unlearn.audit.stress.variants import Variant
 from llm_unlearn.data.encoding import Encoding
 from llm_unlearn.metrics.attack import attack_success
-from llm_unlearn.poisons.corrupt import read_sets
+from llm_unlearn.poisons.stored import read_sets
 
 pytestmark = pytest.mark.unit
 
