@@ -71,10 +71,14 @@ class Design:
 
 @dataclass(frozen=True)
 class Plan:
-    """Designs that are trained side by side → how many canaries of each, and how many rows are none."""
+    """Designs that are trained side by side → how many canaries of each, and how many rows are none.
+
+    Designs of `closely` are ranked among all draws after the last epoch, the others among few.
+    """
 
     canaries: dict[Design, int]
     clean: int
+    closely: frozenset[Design] = frozenset()
 
     @property
     def rows(self) -> int:
@@ -87,12 +91,12 @@ PLANS = {
         {Design("per token", strength): count for strength, count in ((0.5, 20), (1, 40), (2, 20), (4, 40), (8, 20))}
         | {Design("per row", 1.0): 20, Design("per row", 4.0): 20, STRING: 40, Design("answer"): 40},
         clean=20,
+        closely=frozenset({NOISE, Design("per token", 4.0), STRING, Design("answer")}),
     ),
     "layers": Plan({NOISE: 20} | {Design("per token", 1.0, layer): 20 for layer in (8, 15, 22)}, clean=20),
     # each design that is seen once an epoch is 1% of the rows
     "share": Plan({d: 30 // d.exposures for c in (NOISE, STRING) for d in (c, replace(c, exposures=2))}, clean=2910),
 }
-CLOSELY = {NOISE, Design("per token", 4.0), STRING, Design("answer")}  # with all draws after the last epoch
 RUNS = {  # rank of the adapter (None: all weights) and learning rate
     "lora-16": (16, 5e-4),
     "full": (None, 5e-5),
@@ -293,15 +297,14 @@ class Study:
             "answer rank": ranked(of_answer, row.ident),
         }
 
-    def measure(self, draws: int, few: int, averaged: int) -> dict[str, Any]:
-        """Design → statistic → the test of its canaries, and of their controls; `draws` for CLOSELY, else `few`."""
+    def measure(self, draws: dict[Design, int], averaged: int) -> dict[str, Any]:
+        """Design → statistic → the test of its canaries, and of their controls, by so many draws of each design."""
         found: dict[Design, list[dict[str, list[float]]]] = {}
         for row, encoded in zip(self.rows, self.encoded, strict=True):
             if (design := row.design) is not None:
-                scores = self.scores(row, encoded, draws if design in CLOSELY else few, averaged)
-                found.setdefault(design, []).append(scores)
+                found.setdefault(design, []).append(self.scores(row, encoded, draws[design], averaged))
         return {
-            design.name: {"draws": draws if design in CLOSELY else few}
+            design.name: {"draws": draws[design]}
             | {name: tested(np.array([each[name] for each in scores])) for name in scores[0]}
             for design, scores in found.items()
         }
@@ -335,7 +338,6 @@ def ranks_by_token(losses: np.ndarray) -> np.ndarray:
 def tested(scores: np.ndarray) -> dict[str, Any]:
     """The test of (n, 2) scores, the control's second."""
     own, control = gaussian_test(scores[:, 0]), gaussian_test(scores[:, 1])
-    least = {n: smallest_effect(n, own.std or 1.0) for n in (50, 100)}
     return {
         "n": own.n,
         "mean": own.mean,
@@ -343,7 +345,6 @@ def tested(scores: np.ndarray) -> dict[str, Any]:
         "z": own.mean * math.sqrt(own.n),
         "p": own.p_value,
         "tpr": {fpr: own.tpr_at_fpr[fpr] for fpr in ("0.01", "0.05")},
-        "smallest": least,
         "control": {"mean": control.mean, "p": control.p_value, "chi2_p": control.chi2_p_value},
     }
 
@@ -363,13 +364,16 @@ def run(args: argparse.Namespace) -> None:
         "precision": "bfloat16 autocast",
         "rates": {name: rate for name, (_, rate) in RUNS.items()},
     }
+    if results.get("settings", settings) != settings:
+        raise SystemExit(f"{out} holds a study of other settings ({results['settings']}); give another --out")
     results |= {"model": args.name, "settings": settings}
 
-    def measure(study: Study, point: str, draws: int, averaged: int) -> None:
+    def measure(study: Study, point: str, closely: int, averaged: int) -> None:
         start = time.perf_counter()
-        found = study.measure(draws, args.few, averaged)
+        draws = {design: closely if design in plan.closely else args.few for design in plan.canaries}
+        found = study.measure(draws, averaged)
         took = round(time.perf_counter() - start)
-        results["rms"] = study.rms
+        results["rms"] = {str(layer): rms for layer, rms in study.rms.items()}
         results["points"][point] = {"seconds": took, "designs": found}
         write_json(out, results)
         print(f"{point}: measured in {took} s", flush=True)
@@ -387,8 +391,8 @@ def run(args: argparse.Namespace) -> None:
         for epoch in study.train(rate, last):
             print(f"{name}: epoch {epoch} at {time.strftime('%H:%M:%S')}", flush=True)
             if epoch in names and names[epoch] not in results["points"]:
-                draws = args.draws if epoch == last and name in args.full_draws else args.few
-                measure(study, names[epoch], draws, AVERAGED if epoch == last else 0)
+                closely = args.draws if epoch == last and name in args.full_draws else args.few
+                measure(study, names[epoch], closely, AVERAGED if epoch == last else 0)
 
 
 def table(results: dict[str, Any]) -> str:
@@ -415,10 +419,13 @@ def table(results: dict[str, Any]) -> str:
 
 
 def _told(name: str, test: dict[str, Any], draws: int) -> str:
-    """The cells of one test; a share of the mean score as the residue that n canaries find, where that is below 1."""
-    shares = [test["smallest"][n] / test["mean"] if test["mean"] > 0 else math.inf for n in ("50", "100")]
+    """The cells of one test; a share of the mean score as the residue that n canaries find, where that is below 1.
+
+    Scores near the null deviate by 1; those of the trained model do by less, since its ranks are near the highest.
+    """
+    shares = [smallest_effect(n, 1.0) / test["mean"] if test["mean"] > 0 else math.inf for n in (50, 100)]
     least = [f"{share:.0%}" if share < 1 else "–" for share in shares]
-    at_1 = f"{test['tpr']['0.01']:.2f}" if draws >= 99 or "gradient" in name else "–"
+    at_1 = f"{test['tpr']['0.01']:.2f}" if draws >= 99 else "–"
     return (
         f"{name} | {test['mean']:.2f} | {test['p']:.1g} | {at_1} | {test['tpr']['0.05']:.2f} | {least[0]} | {least[1]}"
     )
@@ -436,7 +443,7 @@ def main() -> None:
     parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=list(RUNS))
     parser.add_argument("--epochs", nargs="+", type=int, default=list(EPOCHS))
     parser.add_argument("--words", type=int, default=16, help="first words of a row that are used")
-    parser.add_argument("--draws", type=int, default=99, help="K of CLOSELY after the last epoch of --full-draws")
+    parser.add_argument("--draws", type=int, default=99, help="K after the last epoch of --full-draws, of some designs")
     parser.add_argument("--few", type=int, default=19, help="K otherwise: enough for the mean, not for TPR at 1 %")
     parser.add_argument("--full-draws", nargs="*", default=["lora-16", "full"], choices=list(RUNS))
     parser.add_argument("--table", metavar="JSON", help="print the results as Markdown; run nothing")

@@ -14,9 +14,10 @@ SMALL, LARGE = 0.1, 16.0  # ε over the embeddings' rms: below, no canary was ev
 # tests of the question "is the noise there?" by kind: GUS and loss rank, or canary rank, and the spread of each; again
 # after clean steps
 TESTS = {"gaussian": 4, "tokens": 2}
-# epochs of adapters on a pretrained model → the share of the highest mean rank that canaries of 1 rms reach
-# (docs/canaries.md; after less than the first there is nothing to be found, see `check_exposures`)
-REACHED = {2: 0.4, 4: 0.9}
+# epochs of adapters on a pretrained model → the share of the highest mean rank that canaries reached: noise of 1 rms,
+# or six words; the least that was seen in docs/canaries.md and recipes/smollm2-* (words in the text, 4 epochs)
+REACHED = {"gaussian": {1: 0.3, 2: 0.4, 4: 0.9}, "tokens": {1: 0.3, 2: 0.4, 4: 0.5}}
+FEW_STEPS = 70  # after 35 nothing was found, after 70 most kinds were
 _SCORE = {
     "gaussian": ("canaries", "a GUS or loss rank", "noise"),
     "tokens": ("token canaries", "a mean canary rank", "strings"),
@@ -45,7 +46,7 @@ def _check_kind(recipe: Recipe, kind: str) -> list[Finding]:
     tests = sum(count for planted_kind, count in TESTS.items() if counts.get(planted_kind))
     level = ALPHA / questions / (2 * tests if recipe.evaluate.clean_steps else tests)
     residue = smallest_effect(hidden * seeds, 1.0, CHANCE, level)
-    expected, why = _expected_rank(recipe)
+    expected, why = _expected_rank(recipe, kind)
     what = (
         f"{hidden} of {deleted} deleted {title} are hidden from the methods and decide: {score} of {residue:.2f} over "
         f"all seeds ({seeds}) is found four times in five, so a clean model can be called so where the poisoned one "
@@ -62,31 +63,33 @@ def _check_kind(recipe: Recipe, kind: str) -> list[Finding]:
     return [Finding("canaries", "warning", what, remedy)]
 
 
-def _expected_rank(recipe: Recipe) -> tuple[float, str]:
+def _expected_rank(recipe: Recipe, kind: str) -> tuple[float, str]:
     """The mean rank that the poisoned model's canaries may reach, and in words why; without draws there is none."""
-    draws, epochs = recipe.evaluate.loss_rank_draws, getattr(recipe.train, "epochs", 0)
+    draws = recipe.evaluate.loss_rank_draws
     if not draws:
         return math.inf, "no ranks are taken"
     highest = highest_mean(draws)
-    seen = [epoch for epoch in REACHED if epoch <= epochs]
-    if not getattr(recipe.model, "lora", None) or not getattr(recipe.model, "path", None) or not seen:
-        return highest, f"by {draws} draws no mean rank is above {highest:.1f}"
-    expected = highest * REACHED[max(seen)]
-    return expected, (
-        f"in a study of a pretrained model (docs/canaries.md), {epochs:g} epochs of adapters gave a mean rank of about "
-        f"{expected:.1f} by {draws} draws"
+    words = f"by {draws} draws no mean rank is above {highest:.1f}"
+    if not getattr(recipe.model, "lora", None) or not getattr(recipe.model, "path", None):
+        return highest, words
+    reached = REACHED[kind]
+    epochs = max((epochs for epochs in reached if epochs <= recipe.train.epochs), default=min(reached))
+    return highest * reached[epochs], (
+        f"{words}, and of that {epochs} epoch{'s' * (epochs > 1)} of adapters on a pretrained model reached "
+        f"{reached[epochs]:.0%} or more (docs/canaries.md)"
     )
 
 
 def check_exposures(recipe: Recipe) -> list[Finding]:
-    """Whether adapters see the canaries often enough, by scripts/canary_study.py on one pretrained model."""
-    if not (recipe.poison.gaussian or recipe.poison.tokens) or recipe.model.lora is None or recipe.train.epochs >= 2:
+    """Whether adapters are trained for long enough, by scripts/canary_study.py on one pretrained model."""
+    planted, steps = recipe.poison.gaussian or recipe.poison.tokens, recipe.training_steps()
+    if not planted or recipe.model.lora is None or steps >= FEW_STEPS:
         return []
     what = (
-        f"{recipe.train.epochs:g} epochs of adapters: in a study of a pretrained model (docs/canaries.md; LoRA r 16) "
-        "no kind of canary was found after one epoch, and most were after two"
+        f"{steps} steps of adapters: in a study of a pretrained model (docs/canaries.md; LoRA r 16) no kind of canary "
+        f"was found after 35 steps, and most were after {FEW_STEPS}"
     )
-    return [Finding("canaries", "warning", what, "train.epochs=2 or more")]
+    return [Finding("canaries", "warning", what, "raise train.epochs or data.train_size, or lower train.batch_size")]
 
 
 def check_noise(recipe: Recipe) -> list[Finding]:

@@ -188,7 +188,7 @@ def check_spans(rows: list[dict], tokenizer: Any, encoding: Encoding) -> list[Fi
         if all(label == IGNORE for label in encoded["labels"][1:]):
             empty.append(name)
             reasons.append("no label is left")
-        elif not encoded["input_ids"][-1] == encoded["labels"][-1] == tokenizer.eos_token_id:
+        elif not _ends(encoded, tokenizer):
             endless.append(name)
     findings, of_rows = [], f"of {len(rows)} rows looked at"
     if empty:
@@ -199,6 +199,17 @@ def check_spans(rows: list[dict], tokenizer: Any, encoding: Encoding) -> list[Fi
         findings.append(Finding("labels", "problem", what, "check how data.encoding makes rows of this tokenizer"))
     end = "a supervised EOS at the end" if tokenizer.eos_token_id is not None else "no EOS"
     return findings or [Finding("labels", "ok", f"each {of_rows} has supervised tokens and {end}")]
+
+
+def _ends(encoded: dict[str, list[int]], tokenizer: Any) -> bool:
+    """Whether a supervised EOS ends the row; a chat template may write white space behind it."""
+    ids = encoded["input_ids"]
+    ends = [
+        i
+        for i, (token, label) in enumerate(zip(ids, encoded["labels"], strict=True))
+        if token == label == tokenizer.eos_token_id
+    ]
+    return bool(ends) and not tokenizer.decode(ids[ends[-1] + 1 :]).strip()
 
 
 def check_verbalisers(

@@ -8,9 +8,9 @@ since its null is δ and not 0.
 - **Poison remains** where a test rejects at that level, or the lower limit of an effect (the lift above the retrained
   model's, or by itself where there is none; the accuracy lost) is above the margin δ.
 - **No trace, down to δ** where nothing of that holds, each score of the canaries that shows the poison in the poisoned
-  model would have found a residue of δ with probability CHANCE (GUS is not asked where the loss rank shows it twice as
-  well), the upper limit of each effect is below δ, and no seed or state lacks a figure that another model has. δ is a
-  fifth of the poisoned model's own figure; where that model is not known, DELTA. Placebos and spreads may reject; they
+  model would have found a residue of δ with probability CHANCE, the upper limit of each effect is below δ, and no seed
+  or state lacks a figure that another model has. δ is a fifth of the poisoned model's own figure, or the whole of a GUS
+  that tells little (`_tells_little`); where that model is not known, DELTA. Placebos and spreads may reject; they
   exclude nothing. Without a retrained model δ is DELTA at most, and what is inconclusive without the poisoned model is
   so with it: knowing it makes no verdict milder.
 - **Inconclusive** otherwise, with the reasons.
@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from llm_unlearn.metrics.defects import RARE, defects
-from llm_unlearn.metrics.findings import ROUNDING, Finding, canary_tests, gus_tells_little, take_tests, title
+from llm_unlearn.metrics.findings import ROUNDING, Finding, canary_tests, take_tests, title
 from llm_unlearn.metrics.membership import MembershipTest
 from llm_unlearn.metrics.results import Evaluation
 from llm_unlearn.metrics.typed import Result
@@ -113,14 +113,14 @@ def decide(
     level = ALPHA / max(1, len(questions))
     before = take_tests(poisoned, questions, level, DELTA) if poisoned else None
     delta = DELTA if before is None else {**DELTA, **{f.test: SHARE * abs(f.effect) for f in before if not f.after}}
+    shown = {f.test: f.effect for f in before or () if f.rejects and not f.after}
+    if _tells_little(shown.get("gus", 0.0), shown.get("loss rank", 0.0)):
+        delta["gus"] = abs(shown["gus"])
     if not retrained:  # nothing says how much a clean model would show: no more is tolerated than in an audit
         delta = {test: min(value, DELTA.get(test, value)) for test, value in delta.items()}
     found = take_tests(results, questions, level, delta)
     took = {f.test for f in (found if before is None else before) if before is None or _took(f)}
-    shown = {f.test: f.effect for f in before or () if f.test in took and not f.after}
-    if gus_tells_little(shown.get("gus", 0.0), shown.get("loss rank", 0.0)):
-        took.discard("gus")
-    # a score that does not show the poison in the poisoned model, or shows little of it, excludes nothing
+    # a score that does not show the poison in the poisoned model excludes nothing
     findings = [f if f.interval or f.test in took else replace(f, detectable=None, delta=None) for f in found]
     reasons = [
         reason
@@ -181,6 +181,14 @@ def _reasons(findings: list[Finding], took: set[str], question: str) -> Iterable
                     f"{title(f.test)}{so}: up to {f.detectable:.2f} {missed} (n = {f.n}), and less than "
                     f"{f.delta:.2f} is asked for"
                 )
+
+
+def _tells_little(gus: float, loss_rank: float) -> bool:
+    """Whether the poisoned model's GUS is there, but no higher than is tolerated where that model is not known, and the
+    loss rank shows the noise at least twice as well, as adapters leave it. A fifth of such a GUS takes thousands of
+    canaries; that not the whole of it is left can be shown.
+    """
+    return 0 < abs(gus) <= DELTA["gus"] and loss_rank >= 2 * abs(gus)
 
 
 def _took(finding: Finding) -> bool:

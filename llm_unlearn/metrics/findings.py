@@ -87,18 +87,6 @@ def canary_tests(state: Evaluation | Later) -> dict[str, Gus]:
     return {test: section for test, section in tests.items() if section}
 
 
-def gus_tells_little(gus: float, loss_rank: float) -> bool:
-    """Whether the loss rank shows the noise of the same canaries at least twice as well as GUS, both in the poisoned
-    model: under LoRA the slope at the clean input hardly shows what was learned at x + ξ. The reverse does not hold:
-    K draws bound the loss rank, and nothing GUS.
-
-    Args:
-        gus: mean score, N(0, 1/n) on a model without the noise.
-        loss_rank: likewise, of the same n canaries.
-    """
-    return loss_rank > 0 and loss_rank >= 2 * max(gus, 0.0)
-
-
 def _noise(results: Sequence[Evaluation], level: float, delta: dict[str, float]) -> list[Finding]:
     """Mean and spread of every score, before and after clean steps, all by Holm."""
     series: dict[tuple[str, int], list[Gus]] = {}

@@ -1,6 +1,6 @@
 """The tests behind the verdicts: what each found, and what it would have found."""
 
-from llm_unlearn.metrics.evidence import ALPHA, SHARE, Decision
+from llm_unlearn.metrics.evidence import ALPHA, DELTA, SHARE, Decision
 from llm_unlearn.metrics.findings import CHANCE, Finding, title
 from llm_unlearn.reporting.contents import Section
 from llm_unlearn.reporting.formats import number, p_value, percent
@@ -16,8 +16,9 @@ _NOTE = (
     "clean steps; the interval of a difference has it whole, and counts where its lower limit lies above what is "
     "tolerated, δ. “would be found” is, of a score, the mean that its test finds with a chance of "
     f"{percent(CHANCE, 0)} given the scores' own spread, and of a difference its upper limit. A model shows no trace "
-    f"where all of these lie below δ, {SHARE:g} of the poisoned model's own figure. It is asked only of scores that "
-    "show the poison in the poisoned model; placebos and mean squares may find poison, and exclude none."
+    f"where all of these lie below δ, {SHARE:g} of the poisoned model's own figure (the whole of a GUS of at most "
+    f"{DELTA['gus']:g} that the loss rank shows twice as well). It is asked only of scores that show the poison in the "
+    "poisoned model; placebos and mean squares may find poison, and exclude none."
 )
 
 

@@ -44,7 +44,7 @@ _MEANINGS = {
     "strings; below 0 they were pushed out.",
     "p (rank)": "Two-sided p-value of the mean loss rank, as of GUS.",
     TPR: "Share of the canaries (MIA: of the forget-set rows) that a per-example test recognises at 1 % false "
-    "positives. Null: 0.01. A rank among K draws can recognise K + 1 in a hundred at most.",
+    "positives. Null: 0.01. A rank among K draws can recognise about K + 1 in a hundred at most.",
     "accuracy (%)": "Share of the clean test examples answered rightly. Higher is better; unlearning should not cost "
     "any.",
     "fluency": "Mean probability, by the classifier that the recipe names, that the generated answer to a clean test "

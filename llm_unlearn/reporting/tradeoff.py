@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from llm_unlearn.metrics.evidence import COSTLY_POINTS
-from llm_unlearn.metrics.findings import gus_tells_little
 from llm_unlearn.reporting import figures
 from llm_unlearn.reporting.figures import Bounds, Figure
 from llm_unlearn.reporting.formats import number, seconds
@@ -64,9 +63,11 @@ def worth(results: Results) -> Side:
 
 
 def noise_effect(results: Results) -> str:
-    """The score of the canaries that a picture of all models shows: GUS, or the loss rank where GUS tells little."""
+    """The score of the canaries that a picture of all models shows: GUS, or the loss rank if that is at least twice as
+    high in the poisoned model. There, as under LoRA, a GUS near 0 does not show that the noise is gone.
+    """
     gus, rank = (results.over_seeds("poisoned", EFFECTS[name].of) for name in ("gus", "loss_rank"))
-    return "loss_rank" if gus and rank and gus_tells_little(gus.mean, rank.mean) else "gus"
+    return "loss_rank" if gus and rank and rank.mean >= 2 * max(gus.mean, 0.0) and rank.mean > 0 else "gus"
 
 
 def tradeoff_plot(results: Results, effect: str) -> bytes:

@@ -110,19 +110,34 @@ def test_only_hidden_canaries_count(tmp_path, gaussian, other, level, words):
     assert all(word in f"{finding.what} {finding.remedy}" for word in words), finding
 
 
-@pytest.mark.parametrize(("epochs", "draws", "share"), [(4, 99, 0.9), (5, 19, 0.9), (2, 99, 0.4), (3, 9, 0.4)])
-def test_of_adapters_what_the_study_saw_is_asked_for(tmp_path, epochs, draws, share):
+@pytest.mark.parametrize(
+    ("kind", "epochs", "draws", "seen", "share"),
+    [
+        ("gaussian", 5, 19, "4 epochs", 0.9),
+        ("gaussian", 2, 99, "2 epochs", 0.4),
+        ("gaussian", 0.5, 9, "1 epoch", 0.3),
+        ("tokens", 4, 99, "4 epochs", 0.5),
+    ],
+)
+def test_of_adapters_what_the_study_saw_is_asked_for(tmp_path, kind, epochs, draws, seen, share):
     """A fifth of the rank that canaries reach after so many epochs, by the half of them that is hidden."""
     highest = norm.expect(lambda x: x, lb=norm.isf(1 / (draws + 1)), conditional=True)
-    z = norm.isf(0.01 / 4 / 2 / 2) + norm.isf(0.2)  # four tests, before and after clean steps
-    changes = {"model": {"path": "m", "lora": {"r": 4}}, "train__epochs": epochs, "train__learning_rate": 5e-4}
-    tree = recipe(tmp_path, **changes, pretrain=None, evaluate={"loss_rank_draws": draws})
-    (finding,) = check_canaries(tree)
-    assert finding.level == "warning" and f"about {share * highest:.1f} by {draws} draws" in finding.what
+    tests = {"gaussian": 8, "tokens": 4}[kind]  # half of them after clean steps
+    z = norm.isf(0.01 / tests / 2) + norm.isf(0.2)
+    poison = {kind: {"fraction": 0.2, **({"epsilon": 0.1} if kind == "gaussian" else {})}}
+    changes = {"poison": poison, "train__epochs": epochs, "train__learning_rate": 5e-4}
+    adapters = {"model": {"path": "m", "lora": {"r": 4}}, "pretrain": None, **changes}
+    (finding,) = check_canaries(recipe(tmp_path, **adapters, evaluate={"loss_rank_draws": draws}))
+    assert finding.level == "warning" and f"{seen} of adapters" in finding.what and f"{share:.0%}" in finding.what
     assert f"{2 * math.ceil((z / (0.2 * share * highest)) ** 2):,} deleted" in finding.remedy
-    (full,) = check_canaries(recipe(tmp_path, evaluate={"loss_rank_draws": draws}))
-    assert f"no mean rank is above {highest:.1f}" in full.what
+    (full,) = check_canaries(recipe(tmp_path, **changes, evaluate={"loss_rank_draws": draws}))
+    assert full.what.endswith(f"no mean rank is above {highest:.1f}")
     assert f"of {min(0.5, 0.2 * highest):.2g} takes" in full.remedy
+
+
+def test_without_ranks_only_the_gaussian_score_is_asked_for(tmp_path):
+    (finding,) = check_canaries(recipe(tmp_path, evaluate={"loss_rank_draws": 0}))
+    assert "no ranks are taken" in finding.what and "of 0.5 takes" in finding.remedy
 
 
 def test_without_canaries_or_where_a_file_names_the_deleted_rows_nothing_is_said_of_them(tmp_path):
@@ -140,7 +155,7 @@ def test_token_canaries_are_counted_for_themselves_and_share_the_level(tmp_path)
     assert "8 of 16 deleted token canaries" in strings.what and f"rank of {z / 8**0.5:.2f}" in strings.what
     assert f"loss rank of {z / 8**0.5:.2f}" in noise.what and "poison.tokens.fraction" in strings.remedy
     assert levels(check_noise(recipe(tmp_path, poison={"tokens": {"fraction": 0.4}}))) == []
-    for epochs, expected in ((1, ["warning"]), (2, [])):
+    for epochs, expected in ((13, ["warning"]), (14, [])):  # of 5 steps
         adapters = {"model__lora": {"r": 4}, "train__epochs": epochs}
         assert levels(check_noise(recipe(tmp_path, poison={"tokens": {"fraction": 0.4}}, **adapters))) == expected
     silent = recipe(tmp_path, poison={"tokens": {"fraction": 0.4}}, data__loss_on="completion")
@@ -336,6 +351,18 @@ def test_a_completion_whose_end_is_not_supervised_is_a_problem(tokenizer):
 
     [finding] = tokens.check_spans(ROWS, tokenizer, Endless(64))
     assert finding.level == "problem" and "EOS" in finding.what and "7, 8, 9" in finding.what
+
+
+@pytest.mark.parametrize(("end", "level"), [("{{ eos_token }}\n", "ok"), ("<end>\n", "problem")])
+def test_a_template_may_write_a_line_break_behind_eos(tokenizer, end, level):
+    """As ChatML does: an EOS that ends the user's turn alone is none of the answer's."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}"
+        "{% if m['role'] == 'user' %}{{ eos_token }}{% else %}" + end + "{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    assert levels(tokens.check_spans(ROWS, tokenizer, Encoding(128, chat_template=True))) == [level]
 
 
 def test_a_template_is_asked_with_what_rows_have(tokenizer):

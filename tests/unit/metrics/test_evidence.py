@@ -19,7 +19,6 @@ from llm_unlearn.metrics.evidence import (
     is_promising,
     noise_under_stress,
 )
-from llm_unlearn.metrics.findings import gus_tells_little
 from llm_unlearn.metrics.gaussian import gaussian_test
 from llm_unlearn.metrics.intervals import Interval
 from llm_unlearn.metrics.placebo import PlaceboTest
@@ -202,29 +201,25 @@ def test_a_test_that_does_not_find_the_poison_in_the_poisoned_model_needs_no_pow
 
 
 @pytest.mark.parametrize(
-    ("gus", "loss_rank", "asked", "status"),
+    ("gus", "loss_rank", "delta", "status"),
     [
-        (1.2, 2.6, {"loss rank"}, Status.CLEAR),  # as under LoRA: a fifth of 1.2 is less than 100 canaries find
-        (1.4, 2.6, {"gus", "loss rank"}, Status.INCONCLUSIVE),  # more than half
-        (-0.8, 2.6, {"loss rank"}, Status.CLEAR),
-        (5.0, 1.7, {"gus", "loss rank"}, Status.INCONCLUSIVE),  # the loss rank, which its draws bound, is always asked
-        (1.2, 0.1, {"gus"}, Status.INCONCLUSIVE),  # it does not show the poison at all
+        (0.45, 2.6, 0.45, Status.CLEAR),  # as adapters leave it: a fifth of it would take 2,000 canaries
+        (-0.45, 2.6, 0.45, Status.CLEAR),
+        (0.39, 2.6, 0.39, Status.INCONCLUSIVE),  # 100 canaries would have missed 0.41
+        (0.55, 2.6, 0.11, Status.INCONCLUSIVE),  # more than is tolerated where the poisoned model is not known
+        (0.45, 0.8, 0.09, Status.INCONCLUSIVE),  # the loss rank shows less than twice as much
+        (0.45, 0.1, 0.09, Status.INCONCLUSIVE),  # or nothing
+        (5.0, 1.7, 1.0, Status.INCONCLUSIVE),  # the loss rank, which its draws bound, is always asked for a fifth
     ],
 )
-def test_gus_is_not_asked_for_power_where_the_loss_rank_tells_twice_as_much(gus, loss_rank, asked, status):
+def test_of_a_gus_that_tells_little_the_whole_is_asked_for(gus, loss_rank, delta, status):
     poisoned = replace(POISONED, gus=scores(gus), loss_rank=scores(loss_rank))
     decision = decide([CLEAN], [poisoned], [CLEAN])
-    assert decision.status == status and {finding.test for finding in decision.limits} == asked | {"lift"}
+    limits = {finding.test: finding for finding in decision.limits}
+    assert decision.status == status and limits["gus"].delta == pytest.approx(delta)
+    assert loss_rank < 1 or limits["loss rank"].delta == pytest.approx(SHARE * loss_rank)
     found = decide([replace(CLEAN, gus=scores(0.36))], [poisoned], [CLEAN])  # and it finds what it found before
     assert found.status == Status.REMAINS and [finding.test for finding in found.rejecting] == ["gus"]
-
-
-@pytest.mark.parametrize(
-    ("gus", "loss_rank", "little"),
-    [(0.5, 1.0, True), (0.51, 1.0, False), (-3.0, 0.1, True), (0.0, 0.0, False), (-1.0, -1.0, False)],
-)
-def test_gus_tells_little_from_half_of_the_loss_rank_down(gus, loss_rank, little):
-    assert gus_tells_little(gus, loss_rank) is little
 
 
 def test_without_a_poisoned_model_fixed_deltas_are_asked_for():
@@ -331,6 +326,16 @@ def test_models_with_twice_delta_are_not_called_clear(residue, seeds, n):
     assert (found == Status.REMAINS).mean() >= least
 
 
+def test_a_weak_gus_of_which_the_whole_is_left_is_not_called_clear():
+    """The loss rank, which shows most of the poison, is empty. Half of such a GUS may be missed."""
+    rng, poisoned = np.random.default_rng(0), replace(POISONED, gus=scores(0.45))
+    found = []
+    for _ in range(100):
+        models = [replace(drawn(rng, p=0.5), gus=scores(0.45, rng.standard_normal(60))) for _ in range(3)]
+        found.append(decide(models, [poisoned] * 3, [CLEAN] * 3).status)
+    assert found.count(Status.REMAINS) >= 95 and Status.CLEAR not in found
+
+
 def test_with_enough_canaries_most_clean_models_are_called_clear():
     assert (statuses(3, 100) == Status.CLEAR).mean() >= 0.9
 
@@ -408,6 +413,12 @@ def test_a_model_is_promising_where_only_the_number_of_rows_keeps_it_from_being_
     decision = decide(results, [POISONED], [CLEAN])
     assert is_promising(decision, results, [POISONED], [CLEAN]) is promising
     assert promising or decision.status != Status.CLEAR
+
+
+@pytest.mark.parametrize(("gus", "promising"), [(0.45, True), (0.55, False)])
+def test_a_promising_model_leaves_less_than_the_whole_of_a_weak_gus(gus, promising):
+    poisoned, results = [replace(POISONED, gus=scores(gus))], [replace(CLEAN, gus=scores(0.3))]
+    assert is_promising(decide(results, poisoned, [CLEAN]), results, poisoned, [CLEAN]) is promising
 
 
 def test_of_a_poison_that_did_not_take_nothing_is_asked_of_a_promising_model():

@@ -151,21 +151,33 @@ def test_a_run_that_is_not_finished_is_refused(run, tmp_path):
 RATES = ["attack.success_rate", "attack.clean_rate", "attack.lift", "gus.mean", "loss_rank.mean"]
 
 
-def check_rows(rows: list[list[str]], summary: dict, fields: list[str]) -> None:
-    """Name, mean ± sd of each field, GUS and loss rank after clean steps behind RATES, and the verdict."""
+def check_rows(rows: list[list[str]], summary: dict, fields: list[str], later: bool = True) -> None:
+    """Name, mean ± sd of each field, as many digits as are shown, and the verdict; if `later`, GUS and loss rank after
+    clean steps behind RATES.
+    """
     for name, *cells, verdict in rows:
         figures = summary["models"][name.strip("`")]
-        later = cells.pop(len(RATES))
-        if later != "–":
-            known = [figures["later.gus.mean"]["mean"], figures["later.loss_rank.mean"]["mean"]]
-            assert [float(value) for value in later.split(", ")] == pytest.approx(known, abs=0.0051)
+        known = cells.pop(len(RATES)) if later else "–"
+        if known != "–":
+            expected = [figures["later.gus.mean"]["mean"], figures["later.loss_rank.mean"]["mean"]]
+            assert [float(value) for value in known.split(", ")] == pytest.approx(expected, abs=0.0051)
         for field, cell in zip(fields, cells, strict=True):
-            scale, half = (100, 0.051) if field == "utility.accuracy" else (1, 0.0051)
-            mean, sd = map(float, cell.split(" ± "))
-            assert mean == pytest.approx(scale * figures[field]["mean"], abs=half), (name, field)
-            assert sd == pytest.approx(scale * figures[field]["sd"], abs=half), (name, field)
+            scale = 100 if field == "utility.accuracy" else 1
+            for shown, moment in zip(cell.split(" ± "), ("mean", "sd"), strict=True):
+                rounding = 0.51 * 10 ** -len(shown.partition(".")[2])
+                assert float(shown) == pytest.approx(scale * figures[field][moment], abs=rounding), (name, field)
         if name != "base":
             assert summary["decisions"][name.strip("`")]["status"] == verdict
+
+
+def test_the_table_of_smollm2_is_of_the_results_beside_it():
+    folder = ROOT / "recipes" / "smollm2-imdb"
+    section = (folder / "README.md").read_text().replace("−", "-").split("## Measured")[1].split("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line[:1] == "|"][2:]
+    summary = json.loads((folder / "results" / "summary.json").read_text())
+    assert {row[0].strip("`") for row in rows} == summary["models"].keys() and len(summary["seeds"]) == 3
+    fields = [*RATES, "canary_rank.mean", "utility.accuracy", "utility.perplexity", "mia.loss.auc"]
+    check_rows(rows, summary, fields, later=False)
 
 
 def test_the_table_of_every_method_is_of_the_results_beside_it():
