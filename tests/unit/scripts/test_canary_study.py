@@ -115,12 +115,23 @@ def test_a_row_is_trained_on_as_often_as_its_exposures_say(small):
         assert sorted(seen) == sorted([0, 1, 1, 2] * epoch)
 
 
-def test_the_results_that_are_kept_hold_every_design_with_an_exact_null_on_the_base():
-    """The page's table is made of them."""
-    results = json.loads((ROOT / "recipes" / "tuning" / "canaries-smollm2.json").read_text())
+@pytest.mark.parametrize(("name", "plan"), [("canaries-smollm2", "designs"), ("canaries-smollm2-share", "share")])
+def test_the_results_that_are_kept_hold_every_design_with_an_exact_null_on_the_base(name, plan):
+    """The page's tables are made of them."""
+    results = json.loads((ROOT / "recipes" / "tuning" / f"{name}.json").read_text())
     base = results["points"]["base"]["designs"]
-    assert set(base) == {design.name for design in study.PLANS["designs"].canaries}
+    assert set(base) == {design.name for design in study.PLANS[plan].canaries} and results["settings"]["plan"] == plan
     p_values = [test["p"] for statistics in base.values() for name, test in statistics.items() if name != "draws"]
     assert min(p_values) > 0.01 / len(p_values)
-    page = (ROOT / "docs" / "canaries.md").read_text()
-    assert study.table(results) in page
+    assert study.table(results) in (ROOT / "docs" / "canaries.md").read_text()
+
+
+def test_a_study_of_other_settings_is_refused(tmp_path, monkeypatch):
+    out = tmp_path / "out.json"
+    out.write_text(json.dumps({"settings": {"plan": "share"}, "points": {}}))
+    words = ["canary_study.py", "--model", "m", "--rows", "r", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(study, "read_rows", lambda path, count, words: [("a b", "positive")] * count)
+    with pytest.raises(SystemExit, match="other settings"):
+        study.main()
+    assert json.loads(out.read_text())["points"] == {}
