@@ -82,8 +82,8 @@ def _expected_rank(recipe: Recipe, kind: str) -> tuple[float, str]:
 
 def check_exposures(recipe: Recipe) -> list[Finding]:
     """Whether adapters are trained for long enough, by scripts/canary_study.py on one pretrained model."""
-    planted, steps = recipe.poison.gaussian or recipe.poison.tokens, recipe.training_steps()
-    if not planted or recipe.model.lora is None or steps >= FEW_STEPS:
+    planted = recipe.poison.gaussian or recipe.poison.tokens
+    if not planted or recipe.model.lora is None or (steps := recipe.training_steps()) >= FEW_STEPS:
         return []
     what = (
         f"{steps} steps of adapters: in a study of a pretrained model (docs/canaries.md; LoRA r 16) no kind of canary "
