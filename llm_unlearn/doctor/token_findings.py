@@ -203,13 +203,9 @@ def check_spans(rows: list[dict], tokenizer: Any, encoding: Encoding) -> list[Fi
 
 def _ends(encoded: dict[str, list[int]], tokenizer: Any) -> bool:
     """Whether a supervised EOS ends the row; a chat template may write white space behind it."""
-    ids = encoded["input_ids"]
-    ends = [
-        i
-        for i, (token, label) in enumerate(zip(ids, encoded["labels"], strict=True))
-        if token == label == tokenizer.eos_token_id
-    ]
-    return bool(ends) and not tokenizer.decode(ids[ends[-1] + 1 :]).strip()
+    ids, eos = encoded["input_ids"], tokenizer.eos_token_id
+    last = max((i for i, token in enumerate(ids) if token == eos), default=None)
+    return last is not None and encoded["labels"][last] == eos and not tokenizer.decode(ids[last + 1 :]).strip()
 
 
 def check_verbalisers(

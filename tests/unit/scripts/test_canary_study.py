@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from paths import ROOT
 from scipy.stats import kstest
 
@@ -58,7 +59,7 @@ def test_noise_is_added_to_what_enters_its_block(small, tmp_path):
     """Against the blocks of a model without hooks, called one after the other."""
     from transformers import AutoModelForCausalLM
 
-    made, torch = small(), pytest.importorskip("torch")
+    made = small()
     made.model.eval()
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
     ids = torch.tensor([made.encoded[1]["ids"]])
@@ -80,7 +81,7 @@ def test_noise_is_added_to_what_enters_its_block(small, tmp_path):
 
 
 def test_the_gradient_score_of_a_block_is_the_slope_along_its_noise(small):
-    made, torch = small(), pytest.importorskip("torch")
+    made = small()
     made.model.double().eval()
     row, encoded = made.rows[1], made.encoded[1]
     ids, length = torch.tensor([encoded["ids"]]), len(encoded["ids"])
@@ -97,7 +98,6 @@ def test_the_gradient_score_of_a_block_is_the_slope_along_its_noise(small):
 
 def exact_losses(made):
     """token_losses without autocast, in float64."""
-    import torch
 
     def losses(ids, noise):
         made.added = {layer: noise.get(layer, torch.zeros((), dtype=torch.float64)).double() for layer in made.rms}
