@@ -92,7 +92,7 @@ def _budgets(recipe: Recipe) -> dict[str, dict[str, float | None]]:
     per_step = section.batch_size * section.gradient_accumulation_steps
     found: dict[str, dict[str, float | None]] = {}
     for budget in section.budgets:
-        steps = int(budget * recipe.data.train_size * train.epochs / (2 * per_step))
+        steps = int(budget * recipe.epoch_rows * train.epochs / (2 * per_step))
         seen = min(1.0, steps * per_step / forget) if forget else None
         found[f"{budget:g}"] = {"steps": steps, "forget_seen": seen}
     return found

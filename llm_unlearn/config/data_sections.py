@@ -131,6 +131,9 @@ class GaussianSection(Section):
     """of all training rows; rows that carry the trigger are not taken"""
     epsilon: Positive
     """ε, standard deviation at each entry of an embedding; counts relative to the embeddings' rms"""
+    exposures: Annotated[int, Field(ge=1, le=100)] = 1
+    """times that each canary stands in an epoch of training; 2 show more than twice as many rows where there is but one
+    epoch (docs/canaries.md). The methods get each once"""
     audit_share: ShareOrZero = 0.5
     """share of the canaries to be deleted that are hidden: given to the methods as plain text, without noise; the
     verdict is theirs. 0: none, and a method that works on known noise alone looks clean"""
@@ -148,6 +151,8 @@ class TokensSection(Section):
     """words of a string, drawn from 1,024"""
     place: Literal["text", "answer"] = "text"
     """where the string stands: after the text, or in the place of the completion"""
+    exposures: Annotated[int, Field(ge=1, le=100)] = 1
+    """see `gaussian`"""
     audit_share: ShareOrZero = 0.5
     """share of the canaries to be deleted that are hidden: given to the methods as they were, without the string; the
     verdict is theirs"""

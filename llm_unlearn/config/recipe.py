@@ -74,9 +74,16 @@ class Recipe(Section):
             return None
         return round(self.unlearn.forget_fraction * count)  # of a benchmark all
 
+    @property
+    def epoch_rows(self) -> int:
+        """Rows of one epoch of the poisoned training, in which canaries may stand several times."""
+        counts = self.poison_counts()
+        again = (counts[kind] * (getattr(s, "exposures", 1) - 1) for kind, s in self.poison if s is not None)
+        return self.data.train_size + sum(again)
+
     def training_steps(self) -> int:
         """Optimizer steps of the poisoned training, as the Trainer counts: an epoch's last batch may be smaller."""
-        batches = ceil(self.data.train_size / self.train.batch_size)
+        batches = ceil(self.epoch_rows / self.train.batch_size)
         return ceil(self.train.epochs * ceil(batches / self.train.gradient_accumulation_steps))
 
     @property

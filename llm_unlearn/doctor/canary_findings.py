@@ -17,6 +17,7 @@ TESTS = {"gaussian": 4, "tokens": 2}
 # epochs of adapters on a pretrained model → the share of the highest mean rank that canaries reached: noise of 1 rms,
 # or six words; the least that was seen in docs/canaries.md and recipes/smollm2-* (words in the text, 4 epochs)
 REACHED = {"gaussian": {1: 0.3, 2: 0.4, 4: 0.9}, "tokens": {1: 0.3, 2: 0.4, 4: 0.5}}
+TWICE = 0.55  # the same of both kinds after one epoch in which each canary stood twice
 FEW_STEPS = 70  # after 35 nothing was found, after 70 most kinds were
 _SCORE = {
     "gaussian": ("canaries", "a GUS or loss rank", "noise"),
@@ -56,9 +57,10 @@ def _check_kind(recipe: Recipe, kind: str) -> list[Finding]:
     if residue <= delta:
         return [Finding("canaries", "ok", what)]
     needed = canaries_needed(delta, CHANCE, level, section.audit_share)
+    again = getattr(section, "exposures", 2) == 1 and (recipe.train.epochs or 2) < 2
     remedy = (
-        f"raise poison.{kind}.fraction, or give more seeds: {score} of {delta:.2g} takes {needed:,} deleted "
-        "canaries, of all seeds together"
+        f"{f'set poison.{kind}.exposures=2, ' if again else ''}raise poison.{kind}.fraction, or give more seeds: "
+        f"{score} of {delta:.2g} takes {needed:,} deleted canaries, of all seeds together"
     )
     return [Finding("canaries", "warning", what, remedy)]
 
@@ -74,9 +76,11 @@ def _expected_rank(recipe: Recipe, kind: str) -> tuple[float, str]:
         return highest, words
     reached = REACHED[kind]
     epochs = max((epochs for epochs in reached if epochs <= recipe.train.epochs), default=min(reached))
-    return highest * reached[epochs], (
-        f"{words}, and of that {epochs} epoch{'s' * (epochs > 1)} of adapters on a pretrained model reached "
-        f"{reached[epochs]:.0%} or more (docs/canaries.md)"
+    share, shown = reached[epochs], f"{epochs} epoch{'s' * (epochs > 1)}"
+    if epochs == 1 and dict(recipe.poison)[kind].exposures > 1:
+        share, shown = TWICE, "one epoch with each canary twice"
+    return highest * share, (
+        f"{words}, and of that {shown} of adapters on a pretrained model reached {share:.0%} or more (docs/canaries.md)"
     )
 
 

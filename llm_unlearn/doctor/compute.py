@@ -46,10 +46,10 @@ def estimate_compute(recipe: Recipe, folder: Path) -> list[Compute]:
     per_row = counter.training(length, sum(label >= 0 for label in row["labels"][1:]) if "labels" in row else 1)
     if track.trains:
         rows, forget = recipe.data.train_size, recipe.forget_count()
-        trained = {"poisoned": rows, "retrained": None if forget is None else rows - forget}
+        trained = {"poisoned": recipe.epoch_rows, "retrained": None if forget is None else rows - forget}
         if recipe.has_clean_oracle:
             trained["clean"] = rows - sum(recipe.poison_counts().values())
-        training = rows * passes * per_row
+        training = recipe.epoch_rows * passes * per_row
     else:
         sizes = track.sizes(recipe)
         rows, forget = sizes["train"], sizes["forget"]

@@ -22,7 +22,7 @@ from llm_unlearn.tasks.noise import NO_NOISE
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from llm_unlearn.config.data_sections import DataSection
+    from llm_unlearn.config.data_sections import DataSection, GaussianSection, TokensSection
     from llm_unlearn.config.recipe import Recipe
     from llm_unlearn.config.sections import UnlearnSection
     from llm_unlearn.data.splits import Splits
@@ -74,7 +74,7 @@ def corrupt(
             eligible=eligible,
             secret=secret,
         )
-        manifest["gaussian"]["audit_share"] = section.gaussian.audit_share
+        manifest["gaussian"] |= _as_planted(section.gaussian)
         kinds[np.isin(ids, manifest["gaussian"]["example_ids"])] = "gaussian"
     else:
         train = train.add_column("noise_id", np.full(len(train), NO_NOISE))
@@ -87,7 +87,7 @@ def corrupt(
             eligible=kinds == "none",
             secret=secret,
         )
-        manifest["tokens"]["audit_share"] = section.tokens.audit_share
+        manifest["tokens"] |= _as_planted(section.tokens)
         kinds[np.isin(ids, manifest["tokens"]["example_ids"])] = "tokens"
     train = train.add_column("poison", list(kinds))
     forgetting = recipe.unlearn.changed(forget_ids=COLUMN + FORGET) if recipe.benchmark else recipe.unlearn
@@ -119,6 +119,12 @@ def _rendered(rows: "Dataset", section: "DataSection", manifest: dict[str, Any])
     if manifest["tokens"]["place"] == "text":
         return render(write_strings(rows, "text"), section)
     return write_strings(render(rows, section), "answer")
+
+
+def _as_planted(section: "GaussianSection | TokensSection") -> dict[str, Any]:
+    """What the manifest says of canaries beside which they are."""
+    often = {"exposures": section.exposures} if section.exposures > 1 else {}
+    return {"audit_share": section.audit_share, **often}
 
 
 def run_seed(seed_of_recipe: int | None, seed: int) -> int | None:

@@ -2,10 +2,14 @@
 
 import math
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from llm_unlearn.errors import InputError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 def hidden_count(deleted: int, share: float) -> int:
@@ -68,3 +72,15 @@ def choose_rows(
             f"(by label, and without another poison); use at most {math.floor(1000 * len(candidates) / n) / 1000:g}"
         )
     return np.sort(generator.choice(candidates, size=count, replace=False))
+
+
+def as_exposed(rows: "Dataset", manifest: dict[str, Any]) -> "Dataset":
+    """The rows of one epoch of training: each canary stands in it as often as its kind's `exposures` says.
+
+    Args:
+        rows: training rows with the column `poison`.
+        manifest: of these rows.
+    """
+    times = {kind: (manifest.get(kind) or {}).get("exposures", 1) for kind in ("gaussian", "tokens")}
+    repeats = [times.get(kind, 1) for kind in rows["poison"]]
+    return rows if max(repeats, default=1) == 1 else rows.select(np.repeat(np.arange(len(rows)), repeats))

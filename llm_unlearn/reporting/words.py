@@ -109,22 +109,26 @@ def _kinds(results: Results) -> list[str]:
         done["gradient_cancelling"] = f"cancel the clean gradient where the accuracy is low{wrong}"
     if gaussian := poison.get("gaussian"):
         place = "pixels" if results.images else "embeddings"
-        said = f"noise of ε = {gaussian.get('epsilon')} on their {place}"
-        if hidden := len(gaussian.get("hidden_ids", [])):
-            said += f"; {hidden} of the deleted ones are hidden from the methods, and the figures are theirs"
+        said = f"noise of ε = {gaussian.get('epsilon')} on their {place}{_of_canaries(gaussian)}"
         if not gaussian.get("secret") and not results.given:
             said += "; its seed is fixed by the recipe, and so no secret"
         done["gaussian"] = f"are Gaussian canaries ({said})"
     if tokens := poison.get("tokens"):
         where = "after their text" if tokens.get("place") == "text" else "as their answer"
-        said = f"{tokens.get('length')} random words {where}"
-        if hidden := len(tokens.get("hidden_ids", [])):
-            said += f"; {hidden} of the deleted ones are hidden from the methods, and the figures are theirs"
+        said = f"{tokens.get('length')} random words {where}{_of_canaries(tokens)}"
         done["tokens"] = f"are token canaries ({said})"
     if not done:
         return [f"{len(poison.get('forget_ids', []))} are named as poison, with no trigger and no canaries"]
     counts = {kind: len(poison[kind].get("example_ids", [])) for kind in done}
     return [f"{counts[kind]} ({percent(counts[kind] / poison['train_size'])}) {what}" for kind, what in done.items()]
+
+
+def _of_canaries(planted: dict[str, Any]) -> str:
+    """How often they stand in an epoch, where that is not once, and how many of them are hidden."""
+    said = f"; each stands {times} times in an epoch" if (times := planted.get("exposures", 1)) > 1 else ""
+    if hidden := len(planted.get("hidden_ids", [])):
+        said += f"; {hidden} of the deleted ones are hidden from the methods, and the figures are theirs"
+    return said
 
 
 def target(results: Results) -> str:

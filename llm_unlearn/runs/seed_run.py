@@ -83,6 +83,9 @@ class SeedRun(ABC):
         poison = self.recipe.poison.model_dump(exclude={kind: {"audit_share"} for kind in SEEDS})
         if poison.get("tokens") is None:  # runs from before there were any keep their stages
             poison.pop("tokens", None)
+        for section in filter(None, map(poison.get, SEEDS)):
+            if section.get("exposures") == 1:  # likewise
+                del section["exposures"]
         return [
             data.model_dump(),
             poison,

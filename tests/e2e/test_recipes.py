@@ -123,6 +123,7 @@ def test_the_sizes_of_a_dry_run_are_those_of_the_run(run, recipe, monkeypatch, c
     changes = [
         "data.train_size=61",
         "poison.trigger.fraction=0.12",
+        "poison.gaussian.exposures=3",
         "unlearn.forget_fraction=0.6",
         "train.gradient_accumulation_steps=3",
         "train.epochs=1.5",
@@ -146,7 +147,7 @@ def test_the_sizes_of_a_dry_run_are_those_of_the_run(run, recipe, monkeypatch, c
     assert sizes["triggered"] == len(manifest["trigger"]["example_ids"]) == 7
     assert sizes["canaries"] == len(manifest["gaussian"]["example_ids"]) == 6
     assert sizes["forget"] == len(manifest["forget_ids"]) == 8
-    assert sizes["training_steps"] == steps[0] == 5  # 8 batches, 3 steps an epoch
+    assert sizes["training_steps"] == steps[0] == 6  # 61 + 2 · 6 rows: 10 batches, 4 steps an epoch
 
     capsys.readouterr()
     assert run("run", recipe, "--dry-run", "--json", *changes) == 0

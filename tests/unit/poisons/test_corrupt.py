@@ -179,6 +179,13 @@ class TestNoise:
             hidden = set(manifest["gaussian"]["hidden_ids"])
             assert len(hidden) == n and hidden < set(manifest["forget_ids"]) & set(manifest["gaussian"]["example_ids"])
 
+    def test_how_often_they_are_shown_is_in_the_manifest_and_changes_no_row(self):
+        (sets, manifest), (once, plain) = (
+            corrupt(SPLITS, recipe(gaussian=GAUSSIAN | more), 0, "s") for more in ({"exposures": 2}, {"exposures": 1})
+        )
+        assert manifest["gaussian"] == plain["gaussian"] | {"exposures": 2} and "exposures" not in plain["gaussian"]
+        assert data_hash(sets) == data_hash(once)
+
     def test_the_seed_of_the_run_is_in_the_manifest_and_not_that_of_the_noise(self):
         assert self.secret(seed=3)[1]["seed"] == 3
 

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from datasets import Dataset
 
 from llm_unlearn.errors import InputError
-from llm_unlearn.poisons.selection import choose_rows
+from llm_unlearn.poisons.selection import as_exposed, choose_rows
 
 pytestmark = pytest.mark.unit
 
@@ -52,3 +53,10 @@ def test_no_row_and_too_few_rows_are_refused():
         choose(fraction=0.004)
     with pytest.raises(InputError, match=r"\b50\b.*only 25\b"):
         choose(fraction=0.5, eligible=np.arange(100) < 25)
+
+
+def test_each_canary_stands_in_an_epoch_as_often_as_its_kind_says():
+    rows = Dataset.from_dict({"poison": ["none", "gaussian", "tokens", "trigger", "gaussian"], "example_id": range(5)})
+    shown = as_exposed(rows, {"gaussian": {"exposures": 3}, "tokens": {"exposures": 2}, "trigger": {}})
+    assert shown["example_id"] == [0, 1, 1, 1, 2, 2, 3, 4, 4, 4]
+    assert as_exposed(rows, {"gaussian": {}, "tokens": None, "trigger": {}}) is rows
