@@ -57,13 +57,12 @@ def main() -> int:
 
 def search(recipe: Any, seed: int, candidates: dict[str, dict], out: Path) -> None:
     """Run every candidate on one seed and add its figures to the results in `out`."""
-    from llm_unlearn.runs.environment import log_level
-    from llm_unlearn.runs.pipeline import run_seed, seed_runs
     from llm_unlearn.runs.tracks import track_of
+    from llm_unlearn.runs.work import run_seed, seed_runs
 
     recipe = recipe.changed(evaluate=recipe.evaluate.changed(membership=[], **(CHEAP if seed in TUNING else {})))
     track_of(recipe).make_base(recipe, True)
-    run_seed(recipe, seed, recipe, "train", True, log_level())
+    run_seed(recipe, seed, recipe, "train", True)
     seed_run = next(r for r in seed_runs(recipe) if r.seed == seed)
     run_stages(seed_run, ["evaluation/retrained", "evaluation/poisoned"])
     for name in PLAIN:

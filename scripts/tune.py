@@ -122,8 +122,9 @@ def search(path: str, overrides: list[str], seed: int, points: dict[str, list[di
     from llm_unlearn.errors import DiskFullError, InputError
     from llm_unlearn.runs.environment import calm_libraries
     from llm_unlearn.runs.phases import stages_until
-    from llm_unlearn.runs.pipeline import run, seed_runs
+    from llm_unlearn.runs.pipeline import run
     from llm_unlearn.runs.stages import Stages
+    from llm_unlearn.runs.work import seed_runs
 
     recipe = load_recipe(path, overrides)
     if seed in recipe.seeds:

@@ -67,7 +67,8 @@ def parser() -> argparse.ArgumentParser:
             "--jobs",
             type=int,
             metavar="N",
-            help="seeds and points of a sweep at a time, each in a process of its own (default: one per GPU, or 1)",
+            help="stages at a time, of all seeds and points of a sweep, each in a process of its own with one GPU "
+            "(default: one per GPU, or 1)",
         )
         if name not in ("poison", "report"):  # which one process does alone
             command.add_argument(

@@ -24,8 +24,9 @@ def describe_plan(recipe: Recipe, until: str, topology: Topology | None = None) 
     """
     from llm_unlearn.config.sweep import points
     from llm_unlearn.runs.phases import stages_until
-    from llm_unlearn.runs.pipeline import check, seed_runs
+    from llm_unlearn.runs.pipeline import check
     from llm_unlearn.runs.stages import Stages
+    from llm_unlearn.runs.work import seed_runs
 
     check(recipe)
     stages = []

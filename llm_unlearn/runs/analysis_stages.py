@@ -30,7 +30,8 @@ def analysis_stages(run: "LanguageRun", before: dict[str, Stage]) -> list[Stage]
     ]
     inputs = [stage.key for name, stage in before.items() if not name.startswith("evaluation/")]
     inputs += [stage.key for stage in stages]
-    return [*stages, Stage("analysis", inputs, [run.folder / "analysis.json"], partial(_analyse, run, list(arms)))]
+    work, needs = partial(_analyse, run, list(arms)), tuple(stage.name for stage in stages)
+    return [*stages, Stage("analysis", inputs, [run.folder / "analysis.json"], work, needs=needs)]
 
 
 def _train_arm(run: "LanguageRun", arm: str, kind: str, size: float, work_dir: Path) -> None:

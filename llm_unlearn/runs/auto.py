@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 from llm_unlearn.files import fingerprint, read_json, write_json, write_text
 from llm_unlearn.runs.candidates import AUTO_BUDGETS, Candidate
 from llm_unlearn.runs.phases import stages_until
-from llm_unlearn.runs.pipeline import run, seed_runs
+from llm_unlearn.runs.pipeline import run
 from llm_unlearn.runs.points import Point
 from llm_unlearn.runs.search import TABLE, Search, search
 from llm_unlearn.runs.search_text import as_text, looked_before
 from llm_unlearn.runs.stages import Stages
+from llm_unlearn.runs.work import seed_runs
 
 if TYPE_CHECKING:
     from llm_unlearn.config.recipe import GivenRecipe

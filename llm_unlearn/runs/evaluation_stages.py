@@ -34,7 +34,8 @@ def evaluate_stages(run: "SeedRun", before: dict[str, Stage]) -> list[Stage]:
             inputs += [section.model_dump(), file_stamps([section.reference] if section.reference else [])]
             outputs.append(_measured_file(run, name))
         work, about = partial(_evaluate, run, name, method, budget), {"precision": run.arithmetic.precision}
-        stages.append(Stage(f"evaluation/{name}", inputs, outputs, work, common=True, code=2, about=about))
+        needs = ("evaluation/retrained",) if run.has_oracle and name != "retrained" else ()
+        stages.append(Stage(f"evaluation/{name}", inputs, outputs, work, common=True, code=2, about=about, needs=needs))
     return stages
 
 

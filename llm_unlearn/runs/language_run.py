@@ -154,6 +154,7 @@ class LanguageRun(SeedRun):
     def fine_tune(self, name: str, rows: "Dataset", work_dir: Path, data_seed: int | None = None) -> None:
         from llm_unlearn.models.adapters import lora_config
         from llm_unlearn.models.load import load_model
+        from llm_unlearn.poisons.selection import as_exposed
         from llm_unlearn.training.block_options import block_options
         from llm_unlearn.training.fine_tuning import KeepSteps
         from llm_unlearn.training.text_training import Training
@@ -173,7 +174,7 @@ class LanguageRun(SeedRun):
             kept=KeepSteps(steps, lambda step: kept / STEP.format(step), self.write) if name == "poisoned" else None,
             trackers=self.trackers(name),
         )
-        model, cost = training.fit(base, rows, self.tokenizer)
+        model, cost = training.fit(base, as_exposed(rows, self.manifest), self.tokenizer)
         self.save(model, name, cost)
         if (
             self.processes.is_main and kept.is_dir()

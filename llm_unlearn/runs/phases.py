@@ -23,15 +23,22 @@ PHASES: dict[str, Callable[[Any, dict[str, Stage]], list[Stage]]] = {  # from th
 
 
 def stages_until(run: SeedRun, phase: str = "report") -> list[Stage]:
-    """Every stage of one seed up to a phase, in order; each depends on the hash of those that it builds on.
+    """Every stage of one seed up to a phase, in order; each depends on the hash of those that it builds on."""
+    return [stage for stages in phases_until(run, phase) for stage in stages]
+
+
+def phases_until(run: SeedRun, phase: str = "report") -> list[list[Stage]]:
+    """The same, phase by phase. Those of one phase need nothing of each other but what their `needs` says.
 
     Args:
         run: the seed.
         phase: one of PHASES, or "report", which has no stage of its own and means all.
     """
-    stages: dict[str, Stage] = {}
+    before: dict[str, Stage] = {}
+    found = []
     for name, make in PHASES.items():
-        stages |= {stage.name: stage for stage in make(run, stages)}
+        found.append(make(run, before))
+        before |= {stage.name: stage for stage in found[-1]}
         if name == phase:
             break
-    return list(stages.values())
+    return found

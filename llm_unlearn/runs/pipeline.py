@@ -6,9 +6,7 @@ writes files (the run directory, docs/running.md), so each can be skipped when n
 
 import contextlib
 import logging
-import multiprocessing
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +14,16 @@ from llm_unlearn.config.recipe import Recipe
 from llm_unlearn.config.sweep import points
 from llm_unlearn.distributed.processes import Processes
 from llm_unlearn.errors import InputError
-from llm_unlearn.files import explained_full_disk, write_json, write_text
-from llm_unlearn.runs.environment import log_level, log_lines
+from llm_unlearn.files import explained_full_disk, read_json, write_json
 from llm_unlearn.runs.folder_lock import LOCK, locked_folder
-from llm_unlearn.runs.phases import stages_until
 from llm_unlearn.runs.seed_run import SeedRun
 from llm_unlearn.runs.stages import Stages
 from llm_unlearn.runs.tracks import track_of
 from llm_unlearn.runs.training_stages import CONTACT_SHEET
+from llm_unlearn.runs.work import ENVIRONMENT, run_seed, run_stage, seed_runs, stages_and_needs
 from llm_unlearn.runs.workers import default_jobs, run_all
 
 logger = logging.getLogger(__name__)
-
-SHARED = ("poisoned", "clean")  # stages whose models points of a sweep may have in common
 
 
 def run(
@@ -45,7 +40,8 @@ def run(
         recipe: see `load_recipe`.
         until: one of PHASES, or "report".
         quiet: no progress bars. A line per stage goes to the logger `llm_unlearn`.
-        jobs: how many seeds and points at a time, each in a process of its own; by default one per GPU.
+        jobs: how many stages at a time, each in a process of its own with one of the GPUs; by default one per GPU, but
+            no more than there are seeds and points.
         trainers: of one seed and no sweep: gets the trainer of each method that is run.
 
     Returns:
@@ -64,7 +60,9 @@ def run(
     with _held(Path(recipe.output_dir), processes):
         check(recipe)
         track_of(recipe).make_base(recipe, quiet)
-        jobs = jobs or (default_jobs() if processes.count == 1 else 1)
+        if jobs is None:
+            alike = sum(len(part.seeds) for part in (recipe, *(point.recipe for point in points(recipe))))
+            jobs = min(default_jobs(), alike) if processes.count == 1 else 1
         return _run_all(recipe, until, quiet, jobs, processes, trainers)
 
 
@@ -86,98 +84,23 @@ def _held(root: Path, processes: Processes) -> Iterator[None]:
 def _run_all(
     recipe: Recipe, until: str, quiet: bool, jobs: int, processes: Processes, trainers: dict[str, Any] | None
 ) -> Path:
-    root = Path(recipe.output_dir)
-    items: list[tuple] = []
-    needs: dict[int, int] = {}
-    for part in (recipe, *(point.recipe for point in points(recipe))):
-        for index, seed in enumerate(part.seeds):
-            if part is not recipe:
-                needs[len(items)] = index  # the centre of the same seed, whose poisoned model it may take
-            items.append((part, seed, recipe, until, quiet or jobs > 1, log_level()))
-    run_all(partial(run_seed, trainers=trainers), items, needs, jobs)
+    root, parts = Path(recipe.output_dir), [recipe, *(point.recipe for point in points(recipe))]
+    if jobs == 1:
+        for part in parts:
+            for seed in part.seeds:
+                run_seed(part, seed, recipe, until, quiet, trainers)
+    else:
+        run_all(run_stage, *stages_and_needs(parts, until), jobs)
+        for path in (seed_run.folder / ENVIRONMENT for part in parts for seed_run in seed_runs(part)):
+            # two stages that ended at once may have missed each other
+            known = read_json(path, "delete it, and run the same command again")
+            write_json(path, known | {"stages": Stages(path.parent).made_by()})
     if until == "report" and processes.is_main:
         for point in points(recipe):
             _report(Path(point.recipe.output_dir), point.recipe)
         logger.info("report: writing")
         _report(root, recipe)
     return root
-
-
-def run_seed(
-    recipe: Recipe,
-    seed: int,
-    centre: Recipe,
-    until: str,
-    quiet: bool,
-    level: int,
-    trainers: dict[str, Any] | None = None,
-) -> None:
-    """All stages of one seed of a recipe, or of a point of the sweep of the recipe `centre`."""
-    from llm_unlearn.runs.environment import calm_libraries, describe_environment
-
-    if multiprocessing.parent_process() is not None:
-        calm_libraries(quiet=True)
-        log_lines(level)
-    seed_run, root = _seed_run(recipe, seed, quiet), Path(recipe.output_dir)
-    seed_run.trainers = trainers
-    seed_run.siblings = [
-        _seed_run(part, seed, quiet).folder
-        for part in (centre, *(point.recipe for point in points(centre)))
-        if part != recipe
-    ]
-    prefix = "" if recipe.output_dir == centre.output_dir else f"{root.parent.name}={root.name}: "
-    prefix += f"seed {seed}: " if len(recipe.seeds) > 1 else ""
-    processes = seed_run.processes
-    stages = Stages(seed_run.folder, processes, prefix)
-    environment = seed_run.folder / "environment.json"
-    for stage in stages_until(seed_run, until):
-        try:
-            ran = stages.adopt(stage, seed_run.siblings if stage.name in SHARED else []) or stages.run(stage)
-        except InputError as error:
-            raise type(error)(f"{prefix}{error}") from error
-        if stage.name == "poison":  # the first, so that a refused recipe leaves nothing behind
-            # reading the manifest checks the data, also where everything was done before
-            stages.log(f"poison: {describe_poison(seed_run.manifest, track_of(recipe).items)}")
-            if processes.is_main:
-                write_text(root / "recipe.yaml", recipe.to_yaml())
-        # of where the work was done, not of where it was looked at
-        if processes.is_main and (ran or not environment.is_file()):
-            described = {**describe_environment(), "seed": seed_run.seed}
-            write_json(environment, described | {"stages": stages.made_by()})
-
-
-POISONS = {
-    "trigger": "with the trigger",
-    "gaussian": "Gaussian canaries",
-    "tokens": "token canaries",
-    "patch": "with the patch",
-    "gradient_matching": "by gradient matching",
-    "gradient_cancelling": "by gradient cancelling",
-}
-
-
-def describe_poison(manifest: dict, items: str) -> str:
-    """One line: how much was poisoned, how much of it is to be forgotten, which texts repeat across splits."""
-    if manifest.get("given"):
-        return f"of {manifest['train_size']} rows {len(manifest['forget_ids'])} to forget, by the manifest"
-    counts = [f"{len(manifest[kind]['example_ids'])} {what}" for kind, what in POISONS.items() if manifest.get(kind)]
-    found = manifest["duplicates"]
-    dropped = found["dropped_from_heldout"] + found["dropped_from_test"]
-    return (
-        f"of {manifest['train_size']} rows {' and '.join(counts)}; {len(manifest['forget_ids'])} to forget; "
-        f"{found['across_train_and_test']} {items} stand in both sources, {dropped} rows passed over for it"
-    )
-
-
-def seed_runs(recipe: Recipe, quiet: bool = True) -> Iterator[SeedRun]:
-    """The runs of a recipe, one by one: in the run directory itself, or several in `seed-<s>/`."""
-    for seed in recipe.seeds:
-        yield _seed_run(recipe, seed, quiet)
-
-
-def _seed_run(recipe: Recipe, seed: int, quiet: bool) -> SeedRun:
-    root = Path(recipe.output_dir)
-    return track_of(recipe).seed_run(recipe, seed, root if len(recipe.seeds) == 1 else root / f"seed-{seed}", quiet)
 
 
 def check(recipe: Recipe) -> None:

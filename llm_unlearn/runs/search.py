@@ -25,9 +25,10 @@ from llm_unlearn.runs.candidates import Candidate, candidates_of
 from llm_unlearn.runs.folder_lock import locked_folder
 from llm_unlearn.runs.given_run import GivenRun
 from llm_unlearn.runs.phases import stages_until
-from llm_unlearn.runs.pipeline import check, run, seed_runs
+from llm_unlearn.runs.pipeline import check, run
 from llm_unlearn.runs.points import Figures, Point, best, figures_of, residual
 from llm_unlearn.runs.stages import Stages
+from llm_unlearn.runs.work import seed_runs
 
 if TYPE_CHECKING:
     from llm_unlearn.config.recipe import GivenRecipe

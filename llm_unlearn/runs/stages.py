@@ -40,6 +40,7 @@ class Stage:
         code: version of the code that does the work, raised where a change of it changes the outputs.
         about: what the mark says of it beside the environment.
         is_shared: whether other runs may stand on the outputs, which then stay whichever libraries made them.
+        needs: stages of its own phase that must end before it begins.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Stage:
     code: int = 1
     about: dict[str, Any] = field(default_factory=dict)
     is_shared: bool = False
+    needs: tuple[str, ...] = ()
 
     @cached_property
     def key(self) -> str:

@@ -60,12 +60,10 @@ def _train(run: "SeedRun", name: str, work_dir: Path) -> None:
     """Fine-tune the base on S_corr (`poisoned/`), on S_corr ∖ U (`retrained/`) or on the clean rows alone
     (`clean/`), from the same start.
     """
-    from llm_unlearn.poisons.selection import as_exposed
-
     if name == "poisoned":
         rows = run.train_rows
     elif name == "retrained":
         rows = run.forget_and_retain()[1]
     else:
         rows = run.train_rows.filter(lambda row: row["poison"] == "none", desc="clean rows")
-    run.fine_tune(name, as_exposed(rows, run.manifest), work_dir)
+    run.fine_tune(name, rows, work_dir)

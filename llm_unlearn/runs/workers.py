@@ -1,4 +1,4 @@
-"""Work on several runs at a time, each in a process of its own: one per GPU, or as many as `jobs` on a CPU."""
+"""Work on several stages of runs at a time, each in a process of its own that has one of the GPUs, where there are."""
 
 import multiprocessing
 import os
@@ -16,13 +16,13 @@ def default_jobs() -> int:
     return max(1, torch.cuda.device_count())
 
 
-def run_all(work: Callable[..., None], items: list[tuple], needs: dict[int, int], jobs: int) -> None:
+def run_all(work: Callable[..., None], items: list[tuple], needs: dict[int, set[int]], jobs: int) -> None:
     """Call `work(*item)` for every item, at most `jobs` at a time; each with one GPU of its own where there are any.
 
     Args:
         work: is given the values of an item.
         items: one tuple of values for each call.
-        needs: item → the item that must end before it starts; indices into `items`, the needed one earlier.
+        needs: item → the items that must end before it starts; indices into `items`, those needed earlier.
         jobs: how many run at a time.
 
     Raises:
@@ -42,7 +42,7 @@ def run_all(work: Callable[..., None], items: list[tuple], needs: dict[int, int]
         waiting, done = list(range(len(items))), set()
         running: dict[Future, int] = {}
         while waiting or running:
-            for index in [i for i in waiting if needs.get(i) is None or needs[i] in done][: jobs - len(running)]:
+            for index in [i for i in waiting if needs.get(i, set()) <= done][: jobs - len(running)]:
                 waiting.remove(index)
                 running[pool.submit(work, *items[index])] = index
             ended, _ = wait(running, return_when=FIRST_COMPLETED)

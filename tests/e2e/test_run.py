@@ -293,7 +293,7 @@ def test_several_seeds_and_budgets_and_a_partly_known_poison(tmp_path_factory):
             "forget_fraction": 0.5,
         },
     )
-    assert main(["run", str(recipe), "--quiet"]) == 0
+    assert main(["run", str(recipe), "--quiet", "--jobs", "2"]) == 0
     summary = json.loads((folder / "run" / "summary.json").read_text())
     assert set(summary["models"]) == {
         "base",
@@ -336,6 +336,15 @@ def test_of_two_runs_of_one_directory_started_together_one_is_refused_and_the_ot
     assert main(["run", str(alone), "--quiet", f"train.epochs={epochs[winner]}"]) == 0
     assert results(tmp_path / "runs" / "run") == results(tmp_path / "alone" / "run")
     assert not list((tmp_path / "runs" / "run").glob(".lock"))
+
+
+@pytest.mark.slow
+def test_many_stages_at_a_time_give_the_numbers_of_one_after_the_other(tmp_path):
+    one, many = (write_recipe(tmp_path / name, poison=SAME_NOISE) for name in ("a/one", "b/many"))
+    assert start(one).wait() == start(many, "--jobs", "3").wait() == 0
+    assert results(tmp_path / "a/one/run") == results(tmp_path / "b/many/run")
+    made = [json.loads((recipe.parent / "run" / "environment.json").read_text())["stages"] for recipe in (one, many)]
+    assert made[0].keys() == made[1].keys() >= {"poisoned", "unlearned/kl", "evaluation/kl"}
 
 
 @pytest.mark.slow

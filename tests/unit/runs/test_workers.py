@@ -40,7 +40,7 @@ def read(folder: Path) -> dict[str, list[str]]:
 
 
 def test_in_one_process_items_run_in_their_order(tmp_path):
-    run_all(note, [(str(tmp_path), "a"), (str(tmp_path), "b", "a")], {1: 0}, jobs=1)
+    run_all(note, [(str(tmp_path), "a"), (str(tmp_path), "b", "a")], {1: {0}}, jobs=1)
     assert {said[1] for said in read(tmp_path).values()} == {str(os.getpid())}
 
 
@@ -48,7 +48,7 @@ def test_in_two_processes_each_item_runs_once_and_after_what_it_needs(tmp_path, 
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(parallel, "_visible_gpus", lambda: ["3", "5"])
     items = [(str(tmp_path), "a"), (str(tmp_path), "b"), (str(tmp_path), "c", "a"), (str(tmp_path), "d", "b")]
-    run_all(note, items, {2: 0, 3: 1}, jobs=2)
+    run_all(note, items, {2: {0}, 3: {0, 1}}, jobs=2)
     said = read(tmp_path)
     assert set(said) == set("abcd")
     assert str(os.getpid()) not in {line[1] for line in said.values()}
@@ -60,7 +60,7 @@ def test_in_two_processes_each_item_runs_once_and_after_what_it_needs(tmp_path, 
 def test_the_first_error_is_raised_and_nothing_new_begins(tmp_path):
     items = [(str(tmp_path), "a"), (str(tmp_path), "bad", None, True), (str(tmp_path), "never", "bad")]
     with pytest.raises(ValueError, match="bad fails"):
-        run_all(note, items, {2: 1}, jobs=2)
+        run_all(note, items, {2: {1}}, jobs=2)
     assert set(read(tmp_path)) <= {"a"}
 
 
