@@ -25,7 +25,8 @@ def stages_and_needs(parts: list[Recipe], until: str) -> tuple[list[tuple], dict
     """
     items: list[tuple] = []
     needs: dict[int, set[int]] = {}
-    centre, places = parts[0], {}
+    places: dict[tuple[str, int, str], int] = {}
+    centre = parts[0]
     for part in parts:
         for seed_run in seed_runs(part):
             before: set[int] = set()

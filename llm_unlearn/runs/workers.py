@@ -39,8 +39,8 @@ def run_all(work: Callable[..., None], items: list[tuple], needs: dict[int, set[
         slots.put(gpus[slot % len(gpus)] if gpus else None)
     threads = max(1, (os.cpu_count() or 1) // jobs)
     with ProcessPoolExecutor(jobs, context, _prepare, (slots, threads)) as pool:
-        waiting, done = list(range(len(items))), set()
-        running: dict[Future, int] = {}
+        waiting, running = list(range(len(items))), dict[Future, int]()
+        done: set[int] = set()
         while waiting or running:
             for index in [i for i in waiting if needs.get(i, set()) <= done][: jobs - len(running)]:
                 waiting.remove(index)
