@@ -447,7 +447,7 @@ def main() -> None:
     parser.add_argument("--epochs", nargs="+", type=int, default=list(EPOCHS))
     parser.add_argument("--words", type=int, default=16, help="first words of a row that are used")
     parser.add_argument("--draws", type=int, default=99, help="K after the last epoch of --full-draws, of some designs")
-    parser.add_argument("--few", type=int, default=19, help="K otherwise: enough for the mean, not for TPR at 1 %")
+    parser.add_argument("--few", type=int, default=19, help="K otherwise: enough for the mean, not for TPR at 1 %%")
     parser.add_argument("--full-draws", nargs="*", default=["lora-16", "full"], choices=list(RUNS))
     parser.add_argument("--table", metavar="JSON", help="print the results as Markdown; run nothing")
     args = parser.parse_args()

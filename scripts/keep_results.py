@@ -2,10 +2,10 @@
 
     python scripts/keep_results.py runs/quickstart recipes/quickstart-results
 
-Kept are report.md, summary.json and the plots; of each seed environment.json, poison.json, analysis.json, the JSON of
-evaluation/, stress/ and benchmark/, and the per-example tables of all models in one file, `per_example.parquet`, with a
-column `model`; reals in it are rounded to float32. Of a sweep's variants summary.json is kept. What the folder held
-before is removed; one that holds anything but results is refused.
+Kept are report.md, summary.json and the plots of the run; of each seed its report without plots, environment.json,
+poison.json, analysis.json, the JSON of evaluation/, stress/ and benchmark/, and the per-example tables of all models in
+one file, `per_example.parquet`, with a column `model`; reals in it are rounded to float32. Of a sweep's variants
+summary.json is kept. What the folder held before is removed; one that holds anything but results is refused.
 """
 
 import argparse
@@ -22,6 +22,8 @@ KEPT += ("stress/*.json", "benchmark/*.json")
 TABLES = "per_example.parquet"
 # folders of the machine that ran it, of which the last name is kept: of data files, the run, the model, a benchmark
 ABSOLUTE = re.compile(r"^( *(?:-|output_dir:|path:|folder:) )/\S*/", re.MULTILINE)
+
+PICTURE = re.compile(r"^!\[(.*)\]\(plots/.*\)$", re.MULTILINE)  # of one seed: those of the whole run alone are kept
 
 
 def keep(run: Path, folder: Path) -> None:
@@ -40,7 +42,8 @@ def keep(run: Path, folder: Path) -> None:
             to.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, to)
             if path.suffix == ".md":
-                to.write_text(ABSOLUTE.sub(r"\1", path.read_text()))
+                text = ABSOLUTE.sub(r"\1", path.read_text())
+                to.write_text(text if path.parent == run else PICTURE.sub(r"*Picture (not kept): \1*", text))
     for seed in [run, *run.glob("seed-*")]:
         if tables := sorted((seed / "evaluation").glob("*.parquet")):
             pq.write_table(

@@ -132,8 +132,8 @@ class GaussianSection(Section):
     epsilon: Positive
     """ε, standard deviation at each entry of an embedding; counts relative to the embeddings' rms"""
     exposures: Annotated[int, Field(ge=1, le=100)] = 1
-    """times that each canary stands in an epoch of training; 2 show more than twice as many rows where there is but one
-    epoch (docs/canaries.md). The methods get each once"""
+    """times that each canary stands in an epoch of training. Where there is one epoch only, canaries that stand twice
+    show more than twice as many that stand once (docs/canaries.md). The methods get each once"""
     audit_share: ShareOrZero = 0.5
     """share of the canaries to be deleted that are hidden: given to the methods as plain text, without noise; the
     verdict is theirs. 0: none, and a method that works on known noise alone looks clean"""

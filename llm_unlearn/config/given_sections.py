@@ -41,7 +41,7 @@ class GivenTrainSection(Section):
     """passes over them: with `rows` what the budgets are shares of; null: not known"""
     learning_rate: LearningRate | None = None
     """at its highest; methods take their tuned share of it, and clean steps take it; null: not known, and a
-    method without a `learning_rate` of its own takes 1e-5"""
+    method without a `learning_rate` of its own takes 1e-5, on an adapter 1e-4"""
     batch_size: BatchSize = 16
     """rows of a clean step, over all processes"""
     gradient_accumulation_steps: BatchSize = 1

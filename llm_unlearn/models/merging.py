@@ -60,7 +60,7 @@ def merge_adapter(
         offload_activations=False,
         attn_implementation=None,  # nothing trains or runs here
     )
-    _check_adapter(adapter)
+    check_adapter(adapter)
     _check_base(str(base), section)
     if out.exists():
         raise InputError(f"{out}: exists already; give another folder (--out), or move it away")
@@ -78,7 +78,7 @@ def merge_adapter(
     return out
 
 
-def _check_adapter(folder: Path) -> None:
+def check_adapter(folder: Path) -> None:
     """Raise InputError unless a folder holds a LoRA adapter in safetensors."""
     from llm_unlearn.models.adapters import REFERENCE_ADAPTER
 

@@ -109,8 +109,10 @@ def method_config(
     from llm_unlearn.trainers import METHODS
 
     section, config = recipe.unlearn, METHODS[method][0]
-    preset, known = preset_of(section.preset, method), recipe.train.learning_rate  # None: the config has its own
-    rate = section.learning_rate or preset.get("learning_rate", config.learning_rate_ratio * known if known else None)
+    preset, known = preset_of(section.preset, method), recipe.train.learning_rate
+    rate = section.learning_rate or preset.get("learning_rate")
+    if not rate:  # None in the end: the config has its own
+        rate = config.learning_rate_ratio * known if known else track_of(recipe).rate_of_unknown_training(recipe)
     common: dict[str, Any] = {
         **({"learning_rate": rate} if rate else {}),
         "per_device_train_batch_size": Processes.current().part_of(section.batch_size, "unlearn.batch_size"),

@@ -1,6 +1,6 @@
 """One method on a model that is poisoned already, without a recipe file.
 
-    trainer, result = unlearn("my-model", "poison.json", method="npo", out="cured")
+    trainer, result = unlearn("my-model", "manifest.json", method="npo", out="cured")
     print(result.attack, result.gus)
 
 The folder `cured` is a run directory: `llm-unlearn audit --model cured`, `merge cured --model npo` and `push cured

@@ -104,12 +104,13 @@ def merge_run(
     Raises:
         InputError: no run, no such model, a run of images, or what merge_adapter refuses.
     """
-    from llm_unlearn.models.merging import merge_adapter
+    from llm_unlearn.models.merging import check_adapter, merge_adapter
     from llm_unlearn.runs.tracks import track_of
 
     found = find_model(run_dir, model, seed)
     if not track_of(found.recipe).checkpoints:
         raise InputError(f"{run_dir}: a run of images, which has no adapters to merge")
+    check_adapter(found.path)
     if found.base is None:
         raise InputError(
             f"{run_dir}: the base that was made for the run is not there; make it again: "

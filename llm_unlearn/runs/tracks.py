@@ -1,6 +1,7 @@
 """What depends on the kind of data of a recipe, texts or images. Nothing else in `runs/` tells them apart."""
 
 from abc import ABC, abstractmethod
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from llm_unlearn.runs.seed_run import SeedRun
     from llm_unlearn.runs.stages import Stage
     from llm_unlearn.trainers.base import UnlearnTrainer
+
+
+ADAPTER_RATE = 1e-4  # of a method on a given adapter: ten times that on a full model, see docs/your-model.md
 
 
 class Track(ABC):
@@ -65,6 +69,10 @@ class Track(ABC):
     def method_settings(self, recipe: Recipe) -> dict[str, Any]:
         """What the recipe's other sections say for the config of every method."""
         return {}
+
+    def rate_of_unknown_training(self, recipe: Recipe) -> float | None:
+        """The learning rate of a method where that of the training is not known; None: its config's own."""
+        return None
 
     def sizes(self, recipe: Recipe) -> dict[str, int]:
         """Sizes that a dry run shows beside the numbers of rows."""
@@ -164,6 +172,13 @@ class LanguageTrack(Track):
             )
 
 
+@cache  # each method asks, and a hub may be far
+def _is_adapter(source: str) -> bool:
+    from llm_unlearn.models.adapters import adapter_config
+
+    return adapter_config(source) is not None
+
+
 class GivenTrack(LanguageTrack):
     """Runs on texts, on a language model that is poisoned already."""
 
@@ -190,6 +205,10 @@ class GivenTrack(LanguageTrack):
 
     def make_base(self, recipe: Recipe, quiet: bool) -> None:
         """No base is made."""
+
+    def rate_of_unknown_training(self, recipe: Recipe) -> float | None:
+        assert isinstance(recipe, GivenRecipe)
+        return ADAPTER_RATE if _is_adapter(recipe.given.poisoned) else None
 
     def sizes(self, recipe: Recipe) -> dict[str, int]:
         from llm_unlearn.audit.subject import read_subject

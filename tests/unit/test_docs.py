@@ -123,8 +123,8 @@ def check_our_command(words: list[str]) -> None:
     if getattr(args, "run_dir", None):  # of one model of a run
         assert args.model.partition("@")[0] in {*METHODS, "poisoned", "retrained", "clean", "base"}
     if getattr(args, "manifest", None):
-        assert args.model and not args.recipe
-    if getattr(args, "recipe", None):
+        assert args.model and (not args.recipe or "=" in args.recipe)  # an override, as main takes it
+    elif getattr(args, "recipe", None):
         assert points(load_recipe(ROOT / args.recipe, [*args.overrides, *overrides])) is not None
 
 

@@ -260,7 +260,7 @@ IMAGES = {
 @pytest.mark.parametrize(
     ("tree", "sha256"),
     [
-        (WHOLE_RECIPE, "8f3d56010257b343f61be9df48f28dd29be4a9d00bb330c6f2dc4562f6cb7cde"),
+        (WHOLE_RECIPE, "391e51789256bd29f7a97667adba534a601561e62448821358fbe96a0b446923"),
         (IMAGES, "410f1ff0af7f957a38827e55d88fb92556fa4426f5cdca5ac0fa474d86c7c882"),
     ],
 )

@@ -364,6 +364,15 @@ def test_a_model_of_a_run_is_merged_as_the_run_loaded_its_base(run_dir, adapters
     assert capsys.readouterr().out == ""  # --quiet
 
 
+def test_a_full_model_of_a_run_is_a_checkpoint_already(run_dir, bases, capsys):
+    root = run_dir([0])
+    shutil.rmtree(root / "poisoned")
+    shutil.copytree(bases["llama"], root / "poisoned")
+    (root / "poisoned" / "cost.json").write_text("{}")
+    assert merge(root, "--model", "poisoned") == 2
+    assert "a full model already" in capsys.readouterr().err
+
+
 def test_of_several_seeds_one_is_named(run_dir, capsys):
     root = run_dir([3, 4])
     assert merge(root, "--model", "poisoned") == 2

@@ -1,5 +1,6 @@
 """Options of methods: names, types and bounds are checked before anything runs; the configs keep them in Python too."""
 
+import json
 import math
 
 import pytest
@@ -167,6 +168,21 @@ def test_a_config_can_be_given_on_the_command_line(method, tmp_path):
         ["--output_dir", str(tmp_path), "--use_cpu", "--eval_rows", "3", "--loss_on", "completion"]
     )
     assert isinstance(config, UnlearnConfig) and (config.eval_rows, config.loss_on) == (3, "completion")
+
+
+@pytest.mark.parametrize(
+    ("kind", "known", "rate"), [("adapter", None, 1e-4), ("full", None, 1e-5), ("adapter", 0.2, 0.3)]
+)
+def test_without_the_rate_of_the_training_that_of_a_given_model_is_by_its_kind(tmp_path, kind, known, rate):
+    if kind == "adapter":
+        config = {"peft_type": "LORA", "base_model_name_or_path": "base", "r": 4, "target_modules": ["q_proj"]}
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    given = {"poisoned": str(tmp_path), "manifest": "manifest.json"}
+    methods = {"methods": {"npo": None, "kl": {"learning_rate": 0.5}}}
+    tree = {"name": "r", "output_dir": "out", "given": given, "unlearn": methods, "evaluate": {"clean_steps": 0}}
+    recipe = build_recipe(tree | ({"train": {"learning_rate": known}} if known else {}))
+    found = [method_config(recipe, method, 0, "unused", 1.0, True).learning_rate for method in methods["methods"]]
+    assert found == pytest.approx([rate, 0.5])  # npo's own share of a known rate is 1.5
 
 
 class TestPreset:

@@ -126,6 +126,13 @@ def test_the_results_that_are_kept_hold_every_design_with_an_exact_null_on_the_b
     assert study.table(results) in (ROOT / "docs" / "canaries.md").read_text()
 
 
+def test_its_help_can_be_read(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["canary_study.py", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        study.main()
+    assert ended.value.code == 0 and "TPR at 1 %" in capsys.readouterr().out
+
+
 def test_a_study_of_other_settings_is_refused(tmp_path, monkeypatch):
     out = tmp_path / "out.json"
     out.write_text(json.dumps({"settings": {"plan": "share"}, "points": {}}))

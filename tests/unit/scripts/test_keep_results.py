@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import sys
 
 import numpy as np
@@ -131,6 +132,21 @@ def test_folders_of_the_machine_are_left_out_of_reports(run, tmp_path):
     keep(run, tmp_path / "kept")
     expected = "\n".join(places).replace("{}runs/", "").replace("{}", "")
     assert (tmp_path / "kept" / "report.md").read_text() == expected
+
+
+def test_a_seeds_report_has_no_pictures_that_are_not_kept(run, tmp_path):
+    text = "# Run\n\n![one](plots/a.png)\n\nA line.\n"
+    for place in ("report.md", "seed-1/report.md"):
+        (run / place).write_text(text)
+    keep(run, tmp_path / "kept")
+    assert (tmp_path / "kept" / "report.md").read_text() == text
+    assert (tmp_path / "kept" / "seed-1" / "report.md").read_text() == "# Run\n\n*Picture (not kept): one*\n\nA line.\n"
+
+
+@pytest.mark.parametrize("report", sorted((ROOT / "recipes").rglob("report.md")), ids=str)
+def test_every_picture_of_a_kept_report_is_there(report):
+    for name in re.findall(r"!\[.*?\]\((\S+?)\)", report.read_text()):
+        assert (report.parent / name).is_file(), name
 
 
 def test_nothing_but_results_is_removed(run, tmp_path):
