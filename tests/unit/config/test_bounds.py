@@ -110,7 +110,11 @@ VISION: dict[str, tuple[float, float, float, float]] = {
     "poison.gradient_cancelling.epsilon": (0.003, 1 / 255, 1, 1.1),
     "train.momentum": (-0.1, 0, 0.99, 1),
     "train.shift": (-1, 0, 10**5, 10**5 + 1),
-    **{field: bounds for field, bounds in LANGUAGE.items() if field.startswith(("seeds", "unlearn.", "poison.gauss"))},
+    **{
+        field: bounds
+        for field, bounds in LANGUAGE.items()
+        if field.startswith(("seeds", "unlearn.", "poison.gauss")) and not field.endswith("exposures")
+    },
     **{
         field: bounds
         for field, bounds in LANGUAGE.items()
