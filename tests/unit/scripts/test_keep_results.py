@@ -186,14 +186,22 @@ def check_rows(rows: list[list[str]], summary: dict, fields: list[str], later: b
             assert summary["decisions"][name.strip("`")]["status"] == verdict
 
 
-def test_the_table_of_smollm2_is_of_the_results_beside_it():
-    folder = ROOT / "recipes" / "smollm2-imdb"
-    section = (folder / "README.md").read_text().replace("−", "-").split("## Measured")[1].split("\n## ")[0]
-    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line[:1] == "|"][2:]
-    summary = json.loads((folder / "results" / "summary.json").read_text())
-    assert {row[0].strip("`") for row in rows} == summary["models"].keys() and len(summary["seeds"]) == 3
+SMOLLM2 = sorted(path.parent for path in (ROOT / "recipes").glob("smollm2-*/results/*/summary.json"))
+
+
+@pytest.mark.parametrize("results", SMOLLM2, ids=[str(f.relative_to(ROOT / "recipes")) for f in SMOLLM2])
+def test_the_table_of_smollm2_is_of_the_results_beside_it(results):
+    text = (results.parents[1] / "README.md").read_text().replace("−", "-")
+    heading = {"lora": "\n## LoRA, measured", "full": "\n## All weights, measured"}[results.name]
+    rows = [
+        line.strip("| ").split(" | ")
+        for line in text.split(heading)[1].split("\n## ")[0].splitlines()
+        if line[:1] == "|"
+    ]
+    summary = json.loads((results / "summary.json").read_text())
+    assert {row[0].strip("`") for row in rows[2:]} == summary["models"].keys() and len(summary["seeds"]) == 3
     fields = [*RATES, "canary_rank.mean", "utility.accuracy", "utility.perplexity", "mia.loss.auc"]
-    check_rows(rows, summary, fields, later=False)
+    check_rows(rows[2:], summary, fields, later=False)
 
 
 def test_the_table_of_every_method_is_of_the_results_beside_it():
