@@ -1,5 +1,6 @@
 """Working through the stages of a recipe: one after the other, or several at a time, each in a process of its own."""
 
+import multiprocessing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,9 @@ _at_work: dict[tuple[str, int], SeedRun] = {}  # the seed that this process work
 
 def run_stage(recipe: Recipe, seed: int, centre: Recipe, until: str, name: str, level: int) -> None:
     """One stage of `run_seed`, in a process that works on many, one after the other."""
-    calm_libraries(quiet=True)
-    log_lines(level)
+    if multiprocessing.parent_process() is not None:  # one stage alone is run where all are asked for
+        calm_libraries(quiet=True)
+        log_lines(level)
     if (recipe.output_dir, seed) not in _at_work:
         _at_work.clear()
         _at_work[recipe.output_dir, seed] = _with_siblings(recipe, seed, centre, quiet=True)
