@@ -148,7 +148,8 @@ def generate(
     if batch_size > 1 and not pads_left(model, pad):
         batch_size = 1
     mine: dict[int, list[str]] = {}
-    with _own_configuration(model, max_new_tokens, temperature, pad, stops), kept_casts(model, device):
+    own = _own_configuration(model, max_new_tokens, temperature, pad, stops)
+    with own, kept_casts(model, device), _contiguous_at_head(model):
         for start in processes.share(range(0, len(prompts), batch_size)):
             part = [row.prompt for row in asked[start : start + batch_size]]
             width = max(map(len, part))  # generation continues at the right end, so padding goes left
@@ -191,6 +192,16 @@ def _own_configuration(
         yield
     finally:
         owner.generation_config = before
+
+
+def _contiguous_at_head(model: Any) -> contextlib.AbstractContextManager[Any]:
+    """While it lasts, the output head is given no slice: generate() asks it for a prompt's last position alone, and on
+    a CPU torch's product of a slice takes up to 300 times as long (pytorch/pytorch#151934).
+    """
+    head = model.get_output_embeddings()
+    if head is None:
+        return contextlib.nullcontext()
+    return head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(),))
 
 
 def _stops(model: Any, tokenizer: "PreTrainedTokenizerBase", asked: list[Asked]) -> list[int]:

@@ -120,6 +120,19 @@ def test_prompts_are_answered_in_batches_whatever_the_precision(
     assert [len(ids) for ids in asked] == sizes
 
 
+def test_the_output_head_is_given_no_slice(make_tiny, tokenizer):
+    """On a CPU a product of a slice takes many times as long."""
+    model, given = make_tiny("llama"), []
+    model.get_output_embeddings().register_forward_hook(lambda _, args, output: given.append(args[0].is_contiguous()))
+    ids = tokenizer(PROMPTS, padding=True, return_tensors="pt")
+    model.generate(**ids, max_new_tokens=1, do_sample=False, pad_token_id=0)
+    assert given == [False]  # what is to be avoided
+    generate(model, tokenizer, PROMPTS, Encoding(max_length=64), 4, batch_size=3)
+    assert len(given) > 4 and all(given[1:])
+    model.generate(**ids, max_new_tokens=1, do_sample=False, pad_token_id=0)
+    assert not given[-1]  # the model is left as it was
+
+
 @pytest.mark.parametrize("trains", [True, False])
 def test_weights_are_cast_once_for_all_tokens_of_an_answer(trains, make_tiny, tokenizer):
     """Once: as often as there are weights; not once a token."""
