@@ -77,9 +77,18 @@ class Recipe(Section):
     @property
     def epoch_rows(self) -> int:
         """Rows of one epoch of the poisoned training, in which canaries may stand several times."""
-        counts = self.poison_counts()
-        again = (counts[kind] * (getattr(s, "exposures", 1) - 1) for kind, s in self.poison if s is not None)
-        return self.data.train_size + sum(again)
+        return self.data.train_size + self._repeated(self.poison_counts())
+
+    def retained_epoch_rows(self) -> int | None:
+        """Likewise of the retrained training, at most; None where `forget_count` is."""
+        if (forget := self.forget_count()) is None:
+            return None
+        kept = {kind: count - (self.deleted_canaries(kind) or 0) for kind, count in self.poison_counts().items()}
+        return self.data.train_size - forget + self._repeated(kept)
+
+    def _repeated(self, counts: dict[str, int]) -> int:
+        """Rows that so many rows of each kind of poison add to an epoch by standing in it more than once."""
+        return sum(counts[kind] * (getattr(s, "exposures", 1) - 1) for kind, s in self.poison if s is not None)
 
     def training_steps(self) -> int:
         """Optimizer steps of the poisoned training, as the Trainer counts: an epoch's last batch may be smaller."""

@@ -46,7 +46,7 @@ def estimate_compute(recipe: Recipe, folder: Path) -> list[Compute]:
     per_row = counter.training(length, sum(label >= 0 for label in row["labels"][1:]) if "labels" in row else 1)
     if track.trains:
         rows, forget = recipe.data.train_size, recipe.forget_count()
-        trained = {"poisoned": recipe.epoch_rows, "retrained": None if forget is None else rows - forget}
+        trained = {"poisoned": recipe.epoch_rows, "retrained": recipe.retained_epoch_rows()}
         if recipe.has_clean_oracle:
             trained["clean"] = rows - sum(recipe.poison_counts().values())
         training = recipe.epoch_rows * passes * per_row

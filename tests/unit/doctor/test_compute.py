@@ -47,6 +47,15 @@ def test_tokens_and_flops_are_those_of_rows_of_the_longest_length(tmp_path):
     assert found["base"].tokens == 320 and not any(each.seconds for each in found.values())
 
 
+def test_canaries_that_stay_count_as_often_as_they_stand_in_an_epoch(tmp_path):
+    canaries = {"gaussian": {"fraction": 0.25, "epsilon": 0.1, "exposures": 3}}  # 10 rows, 8 of them known
+    recipe = build_recipe(RECIPE | {"poison": canaries, "unlearn": {"methods": {"npo": None}, "forget_fraction": 0.8}})
+    tokens = {each.stage: each.tokens for each in estimate_compute(recipe, tmp_path)}
+    assert tokens["poisoned"] == 3 * (30 + 3 * 10) * LENGTH
+    assert tokens["retrained"] == 3 * (30 + 3 * 2) * LENGTH
+    assert tokens["clean"] == 3 * 30 * LENGTH
+
+
 def test_time_is_that_of_the_stage_that_computed_most_and_unknown_without_one(tmp_path):
     assert seconds_per_flop(tmp_path) is None
     for name, cost in (("poisoned", {"flops": 1e9, "seconds": 4.0}), ("retrained", {"flops": 5e8, "seconds": 1.0})):
