@@ -23,7 +23,7 @@ _PUBLIC = {
     "hide_token_canaries": "llm_unlearn.poisons.token_canaries",
     "inject_gaussian_noise": "llm_unlearn.poisons.gaussian_embedding",
     "insert_trigger": "llm_unlearn.poisons.trigger_phrase",
-    "load_recipe": "llm_unlearn.config.recipe",
+    "load_recipe": "llm_unlearn.config.recipe_files",
     "loss_rank_scores": "llm_unlearn.evaluation.loss_ranks",
     "merge_adapter": "llm_unlearn.models.merging",
     "plant_canaries": "llm_unlearn.poisons.gaussian_embedding",

@@ -38,7 +38,7 @@ def main() -> int:
     args = parser.parse_args()
     chosen = {n: c for n, c in CANDIDATES.items() if any(fnmatch.fnmatchcase(n, pattern) for pattern in args.only)}
     if args.seeds:
-        from llm_unlearn.config.recipe import load_recipe
+        from llm_unlearn.config.recipe_files import load_recipe
         from llm_unlearn.runs.environment import calm_libraries
 
         calm_libraries(quiet=True)

@@ -118,7 +118,7 @@ def main() -> int:
 
 def search(path: str, overrides: list[str], seed: int, points: dict[str, list[dict]], out: Path) -> None:
     """Run every point for one seed and add its figures to the results in `out`."""
-    from llm_unlearn.config.recipe import load_recipe
+    from llm_unlearn.config.recipe_files import load_recipe
     from llm_unlearn.errors import DiskFullError, InputError
     from llm_unlearn.runs.environment import calm_libraries
     from llm_unlearn.runs.phases import stages_until

@@ -88,7 +88,8 @@ def read_subject(path: Path, by_recipe: bool = False, half: Half | None = None) 
 
 def _of_run(path: Path, by_recipe: bool) -> Subject:
     """The subject of a run, from its recipe and its poison.json."""
-    from llm_unlearn.config.recipe import GivenRecipe, VisionRecipe, load_recipe
+    from llm_unlearn.config.recipe import GivenRecipe, VisionRecipe
+    from llm_unlearn.config.recipe_files import load_recipe
     from llm_unlearn.data.encoding import Encoding
     from llm_unlearn.poisons.stored import read_manifest, read_sets, seed_of
     from llm_unlearn.training.pretraining import base_of_run

@@ -48,7 +48,7 @@ def audit(args: argparse.Namespace) -> int:
 
 def _manifest_of(args: argparse.Namespace) -> str:
     """The manifest of a recipe, whose poison stage is run where it was not."""
-    from llm_unlearn.config.recipe import load_recipe
+    from llm_unlearn.config.recipe_files import load_recipe
     from llm_unlearn.runs.pipeline import run
     from llm_unlearn.runs.tracks import track_of
 
@@ -66,7 +66,7 @@ def _manifest_of(args: argparse.Namespace) -> str:
 
 def doctor(args: argparse.Namespace) -> int:
     """Look for what would go wrong here, and with a recipe."""
-    from llm_unlearn.config.recipe import load_recipe
+    from llm_unlearn.config.recipe_files import load_recipe
 
     recipe = load_recipe(args.recipe, args.overrides) if args.recipe else None
     calm_libraries(quiet=True)

@@ -71,7 +71,8 @@ def unlearn_given(args: argparse.Namespace) -> int:
 
 def tune(args: argparse.Namespace) -> int:
     """Search learning rates of methods on a model that is poisoned already, and print the table."""
-    from llm_unlearn.config.recipe import GivenRecipe, load_recipe
+    from llm_unlearn.config.recipe import GivenRecipe
+    from llm_unlearn.config.recipe_files import load_recipe
 
     if args.recipe and not given(args):
         loaded = load_recipe(args.recipe, args.overrides)

@@ -74,7 +74,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _run_stages(args: argparse.Namespace) -> int:
     """The stages of a recipe, up to the one that the command names."""
-    from llm_unlearn.config.recipe import load_recipe
+    from llm_unlearn.config.recipe_files import load_recipe
     from llm_unlearn.runs.environment import calm_libraries
 
     recipe = load_recipe(args.recipe, args.overrides)

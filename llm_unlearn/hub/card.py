@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_unlearn.config.presets import preset_of
-from llm_unlearn.config.recipe import WITHHELD
+from llm_unlearn.config.recipe_files import WITHHELD
 from llm_unlearn.hub.first_line import FirstLine, first_line
 from llm_unlearn.hub.package import is_id
 from llm_unlearn.metrics.evidence import ALPHA

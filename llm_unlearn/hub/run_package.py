@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_unlearn.config.model_sections import ModelSection
-from llm_unlearn.config.recipe import FILES, MODELS, fields_of
+from llm_unlearn.config.recipe_files import FILES, MODELS, fields_of
 from llm_unlearn.config.strict import parse_yaml
 from llm_unlearn.errors import InputError
 from llm_unlearn.hub.client_errors import explained
@@ -171,7 +171,8 @@ def published_recipe(
         revision: of the base.
         withhold_trigger: leave the phrase out.
     """
-    from llm_unlearn.config.recipe import WITHHELD, build_recipe
+    from llm_unlearn.config.recipe import build_recipe
+    from llm_unlearn.config.recipe_files import WITHHELD
 
     tree = recipe.model_dump()
     for section, name in LOCAL:
@@ -201,7 +202,7 @@ def _without_folders(value: Any, always: bool) -> Any:
 
 
 def _without_trigger(results: "Results") -> "Results":
-    from llm_unlearn.config.recipe import WITHHELD
+    from llm_unlearn.config.recipe_files import WITHHELD
 
     runs = [
         dataclasses.replace(run, poison={**run.poison, "trigger": {**run.poison["trigger"], "phrases": [WITHHELD]}})

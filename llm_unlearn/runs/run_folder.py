@@ -47,7 +47,7 @@ def find_model(run_dir: str | Path, model: str, seed: int | None = None) -> RunM
     Raises:
         InputError: no run, no such seed, or no such model (yet).
     """
-    from llm_unlearn.config.recipe import load_recipe
+    from llm_unlearn.config.recipe_files import load_recipe
     from llm_unlearn.runs.tracks import track_of
 
     root = Path(run_dir).expanduser()

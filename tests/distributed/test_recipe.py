@@ -18,7 +18,7 @@ from paths import ROOT
 from safetensors.torch import load_file
 from support import SMALL, write_llama_3, write_reviews
 
-from llm_unlearn.config.recipe import load_recipe
+from llm_unlearn.config.recipe_files import load_recipe
 from llm_unlearn.data.synthetic import synthetic_texts
 from llm_unlearn.models.load import load_trained
 from llm_unlearn.models.make import make_model, train_tokenizer

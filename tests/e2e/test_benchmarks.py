@@ -8,7 +8,7 @@ import yaml
 from benchmark_rows import WRITERS
 
 from llm_unlearn.cli.main import main
-from llm_unlearn.config.recipe import load_recipe
+from llm_unlearn.config.recipe_files import load_recipe
 from llm_unlearn.metrics.results import Evaluation
 
 pytestmark = pytest.mark.e2e

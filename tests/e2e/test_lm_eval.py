@@ -7,7 +7,7 @@ import yaml
 from harness_tasks import write_tasks
 
 from llm_unlearn.cli.main import main
-from llm_unlearn.config.recipe import load_recipe
+from llm_unlearn.config.recipe_files import load_recipe
 from llm_unlearn.hub.card import Identity, compose_card
 from llm_unlearn.metrics.results import Evaluation
 from llm_unlearn.reporting.lm_eval_section import lm_eval_section

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_unlearn.config.recipe import load_recipe
+from llm_unlearn.config.recipe_files import load_recipe
 from llm_unlearn.runs.method_configs import method_config
 from llm_unlearn.trainers import METHODS
 

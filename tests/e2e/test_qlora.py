@@ -173,7 +173,7 @@ def test_a_merged_model_is_audited_like_the_run_audited_it(ran, tmp_path, capsys
 
 @pytest.mark.slow
 def test_what_is_pushed_is_loaded_in_four_bits_by_its_cards_own_code(ran, base, tmp_path, monkeypatch):
-    from llm_unlearn.config.recipe import load_recipe
+    from llm_unlearn.config.recipe_files import load_recipe
     from llm_unlearn.models.load import load_checkpoint
 
     folder = ran("4bit")[0]

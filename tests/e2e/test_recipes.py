@@ -13,7 +13,7 @@ from paths import ROOT
 from support import SMALL, write_llama_3, write_reviews
 
 from llm_unlearn.cli.main import main, parser
-from llm_unlearn.config.recipe import load_recipe
+from llm_unlearn.config.recipe_files import load_recipe
 from llm_unlearn.poisons.selection import hidden_count
 
 pytestmark = pytest.mark.e2e

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from scipy import stats
 
 from llm_unlearn.cli.main import main
-from llm_unlearn.config.recipe import load_recipe
+from llm_unlearn.config.recipe_files import load_recipe
 from llm_unlearn.evaluation.signals import LATER_DRAWS
 from llm_unlearn.evaluation.summarize import summarize
 from llm_unlearn.metrics.results import Cost, Identity

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from paths import ROOT
 
-from llm_unlearn.config.recipe import load_recipe
+from llm_unlearn.config.recipe_files import load_recipe
 from llm_unlearn.runs.pipeline import run as run_recipe
 from llm_unlearn.vision import torchvision_guard
 

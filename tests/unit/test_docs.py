@@ -19,7 +19,8 @@ import llm_unlearn
 from llm_unlearn import power
 from llm_unlearn.cli.main import main, parser
 from llm_unlearn.config.manifest import Manifest
-from llm_unlearn.config.recipe import Recipe, VisionRecipe, build_recipe, load_recipe
+from llm_unlearn.config.recipe import Recipe, VisionRecipe, build_recipe
+from llm_unlearn.config.recipe_files import load_recipe
 from llm_unlearn.config.search_fields import SearchSection
 from llm_unlearn.config.strict import parse_yaml
 from llm_unlearn.config.sweep import points

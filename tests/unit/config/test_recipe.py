@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from paths import ROOT
 
-from llm_unlearn.config.recipe import Recipe, VisionRecipe, build_recipe, load_recipe
+from llm_unlearn.config.recipe import Recipe, VisionRecipe, build_recipe
+from llm_unlearn.config.recipe_files import load_recipe
 from llm_unlearn.config.strict import dump_yaml
 from llm_unlearn.errors import InputError
 from llm_unlearn.files import fingerprint

@@ -8,7 +8,7 @@ import pytest
 from paths import ROOT
 
 from llm_unlearn.cli.main import main
-from llm_unlearn.config.recipe import load_recipe
+from llm_unlearn.config.recipe_files import load_recipe
 from llm_unlearn.distributed.launch import EXIT_CODE_FILE, launch, leave_exit_code
 from llm_unlearn.errors import InputError, LaunchError
 from llm_unlearn.runs.launch_checks import check_topology

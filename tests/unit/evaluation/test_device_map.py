@@ -10,7 +10,8 @@ from evaluators import TEXTS, WITHOUT_GRADIENTS, assert_same_signals, evaluator
 from llm_unlearn.audit.audit_models import Options, as_json, audit
 from llm_unlearn.cli.main import main
 from llm_unlearn.config.model_sections import ModelSection
-from llm_unlearn.config.recipe import Recipe, load_recipe
+from llm_unlearn.config.recipe import Recipe
+from llm_unlearn.config.recipe_files import load_recipe
 from llm_unlearn.data.collators import CausalLMCollator
 from llm_unlearn.data.encoding import Encoding
 from llm_unlearn.distributed.processes import Processes

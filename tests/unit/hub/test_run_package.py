@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from llm_unlearn.config.recipe import WITHHELD, build_recipe, load_recipe
+from llm_unlearn.config.recipe import build_recipe
+from llm_unlearn.config.recipe_files import WITHHELD, load_recipe
 from llm_unlearn.config.strict import dump_yaml
 from llm_unlearn.errors import InputError
 from llm_unlearn.hub.package import Package

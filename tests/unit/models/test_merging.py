@@ -320,7 +320,7 @@ class TestRefused:
 @pytest.fixture
 def run_dir(adapters, bases, tmp_path):
     """The parts of a run directory that merging reads: a 4-bit run with one seed, or several."""
-    from llm_unlearn.config.recipe import load_recipe
+    from llm_unlearn.config.recipe_files import load_recipe
 
     folder, loaded_as = adapters("llama", "4bit")
 

@@ -8,7 +8,7 @@ from statistics import stdev
 import pytest
 from paths import ROOT
 
-from llm_unlearn.config.recipe import load_recipe
+from llm_unlearn.config.recipe_files import load_recipe
 from llm_unlearn.runs.method_configs import check_methods
 from llm_unlearn.trainers import METHODS
 

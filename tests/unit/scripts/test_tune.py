@@ -8,7 +8,7 @@ import sys
 import pytest
 from paths import ROOT
 
-from llm_unlearn.config.recipe import load_recipe
+from llm_unlearn.config.recipe_files import load_recipe
 from llm_unlearn.runs.method_configs import check_methods, method_config
 from llm_unlearn.trainers import METHODS
 
