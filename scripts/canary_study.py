@@ -399,10 +399,14 @@ def run(args: argparse.Namespace) -> None:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Markdown: z of every statistic at every point, and what the statistics of an evaluation find after training."""
-    points = results["points"]
-    lines = [f"| canaries | n | statistic | {' | '.join(points)} |", f"|---|---:|---|{'---:|' * len(points)}"]
-    for design in points["base"]["designs"]:
+    """Markdown: z of every statistic at every point, and what the statistics of an evaluation find after training, of
+    the designs that are ranked closely where the plan has any.
+    """
+    points = dict(sorted(results["points"].items(), key=lambda each: _place(each[0])))
+    columns = [point.partition(" epoch")[0] for point in points]
+    lines = [f"| canaries | n | statistic | {' | '.join(columns)} |", f"|---|---:|---|{'---:|' * len(points)}"]
+    designs = points["base"]["designs"]
+    for design in designs:
         for name in dict.fromkeys(name for entry in points.values() for name in entry["designs"][design]):
             if name != "draws" and not name.endswith("19 draws"):
                 tests = [entry["designs"][design].get(name) for entry in points.values()]
@@ -411,14 +415,25 @@ def table(results: dict[str, Any]) -> str:
                 lines.append(f"| {design} | {n} | {name} | {' | '.join(cells)} |")
     lines += [
         "",
-        "| training | canaries | statistic | mean | p | TPR at 1 % | TPR at 5 % | residue found, n = 50 | n = 100 |",
+        "| canaries | training | statistic | mean | p | TPR at 1 % | TPR at 5 % | residue found, n = 50 | n = 100 |",
         "|---|---|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for point, entry in points.items():
-        for design, statistics in entry["designs"].items() if point != "base" else ():
+    closely = {design.name for design in PLANS[results["settings"]["plan"]].closely} or set(designs)
+    for design in (each for each in designs if each in closely):
+        for point, entry in points.items():
+            statistics = entry["designs"][design]
             name = "loss rank" if "loss rank" in statistics else "row rank"  # those of an evaluation
-            lines.append(f"| {point} | {design} | {_told(name, statistics[name], statistics['draws'])} |")
+            if point != "base":
+                lines.append(f"| {design} | {point} | {_told(name, statistics[name], statistics['draws'])} |")
     return "\n".join(lines)
+
+
+def _place(point: str) -> tuple[float, int]:
+    """Where a point stands in the tables: the base, adapters by their rank, all weights; each by its epochs."""
+    if point == "base":
+        return 0, 0
+    name, epochs = point.removesuffix("s").removesuffix(" epoch").split(", ")
+    return RUNS[name][0] or math.inf, int(epochs)
 
 
 def _told(name: str, test: dict[str, Any], draws: int) -> str:
@@ -448,7 +463,7 @@ def main() -> None:
     parser.add_argument("--words", type=int, default=16, help="first words of a row that are used")
     parser.add_argument("--draws", type=int, default=99, help="K after the last epoch of --full-draws, of some designs")
     parser.add_argument("--few", type=int, default=19, help="K otherwise: enough for the mean, not for TPR at 1 %%")
-    parser.add_argument("--full-draws", nargs="*", default=["lora-16", "full"], choices=list(RUNS))
+    parser.add_argument("--full-draws", nargs="*", default=list(RUNS), choices=list(RUNS))
     parser.add_argument("--table", metavar="JSON", help="print the results as Markdown; run nothing")
     args = parser.parse_args()
     if args.table:
