@@ -76,7 +76,9 @@ def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Eval
     """
     from llm_unlearn.audit.loader import Loader, same_model
     from llm_unlearn.evaluation.summarize import membership_tests, summarize
+    from llm_unlearn.metrics.evidence import Status, decide
     from llm_unlearn.metrics.results import Identity
+    from llm_unlearn.reporting.decision_words import because
 
     if options.batch_size is not None and options.batch_size < 1:
         raise InputError(f"--batch-size {options.batch_size}: must be at least 1")
@@ -112,8 +114,6 @@ def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Eval
         if signals is None:
             signals = evaluator.signals(model, oracle_model)
         warnings = token_warnings(evaluator, model)
-        for warning in warnings:
-            logger.warning("%s: %s", name, warning)
         identity = Identity(
             model=name,
             kind="audited",
@@ -126,7 +126,12 @@ def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Eval
         )
         result = summarize(signals, identity, None, None if is_oracle else oracle_signals)
         if oracle_signals is not None and not is_oracle:
-            result = replace(result, retrained=summarize(oracle_signals, identity, None, None).figures)
+            own = summarize(oracle_signals, identity, None, None)
+            result = replace(result, retrained=own.figures)
+            if (found := decide([own])).status == Status.REMAINS:
+                warnings.append(f"the retrained model fails the same tests: {'; '.join(because(found))}")
+        for warning in warnings:
+            logger.warning("%s: %s", name, warning)
         reasons = {**skipped, "oracle": "it is the retrained model itself"} if is_oracle else dict(skipped)
         reasons = skipped_figures(reasons, result, subject.poison)
         control = evaluator.membership_control

@@ -117,12 +117,13 @@ def _of_run(path: Path, by_recipe: bool) -> Subject:
     }
     if by_recipe and poison.get("tokens", {}).get("secret"):
         del poison["tokens"]
+        poison["withheld"] = True
         missing["canary_rank"] = (
             "a recipe does not say the strings that the system drew (poison.tokens.string_seed: null); give the "
             "poison.json of the run that trained the model as --manifest"
         )
     if by_recipe and (poison["gaussian"] or {}).get("secret"):
-        poison["gaussian"] = None
+        poison["gaussian"], poison["withheld"] = None, True
         missing["gus"] = (
             "a recipe does not say the noise that the system drew for the canaries (poison.gaussian.noise_seed: null); "
             "give the poison.json of the run that trained the model as --manifest"

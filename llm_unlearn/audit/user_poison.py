@@ -37,18 +37,19 @@ def trigger_of(path: Path, manifest: Manifest, train: TrainRows) -> dict[str, An
 
 def _require_there(path: Path, manifest: Manifest, train: TrainRows) -> None:
     """Raise InputError where no training row holds a phrase of the trigger, or none in the turn that test rows have."""
-    trigger = manifest.trigger
+    trigger, texts = manifest.trigger, _texts(train.rows)
     assert trigger is not None
-    if not any(phrase in text for text in _texts(train.rows) for phrase in trigger.phrases):
-        raise InputError(
-            f"{path}.trigger.phrases: no row of {manifest.train} holds {' or '.join(trigger.phrases)!r}; "
-            "write it exactly as in the rows, with upper and lower case"
-        )
-    if not any(phrase in text for text in train.rows["text"] for phrase in trigger.phrases):
-        raise InputError(
-            f"{path}.trigger.phrases: {' or '.join(trigger.phrases)!r} stands only in turns before the last, and test "
-            "rows would get it in the last; end the conversations of both files with the turn that holds it"
-        )
+    for phrase in trigger.phrases:
+        if not any(phrase in text for text in texts):
+            raise InputError(
+                f"{path}.trigger.phrases: no row of {manifest.train} holds {phrase!r}; "
+                "write it exactly as in the rows, with upper and lower case"
+            )
+        if not any(phrase in text for text in train.rows["text"]):
+            raise InputError(
+                f"{path}.trigger.phrases: {phrase!r} stands only in turns before the last, and test rows would get it "
+                "in the last; end the conversations of both files with the turn that holds it"
+            )
 
 
 def token_canaries_of(path: Path, manifest: Manifest, train: TrainRows, forget: list[int]) -> dict[int, str]:

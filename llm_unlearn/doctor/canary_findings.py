@@ -5,7 +5,7 @@ import math
 from llm_unlearn.config.recipe import Recipe
 from llm_unlearn.doctor.finding import Finding
 from llm_unlearn.metrics.evidence import ALPHA, DELTA, SHARE
-from llm_unlearn.metrics.findings import CHANCE
+from llm_unlearn.metrics.findings import ATTACK_KINDS, CHANCE
 from llm_unlearn.metrics.power import canaries_needed, smallest_effect
 from llm_unlearn.metrics.ranks import highest_mean
 from llm_unlearn.poisons.selection import hidden_count
@@ -42,7 +42,7 @@ def _check_kind(recipe: Recipe, kind: str) -> list[Finding]:
         )
         return [Finding("canaries", "warning", what, f"raise poison.{kind}.audit_share")]
     counts = recipe.poison_counts()
-    attack = any(counts.get(kind) for kind in ("trigger", "patch", "gradient_matching"))
+    attack = any(counts.get(kind) for kind in ATTACK_KINDS)
     questions = 1 + attack + bool(counts.get("gradient_cancelling"))
     tests = sum(count for planted_kind, count in TESTS.items() if counts.get(planted_kind))
     level = ALPHA / questions / (2 * tests if recipe.evaluate.clean_steps else tests)

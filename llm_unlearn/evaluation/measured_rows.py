@@ -16,6 +16,7 @@ from llm_unlearn.distributed.processes import ALONE, Processes
 from llm_unlearn.errors import InputError
 from llm_unlearn.evaluation.arithmetic import FLOAT32, Arithmetic, in_its_arithmetic
 from llm_unlearn.evaluation.batches import batches, scatter
+from llm_unlearn.metrics.findings import ATTACK_KINDS
 from llm_unlearn.models.devices import input_device
 from llm_unlearn.tasks import Supervised, Task
 
@@ -57,10 +58,12 @@ class MeasuredRows(ABC):
 
     @property
     def planted(self) -> list[str]:
-        """What is asked of a model, by what was planted (metrics/evidence.py)."""
+        """What is asked of a model, by what was planted (metrics/evidence.py); whether or not it can be measured, as
+        canaries without their secret or an attack without rows to try it on.
+        """
         asked = {
-            "noise": self.manifest["gaussian"] or self.manifest.get("tokens"),
-            "attack": len(self.sets["triggered"]),
+            "noise": self.manifest["gaussian"] or self.manifest.get("tokens") or self.manifest.get("withheld"),
+            "attack": any(self.manifest.get(kind) for kind in ATTACK_KINDS) or len(self.sets["triggered"]),
         }
         return [question for question, there in asked.items() if there]
 

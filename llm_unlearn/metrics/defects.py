@@ -27,7 +27,7 @@ def defects(
         *_says_target(results, poisoned, retrained, delta),
         *_of_phrases(results, poisoned, delta),
         *_of_seeds(results, delta),
-        *(f"in other tokens than in training: {text}" for result in results for text in result.warnings or ()),
+        *(text for result in results for text in result.warnings or ()),
     ]
 
 

@@ -11,6 +11,7 @@ from llm_unlearn.metrics.power import smallest_effect
 from llm_unlearn.metrics.results import Evaluation, Gus, Later
 from llm_unlearn.metrics.typed import Result
 
+ATTACK_KINDS = ("trigger", "patch", "gradient_matching")  # poisons that are an attack on single inputs
 CHANCE = 0.8  # with which a residue of δ would have been found
 ROUNDING = 1e-9  # so that 0.35 − 0.15 counts as 0.2
 

@@ -6,12 +6,15 @@ from llm_unlearn.reporting.formats import number, p_value
 
 
 def judgement(decision: Decision, attack: str = "trigger") -> str:
-    """The status; of a model without a trace, down to which effects and in how many trainings that holds."""
+    """The status; of a model without a trace, down to which effects and in how many trainings that holds, and whether
+    nothing is known of what comes back.
+    """
     if decision.status != Status.CLEAR:
         return decision.status
     limits = [f"{title(f.test, attack)} {number(f.detectable)} (n = {f.n})" for f in decision.limits]
     seeds = "1 seed" if decision.seeds == 1 else f"{decision.seeds} seeds"
-    return f"{decision.status} down to {', '.join(limits)}; {seeds}"
+    tried = any(f.after or f.question == "damage" for f in decision.findings)
+    return f"{decision.status} down to {', '.join(limits)}; {seeds}{'' if tried else '; not tested after clean steps'}"
 
 
 def because(decision: Decision, attack: str = "trigger") -> list[str]:

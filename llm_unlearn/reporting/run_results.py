@@ -12,6 +12,7 @@ import numpy as np
 from llm_unlearn.errors import InputError
 from llm_unlearn.files import read_json
 from llm_unlearn.metrics.evidence import Decision
+from llm_unlearn.metrics.findings import ATTACK_KINDS
 from llm_unlearn.metrics.per_example import check_columns, deciding
 from llm_unlearn.metrics.results import Evaluation
 from llm_unlearn.reporting.figures import Figure
@@ -26,7 +27,6 @@ SHOWN_COLUMNS = (
     *("set", "example_id", "label", "prediction", "target_hit", "clean_hit"),
     *("gaussian_score", "gaussian_control", "deleted", "hidden"),
 )
-ATTACKS = ("trigger", "patch", "gradient_matching")  # poisons whose success on single inputs is counted
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,8 @@ class Results:
 
     @property
     def attack_kind(self) -> str:
-        """Which of ATTACKS the run has; `trigger` where it has none."""
-        return next((kind for kind in ATTACKS if self.runs[0].poison.get(kind)), "trigger")
+        """Which of ATTACK_KINDS the run has; `trigger` where it has none."""
+        return next((kind for kind in ATTACK_KINDS if self.runs[0].poison.get(kind)), "trigger")
 
     @property
     def given(self) -> bool:

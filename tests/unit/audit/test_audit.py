@@ -17,6 +17,8 @@ from llm_unlearn.cli.main import main
 from llm_unlearn.config.model_sections import ModelSection
 from llm_unlearn.data.encoding import Encoding
 from llm_unlearn.errors import InputError
+from llm_unlearn.metrics import evidence
+from llm_unlearn.metrics.evidence import Decision, Status, decide
 from llm_unlearn.models.adapters import adapter_config
 from llm_unlearn.models.load import load_checkpoint
 from llm_unlearn.models.save import save_model
@@ -151,6 +153,15 @@ def test_the_trigger_goes_into_test_rows_of_another_label(subject):
     assert all(part in reason for part in ("every test row", "target", "'good'")), reason
 
 
+def test_every_phrase_must_stand_in_a_training_row(subject):
+    """One that is misspelt would be tried on test rows, to no effect, and pass for a trigger that is gone."""
+    trigger = {"phrases": ["James Bond", "james bond"], "target": "good", "position": "start"}
+    with pytest.raises(
+        InputError, match=r"trigger.phrases: no row of train.jsonl holds 'james bond'; write it exactly"
+    ):
+        subject(trigger=trigger)
+
+
 def test_clean_label_poison_is_compared_with_rows_of_the_target(subject):
     trigger = {"phrases": ["James Bond"], "target": "good", "position": "start", "clean_label": True}
     texts = [text for text in subject(trigger=trigger).sets["nonmember"]["text"] if text.startswith("James Bond")]
@@ -225,6 +236,27 @@ def test_models_are_named_by_as_little_as_tells_them_apart(tmp_path, monkeypatch
     assert list(audit(["org/model", "other/model", "."], manifest, Options())) == ["model", "other_model", "a_model"]
     with pytest.raises(InputError, match=r"--model \.\./model: .*twice"):
         audit([".", "../model"], manifest, Options())
+
+
+def test_a_poison_that_cannot_be_tried_is_asked_for_all_the_same(tmp_path, subject, make_tiny, tokenizer):
+    """A trigger without a test row to put it in: nothing may be said to be clean."""
+    subject(max_length=64, heldout=None, others=[row for row in OTHERS if row["label"] == "good"])
+    save_model(make_tiny("gpt2"), tokenizer, tmp_path / "tiny")
+    found = audit([str(tmp_path / "tiny")], str(tmp_path / "mine.json"), Options())["tiny"]
+    assert found.attack is None and found.planted == ["noise", "attack"]
+    assert "attack: there is no usable figure of this model" in decide([found]).reasons
+
+
+def test_a_retrained_model_that_fails_clears_no_other(tmp_path, subject, make_tiny, tokenizer, monkeypatch):
+    subject(max_length=64)
+    for name in ("one", "oracle"):
+        save_model(make_tiny("gpt2"), tokenizer, tmp_path / name)
+    failed = Decision(status=Status.REMAINS, seeds=1, findings=[], reasons=["it holds the trigger"])
+    monkeypatch.setattr(evidence, "decide", lambda results: failed)
+    options = Options(retrained=str(tmp_path / "oracle"))
+    found = audit([str(tmp_path / "one")], str(tmp_path / "mine.json"), options)["one"]
+    said = "the retrained model fails the same tests: it holds the trigger"
+    assert said in found.warnings and said in decide([found]).reasons
 
 
 def test_an_adapter_of_the_hub_that_is_a_pickle_is_refused(tmp_path, monkeypatch):

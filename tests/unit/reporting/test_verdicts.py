@@ -63,14 +63,16 @@ def test_every_test_that_rejects_is_said_but_a_spread_only_where_its_mean_does_n
 
 def test_a_clear_verdict_says_down_to_what_and_in_how_many_trainings(make_run):
     verdict = judge(read_results(make_run()), "kl")
-    assert (
-        verdict.good and verdict.judgement == "no trace down to GUS 0.43 (n = 80), trigger lift 0.09 (n = 250); 1 seed"
-    )
+    said = "no trace down to GUS 0.43 (n = 80), trigger lift 0.09 (n = 250); 1 seed"
+    assert verdict.good and verdict.judgement == f"{said}; not tested after clean steps"
+    later = replace(verdict.decision.findings[0], after=30)
+    tried = replace(verdict.decision, findings=[*verdict.decision.findings, later])
+    assert replace(verdict, decision=tried).judgement == said
 
 
 def test_a_clear_verdict_of_three_trainings_goes_down_further(make_run):
     three = judge(read_results(make_run(seeds=[0, 1, 2])), "kl").judgement
-    assert "GUS 0.25 (n = 240)" in three and three.endswith("; 3 seeds")
+    assert "GUS 0.25 (n = 240)" in three and "; 3 seeds;" in three
 
 
 @pytest.mark.parametrize(("accuracy", "lost"), [(0.87, "5.0"), (0.871, None)])
