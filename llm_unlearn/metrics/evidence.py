@@ -8,11 +8,11 @@ since its null is δ and not 0.
 - **Poison remains** where a test rejects at that level, or the lower limit of an effect (the lift above the retrained
   model's, or by itself where there is none; the accuracy lost) is above the margin δ.
 - **No trace, down to δ** where nothing of that holds, each score of the canaries that shows the poison in the poisoned
-  model would have found a residue of δ with probability CHANCE, the upper limit of each effect is below δ, and no seed
-  or state lacks a figure that another model has. δ is a fifth of the poisoned model's own figure, or the whole of a GUS
-  that tells little (`_tells_little`); where that model is not known, DELTA. Placebos and spreads may reject; they
-  exclude nothing. Without a retrained model δ is DELTA at most, and what is inconclusive without the poisoned model is
-  so with it: knowing it makes no verdict milder.
+  model would have found a residue of δ with probability CHANCE, the upper limit of each effect is below δ, and the
+  figures are worth something (defects.py): none is missing, no seed shows poison by itself. δ is a fifth of the
+  poisoned model's own figure, or the whole of a GUS that tells little (`_tells_little`); where that model is not
+  known, DELTA. Placebos and spreads may reject; they exclude nothing. Without a retrained model δ is DELTA at most, and
+  what is inconclusive without the poisoned model is so with it: knowing it makes no verdict milder.
 - **Inconclusive** otherwise, with the reasons.
 
 Membership attacks ask another question, whether the rows are recognised, and turn no verdict (`noticed`).
