@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from llm_unlearn.metrics.evidence import decide, noticed
+from llm_unlearn.metrics.evidence import Status, decide, noticed
 from llm_unlearn.metrics.results import Beside, Evaluation, PhraseAttack
 from llm_unlearn.reporting.decision_words import because, judgement
 
@@ -12,6 +12,8 @@ def as_text(results: dict[str, Evaluation]) -> str:
     lines = []
     for name, result in results.items():
         lines += [name, *(f"  {title:14} {text}" for title, text in _lines(result)), ""]
+    if any(decide([result]).status == Status.CLEAR for result in results.values()):
+        lines.append("Audit the model from before unlearning too: a test that finds nothing there says nothing here.")
     return "\n".join([*lines, "A test that finds nothing does not show that nothing is left."])
 
 

@@ -188,6 +188,7 @@ def _gus(sets: Sets, score: str, control: str, kind: str = "canary") -> Gus | No
         control=gaussian_test(canary[control][scored].to_numpy()),
         others=test(~deleted),
         shown=test(deleted & ~reported),
+        n_hidden=int((reported & hidden).sum()) if "hidden" in canary else None,
     )
 
 

@@ -11,8 +11,9 @@ since its null is δ and not 0.
   model would have found a residue of δ with probability CHANCE, the upper limit of each effect is below δ, and the
   figures are worth something (defects.py): none is missing, no seed shows poison by itself. δ is a fifth of the
   poisoned model's own figure, or the whole of a GUS that tells little (`_tells_little`); where that model is not
-  known, DELTA. Placebos and spreads may reject; they exclude nothing. Without a retrained model δ is DELTA at most, and
-  what is inconclusive without the poisoned model is so with it: knowing it makes no verdict milder.
+  known, DELTA, and a GUS alone is not enough. Placebos and spreads may reject; they exclude nothing. Without a
+  retrained model δ is DELTA at most, and what is inconclusive without the poisoned model is so with it: knowing it
+  makes no verdict milder.
 - **Inconclusive** otherwise, with the reasons.
 
 Membership attacks ask another question, whether the rows are recognised, and turn no verdict (`noticed`).
@@ -127,9 +128,13 @@ def decide(
         for question in questions
         for reason in _reasons([f for f in findings if f.question == question], took, question)
     ]
+    if not poisoned and {f.test for f in found} & set(_TELLING["noise"]) == {"gus"}:
+        reasons.append(_GUS_ALONE)
     reasons += defects(results, poisoned, retrained, delta["lift"])
     if poisoned and not retrained:
-        reasons += [reason for reason in decide(results, damaging=damaging).reasons if reason not in reasons]
+        reasons += [
+            reason for reason in decide(results, damaging=damaging).reasons if reason not in (_GUS_ALONE, *reasons)
+        ]
     if not questions:
         status = Status.UNTESTED
     elif any(finding.rejects for finding in findings):
@@ -196,6 +201,10 @@ def _took(finding: Finding) -> bool:
     return finding.interval.low > 0 if finding.interval else finding.rejects
 
 
+_GUS_ALONE = (
+    "GUS: alone it excludes nothing, since adapters keep noise that gradients do not show; measure the loss rank too, "
+    "or the poisoned model"
+)
 _NAMES = {"noise": "canaries", "attack": "attack", "damage": "accuracy lost"}
 _TELLING = {"noise": ("gus", "loss rank", "canary rank"), "attack": ("lift", "placebo"), "damage": ("accuracy lost",)}
 

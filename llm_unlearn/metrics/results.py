@@ -76,12 +76,15 @@ class Gus(GaussianTest):
         others: the test of the canaries that were not deleted; None where all were.
         shown: the test of the deleted canaries that were not hidden, which a method can make look clean; None where
             all or none were hidden.
+        n_hidden: of these, canaries that were hidden from the methods, all or none; None in results from before it was
+            recorded.
     """
 
     n_unscorable: int
     control: GaussianTest
     others: GaussianTest | None
     shown: GaussianTest | None = None
+    n_hidden: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

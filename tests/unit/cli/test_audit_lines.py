@@ -7,6 +7,7 @@ import pytest
 from llm_unlearn.cli.audit_lines import as_text
 from llm_unlearn.metrics import attack_success, gaussian_test, membership_inference, placebo_test
 from llm_unlearn.metrics.attack import PairedExcess
+from llm_unlearn.metrics.evidence import Decision, Status
 from llm_unlearn.metrics.results import Attack, Evaluation, Gus, PhraseAttack
 
 pytestmark = pytest.mark.unit
@@ -74,6 +75,14 @@ def test_the_other_tests():
 
 def test_the_last_line_keeps_a_reader_from_a_false_all_clear():
     assert "does not show" in as_text({"m": EMPTY}).splitlines()[-1]
+
+
+def test_of_a_clear_model_it_is_said_that_the_one_before_must_fail(monkeypatch):
+    said = "Audit the model from before unlearning too"
+    assert said not in as_text({"m": EMPTY})
+    clear = Decision(status=Status.CLEAR, seeds=1, findings=[], reasons=[])
+    monkeypatch.setattr("llm_unlearn.cli.audit_lines.decide", lambda results: clear)
+    assert said in as_text({"m": EMPTY}).splitlines()[-2]
 
 
 def test_a_trigger_with_several_phrases_has_a_line_for_each():

@@ -97,7 +97,7 @@ def test_the_verdict_is_that_of_the_hidden_canaries_and_the_others_stand_beside_
     result = summarize(canaries(), IDENTITY, None)
     for test, means in ((result.gus, (3.5, 0.1, 2.0)), (result.loss_rank, (1.5, -1.0, 0.7))):
         assert (test.mean, test.shown.mean, test.others.mean) == means
-        assert (test.n, test.shown.n, test.others.n, test.control.n) == (2, 2, 1, 5)
+        assert (test.n, test.n_hidden, test.shown.n, test.others.n, test.control.n) == (2, 2, 2, 1, 5)
 
 
 @pytest.mark.parametrize("hidden", [None, [False] * 5])
@@ -105,6 +105,7 @@ def test_where_none_was_hidden_it_is_that_of_all_that_were_deleted(hidden):
     frame = canaries().drop(columns="hidden") if hidden is None else canaries(hidden=hidden)
     gus = summarize(frame, IDENTITY, None).gus
     assert (gus.mean, gus.n, gus.shown) == (pytest.approx(1.8), 4, None)
+    assert gus.n_hidden == (None if hidden is None else 0)
 
 
 def test_hidden_canaries_without_a_score_are_not_stood_in_for_by_the_shown_ones():

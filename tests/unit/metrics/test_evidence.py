@@ -107,6 +107,7 @@ def test_the_level_is_shared_by_the_tests_of_a_model(sections):
         ({"attack": attack(25, p=0.5, oracle=0)}, {}, "lift: up to"),  # 0.125, up to 0.185 where δ is 0.17
         ({"attack": attack(0, n=20, clean=2, p=0.5, oracle=0)}, {}, "lift: up to"),  # 0 of 20 rows exclude 0.23
         ({"gus": scores(n_unscorable=6)}, {}, "6 have no score"),
+        ({"loss_rank": scores(n_hidden=0)}, {}, "canaries: none was hidden"),
         ({"gus": scores(control=gaussian_test(EVEN + 0.5))}, {}, "fresh noise"),
         ({}, {"gus": scores(0.1), "loss_rank": scores(0.1)}, "canaries: the poison did not take"),
         ({}, {"attack": attack(0, p=0.3, oracle=0)}, "attack: the poison did not take"),
@@ -272,9 +273,18 @@ def test_of_a_gus_that_tells_little_the_whole_is_asked_for(gus, loss_rank, delta
 
 
 def test_without_a_poisoned_model_fixed_deltas_are_asked_for():
-    wide, alone = evaluation(gus=scores(sample=EVEN[::3])), evaluation(gus=scores())
-    assert decide([alone]).status == Status.CLEAR and decide([wide]).status == Status.INCONCLUSIVE
+    wide, narrow = (evaluation(gus=scores(sample=some), loss_rank=scores(sample=some)) for some in (EVEN[::3], EVEN))
+    assert decide([narrow]).status == Status.CLEAR and decide([wide]).status == Status.INCONCLUSIVE
     assert decide([evaluation()]).status == Status.UNTESTED
+
+
+def test_a_gus_alone_clears_no_model_of_which_the_poisoned_one_is_not_known():
+    """Under LoRA the gradient score of a poisoned model is 0 too; a model that shows it there is another matter."""
+    alone = evaluation(gus=scores())
+    decision = decide([alone])
+    assert decision.status == Status.INCONCLUSIVE and decision.reasons[0].startswith("GUS: alone it excludes nothing")
+    assert decide([alone], [evaluation(gus=scores(2.6))]).status == Status.CLEAR
+    assert decide([evaluation(gus=scores(), loss_rank=scores())]).status == Status.CLEAR
 
 
 def test_the_lift_is_taken_above_the_retrained_models_where_it_is_known():
