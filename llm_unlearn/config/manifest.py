@@ -69,7 +69,7 @@ class ManifestGaussian(Section):
     seed: NoiseSeed
     """of the noise, as it was planted"""
     epsilon: Positive | None = None
-    """ε of the noise; null: the loss rank, which needs it, is left out (the Gaussian score does not depend on it)"""
+    """ε of the noise; null: the loss rank, which needs it, is left out, and the Gaussian score alone clears no model"""
     ids: Annotated[list[RowId], Field(min_length=1)] | str | None = None
     """which rows, as in `poison`; null: all rows of `poison` that have noise"""
     hidden: Annotated[list[RowId], Field(min_length=1)] | str | None = None
