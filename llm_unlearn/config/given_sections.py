@@ -108,4 +108,7 @@ def completed(tree: dict[str, Any]) -> dict[str, Any]:
     for name, value in said.items():
         if evaluate.get(name) not in (None, value):
             raise InputError(f"recipe.evaluate.{name}: {path} says it ({_IN_EVALUATE[name]}); leave it out")
-    return {**tree, "data": data, "evaluate": {"clean_steps": 0, **evaluate, **said}}
+    train = tree.get("train")
+    rate_known = isinstance(train, dict) and train.get("learning_rate") is not None
+    none = {} if rate_known else {"clean_steps": 0}  # they are taken at the training's rate
+    return {**tree, "data": data, "evaluate": {**none, **evaluate, **said}}

@@ -156,7 +156,7 @@ def search(
 
 def _of_tuning(recipe: "GivenRecipe") -> "GivenRecipe":
     """The recipe of the run directory that measures the tuning half."""
-    given, evaluate = recipe.given.changed(half="tuning"), recipe.evaluate.changed(membership=[])
+    given, evaluate = recipe.given.changed(half="tuning"), recipe.evaluate.changed(membership=[], clean_steps=0)
     return recipe.changed(output_dir=str(Path(recipe.output_dir) / FOLDER), given=given, evaluate=evaluate)
 
 

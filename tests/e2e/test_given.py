@@ -122,6 +122,7 @@ def test_base_and_oracle_are_measured_beside_and_the_methods_that_begin_there_ru
     assert run("run", written(there, "beside", recipe)) == 0
     found = {path.stem: json.loads(path.read_text()) for path in (there / "beside" / "evaluation").glob("*.json")}
     assert sorted(found) == ["base", "poisoned", "retrained", "rewind"]
+    assert found["rewind"]["later"]["steps"] == 30  # the training's rate is known
     assert found["rewind"]["oracle"]["kl"] > 0 and found["rewind"]["attack"]["excess"]["n"] > 0
     # the FLOPs of the training are those that the training itself counted
     counted = json.loads((made / "poisoned" / "cost.json").read_text())
