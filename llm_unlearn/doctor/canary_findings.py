@@ -14,10 +14,13 @@ SMALL, LARGE = 0.1, 16.0  # ε over the embeddings' rms: below, no canary was ev
 # tests of the question "is the noise there?" by kind: GUS and loss rank, or canary rank, and the spread of each; again
 # after clean steps
 TESTS = {"gaussian": 4, "tokens": 2}
-# epochs of adapters on a pretrained model → the share of the highest mean rank that canaries reached: noise of 1 rms,
+# what trains of a pretrained model → epochs → the share of the highest mean rank that canaries reached: noise of 1 rms,
 # or six words; the least that was seen in docs/canaries.md and recipes/smollm2-* (words in the text, 4 epochs)
-REACHED = {"gaussian": {1: 0.3, 2: 0.4, 4: 0.9}, "tokens": {1: 0.3, 2: 0.4, 4: 0.5}}
-TWICE = 0.55  # the same of both kinds after one epoch in which each canary stood twice
+REACHED = {
+    "adapters": {"gaussian": {1: 0.3, 2: 0.4, 4: 0.8}, "tokens": {1: 0.3, 2: 0.4, 4: 0.5}},
+    "all weights": {"gaussian": {1: 0.07, 2: 0.55, 4: 0.9}, "tokens": {1: 0.4, 2: 0.75, 4: 0.95}},
+}
+TWICE = 0.55  # of adapters, both kinds after one epoch in which each canary stood twice
 FEW_STEPS = 70  # after 35 nothing was found, after 70 most kinds were
 _SCORE = {
     "gaussian": ("canaries", "a GUS or loss rank", "noise"),
@@ -72,15 +75,17 @@ def _expected_rank(recipe: Recipe, kind: str) -> tuple[float, str]:
         return math.inf, "no ranks are taken"
     highest = highest_mean(draws)
     words = f"by {draws} draws no mean rank is above {highest:.1f}"
-    if not getattr(recipe.model, "lora", None) or not getattr(recipe.model, "path", None):
+    if not getattr(recipe.model, "path", None):
         return highest, words
-    reached = REACHED[kind]
+    trained = "adapters" if getattr(recipe.model, "lora", None) else "all weights"
+    reached = REACHED[trained][kind]
     epochs = max((epochs for epochs in reached if epochs <= recipe.train.epochs), default=min(reached))
     share, shown = reached[epochs], f"{epochs} epoch{'s' * (epochs > 1)}"
-    if epochs == 1 and dict(recipe.poison)[kind].exposures > 1:
+    if trained == "adapters" and epochs == 1 and dict(recipe.poison)[kind].exposures > 1:
         share, shown = TWICE, "one epoch with each canary twice"
     return highest * share, (
-        f"{words}, and of that {shown} of adapters on a pretrained model reached {share:.0%} or more (docs/canaries.md)"
+        f"{words}, and of that {shown} of {trained} of a pretrained model reached {share:.0%} or more "
+        "(docs/canaries.md)"
     )
 
 

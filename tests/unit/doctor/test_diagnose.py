@@ -113,14 +113,17 @@ def test_only_hidden_canaries_count(tmp_path, gaussian, other, level, words):
 @pytest.mark.parametrize(
     ("kind", "epochs", "exposures", "draws", "seen", "share"),
     [
-        ("gaussian", 5, 1, 19, "4 epochs", 0.9),
-        ("gaussian", 2, 2, 99, "2 epochs", 0.4),
-        ("gaussian", 0.5, 1, 9, "1 epoch", 0.3),
-        ("tokens", 1, 2, 99, "one epoch with each canary twice", 0.55),
-        ("tokens", 4, 1, 99, "4 epochs", 0.5),
+        ("gaussian", 5, 1, 19, "4 epochs of adapters", 0.8),
+        ("gaussian", 2, 2, 99, "2 epochs of adapters", 0.4),
+        ("gaussian", 0.5, 1, 9, "1 epoch of adapters", 0.3),
+        ("tokens", 1, 2, 99, "one epoch with each canary twice of adapters", 0.55),
+        ("tokens", 4, 1, 99, "4 epochs of adapters", 0.5),
+        ("gaussian", 3, 1, 19, "2 epochs of all weights", 0.55),
+        ("tokens", 1, 2, 99, "1 epoch of all weights", 0.4),
+        ("tokens", 4, 1, 99, "4 epochs of all weights", 0.95),
     ],
 )
-def test_of_adapters_what_the_study_saw_is_asked_for(tmp_path, kind, epochs, exposures, draws, seen, share):
+def test_of_a_pretrained_model_what_the_study_saw_is_asked_for(tmp_path, kind, epochs, exposures, draws, seen, share):
     """A fifth of the rank that canaries reach after so many epochs, by the half of them that is hidden."""
     highest = norm.expect(lambda x: x, lb=norm.isf(1 / (draws + 1)), conditional=True)
     tests = {"gaussian": 8, "tokens": 4}[kind]  # half of them after clean steps
@@ -128,14 +131,15 @@ def test_of_adapters_what_the_study_saw_is_asked_for(tmp_path, kind, epochs, exp
     section = {"fraction": 0.2, "exposures": exposures, **({"epsilon": 0.1} if kind == "gaussian" else {})}
     poison = {kind: section}
     changes = {"poison": poison, "train__epochs": epochs, "train__learning_rate": 5e-4}
-    adapters = {"model": {"path": "m", "lora": {"r": 4}}, "pretrain": None, **changes}
-    (finding,) = check_canaries(recipe(tmp_path, **adapters, evaluate={"loss_rank_draws": draws}))
-    assert finding.level == "warning" and f"{seen} of adapters" in finding.what and f"{share:.0%}" in finding.what
-    assert f"{2 * math.ceil((z / (0.2 * share * highest)) ** 2):,} deleted" in finding.remedy
+    lora = {"lora": {"r": 4}} if "adapters" in seen else {}
+    pretrained = {"model": {"path": "m", **lora}, "pretrain": None, **changes}
+    (finding,) = check_canaries(recipe(tmp_path, **pretrained, evaluate={"loss_rank_draws": draws}))
+    assert finding.level == "warning" and seen in finding.what and f"{share:.0%}" in finding.what
+    assert f"{2 * math.ceil((z / min(0.5, 0.2 * share * highest)) ** 2):,} deleted" in finding.remedy
     assert (f"set poison.{kind}.exposures=2" in finding.remedy) == (epochs < 2 and exposures == 1)
-    (full,) = check_canaries(recipe(tmp_path, **changes, evaluate={"loss_rank_draws": draws}))
-    assert full.what.endswith(f"no mean rank is above {highest:.1f}")
-    assert f"of {min(0.5, 0.2 * highest):.2g} takes" in full.remedy
+    (made,) = check_canaries(recipe(tmp_path, **changes, evaluate={"loss_rank_draws": draws}))
+    assert made.what.endswith(f"no mean rank is above {highest:.1f}")
+    assert f"of {min(0.5, 0.2 * highest):.2g} takes" in made.remedy
 
 
 def test_without_ranks_only_the_gaussian_score_is_asked_for(tmp_path):
