@@ -115,7 +115,10 @@ def test_a_row_is_trained_on_as_often_as_its_exposures_say(small):
         assert sorted(seen) == sorted([0, 1, 1, 2] * epoch)
 
 
-@pytest.mark.parametrize(("name", "plan"), [("canaries-smollm2", "designs"), ("canaries-smollm2-share", "share")])
+KEPT = (("canaries-smollm2", "designs"), ("canaries-smollm2-share", "share"), ("canaries-smollm2-layers", "layers"))
+
+
+@pytest.mark.parametrize(("name", "plan"), KEPT)
 def test_the_results_that_are_kept_hold_every_design_with_an_exact_null_on_the_base(name, plan):
     """The page's tables are made of them."""
     results = json.loads((ROOT / "recipes" / "tuning" / f"{name}.json").read_text())
