@@ -2,17 +2,17 @@
 
 from functools import partial
 
-from llm_unlearn.metrics.evidence import Status, decide, noticed
+from llm_unlearn.metrics.evidence import Decision, Status, decide, noticed
 from llm_unlearn.metrics.results import Beside, Evaluation, PhraseAttack
 from llm_unlearn.reporting.decision_words import because, judgement
 
 
 def as_text(results: dict[str, Evaluation]) -> str:
     """What the audit found, for reading on a terminal."""
-    lines = []
+    lines, decisions = [], {name: decide([result]) for name, result in results.items()}
     for name, result in results.items():
-        lines += [name, *(f"  {title:14} {text}" for title, text in _lines(result)), ""]
-    if any(decide([result]).status == Status.CLEAR for result in results.values()):
+        lines += [name, *(f"  {title:14} {text}" for title, text in _lines(result, decisions[name])), ""]
+    if any(decision.status == Status.CLEAR for decision in decisions.values()):
         lines.append("Audit the model from before unlearning too: a test that finds nothing there says nothing here.")
     return "\n".join([*lines, "A test that finds nothing does not show that nothing is left."])
 
@@ -23,9 +23,9 @@ def _retrained(beside: Beside | None, figure: str, form: str) -> str:
     return "" if value is None else f" (retrained: {value:{form}})"
 
 
-def _lines(result: Evaluation) -> list[tuple[str, str]]:
+def _lines(result: Evaluation, decision: Decision) -> list[tuple[str, str]]:
     """(what was tested, what was found)."""
-    decision, beside = decide([result]), result.retrained
+    beside = result.retrained
     retrained = partial(_retrained, beside)
     lines = [("WARNING", text) for text in result.warnings or ()]
     lines.append(("decision", judgement(decision)))

@@ -3,6 +3,7 @@
 import gzip
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -17,6 +18,7 @@ from llm_unlearn.cli.main import main
 from llm_unlearn.config.model_sections import ModelSection
 from llm_unlearn.data.encoding import Encoding
 from llm_unlearn.errors import InputError
+from llm_unlearn.evaluation.measured_rows import MeasuredRows
 from llm_unlearn.metrics import evidence
 from llm_unlearn.metrics.evidence import Decision, Status, decide
 from llm_unlearn.models.adapters import adapter_config
@@ -245,6 +247,12 @@ def test_a_poison_that_cannot_be_tried_is_asked_for_all_the_same(tmp_path, subje
     found = audit([str(tmp_path / "tiny")], str(tmp_path / "mine.json"), Options())["tiny"]
     assert found.attack is None and found.planted == ["noise", "attack"]
     assert "attack: there is no usable figure of this model" in decide([found]).reasons
+
+
+@pytest.mark.parametrize(("manifest", "asked"), [({}, []), ({"withheld": True}, ["noise"])])
+def test_canaries_whose_secret_is_not_known_are_asked_for(manifest, asked):
+    rows = SimpleNamespace(manifest={"gaussian": None, "trigger": None, **manifest}, sets={"triggered": []})
+    assert MeasuredRows.planted.fget(rows) == asked
 
 
 def test_a_retrained_model_that_fails_clears_no_other(tmp_path, subject, make_tiny, tokenizer, monkeypatch):
