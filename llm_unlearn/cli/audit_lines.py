@@ -36,10 +36,9 @@ def _lines(result: Evaluation, decision: Decision) -> list[tuple[str, str]]:
             spread = f"of the spread p = {section.chi2_p_value:.2g}"
             own = retrained(figure_name, ".2f")
             lines.append((title, f"{figure}, p = {section.p_value:.2g}), {spread}{own}"))
-            if known := section.shown:
-                lines.append(
-                    ("", f"of the canaries that the method knew: {known.mean:.2f} (n = {known.n}), not counted")
-                )
+            for what, part in (("that the method knew", section.shown), ("that were not deleted", section.others)):
+                if part:
+                    lines.append(("", f"of the canaries {what}: {part.mean:.2f} (n = {part.n}), not counted"))
     if attack := result.attack:
         low, high = attack.ci95.lift
         rates = f"{attack.success_rate:.2f} with it, {attack.clean_rate:.2f} without"

@@ -9,11 +9,11 @@ since its null is δ and not 0.
   model's, or by itself where there is none; the accuracy lost) is above the margin δ.
 - **No trace, down to δ** where nothing of that holds, each score of the canaries that shows the poison in the poisoned
   model would have found a residue of δ with probability CHANCE, the upper limit of each effect is below δ, and the
-  figures are worth something (defects.py): none is missing, no seed shows poison by itself. δ is a fifth of the
-  poisoned model's own figure, or the whole of a GUS that tells little (`_tells_little`); where that model is not
-  known, DELTA, and a GUS alone is not enough. Placebos and spreads may reject; they exclude nothing. Without a
-  retrained model δ is DELTA at most, and what is inconclusive without the poisoned model is so with it: knowing it
-  makes no verdict milder.
+  figures are worth something (defects.py): none is missing, no seed shows poison by itself. Canaries that were not to
+  be deleted are not found either. δ is a fifth of the poisoned model's own figure, or the whole of a GUS that tells
+  little (`_tells_little`); where that model is not known, DELTA, and a GUS alone is not enough. Placebos and spreads
+  may reject; they exclude nothing. Without a retrained model δ is DELTA at most, and what is inconclusive without the
+  poisoned model is so with it: knowing it makes no verdict milder.
 - **Inconclusive** otherwise, with the reasons.
 
 Membership attacks ask another question, whether the rows are recognised, and turn no verdict (`noticed`).
@@ -24,8 +24,11 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from llm_unlearn.metrics.defects import RARE, defects
-from llm_unlearn.metrics.findings import ROUNDING, Finding, canary_tests, take_tests, title
+from llm_unlearn.metrics.findings import CHANCE, ROUNDING, Finding, canary_tests, take_tests, title
+from llm_unlearn.metrics.gaussian import GaussianTest
 from llm_unlearn.metrics.membership import MembershipTest
+from llm_unlearn.metrics.pooling import pool_scores
+from llm_unlearn.metrics.power import smallest_effect
 from llm_unlearn.metrics.results import Evaluation
 from llm_unlearn.metrics.typed import Result
 
@@ -130,6 +133,7 @@ def decide(
     ]
     if not poisoned and {f.test for f in found} & set(_TELLING["noise"]) == {"gus"}:
         reasons.append(_GUS_ALONE)
+    reasons += _not_deleted(results, took, delta)
     reasons += defects(results, poisoned, retrained, delta["lift"])
     if poisoned and not retrained:
         reasons += [
@@ -186,6 +190,25 @@ def _reasons(findings: list[Finding], took: set[str], question: str) -> Iterable
                     f"{title(f.test)}{so}: up to {f.detectable:.2f} {missed} (n = {f.n}), and less than "
                     f"{f.delta:.2f} is asked for"
                 )
+
+
+def _not_deleted(results: Sequence[Evaluation], took: set[str], delta: dict[str, float]) -> Iterable[str]:
+    """The canaries that were not to be deleted, where they are found, or too few to say that they are not: a method can
+    forget what it was shown and keep the rest.
+    """
+    parts: dict[str, list[GaussianTest]] = {}
+    for result in results:
+        for test, section in canary_tests(result).items():
+            if section.others and test in took:
+                parts.setdefault(test, []).append(section.others)
+    for test, tests in parts.items():
+        scores = pool_scores(tests)
+        missed = smallest_effect(scores.n, 1.0 if scores.std is None else scores.std, CHANCE, RARE)
+        if min(scores.p_value, scores.spread_p_value) < RARE / len(parts) or missed >= delta[test]:
+            yield (
+                f"{title(test)}: {scores.n} canaries were not deleted, and theirs is {scores.mean:.2f} "
+                f"(p = {scores.p_value:.1g})"
+            )
 
 
 def _tells_little(gus: float, loss_rank: float) -> bool:

@@ -12,6 +12,7 @@ from llm_unlearn.metrics.results import Evaluation, Gus, Later
 from llm_unlearn.metrics.typed import Result
 
 ATTACK_KINDS = ("trigger", "patch", "gradient_matching")  # poisons that are an attack on single inputs
+CANARY_TESTS = ("gus", "loss rank", "canary rank")
 CHANCE = 0.8  # with which a residue of δ would have been found
 ROUNDING = 1e-9  # so that 0.35 − 0.15 counts as 0.2
 
@@ -84,8 +85,8 @@ def take_tests(
 
 def canary_tests(state: Evaluation | Later) -> dict[str, Gus]:
     """Test → the figures of a model's canaries in one state, those that there are."""
-    tests = {"gus": state.gus, "loss rank": state.loss_rank, "canary rank": state.canary_rank}
-    return {test: section for test, section in tests.items() if section}
+    sections = (state.gus, state.loss_rank, state.canary_rank)
+    return {test: section for test, section in zip(CANARY_TESTS, sections, strict=True) if section}
 
 
 def _noise(results: Sequence[Evaluation], level: float, delta: dict[str, float]) -> list[Finding]:

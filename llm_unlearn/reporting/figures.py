@@ -37,15 +37,17 @@ excess_p = _of(lambda r: r.attack.excess if r.attack else None, lambda e: e.p_va
 gus, gus_interval = _of(lambda r: r.gus, lambda g: g.mean), _of(lambda r: r.gus, lambda g: g.ci95)
 gus_p, spread_p = _of(lambda r: r.gus, lambda g: g.p_value), _of(lambda r: r.gus, lambda g: g.chi2_p_value)
 rank, rank_p = _of(lambda r: r.loss_rank, lambda g: g.mean), _of(lambda r: r.loss_rank, lambda g: g.p_value)
+rank_tpr = _of(lambda r: r.loss_rank, lambda g: g.tpr_at_fpr.get(ONE_PERCENT_FPR))
 rank_interval = _of(lambda r: r.loss_rank, lambda g: g.ci95)
 string_rank = _of(lambda r: r.canary_rank, lambda g: g.mean)
 string_rank_p = _of(lambda r: r.canary_rank, lambda g: g.p_value)
 string_rank_interval = _of(lambda r: r.canary_rank, lambda g: g.ci95)
 string_rank_tpr = _of(lambda r: r.canary_rank, lambda g: g.tpr_at_fpr.get(ONE_PERCENT_FPR))
 gus_tpr = _of(lambda r: r.gus, lambda g: g.tpr_at_fpr.get(ONE_PERCENT_FPR))
-others = _of(
-    lambda r: r.gus.others if r.gus else None, lambda test: test.mean
-)  # GUS of the canaries that were not deleted
+# the same scores of the canaries that were not deleted
+gus_others = _of(lambda r: r.gus and r.gus.others, lambda test: test.mean)
+rank_others = _of(lambda r: r.loss_rank and r.loss_rank.others, lambda test: test.mean)
+string_rank_others = _of(lambda r: r.canary_rank and r.canary_rank.others, lambda test: test.mean)
 accuracy = _of(lambda r: r.utility, lambda u: u.accuracy)
 accuracy_interval = _of(lambda r: r.utility, lambda u: u.ci95)
 perplexity: Figure = lambda r: r.utility.perplexity if r.utility else r.perplexity  # noqa: E731

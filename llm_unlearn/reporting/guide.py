@@ -43,6 +43,7 @@ _MEANINGS = {
     "log-prob among fresh strings in the same row. Null: 0, and each score is N(0, 1). Above 0 the model knows the "
     "strings; below 0 they were pushed out.",
     "p (rank)": "Two-sided p-value of the mean loss rank, as of GUS.",
+    f"{TPR} (rank)": "The same share by the canaries' loss ranks.",
     TPR: "Share of the canaries (MIA: of the forget-set rows) that a per-example test recognises at 1 % false "
     "positives. Null: 0.01. A rank among K draws can recognise about K + 1 in a hundred at most.",
     "accuracy (%)": "Share of the clean test examples answered rightly. Higher is better; unlearning should not cost "

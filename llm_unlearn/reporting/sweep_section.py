@@ -28,10 +28,22 @@ class Curve:
     scale: int = 1
 
 
-GUS, LIFT = Curve("gus.mean", "GUS, deleted canaries", figures.gus), Curve("attack.lift", "attack lift", figures.lift)
-ACCURACY = Curve("utility.accuracy", "accuracy (%)", figures.accuracy, 100)
-CURVES = (LIFT, GUS, Curve("gus.others.mean", "GUS, canaries not deleted", figures.others), ACCURACY)
-EFFECTS = (LIFT, Curve("gus.mean", "GUS", figures.gus), Curve("gus.tpr_at_fpr.0.01", "TPR@1 %", figures.gus_tpr))
+LIFT, ACCURACY = (
+    Curve("attack.lift", "attack lift", figures.lift),
+    Curve("utility.accuracy", "accuracy (%)", figures.accuracy, 100),
+)
+SCORES = (
+    Curve("gus.mean", "GUS", figures.gus),
+    Curve("loss_rank.mean", "loss rank", figures.rank),
+    Curve("canary_rank.mean", "canary rank", figures.string_rank),
+)
+OTHERS = (
+    Curve("gus.others.mean", "GUS, canaries not deleted", figures.gus_others),
+    Curve("loss_rank.others.mean", "loss rank, canaries not deleted", figures.rank_others),
+    Curve("canary_rank.others.mean", "canary rank, canaries not deleted", figures.string_rank_others),
+)
+CURVES = (LIFT, *SCORES, *OTHERS, ACCURACY)
+EFFECTS = (LIFT, *SCORES, Curve("gus.tpr_at_fpr.0.01", "TPR@1 %", figures.gus_tpr))
 _NAMES = {
     "unlearn.forget_fraction": "known fraction of the poison",
     "unlearn.false_positives": "clean rows in the forget set, per poisoned row",
@@ -150,10 +162,11 @@ def axis_plot(axis: Axis) -> bytes:
 
 
 def _axis_table(axis: Axis) -> Table:
-    every = {(curve, name): axis.at(name, curve.of) for curve in (GUS, LIFT, ACCURACY) for name in axis.models}
+    told = (*SCORES, LIFT, ACCURACY)
+    every = {(curve, name): axis.at(name, curve.of) for curve in told for name in axis.models}
     shown = [
         (curve, i)
-        for curve in (GUS, LIFT, ACCURACY)
+        for curve in told
         for i in range(len(axis.values))
         if any(every[curve, name][i] for name in axis.models)
     ]

@@ -5,9 +5,11 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from llm_unlearn.metrics.defects import RARE, uncalibrated_scores
+from llm_unlearn.metrics.findings import CANARY_TESTS, canary_tests, title
 from llm_unlearn.metrics.gaussian import GaussianTest
 from llm_unlearn.metrics.intervals import Interval
-from llm_unlearn.metrics.results import Evaluation
+from llm_unlearn.metrics.pooling import PooledScores, pool_scores
+from llm_unlearn.metrics.results import Evaluation, Gus
 from llm_unlearn.reporting import figures
 from llm_unlearn.reporting.figures import Figure
 from llm_unlearn.reporting.formats import number, p_range, p_value, seconds, tokens
@@ -137,6 +139,7 @@ def present(results: Results) -> list[Column]:
         Column(canaries, TPR, figures.gus_tpr, number, 0.01, first=False),
         Column(canaries, "loss rank", figures.rank, number, 0.0, figures.rank_interval),
         Column(canaries, "p (rank)", figures.rank_p, p_value, first=False),
+        Column(canaries, f"{TPR} (rank)", figures.rank_tpr, number, 0.01, first=False),
         Column(TOKENS, "canary rank", figures.string_rank, number, 0.0, figures.string_rank_interval),
         Column(TOKENS, "p", figures.string_rank_p, p_value, first=False),
         Column(TOKENS, TPR, figures.string_rank_tpr, number, 0.01, first=False),
@@ -249,44 +252,53 @@ def side_by_side(table: Table, name: str) -> Table:
 
 def control_table(results: Results) -> Table | None:
     """Per model: does fresh noise, never used in training, look like N(0, 1)? None where no model has a control."""
+    tests = _canary_cells(results, lambda section: section.control)
+    if tests is None:
+        return None
     rows = []
-    for name in results.names:
+    for name, cells in tests.rows:
         several = len(results.of(name)) > 1
         off = [
             f"{score}{f' of seed {result.seed}' if several else ''}"
             for result in results.of(name)
             for score in uncalibrated_scores(result)
         ]
-        if cells := _gaussian_cells([r.gus.control for r in results.of(name) if r.gus]):
-            rows.append((name, [*cells, Cell(f"NOT N(0, 1): {', '.join(off)}" if off else "as it must be")]))
-    titles = ["n", "mean", "p of the mean", "p of the spread (χ²)", TPR, f"every score, at level {RARE:g}"]
-    return Table([(title, "") for title in titles], rows) if rows else None
+        rows.append((name, [*cells, Cell(f"NOT N(0, 1): {', '.join(off)}" if off else "as it must be")]))
+    return replace(tests, columns=[*tests.columns, (f"every score, at level {RARE:g}", "")], rows=rows)
 
 
 def part_table(results: Results, part: str) -> Table | None:
-    """The Gaussian test of the canaries that do not decide, or None where no model has them.
+    """The tests of the canaries that do not decide, or None where no model has them.
 
     Args:
         results: of the run.
         part: "others", which were not deleted, or "shown", whose noise the methods knew.
     """
-    tests = {
-        name: [found for r in results.of(name) if r.gus and (found := getattr(r.gus, part))] for name in results.names
+    return _canary_cells(results, lambda section: getattr(section, part))
+
+
+def _canary_cells(results: Results, of: Callable[[Gus], GaussianTest | None]) -> Table | None:
+    """One test of each score of the canaries that any model has, pooled over seeds; None where there is none."""
+    found = {
+        name: {
+            score: pool_scores(tests)
+            for score in CANARY_TESTS
+            if (tests := [t for r in results.of(name) if (s := canary_tests(r).get(score)) and (t := of(s))])
+        }
+        for name in results.names
     }
-    rows = [(name, _gaussian_cells(found)) for name, found in tests.items() if found]
-    titles = ("n", "GUS", "p", "p of the spread (χ²)", TPR)
-    return Table([(title, "") for title in titles], rows) if rows else None
-
-
-def _gaussian_cells(tests: list[GaussianTest]) -> list[Cell]:
-    """A test over the seeds that have it; [] without one."""
-    if not tests:
-        return []
-    rates = [test.tpr_at_fpr[figures.ONE_PERCENT_FPR] for test in tests]
-    return [
-        Cell(str(sum(test.n for test in tests))),
-        Cell(number(sum(test.mean for test in tests) / len(tests))),
-        Cell(p_range(Statistic(tuple(test.p_value for test in tests)))),
-        Cell(p_range(Statistic(tuple(test.chi2_p_value for test in tests)))),
-        Cell(number(sum(rates) / len(rates))),
+    scores = [score for score in CANARY_TESTS if any(score in tests for tests in found.values())]
+    rows = [
+        (name, [cell for score in scores for cell in _pooled_cells(tests.get(score))])
+        for name, tests in found.items()
+        if tests
     ]
+    titles = ("n", "mean", "p of the mean", "p of the spread (χ²)")
+    return Table([(head, title(score)) for score in scores for head in titles], rows) if rows else None
+
+
+def _pooled_cells(scores: PooledScores | None) -> list[Cell]:
+    if scores is None:
+        return [Cell("–")] * 4
+    texts = (str(scores.n), number(scores.mean), p_value(scores.p_value), p_value(scores.spread_p_value))
+    return [Cell(text) for text in texts]

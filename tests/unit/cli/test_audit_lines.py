@@ -54,6 +54,13 @@ def test_the_gaussian_test(section, decision):
     assert any(f"GUS {section.mean:.2f} (n = 5, p = {section.p_value:.2g}), of the spread" in line for line in lines)
 
 
+def test_canaries_that_do_not_decide_are_named_with_their_figure():
+    section = replace(gus(0.1, 0.4, 0.5), shown=replace(NULL, mean=0.2), others=replace(NULL, mean=2.0))
+    text = as_text({"m": replace(EMPTY, loss_rank=section)})
+    assert "of the canaries that the method knew: 0.20 (n = 5)" in text
+    assert "of the canaries that were not deleted: 2.00 (n = 5)" in text
+
+
 def test_the_other_tests():
     attack = attack_success([1] * 9 + [0], [0] * 9 + [1])
     excess = PairedExcess(mean=0.7, ci95=None, p_value=1e-8, n=10)

@@ -467,6 +467,24 @@ def test_a_phrase_that_does_not_work_in_the_poisoned_model_excludes_nothing():
 
 
 @pytest.mark.parametrize(
+    ("kept", "reason"),
+    [
+        (EVEN, None),  # a method that removed what it was not told of either
+        (EVEN + 0.4, "loss rank: 100 canaries were not deleted, and theirs is 0.40 (p = 6e-05)"),
+        (EVEN - 0.4, "100 canaries were not deleted, and theirs is -0.40"),  # pushed below 0, a trace too
+        (EVEN[::5] - EVEN[::5].mean(), "20 canaries were not deleted, and theirs is 0.00"),  # too few to say so
+    ],
+)
+@pytest.mark.parametrize("poisoned", [[POISONED], []])
+def test_canaries_that_were_not_to_be_deleted_keep_a_model_from_being_called_clear(kept, reason, poisoned):
+    """They are what is left of a poison that was known in part."""
+    decision = decide([replace(CLEAN, loss_rank=scores(others=gaussian_test(kept)))], poisoned, [CLEAN])
+    assert decision.status == (Status.CLEAR if reason is None else Status.INCONCLUSIVE)
+    assert [text for text in decision.reasons if "not deleted" not in text] == []
+    assert reason is None or any(reason in text for text in decision.reasons)
+
+
+@pytest.mark.parametrize(
     ("sections", "promising"),
     [
         ({}, True),

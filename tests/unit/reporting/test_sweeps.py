@@ -34,7 +34,7 @@ def test_an_axis_holds_the_centre_and_the_points_that_are_there(swept):
     (axis,) = sweep_axes(read_results(swept))
     assert axis.values == [0.5, 1.0]  # rising; 0.1 has not been run
     assert [s.mean for s in axis.at("kl", figures.gus)] == pytest.approx([0.8, 0.1])
-    assert [s and s.mean for s in axis.at("kl", figures.others)] == [1.5, None]
+    assert [s and s.mean for s in axis.at("kl", figures.gus_others)] == [1.5, None]
     assert axis.models[0] == "poisoned" and axis.models[-2:] == ["clean", "retrained"]
     assert axis_plot(axis).startswith(b"\x89PNG")
 
@@ -58,7 +58,22 @@ def test_the_sections_name_the_axis_and_the_two_oracles(swept):
     assert section.plots[0].name == "sweep_unlearn_forget_fraction"
     row = dict(section.tables[0].rows)["kl"]
     assert [cell.value for cell in row[:2]] == ["0.80", "0.10"]
-    assert {group for _, group in section.tables[0].columns} == {"attack lift", "GUS, deleted canaries", "accuracy (%)"}
+    assert {group for _, group in section.tables[0].columns} == {"attack lift", "GUS", "accuracy (%)"}
+
+
+def test_ranks_are_shown_beside_gus(make_run):
+    """Under LoRA they are what tells a poisoned model: there a GUS moves by nothing that is worth a share."""
+    ranks = {"poisoned": 1.8, "kl": 0.9, "retrained": 0.0}
+    root = make_run({"kl": None, "kl@0.02": {}, "kl@0.1": {}, **{name: {"gus": 0.02} for name in ("poisoned",)}})
+    for path in (root / "evaluation").glob("*.json"):
+        doc = json.loads(path.read_text())
+        if (name := path.stem.partition("@")[0]) in ranks:
+            path.write_text(json.dumps(doc | {"loss_rank": doc["gus"] | {"mean": ranks[name]}}))
+    effect, budgets = sweep_sections(read_results(root))
+    row = dict(zip(effect.tables[0].columns, dict(effect.tables[0].rows)["kl@0.1"], strict=True))
+    assert row["loss rank", "to retrained"].value == "0.50" and row["GUS", "to retrained"].value == "–"
+    row = dict(zip(budgets.tables[0].columns, dict(budgets.tables[0].rows)["kl"], strict=True))
+    assert row["10", "loss rank"].value == "0.90"
 
 
 def test_budgets_make_an_axis_of_their_own(make_run):

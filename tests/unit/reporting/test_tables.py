@@ -1,7 +1,11 @@
 """The main table and the control table: figures, intervals, order, what is left out, what is marked."""
 
-import pytest
+from dataclasses import replace
 
+import pytest
+from scipy.stats import chi2, norm
+
+from llm_unlearn.reporting.formats import p_value
 from llm_unlearn.reporting.run_results import read_results
 from llm_unlearn.reporting.tables import control_table, main_table, part_table
 
@@ -98,17 +102,30 @@ def test_control_names_the_model_on_which_fresh_noise_is_off(make_run):
     assert [cell.text for cell in dict(table.rows)["kl"]] == [
         "80",
         "−0.05",
-        "4e−4",
-        "0.400",
-        "0.01",
+        "0.655",
+        "0.810",
         "NOT N(0, 1): GUS",
     ]
     assert dict(table.rows)["poisoned"][-1].text == "as it must be"
     assert len(table.rows) == 7
 
 
-def test_canaries_that_were_not_deleted_stand_apart(make_run, run_dir):
+def test_canaries_that_were_not_deleted_stand_apart_by_every_score(make_run, run_dir):
     assert part_table(read_results(run_dir), "others") is None
-    table = part_table(read_results(make_run({"kl": {"others": 2.1}})), "others")
-    assert [name for name, _ in table.rows] == ["kl"]
-    assert [cell.text for cell in dict(table.rows)["kl"]] == ["20", "2.10", "1e−20", "0.400", "0.70"]
+    results = read_results(make_run({"kl": {"others": 2.1}}, seeds=[0, 1]))
+    for run in results.runs:  # adapters keep noise that gradients do not show: ranks say what GUS does not
+        model = run.models["kl"]
+        ranks = replace(model.gus, others=replace(model.gus.others, mean=0.5, std=1.0))
+        run.models["kl"] = replace(model, loss_rank=ranks)
+    table = part_table(results, "others")
+    assert [group for _, group in table.columns] == ["GUS"] * 4 + ["loss rank"] * 4
+    (name, cells), *rest = table.rows
+    assert name == "kl" and not rest
+    # 2 · 20 scores: z = 2.1 · √40 = 13.28 and 0.5 · √40 = 3.16; Σ I² = 2 · (19 · 1.02² + 20 · 2.1²) = 216, 48
+    values = [
+        value
+        for z, squares in ((13.2816, 215.935), (3.1623, 48.0))
+        for value in (2 * norm.sf(z), 2 * min(chi2.sf(squares, 40), chi2.cdf(squares, 40)))
+    ]
+    expected = ["40", "2.10", *map(p_value, values[:2]), "40", "0.50", *map(p_value, values[2:])]
+    assert [cell.text for cell in cells] == expected
