@@ -99,13 +99,7 @@ def test_over_seeds_mean_sd_and_n(make_run):
 
 def test_control_names_the_model_on_which_fresh_noise_is_off(make_run):
     table = control_table(read_results(make_run({"kl": {"control_p": 0.0004}})))
-    assert [cell.text for cell in dict(table.rows)["kl"]] == [
-        "80",
-        "−0.05",
-        "0.655",
-        "0.810",
-        "NOT N(0, 1): GUS",
-    ]
+    assert [cell.text for cell in dict(table.rows)["kl"]] == ["80", "−0.05", "0.655", "0.810", "NOT N(0, 1): GUS"]
     assert dict(table.rows)["poisoned"][-1].text == "as it must be"
     assert len(table.rows) == 7
 
