@@ -90,15 +90,25 @@ def tokens_of(
 
 
 def canaries_of(path: Path, manifest: Manifest, train: TrainRows, forget: list[int]) -> list[int]:
-    """Ids of the rows that were trained with noise."""
+    """Ids of the rows that were trained with noise.
+
+    Raises:
+        InputError: no row says with which, or one of `gaussian.ids` has none: another noise than that of the training
+            finds nothing.
+    """
     gaussian = manifest.gaussian
     if gaussian is None:
         return []
-    noise = None if train.noise_id is None else dict(zip(train.rows["example_id"], train.noise_id, strict=True))
+    if train.noise_id is None:
+        raise InputError(
+            f"{path}.gaussian: the rows of {manifest.train} have no column noise_id, so it is not known which noise "
+            "each was trained with, and another finds nothing; save the rows as plant_canaries returned them"
+        )
+    noise = dict(zip(train.rows["example_id"], train.noise_id, strict=True))
     if gaussian.ids is None:
-        return [i for i in forget if noise is None or noise[i] != NO_NOISE]
+        return [i for i in forget if noise[i] != NO_NOISE]
     chosen = train.ids(gaussian.ids, path.parent, f"{path}.gaussian.ids")
-    noiseless = [i for i in chosen if noise is not None and noise[i] == NO_NOISE]
+    noiseless = [i for i in chosen if noise[i] == NO_NOISE]
     if noiseless:
         raise InputError(
             f"{path}.gaussian.ids: {len(noiseless)} of {len(chosen)} rows have no noise (noise_id −1 in "
@@ -140,7 +150,7 @@ def marked(
     if both := set(strings) & set(canaries):
         raise InputError(f"row {min(both)} is a canary of both kinds, `gaussian` and `tokens`; name it in one of them")
     kinds[np.isin(ids, list(measured))] = "tokens"
-    noise_id = ids if train.noise_id is None else train.noise_id
+    noise_id = np.full(len(ids), NO_NOISE) if train.noise_id is None else train.noise_id
     rows = train.rows.add_column("poison", list(kinds)).add_column("noise_id", noise_id)
     if not strings:
         return rows

@@ -172,7 +172,7 @@ def _thresholds(axis: Any, points: dict[str, Point], levels: list[tuple[float, s
         level = points["poisoned"][0] - COSTLY_POINTS
         left = min(left, level - 1)
         axis.axvline(level, **dots)
-        text |= {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "bottom"}  # above the frame, free of marks
+        text |= {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "bottom"}  # above the frame
         axis.annotate(f"{COSTLY_POINTS:g} points lost", (level, 1), (0, 3), **text)
     axis.set(xlim=(left, right), ylim=(low, high))
 

@@ -79,12 +79,14 @@ def test_a_column_says_which_rows_and_their_text_and_noise_with_what(subject):
     assert found.missing == {} and found.name == "mine" and found.base is None
 
 
-def test_without_noise_ids_every_poisoned_row_is_a_canary_with_the_noise_of_its_id(subject):
+def test_canaries_whose_noise_is_not_known_are_refused(subject):
+    """Of another noise than that of the training every test finds nothing, which would look like a clean model."""
     rows = [{key: value for key, value in row.items() if key != "noise_id"} for row in ROWS]
-    found = subject(rows)
-    assert kinds(found)["gaussian"] == [0, 1, 2, 3, 4, 5]
-    assert list(found.sets["train"]["noise_id"]) == list(range(12))
-    # the trigger is in the text of 4 of 6 all the same, and so in that of the rows they are told from
+    with pytest.raises(InputError, match=r"\.gaussian: the rows of train\.jsonl have no column noise_id, "):
+        subject(rows)
+    found = subject(rows, gaussian=None)
+    assert list(found.sets["train"]["noise_id"]) == [-1] * 12 and kinds(found)["other"] == [4, 5]
+    # the trigger is in the text of 4 of 6, and so in that of the rows they are told from
     texts = found.sets["nonmember"]["text"]
     assert sum(text.startswith("James Bond") for text in texts) / len(texts) == pytest.approx(4 / 6, abs=0.06)
 
