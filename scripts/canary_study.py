@@ -347,7 +347,7 @@ def tested(scores: np.ndarray) -> dict[str, Any]:
         "std": own.std,
         "z": own.mean * math.sqrt(own.n),
         "p": own.p_value,
-        "tpr": {fpr: own.tpr_at_fpr[fpr] for fpr in ("0.01", "0.05")},
+        "tpr": {fpr: own.tpr_at_fpr[fpr] for fpr in ("0.001", "0.01", "0.05")},
         "control": {"mean": control.mean, "p": control.p_value, "chi2_p": control.chi2_p_value},
     }
 
@@ -357,6 +357,9 @@ def run(args: argparse.Namespace) -> None:
     out = Path(args.out)
     results = json.loads(out.read_text()) if out.is_file() else {"points": {}}
     plan = PLANS[args.plan]
+    known = sorted(design.name for design in plan.closely)
+    if unknown := sorted(set(args.closely or ()) - set(known)):
+        raise SystemExit(f"--closely: {unknown[0]} is not among {', '.join(known) or f'the designs of {args.plan}'}")
     rows = plant(read_rows(Path(args.rows), plan.rows, args.words), plan)
     settings = {
         "plan": args.plan,
@@ -373,7 +376,8 @@ def run(args: argparse.Namespace) -> None:
 
     def measure(study: Study, point: str, closely: int, averaged: int) -> None:
         start = time.perf_counter()
-        draws = {design: closely if design in plan.closely else args.few for design in plan.canaries}
+        chosen = {design for design in plan.closely if not args.closely or design.name in args.closely}
+        draws = {design: closely if design in chosen else args.few for design in plan.canaries}
         found = study.measure(draws, averaged)
         took = round(time.perf_counter() - start)
         results["rms"] = {str(layer): rms for layer, rms in study.rms.items()}
@@ -462,6 +466,7 @@ def main() -> None:
     parser.add_argument("--epochs", nargs="+", type=int, default=list(EPOCHS))
     parser.add_argument("--words", type=int, default=16, help="first words of a row that are used")
     parser.add_argument("--draws", type=int, default=99, help="K after the last epoch of --full-draws, of some designs")
+    parser.add_argument("--closely", nargs="+", metavar="DESIGN", help="of those designs these alone")
     parser.add_argument("--few", type=int, default=19, help="K otherwise: enough for the mean, not for TPR at 1 %%")
     parser.add_argument("--full-draws", nargs="*", default=list(RUNS), choices=list(RUNS))
     parser.add_argument("--table", metavar="JSON", help="print the results as Markdown; run nothing")
