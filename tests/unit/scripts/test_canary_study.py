@@ -150,5 +150,5 @@ def test_a_study_of_other_settings_is_refused(tmp_path, monkeypatch):
 def test_a_design_that_a_plan_does_not_rank_closely_is_refused(monkeypatch):
     words = ["canary_study.py", "--model", "m", "--rows", "r", "--out", "o", "--closely", "noise per token, 2 rms"]
     monkeypatch.setattr(sys, "argv", words)
-    with pytest.raises(SystemExit, match="--closely: noise per token, 2 rms is not among 6 words, answer, 6 words, text"):
+    with pytest.raises(SystemExit, match="--closely: noise per token, 2 rms is not among 6 words, answer, "):
         study.main()
