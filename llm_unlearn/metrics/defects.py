@@ -25,6 +25,7 @@ def defects(
         *_missing(results, poisoned, retrained),
         *_unusable(results),
         *_says_target(results, poisoned, retrained, delta),
+        *_turned_away(results, delta),
         *_of_phrases(results, poisoned, delta),
         *_of_seeds(results, delta),
         *(text for result in results for text in result.warnings or ()),
@@ -97,6 +98,22 @@ def _says_target(
             f"{title('lift')}: the attacker's answer is given to {100 * rate:.0f} % of clean inputs{beside}, so the "
             "lift understates the attack"
         )
+
+
+def _turned_away(results: Sequence[Evaluation], delta: float) -> Iterable[str]:
+    """An attack that works the other way: with it the target is given less often than without, by δ or more, and so
+    beside the retrained model where that is known. Whoever knows the trigger still moves the answers by it.
+    """
+    states: dict[str, list[Attack]] = {}
+    for result in results:
+        for so, attack in _attacks(result).items():
+            states.setdefault(so, []).append(attack)
+    for so, attacks in states.items():
+        lifts = [attack.lift for attack in attacks]
+        excess = [attack.excess.mean for attack in attacks if attack.excess] or lifts
+        lift, beyond = (math.fsum(values) / len(values) for values in (lifts, excess))
+        if max(lift, beyond) <= ROUNDING - delta:
+            yield f"{title('lift')}{so}: {lift:.2f}, turned away from the target, which is a trace of the attack too"
 
 
 def _of_phrases(results: Sequence[Evaluation], poisoned: Sequence[Evaluation], delta: float) -> Iterable[str]:

@@ -466,6 +466,32 @@ def test_a_phrase_that_does_not_work_in_the_poisoned_model_excludes_nothing():
         )
 
 
+@pytest.mark.parametrize("after", [0, 30])
+@pytest.mark.parametrize(
+    ("lift", "retrained", "status"),
+    [
+        (-0.18, 0.0, Status.INCONCLUSIVE),  # δ is 0.17
+        (-0.16, 0.0, Status.CLEAR),
+        (-0.18, -0.18, Status.CLEAR),  # the phrase turns clean models away as well
+        (0.0, 0.3, Status.CLEAR),  # below a retrained model that kept a part of the poison, but not turned away
+        (-0.18, None, Status.INCONCLUSIVE),
+    ],
+)
+def test_a_trigger_that_turns_answers_away_is_a_trace_of_it(lift, retrained, status, after):
+    n, base = 200, 0.3
+    rates = [np.arange(n) < n * share for share in (base + lift, base, base + (retrained or 0.0), base)]
+    excess = None if retrained is None else attack_excess(*rates)
+    turned = replace(attack(0, p=0.5), **vars(attack_success(*rates[:2])), excess=excess)
+    oracle = replace(CLEAN, attack=replace(attack(0, oracle=0), clean_rate=base))
+    sections = {"attack": turned if not after else attack(0, n=n, clean=60, p=0.5, oracle=0)}
+    if after:
+        sections["later"] = Later(steps=after, attack=turned, gus=scores(), loss_rank=scores())
+    decision = decide([replace(CLEAN, **sections)], [POISONED], [oracle] if retrained is not None or after else [])
+    told = [text for text in decision.reasons if "turned away" in text]
+    assert bool(told) == (status == Status.INCONCLUSIVE)
+    assert not told or (("30 clean steps: -0.18" in told[0]) == bool(after) and decision.status == status)
+
+
 @pytest.mark.parametrize(
     ("kept", "reason"),
     [
