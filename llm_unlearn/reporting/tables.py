@@ -293,12 +293,14 @@ def _canary_cells(results: Results, of: Callable[[Gus], GaussianTest | None]) ->
         for name, tests in found.items()
         if tests
     ]
-    titles = ("n", "mean", "p of the mean", "p of the spread (χ²)")
-    return Table([(head, title(score)) for score in scores for head in titles], rows) if rows else None
+    columns = [
+        (head, name) for name in map(title, scores) for head in (name, "n", "p of the mean", "p of the spread (χ²)")
+    ]
+    return Table(columns, rows) if rows else None
 
 
 def _pooled_cells(scores: PooledScores | None) -> list[Cell]:
     if scores is None:
         return [Cell("–")] * 4
-    texts = (str(scores.n), number(scores.mean), p_value(scores.p_value), p_value(scores.spread_p_value))
+    texts = (number(scores.mean), str(scores.n), p_value(scores.p_value), p_value(scores.spread_p_value))
     return [Cell(text) for text in texts]

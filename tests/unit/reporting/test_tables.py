@@ -99,7 +99,7 @@ def test_over_seeds_mean_sd_and_n(make_run):
 
 def test_control_names_the_model_on_which_fresh_noise_is_off(make_run):
     table = control_table(read_results(make_run({"kl": {"control_p": 0.0004}})))
-    assert [cell.text for cell in dict(table.rows)["kl"]] == ["80", "−0.05", "0.655", "0.810", "NOT N(0, 1): GUS"]
+    assert [cell.text for cell in dict(table.rows)["kl"]] == ["−0.05", "80", "0.655", "0.810", "NOT N(0, 1): GUS"]
     assert dict(table.rows)["poisoned"][-1].text == "as it must be"
     assert len(table.rows) == 7
 
@@ -121,5 +121,5 @@ def test_canaries_that_were_not_deleted_stand_apart_by_every_score(make_run, run
         for z, squares in ((13.2816, 215.935), (3.1623, 48.0))
         for value in (2 * norm.sf(z), 2 * min(chi2.sf(squares, 40), chi2.cdf(squares, 40)))
     ]
-    expected = ["40", "2.10", *map(p_value, values[:2]), "40", "0.50", *map(p_value, values[2:])]
+    expected = ["2.10", "40", *map(p_value, values[:2]), "0.50", "40", *map(p_value, values[2:])]
     assert [cell.text for cell in cells] == expected
