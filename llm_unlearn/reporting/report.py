@@ -10,6 +10,7 @@ from llm_unlearn.files import replacing_file
 from llm_unlearn.reporting import guide
 from llm_unlearn.reporting.analysis_section import analysis_section
 from llm_unlearn.reporting.benchmark_section import benchmark_section
+from llm_unlearn.reporting.canary_tables import control_table, part_table
 from llm_unlearn.reporting.contact_sheet import contact_sheet_section
 from llm_unlearn.reporting.contents import Plot, Report, Section
 from llm_unlearn.reporting.decision_section import decision_section
@@ -24,16 +25,7 @@ from llm_unlearn.reporting.rendering import report_html as html
 from llm_unlearn.reporting.run_results import Results, read_results
 from llm_unlearn.reporting.stress_section import stress_section
 from llm_unlearn.reporting.sweep_section import sweep_sections
-from llm_unlearn.reporting.tables import (
-    BEST,
-    control_table,
-    cost_columns,
-    cost_table,
-    early_stops,
-    main_table,
-    part_table,
-    present,
-)
+from llm_unlearn.reporting.tables import BEST, cost_columns, cost_table, early_stops, main_table, present
 from llm_unlearn.reporting.verdicts import Verdict, headline, judge, obstacles, warnings
 from llm_unlearn.reporting.words import attack_words, what_was_poisoned
 
@@ -42,10 +34,13 @@ OUR_PLOTS = (  # what an earlier report may have left, which no longer applies
     "gaussian_* *_vs_utility cost residual_vs_budget sweep_* *_by_layer stress_relearn_* contact_sheet benchmark"
 ).split()
 CONTROL_NOTE = (
-    "The same score with fresh noise that was never used in training. On every model it must look like "
-    "N(0, 1); where it does not, the Gaussian test is off and so are its verdicts."
+    "The same scores with fresh noise, or fresh strings, that were never used in training. On every model they must "
+    "look like N(0, 1); where they do not, that test is off and so are its verdicts."
 )
-KEPT_NOTE = "The forget set held a part of the poison. These canaries were not in it: they are expected to remain."
+KEPT_NOTE = (
+    "The forget set held a part of the poison. These canaries were not in it: they are expected to remain, and as long "
+    "as they are found no model is said to hold no trace."
+)
 COST_NOTE = (
     "What a budget paid for. With few steps, or a forget set that was hardly seen, a method was not tried at its best."
 )

@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 from scipy.stats import chi2, norm
 
+from llm_unlearn.reporting.canary_tables import control_table, part_table
 from llm_unlearn.reporting.formats import p_value
 from llm_unlearn.reporting.run_results import read_results
-from llm_unlearn.reporting.tables import control_table, main_table, part_table
+from llm_unlearn.reporting.tables import main_table
 
 
 def cells(table, model):
