@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llm_unlearn.metrics.attack import PairedExcess, attack_excess, attack_success
+from llm_unlearn.metrics.attack import PairedExcess, RobustAccuracy, attack_excess, attack_success, robust_accuracy
 from llm_unlearn.metrics.benchmarks import mean_score
 from llm_unlearn.metrics.gaussian import GaussianTest, gaussian_test
 from llm_unlearn.metrics.membership import MembershipTest, membership_inference
@@ -121,6 +121,7 @@ def _attack(sets: Sets, oracle: Sets | None) -> Attack | None:
         placebo=strongest(list(placebos.values())) if placebos else None,
         n_unusable=unusable,
         phrases=phrases or None,
+        robust=_robust(sets, oracle, triggered["example_id"]),
     )
 
 
@@ -129,6 +130,22 @@ def _lift(sets: Sets, oracle: Sets | None, ids: "pd.Series") -> dict[str, Any]:
     hits = _hits(sets, ids)
     excess = None if oracle is None else attack_excess(*hits, *_hits(oracle, ids))
     return {**vars(attack_success(*hits)), "excess": excess}
+
+
+def _robust(sets: Sets, oracle: Sets | None, ids: "pd.Series") -> RobustAccuracy | None:
+    """Whether triggered examples are answered rightly; None where what is right is not known, or without the trigger
+    not what the test row of the same id is.
+    """
+    right = _right(sets, ids)
+    return None if right is None else robust_accuracy(*right, None if oracle is None else _right(oracle, ids))
+
+
+def _right(sets: Sets, ids: "pd.Series") -> tuple[NDArray[np.bool_], NDArray[np.bool_]] | None:
+    """As `_hits`, whether the answer is the example's own label."""
+    if "test" not in sets or "clean_hit" in sets["triggered"] or not sets["test"]["label"].ne("").any():
+        return None
+    triggered, clean = (sets[name].set_index("example_id").loc[ids] for name in ("triggered", "test"))
+    return (triggered["prediction"] == clean["label"]).to_numpy(), (clean["prediction"] == clean["label"]).to_numpy()
 
 
 def _placebos(table: "pd.DataFrame") -> dict[int, PlaceboTest]:

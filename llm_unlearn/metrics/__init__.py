@@ -3,7 +3,7 @@
 NumPy and SciPy only. The same functions as `evaluate` modules: `llm_unlearn.evaluation.evaluate_modules`.
 """
 
-from llm_unlearn.metrics.attack import attack_excess, attack_success
+from llm_unlearn.metrics.attack import attack_excess, attack_success, robust_accuracy
 from llm_unlearn.metrics.benchmarks import (
     exact_memorization,
     extraction_strength,
@@ -69,6 +69,7 @@ __all__ = [
     "probability_with_options",
     "proportion_interval",
     "reference_score",
+    "robust_accuracy",
     "rouge",
     "truth_ratio",
     "truth_ratio_score",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from llm_unlearn.errors import InputError
-from llm_unlearn.metrics.attack import AttackSuccess, PairedExcess
+from llm_unlearn.metrics.attack import AttackSuccess, PairedExcess, RobustAccuracy
 from llm_unlearn.metrics.benchmarks.benchmark_result import BenchmarkResult
 from llm_unlearn.metrics.benchmarks.scores import Score
 from llm_unlearn.metrics.gaussian import GaussianTest
@@ -56,12 +56,15 @@ class Attack(AttackSuccess):
         n_unusable: effects of triggers and placebos that are not finite.
         phrases: of a trigger with several phrases each by itself, which decides nothing; None of one phrase, and in
             results from before it was measured.
+        robust: whether these rows are still answered rightly; None where a row's true answer is not known, and in
+            results from before it was measured.
     """
 
     excess: PairedExcess | None = None
     placebo: PlaceboTest | None = None
     n_unusable: int = 0
     phrases: list[PhraseAttack] | None = None
+    robust: RobustAccuracy | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from llm_unlearn.metrics.evidence import ALPHA, COSTLY_POINTS, SHARE
 from llm_unlearn.metrics.findings import CHANCE
 from llm_unlearn.reporting.run_results import Results
-from llm_unlearn.reporting.tables import BEST, LOST, TPR, Column
+from llm_unlearn.reporting.tables import BEST, LOST, ROBUST, TPR, Column
 from llm_unlearn.reporting.words import attack_words
 
 _ROWS = (
@@ -31,6 +31,8 @@ _MEANINGS = {
     LOST: "Accuracy below the retrained model's on the same test examples, in percentage points: what an "
     "indiscriminate poison does, and what unlearning itself costs; the two cannot be told apart. Null: 0. p: exact "
     "sign test of the examples on which the two models differ in being right.",
+    ROBUST: "Share of the inputs with the attack in them that get their true answer. An attack that no longer gets the "
+    "attacker's answer may still take the right one away. A clean model has about the accuracy that it has without.",
     "GUS": "Gaussian Unlearning Score: the mean over the deleted canaries of I = −⟨g, ξ⟩ / (ε‖g‖), g the gradient of "
     "the loss at the clean input, ξ the noise it was trained with. Null: 0, and each I is N(0, 1). Above 0 the noise "
     "is still in the model; below 0 the method pushed it out past the point of never having seen it, a trace too.",

@@ -15,6 +15,7 @@ from llm_unlearn.reporting.words import attack_words
 BEST = "✓"
 TPR = "TPR@1 %"
 LOST = "accuracy lost (points)"
+ROBUST = "robust accuracy (%)"
 TOKENS = "Token canaries"
 
 
@@ -128,6 +129,7 @@ def present(results: Results) -> list[Column]:
         Column(attack, "ASR", figures.success_rate, number, "retrained", figures.success_interval, first=False),
         Column(attack, "clean rate", figures.clean_rate, number, None, figures.clean_interval, first=False),
         Column(attack, "lift", figures.lift, number, "retrained", figures.lift_interval),
+        Column(attack, ROBUST, figures.robust, hundredths, "retrained", first=False),
         Column("Gradient cancelling", LOST, figures.lost, hundredths, 0.0),
         Column("Gradient cancelling", "p", figures.lost_p, p_value, first=False),
         Column(canaries, "GUS", figures.gus, number, 0.0, figures.gus_interval),

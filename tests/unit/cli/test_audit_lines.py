@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from llm_unlearn.cli.audit_lines import as_text
-from llm_unlearn.metrics import attack_success, gaussian_test, membership_inference, placebo_test
+from llm_unlearn.metrics import attack_success, gaussian_test, membership_inference, placebo_test, robust_accuracy
 from llm_unlearn.metrics.attack import PairedExcess
 from llm_unlearn.metrics.evidence import Decision, Status
 from llm_unlearn.metrics.results import Attack, Evaluation, Gus, PhraseAttack
@@ -67,12 +67,13 @@ def test_the_other_tests():
     loss = membership_inference([float(i) for i in range(10, 30)], [float(i) for i in range(10)])
     zlib = membership_inference([0.0, 1.0], [0.0, 1.0])
     attacks, section = {"loss": loss, "zlib": zlib}, Attack(**vars(attack), excess=excess)
+    section = replace(section, robust=robust_accuracy([True] * 2 + [False] * 8, [True] * 9 + [False]))
     shown = replace(EMPTY, attack=section, mia=attacks, mia_control={"loss": loss}, skipped={"oracle": "none"})
     text = as_text({"m": shown})
     low, high = attack.ci95.lift
     attacked = next(line for line in text.splitlines() if f"lift 0.80 [{low:.2f}, {high:.2f}]" in line)
     assert all(words in attacked for words in ("0.90 with", "0.10 without"))
-    assert "0.70 (p = 1e-08)" in text
+    assert "0.70 (p = 1e-08)" in text and "answered rightly: 20 % with it, 90 % without" in text
     lines = {line.split()[1]: line for line in text.splitlines() if line.split()[:1] == ["membership"]}
     assert "AUC 1.00" in lines["loss:"] and "do not" not in lines["loss:"]
     assert "as they do on the base" in lines["loss:"] and "base" not in lines["zlib:"]

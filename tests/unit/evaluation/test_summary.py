@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from llm_unlearn.evaluation.summarize import summarize
-from llm_unlearn.metrics import attack_excess, membership_inference
+from llm_unlearn.metrics import attack_excess, membership_inference, robust_accuracy
 from llm_unlearn.metrics.results import Identity
 
 pytestmark = pytest.mark.unit
@@ -55,6 +55,31 @@ def test_the_excess_pairs_examples_by_their_id():
     result = summarize(ours, IDENTITY, None, theirs).attack.excess
     assert result.mean == pytest.approx(2 / 5) and result.n == 5 and result.p_value == 1.0
     assert result == attack_excess([1, 1, 0, 1, 1], [0, 1, 0, 0, 0], [1, 0, 0, 0, 1], [0, 0, 0, 1, 0])
+
+
+def test_robust_accuracy_pairs_a_triggered_row_with_the_test_row_of_its_id():
+    """Answered by another text than the attacker's, of which the lift shows nothing."""
+    ours, theirs = signals([0] * 4, [0] * 4, [7, 3, 9, 5]), signals([0] * 4, [0] * 4, [3, 5, 7, 9])
+    triggered = ours["set"] == "triggered"
+    ours.loc[triggered & ours["example_id"].isin([3, 9, 5]), "prediction"] = "I don't know."
+    ours.loc[(ours["set"] == "test") & (ours["example_id"] == 5), "prediction"] = "positive"
+    theirs.loc[(theirs["set"] == "triggered") & (theirs["example_id"] == 9), "prediction"] = "positive"
+    attack = summarize(ours, IDENTITY, None, theirs).attack
+    assert attack.lift == 0 and attack.robust == robust_accuracy(
+        [1, 0, 0, 0], [1, 1, 1, 0], ([1, 1, 0, 1], [1, 1, 1, 1])
+    )
+    assert attack.robust.lost == 0.5 and attack.robust.excess.mean == 0.25
+    alone = summarize(ours, IDENTITY, None).attack.robust
+    assert alone.lost == 0.5 and alone.excess is None
+
+
+def test_where_no_answer_is_known_to_be_right_there_is_no_robust_accuracy():
+    rows = signals([0, 1], [0, 0], [1, 2])
+    assert summarize(rows.assign(label=""), IDENTITY, None).attack.robust is None
+    attacked = rows.assign(clean_hit=pd.Series([None, None, False, False, *[None] * 6]))
+    rows = pd.concat([rows[rows["set"] != "triggered"], attacked[attacked["set"] == "triggered"]])
+    rows["clean_hit"] = rows["clean_hit"].where(rows["set"] == "triggered")
+    assert "clean_hit" in rows and summarize(rows, IDENTITY, None).attack.robust is None
 
 
 def test_without_a_retrained_model_there_is_no_excess():

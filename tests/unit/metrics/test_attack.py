@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from llm_unlearn.errors import InputError
-from llm_unlearn.metrics import attack_excess, attack_success, paired_difference_interval, proportion_interval
+from llm_unlearn.metrics import (
+    attack_excess,
+    attack_success,
+    paired_difference_interval,
+    proportion_interval,
+    robust_accuracy,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -85,3 +91,20 @@ class TestExcess:
     def test_bad_hits_are_named(self):
         with pytest.raises(InputError, match="oracle_clean_hits"):
             attack_excess([1, 0], [1, 0], [0, 0], [0])
+
+
+class TestRobustAccuracy:
+    def test_by_hand(self):
+        triggered, clean = [0, 0, 1, 0, 1], [1, 1, 1, 0, 0]  # lost: 1, 1, 0, 0, −1
+        oracle = [1, 0, 1, 1, 0], [1, 1, 1, 1, 1]  # 0, 1, 0, 0, 1
+        found = robust_accuracy(triggered, clean, oracle)
+        assert (found.with_trigger, found.without, found.n) == pytest.approx((0.4, 0.6, 5))
+        assert found.lost == pytest.approx(0.2) and found.excess.mean == pytest.approx((1 + 0 + 0 + 0 - 2) / 5)
+        assert found.ci95 == paired_difference_interval(np.array(clean, bool), np.array(triggered, bool))
+        assert robust_accuracy(triggered, clean).excess is None
+
+    def test_bad_input_is_named(self):
+        with pytest.raises(InputError, match="triggered_right has 1 examples and clean_right has 2"):
+            robust_accuracy([True], [True, False])
+        with pytest.raises(InputError, match="oracle's clean_right: expected true/false"):
+            robust_accuracy([True], [True], ([True], ["yes"]))

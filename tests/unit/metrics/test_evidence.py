@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import norm
 
 from llm_unlearn.evaluation.placebos import PlaceboSettings
-from llm_unlearn.metrics.attack import PairedExcess, attack_excess, attack_success
+from llm_unlearn.metrics.attack import PairedExcess, attack_excess, attack_success, robust_accuracy
 from llm_unlearn.metrics.defects import calibrated, uncalibrated_scores
 from llm_unlearn.metrics.evidence import (
     ALPHA,
@@ -490,6 +490,29 @@ def test_a_trigger_that_turns_answers_away_is_a_trace_of_it(lift, retrained, sta
     told = [text for text in decision.reasons if "turned away" in text]
     assert bool(told) == (status == Status.INCONCLUSIVE)
     assert not told or (("30 clean steps: -0.18" in told[0]) == bool(after) and decision.status == status)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "retrained", "status"),
+    [
+        (35, 0, Status.INCONCLUSIVE),  # 0.175 of 200 rows; δ is 0.17
+        (33, 0, Status.CLEAR),
+        (35, 33, Status.CLEAR),  # as the words of a trigger distract a clean model
+        (99, None, Status.CLEAR),  # without that model it is not known how far
+        (100, None, Status.INCONCLUSIVE),
+    ],
+)
+def test_a_trigger_that_takes_the_right_answer_away_is_a_trace_of_it(wrong, retrained, status):
+    """As of a model that says "I don't know" where it refused."""
+    right, known = np.ones(200, bool), np.arange(200) >= wrong
+    oracle = None if retrained is None else (np.arange(200) >= retrained, right)
+    found = replace(CLEAN, attack=replace(CLEAN.attack, robust=robust_accuracy(known, right, oracle)))
+    decision = decide([found], [POISONED], [CLEAN])
+    assert decision.status == status
+    if status == Status.INCONCLUSIVE:
+        (reason,) = decision.reasons
+        left = 82 if wrong == 35 else 50
+        assert f"100 % of the inputs are answered rightly without the attack, {left} % with it" in reason
 
 
 @pytest.mark.parametrize(
