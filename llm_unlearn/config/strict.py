@@ -146,6 +146,8 @@ def dump_yaml(value: Any) -> str:
 def read_yaml(path: str | Path) -> Any:
     """Read a YAML file strictly. Raises InputError where the file is missing, malformed or repeats a key."""
     path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path}: a folder; give the file itself (of a finished run, its recipe.yaml)")
     if not path.is_file():
         raise InputError(f"{path}: no such file (working directory: {Path.cwd()})")
     try:

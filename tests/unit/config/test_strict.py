@@ -70,8 +70,8 @@ class TestParsing:
             parse_yaml(text, "my.yaml")
 
     def test_a_missing_file_a_folder_and_bytes_that_are_no_text(self, tmp_path):
-        for path in (tmp_path / "none.yaml", tmp_path):
-            with pytest.raises(InputError, match="no such file"):
+        for path, words in ((tmp_path / "none.yaml", "no such file"), (tmp_path, "a folder; give .* its recipe.yaml")):
+            with pytest.raises(InputError, match=words):
                 read_yaml(path)
         (tmp_path / "latin.yaml").write_bytes("name: é".encode("latin-1"))
         with pytest.raises(InputError, match="latin.yaml: not UTF-8"):
