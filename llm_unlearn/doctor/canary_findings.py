@@ -17,11 +17,11 @@ TESTS = {"gaussian": 4, "tokens": 2}
 # what trains of a pretrained model → epochs → the share of the highest mean rank that canaries reached: noise of 1 rms,
 # or six words; the least that was seen in docs/canaries.md and recipes/smollm2-* (words in the text, 4 epochs)
 REACHED = {
-    "adapters": {"gaussian": {1: 0.3, 2: 0.4, 4: 0.8}, "tokens": {1: 0.3, 2: 0.4, 4: 0.5}},
+    "adapters": {"gaussian": {1: 0.3, 2: 0.3, 4: 0.8}, "tokens": {1: 0.3, 2: 0.3, 4: 0.5}},
     "all weights": {"gaussian": {1: 0.07, 2: 0.55, 4: 0.9}, "tokens": {1: 0.4, 2: 0.75, 4: 0.95}},
 }
 TWICE = 0.55  # of adapters, both kinds after one epoch in which each canary stood twice
-FEW_STEPS = 70  # after 35 nothing was found, after 70 most kinds were
+FEW_STEPS = 70  # of r 8 and 16 nothing was found after 35, and most kinds were after 70
 _SCORE = {
     "gaussian": ("canaries", "a GUS or loss rank", "noise"),
     "tokens": ("token canaries", "a mean canary rank", "strings"),
@@ -95,7 +95,7 @@ def check_exposures(recipe: Recipe) -> list[Finding]:
     if not planted or recipe.model.lora is None or (steps := recipe.training_steps()) >= FEW_STEPS:
         return []
     what = (
-        f"{steps} steps of adapters: in a study of a pretrained model (docs/canaries.md; LoRA r 16) no kind of canary "
+        f"{steps} steps of adapters: in a study of a pretrained model (docs/canaries.md; LoRA r 8 and 16) no kind of canary "
         f"was found after 35 steps, and most were after {FEW_STEPS}"
     )
     return [Finding("canaries", "warning", what, "raise train.epochs or data.train_size, or lower train.batch_size")]
