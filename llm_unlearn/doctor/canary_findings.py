@@ -95,8 +95,8 @@ def check_exposures(recipe: Recipe) -> list[Finding]:
     if not planted or recipe.model.lora is None or (steps := recipe.training_steps()) >= FEW_STEPS:
         return []
     what = (
-        f"{steps} steps of adapters: in a study of a pretrained model (docs/canaries.md; LoRA r 8 and 16) no kind of canary "
-        f"was found after 35 steps, and most were after {FEW_STEPS}"
+        f"{steps} steps of adapters: in a study of a pretrained model (docs/canaries.md; LoRA r 8 and 16) no kind of "
+        f"canary was found after 35 steps, and most were after {FEW_STEPS}"
     )
     return [Finding("canaries", "warning", what, "raise train.epochs or data.train_size, or lower train.batch_size")]
 

@@ -204,6 +204,20 @@ def test_the_table_of_smollm2_is_of_the_results_beside_it(results):
     check_rows(rows[2:], summary, fields, later=False)
 
 
+@pytest.mark.parametrize("recipe", ["imdb", "chat"])
+def test_the_rates_of_single_canaries_are_of_the_file_that_is_named(recipe):
+    found = json.loads((ROOT / "recipes" / "tuning" / "smollm2-tpr.json").read_text())
+    text = (ROOT / "recipes" / f"smollm2-{recipe}" / "README.md").read_text().split("canaries of each kind |")[1]
+    for name, words in (("lora", "LoRA"), ("full", "all weights")):
+        tests = [found["recipes"][f"smollm2-{recipe}/{name}.yaml"][kind] for kind in ("loss_rank", "canary_rank")]
+        cells = [
+            f"{test['tpr_at_fpr']['0.01']:.2f} [{test['tpr_ci95']['0.01'][0]:.2f}, {test['tpr_ci95']['0.01'][1]:.2f}]"
+            for test in tests
+        ]
+        assert f"| {words} | {' | '.join(cells)} |" in text and {test["n"] for test in tests} == {60}
+        assert max(test["control_tpr_at_fpr"]["0.01"] for test in tests) < 0.1 and found["draws"] == 99
+
+
 def test_the_table_of_every_method_is_of_the_results_beside_it():
     section = (ROOT / "recipes" / "README.md").read_text().split("## Every method")[1].split("\n## ")[0]
     rows = [line.replace("−", "-").strip("| ").split(" | ") for line in section.splitlines() if line[:1] == "|"][2:]
