@@ -10,6 +10,8 @@ import torch
 from paths import ROOT
 from scipy.stats import kstest
 
+from llm_unlearn.metrics.power import smallest_effect
+
 pytestmark = pytest.mark.unit
 
 spec = importlib.util.spec_from_file_location("canary_study", ROOT / "scripts" / "canary_study.py")
@@ -127,6 +129,25 @@ def test_the_results_that_are_kept_hold_every_design_with_an_exact_null_on_the_b
     p_values = [test["p"] for statistics in base.values() for name, test in statistics.items() if name != "draws"]
     assert min(p_values) > 0.01 / len(p_values)
     assert study.table(results) in (ROOT / "docs" / "canaries.md").read_text()
+
+
+def test_what_many_draws_find_is_of_the_results_that_are_kept():
+    points = [
+        json.loads((ROOT / "recipes" / "tuning" / f"canaries-smollm2{name}.json").read_text())["points"]
+        for name in ("-draws", "")
+    ]
+    many, few = (each["lora-16, 4 epochs"]["designs"]["noise per token, 1 rms"] for each in points)
+    assert (many["draws"], few["draws"]) == (999, 99) and many["gradient"]["z"] == few["gradient"]["z"]  # of one model
+    many, few = many["loss rank"], few["loss rank"]
+    words = [f"mean loss rank of {many['mean']:.2f} in the place of {few['mean']:.2f}"]
+    for n, verb in ((50, "find a residue of"), (100, "of")):
+        shares = [f"{smallest_effect(n, 1.0) / test['mean']:.0%}" for test in (many, few)]
+        words.append(f"{n} {'canaries ' if n == 50 else ''}{verb} {shares[0]} ({shares[1]})")
+    rates = [f"{test['tpr'][fpr]:.0%}" for test, fpr in ((many, "0.001"), (many, "0.01"), (few, "0.01"))]
+    words.append(f"positives {rates[0]} of the canaries are found, at 1% {rates[1]} ({rates[2]})")
+    text = " ".join((ROOT / "docs" / "canaries.md").read_text().split())
+    for said in words:
+        assert said in text, said
 
 
 def test_its_help_can_be_read(monkeypatch, capsys):
