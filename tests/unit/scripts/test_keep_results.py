@@ -218,6 +218,18 @@ def test_the_rates_of_single_canaries_are_of_the_file_that_is_named(recipe):
         assert max(test["control_tpr_at_fpr"]["0.01"] for test in tests) < 0.1 and found["draws"] == 99
 
 
+def test_what_comes_back_after_clean_steps_is_of_the_file_that_is_named():
+    models = json.loads((ROOT / "recipes" / "tuning" / "smollm2-chat-clean-steps.json").read_text())["models"]
+    text = (ROOT / "recipes" / "smollm2-chat" / "README.md").read_text().replace("−", "-")
+    said = " ".join(text.split("After 30 clean steps")[1].split("What could")[0].split())
+    for states in models.values():
+        for kind in ("canary_rank", "loss_rank"):
+            assert f"{states['before'][kind]['mean']:.2f} to {states['after'][kind]['mean']:.2f}" in " ".join(
+                said.split()
+            )
+        assert states["after"]["attack.success_rate"] == 0 and states["after"]["loss_rank"]["n"] == 60
+
+
 def test_the_table_of_every_method_is_of_the_results_beside_it():
     section = (ROOT / "recipes" / "README.md").read_text().split("## Every method")[1].split("\n## ")[0]
     rows = [line.replace("−", "-").strip("| ").split(" | ") for line in section.splitlines() if line[:1] == "|"][2:]
