@@ -150,6 +150,17 @@ def test_what_many_draws_find_is_of_the_results_that_are_kept():
         assert said in text, said
 
 
+def test_what_two_epochs_show_is_of_the_results_that_are_kept():
+    results = json.loads((ROOT / "recipes" / "tuning" / "canaries-smollm2-two-epochs.json").read_text())
+    text = (ROOT / "docs" / "canaries.md").read_text().split("## After two epochs")[1].split("\n## ")[0]
+    assert {point.partition(",")[0] for point in results["points"]} == set(study.RUNS)
+    for point, entry in results["points"].items():
+        for design, name in (("noise per token, 1 rms", "loss rank"), ("6 words, text", "row rank")):
+            tests = entry["designs"][design]
+            assert f"| {design} | {point} | {study._told(name, tests[name], tests['draws'])} |" in text
+            assert tests["draws"] == 99 and tests[name]["control"]["p"] > 0.001
+
+
 def test_its_help_can_be_read(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["canary_study.py", "--help"])
     with pytest.raises(SystemExit) as ended:
