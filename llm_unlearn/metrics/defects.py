@@ -7,7 +7,7 @@ from llm_unlearn.metrics.findings import ROUNDING, canary_tests, title
 from llm_unlearn.metrics.results import Attack, Evaluation, Gus, Later
 
 UNSCORABLE = 0.05  # share of canaries without a score from which on nothing is said to be clean
-DISTRACTED = 0.5  # right answers lost to a trigger that count without a retrained model; its words cost clean ones 0.2
+DISTRACTED = 0.5  # share of right answers lost to a trigger that counts where no retrained model is there to compare
 RARE = 0.001  # level of the control of the Gaussian tests, and of the membership attacks
 
 

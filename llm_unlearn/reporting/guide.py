@@ -32,7 +32,8 @@ _MEANINGS = {
     "indiscriminate poison does, and what unlearning itself costs; the two cannot be told apart. Null: 0. p: exact "
     "sign test of the examples on which the two models differ in being right.",
     ROBUST: "Share of the inputs with the attack in them that get their true answer. An attack that no longer gets the "
-    "attacker's answer may still take the right one away. A clean model has about the accuracy that it has without.",
+    "attacker's answer may still take the right one away. Its words may distract a clean model too: compare the "
+    "retrained model.",
     "GUS": "Gaussian Unlearning Score: the mean over the deleted canaries of I = −⟨g, ξ⟩ / (ε‖g‖), g the gradient of "
     "the loss at the clean input, ξ the noise it was trained with. Null: 0, and each I is N(0, 1). Above 0 the noise "
     "is still in the model; below 0 the method pushed it out past the point of never having seen it, a trace too.",

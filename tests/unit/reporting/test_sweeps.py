@@ -64,7 +64,7 @@ def test_the_sections_name_the_axis_and_the_two_oracles(swept):
 def test_ranks_are_shown_beside_gus(make_run):
     """Under LoRA they are what tells a poisoned model: there a GUS moves by nothing that is worth a share."""
     ranks = {"poisoned": 1.8, "kl": 0.9, "retrained": 0.0}
-    root = make_run({"kl": None, "kl@0.02": {}, "kl@0.1": {}, **{name: {"gus": 0.02} for name in ("poisoned",)}})
+    root = make_run({"kl": None, "kl@0.02": {}, "kl@0.1": {}, "poisoned": {"gus": 0.02}})
     for path in (root / "evaluation").glob("*.json"):
         doc = json.loads(path.read_text())
         if (name := path.stem.partition("@")[0]) in ranks:

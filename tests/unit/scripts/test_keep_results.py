@@ -224,9 +224,7 @@ def test_what_comes_back_after_clean_steps_is_of_the_file_that_is_named():
     said = " ".join(text.split("After 30 clean steps")[1].split("What could")[0].split())
     for states in models.values():
         for kind in ("canary_rank", "loss_rank"):
-            assert f"{states['before'][kind]['mean']:.2f} to {states['after'][kind]['mean']:.2f}" in " ".join(
-                said.split()
-            )
+            assert f"{states['before'][kind]['mean']:.2f} to {states['after'][kind]['mean']:.2f}" in said
         assert states["after"]["attack.success_rate"] == 0 and states["after"]["loss_rank"]["n"] == 60
 
 
