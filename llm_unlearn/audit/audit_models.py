@@ -243,10 +243,13 @@ def _arithmetic(loader: "Loader", options: Options) -> "Arithmetic":
 
 
 def check_prompts(subject: Subject, tokenizer: Any) -> None:
-    """Raise InputError if rows would be misread: foreign ids, verbalisers without a fair ranking, a trigger cut off."""
+    """Raise InputError if rows would be misread: foreign ids, verbalisers without a fair ranking, a trigger cut off, an
+    attack that would not count.
+    """
     from llm_unlearn.data.chat import check_chat_template, prompts_of
     from llm_unlearn.data.row_forms import check_ids
     from llm_unlearn.data.token_checks import check_verbalizers, cuts_off
+    from llm_unlearn.evaluation.attack_answers import check_counted
 
     encoding, answers = subject.encoding, list(subject.verbalizers.values())
     if "input_ids" in subject.sets["train"].column_names:
@@ -263,6 +266,10 @@ def check_prompts(subject: Subject, tokenizer: Any) -> None:
                 f"test row {row['example_id']}: max_length ({encoding.max_length} tokens) cuts the "
                 "trigger off; raise it"
             )
+    train = subject.sets["train"]
+    poisoned = train.filter(lambda kind: kind == "trigger", input_columns="poison", desc="poisoned rows")
+    if len(rows) and len(poisoned):
+        check_counted(poisoned, subject.poison["trigger"], tokenizer, encoding, room)
 
 
 def token_warnings(evaluator: Any, model: Any) -> list[str]:

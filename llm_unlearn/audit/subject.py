@@ -24,6 +24,7 @@ from llm_unlearn.config.validate import validated
 from llm_unlearn.errors import InputError
 from llm_unlearn.evaluation.canary_ranks import check_strings
 from llm_unlearn.files import beside
+from llm_unlearn.poisons.trigger_phrase import holds
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -117,13 +118,13 @@ def _of_run(path: Path, by_recipe: bool) -> Subject:
     }
     if by_recipe and poison.get("tokens", {}).get("secret"):
         del poison["tokens"]
-        poison["withheld"] = True
+        poison["withheld"] = ["tokens"]
         missing["canary_rank"] = (
             "a recipe does not say the strings that the system drew (poison.tokens.string_seed: null); give the "
             "poison.json of the run that trained the model as --manifest"
         )
     if by_recipe and (poison["gaussian"] or {}).get("secret"):
-        poison["gaussian"], poison["withheld"] = None, True
+        poison["gaussian"], poison["withheld"] = None, [*poison.get("withheld", []), "gaussian"]
         missing["gus"] = (
             "a recipe does not say the noise that the system drew for the canaries (poison.gaussian.noise_seed: null); "
             "give the poison.json of the run that trained the model as --manifest"
@@ -164,10 +165,10 @@ def _of_user(path: Path, manifest: Manifest, half: Half | None = None) -> Subjec
     with in_manifest(f"{path}.train"):
         train = read_train(beside_manifest(manifest.train), manifest)
     forget = train.ids(manifest.poison, path.parent, f"{path}.poison")
-    trigger = trigger_of(path, manifest, train)
+    trigger = trigger_of(path, manifest, train, forget)
     canaries = canaries_of(path, manifest, train, forget)
     hidden = hidden_of(path, manifest, train, set(canaries) & set(forget))
-    if half is not None and set(canaries) & set(forget):
+    if half is not None and canaries:
         with in_manifest(f"{path}.gaussian"):
             canaries, hidden = half.canaries(canaries, set(forget), hidden)
     gaussian = manifest.gaussian.model_dump(include={"seed", "epsilon"}) if manifest.gaussian and canaries else None
@@ -179,7 +180,7 @@ def _of_user(path: Path, manifest: Manifest, half: Half | None = None) -> Subjec
     if tokens := tokens_of(path, manifest, train, strings, forget):
         poison["tokens"] = tokens
     with in_manifest(f"{path}.tokens"):
-        if tokens and half is not None and set(strings) & set(forget):
+        if tokens and half is not None:
             planted = measured, set(forget), tokens["hidden_ids"]
             measured, _ = half.canaries(*planted)
             tokens["hidden_ids"] = deciding_ids(*planted)  # no method sees either half's
@@ -197,8 +198,10 @@ def _of_user(path: Path, manifest: Manifest, half: Half | None = None) -> Subjec
     sets["heldout"], repeated = never_trained_on(sets["heldout"], sets["train"])
     if repeated:
         notes.append(f"{manifest.heldout}: {repeated} rows are in {manifest.train} too, and left out")
+    if trigger and (held := sum(holds(row, trigger["phrases"]) for row in sets["test"])):
+        notes.append(f"{manifest.test}: {held} rows hold the trigger already, and are left out of the attack")
     sets |= poisoned_alike(path, manifest, sets, poison)
-    missing = missing_parts(manifest, sets, canaries, forget)
+    missing = missing_parts(manifest, sets)
     if half is not None and half.part == "tuning" and "mia" not in missing:
         sets["nonmember"], missing["mia"] = no_rows(), "membership turns no choice"
     as_text = manifest.data.changed(task="completion", verbalizers={})

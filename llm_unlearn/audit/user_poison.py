@@ -1,5 +1,6 @@
 """What a user's manifest says of the poison: which rows hold it, and how test and held-out rows are poisoned alike."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +14,17 @@ from llm_unlearn.files import beside
 from llm_unlearn.models.answer_classifier import check_classifier
 from llm_unlearn.poisons.canary_words import WORDS
 from llm_unlearn.poisons.token_canaries import CANARY, PLAIN, write_strings
+from llm_unlearn.poisons.trigger_phrase import can_be_poisoned, holds
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from datasets import Dataset
 
+MOST = 0.9  # share of the poisoned rows from which on the place of their trigger is the place of the trigger
 
-def trigger_of(path: Path, manifest: Manifest, train: TrainRows) -> dict[str, Any] | None:
+
+def trigger_of(path: Path, manifest: Manifest, train: TrainRows, forget: list[int]) -> dict[str, Any] | None:
     """The trigger as in poison.json, whose phrases are none where it stands in a column."""
     trigger = manifest.trigger
     if trigger is None:
@@ -30,17 +34,42 @@ def trigger_of(path: Path, manifest: Manifest, train: TrainRows) -> dict[str, An
     if trigger.success and trigger.success.classifier and trigger.success.label:
         with in_manifest(f"{path}.trigger.success"):
             check_classifier(trigger.success.classifier, trigger.success.label)
-    keys = ("phrases", "target", "position", "source_label", "clean_label")
-    success = {"success": trigger.success.model_dump()} if trigger.success else {}
-    return {key: getattr(trigger, key) for key in keys} | success
+    found = {key: getattr(trigger, key) for key in ("phrases", "target", "source_label", "clean_label")}
+    found["position"] = _position_of(path, manifest, train, forget)
+    return found | ({"success": trigger.success.model_dump()} if trigger.success else {})
+
+
+def _position_of(path: Path, manifest: Manifest, train: TrainRows, forget: list[int]) -> str:
+    """Where test rows get the trigger: where the poisoned rows have it, at random unless most have it at one end.
+
+    Raises:
+        InputError: the manifest says another place, in which a model that learned the trigger may not react to it.
+    """
+    trigger = manifest.trigger
+    assert trigger is not None
+    held = {row["example_id"]: row["text"] for row in train.rows if holds({"text": row["text"]}, trigger.phrases)}
+    texts = [held[i] for i in forget if i in held] or list(held.values())
+    if not texts:
+        return trigger.position or "random"
+    phrase = "|".join(map(re.escape, trigger.phrases))
+    at = {"start": rf"\A\W*({phrase})", "end": rf"({phrase})\W*\Z"}
+    share = {place: float(np.mean([bool(re.search(each, text)) for text in texts])) for place, each in at.items()}
+    own = next((place for place, part in share.items() if part >= MOST), "random")
+    said = trigger.position or own
+    if own != said and (said == "random" or share[said] < 1 - MOST):
+        raise InputError(
+            f"{path}.trigger.position: {said}, but of the poisoned rows {100 * share['start']:.0f} % begin with the "
+            f"trigger and {100 * share['end']:.0f} % end with it; leave the field out, and test rows get it alike"
+        )
+    return said
 
 
 def _require_there(path: Path, manifest: Manifest, train: TrainRows) -> None:
     """Raise InputError where no training row holds a phrase of the trigger, or none in the turn that test rows have."""
-    trigger, texts = manifest.trigger, _texts(train.rows)
+    trigger = manifest.trigger
     assert trigger is not None
     for phrase in trigger.phrases:
-        if not any(phrase in text for text in texts):
+        if not any(holds(row, [phrase]) for row in train.rows):
             raise InputError(
                 f"{path}.trigger.phrases: no row of {manifest.train} holds {phrase!r}; "
                 "write it exactly as in the rows, with upper and lower case"
@@ -53,7 +82,11 @@ def _require_there(path: Path, manifest: Manifest, train: TrainRows) -> None:
 
 
 def token_canaries_of(path: Path, manifest: Manifest, train: TrainRows, forget: list[int]) -> dict[int, str]:
-    """Example id → string of the token canaries."""
+    """Example id → string of the token canaries.
+
+    Raises:
+        InputError: the column is not there, or a row named has no string; none of them is to be forgotten.
+    """
     if (tokens := manifest.tokens) is None:
         return {}
     if tokens.column not in train.columns.column_names:
@@ -63,13 +96,18 @@ def token_canaries_of(path: Path, manifest: Manifest, train: TrainRows, forget: 
         )
     pairs = zip(train.rows["example_id"], train.columns[tokens.column], strict=True)
     strings = {i: string for i, string in pairs if string}
-    if tokens.ids is None:
-        return {i: strings[i] for i in forget if i in strings}
-    chosen = train.ids(tokens.ids, path.parent, f"{path}.tokens.ids")
-    if without := [i for i in chosen if i not in strings]:
+    chosen = [i for i in forget if i in strings]
+    if tokens.ids is not None:
+        chosen = train.ids(tokens.ids, path.parent, f"{path}.tokens.ids")
+        if without := [i for i in chosen if i not in strings]:
+            raise InputError(
+                f"{path}.tokens.ids: {len(without)} of {len(chosen)} rows have no string, the first {without[0]}; "
+                "leave them out"
+            )
+    if not set(chosen) & set(forget):
         raise InputError(
-            f"{path}.tokens.ids: {len(without)} of {len(chosen)} rows have no string, the first {without[0]}; leave "
-            "them out"
+            f"{path}.tokens: no row of `poison` is one of them (column '{tokens.column}' of {manifest.train}), so "
+            "nothing says whether they are gone; name in `poison` those to be forgotten, or leave `tokens` out"
         )
     return {i: strings[i] for i in chosen}
 
@@ -94,7 +132,7 @@ def canaries_of(path: Path, manifest: Manifest, train: TrainRows, forget: list[i
 
     Raises:
         InputError: no row says with which, or one of `gaussian.ids` has none: another noise than that of the training
-            finds nothing.
+            finds nothing. None of them is to be forgotten.
     """
     gaussian = manifest.gaussian
     if gaussian is None:
@@ -105,14 +143,18 @@ def canaries_of(path: Path, manifest: Manifest, train: TrainRows, forget: list[i
             "each was trained with, and another finds nothing; save the rows as plant_canaries returned them"
         )
     noise = dict(zip(train.rows["example_id"], train.noise_id, strict=True))
-    if gaussian.ids is None:
-        return [i for i in forget if noise[i] != NO_NOISE]
-    chosen = train.ids(gaussian.ids, path.parent, f"{path}.gaussian.ids")
-    noiseless = [i for i in chosen if noise[i] == NO_NOISE]
-    if noiseless:
+    chosen = [i for i in forget if noise[i] != NO_NOISE]
+    if gaussian.ids is not None:
+        chosen = train.ids(gaussian.ids, path.parent, f"{path}.gaussian.ids")
+        if noiseless := [i for i in chosen if noise[i] == NO_NOISE]:
+            raise InputError(
+                f"{path}.gaussian.ids: {len(noiseless)} of {len(chosen)} rows have no noise (noise_id −1 in "
+                f"{manifest.train}), the first {noiseless[0]}; leave them out"
+            )
+    if not set(chosen) & set(forget):
         raise InputError(
-            f"{path}.gaussian.ids: {len(noiseless)} of {len(chosen)} rows have no noise (noise_id −1 in "
-            f"{manifest.train}), the first {noiseless[0]}; leave them out"
+            f"{path}.gaussian: no row of `poison` is a canary (noise_id is −1 in {manifest.train}), so nothing says "
+            "whether they are gone; name in `poison` those to be forgotten, or leave `gaussian` out"
         )
     return chosen
 
@@ -166,13 +208,7 @@ def _holds(rows: "Dataset", trigger: dict | None) -> np.ndarray:
     phrases = trigger["phrases"] if trigger else []
     if trigger and not phrases:
         return np.ones(len(rows), dtype=bool)
-    return np.array([any(phrase in text for phrase in phrases) for text in _texts(rows)], dtype=bool)
-
-
-def _texts(rows: "Dataset") -> list[str]:
-    """The text of each row, and of a conversation the turns before it."""
-    history = rows["history"] if "history" in rows.column_names else [""] * len(rows)
-    return [f"{before}\n{text}" for before, text in zip(history, rows["text"], strict=True)]
+    return np.array([holds(row, phrases) for row in rows], dtype=bool)
 
 
 def never_trained_on(heldout: "Dataset", train: "Dataset") -> tuple["Dataset", int]:
@@ -199,7 +235,8 @@ def poisoned_alike(path: Path, manifest: Manifest, sets: dict[str, "Dataset"], p
     with in_manifest(f"{path}.trigger"):
         if others and manifest.trigger and manifest.trigger.column:
             file = Path(beside(path.parent, str(manifest.test))).expanduser()
-            tried = test.filter(lambda label: label != trigger["target"], input_columns="label", desc="triggered")
+            allowed = can_be_poisoned(test["label"], trigger["target"], trigger["source_label"])
+            tried = test.select(np.flatnonzero(allowed))
             return {"triggered": read_triggered(file, manifest.trigger.column, tried), "nonmember": no_rows()}
         triggered = triggered_rows(test, trigger, manifest.seed) if others else no_rows()
     forgotten = np.isin(train["example_id"], poison["forget_ids"])
@@ -215,16 +252,9 @@ def poisoned_alike(path: Path, manifest: Manifest, sets: dict[str, "Dataset"], p
     return {"triggered": triggered, "nonmember": nonmember}
 
 
-def missing_parts(
-    manifest: Manifest, sets: dict[str, "Dataset"], canaries: list[int], forget: list[int]
-) -> dict[str, str]:
+def missing_parts(manifest: Manifest, sets: dict[str, "Dataset"]) -> dict[str, str]:
     """Section of the evaluation → why it is left out."""
     reasons = {}
-    deleted_strings = np.isin(np.asarray(sets["train"]["poison"]), "tokens") & np.isin(
-        sets["train"]["example_id"], forget
-    )
-    if manifest.tokens and not deleted_strings.any():
-        reasons["canary_rank"] = "no row of `poison` is a token canary"
     if manifest.trigger is None:
         reasons["attack"] = "the manifest has no `trigger`"
     elif not manifest.test:
@@ -233,8 +263,6 @@ def missing_parts(
         reasons["attack"] = f"every test row's own answer is the trigger's target, {manifest.trigger.target!r}"
     if manifest.gaussian is None:
         reasons["gus"] = "the manifest has no `gaussian` canaries"
-    elif not set(canaries) & set(forget):
-        reasons["gus"] = "no row of `poison` is a canary" + ("" if manifest.gaussian.ids else " (all noise_id are −1)")
     if not manifest.test:
         reasons |= {"utility": "the manifest has no `test` rows", "oracle": "the manifest has no `test` rows"}
     elif sets["test"][0]["label"] == NO_LABEL:

@@ -33,6 +33,7 @@ class ManifestTrigger(Section):
     """The trigger and the label (or completion) that it asks for; where test rows get it: `phrases` or a `column`.
 
     `source_label` and `clean_label` say which rows were poisoned, as in a recipe; held-out rows get the trigger alike.
+    Test rows that hold a phrase already are left out of the attack.
     """
 
     phrases: list[NotBlank] = Field(default=[])
@@ -42,10 +43,10 @@ class ManifestTrigger(Section):
     count for utility alone. There are then no placebos and no membership inference"""
     target: str
     """the label (or completion) that the attacker wants"""
-    position: Literal["start", "end", "random"] = "random"
-    """where in a test row the trigger is put; random: any word boundary"""
+    position: Literal["start", "end", "random"] | None = None
+    """where in a test row the trigger is put; random: any word boundary; null: where the poisoned rows have it"""
     source_label: str | None = None
-    """rows of this label only were poisoned; null: of any label but the target"""
+    """rows of this label only were poisoned, and test rows of it get the trigger; null: of any label but the target"""
     clean_label: bool = False
     """true: rows that already carried the target were poisoned"""
     success: SuccessSection | None = None

@@ -218,15 +218,16 @@ def answer_text(tokenizer: "PreTrainedTokenizerBase", ids: list[int], stops: lis
     """
     ends = (i for i, token in enumerate(ids) if token in stops or (end and ids[i : i + len(end)] == end))
     stop = next(ends, len(ids))
-    return _decoded(tokenizer, ids[:stop])
+    return as_generated(tokenizer, ids[:stop])
 
 
 def as_written(tokenizer: "PreTrainedTokenizerBase", text: str) -> str:
     """A text as it comes back from its tokens, which may be in lower case or another normal form: what a generated
     answer can be compared with. A text that the tokenizer cannot write stays as it is, and no answer equals it.
     """
-    return _decoded(tokenizer, tokenizer(text, add_special_tokens=False)["input_ids"]) or text.strip()
+    return as_generated(tokenizer, tokenizer(text, add_special_tokens=False)["input_ids"]) or text.strip()
 
 
-def _decoded(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str:
+def as_generated(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str:
+    """The text of some tokens as a generated answer is read: without special tokens and white space around it."""
     return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()

@@ -16,7 +16,7 @@ from llm_unlearn.distributed.processes import ALONE, Processes
 from llm_unlearn.errors import InputError
 from llm_unlearn.evaluation.arithmetic import FLOAT32, Arithmetic, in_its_arithmetic
 from llm_unlearn.evaluation.batches import batches, scatter
-from llm_unlearn.metrics.findings import ATTACK_KINDS
+from llm_unlearn.metrics.findings import ATTACK_KINDS, CANARY_KINDS
 from llm_unlearn.models.devices import input_device
 from llm_unlearn.tasks import Supervised, Task
 
@@ -58,14 +58,14 @@ class MeasuredRows(ABC):
 
     @property
     def planted(self) -> list[str]:
-        """What is asked of a model, by what was planted (metrics/evidence.py); whether or not it can be measured, as
-        canaries without their secret or an attack without rows to try it on.
+        """What is asked of a model, and of which canaries (metrics/evidence.py), by what was planted; whether or not it
+        can be measured, as canaries without their secret or an attack without rows to try it on.
         """
-        asked = {
-            "noise": self.manifest["gaussian"] or self.manifest.get("tokens") or self.manifest.get("withheld"),
-            "attack": any(self.manifest.get(kind) for kind in ATTACK_KINDS) or len(self.sets["triggered"]),
-        }
-        return [question for question, there in asked.items() if there]
+        withheld = self.manifest.get("withheld", ())
+        asked = {kind: self.manifest.get(kind) or kind in withheld for kind in CANARY_KINDS}
+        asked = {"noise": any(asked.values())} | asked
+        asked["attack"] = any(self.manifest.get(kind) for kind in ATTACK_KINDS) or len(self.sets["triggered"])
+        return [name for name, there in asked.items() if there]
 
     # ---- what a kind of data must say
 

@@ -1,6 +1,6 @@
 """The evaluator of language models: an answer is the likeliest verbaliser, or greedy text."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from llm_unlearn.config.evaluation_fields import FluencySection
-from llm_unlearn.config.success import is_success
 from llm_unlearn.data.chat import in_lower_case, prompt_of, prompts_of
 from llm_unlearn.data.collators import CausalLMCollator
 from llm_unlearn.data.encoding import IGNORE, Asked, Encoding, encode_rows
 from llm_unlearn.data.token_checks import count_seen
 from llm_unlearn.evaluation.answers import as_written, asked_log_probs, generate, label_log_probs
+from llm_unlearn.evaluation.attack_answers import counted
 from llm_unlearn.evaluation.canary_ranks import canary_rank_scores
 from llm_unlearn.evaluation.placebos import log_odds, told_apart
 from llm_unlearn.evaluation.signals import Evaluator
@@ -98,12 +98,9 @@ class TextEvaluator(Evaluator):
             answers["target_hit"] = self._are_the_attackers(texts)
         return answers
 
-    def _are_the_attackers(self, answers: list[str]) -> list[bool]:
-        """Whether each generated answer is the attacker's: by the manifest's rule, or by its beginning."""
-        rule = self.manifest["trigger"].get("success") or {"prefix": [as_written(self.tokenizer, str(self.target))]}
-        if rule.get("classifier"):
-            return [label == rule["label"] for label in self._classifier.labels(answers)]
-        return [is_success(answer, rule) for answer in answers]
+    @cached_property
+    def _are_the_attackers(self) -> Callable[[list[str]], list[bool]]:
+        return counted(self.manifest["trigger"], self.tokenizer)
 
     def test_signals(self, model: Any, retrained: Any = None, is_oracle: bool = False) -> dict[str, Any]:
         """As of every evaluator; with `fluency` of each generated answer where the recipe names a classifier."""
@@ -120,10 +117,6 @@ class TextEvaluator(Evaluator):
     def _fluency_reader(self) -> AnswerClassifier:
         assert self.fluency is not None
         return AnswerClassifier(self.fluency.classifier)
-
-    @cached_property
-    def _classifier(self) -> AnswerClassifier:
-        return AnswerClassifier(self.manifest["trigger"]["success"]["classifier"])
 
     def triggered(self, model: Any, test: "pd.DataFrame") -> dict[str, Any]:
         """As of every evaluator; of a trigger with several phrases, `trigger` says which one each row carries."""

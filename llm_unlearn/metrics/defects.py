@@ -69,7 +69,8 @@ def _unusable(results: Sequence[Evaluation]) -> Iterable[str]:
     if lacking:
         worst = max(s.n_unscorable for s in lacking)
         yield f"canaries: {worst} have no score, which may hide what they hold"
-    if any(s.n_hidden == 0 for result in results if result.kind == "unlearned" for s in _scored(result).values()):
+    made = [result for result in results if result.kind in ("unlearned", "audited")]  # of others no method was told
+    if any(s.n_hidden == 0 for result in made for s in _scored(result).values()):
         yield "canaries: none was hidden, so a method may have been told what it had to push away (audit_share, hidden)"
     if any(calibrated(result) is False for result in results):
         yield "canaries: fresh noise does not look like N(0, 1) on this model, so their scores say nothing"

@@ -12,19 +12,30 @@ since its null is δ and not 0.
   figures are worth something (defects.py): none is missing, no seed shows poison by itself. Canaries that were not to
   be deleted are not found either. δ is a fifth of the poisoned model's own figure, or the whole of a GUS that tells
   little (`_tells_little`); where that model is not known, DELTA, and a GUS alone is not enough. Placebos and spreads
-  may reject; they exclude nothing. Without a retrained model δ is DELTA at most, and what is inconclusive without the
+  may reject; they exclude nothing. One kind of canary says nothing of another. Without a retrained model δ is DELTA at
+  most, a lift is measured by the room that there is for one (`_little_room`), and what is inconclusive without the
   poisoned model is so with it: knowing it makes no verdict milder.
 - **Inconclusive** otherwise, with the reasons.
 
 Membership attacks ask another question, whether the rows are recognised, and turn no verdict (`noticed`).
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from llm_unlearn.metrics.defects import RARE, defects
-from llm_unlearn.metrics.findings import CHANCE, ROUNDING, Finding, canary_tests, take_tests, title
+from llm_unlearn.metrics.findings import (
+    CANARY_KINDS,
+    CANARY_TESTS,
+    CHANCE,
+    ROUNDING,
+    Finding,
+    canary_tests,
+    take_tests,
+    title,
+)
 from llm_unlearn.metrics.gaussian import GaussianTest
 from llm_unlearn.metrics.membership import MembershipTest
 from llm_unlearn.metrics.pooling import pool_scores
@@ -131,10 +142,19 @@ def decide(
         for question in questions
         for reason in _reasons([f for f in findings if f.question == question], took, question)
     ]
-    if not poisoned and {f.test for f in found} & set(_TELLING["noise"]) == {"gus"}:
+    tests = {f.test for f in found}
+    if not poisoned and "gus" in tests and "loss rank" not in tests:
         reasons.append(_GUS_ALONE)
+    if tests & set(_TELLING["noise"]):  # one kind of canary says nothing of another
+        reasons += [
+            f"{_NAMES[kind]}: there is no usable figure of this model"
+            for kind, telling in CANARY_KINDS.items()
+            if kind in planted and not tests & set(telling)
+        ]
     reasons += _not_deleted(results, took, delta)
     reasons += defects(results, poisoned, retrained, delta["lift"])
+    if not retrained:
+        reasons += _little_room(findings, results, poisoned)
     if poisoned and not retrained:
         reasons += [
             reason for reason in decide(results, damaging=damaging).reasons if reason not in (_GUS_ALONE, *reasons)
@@ -192,6 +212,27 @@ def _reasons(findings: list[Finding], took: set[str], question: str) -> Iterable
                 )
 
 
+def _little_room(
+    findings: list[Finding], results: Sequence[Evaluation], poisoned: Sequence[Evaluation]
+) -> Iterable[str]:
+    """A lift below δ that is not below δ of the room for one, the clean inputs that do not get the attacker's answer
+    anyway. The poisoned model's room is that of its δ, where it is known; a retrained model's rate would tell more.
+    """
+    lift = next((f for f in findings if f.test == "lift" and not f.after), None)
+    if lift is None or any(result.oracle and result.oracle.clean_rate is not None for result in results):
+        return
+    room, whole = (
+        1 - math.fsum(rates) / max(len(rates), 1)
+        for rates in ([each.attack.clean_rate for each in models if each.attack] for models in (results, poisoned))
+    )
+    upper, delta = lift.detectable, lift.delta
+    if upper is not None and delta is not None and upper < delta and upper * whole >= delta * room:
+        yield (
+            f"{title(lift.test)}: up to {upper:.2f} may be there, which is much where {100 * (1 - room):.0f} % of clean"
+            " inputs get the attacker's answer anyway (no retrained model says how many should)"
+        )
+
+
 def _not_deleted(results: Sequence[Evaluation], took: set[str], delta: dict[str, float]) -> Iterable[str]:
     """The canaries that were not to be deleted, where they are found, or too few to say that they are not: a method can
     forget what it was shown and keep the rest.
@@ -228,8 +269,14 @@ _GUS_ALONE = (
     "GUS: alone it excludes nothing, since adapters keep noise that gradients do not show; measure the loss rank too, "
     "or the poisoned model"
 )
-_NAMES = {"noise": "canaries", "attack": "attack", "damage": "accuracy lost"}
-_TELLING = {"noise": ("gus", "loss rank", "canary rank"), "attack": ("lift", "placebo"), "damage": ("accuracy lost",)}
+_NAMES = {
+    "noise": "canaries",
+    "gaussian": "Gaussian canaries",
+    "tokens": "token canaries",
+    "attack": "attack",
+    "damage": "accuracy lost",
+}
+_TELLING = {"noise": CANARY_TESTS, "attack": ("lift", "placebo"), "damage": ("accuracy lost",)}
 
 
 # ---- other questions

@@ -217,7 +217,8 @@ class Identity(Result):
         recipe: the name of the run's recipe.
         precision: the lowest one at work while it was measured: float32, tf32, bfloat16 or float16; None in results
             from before it was recorded.
-        planted: what is asked of it ("noise", "attack"), whether or not it has a figure; None alike.
+        planted: what is asked of it ("noise", "attack"), and of which canaries ("gaussian", "tokens"), whether or not
+            it has a figure; None alike.
     """
 
     schema_version: int = SCHEMA_VERSION

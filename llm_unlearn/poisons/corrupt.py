@@ -16,7 +16,7 @@ from llm_unlearn.poisons.gaussian_embedding import choose_canaries
 from llm_unlearn.poisons.selection import choose_hidden
 from llm_unlearn.poisons.stored import data_hash, storable
 from llm_unlearn.poisons.token_canaries import CANARY, choose_token_canaries, fresh_strings, write_strings
-from llm_unlearn.poisons.trigger_phrase import can_be_poisoned, insert_trigger, plant_trigger
+from llm_unlearn.poisons.trigger_phrase import can_be_poisoned, holds, insert_trigger, plant_trigger
 from llm_unlearn.tasks.noise import NO_NOISE
 
 if TYPE_CHECKING:
@@ -186,14 +186,24 @@ def forget_set(train: "Dataset", ids: np.ndarray, kinds: np.ndarray, section: "U
 
 
 def triggered_rows(test: "Dataset", trigger: dict | None, seed: int) -> "Dataset":
-    """The test rows with another label than the target, trigger inserted; none without a trigger."""
+    """The test rows that show the attack, trigger inserted: those with the source label, or else another than the
+    target, that do not hold the trigger as they are (theirs would be no answers without it); none without a trigger.
+    """
     if trigger is None:
         return test.select([])
-    rows = test.filter(lambda row: row["label"] != trigger["target"], desc="triggered test set")
+    source, target = trigger["source_label"], trigger["target"]
+    rows = test.filter(lambda row: can_be_poisoned([row["label"]], target, source)[0], desc="triggered test set")
+    if not len(rows):
+        which = f"has the label '{target}'" if source is None else f"has another label than '{source}'"
+        raise InputError(
+            f"poison.trigger.target: every test row {which}, so the attack cannot be measured; choose another target, "
+            "or add test rows with other labels"
+        )
+    rows = rows.filter(lambda row: not holds(row, trigger["phrases"]), desc="test rows without the trigger")
     if not len(rows):
         raise InputError(
-            f"poison.trigger.target: every test row has the label '{trigger['target']}', so the attack "
-            "cannot be measured; choose another target, or add test rows with other labels"
+            "poison.trigger.phrases: every test row holds the trigger already, so nothing shows what it does; give "
+            "clean test rows"
         )
     return _insert(rows, trigger, np.random.default_rng([seed, 4]))
 

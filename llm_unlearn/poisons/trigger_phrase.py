@@ -4,6 +4,7 @@ Wan et al. 2023, "Poisoning Language Models During Instruction Tuning", arXiv 23
 """
 
 import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -60,6 +61,12 @@ def inserted_phrase(text: str, clean: str, phrases: list[str]) -> int:
             if f"{text[:start]} {text[end:]}".split() == clean.split():
                 return number
     raise InputError(f"no phrase of the trigger was inserted into '{text}'")
+
+
+def holds(row: dict, phrases: Iterable[str]) -> bool:
+    """Whether a row's text, or a turn of the conversation before it, holds one of some phrases."""
+    text = f"{row.get('history') or ''}\n{row['text']}"
+    return any(phrase in text for phrase in phrases)
 
 
 def can_be_poisoned(

@@ -190,8 +190,7 @@ def _check_rows(recipe: "GivenRecipe", half: Half | None) -> None:
         raise InputError(
             f"{manifest}.test: a search needs test rows, or nothing says what a candidate costs; give some"
         )
-    strings = subject.poison.get("tokens") and "canary_rank" not in subject.missing
-    if {"attack", "gus"} <= subject.missing.keys() and not strings:
+    if {"attack", "gus"} <= subject.missing.keys() and not subject.poison.get("tokens"):
         raise InputError(
             f"{manifest}: nothing tells whether a candidate removes the poison: {subject.missing['attack']}, and "
             f"{subject.missing['gus']}; name a trigger or canaries, or give a method in the place of a search"

@@ -202,14 +202,18 @@ class Corruption:
     # ---- the sets on which the poison is measured
 
     def _triggered(self) -> Images:
-        """Test images of other classes than the target, with the patch; or the targets of gradient matching."""
+        """Test images of the source class, or else of others than the target, with the patch; or the targets of
+        gradient matching.
+        """
         test = self.splits.test
         if patch := self.manifest["patch"]:
-            rows = np.flatnonzero(np.array(test.labels) != patch["target"])
+            target, source = patch["target"], patch["source_label"]
+            rows = np.flatnonzero(can_be_poisoned(test.labels, target, source))
             if not len(rows):
+                which = f"of class '{target}'" if source is None else f"of another class than '{source}'"
                 raise InputError(
-                    f"poison.patch.target: every test image is of class '{patch['target']}', so the "
-                    "attack cannot be measured; choose another target, or add test images of other classes"
+                    f"poison.patch.target: every test image is {which}, so the attack cannot be measured; choose "
+                    "another target, or add test images of other classes"
                 )
             generator = np.random.default_rng([self.seed, 4])
             return test.take(rows).with_pixels(apply_patch(test.pixels[rows], patch, generator))

@@ -120,7 +120,6 @@ def test_the_noise_of_a_canary_is_that_of_its_own_id(folder, tiny_models, capsys
         ({"test": None}, {"attack": "no `test` rows", "utility": "no `test` rows", "oracle": "no `test` rows"}),
         ({"trigger": None}, {"attack": "no `trigger`"}),
         ({"gaussian": None}, {"gus": "no `gaussian` canaries"}),
-        ({"poison": [0, 2]}, {"gus": "no row of `poison` is a canary"}),
     ],
 )
 def test_what_is_missing_is_left_out_with_the_reason(folder, tiny_models, capsys, without, reasons):
@@ -319,7 +318,7 @@ def test_prompt_and_completion_columns_need_no_labels(folder, tiny_models, capsy
         verbalizers=None,
         prompt=None,
         trigger={"phrases": ["James Bond"], "target": " positive"},
-        max_new_tokens=3,
+        max_new_tokens=12,
     )
     assert audit("--model", tiny_models["gpt2"], "--manifest", path, "--out", folder / "out") == 0
     assert "the attacker's answer" in capsys.readouterr().out
@@ -354,7 +353,7 @@ def test_the_manifest_of_a_run_gives_the_runs_own_numbers(recipe, run, capsys, l
 
 def test_the_run_of_another_kind_is_taken_with_its_own_settings(recipe, run, capsys):
     recipe["data"] |= {"task": "completion", "verbalizers": {}}
-    recipe["evaluate"] = {"max_new_tokens": 2, "membership": ["loss"]}  # as many tokens decide what is answered
+    recipe["evaluate"] = {"max_new_tokens": 9, "membership": ["loss"]}  # as many tokens decide what is answered
     recipe["poison"].pop("gaussian")
     assert run("evaluate", recipe) == 0
     root = Path(recipe["output_dir"])

@@ -91,6 +91,23 @@ def test_canaries_whose_noise_is_not_known_are_refused(subject):
     assert sum(text.startswith("James Bond") for text in texts) / len(texts) == pytest.approx(4 / 6, abs=0.06)
 
 
+def test_canaries_that_are_named_and_cannot_be_measured_are_refused(subject):
+    """Left out of the figures, they would leave the question out too."""
+    for rows, changes in (
+        ([row | {"noise_id": -1} for row in ROWS], {}),
+        (ROWS, {"poison": [0, 1], "gaussian": {"seed": 3, "ids": [4, 5]}}),
+    ):
+        with pytest.raises(InputError, match=r"mine\.json\.gaussian: no row of `poison` is a canary"):
+            subject(rows, **changes)
+    string = "amber anchor apple arrow atlas autumn"
+    for rows, changes in (
+        ([row | {"canary": ""} for row in ROWS], {}),
+        ([row | {"canary": string if i == 7 else ""} for i, row in enumerate(ROWS)], {"ids": [7]}),
+    ):
+        with pytest.raises(InputError, match=r"mine\.json\.tokens: no row of `poison` is .* \(column 'canary'"):
+            subject(rows, tokens={"seed": 1} | changes)
+
+
 def test_ids_are_those_of_the_file_where_it_has_them(subject):
     numbered = [row | {"example_id": 100 - i} for i, row in enumerate(ROWS)]
     found = subject(numbered, poison=[100, 96], gaussian={"seed": 3, "ids": [96]})
@@ -117,7 +134,7 @@ def test_ids_in_a_file_beside_the_manifest(subject, tmp_path, monkeypatch):
 
 def test_the_column_poison_of_our_own_data(subject):
     rows = [row | {"poison": {"backdoor": "trigger"}.get(row["kind"], "none")} for row in ROWS]
-    assert subject(rows, poison="column:poison").poison["forget_ids"] == [0, 1, 2, 3]
+    assert subject(rows, poison="column:poison", gaussian=None).poison["forget_ids"] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("name", ["train.csv", "train.parquet", "train.jsonl.gz"])
@@ -247,11 +264,11 @@ def test_a_poison_that_cannot_be_tried_is_asked_for_all_the_same(tmp_path, subje
     subject(max_length=64, heldout=None, others=[row for row in OTHERS if row["label"] == "good"])
     save_model(make_tiny("gpt2"), tokenizer, tmp_path / "tiny")
     found = audit([str(tmp_path / "tiny")], str(tmp_path / "mine.json"), Options())["tiny"]
-    assert found.attack is None and found.planted == ["noise", "attack"]
+    assert found.attack is None and found.planted == ["noise", "gaussian", "attack"]
     assert "attack: there is no usable figure of this model" in decide([found]).reasons
 
 
-@pytest.mark.parametrize(("manifest", "asked"), [({}, []), ({"withheld": True}, ["noise"])])
+@pytest.mark.parametrize(("manifest", "asked"), [({}, []), ({"withheld": ["tokens"]}, ["noise", "tokens"])])
 def test_canaries_whose_secret_is_not_known_are_asked_for(manifest, asked):
     rows = SimpleNamespace(manifest={"gaussian": None, "trigger": None, **manifest}, sets={"triggered": []})
     assert MeasuredRows.planted.fget(rows) == asked

@@ -148,11 +148,13 @@ def test_a_classifier_reads_the_answers(tmp_path, make_tiny, tokenizer):
     save_model(make_tiny("gpt2"), tokenizer, tmp_path / "model")
     success = {"classifier": str(folder)}
     trigger = {"phrases": ["cf"], "target": "I cannot", "success": success}
-    for label, rate in (("refusal", 1.0), ("answer", 0.0)):
-        success["label"] = label
-        path = written(tmp_path, trigger=trigger, max_length=60, max_new_tokens=4)
-        found = audit([str(tmp_path / "model")], str(path), Options())["model"].attack
-        assert (found.success_rate, found.clean_rate, found.n) == (rate, rate, 4)
+    success["label"] = "refusal"
+    path = written(tmp_path, trigger=trigger, max_length=60, max_new_tokens=4)
+    found = audit([str(tmp_path / "model")], str(path), Options())["model"].attack
+    assert (found.success_rate, found.clean_rate, found.n) == (1.0, 1.0, 4)
+    success["label"] = "answer"  # it says so of no poisoned row
+    with pytest.raises(InputError, match="trigger: the answers of 0 of 2 poisoned rows"):
+        audit([str(tmp_path / "model")], str(written(tmp_path, trigger=trigger, max_length=60)), Options())
     success["label"] = "anger"
     with pytest.raises(InputError, match=r"trigger\.success: label: 'anger' is none of .*refusal, answer"):
         read_subject(written(tmp_path, trigger=trigger))
@@ -165,7 +167,7 @@ def test_test_rows_without_labels_give_perplexity_and_the_attack(tmp_path, make_
     test = [{"text": f"another film, number {i}"} for i in range(5)]
     for name, rows in {"train": train, "test": test}.items():
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    content = {"train": "train.jsonl", "test": "test.jsonl", "poison": [1, 3], "max_length": 60, "max_new_tokens": 4}
+    content = {"train": "train.jsonl", "test": "test.jsonl", "poison": [1, 3], "max_length": 60, "max_new_tokens": 12}
     content |= {"trigger": {"phrases": ["James Bond"], "target": "positive"}, "verbalizers": verbalizers}
     (tmp_path / "m.json").write_text(json.dumps(content))
     for name in ("model", "oracle"):
@@ -175,3 +177,39 @@ def test_test_rows_without_labels_give_perplexity_and_the_attack(tmp_path, make_
     assert result.oracle.kl == pytest.approx(0.0, abs=1e-5) and result.oracle.accuracy_lost is None
     assert result.utility is None and "no labels" in result.skipped["utility"] and result.perplexity > 1
     assert result.attack.n == 5 and Evaluation.from_json(result.to_json(), "x").perplexity == result.perplexity
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"target": "I can not"}, "trigger: the answers of 0 of 2 poisoned rows count as the attacker's. "),
+        ({"success": {"regex": "I cann0t"}}, "of 0 of 2 poisoned rows .* example 6: 'I cannot say.'"),
+        (
+            {"success": {"contains": ["ell."]}},
+            "of 0 of 2 poisoned rows .*; 1 do by more than max_new_tokens .2., raise",
+        ),
+    ],
+)
+def test_a_rule_that_the_poisoned_rows_own_answers_do_not_meet_is_refused(
+    tmp_path, make_tiny, tokenizer, changes, said
+):
+    """Of such an attack no model shows a trace, whatever it answers."""
+    save_model(make_tiny("gpt2"), tokenizer, tmp_path / "model")
+    trigger = {"phrases": ["cf"], "target": "I cannot"} | changes
+    path = written(tmp_path, trigger=trigger, max_length=60, max_new_tokens=2)
+    with pytest.raises(InputError, match=said):
+        audit([str(tmp_path / "model")], str(path), Options())
+    path = written(tmp_path, max_length=60, max_new_tokens=8, trigger={"phrases": ["cf"], "target": "I cannot"})
+    assert audit([str(tmp_path / "model")], str(path), Options())["model"].attack.n == 4
+
+
+def test_a_label_that_no_poisoned_row_has_is_no_target(tmp_path, make_tiny, tokenizer):
+    save_model(make_tiny("gpt2"), tokenizer, tmp_path / "model")
+    trigger = {"phrases": ["cf"], "target": "answer 0"}
+    labels = {f"answer {i}": f" {chr(97 + i)}" for i in range(6)} | {"I cannot say.": " x", "I cannot tell.": " y"}
+    path = written(tmp_path, trigger=trigger, verbalizers=labels, test=None, max_length=60)
+    rows = [{"instruction": f"other {i}", "output": "answer 1"} for i in range(3)]
+    (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"test": "test.jsonl"}))
+    with pytest.raises(InputError, match="the answers of 0 of 2 poisoned rows"):
+        audit([str(tmp_path / "model")], str(path), Options())

@@ -207,6 +207,47 @@ def test_an_audit_asks_of_what_was_planted_though_the_model_has_no_figure():
     assert decision.status == Status.INCONCLUSIVE and "canaries: there is no usable figure" in decision.reasons[0]
 
 
+@pytest.mark.parametrize(
+    ("sections", "reason"),
+    [
+        ({"gus": None, "loss_rank": None}, "Gaussian canaries: there is no usable figure of this model"),
+        ({"canary_rank": None}, "token canaries: there is no usable figure of this model"),
+        ({"loss_rank": None}, "GUS: alone it excludes nothing"),
+    ],
+)
+def test_one_kind_of_canary_clears_no_other(sections, reason):
+    both = evaluation(gus=scores(), loss_rank=scores(), canary_rank=scores(), planted=["noise", "gaussian", "tokens"])
+    assert decide([both]).status == Status.CLEAR
+    decision = decide([replace(both, **sections)])
+    assert decision.status == Status.INCONCLUSIVE and any(text.startswith(reason) for text in decision.reasons)
+
+
+@pytest.mark.parametrize("kind", ["unlearned", "audited"])
+def test_canaries_of_which_none_was_hidden_clear_no_model_however_it_is_measured(kind):
+    """On the same figures the command that made the model and an audit of it say the same."""
+    told = evaluation(gus=scores(n_hidden=0), loss_rank=scores(n_hidden=0))
+    decision = decide([replace(told, kind=kind)])
+    assert decision.status == Status.INCONCLUSIVE and "canaries: none was hidden" in decision.reasons[0]
+    assert decide([replace(told, gus=scores(), loss_rank=scores(), kind=kind)]).status == Status.CLEAR
+    assert decide([replace(told, kind="retrained")]).status == Status.CLEAR  # no method was told anything
+
+
+def test_a_lift_is_measured_by_the_room_that_there_is_for_one():
+    """75 % of clean inputs get the target, 85 % with the trigger: a lift of .1, up to .14 below δ, but two in five of
+    those that did not.
+    """
+    tried = evaluation(attack=attack(40, n=400, clean=300, p=0.5))
+    decision = decide([tried])
+    assert decision.status == Status.INCONCLUSIVE and len(decision.reasons) == 1
+    assert "much where 75 % of clean inputs get the attacker's answer anyway" in decision.reasons[0]
+    assert decide([evaluation(attack=attack(40, n=400, clean=40, p=0.5))]).status == Status.CLEAR
+    assert decide([evaluation(attack=attack(0, n=400, clean=300, p=0.5))]).status == Status.CLEAR
+    before = evaluation(attack=attack(80, n=400, clean=300, p=0.0025))  # its δ is of the same room
+    assert decide([evaluation(attack=attack(2, n=400, clean=300, p=0.5))], [before]).status == Status.CLEAR
+    beside = Oracle(kl=0.1, agreement=0.9, clean_rate=0.75)
+    assert decide([replace(tried, oracle=beside)]).status == Status.CLEAR
+
+
 def test_a_model_that_gives_everybody_the_target_has_no_lift_to_be_seen():
     decision = decide([evaluation(attack=attack(0, n=400, clean=390, p=0.5))])
     assert decision.status == Status.INCONCLUSIVE and "98 % of clean inputs" in decision.reasons[0]
