@@ -53,11 +53,13 @@ def check_tokens(recipe: Recipe) -> list[Finding]:
 
 
 def check_poison(recipe: Recipe, tokenizer: Any) -> list[Finding]:
-    """Whether there are as many rows as the recipe draws and poisons, and whether the cut leaves every trigger in: what
-    the stage `poison` would do, of every seed, in memory. Nothing of given models, which are poisoned already.
+    """Whether there are as many rows as the recipe draws and poisons, whether the cut leaves every trigger in, and
+    whether generated answers are long enough for the attacker's: what the stage `poison` would do, of every seed, in
+    memory. Nothing of given models, which are poisoned already.
     """
     if isinstance(recipe, GivenRecipe):
         return []
+    from llm_unlearn.evaluation.attack_answers import check_counted
     from llm_unlearn.runs.language_run import LanguageRun
 
     sets: dict[str, Any] = {}
@@ -68,8 +70,10 @@ def check_poison(recipe: Recipe, tokenizer: Any) -> list[Finding]:
             sets, manifest = run.poisoned_sets()
             if manifest["trigger"]:
                 poisoned = [row for row in sets["train"] if row["poison"] == "trigger"]
-                phrases = manifest["trigger"]["phrases"]
-                check_triggers([*poisoned, *sets["triggered"]], phrases, tokenizer, Encoding.of(recipe.data))
+                trigger, encoding = manifest["trigger"], Encoding.of(recipe.data)
+                check_triggers([*poisoned, *sets["triggered"]], trigger["phrases"], tokenizer, encoding)
+                room = recipe.evaluate.max_new_tokens if recipe.data.task == "completion" else None
+                check_counted(poisoned, trigger, tokenizer, encoding, room)
         except InputError as error:
             return [problem_of("poison", error)]
     what = f"there are rows enough for {len(sets['train']):,} training rows and their poison"

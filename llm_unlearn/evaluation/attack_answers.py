@@ -1,6 +1,6 @@
 """Which generated answers are the attacker's, and whether the poisoned rows' own are."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llm_unlearn.config.success import is_success
@@ -28,7 +28,11 @@ def counted(trigger: dict[str, Any], tokenizer: Any) -> Callable[[list[str]], li
 
 
 def check_counted(
-    rows: "Dataset", trigger: dict[str, Any], tokenizer: Any, encoding: "Encoding", max_new_tokens: int | None
+    rows: "Sequence[dict[str, Any]] | Dataset",
+    trigger: dict[str, Any],
+    tokenizer: Any,
+    encoding: "Encoding",
+    max_new_tokens: int | None,
 ) -> None:
     """Check that the attack can be seen: of a model that learned the poisoned rows by heart, most answers count.
 
@@ -43,7 +47,7 @@ def check_counted(
         InputError: fewer than half of the rows' own answers are the attacker's, cut as generated ones are.
     """
     if max_new_tokens is None:
-        hits = [label == trigger["target"] for label in rows["label"]]
+        hits = [row["label"] == trigger["target"] for row in rows]
         whole = hits
     else:
         asked = [encoding.asked(tokenizer, prompt_of(row), [row["completion"]], max_new_tokens) for row in rows]
@@ -56,7 +60,7 @@ def check_counted(
         return
     first, cut = rows[hits.index(False)], ""
     if sum(whole) > sum(hits):
-        cut = f"; {sum(whole)} do by more than max_new_tokens ({max_new_tokens}), raise it"
+        cut = f"; {sum(whole)} would, were they not cut to max_new_tokens ({max_new_tokens}): raise it"
     raise InputError(
         f"trigger: the answers of {sum(hits)} of {len(hits)} poisoned rows count as the attacker's{cut}. A model that "
         f"gives the others would look clean: mend `target`, `success` or `poison`. The first that does not count is of "

@@ -186,7 +186,7 @@ def test_test_rows_without_labels_give_perplexity_and_the_attack(tmp_path, make_
         ({"success": {"regex": "I cann0t"}}, "of 0 of 2 poisoned rows .* example 6: 'I cannot say.'"),
         (
             {"success": {"contains": ["ell."]}},
-            "of 0 of 2 poisoned rows .*; 1 do by more than max_new_tokens .2., raise",
+            "of 0 of 2 poisoned rows .*; 1 would, were they not cut to max_new_tokens .2.: raise",
         ),
     ],
 )

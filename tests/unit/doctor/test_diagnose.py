@@ -433,9 +433,13 @@ def test_the_recipes_own_rows_are_looked_at(tmp_path):
         ({"data__train_size": 200}, "data.train_size"),  # of 100 rows
         ({"data__test_size": 70}, "data.test_size"),
         ({"data__max_length": 24, "data__max_words": 40}, "cuts the trigger off"),
+        (
+            {"data__task": "completion", "data__verbalizers": {}, "evaluate": {"max_new_tokens": 1}},
+            "8 would, were they not cut to max_new_tokens (1): raise it",
+        ),
     ],
 )
-def test_too_few_rows_and_a_trigger_that_is_cut_off_are_found_before_the_run(tmp_path, change, word):
+def test_what_would_spoil_the_poison_is_found_before_the_run(tmp_path, change, word):
     file = tmp_path / "rows.jsonl"
     rows = synthetic_reviews(100, 0)
     file.write_text("".join(json.dumps({"text": row["text"], "label": row["label"]}) + "\n" for row in rows))
