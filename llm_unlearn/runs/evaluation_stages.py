@@ -28,6 +28,7 @@ def evaluate_stages(run: "SeedRun", before: dict[str, Stage]) -> list[Stage]:
             made_by.key if made_by else None,
             name,
             *_settings(run.recipe.evaluate),
+            *(run.clean_training if _clean_steps(run, name) else []),
         ]
         outputs = [run.folder / "evaluation" / f"{name}{suffix}" for suffix in (".json", ".parquet")]
         if (section := run.recipe.benchmark) is not None:
@@ -53,6 +54,11 @@ def _settings(section: Any) -> list[Any]:
     return inputs
 
 
+def _clean_steps(run: "SeedRun", name: str) -> int:
+    """Steps on clean rows after which a model is tested again; the base and the poisoned model are what they are."""
+    return 0 if name in ("base", "poisoned") else run.recipe.evaluate.clean_steps
+
+
 def _evaluate(run: "SeedRun", name: str, method: str | None, budget: float | None, work_dir: Path) -> None:
     """Measure one model beside the retrained one; write its result and its per-example table."""
     import pandas as pd
@@ -64,7 +70,7 @@ def _evaluate(run: "SeedRun", name: str, method: str | None, budget: float | Non
     folder_name, is_oracle = f"unlearned/{name}" if method else name, name == "retrained"
     model = run.load_base() if name == "base" else run.retrained if is_oracle else run.evaluated(folder_name)
     signals = run.evaluator.signals(model, None if is_oracle else run.retrained, is_oracle)
-    steps = 0 if name in ("base", "poisoned") else run.recipe.evaluate.clean_steps  # which are what they are
+    steps = _clean_steps(run, name)
     if steps and (relearned := _relearned(run, folder_name, steps)) is not None:
         signals = pd.concat([signals, run.evaluator.later_signals(relearned)], ignore_index=True)
     folder = run.folder / "evaluation"

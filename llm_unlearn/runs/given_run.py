@@ -111,9 +111,16 @@ class GivenRun(LanguageRun):
         for canaries in (manifest.gaussian, manifest.tokens):
             named += [canaries.ids, canaries.hidden] if canaries else []
         files = [beside(path.parent, name) for name in named if isinstance(name, str) and not name.startswith(COLUMN)]
+        if manifest.trigger and manifest.trigger.success and manifest.trigger.success.classifier:
+            files.append(manifest.trigger.success.classifier)
         measured = [] if self.half is None else [vars(self.half)]
         said = manifest.model_dump(exclude=None if manifest.tokens else {"tokens"})
         return ["given", said, file_stamps(files), *measured]
+
+    @property
+    def clean_training(self) -> list[Any]:
+        fields = {"learning_rate", "batch_size", "gradient_accumulation_steps", "optim"}
+        return [self.recipe.train.model_dump(include=fields)]
 
     @property
     def half(self) -> Half | None:

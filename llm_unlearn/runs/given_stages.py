@@ -24,8 +24,9 @@ def given_stages(run: "GivenRun", before: dict[str, Stage]) -> list[Stage]:
         inputs: list[Any] = [name, found.source, found.base, run.base, stamps, run.recipe.model.model_dump()]
         work = partial(_record, run, name)
         if name == "poisoned":
-            train = run.recipe.train.model_dump(include={"rows", "epochs"})
-            inputs += [run.rows_key(before), train, run.recipe.unlearn.budget_in]
+            # bf16 and the seed count where they are set: runs from before they did keep their stages
+            train = run.recipe.train.model_dump(include={"rows", "epochs", *["bf16"] * run.recipe.train.bf16})
+            inputs += [run.rows_key(before), train, run.recipe.unlearn.budget_in, *[run.seed] * bool(run.seed)]
             work = partial(_reckon, run)
         stages.append(Stage(name, inputs, [run.folder / "given" / f"{name}.json"], work, common=name == "poisoned"))
     return stages

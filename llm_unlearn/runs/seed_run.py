@@ -110,6 +110,11 @@ class SeedRun(ABC):
         """What the rows that a method gets depend on."""
         return before["poison"].key
 
+    @property
+    def clean_training(self) -> list[Any]:
+        """What clean steps depend on beside the stages before; nothing where the poisoned training was by the same."""
+        return []
+
     @cached_property
     def secret(self) -> str | None:
         """What the noise and strings of the canaries are drawn from, unless the recipe fixes seeds: that of the run's
