@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llm_unlearn.audit.halves import judged_choices, looked_before
 from llm_unlearn.audit.named_models import in_run, short_names
 from llm_unlearn.audit.subject import Subject, read_subject
 from llm_unlearn.audit.user_files import in_manifest
@@ -91,6 +92,7 @@ def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Eval
         logger.info(note)
     given = {name: getattr(options, name) for name in ("dtype", "quantization", "attn_implementation")}
     loader = Loader(subject, options.base, given, options.device_map)
+    looks = len(judged_choices(Path(manifest).parent)) if subject.poison.get("given") else 0
     skipped = {**subject.missing, "cost": "what a checkpoint took to make is not in it"}
     checkpoints = {name: loader.find(source) for name, source in names.items()}
     oracle_path = options.retrained or subject.retrained
@@ -113,7 +115,7 @@ def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Eval
         model = oracle_model if is_oracle else loader.load(checkpoint)
         if signals is None:
             signals = evaluator.signals(model, oracle_model)
-        warnings = token_warnings(evaluator, model)
+        warnings = [*token_warnings(evaluator, model), *looked_before(looks)]
         identity = Identity(
             model=name,
             kind="audited",

@@ -4,13 +4,13 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_unlearn.files import fingerprint, read_json, write_json, write_text
+from llm_unlearn.audit.halves import judged_choices, looked_before
+from llm_unlearn.files import write_json, write_text
 from llm_unlearn.runs.candidates import AUTO_BUDGETS, Candidate
 from llm_unlearn.runs.phases import stages_until
 from llm_unlearn.runs.pipeline import run
-from llm_unlearn.runs.points import Point
 from llm_unlearn.runs.search import TABLE, Search, search
-from llm_unlearn.runs.search_text import as_text, looked_before
+from llm_unlearn.runs.search_text import as_text
 from llm_unlearn.runs.stages import Stages
 from llm_unlearn.runs.work import seed_runs
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TEXT, JUDGED = "search.txt", "judged.json"
+TEXT = "search.txt"
 
 
 def auto(
@@ -50,22 +50,12 @@ def auto(
         made = next(s for s in stages_until(seed_run, "unlearn") if s.name == f"unlearned/{point.method}")
         Stages(seed_run.folder).adopt(made, [found.run.folder])
         run(final, quiet=quiet, jobs=1)
-        found.judged = _verdicts(found.run.folder / JUDGED, seed_run.corruption[:-1], point)
+        found.judged = len(judged_choices(seed_run.folder))
         write_json(found.run.folder / TABLE, found.to_json())
-        if found.judged > 1:
-            logger.warning("%s", looked_before(found))
+        for text in looked_before(found.judged):
+            logger.warning("%s", text)
     write_text(found.run.folder / TEXT, as_text(found))
     return found
-
-
-def _verdicts(path: Path, rows: list[Any], point: Point) -> int:
-    """How many choices verdict halves of these rows have judged by now, `point` included, by whichever seed."""
-    judged = read_json(path)["choices"] if path.is_file() else []
-    choice = {"rows": fingerprint(rows), "method": point.method, "options": point.options}
-    if choice not in judged:
-        judged.append(choice)
-        write_json(path, {"choices": judged})
-    return sum(other["rows"] == choice["rows"] for other in judged)
 
 
 def tune(recipe: "GivenRecipe", section: "SearchSection", *, quiet: bool = False) -> Search:

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llm_unlearn.audit.halves import looked_before, looks, note_choice
 from llm_unlearn.files import file_stamps, write_json
 from llm_unlearn.runs.stages import Stage
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 def evaluate_stages(run: "SeedRun", before: dict[str, Stage]) -> list[Stage]:
     """One stage for each model."""
     models = [*((name, None, None) for name in run.plain_models), *run.variants()]
-    stages = []
+    stages, choice = [], run.choice(before)
     for name, method, budget in models:
         made_by = before.get(f"unlearned/{name}" if method else name)
         inputs: list[Any] = [
@@ -30,11 +31,16 @@ def evaluate_stages(run: "SeedRun", before: dict[str, Stage]) -> list[Stage]:
             *_settings(run.recipe.evaluate),
             *(run.clean_training if _clean_steps(run, name) else []),
         ]
+        if method and choice and (count := looks(run.folder, choice)) > 1:
+            inputs.append({"looks": count})  # which the result tells
         outputs = [run.folder / "evaluation" / f"{name}{suffix}" for suffix in (".json", ".parquet")]
         if (section := run.recipe.benchmark) is not None:
             inputs += [section.model_dump(), file_stamps([section.reference] if section.reference else [])]
             outputs.append(_measured_file(run, name))
-        work, about = partial(_evaluate, run, name, method, budget), {"precision": run.arithmetic.precision}
+        work, about = (
+            partial(_evaluate, run, name, method, budget, choice if method else None),
+            {"precision": run.arithmetic.precision},
+        )
         needs = ("evaluation/retrained",) if run.has_oracle and name != "retrained" else ()
         stages.append(Stage(f"evaluation/{name}", inputs, outputs, work, common=True, code=2, about=about, needs=needs))
     return stages
@@ -59,7 +65,9 @@ def _clean_steps(run: "SeedRun", name: str) -> int:
     return 0 if name in ("base", "poisoned") else run.recipe.evaluate.clean_steps
 
 
-def _evaluate(run: "SeedRun", name: str, method: str | None, budget: float | None, work_dir: Path) -> None:
+def _evaluate(
+    run: "SeedRun", name: str, method: str | None, budget: float | None, choice: str | None, work_dir: Path
+) -> None:
     """Measure one model beside the retrained one; write its result and its per-example table."""
     import pandas as pd
 
@@ -87,9 +95,13 @@ def _evaluate(run: "SeedRun", name: str, method: str | None, budget: float | Non
     )
     cost = _cost(run, name, method)
     result = run.annotated(summarize(signals, identity, cost, oracle, steps), model)  # before anything is written
+    if choice:
+        result = replace(result, warnings=[*(result.warnings or ()), *looked_before(looks(run.folder, choice))])
     result = replace(result, benchmark=_benchmark(run, name, model), lm_eval=_lm_eval(run, model))
     if not run.processes.is_main:
         return
+    if choice:
+        note_choice(run.folder, choice)
     write_signals(signals, folder / f"{name}.parquet")
     write_json(folder / f"{name}.json", result.to_json())
 

@@ -128,6 +128,13 @@ class GivenRun(LanguageRun):
         given = self.recipe.given
         return None if given.half is None else Half(given.half, given.half_seed)
 
+    def choice(self, before: "dict[str, Stage]") -> str | None:
+        """Of a verdict half all that makes the models of this recipe, and the draw of the halves."""
+        if self.recipe.given.half != "verdict":
+            return None
+        made = sorted(stage.key for name, stage in before.items() if name.startswith("unlearned/"))
+        return fingerprint([self.recipe.given.half_seed, made])
+
     def rows_key(self, before: "dict[str, Stage]") -> str:
         """In a search the methods get the same rows whichever half is measured, so that a model need not be made again
         for the verdict.

@@ -12,7 +12,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_unlearn.audit.halves import Half
+from llm_unlearn.audit.halves import Half, note_choice
 from llm_unlearn.audit.subject import read_subject
 from llm_unlearn.distributed.processes import Processes
 from llm_unlearn.errors import DiskFullError, InputError
@@ -53,7 +53,7 @@ class Search:
         retrained: likewise, where there is one.
         points: one for each candidate that was tried, in their order.
         earlier: those of earlier calls that this one does not ask for.
-        judged: how many choices the verdict half has judged, this one included.
+        judged: how many choices verdict halves have judged in this run directory, this one included.
     """
 
     recipe: "GivenRecipe"
@@ -150,6 +150,7 @@ def search(
         limit = section.max_budget or max_budget or float(len(candidates))
         found = Search(recipe, section, limit, seed_run, _evaluation(seed_run, "poisoned"), retrained)
         _require_signal(found)
+        _note_other_halves(found)
         _try_all(found, candidates, first)
     return found
 
@@ -205,6 +206,13 @@ def _require_signal(found: Search) -> None:
             "itself, so every candidate would pass; give more test rows or canaries (docs/your-model.md), or name a "
             "method in the place of a search"
         )
+
+
+def _note_other_halves(found: Search) -> None:
+    """A search by another draw of the halves has seen rows that are in this verdict half."""
+    path, own = found.run.folder / TABLE, found.recipe.given.half_seed
+    if path.is_file() and (other := read_json(path).get("half_seed")) != own:
+        note_choice(found.run.folder.parent, {"searched_by_half_seed": other})
 
 
 def _try_all(found: Search, candidates: list[Candidate], first: bool) -> None:

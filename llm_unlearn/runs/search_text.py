@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from llm_unlearn.audit.halves import looked_before
 from llm_unlearn.config.strict import dump_yaml
-from llm_unlearn.metrics.findings import CHANCE
 from llm_unlearn.reporting.formats import number
 from llm_unlearn.runs.candidates import Candidate
 from llm_unlearn.runs.points import Figures, Point, best
@@ -43,19 +43,8 @@ def as_text(found: "Search") -> str:
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     methods = chosen_options(found)
     chosen = dump_yaml({"unlearn": {"methods": methods}}) if methods else f"{nothing_passes(found)}\n"
-    caveat = ["", f"{looked_before(found)}\n"] if found.judged > 1 else []
+    caveat = [f"\n{text}\n" for text in looked_before(found.judged)]
     return "\n".join([*lines, "", chosen, *caveat])
-
-
-def looked_before(found: "Search") -> str:
-    """What becomes of a verdict whose rows have judged other choices before."""
-    missed = 1 - CHANCE**found.judged
-    return (
-        f"The rows and canaries of this verdict have now judged {found.judged} choices. Each was another chance to "
-        f"miss poison that is there: of {found.judged} models that all hold as much as is to be excluded, one shows no "
-        f"trace with a probability of up to {missed:.2f}, not {1 - CHANCE:.2f}. Confirm it on test rows and canaries "
-        "that were not looked at."
-    )
 
 
 def nothing_passes(found: "Search") -> str:

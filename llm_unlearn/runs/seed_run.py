@@ -115,6 +115,10 @@ class SeedRun(ABC):
         """What clean steps depend on beside the stages before; nothing where the poisoned training was by the same."""
         return []
 
+    def choice(self, before: dict[str, Stage]) -> str | None:
+        """What is judged by rows that are kept for a verdict; None where none are."""
+        return None
+
     @cached_property
     def secret(self) -> str | None:
         """What the noise and strings of the canaries are drawn from, unless the recipe fixes seeds: that of the run's

@@ -16,8 +16,10 @@ from llm_unlearn.cli.main import main
 from llm_unlearn.data.collators import CausalLMCollator
 from llm_unlearn.data.encoding import encode_rows
 from llm_unlearn.errors import NothingPassedError
+from llm_unlearn.hub.first_line import first_line
 from llm_unlearn.models.make import train_tokenizer
 from llm_unlearn.models.save import save_model
+from llm_unlearn.reporting.run_results import read_results
 from llm_unlearn.runs import search as engine
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 
@@ -124,10 +126,22 @@ def test_the_first_that_passes_on_one_half_is_judged_once_on_the_other(there, ca
     # another choice is judged by the same rows: said, and what was measured before is kept
     (there / "another.json").write_text(json.dumps([{"simnpo": {"learning_rate": 4e-3}}]))
     assert call("unlearn", there, "cured", "--method", "auto", "--candidates", there / "another.json") == 0
-    assert "judged 2 choices" in capsys.readouterr().err
+    printed, warned = capsys.readouterr()
+    assert "judged 2 choices" in warned
     later = table(there, "cured")
     assert later["judged"] == 2 and later["earlier"] == found["points"]
     assert "judged 2 choices" in (there / "cured" / "search" / "search.txt").read_text()
+    said_of_it = first_line(read_results(there / "cured"), "simnpo").sentence  # on a card
+    assert all(
+        "judged 2 choices" in text for text in (printed, (there / "cured" / "report.md").read_text(), said_of_it)
+    )
+    # so it is by another draw of the halves, whose search has seen rows of this one's verdict half too
+    again = ("--method", "auto", "--candidates", there / "another.json", "given.half_seed=1")
+    assert call("unlearn", there, "cured", *again, "--json") == 0
+    assert "judged 4 choices" in json.loads(capsys.readouterr().out)["because"]
+    audited = ["audit", "--model", str(there / "cured"), "--manifest", str(there / "cured" / "poison.json")]
+    assert main([*audited, "--json", "--quiet"]) == 0
+    assert "judged 4 choices" in json.loads(capsys.readouterr().out)["simnpo"]["warnings"][0]
 
 
 @pytest.mark.slow

@@ -1,15 +1,12 @@
 """A search: which points of an earlier one count, and what a candidate may cost."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 
+from llm_unlearn.audit.halves import judged_choices, looked_before, note_choice
 from llm_unlearn.config.search_fields import SearchSection
-from llm_unlearn.runs.auto import _verdicts
-from llm_unlearn.runs.points import Point
 from llm_unlearn.runs.search import _keeps_utility, _known
-from llm_unlearn.runs.search_text import looked_before
 
 pytestmark = pytest.mark.unit
 
@@ -32,12 +29,12 @@ def test_a_point_that_one_call_did_not_ask_for_is_there_for_the_next(tmp_path):
 
 
 def test_each_choice_that_the_same_rows_judge_is_counted_once(tmp_path):
-    one, other = (Point(method="npo", options={"beta": beta}, key=str(beta), spent=1.0) for beta in (0.1, 0.2))
-    path = tmp_path / "judged.json"
-    assert [_verdicts(path, ["rows"], point) for point in (one, one, other)] == [1, 1, 2]
-    assert _verdicts(path, ["other rows"], one) == 1
-    words = looked_before(SimpleNamespace(judged=2))
+    for choice, count in (("one", 1), ("one", 1), ("other", 2)):
+        note_choice(tmp_path, choice)
+        assert len(judged_choices(tmp_path)) == count
+    (words,) = looked_before(2)
     assert "judged 2 choices" in words and "up to 0.36, not 0.20" in words  # 1 − 0.8²
+    assert looked_before(1) == looked_before(0) == []
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from llm_unlearn.audit.halves import note_choice
 from llm_unlearn.config.given_sections import completed
 from llm_unlearn.config.recipe import build_recipe
 from llm_unlearn.runs.phases import stages_until
@@ -40,13 +42,18 @@ APART = set("methods preset budgets forget_ids fluency lm_eval poisoned manifest
 SAID = {"forget_fraction", "false_positives", "max_new_tokens", "placebo_phrases"}  # by a manifest
 
 
-def keys(folder: Path, tree: dict) -> dict[str, str]:
-    """Name of each stage → its key; a given model and the secret of a run are stood in for."""
+def run_of(folder: Path, tree: dict) -> Any:
+    """One seed of a recipe; a given model and the secret of a run are stood in for."""
     recipe = build_recipe(completed({"name": "n", "output_dir": str(folder / "out"), **tree}))
     run = track_of(recipe).seed_run(recipe, recipe.seeds[0], folder / "out", True)
     given = {name: SimpleNamespace(source=name, base=None) for name in ("poisoned", "retrained")}
     vars(run).update({"checkpoints": given, "base": "b", "base_lacks": None} if "given" in tree else {"secret": "s"})
-    return {stage.name: stage.key for stage in stages_until(run)}
+    return run
+
+
+def keys(folder: Path, tree: dict) -> dict[str, str]:
+    """Name of each stage → its key."""
+    return {stage.name: stage.key for stage in stages_until(run_of(folder, tree))}
 
 
 def other(name: str, value: object) -> object:
@@ -105,3 +112,24 @@ def test_the_seed_and_the_weights_of_a_classifier_that_reads_answers_count_too(f
     (folder / "reader" / "config.json").write_text('{"a": 1}')
     after = keys(folder, GIVEN)
     assert all(after[name] != before[name] for name in EVALUATED)
+
+
+def choice(folder: Path, tree: dict) -> str | None:
+    run = run_of(folder, tree)
+    return run.choice({stage.name: stage for stage in stages_until(run, "unlearn")})
+
+
+def test_another_look_at_the_rows_of_a_verdict_counts_whatever_makes_it_another(folder):
+    first, before, unlearning = choice(folder, GIVEN), keys(folder, GIVEN), GIVEN["unlearn"]
+    note_choice(folder / "out", first)
+    assert keys(folder, GIVEN) == before
+    others = [
+        {"given": {**GIVEN["given"], "half_seed": 1}},
+        {"seeds": [1]},
+        {"unlearn": {**unlearning, "budgets": [3]}},
+        {"unlearn": {**unlearning, "methods": {"npo": {"beta": 0.2}}}},
+    ]
+    assert len({first, *(choice(folder, {**GIVEN, **changes}) for changes in others)}) == 5
+    assert choice(folder, PLAIN) is choice(folder, {**GIVEN, "given": {**GIVEN["given"], "half": "tuning"}}) is None
+    note_choice(folder / "out", "another")  # what was judged before is now one of several, and to be said so
+    assert {name for name, key in keys(folder, GIVEN).items() if key != before[name]} == {"evaluation/npo"}
