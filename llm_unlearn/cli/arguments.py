@@ -15,7 +15,18 @@ COMMANDS = {
     "stress": "see whether the poison comes back: what the recipe's `stress` section does to every model",
     "report": "write report.md, report.html with a page per model, and plots/",
 }
-GIVEN_OPTIONS = ("model", "manifest", "method", "out", "base", "retrained", "max_budget", "candidates", "rates")
+GIVEN_OPTIONS = (
+    "model",
+    "manifest",
+    "method",
+    "out",
+    "base",
+    "retrained",
+    "max_budget",
+    "candidates",
+    "rates",
+    "require_clear",
+)
 CHECKPOINT_OPTIONS = (
     "model",
     "manifest",
@@ -30,6 +41,7 @@ CHECKPOINT_OPTIONS = (
     "bf16",
     "tf32",
     "membership",
+    "require_clear",
 )
 
 
@@ -120,6 +132,8 @@ def _add_given(command: argparse.ArgumentParser, one: bool) -> None:
     group.add_argument("--out", metavar="FOLDER", help="a new folder" + "; the model will be in unlearned/NAME" * one)
     group.add_argument("--base", metavar="PATH_OR_ID", help="the model before fine-tuning, if there is one")
     group.add_argument("--retrained", metavar="PATH_OR_ID", help="the oracle, if there is one")
+    if one:
+        _add_require_clear(group)
     group = command.add_argument_group("a search" + " (--method auto)" * one)
     default = "12" if one else "all candidates"
     text = f"compute of all candidates together, in budgets of one (default: {default})"
@@ -175,9 +189,15 @@ def _add_checkpoint(command: argparse.ArgumentParser, title: str, description: s
         "(default: the run's, or all but the last; gradient_norm takes most of the time); '' for none",
     )
     group.add_argument("--device-map", choices=("auto",), help="auto: spread each model over all GPUs")
+    _add_require_clear(group)
     for name, what in (("bf16", "run models in bfloat16"), ("tf32", "float32 products of a CUDA GPU in TF32")):
         text = f"{what} (default: the run's, or not)"
         group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, help=text)
+
+
+def _add_require_clear(group: Any) -> None:
+    text = "exit code 1 unless the verdict is 'no trace', of several models on each (default: 0 whatever it is)"
+    group.add_argument("--require-clear", action="store_true", help=text)
 
 
 def _add_merge(commands: Any) -> None:

@@ -25,6 +25,7 @@ def audit(args: argparse.Namespace) -> int:
     from llm_unlearn.audit.audit_models import Options, as_json
     from llm_unlearn.audit.audit_models import audit as audit_models
     from llm_unlearn.cli.audit_lines import as_text
+    from llm_unlearn.metrics.evidence import Status
 
     options = Options(
         base=args.base,
@@ -43,7 +44,8 @@ def audit(args: argparse.Namespace) -> int:
     results = audit_models(args.model, args.manifest or _manifest_of(args), options)
     trees = {name: as_json(result) for name, result in results.items()}
     print(json.dumps(trees, indent=2) if args.json else as_text(results))
-    return 0
+    clear = all(tree["decision"]["status"] == Status.CLEAR for tree in trees.values())
+    return 0 if clear or not args.require_clear else 1
 
 
 def _manifest_of(args: argparse.Namespace) -> str:

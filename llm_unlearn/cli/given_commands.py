@@ -24,6 +24,8 @@ def unlearn_given(args: argparse.Namespace) -> int:
     """Run one method on a model that is poisoned already, or search for one; measure it and write the report."""
     if args.accelerate_config or args.jobs:
         raise InputError("--accelerate-config, --jobs: are for a recipe; write one with the section `given`")
+    if args.dry_run and args.require_clear:
+        raise InputError("--require-clear: a dry run has no verdict; leave one of the two out")
     searching = args.method == "auto"
     section = _section(args)
     if not searching and section != SearchSection():
@@ -43,6 +45,7 @@ def unlearn_given(args: argparse.Namespace) -> int:
             plan["text"] += "\n".join(["", "", f"candidates, in this order, {most}:", *plan["candidates"]])
         print(json.dumps(plan, indent=2) if args.json else plan["text"])
         return 0
+    from llm_unlearn.metrics.evidence import Status
     from llm_unlearn.runs.auto import auto
     from llm_unlearn.runs.one_method import verdict_of
     from llm_unlearn.runs.pipeline import run
@@ -62,11 +65,11 @@ def unlearn_given(args: argparse.Namespace) -> int:
     if args.json:
         more = {"search": found.to_json()} if searching else {}
         print(json.dumps({**result, "verdict": verdict.judgement, "because": verdict.because, **more}))
-        return 0
-    print(": ".join(text for text in (method, verdict.judgement, verdict.because) if text))
-    for name, value in result.items():
-        logger.info("%s: %s", name.replace("_", " "), value)
-    return 0
+    else:
+        print(": ".join(text for text in (method, verdict.judgement, verdict.because) if text))
+        for name, value in result.items():
+            logger.info("%s: %s", name.replace("_", " "), value)
+    return 0 if verdict.status == Status.CLEAR or not args.require_clear else 1
 
 
 def tune(args: argparse.Namespace) -> int:

@@ -117,7 +117,7 @@ def test_the_first_that_passes_on_one_half_is_judged_once_on_the_other(there, ca
     assert found["judged"] == 1 and found["earlier"] == []
     # the same command takes everything from the folder, and so do the other commands
     weights = (there / "cured" / "unlearned" / "simnpo" / "model.safetensors").stat()
-    assert call("unlearn", there, "cured", *asked) == 0
+    assert call("unlearn", there, "cured", *asked, "--require-clear") == 1 and "inconclusive" in said["verdict"]
     assert json.loads(capsys.readouterr().out) == said
     assert (there / "cured" / "unlearned" / "simnpo" / "model.safetensors").stat() == weights
     assert main(["audit", "--model", str(there / "cured"), "--manifest", str(there / "cured" / "poison.json"),
