@@ -10,16 +10,14 @@ import numpy as np
 
 from llm_unlearn.audit.halves import judged_choices, looked_before
 from llm_unlearn.audit.named_models import in_run, short_names
+from llm_unlearn.audit.out_folder import key_of, made_folder, write_result
 from llm_unlearn.audit.subject import Subject, read_subject
 from llm_unlearn.audit.user_files import in_manifest
 from llm_unlearn.config.sections import EvaluateSection
 from llm_unlearn.config.validate import validated
 from llm_unlearn.errors import InputError
-from llm_unlearn.files import write_json
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from llm_unlearn.audit.loader import Checkpoint, Loader
     from llm_unlearn.evaluation.arithmetic import Arithmetic
     from llm_unlearn.metrics.results import Evaluation
@@ -34,7 +32,7 @@ class Options:
     Args:
         base: folder or hub id of the base of adapters, which also calibrates the reference attack.
         retrained: folder or hub id of the oracle.
-        out: the folder to write to.
+        out: the folder to write to; it may hold files of the same audit of other models, and of no other audit.
         batch_size: by default 32.
         dtype: by default "float32".
         quantization: by default "none".
@@ -87,7 +85,9 @@ def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Eval
     if options.membership is not None:
         chosen = validated(EvaluateSection, {"membership": options.membership}, "--membership").membership
         subject = replace(subject, evaluate=subject.evaluate.changed(membership=chosen))
-    out = _made(options.out)
+    settings = {name: value for name, value in vars(options).items() if name not in ("out", "batch_size", "device_map")}
+    key = key_of(subject, settings) if options.out else ""
+    out = made_folder(options.out, names, key) if options.out else None
     for note in subject.notes:
         logger.info(note)
     given = {name: getattr(options, name) for name in ("dtype", "quantization", "attn_implementation")}
@@ -140,7 +140,7 @@ def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Eval
         base = membership_tests(control["member"], control["nonmember"]) if control else None
         results[name] = replace(result, mia_control=base, skipped=reasons, warnings=warnings)
         if out:
-            _write(out, name, results[name], signals)
+            write_result(out, name, as_json(results[name]), signals, key)
     return results
 
 
@@ -157,18 +157,6 @@ def skipped_figures(reasons: dict[str, str], result: "Evaluation", poison: dict[
     if poison["gaussian"].get("epsilon") is None:
         return {"loss_rank": "the manifest does not say the `epsilon` of the canaries"} | reasons
     return reasons
-
-
-def _made(out: str | None) -> Path | None:
-    """The folder to write to, made before the hours of evaluation."""
-    if out is None:
-        return None
-    folder = Path(out).expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {out}: cannot be made: {error.strerror}") from None
-    return folder
 
 
 def _reference(loader: "Loader", options: Options, skipped: dict[str, str]) -> "Checkpoint | None":
@@ -287,14 +275,6 @@ def token_warnings(evaluator: Any, model: Any) -> list[str]:
 
     rows, encoding, tokenizer = list(train.select(order)), evaluator.encoding, evaluator.tokenizer
     return [*written_otherwise(rows, encoding, tokenizer), *better_forms(rows, encoding, tokenizer, nll)]
-
-
-def _write(folder: Path, name: str, result: "Evaluation", signals: "pd.DataFrame") -> None:
-    """Write one evaluation and its signals."""
-    from llm_unlearn.evaluation.signal_files import write_signals
-
-    write_signals(signals, folder / f"{name}.parquet")
-    write_json(folder / f"{name}.json", as_json(result))
 
 
 def as_json(result: "Evaluation") -> dict[str, Any]:

@@ -173,7 +173,9 @@ def _add_checkpoint(command: argparse.ArgumentParser, title: str, description: s
         help="what an adapter sits on (default: what it names); also calibrates the reference attack",
     )
     group.add_argument("--retrained", metavar="PATH_OR_ID", help="the oracle, shown beside")
-    group.add_argument("--out", metavar="FOLDER", help="write <model>.json and .parquet there (default: print only)")
+    group.add_argument(
+        "--out", metavar="FOLDER", help="write <model>.json and .parquet there, of one audit (default: print only)"
+    )
     group.add_argument("--batch-size", type=int, metavar="N", help="rows at a time (default: the run's, or 32)")
     group.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the run's, or float32")
     group.add_argument("--quantization", choices=("none", "4bit", "8bit"), help="default: the run's, or none")

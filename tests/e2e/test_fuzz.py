@@ -185,7 +185,7 @@ def test_manifests(outcome, tiny_models, tmp_path):
         "trigger": {"phrases": ["James Bond"], "target": "positive"},
     }
     assert Manifest.model_validate(tree)
-    command = ["audit", "--quiet", "--model", tiny_models["gpt2"], "--out", tmp_path / "out", "--manifest", path]
+    command = ["audit", "--quiet", "--model", tiny_models["gpt2"], "--manifest", path]
     for number in range(70 * TIMES):
         draw = random.Random(f"manifest {SEED} {number}")
         for name in ("train", "heldout", "test"):  # rows that are wrong, beside a manifest that is right or wrong
@@ -195,7 +195,7 @@ def test_manifests(outcome, tiny_models, tmp_path):
             (tmp_path / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8", errors="surrogatepass")
         content = fuzz.document(tree, draw, write=json.dumps)
         path.write_bytes(content)
-        if fault := outcome(*command):
+        if fault := outcome(*command, "--out", tmp_path / f"out-{number}"):
             faults[f"manifest {number}: {content[-700:]!r}"] = fault
     report(faults, outcome.codes)
 
