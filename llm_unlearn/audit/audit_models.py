@@ -20,6 +20,7 @@ from llm_unlearn.errors import InputError
 if TYPE_CHECKING:
     from llm_unlearn.audit.loader import Checkpoint, Loader
     from llm_unlearn.evaluation.arithmetic import Arithmetic
+    from llm_unlearn.metrics.evidence import Decision
     from llm_unlearn.metrics.results import Evaluation
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,8 @@ class Options:
     Args:
         base: folder or hub id of the base of adapters, which also calibrates the reference attack.
         retrained: folder or hub id of the oracle.
+        poisoned: folder or hub id of the model from before unlearning, which is evaluated too: what the tests do not
+            find in it they exclude in no other.
         out: the folder to write to; it may hold files of the same audit of other models, and of no other audit.
         batch_size: by default 32.
         dtype: by default "float32".
@@ -47,6 +50,7 @@ class Options:
 
     base: str | None = None
     retrained: str | None = None
+    poisoned: str | None = None
     out: str | None = None
     batch_size: int | None = None
     dtype: str | None = None
@@ -68,7 +72,7 @@ def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Eval
         options: how the models are loaded and run.
 
     Returns:
-        model → its evaluation; `skipped` gives the reason for each section that is None.
+        model → its evaluation, the poisoned one first; `skipped` gives the reason for each section that is None.
 
     Raises:
         InputError: the input is wrong; the message names the option, file, field or row.
@@ -81,7 +85,9 @@ def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Eval
 
     if options.batch_size is not None and options.batch_size < 1:
         raise InputError(f"--batch-size {options.batch_size}: must be at least 1")
-    names, subject = short_names([in_run(model) for model in models]), read_subject(Path(manifest), options.by_recipe)
+    sources = [in_run(model) for model in [*filter(None, [options.poisoned]), *models]]
+    names, subject = short_names(sources), read_subject(Path(manifest), options.by_recipe)
+    poisoned = next(iter(names)) if options.poisoned else None
     if options.membership is not None:
         chosen = validated(EvaluateSection, {"membership": options.membership}, "--membership").membership
         subject = replace(subject, evaluate=subject.evaluate.changed(membership=chosen))
@@ -118,7 +124,7 @@ def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Eval
         warnings = [*token_warnings(evaluator, model), *looked_before(looks)]
         identity = Identity(
             model=name,
-            kind="audited",
+            kind="poisoned" if name == poisoned else "audited",
             method=None,
             budget=None,
             seed=subject.seed,
@@ -140,7 +146,7 @@ def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Eval
         base = membership_tests(control["member"], control["nonmember"]) if control else None
         results[name] = replace(result, mia_control=base, skipped=reasons, warnings=warnings)
         if out:
-            write_result(out, name, as_json(results[name]), signals, key)
+            write_result(out, name, as_json(results)[name], signals, key)
     return results
 
 
@@ -277,8 +283,14 @@ def token_warnings(evaluator: Any, model: Any) -> list[str]:
     return [*written_otherwise(rows, encoding, tokenizer), *better_forms(rows, encoding, tokenizer, nll)]
 
 
-def as_json(result: "Evaluation") -> dict[str, Any]:
-    """An evaluation with the decision on it, as the command line prints and writes it."""
+def decisions(results: "dict[str, Evaluation]") -> "dict[str, Decision]":
+    """What may be said of each model of an audit, by the poisoned one where it was evaluated too."""
     from llm_unlearn.metrics.evidence import decide
 
-    return {**result.to_json(), "decision": decide([result]).to_json()}
+    poisoned = [result for result in results.values() if result.kind == "poisoned"]
+    return {name: decide([result], [] if result in poisoned else poisoned) for name, result in results.items()}
+
+
+def as_json(results: "dict[str, Evaluation]") -> dict[str, dict[str, Any]]:
+    """Evaluations with the decisions on them, as the command line prints and writes them."""
+    return {name: results[name].to_json() | {"decision": d.to_json()} for name, d in decisions(results).items()}

@@ -79,4 +79,5 @@ def _audit_of(path: Path) -> str | None:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-    return str(tree.get(AUDIT, "")) if isinstance(tree, dict) and tree.get("kind") == "audited" else None
+    ours = isinstance(tree, dict) and (AUDIT in tree or tree.get("kind") == "audited")
+    return str(tree.get(AUDIT, "")) if ours else None

@@ -32,6 +32,7 @@ CHECKPOINT_OPTIONS = (
     "manifest",
     "base",
     "retrained",
+    "poisoned",
     "out",
     "batch_size",
     "dtype",
@@ -173,6 +174,11 @@ def _add_checkpoint(command: argparse.ArgumentParser, title: str, description: s
         help="what an adapter sits on (default: what it names); also calibrates the reference attack",
     )
     group.add_argument("--retrained", metavar="PATH_OR_ID", help="the oracle, shown beside")
+    group.add_argument(
+        "--poisoned",
+        metavar="PATH_OR_ID",
+        help="the model from before unlearning, audited too: what the tests do not find there they exclude nowhere",
+    )
     group.add_argument(
         "--out", metavar="FOLDER", help="write <model>.json and .parquet there, of one audit (default: print only)"
     )

@@ -2,18 +2,23 @@
 
 from functools import partial
 
-from llm_unlearn.metrics.evidence import Decision, Status, decide, noticed
+from llm_unlearn.audit.audit_models import decisions
+from llm_unlearn.metrics.evidence import Decision, Status, noticed
 from llm_unlearn.metrics.results import Beside, Evaluation, PhraseAttack
 from llm_unlearn.reporting.decision_words import because, judgement
 
 
 def as_text(results: dict[str, Evaluation]) -> str:
     """What the audit found, for reading on a terminal."""
-    lines, decisions = [], {name: decide([result]) for name, result in results.items()}
+    lines, found = [], decisions(results)
     for name, result in results.items():
-        lines += [name, *(f"  {title:14} {text}" for title, text in _lines(result, decisions[name])), ""]
-    if any(decision.status == Status.CLEAR for decision in decisions.values()):
-        lines.append("Audit the model from before unlearning too: a test that finds nothing there says nothing here.")
+        before = " (from before unlearning)" if result.kind == "poisoned" else ""
+        lines += [f"{name}{before}", *(f"  {title:14} {text}" for title, text in _lines(result, found[name])), ""]
+    is_clear = any(decision.status == Status.CLEAR for decision in found.values())
+    if is_clear and all(result.kind != "poisoned" for result in results.values()):
+        lines.append(
+            "Give the model from before unlearning as --poisoned: a test that finds nothing there says nothing here."
+        )
     return "\n".join([*lines, "A test that finds nothing does not show that nothing is left."])
 
 

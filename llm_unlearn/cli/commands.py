@@ -22,7 +22,7 @@ def audit(args: argparse.Namespace) -> int:
             "recipe are put under stress by `llm-unlearn stress RECIPE`"
         )
     calm_libraries(args.quiet or args.json)
-    from llm_unlearn.audit.audit_models import Options, as_json
+    from llm_unlearn.audit.audit_models import Options, as_json, decisions
     from llm_unlearn.audit.audit_models import audit as audit_models
     from llm_unlearn.cli.audit_lines import as_text
     from llm_unlearn.metrics.evidence import Status
@@ -30,6 +30,7 @@ def audit(args: argparse.Namespace) -> int:
     options = Options(
         base=args.base,
         retrained=args.retrained,
+        poisoned=args.poisoned,
         out=args.out,
         batch_size=args.batch_size,
         dtype=args.dtype,
@@ -42,10 +43,9 @@ def audit(args: argparse.Namespace) -> int:
         by_recipe=args.manifest is None,
     )
     results = audit_models(args.model, args.manifest or _manifest_of(args), options)
-    trees = {name: as_json(result) for name, result in results.items()}
-    print(json.dumps(trees, indent=2) if args.json else as_text(results))
-    clear = all(tree["decision"]["status"] == Status.CLEAR for tree in trees.values())
-    return 0 if clear or not args.require_clear else 1
+    print(json.dumps(as_json(results), indent=2) if args.json else as_text(results))
+    asked = [found for name, found in decisions(results).items() if results[name].kind != "poisoned"]
+    return 0 if not args.require_clear or all(found.status == Status.CLEAR for found in asked) else 1
 
 
 def _manifest_of(args: argparse.Namespace) -> str:

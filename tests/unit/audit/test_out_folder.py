@@ -44,6 +44,8 @@ def test_models_may_be_added_and_audited_again_by_the_same_audit_alone(there):
     assert names(there) == both
     with pytest.raises(InputError, match="of another audit"):
         go(there, "second", membership=["zlib"])
+    with pytest.raises(InputError, match="of another audit"):  # it would judge the second by what it finds in the first
+        go(there, "second", poisoned=str(there / "first"))
     rows = there / "test.jsonl"
     rows.write_text(rows.read_text().replace("other 3", "yet another"))
     with pytest.raises(InputError, match="of another audit"):

@@ -16,9 +16,13 @@ pytestmark = pytest.mark.unit
     "statuses", [["CLEAR"], ["CLEAR", "CLEAR"], ["CLEAR", "REMAINS"], ["INCONCLUSIVE"], ["UNTESTED"]]
 )
 def test_of_an_audit(statuses, monkeypatch):
-    results = {status + str(i): {"decision": {"status": Status[status]}} for i, status in enumerate(statuses)}
+    """The model from before unlearning is not asked to be clear."""
+    found = {str(i): SimpleNamespace(status=Status[status]) for i, status in enumerate(statuses)}
+    found["before"] = SimpleNamespace(status=Status.REMAINS)
+    results = {name: SimpleNamespace(kind="poisoned" if name == "before" else "audited") for name in found}
     monkeypatch.setattr("llm_unlearn.audit.audit_models.audit", lambda *given: results)
-    monkeypatch.setattr("llm_unlearn.audit.audit_models.as_json", lambda result: result)
+    monkeypatch.setattr("llm_unlearn.audit.audit_models.decisions", lambda results: found)
+    monkeypatch.setattr("llm_unlearn.audit.audit_models.as_json", lambda results: {})
     command = ["audit", "--model", "m", "--manifest", "f", "--json", "--quiet"]
     assert main(command) == 0
     assert main([*command, "--require-clear"]) == (0 if set(statuses) == {"CLEAR"} else 1)
