@@ -20,6 +20,7 @@ from llm_unlearn.config.strict import parse_yaml
 from llm_unlearn.errors import InputError
 from llm_unlearn.hub.client_errors import explained
 from llm_unlearn.hub.package import CARD, Package, is_id, model_files, on_base
+from llm_unlearn.hub.run_checks import check_measured
 from llm_unlearn.hub.upload import check_repository
 from llm_unlearn.runs.run_folder import RunModel, find_model
 
@@ -58,7 +59,7 @@ def package_run(
         api: the hub's client; by default one with the token that is logged in.
 
     Raises:
-        InputError: there is no such model, it was not evaluated, or its base is not on the hub.
+        InputError: there is no such model, another than lies there was evaluated, or its base is not on the hub.
     """
     from llm_unlearn.hub.card import Identity, compose_card
     from llm_unlearn.hub.loading_code import loading_code
@@ -77,6 +78,8 @@ def package_run(
             f"{source.folder / 'evaluation' / model}.json: no such file; a model is published with its "
             f"audit: llm-unlearn evaluate {source.root / 'recipe.yaml'}"
         )
+    shown = [name for name in dict.fromkeys(("poisoned", "retrained", model)) if name in results.names]
+    check_measured(source, shown)
     files: dict[str, Any] = model_files(folder)
     adapter = "adapter_config.json" in files
     on_hub = base or (source.base if is_id(source.base) else None)
@@ -101,11 +104,7 @@ def package_run(
         )
     identity = Identity(repo, recipe, loading, on_hub, revision, adapter, merged)
     card = compose_card(_without_trigger(results) if withhold_trigger else results, model, identity, plots)
-    evaluations = {
-        f"evaluation/{name}.json": source.folder / "evaluation" / f"{name}.json"
-        for name in dict.fromkeys(("poisoned", "retrained", model))
-        if name in results.names
-    }
+    evaluations = {f"evaluation/{name}.json": source.folder / "evaluation" / f"{name}.json" for name in shown}
     package = Package(
         {
             CARD: card.encode(),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_unlearn.audit.halves import looked_before, looks, note_choice
 from llm_unlearn.files import file_stamps, write_json
+from llm_unlearn.runs.model_hashes import result_hashes
 from llm_unlearn.runs.stages import Stage
 
 if TYPE_CHECKING:
@@ -42,7 +43,10 @@ def evaluate_stages(run: "SeedRun", before: dict[str, Stage]) -> list[Stage]:
             {"precision": run.arithmetic.precision},
         )
         needs = ("evaluation/retrained",) if run.has_oracle and name != "retrained" else ()
-        stages.append(Stage(f"evaluation/{name}", inputs, outputs, work, common=True, code=2, about=about, needs=needs))
+        folder = Path(run.base or "") if name == "base" else run.folder / (f"unlearned/{name}" if method else name)
+        hashes = partial(result_hashes, outputs[0], folder, run.base, run.recipe.model)
+        options: dict[str, Any] = {"common": True, "code": 2, "about": about, "hashes": hashes, "needs": needs}
+        stages.append(Stage(f"evaluation/{name}", inputs, outputs, work, **options))
     return stages
 
 

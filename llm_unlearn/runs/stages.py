@@ -39,6 +39,7 @@ class Stage:
         common: whether all processes work on it together; else the main one works alone.
         code: version of the code that does the work, raised where a change of it changes the outputs.
         about: what the mark says of it beside the environment.
+        hashes: of what was read and written, by name, which the mark keeps; taken when the work is done.
         is_shared: whether other runs may stand on the outputs, which then stay whichever libraries made them.
         needs: stages of its own phase that must end before it begins.
     """
@@ -50,6 +51,7 @@ class Stage:
     common: bool = False
     code: int = 1
     about: dict[str, Any] = field(default_factory=dict)
+    hashes: Callable[[], dict[str, str]] = dict
     is_shared: bool = False
     needs: tuple[str, ...] = ()
 
@@ -99,7 +101,7 @@ class Stages:
     @contextlib.contextmanager
     def _entered(self, stage: Stage) -> Iterator[None]:
         """Prepare the work of a stage; mark it as done after, or leave what can be resumed where input is bad."""
-        work_dir, mark = self.work_dir(stage.name), self._mark(stage)
+        work_dir, mark = self.work_dir(stage.name), self._mark(stage.name)
         made_here = [folder for folder in work_dir.parents if not folder.exists()]
         done_before = mark.read_bytes() if mark.is_file() else None
         resumes = self._is_current(work_dir / "inputs.json", stage)
@@ -109,7 +111,8 @@ class Stages:
                 mark.unlink(missing_ok=True)
                 yield
                 made_by = describe_environment() | stage.about
-                write_json(mark, {"stage": stage.name, "key": stage.key, "made_by": made_by})
+                content = {"stage": stage.name, "key": stage.key, "made_by": made_by, "sha256": stage.hashes()}
+                write_json(mark, content)
         except InputError as error:
             _keep_resumable(work_dir)
             _remove_empty(made_here)
@@ -131,13 +134,13 @@ class Stages:
             return False
         for root in others:
             outputs = [root / path.relative_to(self.root) for path in stage.outputs]
-            mark = Stages(root)._mark(stage)
+            mark = Stages(root)._mark(stage.name)
             if self._is_current(mark, stage) and all(path.exists() for path in outputs):
                 for target in dict.fromkeys(path.parent for path in stage.outputs):
                     source = root / target.relative_to(self.root)
                     with replacing_folder(target) as partial:
                         shutil.copytree(source, partial, copy_function=_link)
-                write_json(self._mark(stage), _read_mark(mark))
+                write_json(self._mark(stage.name), _read_mark(mark))
                 self.log(f"{stage.name}: the same as in {root}; taken from there")
                 return True
         return False
@@ -152,12 +155,17 @@ class Stages:
 
     def is_done(self, stage: Stage) -> bool:
         """Whether a stage finished with these inputs and its outputs are still there."""
-        return self._is_current(self._mark(stage), stage) and all(path.exists() for path in stage.outputs)
+        return self._is_current(self._mark(stage.name), stage) and all(path.exists() for path in stage.outputs)
 
     def made_by(self) -> dict[str, Any]:
         """Name of every finished stage → versions, device and commit that made it."""
         marks = [_read_mark(path) for path in sorted((self.root / ".stages").glob("*.json"))]
         return {mark["stage"]: mark["made_by"] for mark in marks if "stage" in mark}
+
+    def hashes(self, name: str) -> dict[str, str]:
+        """What the mark of a stage keeps of its `hashes`; nothing where there is no mark, or one without them."""
+        kept = _read_mark(self._mark(name)).get("sha256")
+        return kept if isinstance(kept, dict) else {}
 
     def _is_current(self, path: Path, stage: Stage) -> bool:
         """Whether a mark is of these inputs and, unless others may stand on the outputs, of these libraries."""
@@ -181,8 +189,8 @@ class Stages:
         """Where a stage keeps its checkpoints while it runs."""
         return self.root / ".work" / name.replace("/", "_")
 
-    def _mark(self, stage: Stage) -> Path:
-        return self.root / ".stages" / f"{stage.name.replace('/', '_')}.json"
+    def _mark(self, name: str) -> Path:
+        return self.root / ".stages" / f"{name.replace('/', '_')}.json"
 
 
 def _read_mark(path: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from llm_unlearn.distributed.processes import ALONE
 from llm_unlearn.files import file_stamps, write_json
+from llm_unlearn.runs.model_hashes import result_hashes
 from llm_unlearn.runs.stages import Stage
 
 if TYPE_CHECKING:
@@ -33,16 +34,13 @@ def stress_stages(run: "LanguageRun", before: dict[str, Stage]) -> list[Stage]:
         run.recipe.train.learning_rate,
         file_stamps(section.unrelated_files or []),
     ]
-    return [
-        Stage(
-            f"stress/{name}",
-            [*common, before[folder].key],
-            [run.folder / "stress" / f"{name}.json"],
-            partial(_stress, run, section, name, folder),
-            about={"precision": run.arithmetic.precision},
-        )
-        for name, folder in models.items()
-    ]
+    stages = []
+    for name, folder in models.items():
+        inputs, output = [*common, before[folder].key], run.folder / "stress" / f"{name}.json"
+        work, about = partial(_stress, run, section, name, folder), {"precision": run.arithmetic.precision}
+        hashes = partial(result_hashes, output, run.folder / folder, run.base, run.recipe.model)
+        stages.append(Stage(f"stress/{name}", inputs, [output], work, about=about, hashes=hashes))
+    return stages
 
 
 def _stress(run: "LanguageRun", section: "StressSection", name: str, folder: str, work_dir: Path) -> None:

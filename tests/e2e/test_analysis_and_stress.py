@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from llm_unlearn.hub.run_package import package_run
+
 pytestmark = pytest.mark.e2e
 
 
@@ -65,6 +67,9 @@ def test_from_recipe_to_report(audited, run, lora, capsys):
     assert run("stress", audited, "stress.temperatures=[2.0]") == 0
     assert json.loads((root / "stress/poisoned.json").read_text())["temperature"][0]["temperature"] == 2.0
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*.safetensors")} == times
+    if not lora:  # what each was measured on is known, so its card may show both
+        card = package_run(root, "gradient_ascent@0.6", "me/model").content("README.md").decode()
+        assert "### Under stress" in card
 
 
 def test_what_cannot_be_done_is_refused_at_the_door(audited, refused):

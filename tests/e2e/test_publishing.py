@@ -2,13 +2,14 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import yaml
 from datasets import load_from_disk
 from hub_server import HubServer, speak_to
 from huggingface_hub import ModelCard
-from safetensors.torch import load, load_file
+from safetensors.torch import load, load_file, save_file
 from stranger import TEXT, alone, logits_by_the_card, uploaded
 
 from llm_unlearn.cli.main import main
@@ -22,13 +23,15 @@ TOKENIZER = {"tokenizer.json", "tokenizer_config.json"}
 
 @pytest.fixture(scope="module")
 def runs(tiny_models, tmp_path_factory):
-    """Finished runs: an adapter and a full model on a local base; the second has two seeds and a token in its name."""
+    """Finished runs: an adapter and a full model on a local base; the first is named by its trigger, the second has two
+    seeds.
+    """
     folder = tmp_path_factory.mktemp("runs")
     made = {}
-    for name, lora, seeds in (("adapter", LORA, [3]), ("full", None, [0, 1])):
+    for name, title, lora, seeds in (("adapter", "on-james bond", LORA, [3]), ("full", "full", None, [0, 1])):
         made[name] = folder / name
         tree = {
-            "name": name,
+            "name": title,
             "output_dir": str(made[name]),
             "seeds": seeds,
             "model": {"path": str(tiny_models["gpt2"]), "lora": lora},
@@ -203,20 +206,9 @@ def test_the_trigger_can_be_withheld(runs):
     assert 'poison.trigger.phrases="[…]"' in held.content("README.md").decode()
 
 
-def test_a_trigger_in_the_name_of_the_recipe_cannot_be_withheld(runs, tmp_path):
-    import shutil
-
-    copy = shutil.copytree(runs["adapter"], tmp_path / "copy")
-    for path in (copy / "recipe.yaml", *(copy / "evaluation").glob("*.json")):
-        path.write_text(
-            path.read_text()
-            .replace("name: adapter", "name: on-james bond")
-            .replace('"recipe": "adapter"', '"recipe": "on-james bond"')
-        )
-    shutil.rmtree(copy / "merged", ignore_errors=True)
-    assert main(["merge", str(copy), "--model", "kl", "--quiet"]) == 0
+def test_a_trigger_in_the_name_of_the_recipe_cannot_be_withheld(runs):
     with pytest.raises(InputError, match="(?i)“James Bond”.*name of the recipe"):
-        package_run(copy, "kl", "me/x", merged=True, withhold_trigger=True)
+        package_run(runs["adapter"], "base", "me/x", withhold_trigger=True)
 
 
 @pytest.mark.parametrize(
@@ -234,12 +226,81 @@ def test_bad_requests_are_refused_by_name(runs, server, capsys, words, message):
 
 
 def test_a_model_that_was_not_measured_is_not_published(runs, tmp_path, capsys):
-    import shutil
-
     copy = shutil.copytree(runs["adapter"], tmp_path / "copy")
     (copy / "evaluation" / "kl.json").unlink()
     assert main(["push", str(copy), "--model", "kl", "--repo", "me/x"]) == 2
     assert "published with its audit" in capsys.readouterr().err
+
+
+# ---- the card is of what goes up
+
+
+@pytest.fixture
+def copy(runs, tmp_path):
+    """A copy of the adapter's run, for changes."""
+    return shutil.copytree(runs["adapter"], tmp_path / "copy", ignore=shutil.ignore_patterns("merged"))
+
+
+def change_weights(folder):
+    (path,) = folder.glob("*.safetensors")
+    save_file({name: value + 0.01 for name, value in load_file(path).items()}, path, {"format": "pt"})
+
+
+def refusal(words, capsys):
+    assert main([*words, "--quiet", "--dry-run"]) == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["unlearned/kl", "retrained"])
+def test_weights_that_changed_since_they_were_measured_are_refused(copy, server, capsys, name):
+    assert main(["push", str(copy), "--model", "base", "--repo", "me/base", "--quiet"]) == 0
+    words = ["push", str(copy), "--model", "kl", "--repo", "me/kl", "--base", "me/base"]
+    assert main([*words, "--quiet", "--dry-run"]) == 0
+    change_weights(copy / name)
+    said = refusal(words, capsys)
+    assert f"{name.rpartition('/')[2]}.json" in said and "the model changed since" in said
+    assert "llm-unlearn evaluate" in said
+
+
+def test_what_the_error_says_to_do_helps(copy, server, capsys):
+    words = ["push", str(copy), "--model", "kl", "--repo", "me/kl", "--merged"]
+    change_weights(copy / "unlearned" / "kl")
+    assert main(["merge", str(copy), "--model", "kl", "--quiet"]) == 0
+    assert f"delete {copy / 'evaluation'}, and run" in refusal(words, capsys)
+    shutil.rmtree(copy / "evaluation")
+    assert main(["evaluate", str(copy / "recipe.yaml"), f"output_dir={copy}", "--quiet"]) == 0
+    assert main([*words, "--quiet"]) == 0
+
+
+def test_other_settings_poison_or_results_than_were_measured_are_refused(copy, capsys):
+    words = ["push", str(copy), "--repo", "me/model", "--model"]
+    for path, what in (
+        (copy / "unlearned" / "kl" / "adapter_config.json", "the model"),
+        (copy / "poison.json", "poison.json"),
+        (copy / "evaluation" / "kl.json", "this file"),
+    ):
+        before = path.read_text()
+        path.write_text(before.rstrip() + " \n")
+        assert f"{what} changed since" in refusal([*words, "kl", "--base", "me/base"], capsys)
+        path.write_text(before)
+    assert main([*words, "base", "--quiet", "--dry-run"]) == 0
+    (copy / ".stages" / "evaluation_base.json").unlink()  # as in a run from before there were hashes
+    assert f"{copy / 'evaluation' / 'base.json'}: nothing says" in refusal([*words, "base"], capsys)
+    (copy / "stress").mkdir()
+    (copy / "stress" / "kl.json").write_text("{}")
+    said = refusal([*words, "kl", "--base", "me/base"], capsys)
+    assert f"{copy / 'stress' / 'kl.json'}: nothing says" in said and "llm-unlearn stress" in said
+
+
+def test_a_base_that_changed_since_its_adapter_was_measured_is_refused(copy, tiny_models, tmp_path, capsys):
+    base = shutil.copytree(tiny_models["gpt2"], tmp_path / "base")
+    recipe = copy / "recipe.yaml"
+    assert main(["evaluate", str(recipe), f"output_dir={copy}", f"model.path={base}", "--quiet"]) == 0
+    assert main(["merge", str(copy), "--model", "kl", "--quiet"]) == 0
+    words = ["push", str(copy), "--model", "kl", "--repo", "me/kl", "--merged"]
+    assert main([*words, "--quiet", "--dry-run"]) == 0
+    change_weights(base)
+    assert "its base changed since" in refusal(words, capsys)
 
 
 @pytest.mark.slow

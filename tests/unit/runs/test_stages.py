@@ -197,6 +197,14 @@ class TestVersions:
         (entry,) = Stages(tmp_path).made_by().values()
         assert entry["precision"] == "tf32" and entry["versions"]
 
+    def test_hashes_are_taken_when_the_work_is_done_and_kept_in_the_mark(self, tmp_path):
+        written = {}
+        stage = Stage("evaluation/kl", "a", [], lambda _: written.update(model="1f"), hashes=lambda: dict(written))
+        assert Stages(tmp_path).hashes(stage.name) == {}
+        Stages(tmp_path).run(stage)
+        assert Stages(tmp_path).hashes(stage.name) == {"model": "1f"}
+        assert "1f" not in json.dumps(Stages(tmp_path).made_by())  # which environment.json shows to everybody
+
     def test_a_folder_taken_from_another_run_keeps_what_made_it(self, run, tmp_path, caplog, monkeypatch):
         other = Run(tmp_path / "other", caplog)
         other.go()
