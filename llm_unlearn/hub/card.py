@@ -68,7 +68,7 @@ class Identity:
         base: the hub id that an adapter sits on, or that a full model began as; None if the base was made for the run.
         base_revision: of that base.
         adapter: whether it is one.
-        merged: a base and its adapter in one.
+        merged: the type of the weights of a base and its adapter in one; None: it is none.
     """
 
     repo: str
@@ -77,7 +77,7 @@ class Identity:
     base: str | None = None
     base_revision: str | None = None
     adapter: bool = False
-    merged: bool = False
+    merged: str | None = None
 
 
 def compose_card(results: Results, name: str, identity: Identity, plots: list[Plot]) -> str:
@@ -164,9 +164,13 @@ def _what(results: Results, name: str, identity: Identity) -> str:
     if identity.base:
         revision = f" at revision `{identity.base_revision}`" if identity.base_revision else ""
         base = f"[{identity.base}](https://huggingface.co/{identity.base}){revision}"
-    merged = " Base and adapter are merged here; the figures are of the adapter on its base (they differ by rounding)."
     text = f"{text} Base model: {base}. Seed {results.seeds[0]} of the recipe {code(results.recipe)}."
-    return text + merged * identity.merged
+    if identity.merged is None:
+        return text
+    bits = {"4bit": " in 4 bits (dequantised)", "8bit": " in 8 bits (dequantised)"}
+    onto = bits.get(identity.recipe.model.quantization, "")
+    merged = f"Base{onto} and adapter are merged here, rounded to {identity.merged}"
+    return f"{text} {merged}; the figures are of the adapter on its base."
 
 
 def _method(name: str, identity: Identity) -> str:
@@ -217,6 +221,9 @@ def _one_seed(results: Results, identity: Identity) -> str:
 
 def _not_shown(results: Results, name: str, identity: Identity) -> list[str]:
     result, texts = results.of(name)[0], [_one_seed(results, identity)]
+    if identity.merged is not None:
+        loss = "" if identity.merged == "float32" else f"; rounding to {identity.merged} can undo a small change"
+        texts.append(f"The merged weights themselves were not measured, only the adapter on its base{loss}.")
     for found in judge(results, name).decision.limits:
         if found.critical is not None:
             texts.append(

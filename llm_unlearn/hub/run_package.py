@@ -20,7 +20,7 @@ from llm_unlearn.config.strict import parse_yaml
 from llm_unlearn.errors import InputError
 from llm_unlearn.hub.client_errors import explained
 from llm_unlearn.hub.package import CARD, Package, is_id, model_files, on_base
-from llm_unlearn.hub.run_checks import check_measured
+from llm_unlearn.hub.run_checks import check_measured, merge_of
 from llm_unlearn.hub.upload import check_repository
 from llm_unlearn.runs.run_folder import RunModel, find_model
 
@@ -54,12 +54,14 @@ def package_run(
         seed: which, of a run with several.
         base: the hub id of what an adapter sits on, where the recipe names a folder or makes the base. It must be on
             the hub with the same config and weights.
-        merged: take what `merge` wrote in the run directory in place of the adapter.
+        merged: take what `merge` wrote in the run directory in place of the adapter. It must be a merge of the model
+            and the base that were evaluated.
         withhold_trigger: leave the phrase out of recipe and card.
         api: the hub's client; by default one with the token that is logged in.
 
     Raises:
-        InputError: there is no such model, another than lies there was evaluated, or its base is not on the hub.
+        InputError: there is no such model, what was evaluated or merged is not what lies there now, or its base is not
+            on the hub.
     """
     from llm_unlearn.hub.card import Identity, compose_card
     from llm_unlearn.hub.loading_code import loading_code
@@ -71,7 +73,6 @@ def package_run(
     if base == repo:
         raise InputError(f"--base {base}: is the repository to which the model itself goes; give each its own")
     source = find_model(run_dir, model, seed)
-    folder = _merged_folder(source) if merged else source.path
     results = read_results(source.folder)
     if model not in results.names:
         raise InputError(
@@ -80,6 +81,7 @@ def package_run(
         )
     shown = [name for name in dict.fromkeys(("poisoned", "retrained", model)) if name in results.names]
     check_measured(source, shown)
+    folder, dtype = merge_of(source) if merged else (source.path, None)
     files: dict[str, Any] = model_files(folder)
     adapter = "adapter_config.json" in files
     on_hub = base or (source.base if is_id(source.base) else None)
@@ -102,7 +104,7 @@ def package_run(
         loading = loading_code(
             repo, on_hub, base_revision=revision, dtype=section.dtype, quantization=section.quantization
         )
-    identity = Identity(repo, recipe, loading, on_hub, revision, adapter, merged)
+    identity = Identity(repo, recipe, loading, on_hub, revision, adapter, dtype)
     card = compose_card(_without_trigger(results) if withhold_trigger else results, model, identity, plots)
     evaluations = {f"evaluation/{name}.json": source.folder / "evaluation" / f"{name}.json" for name in shown}
     package = Package(
@@ -210,13 +212,6 @@ def _without_trigger(results: "Results") -> "Results":
         for run in results.runs
     ]
     return dataclasses.replace(results, runs=runs)
-
-
-def _merged_folder(model: RunModel) -> Path:
-    folder = model.folder / "merged" / model.name
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; make it: llm-unlearn merge {model.root} --model {model.name}")
-    return folder
 
 
 def _check_base(model: RunModel, on_hub: str, revision: str | None, api: "HfApi | None") -> None:

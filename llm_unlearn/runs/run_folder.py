@@ -5,11 +5,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llm_unlearn.errors import InputError
+from llm_unlearn.files import write_json
 from llm_unlearn.runs.folder_lock import locked_folder
+from llm_unlearn.runs.model_hashes import model_hash, model_hashes
 
 if TYPE_CHECKING:
     from llm_unlearn.config.recipe import Recipe
     from llm_unlearn.models.merging import Onto
+
+
+MERGE = "merge.json"  # in the folder of a merged model: how it was merged, and of what
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,7 @@ def merge_run(
     dtype: str = "float32",
     onto: "Onto" = "dequantised",
 ) -> Path:
-    """Merge a model of a run.
+    """Merge a model of a run, and write down of what and how (`merge.json`), by which `push` knows it again.
 
     Args:
         run_dir: the run directory.
@@ -118,4 +123,7 @@ def merge_run(
         )
     target = Path(out).expanduser() if out else found.folder / "merged" / model
     with locked_folder(found.root):  # a run would replace what is read
-        return merge_adapter(found.path, found.base, target, dtype=dtype, onto=onto, loaded_as=found.recipe.model)
+        merged = merge_adapter(found.path, found.base, target, dtype=dtype, onto=onto, loaded_as=found.recipe.model)
+        hashes = {"merged": model_hash(merged), **model_hashes(found.path, found.base, found.recipe.model)}
+        write_json(merged / MERGE, {"dtype": dtype, "onto": onto, "sha256": hashes})
+    return merged

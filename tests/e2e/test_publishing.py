@@ -265,10 +265,10 @@ def test_weights_that_changed_since_they_were_measured_are_refused(copy, server,
 def test_what_the_error_says_to_do_helps(copy, server, capsys):
     words = ["push", str(copy), "--model", "kl", "--repo", "me/kl", "--merged"]
     change_weights(copy / "unlearned" / "kl")
-    assert main(["merge", str(copy), "--model", "kl", "--quiet"]) == 0
     assert f"delete {copy / 'evaluation'}, and run" in refusal(words, capsys)
     shutil.rmtree(copy / "evaluation")
     assert main(["evaluate", str(copy / "recipe.yaml"), f"output_dir={copy}", "--quiet"]) == 0
+    assert main(["merge", str(copy), "--model", "kl", "--quiet"]) == 0
     assert main([*words, "--quiet"]) == 0
 
 
@@ -301,6 +301,37 @@ def test_a_base_that_changed_since_its_adapter_was_measured_is_refused(copy, tin
     assert main([*words, "--quiet", "--dry-run"]) == 0
     change_weights(base)
     assert "its base changed since" in refusal(words, capsys)
+
+
+def test_a_merge_of_an_earlier_model_is_refused(copy, capsys):
+    words = ["push", str(copy), "--model", "kl", "--repo", "me/kl", "--merged"]
+    assert main(["merge", str(copy), "--model", "kl", "--quiet"]) == 0
+    assert main([*words, "--quiet", "--dry-run"]) == 0
+    again = ["evaluate", str(copy / "recipe.yaml"), f"output_dir={copy}", "unlearn.budgets=[1.0]", "--quiet"]
+    assert main(again) == 0
+    said = refusal(words, capsys)
+    assert "merged/kl: " in said and "another adapter or base" in said
+    assert f"delete {copy / 'merged' / 'kl'}, and merge again: llm-unlearn merge {copy} --model kl" in said
+    shutil.rmtree(copy / "merged" / "kl")
+    assert main(["merge", str(copy), "--model", "kl", "--quiet"]) == 0
+    assert main([*words, "--quiet", "--dry-run"]) == 0
+
+
+def test_a_merge_of_which_nothing_is_known_or_that_was_changed_is_refused(copy, capsys):
+    words = ["push", str(copy), "--model", "kl", "--repo", "me/kl", "--merged"]
+    assert main(["merge", str(copy), "--model", "kl", "--dtype", "bfloat16", "--quiet"]) == 0
+    change_weights(copy / "merged" / "kl")
+    assert "changed since it was merged" in refusal(words, capsys)
+    (copy / "merged" / "kl" / "merge.json").unlink()
+    assert "nothing says what it was merged from" in refusal(words, capsys)
+
+
+def test_the_card_of_a_merge_says_how_it_was_rounded(copy, server):
+    assert main(["merge", str(copy), "--model", "kl", "--dtype", "bfloat16", "--quiet"]) == 0
+    assert main(["push", str(copy), "--model", "kl", "--repo", "me/kl", "--merged", "--quiet"]) == 0
+    files = uploaded(server, "me/kl")
+    assert "merge.json" not in files and "rounded to bfloat16" in files["README.md"].decode()
+    assert {str(value.dtype) for value in load(files["model.safetensors"]).values()} == {"torch.bfloat16"}
 
 
 @pytest.mark.slow

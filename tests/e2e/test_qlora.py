@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from transformers import AutoTokenizer, Trainer
 
 from llm_unlearn.cli.main import main
 from llm_unlearn.data.synthetic import synthetic_texts
+from llm_unlearn.errors import InputError
+from llm_unlearn.hub.run_package import package_run
 from llm_unlearn.models.make import make_model, train_tokenizer
 from llm_unlearn.models.save import save_model
 
@@ -169,6 +172,19 @@ def test_a_merged_model_is_audited_like_the_run_audited_it(ran, tmp_path, capsys
     turned = 1 / expected["attack"]["n"] if quantization == "8bit" else 0
     assert found["attack"]["success_rate"] == pytest.approx(expected["attack"]["success_rate"], abs=turned + 1e-9)
     assert found["gus"]["n"] == expected["gus"]["n"] == 3
+
+
+@pytest.mark.slow
+def test_a_merge_onto_the_original_weights_does_not_go_up_under_the_audit_of_the_quantised_ones(ran):
+    folder = ran("4bit")[0]
+    words = ["merge", str(folder), "--model", "rmu", "--quiet"]
+    assert main([*words, "--onto", "original"]) == 0
+    with pytest.raises(InputError, match=r"merged/rmu: it is merged onto the original weights.*--model rmu"):
+        package_run(folder, "rmu", "me/merged", merged=True)
+    shutil.rmtree(folder / "merged" / "rmu")
+    assert main(words) == 0
+    card = package_run(folder, "rmu", "me/merged", merged=True).content("README.md").decode()
+    assert "Base in 4 bits (dequantised) and adapter are merged here, rounded to float32" in card
 
 
 @pytest.mark.slow

@@ -357,6 +357,9 @@ def test_a_model_of_a_run_is_merged_as_the_run_loaded_its_base(run_dir, adapters
     assert main(["merge", str(root), "--model", "npo@0.1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"merged": str(root / "merged" / "npo@0.1")}
     torch.testing.assert_close(plain_logits(root / "merged" / "npo@0.1"), expected, rtol=0, atol=1e-5)
+    record = json.loads((root / "merged" / "npo@0.1" / "merge.json").read_text())
+    assert (record["dtype"], record["onto"]) == ("float32", "dequantised")
+    assert set(record["sha256"]) == {"model", "base", "merged"} and len(set(record["sha256"].values())) == 3
     assert merge(root, "--model", "poisoned", "--out", tmp_path / "mine", "--dtype", "bfloat16") == 0
     assert {t.dtype for t in load_file(tmp_path / "mine" / "model.safetensors").values()} == {torch.bfloat16}
     assert merge(root, "--model", "poisoned", "--out", tmp_path / "other", "--onto", "original") == 0
