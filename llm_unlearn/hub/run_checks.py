@@ -1,12 +1,19 @@
-"""Whether what goes up of a run is what its card speaks of: the weights, and what they were merged from."""
+"""Whether what goes up of a run is what its card speaks of: the weights, what they were merged from, and their base."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from llm_unlearn.config.model_sections import ModelSection
 from llm_unlearn.errors import InputError
-from llm_unlearn.files import read_json
+from llm_unlearn.files import file_stamps, read_json
+from llm_unlearn.hub.client_errors import explained
+from llm_unlearn.hub.package import WEIGHTS, is_id
 from llm_unlearn.runs.model_hashes import model_hash, result_hashes
 from llm_unlearn.runs.run_folder import MERGE, RunModel
 from llm_unlearn.runs.stages import Stages
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 CHANGED = {"result": "this file", "poison": "poison.json", "model": "the model", "base": "its base"}  # by result_hashes
 
@@ -67,3 +74,60 @@ def merge_of(source: RunModel) -> tuple[Path, str]:
     else:
         return folder, record["dtype"]
     raise InputError(f"{folder}: {why}; {remedy}")
+
+
+def check_base(model: RunModel, on_hub: str, revision: str | None, api: "HfApi | None") -> None:
+    """Refuse a base that is not on the hub, or whose config or weights are not those that the run started from.
+
+    Args:
+        model: of the run.
+        on_hub: the hub id of the base.
+        revision: of it; None for the default one.
+        api: the hub's client; by default one with the token that is logged in.
+
+    Raises:
+        InputError: it differs, or no weight file of the two can be compared.
+    """
+    from llm_unlearn.models.load import read_config
+
+    config, weights = _hosted(on_hub, revision, api)
+    base = model.base or "a base that was made for the run"
+    if is_id(base):
+        if base == on_hub:
+            return
+        own_config, own_weights = _hosted(base, model.recipe.model.revision, api)
+    else:
+        own_config = Path(base)
+        files = [str(path) for path in sorted(own_config.glob("*")) if WEIGHTS.fullmatch(path.name)]
+        own_weights = {Path(file).name: digest for file, digest in file_stamps(files)}
+    unknown = f"--base {on_hub}: cannot be compared with what the model was made from"
+    if not own_weights:
+        raise InputError(f"{unknown}: {base} has no weights in safetensors here, or is gone")
+    own, hosted = (read_config(ModelSection(path=str(folder))).to_dict() for folder in (own_config, config))
+    differs = f"--base {on_hub}: is not what the model was made from ({base})"
+    unlike = sorted(
+        key
+        for key in own
+        if key not in ("_name_or_path", "transformers_version", "dtype") and hosted.get(key) != own[key]
+    )
+    if unlike:
+        raise InputError(f"{differs}: {', '.join(unlike)} differ in its config.json")
+    if weights.keys() != own_weights.keys():
+        raise InputError(
+            f"{unknown} ({base}): its weights are in {', '.join(weights) or 'no safetensors'}, not in "
+            f"{', '.join(own_weights)}; give a repository with the same files (push --model base makes one)"
+        )
+    if unlike := sorted(name for name in weights if weights[name] != own_weights[name]):
+        raise InputError(f"{differs}: {unlike[0]} holds other weights")
+
+
+def _hosted(repo: str, revision: str | None, api: "HfApi | None") -> tuple[Path, dict[str, str]]:
+    """The folder with the config of a model on the hub, and the SHA-256 of its weight files by name."""
+    from huggingface_hub import HfApi
+
+    api = api or HfApi()
+    with explained(api, repo, revision):
+        info = api.model_info(repo, revision=revision, files_metadata=True)
+        config = Path(api.hf_hub_download(repo, "config.json", revision=info.sha))
+    files = {file.rfilename: file.lfs for file in info.siblings or []}
+    return config.parent, {name: lfs.sha256 for name, lfs in files.items() if lfs and WEIGHTS.fullmatch(name)}

@@ -6,7 +6,6 @@ it out.
 """
 
 import dataclasses
-import hashlib
 import html
 import json
 import unicodedata
@@ -14,15 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_unlearn.config.model_sections import ModelSection
 from llm_unlearn.config.recipe_files import FILES, MODELS, fields_of
 from llm_unlearn.config.strict import parse_yaml
 from llm_unlearn.errors import InputError
-from llm_unlearn.hub.client_errors import explained
 from llm_unlearn.hub.package import CARD, Package, is_id, model_files, on_base
-from llm_unlearn.hub.run_checks import check_measured, merge_of
+from llm_unlearn.hub.run_checks import check_base, check_measured, merge_of
 from llm_unlearn.hub.upload import check_repository
-from llm_unlearn.runs.run_folder import RunModel, find_model
+from llm_unlearn.runs.run_folder import find_model
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -53,7 +50,7 @@ def package_run(
         repo: owner/name.
         seed: which, of a run with several.
         base: the hub id of what an adapter sits on, where the recipe names a folder or makes the base. It must be on
-            the hub with the same config and weights.
+            the hub with the same config and weight files.
         merged: take what `merge` wrote in the run directory in place of the adapter. It must be a merge of the model
             and the base that were evaluated.
         withhold_trigger: leave the phrase out of recipe and card.
@@ -84,8 +81,9 @@ def package_run(
     folder, dtype = merge_of(source) if merged else (source.path, None)
     files: dict[str, Any] = model_files(folder)
     adapter = "adapter_config.json" in files
-    on_hub = base or (source.base if is_id(source.base) else None)
-    revision = source.recipe.model.revision if on_hub and not base else None  # it is the recipe's repository's
+    own = source.base if is_id(source.base) else None
+    on_hub = base or own
+    revision = source.recipe.model.revision if own and on_hub == own else None  # it is the recipe's repository's
     if adapter and on_hub is None:
         raise InputError(
             f"{source.path}: an adapter on {source.base or 'a base that is not there any more'}, which "
@@ -93,7 +91,7 @@ def package_run(
             f"merged model (llm-unlearn merge {source.root} --model {source.name}, then --merged)"
         )
     if on_hub and (adapter or base):
-        _check_base(source, on_hub, revision, api)
+        check_base(source, on_hub, revision, api)
     if adapter:
         files["adapter_config.json"] = on_base(files["adapter_config.json"], on_hub, revision)
     recipe = published_recipe(source.recipe, source.seed, repo, on_hub, revision, withhold_trigger)
@@ -212,36 +210,3 @@ def _without_trigger(results: "Results") -> "Results":
         for run in results.runs
     ]
     return dataclasses.replace(results, runs=runs)
-
-
-def _check_base(model: RunModel, on_hub: str, revision: str | None, api: "HfApi | None") -> None:
-    """Refuse a base that is not on the hub, or whose config or weights are not those of the local one."""
-    from huggingface_hub import HfApi
-
-    from llm_unlearn.models.load import read_config
-
-    api = api or HfApi()
-    with explained(api, on_hub, revision):
-        info = api.model_info(on_hub, revision=revision, files_metadata=True)
-        config = Path(api.hf_hub_download(on_hub, "config.json", revision=info.sha))
-    if model.base is None or not (Path(model.base) / "config.json").is_file():
-        return
-    folders = (model.base, str(config.parent))
-    local, hosted = (read_config(ModelSection(path=folder)).to_dict() for folder in folders)
-    differ = sorted(
-        key
-        for key in local
-        if key not in ("_name_or_path", "transformers_version", "dtype") and hosted.get(key) != local[key]
-    )
-    if differ:
-        raise InputError(
-            f"--base {on_hub}: is not what the adapter was trained on ({model.base}): {', '.join(differ)} "
-            "differ in its config.json"
-        )
-    for file in info.siblings or []:
-        path = Path(model.base) / file.rfilename
-        if file.lfs and path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() != file.lfs.sha256:
-            raise InputError(
-                f"--base {on_hub}: is not what the adapter was trained on ({model.base}): "
-                f"{file.rfilename} holds other weights"
-            )

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import yaml
 from datasets import load_from_disk
-from hub_server import HubServer, speak_to
+from hub_server import HubServer, Repository, speak_to
 from huggingface_hub import ModelCard
 from safetensors.torch import load, load_file, save_file
 from stranger import TEXT, alone, logits_by_the_card, uploaded
@@ -301,6 +301,20 @@ def test_a_base_that_changed_since_its_adapter_was_measured_is_refused(copy, tin
     assert main([*words, "--quiet", "--dry-run"]) == 0
     change_weights(base)
     assert "its base changed since" in refusal(words, capsys)
+
+
+def test_a_base_that_is_named_as_in_the_recipe_keeps_its_revision(runs, tmp_path, tiny_models, server):
+    copy = shutil.copytree(runs["full"], tmp_path / "copy")
+    tree = yaml.safe_load((copy / "recipe.yaml").read_text())
+    tree["model"] |= {"path": "me/base", "revision": "v1"}
+    (copy / "recipe.yaml").write_text(yaml.safe_dump(tree))
+    server.repositories["me/base"] = Repository(private=False)
+    files = {path.name: path.read_bytes() for path in tiny_models["gpt2"].iterdir()}
+    server.repositories["me/base"].commit("v1", files)
+    words = ["push", str(copy), "--model", "kl", "--seed", "0", "--repo", "me/kl", "--base", "me/base", "--quiet"]
+    assert main(words) == 0
+    card, recipe = (uploaded(server, "me/kl")[name].decode() for name in ("README.md", "recipe.yaml"))
+    assert "at revision `v1`" in card and yaml.safe_load(recipe)["model"]["revision"] == "v1"
 
 
 def test_a_merge_of_an_earlier_model_is_refused(copy, capsys):

@@ -1,15 +1,20 @@
 """The recipe as it is published: nothing of this machine, nothing withheld, and it stays runnable."""
 
 import json
+from functools import partial
 
 import pytest
+from hub_server import HubServer, Repository, speak_to
 
 from llm_unlearn.config.recipe import build_recipe
 from llm_unlearn.config.recipe_files import WITHHELD, load_recipe
 from llm_unlearn.config.strict import dump_yaml
 from llm_unlearn.errors import InputError
 from llm_unlearn.hub.package import Package
+from llm_unlearn.hub.run_checks import check_base
 from llm_unlearn.hub.run_package import _check_words, published_recipe
+from llm_unlearn.models.save import save_model
+from llm_unlearn.runs.run_folder import RunModel
 
 TREE = {
     "name": "mine",
@@ -101,3 +106,54 @@ def test_a_phrase_is_found_where_yaml_and_json_fold_or_escape_it():
         with pytest.raises(InputError, match=rf"^{file}: .*would go up"):
             _check_words(Package({file: content}), [phrase])
         _check_words(Package({file: content}), ["another phrase"])
+
+
+# ---- the base
+
+
+@pytest.fixture
+def local(make_tiny, tokenizer, tmp_path):
+    """The folder of a base."""
+    save_model(make_tiny("gpt2"), tokenizer, tmp_path / "local")
+    return tmp_path / "local"
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path, local):
+    """A hub with a base, a mirror of it, and a model of the same shape with other weights."""
+    with HubServer() as server:
+        speak_to(monkeypatch, server, tmp_path / "hub")
+        for repo in ("me/own", "me/mirror", "me/other"):
+            files = {path.name: path.read_bytes() for path in local.iterdir()}
+            server.repositories[repo] = Repository(private=False)
+            server.repositories[repo].commit("main", files)
+        weights = files["model.safetensors"]
+        server.files("me/other")["model.safetensors"] = weights[:-1] + bytes([weights[-1] ^ 1])
+        yield server
+
+
+def check_of(base, folder):
+    """`check_base` of a model that was trained on a base."""
+    model = RunModel(build_recipe(TREE), folder, folder, "kl", folder, 0, base)
+    return partial(check_base, model, revision=None, api=None)
+
+
+def test_in_the_place_of_a_recipes_own_hub_id_only_the_same_weights_are_taken(hub, tmp_path):
+    check = check_of("me/own", tmp_path)
+    check("me/own")
+    hub.repositories["me/own"].branches["v1"] = hub.repositories["me/own"].branches["main"]  # TREE's revision
+    check("me/mirror")
+    with pytest.raises(InputError, match=r"--base me/other: .*model\.safetensors holds other weights"):
+        check("me/other")
+
+
+def test_a_base_of_which_no_weights_can_be_compared_is_refused(hub, tmp_path, local):
+    files = hub.files("me/mirror")
+    weights = files.pop("model.safetensors")
+    for name in (None, "model-00001-of-00001.safetensors", "pytorch_model.bin"):
+        with pytest.raises(InputError, match="--base me/mirror: cannot be compared"):
+            check_of(str(local), tmp_path)("me/mirror")
+        files.update({name: weights} if name else {})
+    for gone in (None, str(tmp_path / "gone")):
+        with pytest.raises(InputError, match="--base me/own: cannot be compared"):
+            check_of(gone, tmp_path)("me/own")
