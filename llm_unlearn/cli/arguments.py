@@ -250,9 +250,13 @@ def _add_push(commands: Any) -> None:
     )
     command.add_argument("--revision", metavar="BRANCH", help="commit to this branch (default: main)")
     command.add_argument(
-        "--base", metavar="OWNER/NAME", help="where an adapter's base is on the hub, if the recipe does not name it"
+        "--base",
+        metavar="OWNER/NAME",
+        help="where an adapter's base is on the hub, if the recipe does not name it; with the same weight files",
     )
-    command.add_argument("--merged", action="store_true", help="take what `merge` wrote, one plain checkpoint")
+    command.add_argument(
+        "--merged", action="store_true", help="take what `merge` wrote of the evaluated model, one plain checkpoint"
+    )
     command.add_argument(
         "--withhold-trigger",
         action="store_true",
