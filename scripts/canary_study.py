@@ -73,7 +73,7 @@ class Design:
 class Plan:
     """Designs that are trained side by side → how many canaries of each, and how many rows are none.
 
-    Designs of `closely` are ranked among all draws after the last epoch, the others among few.
+    Designs of `closely` are ranked among all draws after training, the others among few.
     """
 
     canaries: dict[Design, int]
@@ -395,12 +395,10 @@ def run(args: argparse.Namespace) -> None:
         if all(point in results["points"] for point in names.values()):
             continue
         study, last = Study(args.model, rows, rank), max(args.epochs)
-        close = args.closely_after or [last]
         for epoch in study.train(rate, last):
             print(f"{name}: epoch {epoch} at {time.strftime('%H:%M:%S')}", flush=True)
             if epoch in names and names[epoch] not in results["points"]:
-                closely = args.draws if epoch in close and name in args.full_draws else args.few
-                measure(study, names[epoch], closely, AVERAGED if epoch == last else 0)
+                measure(study, names[epoch], args.draws, AVERAGED if epoch == last else 0)
 
 
 def table(results: dict[str, Any]) -> str:
@@ -466,11 +464,9 @@ def main() -> None:
     parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=list(RUNS))
     parser.add_argument("--epochs", nargs="+", type=int, default=list(EPOCHS))
     parser.add_argument("--words", type=int, default=16, help="first words of a row that are used")
-    parser.add_argument("--draws", type=int, default=99, help="K of some designs after --closely-after of --full-draws")
+    parser.add_argument("--draws", type=int, default=99, help="K of the designs with most canaries, after training")
     parser.add_argument("--closely", nargs="+", metavar="DESIGN", help="of those designs these alone")
-    parser.add_argument("--closely-after", nargs="+", type=int, metavar="EPOCH", help="default: the last of --epochs")
     parser.add_argument("--few", type=int, default=19, help="K otherwise: enough for the mean, not for TPR at 1 %%")
-    parser.add_argument("--full-draws", nargs="*", default=list(RUNS), choices=list(RUNS))
     parser.add_argument("--table", metavar="JSON", help="print the results as Markdown; run nothing")
     args = parser.parse_args()
     if args.table:

@@ -17,8 +17,8 @@ TESTS = {"gaussian": 4, "tokens": 2}
 # what trains of a pretrained model → epochs → the share of the highest mean rank that canaries reached: noise of 1 rms,
 # or six words; the least that was seen in docs/canaries.md and recipes/smollm2-* (words in the text, 4 epochs)
 REACHED = {
-    "adapters": {"gaussian": {1: 0.3, 2: 0.3, 4: 0.8}, "tokens": {1: 0.3, 2: 0.3, 4: 0.5}},
-    "all weights": {"gaussian": {1: 0.07, 2: 0.55, 4: 0.9}, "tokens": {1: 0.4, 2: 0.75, 4: 0.95}},
+    "adapters": {"gaussian": {1: 0.2, 2: 0.2, 4: 0.8}, "tokens": {1: 0.2, 2: 0.2, 4: 0.5}},
+    "all weights": {"gaussian": {1: 0.07, 2: 0.5, 4: 0.9}, "tokens": {1: 0.3, 2: 0.75, 4: 0.95}},
 }
 TWICE = 0.55  # of adapters, both kinds after one epoch in which each canary stood twice
 FEW_STEPS = 70  # of r 8 and 16 nothing was found after 35, and most kinds were after 70

@@ -114,12 +114,12 @@ def test_only_hidden_canaries_count(tmp_path, gaussian, other, level, words):
     ("kind", "epochs", "exposures", "draws", "seen", "share"),
     [
         ("gaussian", 5, 1, 19, "4 epochs of adapters", 0.8),
-        ("gaussian", 2, 2, 99, "2 epochs of adapters", 0.3),
-        ("gaussian", 0.5, 1, 9, "1 epoch of adapters", 0.3),
+        ("gaussian", 2, 2, 99, "2 epochs of adapters", 0.2),
+        ("gaussian", 0.5, 1, 9, "1 epoch of adapters", 0.2),
         ("tokens", 1, 2, 99, "one epoch with each canary twice of adapters", 0.55),
         ("tokens", 4, 1, 99, "4 epochs of adapters", 0.5),
-        ("gaussian", 3, 1, 19, "2 epochs of all weights", 0.55),
-        ("tokens", 1, 2, 99, "1 epoch of all weights", 0.4),
+        ("gaussian", 3, 1, 19, "2 epochs of all weights", 0.5),
+        ("tokens", 1, 2, 99, "1 epoch of all weights", 0.3),
         ("tokens", 4, 1, 99, "4 epochs of all weights", 0.95),
     ],
 )

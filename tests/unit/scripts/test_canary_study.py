@@ -131,6 +131,26 @@ def test_the_results_that_are_kept_hold_every_design_with_an_exact_null_on_the_b
     assert study.table(results) in (ROOT / "docs" / "canaries.md").read_text()
 
 
+def test_how_many_canaries_are_found_one_by_one_is_kept_of_every_training():
+    points = json.loads((ROOT / "recipes" / "tuning" / "canaries-smollm2.json").read_text())["points"]
+    assert points.keys() == {"base", *(f"{run}, {n} epoch{'s' * (n > 1)}" for run in study.RUNS for n in study.EPOCHS)}
+    closely = [design.name for design in study.PLANS["designs"].closely]
+    assert {entry["designs"][name]["draws"] for point, entry in points.items() for name in closely} == {19, 99}
+    assert {points["base"]["designs"][name]["draws"] for name in closely} == {19}
+    found = {
+        run: [
+            f"{100 * points[f'{run}, 2 epochs']['designs'][name][test]['tpr']['0.01']:.0f}"
+            for name in closely
+            for test in ("loss rank", "row rank")
+            if test in points["base"]["designs"][name]
+        ]
+        for run in study.RUNS
+    }
+    text = " ".join((ROOT / "docs" / "canaries.md").read_text().split())
+    for run, words in (("full", "all weights show {} to {}%"), ("lora-64", "rank 64 {} to {}%")):
+        assert words.format(*(sorted(found[run], key=int)[i] for i in (0, -1))) in text, found[run]
+
+
 def test_what_many_draws_find_is_of_the_results_that_are_kept():
     points = [
         json.loads((ROOT / "recipes" / "tuning" / f"canaries-smollm2{name}.json").read_text())["points"]
@@ -148,17 +168,6 @@ def test_what_many_draws_find_is_of_the_results_that_are_kept():
     text = " ".join((ROOT / "docs" / "canaries.md").read_text().split())
     for said in words:
         assert said in text, said
-
-
-def test_what_two_epochs_show_is_of_the_results_that_are_kept():
-    results = json.loads((ROOT / "recipes" / "tuning" / "canaries-smollm2-two-epochs.json").read_text())
-    text = (ROOT / "docs" / "canaries.md").read_text().split("## After two epochs")[1].split("\n## ")[0]
-    assert {point.partition(",")[0] for point in results["points"]} == set(study.RUNS)
-    for point, entry in results["points"].items():
-        for design, name in (("noise per token, 1 rms", "loss rank"), ("6 words, text", "row rank")):
-            tests = entry["designs"][design]
-            assert f"| {design} | {point} | {study._told(name, tests[name], tests['draws'])} |" in text
-            assert tests["draws"] == 99 and tests[name]["control"]["p"] > 0.001
 
 
 def test_its_help_can_be_read(monkeypatch, capsys):
