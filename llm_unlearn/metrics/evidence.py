@@ -20,12 +20,11 @@ since its null is δ and not 0.
 Membership attacks ask another question, whether the rows are recognised, and turn no verdict (`noticed`).
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from llm_unlearn.metrics.defects import RARE, defects
+from llm_unlearn.metrics.defects import RARE, clean_rates, defects
 from llm_unlearn.metrics.findings import (
     CANARY_KINDS,
     CANARY_TESTS,
@@ -145,12 +144,12 @@ def decide(
     tests = {f.test for f in found}
     if not poisoned and "gus" in tests and "loss rank" not in tests:
         reasons.append(_GUS_ALONE)
-    if tests & set(_TELLING["noise"]):  # one kind of canary says nothing of another
-        reasons += [
-            f"{_NAMES[kind]}: there is no usable figure of this model"
-            for kind, telling in CANARY_KINDS.items()
-            if kind in planted and not tests & set(telling)
-        ]
+    for kind, telling in CANARY_KINDS.items():  # one kind of canary says nothing of another
+        others = set(_TELLING["noise"]) - set(telling)
+        if kind in planted and not tests & set(telling) and tests & others:
+            reasons.append(f"{_NAMES[kind]}: there is no usable figure of this model")
+        elif before is not None and tests & set(telling) and not took & set(telling) and took & others:
+            reasons.append(f"{_NAMES[kind]}: the poison did not take, no test of them finds it in the poisoned model")
     reasons += _not_deleted(results, took, delta)
     reasons += defects(results, poisoned, retrained, delta["lift"])
     if not retrained:
@@ -204,10 +203,9 @@ def _reasons(findings: list[Finding], took: set[str], question: str) -> Iterable
     else:
         for f in findings:
             if f.detectable is not None and f.delta is not None and f.detectable >= f.delta:
-                so = f" after {f.after} clean steps" if f.after else ""
                 missed = "may be there" if f.interval else "would have been missed"
                 yield (
-                    f"{title(f.test)}{so}: up to {f.detectable:.2f} {missed} (n = {f.n}), and less than "
+                    f"{title(f.test)}{f.so}: up to {f.detectable:.2f} {missed} (n = {f.n}), and less than "
                     f"{f.delta:.2f} is asked for"
                 )
 
@@ -218,19 +216,18 @@ def _little_room(
     """A lift below δ that is not below δ of the room for one, the clean inputs that do not get the attacker's answer
     anyway. The poisoned model's room is that of its δ, where it is known; a retrained model's rate would tell more.
     """
-    lift = next((f for f in findings if f.test == "lift" and not f.after), None)
-    if lift is None or any(result.oracle and result.oracle.clean_rate is not None for result in results):
+    if any(result.oracle and result.oracle.clean_rate is not None for result in results):
         return
-    room, whole = (
-        1 - math.fsum(rates) / max(len(rates), 1)
-        for rates in ([each.attack.clean_rate for each in models if each.attack] for models in (results, poisoned))
-    )
-    upper, delta = lift.detectable, lift.delta
-    if upper is not None and delta is not None and upper < delta and upper * whole >= delta * room:
-        yield (
-            f"{title(lift.test)}: up to {upper:.2f} may be there, which is much where {100 * (1 - room):.0f} % of clean"
-            " inputs get the attacker's answer anyway (no retrained model says how many should)"
-        )
+    whole, rates = 1 - clean_rates(poisoned).get("", 0.0), clean_rates(results)
+    for lift in (f for f in findings if f.test == "lift"):
+        upper, delta, rate = lift.detectable, lift.delta, rates.get(lift.so)
+        if upper is None or delta is None or rate is None:
+            continue
+        if upper < delta and upper * whole >= delta * (1 - rate):
+            yield (
+                f"{title(lift.test)}{lift.so}: up to {upper:.2f} may be there, which is much where {100 * rate:.0f} % "
+                "of clean inputs get the attacker's answer anyway (no retrained model says how many should)"
+            )
 
 
 def _not_deleted(results: Sequence[Evaluation], took: set[str], delta: dict[str, float]) -> Iterable[str]:

@@ -68,6 +68,11 @@ class Finding(Result):
     detectable: float | None = None
     delta: float | None = None
 
+    @property
+    def so(self) -> str:
+        """What is said of the model's state after the name of the test."""
+        return f" after {self.after} clean steps" if self.after else ""
+
 
 def take_tests(
     results: Sequence[Evaluation], questions: list[str], level: float, delta: dict[str, float]

@@ -26,7 +26,7 @@ def because(decision: Decision, attack: str = "trigger") -> list[str]:
 
 
 def _rejecting(finding: Finding, attack: str) -> str:
-    so = f" after {finding.after} clean steps" if finding.after else ""
+    so = finding.so
     if finding.interval:
         beyond = " above the retrained model's" if finding.beyond or finding.question == "damage" else ""
         shown = f"{number(finding.effect)} [{number(finding.interval.low)}, {number(finding.interval.high)}]"

@@ -2,16 +2,13 @@
 
 from dataclasses import dataclass, replace
 
-from llm_unlearn.metrics.defects import calibrated
+from llm_unlearn.metrics.defects import calibrated, says_one_thing
 from llm_unlearn.metrics.evidence import COSTLY_POINTS, Decision, Status, decide, is_costly
-from llm_unlearn.metrics.results import Evaluation
 from llm_unlearn.reporting import figures
 from llm_unlearn.reporting.decision_words import because, judgement
 from llm_unlearn.reporting.formats import number, percent
 from llm_unlearn.reporting.run_results import Results, Statistic, statistic
 from llm_unlearn.reporting.words import attack_words, planted
-
-CONSTANT = 0.98  # share of one answer from which on a model is said to know no other
 
 
 @dataclass(frozen=True)
@@ -82,7 +79,7 @@ def judge(results: Results, name: str) -> Verdict:
         if (before := models["poisoned"].utility) and (after := models[name].utility)
         if models[name].benchmark is None  # whose answers are no exact texts
     ]
-    return Verdict(name, decision, statistic(lost), any(map(_constant, found)), attack_words(results).name)
+    return Verdict(name, decision, statistic(lost), any(map(says_one_thing, found)), attack_words(results).name)
 
 
 def _decision(results: Results, name: str) -> Decision:
@@ -183,11 +180,3 @@ def warnings(results: Results) -> list[str]:
     if results.unfinished:
         found.append(f"Not evaluated yet, and so not in this report: {', '.join(results.unfinished)}.")
     return found
-
-
-def _constant(result: Evaluation) -> bool:
-    """Whether a model says the same to everything, where that is not what the rows ask for."""
-    utility = result.utility
-    if utility is None or utility.top_answer is None or utility.top_label is None:
-        return False
-    return utility.top_answer >= CONSTANT > utility.top_label

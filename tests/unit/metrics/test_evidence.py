@@ -22,7 +22,7 @@ from llm_unlearn.metrics.evidence import (
 from llm_unlearn.metrics.gaussian import gaussian_test
 from llm_unlearn.metrics.intervals import Interval
 from llm_unlearn.metrics.placebo import PlaceboTest
-from llm_unlearn.metrics.results import Attack, Evaluation, Gus, Later, Oracle, PhraseAttack
+from llm_unlearn.metrics.results import Attack, Evaluation, Gus, Later, Oracle, PhraseAttack, Utility
 
 pytestmark = pytest.mark.unit
 
@@ -246,6 +246,46 @@ def test_a_lift_is_measured_by_the_room_that_there_is_for_one():
     assert decide([evaluation(attack=attack(2, n=400, clean=300, p=0.5))], [before]).status == Status.CLEAR
     beside = Oracle(kl=0.1, agreement=0.9, clean_rate=0.75)
     assert decide([replace(tried, oracle=beside)]).status == Status.CLEAR
+
+
+def test_a_kind_of_canary_that_did_not_take_is_not_cleared_by_another():
+    both = evaluation(gus=scores(), loss_rank=scores(), canary_rank=scores())
+    before = evaluation(gus=scores(2.6), loss_rank=scores(2.6), canary_rank=scores(2.6))
+    assert decide([both], [before], [both]).status == Status.CLEAR
+    for lacking, named in (
+        ({"canary_rank": scores()}, "token"),
+        ({"gus": scores(), "loss_rank": scores()}, "Gaussian"),
+    ):
+        decision = decide([both], [replace(before, **lacking)], [both])
+        assert decision.status == Status.INCONCLUSIVE
+        assert [reason.partition(":")[0] for reason in decision.reasons] == [f"{named} canaries"]
+        assert "did not take" in decision.reasons[0]
+    assert (
+        decide([both], [replace(before, gus=scores())], [both]).status == Status.CLEAR
+    )  # the loss rank shows the noise
+
+
+def test_a_model_with_one_answer_has_no_lift_to_be_seen():
+    share = Interval(0.4, 0.6)
+    says = Utility(accuracy=0.5, prefix_accuracy=0.5, n=400, perplexity=2.0, ci95=share, top_answer=0.99, top_label=0.5)
+    tried = replace(CLEAN, utility=says)
+    decision = decide([tried], [POISONED], [CLEAN])
+    assert decision.status == Status.INCONCLUSIVE and "one answer to everything" in decision.reasons[0]
+    for other in (replace(says, top_answer=0.6), replace(says, top_label=0.99)):
+        assert decide([replace(tried, utility=other)], [POISONED], [CLEAN]).status == Status.CLEAR
+
+
+def test_the_target_given_to_clean_inputs_after_clean_steps_hides_the_attack_too():
+    def tried(clean):
+        later = Later(steps=30, attack=attack(0, n=400, clean=clean, p=0.5), gus=None, loss_rank=None)
+        return evaluation(attack=attack(0, n=400, clean=20, p=0.5), later=later)
+
+    before = evaluation(attack=attack(340, n=400, clean=20, p=0.0025))
+    assert decide([tried(20)], [before]).status == Status.CLEAR
+    for given, beside in (((), "(poisoned: 5 %)"), ([tried(20)], "(retrained: 5 %)")):
+        decision = decide([tried(340)], [before], given)
+        assert decision.status == Status.INCONCLUSIVE and f"85 % of clean inputs {beside}" in decision.reasons[0]
+    assert decide([tried(340)], [before], [tried(340)]).status == Status.CLEAR  # as the retrained model after the steps
 
 
 def test_a_model_that_gives_everybody_the_target_has_no_lift_to_be_seen():
