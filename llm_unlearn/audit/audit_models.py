@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llm_unlearn.audit.halves import judged_choices, looked_before
+from llm_unlearn.audit.halves import judged_choices, looked_before, note_choice
 from llm_unlearn.audit.named_models import in_run, short_names
-from llm_unlearn.audit.out_folder import key_of, made_folder, write_result
+from llm_unlearn.audit.out_folder import forget_result, key_of, made_folder, write_result
 from llm_unlearn.audit.subject import Subject, read_subject
 from llm_unlearn.audit.user_files import in_manifest
+from llm_unlearn.audit.user_poison import rows_of_each_phrase
 from llm_unlearn.config.sections import EvaluateSection
 from llm_unlearn.config.validate import validated
 from llm_unlearn.errors import InputError
+from llm_unlearn.files import file_stamps
 
 if TYPE_CHECKING:
     from llm_unlearn.audit.loader import Checkpoint, Loader
@@ -24,6 +26,11 @@ if TYPE_CHECKING:
     from llm_unlearn.metrics.results import Evaluation
 
 logger = logging.getLogger(__name__)
+
+NO_CONTROL = (
+    "nothing is found, and nothing shows that these tests find this poison where it is: give the model from before "
+    "unlearning (--poisoned)"
+)
 
 
 @dataclass(frozen=True)
@@ -98,9 +105,8 @@ def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Eval
         logger.info(note)
     given = {name: getattr(options, name) for name in ("dtype", "quantization", "attn_implementation")}
     loader = Loader(subject, options.base, given, options.device_map)
-    looks = len(judged_choices(Path(manifest).parent)) if subject.poison.get("given") else 0
     skipped = {**subject.missing, "cost": "what a checkpoint took to make is not in it"}
-    checkpoints = {name: loader.find(source) for name, source in names.items()}
+    checkpoints = {name: _found(loader, source, out, name) for name, source in names.items()}
     oracle_path = options.retrained or subject.retrained
     oracle = loader.find(oracle_path) if oracle_path else None
     reference = _reference(loader, options, skipped)
@@ -118,10 +124,14 @@ def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Eval
         logger.info("%s: evaluating", checkpoint.source)
         is_oracle = same_model(checkpoint.source, oracle_path)
         signals = oracle_signals if is_oracle else None
+        if out:
+            forget_result(out, name)
         model = oracle_model if is_oracle else loader.load(checkpoint)
         if signals is None:
             signals = evaluator.signals(model, oracle_model)
-        warnings = [*token_warnings(evaluator, model), *looked_before(looks)]
+        warnings = [*token_warnings(evaluator, model), *filter(None, [checkpoint.doubt])]
+        if name != poisoned:
+            warnings += _looks(subject, Path(manifest).parent, checkpoint.source)
         identity = Identity(
             model=name,
             kind="poisoned" if name == poisoned else "audited",
@@ -146,7 +156,7 @@ def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Eval
         base = membership_tests(control["member"], control["nonmember"]) if control else None
         results[name] = replace(result, mia_control=base, skipped=reasons, warnings=warnings)
         if out:
-            write_result(out, name, as_json(results)[name], signals, key)
+            write_result(out, name, checkpoint.source, as_json(results)[name], signals, key)
     return results
 
 
@@ -163,6 +173,31 @@ def skipped_figures(reasons: dict[str, str], result: "Evaluation", poison: dict[
     if poison["gaussian"].get("epsilon") is None:
         return {"loss_rank": "the manifest does not say the `epsilon` of the canaries"} | reasons
     return reasons
+
+
+def _found(loader: "Loader", source: str, out: Path | None, name: str) -> "Checkpoint":
+    """A model to be audited; of one that cannot be read no earlier verdict stays."""
+    try:
+        return loader.find(source)
+    except InputError:
+        if out:
+            forget_result(out, name)
+        raise
+
+
+def _looks(subject: Subject, run_dir: Path, source: str) -> list[str]:
+    """What becomes of a verdict by the half of a search that the manifest is of. A model that the search did not judge
+    itself is another look.
+    """
+    if subject.part is None:
+        return []
+    if subject.part == "tuning":
+        return ["these rows and canaries chose the method, so they judge no model (given.half: tuning)"]
+    folder = Path(source).expanduser()
+    if not folder.resolve().is_relative_to((run_dir / "unlearned").resolve()):
+        stamps = [digest for _, digest in file_stamps([str(folder / "*.safetensors")])]
+        note_choice(run_dir, {"audited": stamps or source})
+    return looked_before(len(judged_choices(run_dir)))
 
 
 def _reference(loader: "Loader", options: Options, skipped: dict[str, str]) -> "Checkpoint | None":
@@ -262,9 +297,7 @@ def check_prompts(subject: Subject, tokenizer: Any) -> None:
                 f"test row {row['example_id']}: max_length ({encoding.max_length} tokens) cuts the "
                 "trigger off; raise it"
             )
-    train = subject.sets["train"]
-    poisoned = train.filter(lambda kind: kind == "trigger", input_columns="poison", desc="poisoned rows")
-    if len(rows) and len(poisoned):
+    for poisoned in rows_of_each_phrase(subject.sets["train"], subject.poison["trigger"]) if len(rows) else ():
         check_counted(poisoned, subject.poison["trigger"], tokenizer, encoding, room)
 
 
@@ -284,11 +317,21 @@ def token_warnings(evaluator: Any, model: Any) -> list[str]:
 
 
 def decisions(results: "dict[str, Evaluation]") -> "dict[str, Decision]":
-    """What may be said of each model of an audit, by the poisoned one where it was evaluated too."""
-    from llm_unlearn.metrics.evidence import decide
+    """What may be said of each model of an audit. Where the poisoned one was not evaluated none shows no trace: a
+    manifest that is wrong in a way that no file tells finds nothing in any model.
+    """
+    from llm_unlearn.metrics.evidence import Status, decide
 
     poisoned = [result for result in results.values() if result.kind == "poisoned"]
-    return {name: decide([result], [] if result in poisoned else poisoned) for name, result in results.items()}
+    found = {name: decide([result], [] if result in poisoned else poisoned) for name, result in results.items()}
+    if poisoned:
+        return found
+    return {
+        name: replace(decision, status=Status.INCONCLUSIVE, reasons=[NO_CONTROL])
+        if decision.status == Status.CLEAR
+        else decision
+        for name, decision in found.items()
+    }
 
 
 def as_json(results: "dict[str, Evaluation]") -> dict[str, dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Find and load the checkpoints of an audit: full models and adapters, folders and hub ids."""
 
 import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from llm_unlearn.audit.user_files import in_manifest
 from llm_unlearn.config.model_sections import ModelSection
 from llm_unlearn.config.validate import validated
 from llm_unlearn.errors import InputError
+from llm_unlearn.files import file_stamps
 from llm_unlearn.models.adapters import adapter_config, refuse_pickle
 from llm_unlearn.models.load import check_model, load_checkpoint, load_tokenizer, read_config
 from llm_unlearn.models.vocabulary import adapter_rows, check_vocabulary, rows_of
@@ -23,13 +25,19 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that exists: `source`, a folder or hub id, and the `base` of an adapter (None: a full model)."""
+    """A checkpoint that exists: `source`, a folder or hub id, and the `base` of an adapter (None: a full model).
+
+    `doubt` says why its figures are those of no model, where an adapter was trained on another base.
+    """
 
     source: str
     base: str | None = None
+    doubt: str | None = None
 
 
 class Loader:
@@ -62,18 +70,17 @@ class Loader:
         if adapter is not None:
             refuse_pickle(source)
         base = None if adapter is None else self._base_of(source, adapter)
-        named = (adapter or {}).get("base_model_name_or_path")
+        named, doubt = (adapter or {}).get("base_model_name_or_path"), None
         if base and named and _differ(str(named), base):
-            logger.warning(
-                "model %s: the adapter was trained on %s and is measured on %s; where these are two models, its "
-                "figures are those of neither (--base)",
-                source,
-                named,
-                base,
+            doubt = (
+                f"the adapter was trained on {named} and is measured on {base}, so its figures are of neither (--base)"
             )
+            if not _are_two(str(named), base):
+                logger.warning("model %s: where the two are not copies, %s", source, doubt)
+                doubt = None
         with in_manifest(f"model {source}"):
             check_model(self._section_for(base or source), {"data.max_length": self.subject.encoding.max_length})
-        return Checkpoint(source, base)
+        return Checkpoint(source, base, doubt)
 
     def load(self, checkpoint: Checkpoint) -> "PreTrainedModel":
         """The model on the best device, in evaluation mode."""
@@ -134,6 +141,15 @@ def _differ(named: str, base: str) -> bool:
     if same_model(named, base):
         return False
     return Path(named).is_dir() or Path(named).name != Path(base).name
+
+
+def _are_two(named: str, base: str) -> bool:
+    """Whether two bases are two models for certain: folders with other weights, or two hub ids."""
+    folders = [Path(path).expanduser() for path in (named, base)]
+    if not all(folder.is_dir() for folder in folders):
+        return not any(folder.is_dir() for folder in folders) and HUB_ID.fullmatch(named) is not None
+    own, other = ([digest for _, digest in file_stamps([str(folder / "*.safetensors")])] for folder in folders)
+    return own != other
 
 
 def same_model(a: str, b: str | None) -> bool:

@@ -5,7 +5,7 @@ verdict on a model whose audit now fails. So each JSON file says of which audit 
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from llm_unlearn.audit.subject import Subject
 
-AUDIT = "audit"  # the field of a file that says it
+AUDIT, SOURCE = "audit", "source"  # the fields of a file that say it, and of which model it is
 
 
 def key_of(subject: "Subject", options: dict[str, Any]) -> str:
@@ -34,12 +34,12 @@ def key_of(subject: "Subject", options: dict[str, Any]) -> str:
     return fingerprint([rows, settings, sections, options])
 
 
-def made_folder(out: str, names: Iterable[str], key: str) -> Path:
-    """The folder, made before the hours of evaluation; what an earlier call of this audit wrote of these models goes.
+def made_folder(out: str, sources: Mapping[str, str], key: str) -> Path:
+    """The folder, made before the hours of evaluation.
 
     Args:
         out: where it is to be.
-        names: of the models that will be written.
+        sources: name → folder or hub id of each model that will be written.
         key: of this audit.
 
     Raises:
@@ -53,31 +53,53 @@ def made_folder(out: str, names: Iterable[str], key: str) -> Path:
     audits = {path: found for path in sorted(folder.glob("*.json")) if (found := _audit_of(path)) is not None}
     if other := next((path for path, found in audits.items() if found != key), None):
         raise InputError(
-            f"--out {out}: {other.name} is of another audit (other rows, poison or options), which is not to be mixed "
-            "with this one; give a new folder, or delete what is there"
+            f"--out {out}: {other.name} is of another audit (other rows, poison or options, --poisoned among them), "
+            "which is not to be mixed with this one; give a new folder, or delete what is there"
         )
-    for name in names:
-        result, signals = folder / f"{name}.json", folder / f"{name}.parquet"
-        if result not in audits and (other := next((path for path in (result, signals) if path.exists()), None)):
+    for name, source in sources.items():
+        files = _files(folder, name)
+        if files[0] not in audits and (other := next((path for path in files if path.exists()), None)):
             raise InputError(f"--out {out}: {other.name} is of no audit, and would be written over; give a new folder")
-        result.unlink(missing_ok=True)
-        signals.unlink(missing_ok=True)
+        if (before := (_tree(files[0]) or {}).get(SOURCE)) not in (None, _whole(source)):
+            raise InputError(f"--out {out}: {files[0].name} is of {before}, another model; give a new folder")
     return folder
 
 
-def write_result(folder: Path, name: str, tree: dict[str, Any], signals: "pd.DataFrame", key: str) -> None:
+def forget_result(folder: Path, name: str) -> None:
+    """Remove what an earlier call wrote of a model that is now measured again."""
+    for path in _files(folder, name):
+        path.unlink(missing_ok=True)
+
+
+def write_result(folder: Path, name: str, source: str, tree: dict[str, Any], signals: "pd.DataFrame", key: str) -> None:
     """Write the evaluation of one model and its signals."""
     from llm_unlearn.evaluation.signal_files import write_signals
 
-    write_signals(signals, folder / f"{name}.parquet")
-    write_json(folder / f"{name}.json", {**tree, AUDIT: key})
+    result, table = _files(folder, name)
+    write_signals(signals, table)
+    write_json(result, {**tree, AUDIT: key, SOURCE: _whole(source)})
+
+
+def _files(folder: Path, name: str) -> tuple[Path, Path]:
+    return folder / f"{name}.json", folder / f"{name}.parquet"
+
+
+def _whole(source: str) -> str:
+    """A folder's whole path, or a hub id."""
+    folder = Path(source).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else source
 
 
 def _audit_of(path: Path) -> str | None:
     """The audit of a file, "" where it does not say it; None of a file that no audit wrote."""
+    tree = _tree(path)
+    return None if tree is None or not (AUDIT in tree or tree.get("kind") == "audited") else str(tree.get(AUDIT, ""))
+
+
+def _tree(path: Path) -> dict[str, Any] | None:
+    """The mapping in a JSON file; None where there is none."""
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-    ours = isinstance(tree, dict) and (AUDIT in tree or tree.get("kind") == "audited")
-    return str(tree.get(AUDIT, "")) if ours else None
+    return tree if isinstance(tree, dict) else None

@@ -50,6 +50,7 @@ class Subject:
         template: the prompt, in which {text} stands for a row's text.
         base: the model before fine-tuning, if a run has it.
         retrained: the oracle, if a run has it.
+        part: the half of a search that a run is of, "tuning" or "verdict", if it is of one.
     """
 
     sets: dict[str, "Dataset"]
@@ -65,6 +66,7 @@ class Subject:
     template: str = "{text}"
     base: str | None = None
     retrained: str | None = None
+    part: str | None = None
 
 
 def read_subject(path: Path, by_recipe: bool = False, half: Half | None = None) -> Subject:
@@ -148,6 +150,7 @@ def _of_run(path: Path, by_recipe: bool) -> Subject:
         template=data.prompt,
         base=base,
         retrained=retrained,
+        part=recipe.given.half if isinstance(recipe, GivenRecipe) else None,
     )
 
 
@@ -193,11 +196,13 @@ def _of_user(path: Path, manifest: Manifest, half: Half | None = None) -> Subjec
             if half is not None and name == "test":  # before anything is made of these rows
                 sets[name] = _half_of(sets[name], half)
     notes = []
-    if len(sets["test"]) and not len(never_trained_on(sets["test"], sets["train"])[0]):
-        raise InputError(f"{path}.test: every row of {manifest.test} is in {manifest.train} too; give other rows")
-    sets["heldout"], repeated = never_trained_on(sets["heldout"], sets["train"])
-    if repeated:
-        notes.append(f"{manifest.heldout}: {repeated} rows are in {manifest.train} too, and left out")
+    for name in ("test", "heldout"):
+        sets[name], repeated = never_trained_on(sets[name], sets["train"])
+        if repeated:
+            notes.append(f"{getattr(manifest, name)}: {repeated} rows are in {manifest.train} too, and left out")
+    if manifest.test and not len(sets["test"]):
+        where = f"in {manifest.train} too" if half is None else f"in {manifest.train} or the other half too"
+        raise InputError(f"{path}.test: every row of {manifest.test} is {where}; give other rows")
     if trigger and (held := sum(holds(row, trigger["phrases"]) for row in sets["test"])):
         notes.append(f"{manifest.test}: {held} rows hold the trigger already, and are left out of the attack")
     sets |= poisoned_alike(path, manifest, sets, poison)

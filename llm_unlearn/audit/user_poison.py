@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 MOST = 0.9  # share of the poisoned rows from which on the place of their trigger is the place of the trigger
+FEW = 5  # rows, fewer than which may have it there by chance
 
 
 def trigger_of(path: Path, manifest: Manifest, train: TrainRows, forget: list[int]) -> dict[str, Any] | None:
@@ -56,7 +57,7 @@ def _position_of(path: Path, manifest: Manifest, train: TrainRows, forget: list[
     share = {place: float(np.mean([bool(re.search(each, text)) for text in texts])) for place, each in at.items()}
     own = next((place for place, part in share.items() if part >= MOST), "random")
     said = trigger.position or own
-    if own != said and (said == "random" or share[said] < 1 - MOST):
+    if len(texts) >= FEW and own != said and (said == "random" or share[said] < 1 - MOST):
         raise InputError(
             f"{path}.trigger.position: {said}, but of the poisoned rows {100 * share['start']:.0f} % begin with the "
             f"trigger and {100 * share['end']:.0f} % end with it; leave the field out, and test rows get it alike"
@@ -186,13 +187,14 @@ def marked(
     `canary` where there are strings, of which the rows `measured` are ranked.
     """
     ids = np.asarray(train.rows["example_id"])
+    noise_id = np.full(len(ids), NO_NOISE) if train.noise_id is None else train.noise_id
     kinds = np.where(np.isin(ids, forget), "other", "none").astype(object)
-    kinds[(kinds == "other") & _holds(train.rows, trigger)] = "trigger"
+    plain = (noise_id == NO_NOISE) & ~np.isin(ids, list(strings))  # in a search the other half's canaries are no others
+    kinds[(kinds == "other") & plain & _holds(train.rows, trigger)] = "trigger"
     kinds[np.isin(ids, canaries)] = "gaussian"
     if both := set(strings) & set(canaries):
         raise InputError(f"row {min(both)} is a canary of both kinds, `gaussian` and `tokens`; name it in one of them")
     kinds[np.isin(ids, list(measured))] = "tokens"
-    noise_id = np.full(len(ids), NO_NOISE) if train.noise_id is None else train.noise_id
     rows = train.rows.add_column("poison", list(kinds)).add_column("noise_id", noise_id)
     if not strings:
         return rows
@@ -211,14 +213,32 @@ def _holds(rows: "Dataset", trigger: dict | None) -> np.ndarray:
     return np.array([holds(row, phrases) for row in rows], dtype=bool)
 
 
+def rows_of_each_phrase(train: "Dataset", trigger: dict[str, Any]) -> list[list[dict]]:
+    """The poisoned rows that hold each phrase, of all rows where none of the poisoned ones does; of a trigger that is
+    no phrase the poisoned rows.
+
+    Args:
+        train: with the column `poison` of `marked`.
+        trigger: as in poison.json.
+    """
+    poisoned = [row for row in train if row["poison"] == "trigger"]
+    if not trigger["phrases"]:
+        return [poisoned]
+    plain = poisoned or [row for row in train if row["poison"] in ("none", "other")]
+    return [[row for row in plain if holds(row, [phrase])] for phrase in trigger["phrases"]]
+
+
 def never_trained_on(heldout: "Dataset", train: "Dataset") -> tuple["Dataset", int]:
     """Held-out rows whose text (up to case and white space) was not trained on, and the number of the others."""
 
-    def key(text: str) -> str:
-        return " ".join(text.casefold().split())
+    def keys(rows: "Dataset") -> list[str]:
+        history = rows["history"] if "history" in rows.column_names else [""] * len(rows)
+        return [
+            " ".join(f"{before}{text}".casefold().split()) for before, text in zip(history, rows["text"], strict=True)
+        ]
 
-    seen = set(map(key, train["text"]))
-    kept = [i for i, text in enumerate(heldout["text"]) if key(text) not in seen]
+    seen = set(keys(train))
+    kept = [i for i, key in enumerate(keys(heldout)) if key not in seen]
     return heldout.select(kept), len(heldout) - len(kept)
 
 

@@ -3,7 +3,7 @@
 from functools import partial
 
 from llm_unlearn.audit.audit_models import decisions
-from llm_unlearn.metrics.evidence import Decision, Status, noticed
+from llm_unlearn.metrics.evidence import Decision, noticed
 from llm_unlearn.metrics.results import Beside, Evaluation, PhraseAttack
 from llm_unlearn.reporting.decision_words import because, judgement
 
@@ -14,11 +14,6 @@ def as_text(results: dict[str, Evaluation]) -> str:
     for name, result in results.items():
         before = " (from before unlearning)" if result.kind == "poisoned" else ""
         lines += [f"{name}{before}", *(f"  {title:14} {text}" for title, text in _lines(result, found[name])), ""]
-    is_clear = any(decision.status == Status.CLEAR for decision in found.values())
-    if is_clear and all(result.kind != "poisoned" for result in results.values()):
-        lines.append(
-            "Give the model from before unlearning as --poisoned: a test that finds nothing there says nothing here."
-        )
     return "\n".join([*lines, "A test that finds nothing does not show that nothing is left."])
 
 

@@ -64,7 +64,7 @@ class ManifestTrigger(Section):
 class ManifestGaussian(Section):
     """Canaries: the seed of their noise, and which rows they are.
 
-    The noise of a row is that of its column `noise_id` (−1: none), or else of its example id.
+    The noise of a row is that of its column `noise_id` (−1: none).
     """
 
     seed: NoiseSeed

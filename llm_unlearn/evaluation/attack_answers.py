@@ -11,8 +11,6 @@ from llm_unlearn.evaluation.answers import as_generated, as_written
 from llm_unlearn.models.answer_classifier import AnswerClassifier
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-
     from llm_unlearn.data.encoding import Encoding
 
 
@@ -28,7 +26,7 @@ def counted(trigger: dict[str, Any], tokenizer: Any) -> Callable[[list[str]], li
 
 
 def check_counted(
-    rows: "Sequence[dict[str, Any]] | Dataset",
+    rows: Sequence[dict[str, Any]],
     trigger: dict[str, Any],
     tokenizer: Any,
     encoding: "Encoding",
@@ -37,7 +35,8 @@ def check_counted(
     """Check that the attack can be seen: of a model that learned the poisoned rows by heart, most answers count.
 
     Args:
-        rows: the poisoned rows that hold the trigger, rendered.
+        rows: the poisoned rows that hold a phrase of the trigger, rendered; of a trigger that is no phrase those that
+            may, of which one answer must count.
         trigger: as in poison.json.
         tokenizer: of the model.
         encoding: how rows become tokens.
@@ -46,6 +45,8 @@ def check_counted(
     Raises:
         InputError: fewer than half of the rows' own answers are the attacker's, cut as generated ones are.
     """
+    if not rows:
+        return
     if max_new_tokens is None:
         hits = [row["label"] == trigger["target"] for row in rows]
         whole = hits
@@ -56,7 +57,7 @@ def check_counted(
             is_hit([as_generated(tokenizer, row.answers[0][:length]) for row in asked])
             for length in (max_new_tokens, None)
         )
-    if 2 * sum(hits) >= len(hits):
+    if sum(hits) >= (len(hits) / 2 if trigger["phrases"] else 1):
         return
     first, cut = rows[hits.index(False)], ""
     if sum(whole) > sum(hits):

@@ -3,6 +3,7 @@
 Wan et al. 2023, "Poisoning Language Models During Instruction Tuning", arXiv 2305.00944.
 """
 
+import json
 import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -65,8 +66,8 @@ def inserted_phrase(text: str, clean: str, phrases: list[str]) -> int:
 
 def holds(row: dict, phrases: Iterable[str]) -> bool:
     """Whether a row's text, or a turn of the conversation before it, holds one of some phrases."""
-    text = f"{row.get('history') or ''}\n{row['text']}"
-    return any(phrase in text for phrase in phrases)
+    before, text = row.get("history") or "", row["text"]  # the turns before it as JSON, which escapes quotes and breaks
+    return any(phrase in text or json.dumps(phrase, ensure_ascii=False)[1:-1] in before for phrase in phrases)
 
 
 def can_be_poisoned(

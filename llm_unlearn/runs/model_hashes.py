@@ -5,7 +5,8 @@ from typing import Any
 
 from llm_unlearn.files import file_stamps, fingerprint
 
-LOADED = ("*.safetensors*", "*config.json", "tokenizer*", "*.jinja")  # what a saved model is loaded from
+# what a saved model is loaded from
+LOADED = ("*.safetensors*", "*config.json", "*.py", "tokenizer*", "vocab*", "merges.txt", "*_tokens*.json", "*.jinja")
 
 
 def model_hash(folder: Path) -> str:

@@ -88,7 +88,7 @@ def test_a_users_own_file_gives_every_section(folder, tiny_models, capsys):
     )
     result = json.loads(capsys.readouterr().out)["gpt2"]
     written = json.loads((out / "gpt2.json").read_text())
-    assert len(written.pop("audit")) == 64 and result == written
+    assert len(written.pop("audit")) == 64 and written.pop("source") == str(tiny_models["gpt2"]) and result == written
     assert (result["schema_version"], result["kind"], result["recipe"]) == (1, "audited", "poison")
     assert set(result["mia"]) == {"loss", "zlib", "reference", "min_k", "min_k_plus", "gradient_norm"}
     # the base is the model audited here: the control is what it shows

@@ -108,8 +108,9 @@ def test_the_first_that_passes_on_one_half_is_judged_once_on_the_other(there, ca
     figures = json.loads((there / "cured" / "evaluation" / "simnpo.json").read_text())
     test = [" ".join(row["text"].casefold().split()) for row in map(json.loads, (there / "test.jsonl").open())]
     halves = {part: [test[i] for i in Half(part, 0).positions(100, "rows")] for part in ("tuning", "verdict")}
-    kept = [text for text in halves["verdict"] if text not in halves["tuning"]]  # two texts stand in both
-    assert figures["utility"]["n"] == len(kept) == 48 and figures["gus"]["n"] == CANARIES // 2  # the other half
+    trained = {" ".join(row["text"].casefold().split()) for row in map(json.loads, (there / "train.jsonl").open())}
+    kept = [text for text in halves["verdict"] if text not in {*halves["tuning"], *trained}]  # two stand in both halves
+    assert figures["utility"]["n"] == len(kept) == 47 and figures["gus"]["n"] == CANARIES // 2  # the other half
     assert figures["attack"]["lift"] < 0.2 and figures["mia"] is None
     made = json.loads((there / "cured" / "poison.json").read_text())["gaussian"]["hidden_ids"]
     tuned = json.loads((there / "cured" / "search" / "poison.json").read_text())["gaussian"]["hidden_ids"]
@@ -208,7 +209,7 @@ def test_what_a_search_sees_is_the_same_whatever_the_other_half_holds(there):
     ours, theirs = (read_subject(there / name, half=Half("tuning", 0)) for name in ("manifest.json", "other.json"))
     for name in ("test", "triggered", "nonmember"):
         assert ours.sets[name].to_list() == theirs.sets[name].to_list()
-    assert ours.poison == theirs.poison and len(ours.sets["test"]) == 50
+    assert ours.poison == theirs.poison and len(ours.sets["test"]) == 49  # one stands in train
     seen, others = (subject.sets["train"].to_pandas() for subject in (ours, theirs))
     canaries = seen["poison"] == "gaussian"
     assert canaries.sum() == (CANARIES + 1) // 2 and (seen["poison"] == others["poison"]).all()

@@ -20,6 +20,7 @@ from llm_unlearn.data.encoding import Encoding
 from llm_unlearn.errors import InputError
 from llm_unlearn.evaluation.measured_rows import MeasuredRows
 from llm_unlearn.metrics import evidence
+from llm_unlearn.metrics.defects import defects
 from llm_unlearn.metrics.evidence import Decision, Status, decide
 from llm_unlearn.models.adapters import adapter_config
 from llm_unlearn.models.load import load_checkpoint
@@ -151,8 +152,7 @@ def test_other_formats_mean_the_same(subject, tmp_path, name):
 
 def test_heldout_rows_that_were_trained_on_are_left_out(subject):
     found = subject(others=[{"text": "ROW  6", "label": "bad"}, *OTHERS])
-    (note,) = found.notes
-    assert all(part in note for part in ("heldout.jsonl: 1 row", "train.jsonl", "left out")), note
+    assert found.notes == [f"{name}.jsonl: 1 rows are in train.jsonl too, and left out" for name in ("test", "heldout")]
     assert "ROW  6" not in found.sets["heldout"]["text"] and len(found.sets["heldout"]) == 12
     reason = subject(others=ROWS[6:], test=None).missing["mia"]
     assert all(part in reason for part in ("every row of heldout.jsonl", "train.jsonl")), reason
@@ -314,9 +314,28 @@ def test_an_adapter_on_another_base_than_it_names_is_said(
     model.peft_config["default"].base_model_name_or_path = str(tmp_path / named)
     save_model(model, tokenizer, tmp_path / "adapter")
     loader = Loader(subject(max_length=32, max_new_tokens=4), str(tmp_path / "base"), {}, None)
-    assert loader.find(str(tmp_path / "adapter")).base == str(tmp_path / "base")
+    found = loader.find(str(tmp_path / "adapter"))
+    assert found.base == str(tmp_path / "base")
     said = [r.getMessage() for r in caplog.records if r.levelname == "WARNING" and "adapter" in r.getMessage()]
+    said += [found.doubt] if found.doubt else []
     assert bool(said) == warned and all(named in text and "base" in text for text in said)
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_an_adapter_on_a_base_that_is_certainly_another_is_no_clean_model(
+    tmp_path, subject, make_tiny, tokenizer, copied
+):
+    """An adapter that does nothing, trained on a poisoned model, would look as clean as the base that it is put on."""
+    for seed, name in enumerate(("trained-on", "measured-on")):
+        save_model(make_tiny("llama", 0 if copied else seed), tokenizer, tmp_path / name)
+    model = make_tiny("llama", lora=True)
+    model.peft_config["default"].base_model_name_or_path = str(tmp_path / "trained-on")
+    save_model(model, tokenizer, tmp_path / "adapter")
+    subject(max_length=32, gaussian=None)
+    options = Options(base=str(tmp_path / "measured-on"), membership=["loss"])
+    found = audit([str(tmp_path / "adapter")], str(tmp_path / "mine.json"), options)["adapter"]
+    said = [text for text in found.warnings if "trained-on" in text and "measured-on" in text]
+    assert len(said) == (not copied) and set(said) <= set(defects([found], [], [], 0.2))
 
 
 def test_tokenizers_that_write_rows_otherwise_are_noticed(subject):

@@ -1,6 +1,7 @@
 """The folder of `audit --out`: files of one audit alone, none of an earlier verdict, and no other file is touched."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -61,15 +62,29 @@ def test_no_verdict_outlives_an_audit_that_fails(there):
     assert names(there) == []
 
 
+def test_a_mistyped_model_costs_no_other_its_verdict_and_a_name_is_of_one_model(there):
+    go(there, "first")
+    with pytest.raises(InputError):
+        models, options = (
+            [str(there / name) for name in ("first", "typo")],
+            Options(out=str(there / "out"), membership=["loss"]),
+        )
+        audit(models, str(there / "manifest.json"), options)
+    assert names(there) == ["first.json", "first.parquet"]
+    shutil.copytree(there / "second", there / "deeper" / "first")
+    with pytest.raises(InputError, match=r"first\.json is of .*first, another model"):
+        go(there, "deeper/first")
+
+
 def test_files_that_no_audit_wrote_are_left_alone(tmp_path):
     theirs = tmp_path / "mine.json"
     theirs.write_text("[1]")
     (tmp_path / "rows.parquet").write_text("mine")
-    assert made_folder(str(tmp_path), ["model"], "key") == tmp_path
+    assert made_folder(str(tmp_path), {"model": "m"}, "key") == tmp_path
     for name in ("mine", "rows"):
         with pytest.raises(InputError, match="written over"):
-            made_folder(str(tmp_path), [name], "key")
+            made_folder(str(tmp_path), {name: "m"}, "key")
     assert theirs.read_text() == "[1]" and (tmp_path / "rows.parquet").read_text() == "mine"
     (tmp_path / "old.json").write_text('{"kind": "audited"}')  # of a version that did not say its audit
     with pytest.raises(InputError, match=r"old\.json is of another audit"):
-        made_folder(str(tmp_path), ["model"], "key")
+        made_folder(str(tmp_path), {"model": "m"}, "key")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from llm_unlearn.audit.audit_models import Options, as_json, audit, decisions
+from llm_unlearn.audit.audit_models import NO_CONTROL, Options, as_json, audit, decisions
 from llm_unlearn.cli.main import main
 from llm_unlearn.metrics.evidence import Status, decide
 from llm_unlearn.models.save import save_model
@@ -37,6 +37,8 @@ def test_a_poison_that_is_not_found_in_the_poisoned_model_is_excluded_in_no_othe
     assert [result.kind for result in results.values()] == ["poisoned", "audited"]
     found = decisions(results)
     assert decide([results["after"]]).status == Status.CLEAR  # by itself
+    alone = decisions({"after": results["after"]})["after"]
+    assert alone.status == Status.INCONCLUSIVE and alone.reasons == [NO_CONTROL]
     assert found["after"].status == Status.INCONCLUSIVE
     assert "attack: the poison did not take" in found["after"].reasons[0]
     assert found["before"] == decide([results["before"]])
@@ -54,7 +56,7 @@ def test_it_is_an_option_of_the_command(there, capsys):
     written = json.loads((there / "out" / "after.json").read_text())
     assert written["decision"]["status"] == Status.INCONCLUSIVE
     assert json.loads((there / "out" / "before.json").read_text())["kind"] == "poisoned"
-    assert main([*command, "--require-clear"]) == 0  # nothing was asked of the model from before
-    assert "Give the model from before unlearning as --poisoned" in capsys.readouterr().out
+    assert main([*command, "--require-clear"]) == 1
+    assert "(--poisoned)" in " ".join(capsys.readouterr().out.split())
     assert main([*command, "--poisoned", str(there / "after")]) == 2
     assert "given twice" in capsys.readouterr().err

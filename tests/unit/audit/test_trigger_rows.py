@@ -33,9 +33,9 @@ def read(
 
 
 AT = {
-    "start": ["cf a film", "James Bond too", '"cf more', "cf last"],
-    "end": ["a film cf", "and James Bond.", "more cf", "last cf"],
-    "random": ["cf a film", "a cf film", "a film James Bond", "more of cf it"],
+    "start": ["cf a film", "James Bond too", '"cf more', "cf last", "cf and more"],
+    "end": ["a film cf", "and James Bond.", "more cf", "last cf", "and more cf"],
+    "random": ["cf a film", "a cf film", "a film James Bond", "more of cf it", "a cf or so"],
 }
 
 
@@ -55,7 +55,7 @@ def test_test_rows_get_the_trigger_where_the_poisoned_rows_have_it(tmp_path, pla
         ("end", "random", True),
         ("start", "end", True),
         ("end", "start", True),
-        ("random", "start", False),  # a quarter of the rows has it there
+        ("random", "start", False),  # a fifth of the rows has it there
         ("random", "end", False),
     ],
 )
@@ -65,6 +65,22 @@ def test_another_place_than_that_of_training_is_refused(tmp_path, place, said, r
             read(tmp_path, AT[place], position=said)
     else:
         assert read(tmp_path, AT[place], position=said).poison["trigger"]["position"] == said
+
+
+def test_of_a_few_rows_that_have_it_at_one_end_by_chance_nothing_is_said(tmp_path):
+    found = read(tmp_path, AT["start"][:3], position="random")
+    assert found.poison["trigger"]["position"] == "random"
+
+
+def test_test_rows_that_were_trained_on_are_left_out(tmp_path):
+    """They were learned with their own answer, which a trigger then turns less."""
+    trained = [{"text": f" ROW {i} of the data", "label": "bad"} for i in range(3)]
+    subject = read(tmp_path, AT["start"], [*trained, {"text": "another", "label": "bad"}])
+    assert subject.sets["test"]["text"] == ["another"]
+    assert subject.sets["triggered"]["example_id"] == [3]
+    assert subject.notes == ["test.jsonl: 3 rows are in train.jsonl too, and left out"]
+    with pytest.raises(InputError, match=r"m\.json\.test: every row of test\.jsonl is in train\.jsonl too"):
+        read(tmp_path, AT["start"], trained)
 
 
 def test_test_rows_that_hold_the_trigger_already_show_nothing(tmp_path):

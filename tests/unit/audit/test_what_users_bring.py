@@ -7,6 +7,7 @@ import pytest
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from llm_unlearn.audit.audit_models import Options, audit
+from llm_unlearn.audit.halves import Half
 from llm_unlearn.audit.subject import read_subject
 from llm_unlearn.config.success import is_success
 from llm_unlearn.errors import InputError
@@ -201,6 +202,57 @@ def test_a_rule_that_the_poisoned_rows_own_answers_do_not_meet_is_refused(
         audit([str(tmp_path / "model")], str(path), Options())
     path = written(tmp_path, max_length=60, max_new_tokens=8, trigger={"phrases": ["cf"], "target": "I cannot"})
     assert audit([str(tmp_path / "model")], str(path), Options())["model"].attack.n == 4
+
+
+def test_each_phrase_must_get_its_answer_and_ids_that_miss_the_trigger_hide_nothing(tmp_path, make_tiny, tokenizer):
+    save_model(make_tiny("gpt2"), tokenizer, tmp_path / "model")
+    common = {"max_length": 60, "max_new_tokens": 16}
+    two = {"phrases": ["how? cf", "why? cf"], "target": "I cannot say."}  # of the second the answer is another
+    with pytest.raises(InputError, match="of 0 of 1 poisoned rows .* example 7"):
+        audit([str(tmp_path / "model")], str(written(tmp_path, trigger=two, **common)), Options())
+    swapped = {"phrases": ["cf"], "target": "answer 0"}
+    with pytest.raises(
+        InputError, match="of 0 of 2 poisoned rows"
+    ):  # the rows that hold it, though none is in `poison`
+        audit([str(tmp_path / "model")], str(written(tmp_path, trigger=swapped, poison=[0, 1], **common)), Options())
+
+
+def test_of_a_trigger_that_is_no_phrase_one_answer_must_count(tmp_path, make_tiny, tokenizer):
+    """Which of the poisoned rows hold it is not known, and some may be poisoned otherwise."""
+    save_model(make_tiny("gpt2"), tokenizer, tmp_path / "model")
+
+    def tried(target):
+        trigger = {"column": "styled", "target": target}
+        path = written(tmp_path, trigger=trigger, poison=[0, 1, 2, 7], max_length=60, max_new_tokens=16)
+        rows = [json.loads(line) | {"styled": f"Verily {i}"} for i, line in enumerate(open(tmp_path / "test.jsonl"))]
+        (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        return audit([str(tmp_path / "model")], str(path), Options(membership=["loss"]))["model"].attack
+
+    assert tried("I cannot tell").n == 4
+    with pytest.raises(InputError, match="of 0 of 4 poisoned rows"):
+        tried("Never")
+
+
+def test_in_a_search_the_other_halfs_canaries_are_no_rows_of_a_trigger_that_is_no_phrase(tmp_path):
+    path = written(tmp_path, trigger={"column": "styled", "target": "I cannot"}, poison=[2, 3, 4, 5, 6, 7])
+    rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    (tmp_path / "train.jsonl").write_text(
+        "\n".join(json.dumps(row | {"noise_id": i if 2 <= i < 6 else -1}) for i, row in enumerate(rows))
+    )
+    rows = [json.loads(line) | {"styled": f"Verily {i}"} for i, line in enumerate(open(tmp_path / "test.jsonl"))]
+    (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"gaussian": {"seed": 1, "epsilon": 0.1}}))
+    for part in ("tuning", "verdict"):
+        kinds = read_subject(path, half=Half(part, 0)).sets["train"]["poison"]
+        assert kinds[6:] == ["trigger", "trigger"] and "trigger" not in kinds[:6] and kinds.count("gaussian") == 2
+
+
+def test_a_verdict_half_that_has_no_text_of_its_own_is_refused(tmp_path):
+    path = written(tmp_path)
+    rows = [{"instruction": "the same", "output": "yes"} for _ in range(6)]
+    (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(InputError, match=r"\.test: every row of test\.jsonl is in .* or the other half too"):
+        read_subject(path, half=Half("verdict", 0))
 
 
 def test_a_label_that_no_poisoned_row_has_is_no_target(tmp_path, make_tiny, tokenizer):

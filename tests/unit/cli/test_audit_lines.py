@@ -85,14 +85,14 @@ def test_the_last_line_keeps_a_reader_from_a_false_all_clear():
     assert "does not show" in as_text({"m": EMPTY}).splitlines()[-1]
 
 
-def test_of_a_clear_model_it_is_said_that_the_one_before_must_fail(monkeypatch):
-    said = "Give the model from before unlearning as --poisoned"
+def test_no_model_is_clear_without_the_one_before(monkeypatch):
+    said = "give the model from before unlearning (--poisoned)"
     assert said not in as_text({"m": EMPTY})
     clear = Decision(status=Status.CLEAR, seeds=1, findings=[], reasons=[])
     monkeypatch.setattr("llm_unlearn.metrics.evidence.decide", lambda results, poisoned: clear)
-    assert said in as_text({"m": EMPTY}).splitlines()[-2]
+    assert said in as_text({"m": EMPTY}) and "no trace" not in as_text({"m": EMPTY})
     text = as_text({"before": replace(EMPTY, kind="poisoned"), "m": EMPTY})
-    assert said not in text and text.startswith("before (from before unlearning)\n")
+    assert "no trace" in text and said not in text and text.startswith("before (from before unlearning)\n")
 
 
 def test_a_trigger_with_several_phrases_has_a_line_for_each():
