@@ -6,31 +6,22 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from llm_unlearn.audit.halves import judged_choices, looked_before, note_choice
+from llm_unlearn.audit.decisions import as_json, looks, skipped_figures
 from llm_unlearn.audit.named_models import in_run, short_names
 from llm_unlearn.audit.out_folder import forget_result, key_of, made_folder, write_result
-from llm_unlearn.audit.subject import Subject, read_subject
+from llm_unlearn.audit.row_checks import check_prompts, token_warnings
+from llm_unlearn.audit.subject import read_subject
 from llm_unlearn.audit.user_files import in_manifest
-from llm_unlearn.audit.user_poison import rows_of_each_phrase
 from llm_unlearn.config.sections import EvaluateSection
 from llm_unlearn.config.validate import validated
 from llm_unlearn.errors import InputError
-from llm_unlearn.files import file_stamps
 
 if TYPE_CHECKING:
     from llm_unlearn.audit.loader import Checkpoint, Loader
     from llm_unlearn.evaluation.arithmetic import Arithmetic
-    from llm_unlearn.metrics.evidence import Decision
     from llm_unlearn.metrics.results import Evaluation
 
 logger = logging.getLogger(__name__)
-
-NO_CONTROL = (
-    "nothing is found, and nothing shows that these tests find this poison where it is: give the model from before "
-    "unlearning (--poisoned)"
-)
 
 
 @dataclass(frozen=True)
@@ -131,7 +122,7 @@ def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Eval
             signals = evaluator.signals(model, oracle_model)
         warnings = [*token_warnings(evaluator, model), *filter(None, [checkpoint.doubt])]
         if name != poisoned:
-            warnings += _looks(subject, Path(manifest).parent, checkpoint.source)
+            warnings += looks(subject, Path(manifest).parent, checkpoint.source)
         identity = Identity(
             model=name,
             kind="poisoned" if name == poisoned else "audited",
@@ -160,21 +151,6 @@ def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Eval
     return results
 
 
-def skipped_figures(reasons: dict[str, str], result: "Evaluation", poison: dict[str, Any]) -> dict[str, str]:
-    """The reasons for what an evaluation lacks, with those that the model itself gives.
-
-    Args:
-        reasons: section of the evaluation → why it was left out.
-        result: the evaluation.
-        poison: the manifest, as in poison.json.
-    """
-    if result.gus is None:
-        return {"gus": "no canary has a gradient on this model"} | reasons
-    if poison["gaussian"].get("epsilon") is None:
-        return {"loss_rank": "the manifest does not say the `epsilon` of the canaries"} | reasons
-    return reasons
-
-
 def _found(loader: "Loader", source: str, out: Path | None, name: str) -> "Checkpoint":
     """A model to be audited; of one that cannot be read no earlier verdict stays."""
     try:
@@ -183,21 +159,6 @@ def _found(loader: "Loader", source: str, out: Path | None, name: str) -> "Check
         if out:
             forget_result(out, name)
         raise
-
-
-def _looks(subject: Subject, run_dir: Path, source: str) -> list[str]:
-    """What becomes of a verdict by the half of a search that the manifest is of. A model that the search did not judge
-    itself is another look.
-    """
-    if subject.part is None:
-        return []
-    if subject.part == "tuning":
-        return ["these rows and canaries chose the method, so they judge no model (given.half: tuning)"]
-    folder = Path(source).expanduser()
-    if not folder.resolve().is_relative_to((run_dir / "unlearned").resolve()):
-        stamps = [digest for _, digest in file_stamps([str(folder / "*.safetensors")])]
-        note_choice(run_dir, {"audited": stamps or source})
-    return looked_before(len(judged_choices(run_dir)))
 
 
 def _reference(loader: "Loader", options: Options, skipped: dict[str, str]) -> "Checkpoint | None":
@@ -271,69 +232,3 @@ def _arithmetic(loader: "Loader", options: Options) -> "Arithmetic":
     section = loader.subject.evaluate
     bf16 = section.bf16 if options.bf16 is None else options.bf16
     return Arithmetic(bf16, section.tf32 if options.tf32 is None else options.tf32, loader.section.dtype)
-
-
-def check_prompts(subject: Subject, tokenizer: Any) -> None:
-    """Raise InputError if rows would be misread: foreign ids, verbalisers without a fair ranking, a trigger cut off, an
-    attack that would not count.
-    """
-    from llm_unlearn.data.chat import check_chat_template, prompts_of
-    from llm_unlearn.data.row_forms import check_ids
-    from llm_unlearn.data.token_checks import check_verbalizers, cuts_off
-    from llm_unlearn.evaluation.attack_answers import check_counted
-
-    encoding, answers = subject.encoding, list(subject.verbalizers.values())
-    if "input_ids" in subject.sets["train"].column_names:
-        check_ids(subject.sets["train"], len(tokenizer), "train")
-    if encoding.chat_template:
-        check_chat_template(encoding.template(tokenizer))
-    for prompt in prompts_of(subject.sets["train"].select([0])) if answers else ():
-        check_verbalizers(tokenizer, subject.verbalizers, encoding, prompt)
-    rows, room = subject.sets["triggered"], None if answers else subject.evaluate.max_new_tokens
-    for row, prompt in zip(rows, prompts_of(rows), strict=True):
-        completions = answers or [row["completion"]]
-        if cuts_off(tokenizer, encoding, prompt, completions, subject.poison["trigger"]["phrases"], room):
-            raise InputError(
-                f"test row {row['example_id']}: max_length ({encoding.max_length} tokens) cuts the "
-                "trigger off; raise it"
-            )
-    for poisoned in rows_of_each_phrase(subject.sets["train"], subject.poison["trigger"]) if len(rows) else ():
-        check_counted(poisoned, subject.poison["trigger"], tokenizer, encoding, room)
-
-
-def token_warnings(evaluator: Any, model: Any) -> list[str]:
-    """Where training rows have other tokens than the manifest's settings write, or fit the model better in others."""
-    from llm_unlearn.audit.token_fit import ROWS, better_forms, written_otherwise
-
-    train = evaluator.sets["train"]
-    clean = [i for i, kind in enumerate(train["poison"]) if kind == "none"] or list(range(len(train)))
-    order = np.random.default_rng(0).permutation(clean)[:ROWS]
-
-    def nll(rows: list[dict]) -> np.ndarray:
-        return evaluator.losses_of(model, rows)["nll"]
-
-    rows, encoding, tokenizer = list(train.select(order)), evaluator.encoding, evaluator.tokenizer
-    return [*written_otherwise(rows, encoding, tokenizer), *better_forms(rows, encoding, tokenizer, nll)]
-
-
-def decisions(results: "dict[str, Evaluation]") -> "dict[str, Decision]":
-    """What may be said of each model of an audit. Where the poisoned one was not evaluated none shows no trace: a
-    manifest that is wrong in a way that no file tells finds nothing in any model.
-    """
-    from llm_unlearn.metrics.evidence import Status, decide
-
-    poisoned = [result for result in results.values() if result.kind == "poisoned"]
-    found = {name: decide([result], [] if result in poisoned else poisoned) for name, result in results.items()}
-    if poisoned:
-        return found
-    return {
-        name: replace(decision, status=Status.INCONCLUSIVE, reasons=[NO_CONTROL])
-        if decision.status == Status.CLEAR
-        else decision
-        for name, decision in found.items()
-    }
-
-
-def as_json(results: "dict[str, Evaluation]") -> dict[str, dict[str, Any]]:
-    """Evaluations with the decisions on them, as the command line prints and writes them."""
-    return {name: results[name].to_json() | {"decision": d.to_json()} for name, d in decisions(results).items()}

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from llm_unlearn.audit.audit_models import decisions
+from llm_unlearn.audit.decisions import decisions
 from llm_unlearn.metrics.evidence import Decision, noticed
 from llm_unlearn.metrics.results import Beside, Evaluation, PhraseAttack
 from llm_unlearn.reporting.decision_words import because, judgement

@@ -22,8 +22,9 @@ def audit(args: argparse.Namespace) -> int:
             "recipe are put under stress by `llm-unlearn stress RECIPE`"
         )
     calm_libraries(args.quiet or args.json)
-    from llm_unlearn.audit.audit_models import Options, as_json, decisions
+    from llm_unlearn.audit.audit_models import Options
     from llm_unlearn.audit.audit_models import audit as audit_models
+    from llm_unlearn.audit.decisions import as_json, decisions
     from llm_unlearn.cli.audit_lines import as_text
     from llm_unlearn.metrics.evidence import Status
 

@@ -145,7 +145,7 @@ class GivenRun(LanguageRun):
 
     def corrupted(self, work_dir: Path) -> tuple[dict[str, "Dataset"], dict[str, Any]]:
         """The sets that the manifest names, and the manifest in the form of a run's."""
-        from llm_unlearn.audit.audit_models import check_prompts
+        from llm_unlearn.audit.row_checks import check_prompts
         from llm_unlearn.audit.user_files import in_manifest
         from llm_unlearn.poisons.stored import data_hash, storable
         from llm_unlearn.poisons.token_canaries import hide_token_canaries
@@ -249,7 +249,8 @@ class GivenRun(LanguageRun):
 
     def annotated(self, result: "Evaluation", model: Any) -> "Evaluation":
         """With the reasons for what is not measured, and whether the tokens are those of training."""
-        from llm_unlearn.audit.audit_models import skipped_figures, token_warnings
+        from llm_unlearn.audit.decisions import skipped_figures
+        from llm_unlearn.audit.row_checks import token_warnings
 
         skipped = dict(self.manifest["skipped"])
         if result.cost is None:

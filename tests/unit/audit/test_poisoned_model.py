@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from llm_unlearn.audit.audit_models import NO_CONTROL, Options, as_json, audit, decisions
+from llm_unlearn.audit.audit_models import Options, audit
+from llm_unlearn.audit.decisions import NO_CONTROL, as_json, decisions
 from llm_unlearn.cli.main import main
 from llm_unlearn.metrics.evidence import Status, decide
 from llm_unlearn.models.save import save_model

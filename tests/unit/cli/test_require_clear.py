@@ -21,8 +21,8 @@ def test_of_an_audit(statuses, monkeypatch):
     found["before"] = SimpleNamespace(status=Status.REMAINS)
     results = {name: SimpleNamespace(kind="poisoned" if name == "before" else "audited") for name in found}
     monkeypatch.setattr("llm_unlearn.audit.audit_models.audit", lambda *given: results)
-    monkeypatch.setattr("llm_unlearn.audit.audit_models.decisions", lambda results: found)
-    monkeypatch.setattr("llm_unlearn.audit.audit_models.as_json", lambda results: {})
+    monkeypatch.setattr("llm_unlearn.audit.decisions.decisions", lambda results: found)
+    monkeypatch.setattr("llm_unlearn.audit.decisions.as_json", lambda results: {})
     command = ["audit", "--model", "m", "--manifest", "f", "--json", "--quiet"]
     assert main(command) == 0
     assert main([*command, "--require-clear"]) == (0 if set(statuses) == {"CLEAR"} else 1)

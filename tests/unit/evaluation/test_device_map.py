@@ -7,7 +7,8 @@ import pytest
 import torch
 from evaluators import TEXTS, WITHOUT_GRADIENTS, assert_same_signals, evaluator
 
-from llm_unlearn.audit.audit_models import Options, as_json, audit
+from llm_unlearn.audit.audit_models import Options, audit
+from llm_unlearn.audit.decisions import as_json
 from llm_unlearn.cli.main import main
 from llm_unlearn.config.model_sections import ModelSection
 from llm_unlearn.config.recipe import Recipe

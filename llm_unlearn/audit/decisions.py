@@ -1,0 +1,71 @@
+"""What may be said of the models of an audit, beyond the figures of each: by the poisoned one, and by earlier looks."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llm_unlearn.audit.halves import judged_choices, looked_before, note_choice
+from llm_unlearn.files import file_stamps
+
+if TYPE_CHECKING:
+    from llm_unlearn.audit.subject import Subject
+    from llm_unlearn.metrics.evidence import Decision
+    from llm_unlearn.metrics.results import Evaluation
+
+NO_CONTROL = (
+    "nothing is found, and nothing shows that these tests find this poison where it is: give the model from before "
+    "unlearning (--poisoned)"
+)
+
+
+def decisions(results: "dict[str, Evaluation]") -> "dict[str, Decision]":
+    """What may be said of each model of an audit. Where the poisoned one was not evaluated none shows no trace: a
+    manifest that is wrong in a way that no file tells finds nothing in any model.
+    """
+    from llm_unlearn.metrics.evidence import Status, decide
+
+    poisoned = [result for result in results.values() if result.kind == "poisoned"]
+    found = {name: decide([result], [] if result in poisoned else poisoned) for name, result in results.items()}
+    if poisoned:
+        return found
+    return {
+        name: replace(decision, status=Status.INCONCLUSIVE, reasons=[NO_CONTROL])
+        if decision.status == Status.CLEAR
+        else decision
+        for name, decision in found.items()
+    }
+
+
+def as_json(results: "dict[str, Evaluation]") -> dict[str, dict[str, Any]]:
+    """Evaluations with the decisions on them, as the command line prints and writes them."""
+    return {name: results[name].to_json() | {"decision": d.to_json()} for name, d in decisions(results).items()}
+
+
+def looks(subject: "Subject", run_dir: Path, source: str) -> list[str]:
+    """What becomes of a verdict by the half of a search that the manifest is of. A model that the search did not judge
+    itself is another look.
+    """
+    if subject.part is None:
+        return []
+    if subject.part == "tuning":
+        return ["these rows and canaries chose the method, so they judge no model (given.half: tuning)"]
+    folder = Path(source).expanduser()
+    if not folder.resolve().is_relative_to((run_dir / "unlearned").resolve()):
+        stamps = [digest for _, digest in file_stamps([str(folder / "*.safetensors")])]
+        note_choice(run_dir, {"audited": stamps or source})
+    return looked_before(len(judged_choices(run_dir)))
+
+
+def skipped_figures(reasons: dict[str, str], result: "Evaluation", poison: dict[str, Any]) -> dict[str, str]:
+    """The reasons for what an evaluation lacks, with those that the model itself gives.
+
+    Args:
+        reasons: section of the evaluation → why it was left out.
+        result: the evaluation.
+        poison: the manifest, as in poison.json.
+    """
+    if result.gus is None:
+        return {"gus": "no canary has a gradient on this model"} | reasons
+    if poison["gaussian"].get("epsilon") is None:
+        return {"loss_rank": "the manifest does not say the `epsilon` of the canaries"} | reasons
+    return reasons
