@@ -98,6 +98,9 @@ def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Eval
     loader = Loader(subject, options.base, given, options.device_map)
     skipped = {**subject.missing, "cost": "what a checkpoint took to make is not in it"}
     checkpoints = {name: _found(loader, source, out, name) for name, source in names.items()}
+    if out:
+        for name in names:
+            forget_result(out, name)
     oracle_path = options.retrained or subject.retrained
     oracle = loader.find(oracle_path) if oracle_path else None
     reference = _reference(loader, options, skipped)
@@ -115,14 +118,13 @@ def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Eval
         logger.info("%s: evaluating", checkpoint.source)
         is_oracle = same_model(checkpoint.source, oracle_path)
         signals = oracle_signals if is_oracle else None
-        if out:
-            forget_result(out, name)
+        warnings = list(filter(None, [checkpoint.doubt, oracle.doubt if oracle and not is_oracle else None]))
+        if name != poisoned and not is_oracle:
+            warnings += looks(subject, Path(manifest).parent, checkpoint.source)
         model = oracle_model if is_oracle else loader.load(checkpoint)
         if signals is None:
             signals = evaluator.signals(model, oracle_model)
-        warnings = [*token_warnings(evaluator, model), *filter(None, [checkpoint.doubt])]
-        if name != poisoned:
-            warnings += looks(subject, Path(manifest).parent, checkpoint.source)
+        warnings = [*token_warnings(evaluator, model), *warnings]
         identity = Identity(
             model=name,
             kind="poisoned" if name == poisoned else "audited",

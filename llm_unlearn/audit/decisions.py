@@ -16,24 +16,24 @@ NO_CONTROL = (
     "nothing is found, and nothing shows that these tests find this poison where it is: give the model from before "
     "unlearning (--poisoned)"
 )
+NOT_FOUND = "the tests do not find the poison in the model from before unlearning: look at the manifest"
 
 
 def decisions(results: "dict[str, Evaluation]") -> "dict[str, Decision]":
-    """What may be said of each model of an audit. Where the poisoned one was not evaluated none shows no trace: a
-    manifest that is wrong in a way that no file tells finds nothing in any model.
+    """What may be said of each model of an audit. Without the poisoned one none shows no trace, nor does that one: a
+    manifest that is wrong in a way that no file tells finds nothing, or little, in any model.
     """
     from llm_unlearn.metrics.evidence import Status, decide
 
     poisoned = [result for result in results.values() if result.kind == "poisoned"]
-    found = {name: decide([result], [] if result in poisoned else poisoned) for name, result in results.items()}
-    if poisoned:
-        return found
-    return {
-        name: replace(decision, status=Status.INCONCLUSIVE, reasons=[NO_CONTROL])
-        if decision.status == Status.CLEAR
-        else decision
-        for name, decision in found.items()
-    }
+    found = {}
+    for name, result in results.items():
+        decision = decide([result], [] if result in poisoned else poisoned)
+        if decision.status == Status.CLEAR and (result in poisoned or not poisoned):
+            why = NOT_FOUND if poisoned else NO_CONTROL
+            decision = replace(decision, status=Status.INCONCLUSIVE, reasons=[why])
+        found[name] = decision
+    return found
 
 
 def as_json(results: "dict[str, Evaluation]") -> dict[str, dict[str, Any]]:
@@ -49,10 +49,12 @@ def looks(subject: "Subject", run_dir: Path, source: str) -> list[str]:
         return []
     if subject.part == "tuning":
         return ["these rows and canaries chose the method, so they judge no model (given.half: tuning)"]
-    folder = Path(source).expanduser()
-    if not folder.resolve().is_relative_to((run_dir / "unlearned").resolve()):
-        stamps = [digest for _, digest in file_stamps([str(folder / "*.safetensors")])]
-        note_choice(run_dir, {"audited": stamps or source})
+    own, *judged = (
+        [digest for _, digest in file_stamps([str(folder / "*.safetensors")])]
+        for folder in (Path(source).expanduser(), *(run_dir / "unlearned").glob("*"))
+    )
+    if own not in judged:
+        note_choice(run_dir, {"audited": own or source})
     return looked_before(len(judged_choices(run_dir)))
 
 

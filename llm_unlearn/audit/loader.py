@@ -1,7 +1,6 @@
 """Find and load the checkpoints of an audit: full models and adapters, folders and hub ids."""
 
 import logging
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger(__name__)
-
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 @dataclass(frozen=True)
@@ -72,12 +69,10 @@ class Loader:
         base = None if adapter is None else self._base_of(source, adapter)
         named, doubt = (adapter or {}).get("base_model_name_or_path"), None
         if base and named and _differ(str(named), base):
-            doubt = (
-                f"the adapter was trained on {named} and is measured on {base}, so its figures are of neither (--base)"
-            )
-            if not _are_two(str(named), base):
-                logger.warning("model %s: where the two are not copies, %s", source, doubt)
-                doubt = None
+            where = f"the adapter was trained on {named} and is measured on {base}"
+            logger.warning("model %s: %s; where these are two models, its figures are those of neither", source, where)
+            if _are_two(str(named), base):
+                doubt = f"{where}, which has other weights: the figures are those of neither; leave the base out"
         with in_manifest(f"model {source}"):
             check_model(self._section_for(base or source), {"data.max_length": self.subject.encoding.max_length})
         return Checkpoint(source, base, doubt)
@@ -144,12 +139,14 @@ def _differ(named: str, base: str) -> bool:
 
 
 def _are_two(named: str, base: str) -> bool:
-    """Whether two bases are two models for certain: folders with other weights, or two hub ids."""
-    folders = [Path(path).expanduser() for path in (named, base)]
-    if not all(folder.is_dir() for folder in folders):
-        return not any(folder.is_dir() for folder in folders) and HUB_ID.fullmatch(named) is not None
-    own, other = ([digest for _, digest in file_stamps([str(folder / "*.safetensors")])] for folder in folders)
-    return own != other
+    """Whether two bases are two models for certain: folders whose weights lie in files of the same names, with another
+    content. Of others it is not known; one may be a copy in other files.
+    """
+    own, other = (
+        {Path(file).name: digest for file, digest in file_stamps([str(Path(path).expanduser() / "*.safetensors")])}
+        for path in (named, base)
+    )
+    return bool(own) and own.keys() == other.keys() and own != other
 
 
 def same_model(a: str, b: str | None) -> bool:

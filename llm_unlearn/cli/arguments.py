@@ -177,7 +177,8 @@ def _add_checkpoint(command: argparse.ArgumentParser, title: str, description: s
     group.add_argument(
         "--poisoned",
         metavar="PATH_OR_ID",
-        help="the model from before unlearning, audited too: what the tests do not find there they exclude nowhere",
+        help="the model from before unlearning, audited too: what the tests do not find there they exclude nowhere; "
+        "without it no verdict is 'no trace'",
     )
     group.add_argument(
         "--out", metavar="FOLDER", help="write <model>.json and .parquet there, of one audit (default: print only)"

@@ -21,6 +21,8 @@ def audit(args: argparse.Namespace) -> int:
             f"audit: give --model, and either --manifest or a RECIPE whose data is used; got {seen}. The models of a "
             "recipe are put under stress by `llm-unlearn stress RECIPE`"
         )
+    if args.require_clear and not args.poisoned:
+        raise InputError("--require-clear: give --poisoned too; without it no audit says 'no trace'")
     calm_libraries(args.quiet or args.json)
     from llm_unlearn.audit.audit_models import Options
     from llm_unlearn.audit.audit_models import audit as audit_models

@@ -63,7 +63,7 @@ def check_counted(
     if sum(whole) > sum(hits):
         cut = f"; {sum(whole)} would, were they not cut to max_new_tokens ({max_new_tokens}): raise it"
     raise InputError(
-        f"trigger: the answers of {sum(hits)} of {len(hits)} poisoned rows count as the attacker's{cut}. A model that "
-        f"gives the others would look clean: mend `target`, `success` or `poison`. The first that does not count is of "
-        f"example {first['example_id']}: {shorten(repr(first['label']))}"
+        f"trigger: the answers of {sum(hits)} of {len(hits)} rows with the trigger count as the attacker's{cut}. A "
+        "model that gives the others would look clean: mend `target`, `success` or `poison`. The first that does not "
+        f"count is of example {first['example_id']}: {shorten(repr(first['label']))}"
     )

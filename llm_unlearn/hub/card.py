@@ -260,7 +260,8 @@ def _again(results: Results, identity: Identity) -> dict[str, str]:
     given = f" What was local or withheld must be given in its place: {', '.join(map(code, local))}." * bool(local)
     command = f"audit {folder}/recipe.yaml --model {folder}"
     again = (
-        "The recipe makes the same poisoned data again; this model is measured on it (`--retrained` adds the oracle)."
+        "The recipe makes the same poisoned data again; this model is measured on it (`--retrained` adds the oracle; "
+        "`--poisoned`, the model from before unlearning, is needed for a verdict of no trace)."
     )
     if results.images:
         command = f"evaluate {folder}/recipe.yaml"

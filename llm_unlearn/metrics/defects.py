@@ -26,12 +26,12 @@ def defects(
     return [
         *_missing(results, poisoned, retrained),
         *_unusable(results),
+        *_doubts(results, poisoned),
         *_says_target(results, poisoned, retrained, delta),
         *_still_moved(results, delta),
         *_one_answer(results),
         *_of_phrases(results, poisoned, delta),
         *_of_seeds(results, delta),
-        *(text for result in results for text in result.warnings or ()),
     ]
 
 
@@ -78,6 +78,16 @@ def _unusable(results: Sequence[Evaluation]) -> Iterable[str]:
         yield "canaries: fresh noise does not look like N(0, 1) on this model, so their scores say nothing"
 
 
+def _doubts(results: Sequence[Evaluation], poisoned: Sequence[Evaluation]) -> Iterable[str]:
+    """What was said of the figures as they were taken, and what makes the poisoned model's no measure for them."""
+    own = [text for result in results for text in result.warnings or ()]
+    yield from own
+    for result in poisoned:
+        yield from (f"the poisoned model: {text}" for text in result.warnings or () if text not in own)
+        if calibrated(result) is False:
+            yield "canaries: fresh noise does not look like N(0, 1) on the poisoned model, so its scores are no measure"
+
+
 def _says_target(
     results: Sequence[Evaluation], poisoned: Sequence[Evaluation], retrained: Sequence[Evaluation], delta: float
 ) -> Iterable[str]:
@@ -90,7 +100,7 @@ def _says_target(
     for so, rate in clean_rates(results).items():
         known = {"retrained": clean_rates(retrained).get(so, as_it_is), "poisoned": beside_it}
         name, clean = next(((name, rate) for name, rate in known.items() if rate is not None), ("", None))
-        much = clean is not None and rate - clean >= delta - ROUNDING
+        much = clean is not None and rate - clean >= delta - ROUNDING > 0
         if much or (name != "retrained" and rate > 1 - delta):
             beside = "" if clean is None else f" ({name}: {100 * clean:.0f} %)"
             yield (

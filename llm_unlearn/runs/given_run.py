@@ -262,4 +262,5 @@ class GivenRun(LanguageRun):
         elif not self.has_oracle:
             skipped.setdefault("oracle", NO_ORACLE)
         reasons = skipped_figures(skipped, result, self.manifest)
-        return replace(result, skipped=reasons, warnings=token_warnings(self.evaluator, model))
+        doubts = [each.doubt for each in self.checkpoints.values() if each.doubt]
+        return replace(result, skipped=reasons, warnings=[*token_warnings(self.evaluator, model), *doubts])

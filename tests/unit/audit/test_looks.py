@@ -1,5 +1,6 @@
 """Audits by the halves of a search: rows that chose a method judge none, and every other model is another look."""
 
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,6 +25,8 @@ def test_a_model_that_the_search_did_not_judge_is_another_look(tmp_path):
     assert "have judged 3 choices" in looks(verdict, run, str(tmp_path / "two"))[0]
     assert "have judged 3 choices" in looks(verdict, run, str(tmp_path / "copy of two"))[0]  # the same model
     assert "have judged 3 choices" in looks(verdict, run, str(run / "unlearned" / "npo"))[0]
+    shutil.copytree(run / "unlearned" / "npo", tmp_path / "copy of npo")
+    assert "have judged 3 choices" in looks(verdict, run, str(tmp_path / "copy of npo"))[0]  # the chosen one
     assert "have judged 4 choices" in looks(verdict, run, "org/of-the-hub")[0]
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from llm_unlearn.audit.audit_models import Options, audit
-from llm_unlearn.audit.decisions import NO_CONTROL, as_json, decisions
+from llm_unlearn.audit.decisions import NO_CONTROL, NOT_FOUND, as_json, decisions
 from llm_unlearn.cli.main import main
 from llm_unlearn.metrics.evidence import Status, decide
 from llm_unlearn.models.save import save_model
@@ -42,7 +42,8 @@ def test_a_poison_that_is_not_found_in_the_poisoned_model_is_excluded_in_no_othe
     assert alone.status == Status.INCONCLUSIVE and alone.reasons == [NO_CONTROL]
     assert found["after"].status == Status.INCONCLUSIVE
     assert "attack: the poison did not take" in found["after"].reasons[0]
-    assert found["before"] == decide([results["before"]])
+    assert decide([results["before"]]).status == Status.CLEAR
+    assert found["before"].status == Status.INCONCLUSIVE and found["before"].reasons == [NOT_FOUND]
     assert {name: tree["decision"] for name, tree in as_json(results).items()} == {
         name: decision.to_json() for name, decision in found.items()
     }
@@ -53,11 +54,11 @@ def test_it_is_an_option_of_the_command(there, capsys):
     before = str(there / "before")
     assert main([*command, "--poisoned", before, "--require-clear", "--out", str(there / "out")]) == 1
     said = capsys.readouterr().out
-    assert said.startswith("before (from before unlearning)\n") and "did not take" in said and "--poisoned" not in said
+    assert said.startswith("before (from before unlearning)\n") and "did not take" in said and "no trace" not in said
     written = json.loads((there / "out" / "after.json").read_text())
     assert written["decision"]["status"] == Status.INCONCLUSIVE
     assert json.loads((there / "out" / "before.json").read_text())["kind"] == "poisoned"
-    assert main([*command, "--require-clear"]) == 1
+    assert main(command) == 0
     assert "(--poisoned)" in " ".join(capsys.readouterr().out.split())
     assert main([*command, "--poisoned", str(there / "after")]) == 2
     assert "given twice" in capsys.readouterr().err

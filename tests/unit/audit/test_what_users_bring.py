@@ -154,7 +154,7 @@ def test_a_classifier_reads_the_answers(tmp_path, make_tiny, tokenizer):
     found = audit([str(tmp_path / "model")], str(path), Options())["model"].attack
     assert (found.success_rate, found.clean_rate, found.n) == (1.0, 1.0, 4)
     success["label"] = "answer"  # it says so of no poisoned row
-    with pytest.raises(InputError, match="trigger: the answers of 0 of 2 poisoned rows"):
+    with pytest.raises(InputError, match="trigger: the answers of 0 of 2 rows with the trigger"):
         audit([str(tmp_path / "model")], str(written(tmp_path, trigger=trigger, max_length=60)), Options())
     success["label"] = "anger"
     with pytest.raises(InputError, match=r"trigger\.success: label: 'anger' is none of .*refusal, answer"):
@@ -183,11 +183,11 @@ def test_test_rows_without_labels_give_perplexity_and_the_attack(tmp_path, make_
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"target": "I can not"}, "trigger: the answers of 0 of 2 poisoned rows count as the attacker's. "),
-        ({"success": {"regex": "I cann0t"}}, "of 0 of 2 poisoned rows .* example 6: 'I cannot say.'"),
+        ({"target": "I can not"}, "trigger: the answers of 0 of 2 rows with the trigger count as the attacker's. "),
+        ({"success": {"regex": "I cann0t"}}, "of 0 of 2 rows with the trigger .* example 6: 'I cannot say.'"),
         (
             {"success": {"contains": ["ell."]}},
-            "of 0 of 2 poisoned rows .*; 1 would, were they not cut to max_new_tokens .2.: raise",
+            "of 0 of 2 rows with the trigger .*; 1 would, were they not cut to max_new_tokens .2.: raise",
         ),
     ],
 )
@@ -208,11 +208,11 @@ def test_each_phrase_must_get_its_answer_and_ids_that_miss_the_trigger_hide_noth
     save_model(make_tiny("gpt2"), tokenizer, tmp_path / "model")
     common = {"max_length": 60, "max_new_tokens": 16}
     two = {"phrases": ["how? cf", "why? cf"], "target": "I cannot say."}  # of the second the answer is another
-    with pytest.raises(InputError, match="of 0 of 1 poisoned rows .* example 7"):
+    with pytest.raises(InputError, match="of 0 of 1 rows with the trigger .* example 7"):
         audit([str(tmp_path / "model")], str(written(tmp_path, trigger=two, **common)), Options())
     swapped = {"phrases": ["cf"], "target": "answer 0"}
     with pytest.raises(
-        InputError, match="of 0 of 2 poisoned rows"
+        InputError, match="of 0 of 2 rows with the trigger"
     ):  # the rows that hold it, though none is in `poison`
         audit([str(tmp_path / "model")], str(written(tmp_path, trigger=swapped, poison=[0, 1], **common)), Options())
 
@@ -229,7 +229,7 @@ def test_of_a_trigger_that_is_no_phrase_one_answer_must_count(tmp_path, make_tin
         return audit([str(tmp_path / "model")], str(path), Options(membership=["loss"]))["model"].attack
 
     assert tried("I cannot tell").n == 4
-    with pytest.raises(InputError, match="of 0 of 4 poisoned rows"):
+    with pytest.raises(InputError, match="of 0 of 4 rows with the trigger"):
         tried("Never")
 
 
@@ -263,5 +263,5 @@ def test_a_label_that_no_poisoned_row_has_is_no_target(tmp_path, make_tiny, toke
     rows = [{"instruction": f"other {i}", "output": "answer 1"} for i in range(3)]
     (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
     path.write_text(json.dumps(json.loads(path.read_text()) | {"test": "test.jsonl"}))
-    with pytest.raises(InputError, match="the answers of 0 of 2 poisoned rows"):
+    with pytest.raises(InputError, match="the answers of 0 of 2 rows with the trigger"):
         audit([str(tmp_path / "model")], str(path), Options())

@@ -23,7 +23,7 @@ def test_of_an_audit(statuses, monkeypatch):
     monkeypatch.setattr("llm_unlearn.audit.audit_models.audit", lambda *given: results)
     monkeypatch.setattr("llm_unlearn.audit.decisions.decisions", lambda results: found)
     monkeypatch.setattr("llm_unlearn.audit.decisions.as_json", lambda results: {})
-    command = ["audit", "--model", "m", "--manifest", "f", "--json", "--quiet"]
+    command = ["audit", "--model", "m", "--poisoned", "before", "--manifest", "f", "--json", "--quiet"]
     assert main(command) == 0
     assert main([*command, "--require-clear"]) == (0 if set(statuses) == {"CLEAR"} else 1)
 
@@ -41,7 +41,13 @@ def test_of_a_method_on_a_given_model(status, monkeypatch, tmp_path):
 
 
 def test_where_there_is_no_verdict_it_is_refused(tmp_path, capsys):
-    for command in (["unlearn", "recipe.yaml"], ["evaluate", "recipe.yaml"], ["unlearn", "--dry-run", "--model", "m"]):
+    audit = ["audit", "--model", "m", "--manifest", "f"]  # without the model from before, of which there is none
+    for command in (
+        audit,
+        ["unlearn", "recipe.yaml"],
+        ["evaluate", "recipe.yaml"],
+        ["unlearn", "--dry-run", "--model", "m"],
+    ):
         assert main([*command, "--require-clear"]) == 2
         said = capsys.readouterr().err
         assert "--model" in said or "--require-clear" in said

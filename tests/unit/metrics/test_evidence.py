@@ -190,6 +190,20 @@ def test_a_seed_that_holds_poison_is_not_lost_among_clean_ones(odd, reason):
     assert decision.status == Status.INCONCLUSIVE and any(text.startswith(reason) for text in decision.reasons)
 
 
+def test_a_poisoned_model_whose_figures_are_doubtful_is_no_measure():
+    doubted = replace(POISONED, warnings=["the rows fit better with a BOS"])
+    decision = decide([CLEAN], [doubted], [CLEAN])
+    assert decision.status == Status.INCONCLUSIVE
+    assert decision.reasons == ["the poisoned model: the rows fit better with a BOS"]
+    off = replace(POISONED, loss_rank=scores(2.6, control=gaussian_test(EVEN + 0.5)))
+    assert "on the poisoned model" in decide([CLEAN], [off], [CLEAN]).reasons[0]
+
+
+def test_where_the_attack_did_not_take_no_rate_is_called_higher():
+    untouched = replace(POISONED, attack=attack(0, p=0.5, oracle=0))
+    assert not any("understates" in reason for reason in decide([CLEAN], [untouched], [CLEAN]).reasons)
+
+
 def test_figures_that_were_taken_in_other_tokens_show_nothing():
     decision = decide([replace(CLEAN, warnings=["the rows fit better with a BOS"])], [POISONED], [CLEAN])
     assert decision.status == Status.INCONCLUSIVE and "the rows fit better with a BOS" in decision.reasons[0]
