@@ -105,7 +105,7 @@ def test_a_users_own_file_gives_every_section(folder, tiny_models, capsys):
 
 def test_the_noise_of_a_canary_is_that_of_its_own_id(folder, tiny_models, capsys):
     arguments = ("--model", tiny_models["gpt2"], "--manifest")
-    assert audit(*arguments, manifest(folder), "--json", "--require-clear") == 1
+    assert audit(*arguments, manifest(folder), "--json") == 0
     before = json.loads(capsys.readouterr().out)["gpt2"]["gus"]
     rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
     write_jsonl(folder / "train.jsonl", rows[::-1])  # another order of the file: other row numbers, the same ids
