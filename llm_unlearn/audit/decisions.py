@@ -53,7 +53,7 @@ def looks(subject: "Subject", run_dir: Path, source: str) -> list[str]:
         [digest for _, digest in file_stamps([str(folder / "*.safetensors")])]
         for folder in (Path(source).expanduser(), *(run_dir / "unlearned").glob("*"))
     )
-    if own not in judged:
+    if not own or own not in judged:
         note_choice(run_dir, {"audited": own or source})
     return looked_before(len(judged_choices(run_dir)))
 

@@ -72,7 +72,7 @@ class Loader:
             where = f"the adapter was trained on {named} and is measured on {base}"
             logger.warning("model %s: %s; where these are two models, its figures are those of neither", source, where)
             if _are_two(str(named), base):
-                doubt = f"{where}, which has other weights: the figures are those of neither; leave the base out"
+                doubt = f"{where}, whose weight files differ: the figures are those of neither; leave the base out"
         with in_manifest(f"model {source}"):
             check_model(self._section_for(base or source), {"data.max_length": self.subject.encoding.max_length})
         return Checkpoint(source, base, doubt)

@@ -214,18 +214,26 @@ def _holds(rows: "Dataset", trigger: dict | None) -> np.ndarray:
 
 
 def rows_of_each_phrase(train: "Dataset", trigger: dict[str, Any]) -> list[list[dict]]:
-    """The poisoned rows that hold each phrase, of all rows where none of the poisoned ones does; of a trigger that is
-    no phrase the poisoned rows.
+    """The poisoned rows that hold each phrase; where none does the clean rows that do, unless canaries do. Of a trigger
+    that is no phrase the poisoned rows.
 
     Args:
         train: with the column `poison` of `marked`.
         trigger: as in poison.json.
     """
-    poisoned = [row for row in train if row["poison"] == "trigger"]
+    poisoned, canaries, clean = (
+        [row for row in train if row["poison"] in kinds]
+        for kinds in (("trigger",), ("gaussian", "tokens"), ("none", "other"))
+    )
     if not trigger["phrases"]:
         return [poisoned]
-    plain = poisoned or [row for row in train if row["poison"] in ("none", "other")]
-    return [[row for row in plain if holds(row, [phrase])] for phrase in trigger["phrases"]]
+    found = []
+    for phrase in trigger["phrases"]:
+        held, of_canaries, of_clean = (
+            [row for row in rows if holds(row, [phrase])] for rows in (poisoned, canaries, clean)
+        )
+        found.append(held or ([] if of_canaries else of_clean))
+    return found
 
 
 def never_trained_on(heldout: "Dataset", train: "Dataset") -> tuple["Dataset", int]:
@@ -233,6 +241,7 @@ def never_trained_on(heldout: "Dataset", train: "Dataset") -> tuple["Dataset", i
 
     def keys(rows: "Dataset") -> list[str]:
         history = rows["history"] if "history" in rows.column_names else [""] * len(rows)
+        history = ["" if before in (None, "[]") else before for before in history]  # there were no turns before
         return [
             " ".join(f"{before}{text}".casefold().split()) for before, text in zip(history, rows["text"], strict=True)
         ]

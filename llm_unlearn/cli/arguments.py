@@ -198,15 +198,15 @@ def _add_checkpoint(command: argparse.ArgumentParser, title: str, description: s
         "(default: the run's, or all but the last; gradient_norm takes most of the time); '' for none",
     )
     group.add_argument("--device-map", choices=("auto",), help="auto: spread each model over all GPUs")
-    _add_require_clear(group)
+    _add_require_clear(group, "; needs --poisoned")
     for name, what in (("bf16", "run models in bfloat16"), ("tf32", "float32 products of a CUDA GPU in TF32")):
         text = f"{what} (default: the run's, or not)"
         group.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, help=text)
 
 
-def _add_require_clear(group: Any) -> None:
+def _add_require_clear(group: Any, more: str = "") -> None:
     text = "exit code 1 unless the verdict is 'no trace', of several models on each (default: 0 whatever it is)"
-    group.add_argument("--require-clear", action="store_true", help=text)
+    group.add_argument("--require-clear", action="store_true", help=text + more)
 
 
 def _add_merge(commands: Any) -> None:

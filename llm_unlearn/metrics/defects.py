@@ -172,9 +172,13 @@ def _of_phrases(results: Sequence[Evaluation], poisoned: Sequence[Evaluation], d
     the poisoned model, and so excludes nothing.
     """
     for result in results:
-        for each in (result.attack and result.attack.phrases) or ():
-            if each.ci95.lift.low >= delta:
-                yield f"{title('lift')}: that of phrase {each.phrase + 1} alone is {each.lift:.2f} (n = {each.n})"
+        for so, attack in _attacks(result).items():
+            for each in attack.phrases or ():
+                beyond = each.excess if each.excess and each.excess.ci95 else None
+                lift = beyond.mean if beyond else each.lift
+                low = beyond.ci95.low if beyond and beyond.ci95 else each.ci95.lift.low
+                if lift >= delta and low > 0:
+                    yield f"{title('lift')}{so}: that of phrase {each.phrase + 1} alone is {lift:.2f} (n = {each.n})"
     for result in poisoned:
         for each in (result.attack and result.attack.phrases) or ():
             if each.ci95.lift.low <= 0:

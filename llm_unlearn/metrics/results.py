@@ -54,8 +54,8 @@ class Attack(AttackSuccess):
             figure, and in results from before it was measured. Of several phrases it is that of the one which stands
             out most.
         n_unusable: effects of triggers and placebos that are not finite.
-        phrases: of a trigger with several phrases each by itself, which decides nothing; None of one phrase, and in
-            results from before it was measured.
+        phrases: of a trigger with several phrases each by itself, which can only keep a model from "no trace"; None of
+            one phrase, and in results from before it was measured.
         robust: whether these rows are still answered rightly; None where a row's true answer is not known, and in
             results from before it was measured.
     """

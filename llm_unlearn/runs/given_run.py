@@ -1,5 +1,6 @@
 """A recipe whose model is poisoned already: what a manifest and the given models stand for in a run."""
 
+import logging
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from llm_unlearn.config.recipe import GivenRecipe
     from llm_unlearn.metrics.results import Evaluation
     from llm_unlearn.runs.stages import Stage
+
+logger = logging.getLogger(__name__)
 
 NO_ORACLE = "no retrained model was given"
 
@@ -152,6 +155,8 @@ class GivenRun(LanguageRun):
 
         path = Path(self.recipe.given.manifest).expanduser()
         subject = replace(read_subject(path, half=self.half), evaluate=self.recipe.evaluate)
+        for note in subject.notes:
+            logger.info(note)
         with in_manifest(str(path)):
             check_prompts(subject, self.tokenizer)
         train, poison = subject.sets["train"], dict(subject.poison)

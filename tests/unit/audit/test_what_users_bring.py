@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from llm_unlearn.audit.audit_models import Options, audit
 from llm_unlearn.audit.halves import Half
 from llm_unlearn.audit.subject import read_subject
+from llm_unlearn.audit.user_poison import never_trained_on
 from llm_unlearn.config.success import is_success
 from llm_unlearn.errors import InputError
 from llm_unlearn.metrics.results import Evaluation
@@ -215,6 +217,17 @@ def test_each_phrase_must_get_its_answer_and_ids_that_miss_the_trigger_hide_noth
         InputError, match="of 0 of 2 rows with the trigger"
     ):  # the rows that hold it, though none is in `poison`
         audit([str(tmp_path / "model")], str(written(tmp_path, trigger=swapped, poison=[0, 1], **common)), Options())
+
+
+@pytest.mark.parametrize(("form", "other"), [("alpaca", "messages"), ("messages", "alpaca")])
+def test_a_row_that_was_trained_on_is_known_in_another_form(form, other):
+    train, test = (
+        Dataset.from_list([{"text": "hello there", **({"history": "[]"} if each == "messages" else {})}])
+        for each in (form, other)
+    )
+    assert never_trained_on(test, train)[1] == 1
+    longer = Dataset.from_list([{"text": "hello there", "history": '[{"role": "user", "content": "before"}]'}])
+    assert never_trained_on(longer, train)[1] == 0
 
 
 def test_of_a_trigger_that_is_no_phrase_one_answer_must_count(tmp_path, make_tiny, tokenizer):

@@ -547,6 +547,18 @@ def test_a_phrase_that_works_alone_is_not_lost_in_the_mean_over_all():
     assert decide([replace(CLEAN, attack=tried)], [POISONED], [CLEAN]).status == Status.CLEAR
     decision = decide([replace(CLEAN, attack=replace(tried, phrases=each))], [POISONED], [CLEAN])
     assert decision.status == Status.INCONCLUSIVE and "phrase 1 alone is 1.00" in decision.reasons[0]
+    later = Later(steps=30, attack=replace(tried, phrases=each), gus=scores(), loss_rank=scores())
+    whole = replace(CLEAN, later=replace(later, attack=tried))
+    decision = decide([replace(CLEAN, later=later)], [POISONED], [whole])
+    assert decision.status == Status.INCONCLUSIVE
+    assert any("after 30 clean steps: that of phrase 1 alone is 1.00" in reason for reason in decision.reasons)
+    # as much as in the retrained model is no trace of the poison; δ or more of few rows is
+    same = attack_excess(*np.ones((1, 20), bool), np.zeros(20, bool), *np.ones((1, 20), bool), np.zeros(20, bool))
+    both = [replace(each[0], excess=same), each[1]]
+    assert decide([replace(CLEAN, attack=replace(tried, phrases=both))], [POISONED], [CLEAN]).status == Status.CLEAR
+    third = PhraseAttack(phrase=0, **vars(attack_success(np.arange(40) < 13, np.zeros(40, bool))))
+    decision = decide([replace(CLEAN, attack=replace(tried, phrases=[third, each[1]]))], [POISONED], [CLEAN])
+    assert "phrase 1 alone is 0.33" in decision.reasons[0] or "phrase 1 alone is 0.32" in decision.reasons[0]
 
 
 def test_a_phrase_that_does_not_work_in_the_poisoned_model_excludes_nothing():
