@@ -66,7 +66,12 @@ def test_no_method_and_no_relearning_on_texts_sees_the_noise_of_a_hidden_canary(
     recipe["unlearn"]["budgets"] = [1.0]
     recipe["data"] |= {"max_words": 14, "heldout_size": 10, "test_size": 10}
     recipe["evaluate"] = CHEAP
-    recipe["stress"] = {"relearn_on": ["clean", "poisoned"], "relearn_steps": [3], "quantization": [], "limit": 5}
+    recipe["stress"] = {
+        "relearn_on": ["clean", "poisoned"],
+        "relearn_steps": [12],
+        "quantization": [],
+        "limit": 5,
+    }  # a pass and more
     assert run("run", recipe) == 0
     methods = [f"unlearned/{name}" for name in recipe["unlearn"]["methods"]]
     check(Path(recipe["output_dir"]), drawn, [*methods, "stress/poisoned", "stress/npo"])
