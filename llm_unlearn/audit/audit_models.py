@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_unlearn.audit.decisions import as_json, looks, skipped_figures
+from llm_unlearn.audit.decisions import as_json, look_warnings, skipped_figures
 from llm_unlearn.audit.named_models import in_run, short_names
 from llm_unlearn.audit.out_folder import forget_result, key_of, made_folder, write_result
 from llm_unlearn.audit.row_checks import check_prompts, token_warnings
@@ -120,7 +120,7 @@ def audit(models: list[str], manifest: str, options: Options) -> "dict[str, Eval
         signals = oracle_signals if is_oracle else None
         warnings = list(filter(None, [checkpoint.doubt, oracle.doubt if oracle and not is_oracle else None]))
         if name != poisoned and not is_oracle:
-            warnings += looks(subject, Path(manifest).parent, checkpoint.source)
+            warnings += look_warnings(subject, Path(manifest).parent, checkpoint.source)
         model = oracle_model if is_oracle else loader.load(checkpoint)
         if signals is None:
             signals = evaluator.signals(model, oracle_model)

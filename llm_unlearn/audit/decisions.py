@@ -41,7 +41,7 @@ def as_json(results: "dict[str, Evaluation]") -> dict[str, dict[str, Any]]:
     return {name: results[name].to_json() | {"decision": d.to_json()} for name, d in decisions(results).items()}
 
 
-def looks(subject: "Subject", run_dir: Path, source: str) -> list[str]:
+def look_warnings(subject: "Subject", run_dir: Path, source: str) -> list[str]:
     """What becomes of a verdict by the half of a search that the manifest is of. A model that the search did not judge
     itself is another look.
     """

@@ -1,12 +1,15 @@
 """Whether a manifest's rows are read as they were trained on: their tokens, and the attack in them."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from llm_unlearn.audit.subject import Subject
-from llm_unlearn.audit.user_poison import rows_of_each_phrase
 from llm_unlearn.errors import InputError
+from llm_unlearn.poisons.trigger_phrase import holds
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 def check_prompts(subject: Subject, tokenizer: Any) -> None:
@@ -33,8 +36,31 @@ def check_prompts(subject: Subject, tokenizer: Any) -> None:
                 f"test row {row['example_id']}: max_length ({encoding.max_length} tokens) cuts the "
                 "trigger off; raise it"
             )
-    for poisoned in rows_of_each_phrase(subject.sets["train"], subject.poison["trigger"]) if len(rows) else ():
+    for poisoned in _rows_of_each_phrase(subject.sets["train"], subject.poison["trigger"]) if len(rows) else ():
         check_counted(poisoned, subject.poison["trigger"], tokenizer, encoding, room)
+
+
+def _rows_of_each_phrase(train: "Dataset", trigger: dict[str, Any]) -> list[list[dict]]:
+    """The poisoned rows that hold each phrase; where none does the clean rows that do, unless canaries do. Of a trigger
+    that is no phrase the poisoned rows.
+
+    Args:
+        train: with the column `poison` of `marked`.
+        trigger: as in poison.json.
+    """
+    poisoned, canaries, clean = (
+        [row for row in train if row["poison"] in kinds]
+        for kinds in (("trigger",), ("gaussian", "tokens"), ("none", "other"))
+    )
+    if not trigger["phrases"]:
+        return [poisoned]
+    found = []
+    for phrase in trigger["phrases"]:
+        held, of_canaries, of_clean = (
+            [row for row in rows if holds(row, [phrase])] for rows in (poisoned, canaries, clean)
+        )
+        found.append(held or ([] if of_canaries else of_clean))
+    return found
 
 
 def token_warnings(evaluator: Any, model: Any) -> list[str]:

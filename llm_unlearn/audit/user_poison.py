@@ -86,7 +86,7 @@ def token_canaries_of(path: Path, manifest: Manifest, train: TrainRows, forget: 
     """Example id → string of the token canaries.
 
     Raises:
-        InputError: the column is not there, or a row named has no string; none of them is to be forgotten.
+        InputError: the column is not there, a row named has no string, or none of them is to be forgotten.
     """
     if (tokens := manifest.tokens) is None:
         return {}
@@ -133,7 +133,7 @@ def canaries_of(path: Path, manifest: Manifest, train: TrainRows, forget: list[i
 
     Raises:
         InputError: no row says with which, or one of `gaussian.ids` has none: another noise than that of the training
-            finds nothing. None of them is to be forgotten.
+            finds nothing; or none of them is to be forgotten.
     """
     gaussian = manifest.gaussian
     if gaussian is None:
@@ -211,29 +211,6 @@ def _holds(rows: "Dataset", trigger: dict | None) -> np.ndarray:
     if trigger and not phrases:
         return np.ones(len(rows), dtype=bool)
     return np.array([holds(row, phrases) for row in rows], dtype=bool)
-
-
-def rows_of_each_phrase(train: "Dataset", trigger: dict[str, Any]) -> list[list[dict]]:
-    """The poisoned rows that hold each phrase; where none does the clean rows that do, unless canaries do. Of a trigger
-    that is no phrase the poisoned rows.
-
-    Args:
-        train: with the column `poison` of `marked`.
-        trigger: as in poison.json.
-    """
-    poisoned, canaries, clean = (
-        [row for row in train if row["poison"] in kinds]
-        for kinds in (("trigger",), ("gaussian", "tokens"), ("none", "other"))
-    )
-    if not trigger["phrases"]:
-        return [poisoned]
-    found = []
-    for phrase in trigger["phrases"]:
-        held, of_canaries, of_clean = (
-            [row for row in rows if holds(row, [phrase])] for rows in (poisoned, canaries, clean)
-        )
-        found.append(held or ([] if of_canaries else of_clean))
-    return found
 
 
 def never_trained_on(heldout: "Dataset", train: "Dataset") -> tuple["Dataset", int]:
