@@ -88,6 +88,13 @@ class MeasuredRows(ABC):
         """
         return self.predict(model, self.sets["triggered"])
 
+    @cached_property
+    def target_rows(self) -> "Dataset":
+        """Test rows whose own answer is the attacker's, with a planted trigger, which a clean model answers as without
+        it; none of an attack that has no trigger to insert.
+        """
+        return self.sets["test"].select([])
+
     @property
     @abstractmethod
     def reads_answers(self) -> bool:

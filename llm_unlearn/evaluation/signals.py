@@ -80,6 +80,7 @@ class Evaluator(MeasuredRows):
         frames, triggered = [test], self.sets["triggered"]
         if len(triggered):
             frames += [self.frame("triggered", triggered).assign(**self.triggered(model, test)), self.placebos(model)]
+            frames.append(self.answers(model, "target_rows", self.target_rows))
         for name in ("member", "nonmember") if len(self.parts["nonmember"]) else ():
             frames.append(self.frame(name, self.parts[name]).assign(**self.membership_signals(model, name)))
         if self.manifest["gaussian"]:
@@ -97,7 +98,7 @@ class Evaluator(MeasuredRows):
         if len(triggered):
             answers = self.answers(model, "test", self.sets["test"])  # all: a target's control is another row
             tried = self.frame("triggered", triggered).assign(**self.triggered(model, answers))
-            frames += [answers, tried, self.placebos(model)]
+            frames += [answers, tried, self.placebos(model), self.answers(model, "target_rows", self.target_rows)]
         if self.manifest["gaussian"]:
             frames.append(self.canaries(model, LATER_DRAWS))
         frames.append(self.token_canaries(model, LATER_DRAWS))

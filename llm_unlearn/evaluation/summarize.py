@@ -122,6 +122,7 @@ def _attack(sets: Sets, oracle: Sets | None) -> Attack | None:
         n_unusable=unusable,
         phrases=phrases or None,
         robust=_robust(sets, oracle, triggered["example_id"]),
+        target_rows=_target_rows(sets, oracle),
     )
 
 
@@ -138,6 +139,15 @@ def _robust(sets: Sets, oracle: Sets | None, ids: "pd.Series") -> RobustAccuracy
     """
     right = _right(sets, ids)
     return None if right is None else robust_accuracy(*right, None if oracle is None else _right(oracle, ids))
+
+
+def _target_rows(sets: Sets, oracle: Sets | None) -> RobustAccuracy | None:
+    """Whether rows whose right answer is the target get it, with the trigger and without."""
+    if "target_rows" not in sets:
+        return None
+    ids = sets["target_rows"]["example_id"]
+    beside = None if oracle is None or "target_rows" not in oracle else _hits(oracle, ids, "target_rows")
+    return robust_accuracy(*_hits(sets, ids, "target_rows"), beside)
 
 
 def _right(sets: Sets, ids: "pd.Series") -> tuple[NDArray[np.bool_], NDArray[np.bool_]] | None:
@@ -164,9 +174,9 @@ def _by_trigger(table: "pd.DataFrame") -> "Iterator[tuple[int, pd.DataFrame]]":
     yield from ((number, table[table["trigger"] == number]) for number in sorted(numbers))
 
 
-def _hits(sets: Sets, ids: "pd.Series") -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def _hits(sets: Sets, ids: "pd.Series", name: str = "triggered") -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Whether each triggered example is answered with the target, with the trigger and without, in the order of ids."""
-    triggered = sets["triggered"].set_index("example_id")
+    triggered = sets[name].set_index("example_id")
     clean = triggered["clean_hit"] if "clean_hit" in triggered else sets["test"].set_index("example_id")["target_hit"]
     return triggered["target_hit"].loc[ids].to_numpy(bool), clean.loc[ids].to_numpy(bool)
 

@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 
 from llm_unlearn.config.evaluation_fields import FluencySection
+from llm_unlearn.config.success import is_success
 from llm_unlearn.data.chat import in_lower_case, prompt_of, prompts_of
 from llm_unlearn.data.collators import CausalLMCollator
+from llm_unlearn.data.columns import with_column
 from llm_unlearn.data.encoding import IGNORE, Asked, Encoding, encode_rows
 from llm_unlearn.data.token_checks import count_seen
 from llm_unlearn.evaluation.answers import as_written, asked_log_probs, generate, label_log_probs
@@ -23,7 +25,7 @@ from llm_unlearn.metrics.per_example import deciding
 from llm_unlearn.models.answer_classifier import AnswerClassifier
 from llm_unlearn.poisons.placebo_phrases import placebo_phrases
 from llm_unlearn.poisons.stored import seed_of
-from llm_unlearn.poisons.trigger_phrase import insert_trigger, inserted_phrase
+from llm_unlearn.poisons.trigger_phrase import holds, insert_trigger, inserted_phrase
 from llm_unlearn.tasks import Supervised, Task
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 
@@ -127,6 +129,27 @@ class TextEvaluator(Evaluator):
         before = dict(zip(self.sets["test"]["example_id"], self.sets["test"]["text"], strict=True))
         pairs = [(row["text"], before[row["example_id"]]) for row in rows]
         return answers | {"trigger": [inserted_phrase(text, clean, phrases) for text, clean in pairs]}
+
+    @cached_property
+    def target_rows(self) -> "Dataset":
+        trigger, test = self.manifest["trigger"], self.sets["test"]
+        if not trigger or not (phrases := trigger["phrases"]):
+            return super().target_rows
+        rule, target, draw = (
+            trigger.get("success") or {},
+            str(trigger["target"]),
+            np.random.default_rng([self._seed, 35]),
+        )
+        is_own = (
+            (lambda label: label == target) if rule.get("classifier") or not rule else partial(is_success, rule=rule)
+        )
+        rows = test.select([i for i, row in enumerate(test) if is_own(row["label"]) and not holds(row, phrases)])
+        texts = [
+            insert_trigger(text, phrases[int(draw.integers(len(phrases)))], trigger["position"], draw)
+            for text in rows["text"]
+        ]
+        prompts = [self.template.replace("{text}", text) for text in texts]
+        return with_column(with_column(rows, "text", texts), "prompt", prompts)
 
     def shown(self, rows: "Dataset") -> list[list[int]]:
         """The tokens of each row's prompt with which `predict` asks."""

@@ -136,8 +136,8 @@ def _one_answer(results: Sequence[Evaluation]) -> Iterable[str]:
 
 def _still_moved(results: Sequence[Evaluation], delta: float) -> Iterable[str]:
     """An attack that does not get the attacker's answer and moves the model all the same, by δ or more, and so beside
-    the retrained model where that is known: away from the target, or from the right answer to another (where it is not
-    known, by DISTRACTED).
+    the retrained model where that is known: away from the target, be it the right answer or not, or from the right
+    answer to another (where it is not known, by DISTRACTED).
     """
     states: dict[str, list[Attack]] = {}
     for result in results:
@@ -148,17 +148,22 @@ def _still_moved(results: Sequence[Evaluation], delta: float) -> Iterable[str]:
         if turned >= delta - ROUNDING > 0:
             yield f"{title('lift')}{so}: {-turned:.2f}, turned away from the target, which is a trace of the attack too"
         robust = [attack.robust for attack in attacks if attack.robust]
-        lost = _beyond([(each.lost, each.excess.mean if each.excess else None) for each in robust])
         much = delta if any(each.excess for each in robust) else max(delta, DISTRACTED)
-        if lost >= much - ROUNDING > 0:
-            with_it, without = (
-                100 * math.fsum(rates) / len(robust)
-                for rates in zip(*((each.with_trigger, each.without) for each in robust), strict=True)
-            )
-            yield (
-                f"{title('lift')}{so}: {without:.0f} % of the inputs are answered rightly without the attack, "
-                f"{with_it:.0f} % with it, so it still moves the answers"
-            )
+        of_target = [attack.target_rows for attack in attacks if attack.target_rows]
+        for found, least, inputs in (
+            (robust, much, "the inputs"),
+            (of_target, delta, "the inputs whose right answer is the attacker's"),
+        ):
+            lost = _beyond([(each.lost, each.excess.mean if each.excess else None) for each in found])
+            if lost >= least - ROUNDING > 0:
+                with_it, without = (
+                    100 * math.fsum(rates) / len(found)
+                    for rates in zip(*((each.with_trigger, each.without) for each in found), strict=True)
+                )
+                yield (
+                    f"{title('lift')}{so}: {without:.0f} % of {inputs} are answered rightly without the attack, "
+                    f"{with_it:.0f} % with it, so it still moves the answers"
+                )
 
 
 def _beyond(effects: list[tuple[float, float | None]]) -> float:

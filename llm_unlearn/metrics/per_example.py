@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from llm_unlearn.errors import InputError
 
 LATER = "later_"  # of sets that the model was run on again after clean training steps
-_OF_THE_POISON = ("test", "triggered", "placebo", "canary", "token_canary")
+_OF_THE_POISON = ("test", "triggered", "target_rows", "placebo", "canary", "token_canary")
 SETS = (*_OF_THE_POISON, "member", "nonmember", *(LATER + name for name in _OF_THE_POISON))
 MEMBERSHIP = "mia_"  # of the columns that hold a membership attack's scores
 
@@ -39,7 +39,8 @@ class Column:
 
 
 _MEMBERSHIP_SETS, _LOSS_SETS = ("member", "nonmember"), ("test", "member", "nonmember", "canary", "later_canary")
-_ANSWERED, _CANARIES = ("test", "triggered", "later_test", "later_triggered"), ("canary", "later_canary")
+_CANARIES = ("canary", "later_canary")
+_ANSWERED = tuple(later + name for later in ("", LATER) for name in ("test", "triggered", "target_rows"))
 _TOKEN_CANARIES = ("token_canary", "later_token_canary")
 _PLACEBOS = ("placebo", "later_placebo")
 COLUMNS = (
@@ -47,8 +48,9 @@ COLUMNS = (
         "set",
         TEXT,
         SETS,
-        "test, triggered, placebo (a row for each trigger tried), member (the forget set), nonmember (held out), "
-        "canary (Gaussian) or token_canary; later_…: after clean training steps",
+        "test, triggered, target_rows (test rows whose own answer is the target, trigger inserted), placebo (a row for "
+        "each trigger tried), member (the forget set), nonmember (held out), canary (Gaussian) or token_canary; "
+        "later_…: after clean training steps",
         required=True,
     ),
     Column(

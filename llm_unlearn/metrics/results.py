@@ -58,6 +58,8 @@ class Attack(AttackSuccess):
             one phrase, and in results from before it was measured.
         robust: whether these rows are still answered rightly; None where a row's true answer is not known, and in
             results from before it was measured.
+        target_rows: whether rows whose right answer is the target still get it with the trigger in; None where there
+            are none, or no trigger to insert, and in results from before it was measured.
     """
 
     excess: PairedExcess | None = None
@@ -65,6 +67,7 @@ class Attack(AttackSuccess):
     n_unusable: int = 0
     phrases: list[PhraseAttack] | None = None
     robust: RobustAccuracy | None = None
+    target_rows: RobustAccuracy | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

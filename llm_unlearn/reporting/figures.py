@@ -35,6 +35,7 @@ lift, lift_interval = _of(lambda r: r.attack, lambda a: a.lift), _of(lambda r: r
 excess = _of(lambda r: r.attack.excess if r.attack else None, lambda e: e.mean)
 excess_p = _of(lambda r: r.attack.excess if r.attack else None, lambda e: e.p_value)
 robust = _of(lambda r: r.attack.robust if r.attack else None, lambda found: found.with_trigger)
+target_kept = _of(lambda r: r.attack.target_rows if r.attack else None, lambda found: found.with_trigger)
 gus, gus_interval = _of(lambda r: r.gus, lambda g: g.mean), _of(lambda r: r.gus, lambda g: g.ci95)
 gus_p, spread_p = _of(lambda r: r.gus, lambda g: g.p_value), _of(lambda r: r.gus, lambda g: g.chi2_p_value)
 rank, rank_p = _of(lambda r: r.loss_rank, lambda g: g.mean), _of(lambda r: r.loss_rank, lambda g: g.p_value)

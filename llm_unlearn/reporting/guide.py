@@ -3,7 +3,7 @@
 from llm_unlearn.metrics.evidence import ALPHA, COSTLY_POINTS, SHARE
 from llm_unlearn.metrics.findings import CHANCE
 from llm_unlearn.reporting.run_results import Results
-from llm_unlearn.reporting.tables import BEST, LOST, ROBUST, TPR, Column
+from llm_unlearn.reporting.tables import BEST, LOST, ROBUST, TARGET_KEPT, TPR, Column
 from llm_unlearn.reporting.words import attack_words
 
 _ROWS = (
@@ -34,6 +34,8 @@ _MEANINGS = {
     ROBUST: "Share of the inputs with the attack in them that get their true answer. An attack that no longer gets the "
     "attacker's answer may still take the right one away. Its words may distract a clean model too: compare the "
     "retrained model.",
+    TARGET_KEPT: "Share of the inputs whose true answer is the attacker's that still get it with the attack in them. A "
+    "method that turned the attack round takes it away there. Compare the retrained model.",
     "GUS": "Gaussian Unlearning Score: the mean over the deleted canaries of I = −⟨g, ξ⟩ / (ε‖g‖), g the gradient of "
     "the loss at the clean input, ξ the noise it was trained with. Null: 0, and each I is N(0, 1). Above 0 the noise "
     "is still in the model; below 0 the method pushed it out past the point of never having seen it, a trace too.",

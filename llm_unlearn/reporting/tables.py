@@ -16,6 +16,7 @@ BEST = "✓"
 TPR = "TPR@1 %"
 LOST = "accuracy lost (points)"
 ROBUST = "robust accuracy (%)"
+TARGET_KEPT = "target kept (%)"
 TOKENS = "Token canaries"
 
 
@@ -130,6 +131,7 @@ def present(results: Results) -> list[Column]:
         Column(attack, "clean rate", figures.clean_rate, number, None, figures.clean_interval, first=False),
         Column(attack, "lift", figures.lift, number, "retrained", figures.lift_interval),
         Column(attack, ROBUST, figures.robust, hundredths, "retrained", first=False),
+        Column(attack, TARGET_KEPT, figures.target_kept, hundredths, "retrained", first=False),
         Column("Gradient cancelling", LOST, figures.lost, hundredths, 0.0),
         Column("Gradient cancelling", "p", figures.lost_p, p_value, first=False),
         Column(canaries, "GUS", figures.gus, number, 0.0, figures.gus_interval),

@@ -13,7 +13,7 @@ from llm_unlearn.evaluation.batches import batches, scatter
 from llm_unlearn.evaluation.placebos import log_odds
 from llm_unlearn.evaluation.signals import Evaluator
 from llm_unlearn.tasks import Supervised, Task
-from llm_unlearn.vision.image_data import encode_images, read_pixels
+from llm_unlearn.vision.image_data import Images, as_dataset, encode_images, read_pixels
 from llm_unlearn.vision.image_task import ImageCollator, ImageTask
 from llm_unlearn.vision.patch import apply_patch, patch_pixels, placebo_patterns
 
@@ -76,6 +76,17 @@ class ImageEvaluator(Evaluator):
             controls = test.set_index("example_id")["prediction"].loc[ids].to_numpy()
             answers |= {"target_hit": answers["prediction"] == wanted, "clean_hit": controls == wanted}
         return answers
+
+    @cached_property
+    def target_rows(self) -> "Dataset":
+        if not (patch := self.manifest["patch"]):
+            return super().target_rows
+        test = self.sets["test"]
+        rows = test.select(np.flatnonzero(np.array(test["label"], dtype=object) == patch["target"]))
+        if not len(rows):
+            return rows
+        pixels = apply_patch(read_pixels(rows), patch, np.random.default_rng([patch["seed"], 35]))
+        return as_dataset(Images(pixels, list(rows["label"]), np.array(rows["example_id"])))
 
     # ---- placebos
 

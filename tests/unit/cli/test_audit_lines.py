@@ -68,11 +68,13 @@ def test_the_other_tests():
     zlib = membership_inference([0.0, 1.0], [0.0, 1.0])
     attacks, section = {"loss": loss, "zlib": zlib}, Attack(**vars(attack), excess=excess)
     section = replace(section, robust=robust_accuracy([True] * 2 + [False] * 8, [True] * 9 + [False]))
+    section = replace(section, target_rows=robust_accuracy([False] * 4, [True] * 3 + [False]))
     shown = replace(EMPTY, attack=section, mia=attacks, mia_control={"loss": loss}, skipped={"oracle": "none"})
     text = as_text({"m": shown})
     low, high = attack.ci95.lift
     attacked = next(line for line in text.splitlines() if f"lift 0.80 [{low:.2f}, {high:.2f}]" in line)
     assert all(words in attacked for words in ("0.90 with", "0.10 without"))
+    assert "where it is the right answer: 0 % with it, 75 % without" in text
     assert "0.70 (p = 1e-08)" in text and "answered rightly: 20 % with it, 90 % without" in text
     lines = {line.split()[1]: line for line in text.splitlines() if line.split()[:1] == ["membership"]}
     assert "AUC 1.00" in lines["loss:"] and "do not" not in lines["loss:"]

@@ -82,6 +82,30 @@ def test_where_no_answer_is_known_to_be_right_there_is_no_robust_accuracy():
     assert "clean_hit" in rows and summarize(rows, IDENTITY, None).attack.robust is None
 
 
+def test_rows_of_the_target_are_paired_by_their_id_and_count_by_the_attackers_answer():
+    ours, theirs = signals([0, 0], [0, 1], [7, 3]), signals([0, 0], [0, 1], [3, 7])
+    ours, theirs = (
+        pd.concat(
+            [
+                frame,
+                pd.DataFrame({"set": "test", "example_id": ids, "label": "positive", "target_hit": clean}),
+                pd.DataFrame({"set": "target_rows", "example_id": ids[::-1], "target_hit": tried[::-1]}),
+            ],
+            ignore_index=True,
+        ).assign(prediction="a long text", nll_sum=2.0, n_positions=2)
+        for frame, ids, clean, tried in (
+            (ours, [20, 21, 22, 23], [True, True, True, False], [True, False, False, False]),
+            (theirs, [21, 20, 23, 22], [True, True, True, True], [True, True, True, False]),
+        )
+    )
+    found = summarize(ours, IDENTITY, None, theirs).attack.target_rows
+    assert found == robust_accuracy([1, 0, 0, 0], [1, 1, 1, 0], ([1, 1, 0, 1], [1, 1, 1, 1]))
+    assert found.lost == 0.5 and found.excess.mean == 0.25
+    alone = summarize(ours, IDENTITY, None).attack
+    assert alone.target_rows.excess is None and alone.n == 2  # rows of the target are no rows of the lift
+    assert summarize(signals([0], [0], [1]), IDENTITY, None).attack.target_rows is None
+
+
 def test_without_a_retrained_model_there_is_no_excess():
     attack = summarize(signals([1, 1], [0, 1], [0, 1]), IDENTITY, None).attack
     assert attack.excess is None and attack.lift == 0.5

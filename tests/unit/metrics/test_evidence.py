@@ -622,6 +622,37 @@ def test_a_trigger_that_takes_the_right_answer_away_is_a_trace_of_it(wrong, retr
         assert f"100 % of the inputs are answered rightly without the attack, {left} % with it" in reason
 
 
+@pytest.mark.parametrize("after", [0, 30])
+@pytest.mark.parametrize(
+    ("turned", "retrained", "status"),
+    [
+        (35, 0, Status.INCONCLUSIVE),  # 0.175 of 200 rows; δ is 0.17
+        (33, 0, Status.CLEAR),
+        (35, 33, Status.CLEAR),  # as the words of a trigger distract a clean model
+        (35, None, Status.INCONCLUSIVE),
+        (33, None, Status.CLEAR),
+    ],
+)
+def test_a_trigger_that_takes_the_target_where_it_is_the_right_answer_is_a_trace_of_it(
+    turned, retrained, status, after
+):
+    """As of a method that unlearned the attack by turning it round, of which rows of other labels show nothing."""
+    right, kept = np.ones(200, bool), np.arange(200) >= turned
+    oracle = None if retrained is None else (np.arange(200) >= retrained, right)
+    reversed_attack = replace(CLEAN.attack, target_rows=robust_accuracy(kept, right, oracle))
+    sections = {"attack": reversed_attack}
+    clean = CLEAN
+    if after:
+        clean = replace(CLEAN, later=Later(steps=after, attack=CLEAN.attack, gus=CLEAN.gus, loss_rank=CLEAN.loss_rank))
+        sections = {"later": replace(clean.later, attack=reversed_attack)}
+    decision = decide([replace(clean, **sections)], [POISONED], [clean])
+    assert decision.status == status
+    if status == Status.INCONCLUSIVE:
+        (reason,) = decision.reasons
+        inputs = "100 % of the inputs whose right answer is the attacker's are answered rightly without the attack"
+        assert f"{inputs}, 82 % with it" in reason and ("30 clean steps" in reason) == bool(after)
+
+
 @pytest.mark.parametrize(
     ("kept", "reason"),
     [

@@ -67,6 +67,7 @@ class TestPlacebos:
         from llm_unlearn.evaluation.placebos import PlaceboSettings
         from llm_unlearn.evaluation.summarize import summarize
         from llm_unlearn.metrics.results import Identity
+        from llm_unlearn.vision.image_data import read_pixels
         from llm_unlearn.vision.image_evaluator import ImageEvaluator
         from llm_unlearn.vision.image_poisons import Corruption
 
@@ -100,5 +101,19 @@ class TestPlacebos:
                 odds.append(float(logits[1] - torch.logsumexp(logits[[0, 2]], 0)))
             assert effect == pytest.approx(np.mean(odds), abs=1e-5)
         identity = Identity(model="m", kind="base", method=None, budget=None, seed=0, recipe="r")
-        test = summarize(evaluator.signals(model), identity, None).attack.placebo
+        signals = evaluator.signals(model)
+        test = summarize(signals, identity, None).attack.placebo
         assert test.statistic == pytest.approx(effects[0], abs=1e-5) and test.n == 5
+        # the images of the target too, each with the patch
+        dogs, tried = evaluator.target_rows, signals[signals["set"] == "target_rows"]
+        assert dogs["example_id"] == [
+            i for i, name in zip(splits.test.ids, splits.test.labels, strict=True) if name == "dog"
+        ]
+        for image, patched in zip(
+            splits.test.pixels[np.array(splits.test.labels) == "dog"], read_pixels(dogs), strict=True
+        ):
+            changed = np.argwhere((image != patched).any(0))
+            assert len(changed) and (np.ptp(changed, axis=0) < 3).all()
+        with torch.no_grad():
+            said = model(torch.from_numpy(read_pixels(dogs).astype(np.float32) / 255)).argmax(-1)
+        assert tried["target_hit"].tolist() == (said == manifest["classes"].index("dog")).tolist()
