@@ -46,9 +46,10 @@ def _lines(result: Evaluation, decision: Decision) -> list[tuple[str, str]]:
         lines.append(("trigger", f"the attacker's answer: {rates}; {lift}"))
         if excess := attack.excess:
             lines.append(("", f"lift above the retrained model's: {excess.mean:.2f} (p = {excess.p_value:.2g})"))
-        for what, rates in (("answered rightly", attack.robust), ("where it is the right answer", attack.target_rows)):
-            if rates:
-                with_it, without = 100 * rates.with_trigger, 100 * rates.without
+        rates_of = {"answered rightly": attack.robust, "where it is the right answer": attack.target_rows}
+        for what, found in rates_of.items():
+            if found:
+                with_it, without = 100 * found.with_trigger, 100 * found.without
                 lines.append(("", f"{what}: {with_it:.0f} % with it, {without:.0f} % without"))
         if placebo := attack.placebo:
             lines.append(("", f"beside {placebo.n_placebos} placebos: p = {placebo.p_value:.2g}"))
