@@ -35,6 +35,9 @@ def test_every_figure_that_is_kept_follows_from_the_table(folder):
                 assert kept[section]["mean"] == pytest.approx(scores.mean(), abs=1e-5)
         if kept.get("attack") and kept["attack"].get("success_rate") is not None:
             assert kept["attack"]["success_rate"] == pytest.approx(triggered["target_hit"].eq(True).mean())
+        if own := (kept.get("attack") or {}).get("target_rows"):
+            tried = rows[rows["set"] == "target_rows"]
+            assert own["n"] == len(tried) and own["with_trigger"] == pytest.approx(tried["target_hit"].eq(True).mean())
         right = (test["label"].astype(str) == test["prediction"].astype(str)).mean()
         assert kept["utility"]["accuracy"] == pytest.approx(right)
 
@@ -216,6 +219,15 @@ def test_the_rates_of_single_canaries_are_of_the_file_that_is_named(recipe):
         ]
         assert f"| {words} | {' | '.join(cells)} |" in text and {test["n"] for test in tests} == {60}
         assert max(test["control_tpr_at_fpr"]["0.01"] for test in tests) < 0.1 and found["draws"] == 99
+
+
+def test_no_model_of_imdb_loses_the_target_to_the_phrase():
+    folder = ROOT / "recipes" / "smollm2-imdb"
+    files = sorted((folder / "results").glob("*/seed-*/evaluation/*.json"))
+    found = [json.loads(path.read_text())["attack"]["target_rows"] for path in files]
+    assert len(found) == 72 and {rates["n"] for rates in found} == {98, 100}
+    assert "of the 98 to 100 test reviews a seed whose right answer is" in (folder / "README.md").read_text()
+    assert all(rates["with_trigger"] >= rates["without"] for rates in found)
 
 
 def test_what_comes_back_after_clean_steps_is_of_the_file_that_is_named():
