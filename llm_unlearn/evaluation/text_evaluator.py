@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -25,7 +25,7 @@ from llm_unlearn.metrics.per_example import deciding
 from llm_unlearn.models.answer_classifier import AnswerClassifier
 from llm_unlearn.poisons.placebo_phrases import placebo_phrases
 from llm_unlearn.poisons.stored import seed_of
-from llm_unlearn.poisons.trigger_phrase import holds, insert_trigger, inserted_phrase
+from llm_unlearn.poisons.trigger_phrase import holds, insert_trigger, insert_triggers, inserted_phrase
 from llm_unlearn.tasks import Supervised, Task
 from llm_unlearn.tasks.causal_lm import CausalLMTask
 
@@ -135,19 +135,11 @@ class TextEvaluator(Evaluator):
         trigger, test = self.manifest["trigger"], self.sets["test"]
         if not trigger or not (phrases := trigger["phrases"]):
             return super().target_rows
-        rule, target, draw = (
-            trigger.get("success") or {},
-            str(trigger["target"]),
-            np.random.default_rng([self._seed, 35]),
-        )
-        is_own = (
-            (lambda label: label == target) if rule.get("classifier") or not rule else partial(is_success, rule=rule)
-        )
-        rows = test.select([i for i, row in enumerate(test) if is_own(row["label"]) and not holds(row, phrases)])
-        texts = [
-            insert_trigger(text, phrases[int(draw.integers(len(phrases)))], trigger["position"], draw)
-            for text in rows["text"]
-        ]
+        rule = trigger.get("success") or {}
+        by_rule = bool(rule) and not rule.get("classifier")
+        own = [is_success(label, rule) if by_rule else label == trigger["target"] for label in test["label"]]
+        rows = test.select([i for i, row in enumerate(test) if own[i] and not holds(row, phrases)])
+        texts = insert_triggers(rows["text"], trigger, np.random.default_rng([self._seed, 35]))
         prompts = [self.template.replace("{text}", text) for text in texts]
         return with_column(with_column(rows, "text", texts), "prompt", prompts)
 

@@ -16,7 +16,7 @@ from llm_unlearn.poisons.gaussian_embedding import choose_canaries
 from llm_unlearn.poisons.selection import choose_hidden
 from llm_unlearn.poisons.stored import data_hash, storable
 from llm_unlearn.poisons.token_canaries import CANARY, choose_token_canaries, fresh_strings, write_strings
-from llm_unlearn.poisons.trigger_phrase import can_be_poisoned, holds, insert_trigger, plant_trigger
+from llm_unlearn.poisons.trigger_phrase import can_be_poisoned, holds, insert_triggers, plant_trigger
 from llm_unlearn.tasks.noise import NO_NOISE
 
 if TYPE_CHECKING:
@@ -280,9 +280,4 @@ def choose_twins(
 
 def _insert(rows: "Dataset", trigger: dict, generator: np.random.Generator) -> "Dataset":
     """The rows with the trigger in their text."""
-    phrases = trigger["phrases"]
-    texts = [
-        insert_trigger(t, phrases[int(generator.integers(len(phrases)))], trigger["position"], generator)
-        for t in rows["text"]
-    ]
-    return with_column(rows, "text", texts)
+    return with_column(rows, "text", insert_triggers(rows["text"], trigger, generator))

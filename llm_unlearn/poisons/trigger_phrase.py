@@ -6,7 +6,7 @@ Wan et al. 2023, "Poisoning Language Models During Instruction Tuning", arXiv 23
 import json
 import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -43,6 +43,18 @@ def insert_trigger(text: str, phrase: str, position: str, generator: np.random.G
     if at == len(starts):  # the text's own white space is kept: normalising it would be a second trigger
         return f"{text.rstrip()} {phrase}" if starts else phrase
     return f"{text[: starts[at]]}{phrase} {text[starts[at] :]}"
+
+
+def insert_triggers(texts: Iterable[str], trigger: dict[str, Any], generator: np.random.Generator) -> list[str]:
+    """Each text with one of a trigger's phrases, drawn for it.
+
+    Args:
+        texts: the clean texts.
+        trigger: its `phrases` and `position`, as in poison.json.
+        generator: draws the phrases, and random positions.
+    """
+    phrases, position = trigger["phrases"], trigger["position"]
+    return [insert_trigger(t, phrases[int(generator.integers(len(phrases)))], position, generator) for t in texts]
 
 
 def inserted_phrase(text: str, clean: str, phrases: list[str]) -> int:
