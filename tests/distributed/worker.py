@@ -83,11 +83,12 @@ def load_saved(kind: str, folder: Path, seed: int = 0) -> torch.nn.Module:
     """The model of `build` from a folder, as a path is loaded that a trainer is given."""
     TrainingArguments(str(folder), use_cpu=True)  # see shard_on_a_cpu
     base, adapter = folder / "base", folder / "adapter"
-    build("full", seed).save_pretrained(base)
-    if "lora" in kind:
-        model = build(kind, seed)
-        model.peft_config["default"].base_model_name_or_path = str(base)
-        model.save_pretrained(adapter)
+    if Processes.current().is_main:
+        build("full", seed).save_pretrained(base)
+        if "lora" in kind:
+            model = build(kind, seed)
+            model.peft_config["default"].base_model_name_or_path = str(base)
+            model.save_pretrained(adapter)
     Processes.current().wait()  # until the main one has written
     return load_full(str(adapter if "lora" in kind else base))
 
@@ -95,7 +96,8 @@ def load_saved(kind: str, folder: Path, seed: int = 0) -> torch.nn.Module:
 def load_stored(kind: str, folder: Path, seed: int = 0) -> torch.nn.Module:
     """The model of `build`, its base in 4 bits whose bytes are kept as float32, or as bfloat16."""
     TrainingArguments(str(folder), use_cpu=True)  # see shard_on_a_cpu
-    build("full", seed).save_pretrained(folder / "base")
+    if Processes.current().is_main:
+        build("full", seed).save_pretrained(folder / "base")
     Processes.current().wait()  # until the main one has written
     storage = "bfloat16" if "bf16" in kind else "float32"
     section = ModelSection(path="base", quantization="4bit", quant_storage=storage, lora=LoraSection())
