@@ -5,9 +5,6 @@ The public names are imported when they are first used, so that `import llm_unle
 
 from importlib import import_module
 
-from llm_unlearn.vision.torchvision_guard import guard_transformers
-
-guard_transformers()
 __version__ = "0.1.0"
 
 _PUBLIC = {

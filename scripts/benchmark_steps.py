@@ -4,7 +4,7 @@ A contender is built from a `Setting`, then called once per round. A call takes 
 AdamW, zero_grad) on each of the contender's batches, which exist before the clock starts.
 """
 
-import llm_unlearn  # noqa: F401  before transformers, see vision/torchvision_guard.py
+import llm_unlearn.vision  # noqa: F401  before transformers, see vision/torchvision_guard.py
 
 # isort: split
 import copy

@@ -25,7 +25,7 @@ import torch
 from scipy.special import ndtri
 from torch.nn.functional import cross_entropy
 
-import llm_unlearn  # noqa: F401  before transformers, see vision/torchvision_guard.py
+import llm_unlearn.vision  # noqa: F401  before transformers, see vision/torchvision_guard.py
 from llm_unlearn.data.encoding import Encoding
 from llm_unlearn.files import write_json
 from llm_unlearn.metrics.gaussian import gaussian_test

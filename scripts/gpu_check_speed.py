@@ -4,7 +4,7 @@ Contenders and models are those of benchmark_steps.py: Llama's 1B and 8B shapes,
 tokens.
 """
 
-import llm_unlearn  # noqa: F401  before transformers, see vision/torchvision_guard.py
+import llm_unlearn.vision  # noqa: F401  before transformers, see vision/torchvision_guard.py
 
 # isort: split
 import importlib.util

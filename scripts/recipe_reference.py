@@ -7,7 +7,7 @@ A field's meaning is the text below it in its section. An option's is in the `Ar
 comment at the option says why its default is what it is.
 """
 
-import llm_unlearn  # noqa: F401  before transformers, see vision/torchvision_guard.py
+import llm_unlearn.vision  # noqa: F401  before transformers, see vision/torchvision_guard.py
 
 # isort: split
 import argparse

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-import llm_unlearn  # noqa: F401  before transformers is imported: see vision/torchvision_guard.py
+import llm_unlearn.vision  # noqa: F401  before transformers is imported: see vision/torchvision_guard.py
 from llm_unlearn.config.model_sections import LoraSection
 from llm_unlearn.errors import InputError
 from llm_unlearn.models.adapters import new_adapter

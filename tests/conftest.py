@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 from paths import ROOT
 
-import llm_unlearn  # noqa: F401  before any test imports transformers: see vision/torchvision_guard.py
+import llm_unlearn.vision  # noqa: F401  before any test imports transformers: see vision/torchvision_guard.py
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -110,9 +110,12 @@ def log_level() -> int:
 
 def calm_libraries(quiet: bool) -> None:
     """Keep libraries to errors, since our own lines say what happens; when quiet, without their progress bars."""
+    from llm_unlearn.vision.torchvision_guard import try_torchvision
+
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it speaks when it is imported, needed or not
     os.environ.setdefault("TQDM_DELAY", "1")  # read by tqdm when it is imported: no bar for what takes under a second
+    try_torchvision()  # before transformers, which would fail on one that cannot load
     import datasets
     import torch
     import transformers

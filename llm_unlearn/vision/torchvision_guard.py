@@ -1,9 +1,9 @@
 """Keep a broken torchvision from breaking the language-model path.
 
 transformers imports any torchvision that it finds. Beside another build of torch (say, PyPI's CUDA wheel of torchvision
-and a CPU torch) that import fails, and transformers fails with it. So `import llm_unlearn` has torchvision tried before
-transformers. If only its compiled operators are missing, they are declared, which is enough for models, data sets and
-transforms. If it fails in any other way, it is hidden, as if it were not installed.
+and a CPU torch) that import fails, and transformers fails with it. So the command line and this track import
+torchvision before transformers. If only its compiled operators are missing, they are declared, which is enough for
+models, data sets and transforms. If it fails in any other way, it is hidden, as if it were not installed.
 """
 
 import importlib
@@ -22,20 +22,6 @@ OPERATORS = (
 
 _failure: BaseException | None = None  # why the installed torchvision is hidden
 _libraries: list[object] = []  # declarations live as long as these objects
-
-
-class _BeforeTransformers:
-    """A finder that finds nothing: it tries torchvision when transformers is about to be imported."""
-
-    @staticmethod
-    def find_spec(name: str, path: object = None, target: object = None) -> None:
-        if name == "transformers":
-            try_torchvision()
-
-
-def guard_transformers() -> None:
-    """Try torchvision when transformers is imported, not before: `import llm_unlearn` alone costs nothing."""
-    sys.meta_path.insert(0, _BeforeTransformers)
 
 
 def try_torchvision() -> ModuleType | None:

@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-import llm_unlearn  # noqa: F401  before transformers: see vision/torchvision_guard.py
+import llm_unlearn.vision  # noqa: F401  before transformers: see vision/torchvision_guard.py
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 

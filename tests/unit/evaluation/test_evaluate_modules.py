@@ -114,7 +114,7 @@ import socket
 def refuse(*arguments, **options):
     raise SystemExit("tried to open a connection")
 socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
-import llm_unlearn, evaluate  # the first mends a torchvision that cannot load
+import llm_unlearn.vision, evaluate  # the first mends a torchvision that cannot load
 from llm_unlearn.evaluation.evaluate_modules import Accuracy, Perplexity
 rows = dict(predictions=["a"], references=["a"], nll_sum=[0.0], n_positions=[1])
 print(evaluate.combine([Accuracy(), Perplexity()]).compute(**rows))
