@@ -73,12 +73,18 @@ _PUBLIC |= {
     for kind in ("Config", "Trainer")
 }
 
+# folders whose modules import transformers, now or later
+_WITH_TRANSFORMERS = {"evaluation", "hub", "models", "runs", "tasks", "trainers"}
+
 __all__ = ["__version__", *sorted(_PUBLIC)]  # noqa: PLE0604  # the names are computed; all are strings
 
 
 def __getattr__(name: str):
     if name in _PUBLIC:
-        return getattr(import_module(_PUBLIC[name]), name)
+        module = _PUBLIC[name]
+        if module.split(".")[1] in _WITH_TRANSFORMERS:
+            import_module("llm_unlearn.vision")  # which tries torchvision first: see vision/torchvision_guard.py
+        return getattr(import_module(module), name)
     raise AttributeError(f"module 'llm_unlearn' has no attribute {name!r}")
 
 

@@ -1,8 +1,8 @@
 """Keep a broken torchvision from breaking the language-model path.
 
 transformers imports any torchvision that it finds. Beside another build of torch (say, PyPI's CUDA wheel of torchvision
-and a CPU torch) that import fails, and transformers fails with it. So the command line and this track import
-torchvision before transformers. If only its compiled operators are missing, they are declared, which is enough for
+and a CPU torch) that import fails, and transformers fails with it. So the command line, the public names and this track
+try torchvision before transformers. If only its compiled operators are missing, they are declared, which is enough for
 models, data sets and transforms. If it fails in any other way, it is hidden, as if it were not installed.
 """
 

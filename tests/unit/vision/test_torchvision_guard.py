@@ -18,6 +18,13 @@ from transformers import Trainer
 from llm_unlearn import GradDiffTrainer, load_recipe
 import llm_unlearn.training.text_training
 """
+PYTHON = """
+import sys
+import llm_unlearn
+assert not {"torch", "torchvision", "transformers"} & set(sys.modules)  # importing it alone costs nothing
+from llm_unlearn import GradDiffConfig, unlearn
+from transformers import AutoProcessor, LlamaConfig, Trainer
+"""
 VISION = """
 from llm_unlearn.errors import InputError
 from llm_unlearn.vision.classifiers import ImageClassifierConfig, make_classifier
@@ -58,6 +65,7 @@ def fake(folder, body: str):
 
 
 def test_absent():
+    run(ABSENT + PYTHON)
     said = run(ABSENT + LANGUAGE + VISION)
     assert re.search(r"REFUSED .*'cifar_resnet18'.*not installed.*pip install 'llm_unlearn\[vision\]'", said)
 
@@ -72,7 +80,9 @@ def test_absent():
     ids=["library", "operator", "package"],
 )
 def test_broken(body, tmp_path):
-    said = run(LANGUAGE + VISION, fake(tmp_path, body))
+    folder = fake(tmp_path, body)
+    run(PYTHON, folder)
+    said = run(LANGUAGE + VISION, folder)
     assert re.search(r"REFUSED .*'cifar_resnet18'.*cannot be loaded \(", said)
 
 
