@@ -6,7 +6,8 @@ its level by Holm, as do the ranks among placebos before and after clean steps; 
 since its null is δ and not 0.
 
 - **Poison remains** where a test rejects at that level, or the lower limit of an effect (the lift above the retrained
-  model's, or by itself where there is none; the accuracy lost) is above the margin δ.
+  model's, or by itself where there is none; the target lost where it is the right answer, alike, by the lift's δ; the
+  accuracy lost) is above the margin δ.
 - **No trace, down to δ** where nothing of that holds, each score of the canaries that shows the poison in the poisoned
   model would have found a residue of δ with probability CHANCE, the upper limit of each effect is below δ, and the
   figures are worth something (defects.py): none is missing, no seed shows poison by itself. Canaries that were not to
@@ -30,6 +31,7 @@ from llm_unlearn.metrics.findings import (
     CANARY_TESTS,
     CHANCE,
     ROUNDING,
+    TURNED,
     Finding,
     canary_tests,
     take_tests,
@@ -259,7 +261,7 @@ def _tells_little(gus: float, loss_rank: float) -> bool:
 
 def _took(finding: Finding) -> bool:
     """Whether a finding in the poisoned model shows that the poison is there; of a difference any effect above 0."""
-    return finding.interval.low > 0 if finding.interval else finding.rejects
+    return finding.interval.low > 0 if finding.interval and finding.test != TURNED else finding.rejects
 
 
 _GUS_ALONE = (

@@ -14,6 +14,7 @@ from llm_unlearn.metrics.typed import Result
 ATTACK_KINDS = ("trigger", "patch", "gradient_matching")  # poisons that are an attack on single inputs
 CANARY_TESTS = ("gus", "loss rank", "canary rank")
 CANARY_KINDS = {"gaussian": ("gus", "loss rank"), "tokens": ("canary rank",)}  # which of them are of which canaries
+TURNED = "target lost"  # where it is the right answer: a trigger that was turned round has no lift and does as much
 CHANCE = 0.8  # with which a residue of δ would have been found
 ROUNDING = 1e-9  # so that 0.35 − 0.15 counts as 0.2
 
@@ -30,7 +31,8 @@ def title(test: str, attack: str = "attack") -> str:
         ('mean square of GUS', 'patch lift', 'loss rank')
     """
     of = test.removeprefix("spread of ")
-    name = {"gus": "GUS", "lift": f"{attack} lift", "placebo": f"{attack} beyond placebos"}.get(of, of)
+    of_attack = {"lift": f"{attack} lift", "placebo": f"{attack} beyond placebos", TURNED: f"{TURNED} to the {attack}"}
+    name = {"gus": "GUS", **of_attack}.get(of, of)
     return name if of == test else f"mean square of {name}"
 
 
@@ -40,14 +42,14 @@ class Finding(Result):
 
     Args:
         question: noise, attack or damage.
-        test: gus, loss rank, canary rank, spread of one of them, placebo, lift, or accuracy lost.
+        test: gus, loss rank, canary rank, spread of one of them, placebo, lift, target lost, or accuracy lost.
         after: clean training steps that went before, 0 for the model as it is.
         effect: the figure tested: a mean score, the mean square of the scores, a mean over that of the
             placebos, a difference.
         n: scores or rows, of all seeds.
         p_value: None where an interval decides.
         interval: of a difference, at the level of the question on each side; else None.
-        beyond: whether a lift is that above the retrained model's.
+        beyond: whether a difference of the attack is that above the retrained model's.
         rejects: whether it finds poison.
         critical: the mean score from which on, either way, it would reject by itself; else None.
         detectable: the smallest effect that it would have found with probability CHANCE; of a difference its upper
@@ -135,8 +137,8 @@ def _noise(results: Sequence[Evaluation], level: float, delta: dict[str, float])
 
 
 def _attack(results: Sequence[Evaluation], level: float, delta: dict[str, float]) -> list[Finding]:
-    """The rank among placebos (Holm over its states), and the lift: above the retrained model's where every seed has
-    that, else by itself. The lift has the level for itself: without an attack it is near 0, far below δ.
+    """The rank among placebos (Holm over its states), the lift and the target lost: above the retrained model's where
+    every seed has that, else by themselves. Each has the level for itself: without an attack it is near 0, far below δ.
     """
     found = []
     states = {0: [result.attack for result in results if result.attack]}
@@ -159,15 +161,16 @@ def _attack(results: Sequence[Evaluation], level: float, delta: dict[str, float]
                     rejects=bool(adjusted[after] <= level),
                 )
             )
-        excess = [
-            (attack.excess.mean, attack.excess.ci95) for attack in attacks if attack.excess and attack.excess.ci95
-        ]
-        beyond = len(excess) == len(attacks)
-        pairs = excess if beyond else [(attack.lift, attack.ci95.lift) for attack in attacks]
-        if pairs:
-            n = sum(attack.n for attack in attacks)
-            lift = _difference("attack", "lift", after, pairs, n, level, delta["lift"])
-            found.append(replace(lift, beyond=beyond))
+        lifts = [(attack.n, attack.lift, attack.ci95.lift, attack.excess) for attack in attacks]
+        lost = [(rows.n, rows.lost, rows.ci95, rows.excess) for attack in attacks if (rows := attack.target_rows)]
+        for test, figures in (("lift", lifts), (TURNED, lost)):
+            excess = [(beside.mean, beside.ci95) for *_, beside in figures if beside and beside.ci95]
+            beyond = len(excess) == len(figures)
+            pairs = excess if beyond else [(effect, interval) for _, effect, interval, _ in figures]
+            if pairs:
+                n = sum(count for count, *_ in figures)
+                finding = replace(_difference("attack", test, after, pairs, n, level, delta["lift"]), beyond=beyond)
+                found.append(replace(finding, detectable=None) if test == TURNED else finding)
     return found
 
 

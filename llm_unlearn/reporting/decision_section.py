@@ -33,7 +33,7 @@ def decision_section(results: Results) -> Section | None:
         [(_title(*key, attack), "") for key in keys],
         [(name, [_cell(_find(decision, key)) for key in keys]) for name, decision in decisions.items()],
     )
-    asked = [key for key in keys if any((f := _find(d, key)) and f.delta is not None for d in decisions.values())]
+    asked = [key for key in keys if any((f := _find(d, key)) and f.detectable is not None for d in decisions.values())]
     limits = Table(
         [(title, _title(*key, attack)) for key in asked for title in ("would be found", "δ")],
         [

@@ -36,10 +36,13 @@ def test_the_audit_that_it_shows_has_the_figures_of_the_measured_run():
     (block,) = blocks("README.md", "text")
     result = json.loads((ROOT / "recipes/quickstart-results/evaluation/kl.json").read_text(encoding="utf-8"))
     gus, attack, utility, oracle = (result[section] for section in ("gus", "attack", "utility", "oracle"))
+    kept = attack["target_rows"]
     for figure in (
         f"{gus['mean']:.2f} (n = {gus['n']}, p = {gus['p_value']:.2g})",
         f"{attack['lift']:.2f} [{', '.join(f'{bound:.2f}' for bound in attack['ci95']['lift'])}]",
         f"{attack['excess']['mean']:.2f} (p = {attack['excess']['p_value']:.2g})",
+        f"right answer: {100 * kept['with_trigger']:.0f} % with it, {100 * kept['without']:.0f} % without",
+        f"target lost to the trigger {kept['excess']['mean']:.2f} [",
         *(f"{name}: AUC {mia['auc']:.2f} (p = {mia['p_value']:.2g})" for name, mia in result["mia"].items()),
         f"accuracy {100 * utility['accuracy']:.1f} %",
         f"perplexity {utility['perplexity']:.2f}",

@@ -9,7 +9,7 @@ from llm_unlearn.evaluation.placebos import PlaceboSettings
 from llm_unlearn.evaluation.signal_files import read_signals, write_signals
 from llm_unlearn.evaluation.summarize import summarize
 from llm_unlearn.evaluation.text_evaluator import TextEvaluator
-from llm_unlearn.metrics.evidence import decide
+from llm_unlearn.metrics.evidence import Status, decide
 from llm_unlearn.metrics.results import Evaluation, Identity
 
 pytestmark = pytest.mark.unit
@@ -124,12 +124,10 @@ def test_a_trigger_that_was_turned_round_is_seen_though_there_is_no_lift(
     assert Evaluation.from_json(result.to_json(), "file") == result
     assert result.attack.lift == 0 and result.attack.robust.lost == 0
     assert result.attack.target_rows.lost == (1 if turned else 0) and result.attack.target_rows.n == 100
-    told = [reason for reason in decide([result]).reasons if "still moves the answers" in reason]
-    assert len(told) == turned
-    said = (
-        "100 % of the inputs whose right answer is the attacker's are answered rightly without the attack, 0 % with it"
-    )
-    assert not turned or said in told[0]
+    decision = decide([result])
+    assert (decision.status == Status.REMAINS) == turned and [f.test for f in decision.rejecting] == [
+        "target lost"
+    ] * turned
 
 
 def test_a_tiny_model_is_asked_with_the_very_prompts(make, make_tiny):

@@ -23,6 +23,7 @@ from llm_unlearn.metrics.gaussian import gaussian_test
 from llm_unlearn.metrics.intervals import Interval
 from llm_unlearn.metrics.placebo import PlaceboTest
 from llm_unlearn.metrics.results import Attack, Evaluation, Gus, Later, Oracle, PhraseAttack, Utility
+from llm_unlearn.reporting.decision_words import because
 
 pytestmark = pytest.mark.unit
 
@@ -441,14 +442,20 @@ def test_token_canaries_are_a_third_test_of_the_same_family():
 # ---- how often it errs
 
 
-def drawn(rng, residue: float = 0.0, lift: float = 0.0, p: float | None = None, tokens: bool = False) -> Evaluation:
-    """A model of one training: 60 canaries of each kind, 150 rows, two trainings that err on their own 12 % of them."""
+def drawn(
+    rng, residue: float = 0.0, lift: float = 0.0, p: float | None = None, tokens: bool = False, turned: float = 0.0
+) -> Evaluation:
+    """A model of one training: 60 canaries of each kind, 150 rows of either label, two trainings that err on their own
+    12 % of them.
+    """
     ranks = [scores(residue, rng.standard_normal(60)) for _ in range(2)]
     clean, theirs, their_clean = (rng.random(150) < 0.12 for _ in range(3))
     triggered = (rng.random(150) < 0.12) | (rng.random(150) < lift)
     excess = attack_excess(triggered, clean, theirs, their_clean)
     found = None if p is None else placebo(p)
-    hits = Attack(**vars(attack_success(triggered, clean)), excess=excess, placebo=found)
+    right = [rng.random(150) >= 0.12 for _ in range(4)]
+    kept = robust_accuracy(right[0] & (rng.random(150) >= turned), right[1], (right[2], right[3]))
+    hits = Attack(**vars(attack_success(triggered, clean)), excess=excess, placebo=found, target_rows=kept)
     strings = scores(residue, rng.standard_normal(60)) if tokens else None
     return evaluation(gus=ranks[0], loss_rank=ranks[1], canary_rank=strings, attack=hits)
 
@@ -471,12 +478,14 @@ def test_models_that_never_saw_the_poison_are_accused_no_oftener_than_the_level_
     assert share <= ALPHA + 3 * (ALPHA * (1 - ALPHA) / n) ** 0.5
 
 
-@pytest.mark.parametrize("residue", [{"residue": 2 * SHARE * 2.6}, {"lift": 2 * SHARE * 0.85}])
+@pytest.mark.parametrize(
+    "residue", [{"residue": 2 * SHARE * 2.6}, {"lift": 2 * SHARE * 0.85}, {"turned": 2 * SHARE * 0.85}]
+)
 @pytest.mark.parametrize(("seeds", "n"), [(1, 200), (3, 100)])
 def test_models_with_twice_delta_are_not_called_clear(residue, seeds, n):
     found = statuses(seeds, n, **residue)
     assert (found == Status.CLEAR).mean() <= 0.02
-    least = {"residue": 0.8, "lift": 0.6 if seeds > 1 else 0.1}[next(iter(residue))]
+    least = 0.8 if "residue" in residue else 0.6 if seeds > 1 else 0.1
     assert (found == Status.REMAINS).mean() >= least
 
 
@@ -626,9 +635,13 @@ def test_a_trigger_that_takes_the_right_answer_away_is_a_trace_of_it(wrong, retr
 @pytest.mark.parametrize(
     ("turned", "retrained", "status"),
     [
+        (180, 0, Status.REMAINS),
+        (60, 0, Status.REMAINS),
         (35, 0, Status.INCONCLUSIVE),  # 0.175 of 200 rows; δ is 0.17
         (33, 0, Status.CLEAR),
-        (35, 33, Status.CLEAR),  # as the words of a trigger distract a clean model
+        (60, 55, Status.CLEAR),  # as the words of a trigger distract a clean model
+        (35, 33, Status.CLEAR),
+        (60, None, Status.REMAINS),
         (35, None, Status.INCONCLUSIVE),
         (33, None, Status.CLEAR),
     ],
@@ -651,6 +664,11 @@ def test_a_trigger_that_takes_the_target_where_it_is_the_right_answer_is_a_trace
         (reason,) = decision.reasons
         inputs = "100 % of the inputs whose right answer is the attacker's are answered rightly without the attack"
         assert f"{inputs}, 82 % with it" in reason and ("30 clean steps" in reason) == bool(after)
+    if status == Status.REMAINS:
+        (why,) = because(decision)
+        beyond = " above the retrained model's" if retrained is not None else ""
+        assert why.startswith(f"target lost to the trigger {turned / 200:.2f} [") and f"]{beyond}" in why
+        assert why.endswith("where 0.17 is tolerated") and ("30 clean steps" in why) == bool(after)
 
 
 @pytest.mark.parametrize(
