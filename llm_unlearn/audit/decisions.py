@@ -66,8 +66,14 @@ def skipped_figures(reasons: dict[str, str], result: "Evaluation", poison: dict[
         result: the evaluation.
         poison: the manifest, as in poison.json.
     """
+    found = {}
     if result.gus is None:
-        return {"gus": "no canary has a gradient on this model"} | reasons
-    if poison["gaussian"].get("epsilon") is None:
-        return {"loss_rank": "the manifest does not say the `epsilon` of the canaries"} | reasons
-    return reasons
+        found["gus"] = "no canary has a gradient on this model"
+    elif poison["gaussian"].get("epsilon") is None:
+        found["loss_rank"] = "the manifest does not say the `epsilon` of the canaries"
+    if result.attack and result.attack.target_rows is None:
+        found["attack.target_rows"] = (
+            "it takes a phrase, and `test` rows whose own answer is the attacker's; without them a trigger that was "
+            "turned round is not seen"
+        )
+    return found | reasons

@@ -179,6 +179,7 @@ def test_test_rows_without_labels_give_perplexity_and_the_attack(tmp_path, make_
     result = audit([str(tmp_path / "model")], str(tmp_path / "m.json"), options)["model"]
     assert result.oracle.kl == pytest.approx(0.0, abs=1e-5) and result.oracle.accuracy_lost is None
     assert result.utility is None and "no labels" in result.skipped["utility"] and result.perplexity > 1
+    assert result.attack.target_rows is None and "turned round is not seen" in result.skipped["attack.target_rows"]
     assert result.attack.n == 5 and Evaluation.from_json(result.to_json(), "x").perplexity == result.perplexity
 
 
