@@ -131,7 +131,7 @@ def present(results: Results) -> list[Column]:
         Column(attack, "clean rate", figures.clean_rate, number, None, figures.clean_interval, first=False),
         Column(attack, "lift", figures.lift, number, "retrained", figures.lift_interval),
         Column(attack, ROBUST, figures.robust, hundredths, "retrained", first=False),
-        Column(attack, TARGET_KEPT, figures.target_kept, hundredths, "retrained", first=False),
+        Column(attack, TARGET_KEPT, figures.target_kept, hundredths, "retrained"),
         Column("Gradient cancelling", LOST, figures.lost, hundredths, 0.0),
         Column("Gradient cancelling", "p", figures.lost_p, p_value, first=False),
         Column(canaries, "GUS", figures.gus, number, 0.0, figures.gus_interval),
