@@ -4,12 +4,16 @@ import importlib
 import json
 import re
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 from paths import ROOT
 from scipy.stats import hmean, ks_2samp
+
+from llm_unlearn.metrics.evidence import Status, decide
+from llm_unlearn.metrics.results import Evaluation
 
 pytestmark = pytest.mark.unit
 
@@ -219,6 +223,21 @@ def test_the_rates_of_single_canaries_are_of_the_file_that_is_named(recipe):
         ]
         assert f"| {words} | {' | '.join(cells)} |" in text and {test["n"] for test in tests} == {60}
         assert max(test["control_tpr_at_fpr"]["0.01"] for test in tests) < 0.1 and found["draws"] == 99
+
+
+def test_judged_by_its_trigger_alone_the_quickstarts_kl_holds_poison_at_a_lift_below_zero():
+    def of_the_trigger(name: str) -> Evaluation:
+        path = ROOT / "recipes" / "quickstart-results" / "evaluation" / f"{name}.json"
+        result = Evaluation.from_json(json.loads(path.read_text()), str(path))
+        later = result.later and replace(result.later, gus=None, loss_rank=None)
+        return replace(result, gus=None, loss_rank=None, planted=["attack"], later=later)
+
+    kl, poisoned, retrained = map(of_the_trigger, ("kl", "poisoned", "retrained"))
+    decision = decide([kl], [poisoned], [retrained])
+    assert decision.status == Status.REMAINS and [f.test for f in decision.rejecting] == ["target lost"]
+    untried = [replace(each, attack=replace(each.attack, target_rows=None)) for each in (kl, poisoned, retrained)]
+    assert decide(untried[:1], untried[1:2], untried[2:]).status == Status.CLEAR  # which it was called before
+    assert kl.attack.lift < 0
 
 
 def test_no_model_of_imdb_loses_the_target_to_the_phrase():
