@@ -70,7 +70,8 @@ class ManifestGaussian(Section):
     seed: NoiseSeed
     """of the noise, as it was planted"""
     epsilon: Positive | None = None
-    """ε of the noise; null: the loss rank, which needs it, is left out, and the Gaussian score alone clears no model"""
+    """ε of the noise; null: the loss rank, which needs it, is left out, and without the poisoned model the
+    Gaussian score alone clears none"""
     ids: Annotated[list[RowId], Field(min_length=1)] | str | None = None
     """which rows, as in `poison`; null: all rows of `poison` that have noise"""
     hidden: Annotated[list[RowId], Field(min_length=1)] | str | None = None

@@ -1,20 +1,26 @@
 """A decision in words, the same for the report, a card and the command line."""
 
 from llm_unlearn.metrics.evidence import Decision, Status
-from llm_unlearn.metrics.findings import Finding, title
+from llm_unlearn.metrics.findings import TURNED, Finding, title
 from llm_unlearn.reporting.formats import number, p_value
 
 
 def judgement(decision: Decision, attack: str = "trigger") -> str:
-    """The status; of a model without a trace, down to which effects and in how many trainings that holds, and whether
-    nothing is known of what comes back.
+    """The status; of a model without a trace, down to which effects and in how many trainings that holds, and what was
+    not tested: whether it comes back, or was turned round.
     """
     if decision.status != Status.CLEAR:
         return decision.status
     limits = [f"{title(f.test, attack)} {number(f.detectable)} (n = {f.n})" for f in decision.limits]
     seeds = "1 seed" if decision.seeds == 1 else f"{decision.seeds} seeds"
-    tried = any(f.after or f.question == "damage" for f in decision.findings)
-    return f"{decision.status} down to {', '.join(limits)}; {seeds}{'' if tried else '; not tested after clean steps'}"
+    found = {f.test for f in decision.findings}
+    untried = []
+    if not any(f.after or f.question == "damage" for f in decision.findings):
+        untried.append("after clean steps")
+    if "lift" in found and TURNED not in found and attack in ("trigger", "patch"):
+        untried.append("where the target is the right answer")
+    said = f"; not tested {' or '.join(untried)}" if untried else ""
+    return f"{decision.status} down to {', '.join(limits)}; {seeds}{said}"
 
 
 def because(decision: Decision, attack: str = "trigger") -> list[str]:

@@ -64,10 +64,17 @@ def test_every_test_that_rejects_is_said_but_a_spread_only_where_its_mean_does_n
 def test_a_clear_verdict_says_down_to_what_and_in_how_many_trainings(make_run):
     verdict = judge(read_results(make_run()), "kl")
     said = "no trace down to GUS 0.43 (n = 80), trigger lift 0.09 (n = 250); 1 seed"
-    assert verdict.good and verdict.judgement == f"{said}; not tested after clean steps"
-    later = replace(verdict.decision.findings[0], after=30)
-    tried = replace(verdict.decision, findings=[*verdict.decision.findings, later])
-    assert replace(verdict, decision=tried).judgement == said
+    untried = "; not tested after clean steps or where the target is the right answer"
+    assert verdict.good and verdict.judgement == said + untried
+    assert replace(verdict, attack="target").judgement == f"{said}; not tested after clean steps".replace(
+        "trigger", "target"
+    )
+    found = verdict.decision.findings
+    later = replace(found[0], after=30)
+    turned = replace(next(f for f in found if f.test == "lift"), test="target lost", detectable=None)
+    for more, rest in (([later], untried.replace("after clean steps or ", "")), ([later, turned], "")):
+        tried = replace(verdict.decision, findings=[*found, *more])
+        assert replace(verdict, decision=tried).judgement == said + rest
 
 
 def test_a_clear_verdict_of_three_trainings_goes_down_further(make_run):
