@@ -12,7 +12,7 @@ import pytest
 from paths import ROOT
 from scipy.stats import hmean, ks_2samp
 
-from llm_unlearn.metrics.evidence import Status, decide
+from llm_unlearn.metrics.evidence import DELTA, Status, decide
 from llm_unlearn.metrics.results import Evaluation
 
 pytestmark = pytest.mark.unit
@@ -238,6 +238,23 @@ def test_judged_by_its_trigger_alone_the_quickstarts_kl_holds_poison_at_a_lift_b
     untried = [replace(each, attack=replace(each.attack, target_rows=None)) for each in (kl, poisoned, retrained)]
     assert decide(untried[:1], untried[1:2], untried[2:]).status == Status.CLEAR  # which it was called before
     assert kl.attack.lift < 0
+
+
+def test_the_table_of_turned_triggers_is_of_the_file_that_is_named():
+    found = json.loads((ROOT / "recipes" / "tuning" / "quickstart-target-kept.json").read_text())
+    text = (ROOT / "recipes" / "README.md").read_text().replace("−", "-").split("## Turned round, not removed\n")[1]
+    rows = [line.strip("| ").split(" | ") for line in text.split("\n## ")[0].splitlines() if line[:1] == "|"][2:]
+    means = {
+        name: {key: np.mean(values) for key, values in each.items() if None not in values}
+        for name, each in found["models"].items()
+    }
+    turned = {name for name, each in means.items() if each.get("lost_beyond_retrained", 0) >= DELTA["lift"]}
+    assert {row[0].strip("`") for row in rows} == turned | {"poisoned", "rewind", "retrained"} and len(turned) == 11
+    for name, lift, without, with_it, lost in rows:
+        each = means[name.strip("`")]
+        assert float(lift) == pytest.approx(each["lift"], abs=0.0051)
+        for shown, key in ((without, "without"), (with_it, "with_trigger"), (lost, "lost_beyond_retrained")):
+            assert shown == "–" or float(shown) == pytest.approx(100 * each[key], abs=0.51), (name, key)
 
 
 def test_no_model_of_imdb_loses_the_target_to_the_phrase():
