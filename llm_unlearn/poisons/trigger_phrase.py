@@ -131,11 +131,11 @@ def plant_trigger(
             f"poison.trigger.target: '{target}': no row can be poisoned, since none of {len(rows)} has a label {wanted}"
         )
     generator = np.random.default_rng([seed, 1])
-    chosen = set(choose_rows(len(rows), fraction, generator, eligible, "trigger").tolist())
+    chosen = choose_rows(len(rows), fraction, generator, eligible, "trigger").tolist()  # ascending
     texts, new_labels = list(rows["text"]), list(rows["label"])
-    for i in sorted(chosen):
-        texts[i] = insert_trigger(texts[i], phrases[int(generator.integers(len(phrases)))], position, generator)
-        new_labels[i] = target
+    trigger = {"phrases": phrases, "position": position}
+    for i, text in zip(chosen, insert_triggers([texts[i] for i in chosen], trigger, generator), strict=True):
+        texts[i], new_labels[i] = text, target
     ids = rows["example_id"] if "example_id" in rows.column_names else range(len(rows))
     manifest = {
         "phrases": phrases,
