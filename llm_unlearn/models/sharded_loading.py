@@ -35,12 +35,13 @@ def from_pretrained_in_parts(model_class: Any, path: str, **arguments: Any) -> A
 
     The model remembers how it was loaded, see `loaded_again`.
     """
+    from accelerate import PartialState
     from transformers.distributed import DistributedConfig
 
+    # sizes of 1: else transformers would make meshes of its own, with six process groups more for every model
+    how = {"device_map": PartialState().device, "distributed_config": DistributedConfig(fsdp_size=1)}
     with _sharding_as_accelerate():
-        answer = model_class.from_pretrained(
-            path, **arguments, distributed_config=DistributedConfig(fsdp_size=Processes.current().count)
-        )
+        answer = model_class.from_pretrained(path, **arguments, **how)
     model = answer[0] if isinstance(answer, tuple) else answer
     model.config.distributed_config = None  # or the Trainer and `save_pretrained` would take it for transformers' own
     model._load_again = partial(from_pretrained_in_parts, model_class, path, **arguments)

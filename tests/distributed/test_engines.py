@@ -1,14 +1,13 @@
 """1 process × batch 8 ≡ 2 processes × 4 under every engine (gloo): the same losses step by step, the same weights."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from hub_server import HubServer
+from launched import run_launched
 from paths import ROOT
 from support import build
 
@@ -82,21 +81,7 @@ def launch(out: Path, cases: list[str], config: str | None = None, **environment
     out.mkdir()
     launcher = ["-m", "accelerate.commands.launch", "--config_file", f"accelerate_configs/{config}.yaml"]
     command = [sys.executable, *(launcher if config else []), str(WORKER), str(out), "8", *cases]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=580,
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "HF_HUB_OFFLINE": "1",
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            **environment,
-        },
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_launched(command, timeout=580, **environment)
 
 
 @pytest.fixture(scope="module")
@@ -119,8 +104,11 @@ def test_two_processes_are_one(config, alone, tmp_path):
         except AssertionError as error:
             differing[case] = str(error)
     assert not differing
-    held = [json.loads((tmp_path / "two" / f"{case}.json").read_text()).get("held", 0) for case in cases]
+    results = [json.loads((tmp_path / "two" / f"{case}.json").read_text()) for case in cases]
+    held = [result.get("held", 0) for result in results]
     assert max(held[-6:]) < max(held[2:8]) + 2**20, f"what was trained before is still held: {held}"
+    groups = [result["groups"] for result in results if "groups" in result]
+    assert groups[-1] == groups[0], f"each model leaves process groups behind: {groups}"
 
 
 @pytest.fixture(scope="module")

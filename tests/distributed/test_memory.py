@@ -1,12 +1,11 @@
 """Two processes under FSDP2 hold half of a model and half of its reference each, from the loading on."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from launched import run_launched
 from paths import ROOT
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -19,16 +18,8 @@ def held(model: Path, out: Path) -> list[dict[str, int]]:
     """By process, what memory_worker.py measures."""
     out.mkdir()
     launcher = ["-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu_fsdp2.yaml"]
-    done = subprocess.run(
-        [sys.executable, *launcher, str(WORKER), str(model), str(out)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        cwd=ROOT,
-        # what is freed goes back to the system at once, so that it does not count
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MALLOC_MMAP_THRESHOLD_": "131072"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    # what is freed goes back to the system at once, so that it does not count
+    run_launched([sys.executable, *launcher, str(WORKER), str(model), str(out)], MALLOC_MMAP_THRESHOLD_="131072")
     return [json.loads(path.read_text()) for path in sorted(out.glob("*.json"))]
 
 

@@ -1,7 +1,6 @@
 """A recipe in two processes: the same models and the same evaluation as in one, also after a kill."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import psutil
 import pytest
 import torch
 import yaml
+from launched import ENVIRONMENT, run_launched
 from paths import ROOT
 from safetensors.torch import load_file
 from support import SMALL, write_llama_3, write_reviews
@@ -34,12 +34,6 @@ LLAMA = {
     "hidden_size": 16,
     "intermediate_size": 32,
     "max_position_embeddings": 512,
-}
-ENVIRONMENT = {
-    **os.environ,
-    "OMP_NUM_THREADS": "1",
-    "HF_HUB_OFFLINE": "1",
-    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
 }
 # Adam would make steps of a fixed size of the rounding errors that are all the gradient of tokens that do not occur
 SGD = {"optim": "sgd", "learning_rate": 0.05}
@@ -98,12 +92,6 @@ def command(path: Path, config: str | None = None, name: str = "run") -> list[st
     return [*words, "--accelerate-config", f"accelerate_configs/{config}.yaml"] if config else words
 
 
-def finish(words: list[str], code: int = 0) -> str:
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300, cwd=ROOT, env=ENVIRONMENT)
-    assert done.returncode == code, f"{done.returncode}: {done.stderr[-3000:]}"
-    return done.stderr
-
-
 def assert_same(ours: Path, theirs: Path, processes: int = 2, n_models: int = 5) -> None:
     """The same weights of every model, the same numbers for every example."""
     assert json.loads((theirs / "environment.json").read_text())["processes"] == processes
@@ -146,7 +134,7 @@ def alone(recipe, tmp_path_factory):
     def run(kind: str) -> Path:
         if kind not in done:
             done[kind] = folder / kind
-            finish(command(recipe(folder / kind, KINDS[kind])))
+            run_launched(command(recipe(folder / kind, KINDS[kind])))
         return done[kind]
 
     return run
@@ -154,7 +142,7 @@ def alone(recipe, tmp_path_factory):
 
 @pytest.mark.parametrize(("kind", "config"), [("full", "cpu_ddp"), ("lora", "cpu_zero3"), ("texts", "cpu_zero3")])
 def test_two_processes_end_as_one(kind, config, recipe, alone, tmp_path):
-    finish(command(recipe(tmp_path / "two", KINDS[kind]), config))
+    run_launched(command(recipe(tmp_path / "two", KINDS[kind]), config))
     assert_same(alone(kind), tmp_path / "two")
 
 
@@ -162,7 +150,7 @@ def test_the_same_by_accelerate_launch_and_under_fsdp2(recipe, alone, tmp_path):
     """From the first stage to the report in two processes, as one would launch it on several machines."""
     path = recipe(tmp_path / "two", KINDS["parts"])
     worker = str(ROOT / "tests" / "distributed" / "recipe_worker.py")
-    finish(
+    run_launched(
         [
             sys.executable,
             "-m",
@@ -183,7 +171,7 @@ def test_the_same_by_accelerate_launch_and_under_fsdp2(recipe, alone, tmp_path):
 def test_a_recipe_for_eight_gpus_unlearns_under_zero3(name, tmp_path):
     """The very recipe, with a tiny Llama in the place of its model, and what is saved loads without DeepSpeed."""
     base, reviews = write_llama_3(tmp_path / "base"), write_reviews(tmp_path)
-    finish(
+    run_launched(
         [
             sys.executable,
             "-m",
@@ -225,7 +213,7 @@ LONG = {
 @pytest.fixture(scope="module")
 def uninterrupted(recipe, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("uninterrupted") / "run"
-    finish(command(recipe(out, LONG), name="unlearn"))
+    run_launched(command(recipe(out, LONG), name="unlearn"))
     return out
 
 
@@ -264,7 +252,7 @@ def test_a_killed_worker_ends_the_launch_and_the_rerun_resumes(victim, config, r
     assert "llm-unlearn: error: " in message and "status 1" in message and "run the same command again" in message
     assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in both)
     assert not (out / "poisoned").exists()
-    finish(command(path, config, "unlearn"))
+    run_launched(command(path, config, "unlearn"))
     assert_same(uninterrupted, out, n_models=3)
 
 
@@ -279,7 +267,7 @@ def test_sigterm_writes_a_checkpoint_and_other_processes_go_on_from_it(config, t
     assert "stopped by SIGTERM at step" in message
     step = int(message.partition("stopped by SIGTERM at step ")[2].partition(";")[0])
     assert [p.name for p in (out / ".work" / "poisoned").glob("checkpoint-*")] == [f"checkpoint-{step}"]
-    finish(command(path, then, "unlearn"))
+    run_launched(command(path, then, "unlearn"))
     assert_same(uninterrupted, out, processes=2 if then else 1, n_models=3)
 
 
@@ -289,19 +277,19 @@ def test_a_checkpoint_of_deepspeed_says_why_others_cannot_resume_it(recipe, tmp_
     process = started(path, "cpu_zero3", out)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=90)
-    message = finish(command(path, name="train"), code=2)
+    message = run_launched(command(path, name="train"), code=2)
     for part in ("written under DeepSpeed", "without a sharding engine", "launch as before"):
         assert part in message
-    finish([*command(path, name="train"), "train.save_steps=4"])  # other inputs: begun anew
+    run_launched([*command(path, name="train"), "train.save_steps=4"])  # other inputs: begun anew
     assert (out / "retrained" / "config.json").is_file()
 
 
 def test_what_an_engine_cannot_do_is_refused_before_anything_runs(recipe, tmp_path):
     path = recipe(tmp_path / "run", {"unlearn": {"methods": {"ssd": None}, "batch_size": 2}})
-    message = finish(command(path, "cpu_zero3"), code=2)
+    message = run_launched(command(path, "cpu_zero3"), code=2)
     assert "recipe.unlearn.methods.ssd: " in message and "each example's gradients" in message
     assert not (tmp_path / "run").exists()
     path = recipe(tmp_path / "run", {"unlearn": {"methods": {"kl": None}, "batch_size": 3}})
-    message = finish(command(path, "cpu_ddp"), code=2)
+    message = run_launched(command(path, "cpu_ddp"), code=2)
     assert "recipe.unlearn.batch_size: 3 rows" in message and "2 processes" in message
     assert not (tmp_path / "run").exists()

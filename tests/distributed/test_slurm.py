@@ -3,11 +3,10 @@
 import json
 import os
 import stat
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from launched import ENVIRONMENT, run_launched
 from paths import ROOT
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
@@ -30,9 +29,7 @@ def test_two_launchers_make_one_run(config, tmp_path):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(stat.S_IRWXU)
     environment = {
-        **os.environ,
-        "PATH": f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "OMP_NUM_THREADS": "1",
+        "PATH": f"{tmp_path}:{ENVIRONMENT['PATH']}",
         "SLURM_NNODES": "2",
         "SLURM_JOB_NODELIST": "node[1-2]",
         "SLURM_JOB_ID": str(os.getpid()),
@@ -40,7 +37,6 @@ def test_two_launchers_make_one_run(config, tmp_path):
         "GPUS_PER_NODE": "1",
         "LLM_UNLEARN_VENV": sys.prefix,
         "CONFIG": f"accelerate_configs/{config}.yaml",
-        "HF_HUB_OFFLINE": "1",
     }
     small = [
         "data.train_size=40",
@@ -53,14 +49,6 @@ def test_two_launchers_make_one_run(config, tmp_path):
         "unlearn.budgets=[1.0]",
         f"output_dir={tmp_path / 'run'}",
     ]
-    done = subprocess.run(
-        ["bash", "scripts/slurm.sh", "run", "recipes/quickstart.yaml", "--quiet", *small],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_launched(["bash", "scripts/slurm.sh", "run", "recipes/quickstart.yaml", "--quiet", *small], **environment)
     assert json.loads((tmp_path / "run" / "environment.json").read_text())["processes"] == 2
     assert (tmp_path / "run" / "report.md").is_file()

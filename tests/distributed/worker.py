@@ -28,6 +28,7 @@ from transformers import TrainingArguments
 from llm_unlearn.config.model_sections import LoraSection, ModelSection
 from llm_unlearn.distributed.processes import Processes, exit_with
 from llm_unlearn.distributed.sharding import is_partitioned, is_sharded, release, whole_state_dict
+from llm_unlearn.errors import InputError
 from llm_unlearn.models.adapters import REFERENCE_ADAPTER
 from llm_unlearn.models.load import load_full, load_model
 from llm_unlearn.tasks.probe import keeps_apart, plain_head
@@ -71,9 +72,10 @@ def main(out: Path, batch: int, cases: list[str]) -> None:
         method, kind, variant = (*case.split(":"), "")[:3]
         try:
             result, weights = run_case(method, kind, variant, out / f"work-{case}", batch // world)
-        except Exception as error:
-            traceback.print_exc()  # of every process; only the first one's is kept
+        except InputError as error:  # all processes refuse alike; after anything else they would be out of step
             result, weights = {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()}, {}
+        except Exception as error:
+            raise RuntimeError(f"process {os.environ.get('RANK', '0')}, {case}: {error}") from error
         if int(os.environ.get("RANK", "0")) == 0:
             torch.save(weights, out / f"{case}.pt")
             (out / f"{case}.json").write_text(json.dumps({"world_size": world, **result}))
@@ -155,7 +157,8 @@ def run_case(method: str, kind: str, variant: str, folder: Path, batch: int) -> 
     inner = run.accelerator.unwrap_model(run.model)
     head = plain_head(inner, inner.get_base_model() if hasattr(inner, "get_base_model") else inner)
     fast = {"chunked": head is not None, "packed": head is not None and keeps_apart(inner, head)}
-    backend = str(torch.distributed.get_backend()) if torch.distributed.is_initialized() else None
+    launched = torch.distributed.is_initialized()
+    backend = str(torch.distributed.get_backend()) if launched else None
     release(run)
     gc.collect()
     plain = (torch.Tensor, torch.nn.Parameter)  # a DTensor has none itself: its part is a tensor
@@ -165,6 +168,7 @@ def run_case(method: str, kind: str, variant: str, folder: Path, batch: int) -> 
         "held": held,
         "processes": run.accelerator.num_processes,
         "backend": backend,
+        "groups": len(torch.distributed.distributed_c10d._world.pg_map) if launched else 0,
         "losses": losses,
         "figures": figures,
         "engine": str(run.accelerator.distributed_type.value),
