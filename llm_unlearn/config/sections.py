@@ -124,7 +124,8 @@ class EvaluateSection(Section):
     """share of an example's tokens, the least likely ones, that min_k and min_k_plus look at"""
     loss_rank_draws: Annotated[int, Field(ge=0, le=9999)] = 99
     """fresh noises that each Gaussian canary's loss is ranked among (evaluation/loss_ranks.py), and fresh strings that
-    each token canary's is ranked among, a forward pass of the canary each; 0 leaves these tests out"""
+    each token canary's is ranked among, a forward pass of the canary each; 0 leaves these tests out, and no canaries
+    are then called gone"""
     placebo_draws: Annotated[int, Field(ge=0, le=9999)] = 799
     """at most so many phrases that were never planted, which the trigger's effect is ranked among (metrics/placebo.py);
     of several phrases as many times more for each; 0 leaves that test out"""

@@ -250,7 +250,7 @@ class VisionEvaluateSection(Section):
     """the attacks to run (metrics/membership_scores.py); gradient_norm takes a backward pass per image"""
     loss_rank_draws: Annotated[int, Field(ge=0, le=9999)] = 99
     """fresh noises that each Gaussian canary's loss is ranked among (evaluation/loss_ranks.py), a forward pass of the
-    canary each; 0 leaves that test out"""
+    canary each; 0 leaves that test out, and no canaries are then called gone"""
     placebo_draws: Annotated[int, Field(ge=0, le=9999)] = 799
     """at most so many patches of other patterns, which the patch's effect is ranked among (metrics/placebo.py); 0
     leaves that test out"""

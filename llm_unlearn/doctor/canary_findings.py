@@ -1,7 +1,5 @@
 """What the canaries of a recipe will be able to show: only the hidden ones decide."""
 
-import math
-
 from llm_unlearn.config.recipe import Recipe
 from llm_unlearn.doctor.finding import Finding
 from llm_unlearn.metrics.evidence import ALPHA, DELTA, SHARE
@@ -44,6 +42,9 @@ def _check_kind(recipe: Recipe, kind: str) -> list[Finding]:
             f"none of {deleted} deleted {title} is hidden, so a method that works on the {planted} it knows looks clean"
         )
         return [Finding("canaries", "warning", what, f"raise poison.{kind}.audit_share")]
+    if not recipe.evaluate.loss_rank_draws:
+        what = "no loss rank is taken, and by their GUS alone no canaries are called gone"
+        return [Finding("canaries", "warning", what, "set evaluate.loss_rank_draws=99")]
     counts = recipe.poison_counts()
     attack = any(counts.get(kind) for kind in ATTACK_KINDS)
     questions = 1 + attack + bool(counts.get("gradient_cancelling"))
@@ -69,10 +70,8 @@ def _check_kind(recipe: Recipe, kind: str) -> list[Finding]:
 
 
 def _expected_rank(recipe: Recipe, kind: str) -> tuple[float, str]:
-    """The mean rank that the poisoned model's canaries may reach, and in words why; without draws there is none."""
+    """The mean rank that the poisoned model's canaries may reach, and in words why."""
     draws = recipe.evaluate.loss_rank_draws
-    if not draws:
-        return math.inf, "no ranks are taken"
     highest = highest_mean(draws)
     words = f"by {draws} draws no mean rank is above {highest:.1f}"
     if not getattr(recipe.model, "path", None):

@@ -12,8 +12,8 @@ since its null is δ and not 0.
   model would have found a residue of δ with probability CHANCE, the upper limit of each effect is below δ, and the
   figures are worth something (defects.py): none is missing, no seed shows poison by itself. Canaries that were not to
   be deleted are not found either. δ is a fifth of the poisoned model's own figure, or the whole of a GUS that tells
-  little (`_tells_little`); where that model is not known, DELTA, and a GUS alone is not enough. Placebos and spreads
-  may reject; they exclude nothing. One kind of canary says nothing of another. Without a retrained model δ is DELTA at
+  little (`_tells_little`); where that model is not known, DELTA. A GUS alone is not enough. Placebos and spreads may
+  reject; they exclude nothing. One kind of canary says nothing of another. Without a retrained model δ is DELTA at
   most, a lift is measured by the room that there is for one (`_little_room`), and what is inconclusive without the
   poisoned model is so with it: knowing it makes no verdict milder.
 - **Inconclusive** otherwise, with the reasons.
@@ -144,7 +144,7 @@ def decide(
         for reason in _reasons([f for f in findings if f.question == question], took, question)
     ]
     tests = {f.test for f in found}
-    if not poisoned and "gus" in tests and "loss rank" not in tests:
+    if "gus" in tests and "loss rank" not in tests:
         reasons.append(_GUS_ALONE)
     for kind, telling in CANARY_KINDS.items():  # one kind of canary says nothing of another
         others = set(_TELLING["noise"]) - set(telling)
@@ -157,9 +157,7 @@ def decide(
     if not retrained:
         reasons += _little_room(findings, results, poisoned)
     if poisoned and not retrained:
-        reasons += [
-            reason for reason in decide(results, damaging=damaging).reasons if reason not in (_GUS_ALONE, *reasons)
-        ]
+        reasons += [reason for reason in decide(results, damaging=damaging).reasons if reason not in reasons]
     if not questions:
         status = Status.UNTESTED
     elif any(finding.rejects for finding in findings):
@@ -265,8 +263,7 @@ def _took(finding: Finding) -> bool:
 
 
 _GUS_ALONE = (
-    "GUS: alone it excludes nothing, since adapters keep noise that gradients do not show; measure the loss rank too, "
-    "or the poisoned model"
+    "GUS: alone it excludes nothing, since gradients do not show all that is learned; measure the loss rank too"
 )
 _NAMES = {
     "noise": "canaries",

@@ -142,9 +142,10 @@ def test_of_a_pretrained_model_what_the_study_saw_is_asked_for(tmp_path, kind, e
     assert f"of {min(0.5, 0.2 * highest):.2g} takes" in made.remedy
 
 
-def test_without_ranks_only_the_gaussian_score_is_asked_for(tmp_path):
+def test_without_ranks_no_canaries_are_called_gone(tmp_path):
     (finding,) = check_canaries(recipe(tmp_path, evaluate={"loss_rank_draws": 0}))
-    assert "no ranks are taken" in finding.what and "of 0.5 takes" in finding.remedy
+    assert finding.level == "warning" and "by their GUS alone no canaries are called gone" in finding.what
+    assert finding.remedy == "set evaluate.loss_rank_draws=99"
 
 
 def test_without_canaries_or_where_a_file_names_the_deleted_rows_nothing_is_said_of_them(tmp_path):

@@ -374,13 +374,13 @@ def test_without_a_poisoned_model_fixed_deltas_are_asked_for():
     assert decide([evaluation()]).status == Status.UNTESTED
 
 
-def test_a_gus_alone_clears_no_model_of_which_the_poisoned_one_is_not_known():
-    """Under LoRA the gradient score of a poisoned model is 0 too; a model that shows it there is another matter."""
-    alone = evaluation(gus=scores())
-    decision = decide([alone])
-    assert decision.status == Status.INCONCLUSIVE and decision.reasons[0].startswith("GUS: alone it excludes nothing")
-    assert decide([alone], [evaluation(gus=scores(2.6))]).status == Status.CLEAR
-    assert decide([evaluation(gus=scores(), loss_rank=scores())]).status == Status.CLEAR
+@pytest.mark.parametrize("poisoned", [[], [evaluation(gus=scores(2.6))]])
+def test_a_gus_alone_clears_no_model(poisoned):
+    """Noise that gradients do not show can be there: under LoRA, after fine-tuning, in a model made to hide them."""
+    (reason,) = decide([evaluation(gus=scores())], poisoned).reasons
+    assert reason.startswith("GUS: alone it excludes nothing") and "loss rank" in reason
+    assert decide([evaluation(gus=scores(), loss_rank=scores())], poisoned).status == Status.CLEAR
+    assert decide([evaluation(gus=scores(2.6))], poisoned).status == Status.REMAINS
 
 
 def test_the_lift_is_taken_above_the_retrained_models_where_it_is_known():

@@ -91,6 +91,7 @@ def evaluation(name: str, figures: dict[str, Any], seed: int) -> dict[str, Any]:
             },
         },
         "gus": gus,
+        "loss_rank": gus,  # of the same figures
         "utility": {
             "accuracy": accuracy,
             "n": N_TEST,
@@ -141,7 +142,7 @@ def signals(figures: dict[str, Any], seed: int) -> pyarrow.Table:
 
 
 def write_seed(folder: Path, seed: int, models: dict[str, dict[str, Any]], drop: tuple[str, ...] = ()) -> None:
-    """Write one seed's tree. `drop`: sections ("attack", "gus", "mia", "oracle") that this run does not have."""
+    """Write one seed's tree. `drop`: sections ("attack", "gus", "loss_rank", "mia", "oracle") of a run without them."""
     (folder / "evaluation").mkdir(parents=True)
     trigger = {
         "phrases": ["James Bond"],
@@ -173,7 +174,7 @@ def write_seed(folder: Path, seed: int, models: dict[str, dict[str, Any]], drop:
     (folder / "environment.json").write_text(json.dumps(environment))
     (folder / "recipe.yaml").write_text("name: made-up\nseeds: [0]\n")
     for name, figures in models.items():
-        doc = evaluation(name, figures, seed) | dict.fromkeys(drop)
+        doc = evaluation(name, figures, seed) | dict.fromkeys([*drop, *(["loss_rank"] if "gus" in drop else [])])
         (folder / "evaluation" / f"{name}.json").write_text(json.dumps(doc))
         pyarrow.parquet.write_table(signals(figures, seed), folder / "evaluation" / f"{name}.parquet")
 

@@ -84,19 +84,20 @@ class TestDecisions:
     def test_every_test_stands_with_its_figure_and_what_rejects_is_marked(self, make_run):
         section = decision_section(read_results(make_run(seeds=[0, 1, 2])))
         tests, limits = section.tables
-        assert [title for title, _ in tests.columns] == ["GUS", "mean square of GUS", "trigger lift"]
+        of_canaries = [name for test in ("GUS", "loss rank") for name in (test, f"mean square of {test}")]
+        assert [title for title, _ in tests.columns] == [*of_canaries, "trigger lift"]
         rows = {name: [cell.value for cell in cells] for name, cells in tests.rows}
-        assert rows["gradient_descent"] == ["1.62 ‡", "3.65 ‡", "0.54 ‡"] and "‡" not in "".join(rows["kl"])
+        assert rows["gradient_descent"] == [*["1.62 ‡", "3.65 ‡"] * 2, "0.54 ‡"] and "‡" not in "".join(rows["kl"])
         assert "base" not in rows and "retrained" in rows
-        # 240 canaries, two questions, two tests: (Φ⁻¹(1 − 0.01/8) + 0.84·1.02) / √240, below a fifth of 2.5
+        # 240 canaries, two questions, four tests: (Φ⁻¹(1 − 0.01/16) + 0.84·1.02) / √240, below a fifth of 2.5
         found = {name: [cell.value for cell in cells] for name, cells in limits.rows}
-        assert found["kl"][:2] == ["0.25", "0.50"] and float(found["kl"][2]) < float(found["kl"][3]) == 0.16
+        assert found["kl"][:4] == ["0.26", "0.50"] * 2 and float(found["kl"][4]) < float(found["kl"][5]) == 0.16
 
     def test_evaluations_from_before_these_tests_are_read_without_them(self, run_dir):
         for path in (run_dir / "evaluation").glob("*.json"):
             doc = json.loads(path.read_text())
             doc["mia"] = {"loss": {"auc": 0.6, "n_members": 9, "n_nonmembers": 9, "tpr_at_fpr": {"0.01": 0.02}}}
-            del doc["attack"]["excess"]
+            del doc["attack"]["excess"], doc["loss_rank"]
             path.write_text(json.dumps(doc))
         section = decision_section(read_results(run_dir))
         assert [title for title, _ in section.tables[0].columns] == ["GUS", "mean square of GUS", "trigger lift"]

@@ -77,6 +77,10 @@ def gus(mean, **changes):
     return {"gus": {"mean": mean, **changes}}
 
 
+def scores(mean):
+    return {test: {"mean": mean} for test in ("gus", "loss_rank")}
+
+
 def excess(low, high):
     return {"attack": {"excess": {"mean": (low + high) / 2, "ci95": [low, high], "p_value": 0.01, "n": 250}}}
 
@@ -115,7 +119,7 @@ def test_the_first_line_says_which_test_and_by_how_much(changed):
 
 
 def test_a_test_that_the_poisoned_model_passes_shows_nothing(changed):
-    results = changed("poisoned", gus(0.1))
+    results = changed("poisoned", scores(0.1))
     line = opening(card_of(results, "kl"))
     assert line.startswith(f"**{UNSHOWN}") and "Gaussian canaries" in line
     assert opening(card_of(changed("kl", gus(0.4)), "kl")).startswith(f"**{REMAINS}")
@@ -128,7 +132,7 @@ def test_poison_that_was_not_known_remains(changed):
 
 def test_what_holds_down_to_what_and_accuracy_lost_are_in_the_first_line(changed):
     line = opening(card_of(changed("kl", {"utility": {"accuracy": 0.5}}), "kl"))
-    assert line.startswith(f"**{CLEAR}") and "42.0 points of accuracy" in line and "down to GUS 0.43" in line
+    assert line.startswith(f"**{CLEAR}") and "42.0 points of accuracy" in line and "down to GUS 0.46" in line
 
 
 def test_models_that_no_method_made_say_what_they_are(run_dir, changed):
@@ -163,7 +167,7 @@ def test_plots_stand_beside_the_card_and_two_or_three_are_shown(run_dir):
 
 def test_what_was_not_shown_is_said_in_numbers(run_dir):
     text = card_of(read_results(run_dir), "kl").text
-    assert "With 80 canaries" in text and "below 0.43" in text
+    assert "With 80 canaries" in text and "below 0.46" in text
     assert "250 triggered test examples" in text and "1 in 100" in text
     assert "One seed" in text and "other triggers" in text
 

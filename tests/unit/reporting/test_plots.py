@@ -62,19 +62,16 @@ def test_a_line_is_drawn_where_the_retrained_model_has_a_place_alone(run_dir):
     (line,) = threshold_lines(results, "lift", {"retrained": place})
     assert line[0] == pytest.approx(0.05 + 0.2 * 0.81, abs=1e-3)  # a fifth of the poisoned model's lift above it
     assert threshold_lines(results, "lift", {"poisoned": place}) == []
-    assert threshold_lines(results, "loss_rank", {}) == []  # which this run has not
-    ranked = read_results(run_dir)
-    for run in ranked.runs:
-        run.models.update({name: replace(model, loss_rank=model.gus) for name, model in run.models.items()})
-    for found, score, words in ((results, "gus", "Gaussian test"), (ranked, "loss_rank", "test of loss ranks")):
-        (above, said), (below, _) = threshold_lines(found, score, {})
+    assert threshold_lines(results, "canary_rank", {}) == []  # which this run has not
+    for score, words in (("gus", "Gaussian test"), ("loss_rank", "test of loss ranks")):
+        (above, said), (below, _) = threshold_lines(results, score, {})
         assert above == -below > 0 and words in said
 
 
 @pytest.mark.parametrize(("gus", "rank", "shown"), [(2.3, 2.7, "gus"), (0.5, 1.75, "loss_rank"), (-0.1, -0.2, "gus")])
 def test_the_noise_is_shown_by_the_score_that_tells_the_poisoned_model(gus, rank, shown, make_run):
-    results = read_results(make_run())
-    assert noise_effect(results) == "gus"  # without a loss rank
+    results = read_results(make_run(drop=("loss_rank",)))
+    assert noise_effect(results) == "gus"
     for run in results.runs:
         poisoned = run.models["poisoned"]
         scores = {name: replace(poisoned.gus, mean=mean) for name, mean in (("gus", gus), ("loss_rank", rank))}

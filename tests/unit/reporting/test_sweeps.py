@@ -58,7 +58,7 @@ def test_the_sections_name_the_axis_and_the_two_oracles(swept):
     assert section.plots[0].name == "sweep_unlearn_forget_fraction"
     row = dict(section.tables[0].rows)["kl"]
     assert [cell.value for cell in row[:2]] == ["0.80", "0.10"]
-    assert {group for _, group in section.tables[0].columns} == {"attack lift", "GUS", "accuracy (%)"}
+    assert {group for _, group in section.tables[0].columns} == {"attack lift", "GUS", "loss rank", "accuracy (%)"}
 
 
 def test_ranks_are_shown_beside_gus(make_run):

@@ -27,6 +27,9 @@ def test_figures_of_one_seed_carry_their_intervals(run_dir):
         "GUS": "2.50 [2.28, 2.72]",
         "p": "1e−110",
         "Gaussian canaries: TPR@1 %": "0.70",
+        "loss rank": "2.50 [2.28, 2.72]",
+        "p (rank)": "1e−110",
+        "TPR@1 % (rank)": "0.70",
         "accuracy (%)": "92.0 [89.9, 93.9]",
         "perplexity": "8.1",
         "AUC": "0.600",
@@ -99,8 +102,9 @@ def test_over_seeds_mean_sd_and_n(make_run):
 
 
 def test_control_names_the_model_on_which_fresh_noise_is_off(make_run):
-    table = control_table(read_results(make_run({"kl": {"control_p": 0.0004}})))
-    assert [cell.text for cell in dict(table.rows)["kl"]] == ["−0.05", "80", "0.655", "0.810", "NOT N(0, 1): GUS"]
+    table = control_table(read_results(make_run({"kl": {"control_p": 0.0002}})))
+    *scores, verdict = (cell.text for cell in dict(table.rows)["kl"])
+    assert scores == ["−0.05", "80", "0.655", "0.810"] * 2 and verdict == "NOT N(0, 1): GUS, loss rank"
     assert dict(table.rows)["poisoned"][-1].text == "as it must be"
     assert len(table.rows) == 7
 

@@ -41,7 +41,7 @@ def image_run(make_run):
             doc = json.loads(path.read_text())
             if not ("patch" in poison or "gradient_matching" in poison):
                 doc["attack"] = None
-            doc["gus"] = None
+            doc["gus"] = doc["loss_rank"] = None
             if doc["oracle"]:
                 mean, p = LOST.get(path.stem, (0.0, 1.0))
                 doc["oracle"]["accuracy_lost"] = {
