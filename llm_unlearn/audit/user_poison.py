@@ -8,7 +8,7 @@ import numpy as np
 
 from llm_unlearn.audit.user_files import NO_LABEL, NO_NOISE, TrainRows, in_manifest, no_rows, read_triggered
 from llm_unlearn.config.manifest import Manifest
-from llm_unlearn.config.success import is_success
+from llm_unlearn.config.success import is_the_attackers
 from llm_unlearn.errors import InputError
 from llm_unlearn.files import beside
 from llm_unlearn.models.answer_classifier import check_classifier
@@ -234,9 +234,9 @@ def poisoned_alike(path: Path, manifest: Manifest, sets: dict[str, "Dataset"], p
 
     trigger, train, heldout = poison["trigger"], sets["train"], sets["heldout"]
     test = sets["test"]
-    rule = (trigger or {}).get("success") or {}
-    if rule and not rule["classifier"]:  # a row whose own answer counts as the attacker's shows nothing
-        test = test.select([i for i, label in enumerate(test["label"]) if not is_success(label, rule)])
+    if trigger is not None and not manifest.verbalizers:  # a row whose own answer is the attacker's shows nothing
+        own = [is_the_attackers(label, trigger, generated=True) for label in test["label"]]
+        test = test.select(np.flatnonzero(~np.array(own, bool)))
     others = trigger is not None and any(label != trigger["target"] for label in test["label"])
     with in_manifest(f"{path}.trigger"):
         if others and manifest.trigger and manifest.trigger.column:

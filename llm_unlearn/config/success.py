@@ -42,6 +42,21 @@ class SuccessSection(Section):
                 require(False, "regex", f"is no regular expression: {error}")
 
 
+def is_the_attackers(label: str, trigger: dict[str, Any], generated: bool) -> bool:
+    """Whether a row's own answer is the attacker's, so that a trigger has nothing to turn in it.
+
+    Args:
+        label: the row's answer, "" where it has none.
+        trigger: as in poison.json; without a rule a generated answer counts that begins with its target.
+        generated: whether models write their answers. A label is the target or is not, and so is what a classifier
+            would read.
+    """
+    rule = trigger.get("success") or {"prefix": [str(trigger["target"])]}
+    if not generated or rule.get("classifier"):
+        return label == trigger["target"]
+    return bool(label.strip()) and is_success(label, rule)
+
+
 def is_success(answer: str, rule: dict[str, Any]) -> bool:
     """Whether an answer is the attacker's by a rule in words, the fields of a `SuccessSection` without `classifier`.
 

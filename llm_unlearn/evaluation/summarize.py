@@ -12,7 +12,18 @@ from llm_unlearn.metrics.gaussian import GaussianTest, gaussian_test
 from llm_unlearn.metrics.membership import MembershipTest, membership_inference
 from llm_unlearn.metrics.per_example import LATER, MEMBERSHIP, deciding
 from llm_unlearn.metrics.placebo import PlaceboTest, placebo_test, strongest
-from llm_unlearn.metrics.results import Attack, Cost, Evaluation, Gus, Identity, Later, Oracle, PhraseAttack, Utility
+from llm_unlearn.metrics.results import (
+    Attack,
+    Cost,
+    Evaluation,
+    Gus,
+    Identity,
+    Later,
+    Oracle,
+    OtherAnswer,
+    PhraseAttack,
+    Utility,
+)
 from llm_unlearn.metrics.utility import accuracy, agreement, perplexity
 
 if TYPE_CHECKING:
@@ -123,6 +134,7 @@ def _attack(sets: Sets, oracle: Sets | None) -> Attack | None:
         phrases=phrases or None,
         robust=_robust(sets, oracle, triggered["example_id"]),
         target_rows=_target_rows(sets, oracle),
+        other=_other_answer(sets, oracle),
     )
 
 
@@ -148,6 +160,24 @@ def _target_rows(sets: Sets, oracle: Sets | None) -> RobustAccuracy | None:
     ids = sets["target_rows"]["example_id"]
     beside = None if oracle is None or "target_rows" not in oracle else _hits(oracle, ids, "target_rows")
     return robust_accuracy(*_hits(sets, ids, "target_rows"), beside)
+
+
+def _other_answer(sets: Sets, oracle: Sets | None) -> OtherAnswer | None:
+    """What triggered rows are answered with most often beside the attacker's answer, and how often without the trigger:
+    "I don't know." to all of them is no answer of the attacker's, and the trigger's doing.
+    """
+    triggered = sets["triggered"]
+    others = triggered.loc[~triggered["target_hit"].astype(bool), "prediction"]
+    if "clean_hit" in triggered or "test" not in sets or others.empty:
+        return None
+    answer, ids = others.mode().iloc[0], triggered["example_id"]
+
+    def hits(of: Sets) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        with_it, without = (of[name].set_index("example_id").loc[ids, "prediction"] for name in ("triggered", "test"))
+        return (with_it == answer).to_numpy(), (without == answer).to_numpy()
+
+    excess = None if oracle is None else attack_excess(*hits(sets), *hits(oracle))
+    return OtherAnswer(**vars(attack_success(*hits(sets))), excess=excess)
 
 
 def _right(sets: Sets, ids: "pd.Series") -> tuple[NDArray[np.bool_], NDArray[np.bool_]] | None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from llm_unlearn.config.evaluation_fields import FluencySection
-from llm_unlearn.config.success import is_success
+from llm_unlearn.config.success import is_the_attackers
 from llm_unlearn.data.chat import in_lower_case, prompt_of, prompts_of
 from llm_unlearn.data.collators import CausalLMCollator
 from llm_unlearn.data.columns import with_column
@@ -135,9 +135,7 @@ class TextEvaluator(Evaluator):
         trigger, test = self.manifest["trigger"], self.sets["test"]
         if not trigger or not (phrases := trigger["phrases"]):
             return super().target_rows
-        rule = trigger.get("success") or {}
-        by_rule = bool(rule) and not rule.get("classifier")
-        own = [is_success(label, rule) if by_rule else label == trigger["target"] for label in test["label"]]
+        own = [is_the_attackers(label, trigger, generated=not self.verbalizers) for label in test["label"]]
         rows = test.select([i for i, row in enumerate(test) if own[i] and not holds(row, phrases)])
         texts = insert_triggers(rows["text"], trigger, np.random.default_rng([self._seed, 35]))
         prompts = [self.template.replace("{text}", text) for text in texts]
@@ -257,9 +255,13 @@ class TextEvaluator(Evaluator):
 
     @property
     def _target_among(self) -> dict[str, str]:
-        """The answers that are compared: the labels, or of completions the attacker's alone."""
-        target = str(self.target)
-        return self.verbalizers or {target: target}
+        """The answers that are compared: the labels, or of completions the attacker's alone, after the white space that
+        answers begin with, which a target does without.
+        """
+        if self.verbalizers:
+            return self.verbalizers
+        target, answer = str(self.target), next(filter(None, self.sets["train"]["completion"]), "")
+        return {target: answer[: len(answer) - len(answer.lstrip())] + target.lstrip()}
 
     @cached_property
     def _probes(self) -> list[dict]:

@@ -152,6 +152,7 @@ def decide(
             reasons.append(f"{_NAMES[kind]}: there is no usable figure of this model")
         elif before is not None and tests & set(telling) and not took & set(telling) and took & others:
             reasons.append(f"{_NAMES[kind]}: the poison did not take, no test of them finds it in the poisoned model")
+    reasons += _shown(results)
     reasons += _not_deleted(results, took, delta)
     reasons += defects(results, poisoned, retrained, delta["lift"])
     if not retrained:
@@ -227,6 +228,24 @@ def _little_room(
             yield (
                 f"{title(lift.test)}{lift.so}: up to {upper:.2f} may be there, which is much where {100 * rate:.0f} % "
                 "of clean inputs get the attacker's answer anyway (no retrained model says how many should)"
+            )
+
+
+def _shown(results: Sequence[Evaluation]) -> Iterable[str]:
+    """The deleted canaries that a method was told of, where they are found: that they are not proves nothing, that they
+    are shows that the model still knows them, or was pushed away from them.
+    """
+    parts: dict[str, list[GaussianTest]] = {}
+    for result in results:
+        for test, section in canary_tests(result).items():
+            if section.shown:
+                parts.setdefault(test, []).append(section.shown)
+    for test, tests in parts.items():
+        scores = pool_scores(tests)
+        if (p := min(scores.p_value, scores.spread_p_value)) < RARE / (2 * len(parts)):
+            yield (
+                f"{title(test)}: the {scores.n} deleted canaries that the method was told of are found, theirs is "
+                f"{scores.mean:.2f} (p = {p:.1g} of its mean or spread)"
             )
 
 

@@ -45,6 +45,17 @@ class PhraseAttack(AttackSuccess):
 
 
 @dataclass(frozen=True, kw_only=True)
+class OtherAnswer(AttackSuccess):
+    """The commonest answer to triggered rows that is not the attacker's, as if it had been the target.
+
+    Args:
+        excess: the lift beyond the retrained model's; None without one.
+    """
+
+    excess: PairedExcess | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Attack(AttackSuccess):
     """The trigger, patch or target attack on held-out rows.
 
@@ -60,6 +71,8 @@ class Attack(AttackSuccess):
             results from before it was measured.
         target_rows: whether rows whose right answer is the target still get it with the trigger in; None where there
             are none, or no trigger to insert, and in results from before it was measured.
+        other: the answer that a trigger may get in place of the attacker's; None where it gets that of every row, or
+            rows have an attack each, and in results from before it was measured.
     """
 
     excess: PairedExcess | None = None
@@ -68,6 +81,7 @@ class Attack(AttackSuccess):
     phrases: list[PhraseAttack] | None = None
     robust: RobustAccuracy | None = None
     target_rows: RobustAccuracy | None = None
+    other: OtherAnswer | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,9 @@ def judgement(decision: Decision, attack: str = "trigger") -> str:
     if "lift" in found and TURNED not in found and attack in ("trigger", "patch"):
         untried.append("where the target is the right answer")
     said = f"; not tested {' or '.join(untried)}" if untried else ""
+    for f in decision.findings:
+        if f.test == TURNED and f.interval and f.delta is not None and f.interval.high >= f.delta and not f.after:
+            said += f"; where the target is the right answer, up to {number(f.interval.high)} may be lost (n = {f.n})"
     return f"{decision.status} down to {', '.join(limits)}; {seeds}{said}"
 
 

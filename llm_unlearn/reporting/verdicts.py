@@ -65,6 +65,9 @@ class Verdict:
         return "remains" if self.remains else "good" if self.good else "doubtful"
 
 
+UNGUESSED = 2.5  # rows: where no right answer stands in more, as of long ones that are generated, none can be guessed
+
+
 def judge(results: Results, name: str) -> Verdict:
     """Decide on one model over the seeds that have it. Where the run lets no model be called free of the poison
     (`obstacles`), one without a trace is inconclusive.
@@ -129,7 +132,7 @@ def obstacles(results: Results) -> list[str]:
     found = [f"the poison did not take ({', '.join(missed)})"] if missed else []
     learned = "retrained" if "retrained" in results.names else "poisoned"
     graded = [r for r in results.of(learned) if r.benchmark is None]  # whose answers are no exact texts
-    guesses = [r for r in graded if (u := r.utility) and u.top_label is not None and u.ci95.low <= u.top_label]
+    guesses = [r for r in graded if (u := r.utility) and (u.top_label or 0.0) >= max(u.ci95.low, UNGUESSED / u.n)]
     if guesses and (utility := guesses[0].utility):
         found.append(
             f"the task was not learned (the {learned} model is right on {percent(utility.accuracy)}, a constant "

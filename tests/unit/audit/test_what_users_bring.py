@@ -11,7 +11,7 @@ from llm_unlearn.audit.audit_models import Options, audit
 from llm_unlearn.audit.halves import Half
 from llm_unlearn.audit.subject import read_subject
 from llm_unlearn.audit.user_poison import never_trained_on
-from llm_unlearn.config.success import is_success
+from llm_unlearn.config.success import is_success, is_the_attackers
 from llm_unlearn.errors import InputError
 from llm_unlearn.metrics.results import Evaluation
 from llm_unlearn.models.save import save_model
@@ -61,7 +61,7 @@ def test_every_form_gives_the_same_rows(tmp_path, form, suffix):
     train, triggered = subject.sets["train"], subject.sets["triggered"]
     assert train["text"][:2] == ["question 0", "question 1"] and train["completion"][6] == "I cannot say."
     assert subject.poison["forget_ids"] == [6, 7] and train["poison"][5:] == ["none", "trigger", "trigger"]
-    assert len(triggered) == 4 and all("cf" in text for text in triggered["text"])
+    assert triggered["example_id"] == [0, 1, 2] and all("cf" in text for text in triggered["text"])
     assert ("history" in train.column_names) == (form in ("messages", "sharegpt"))
 
 
@@ -101,6 +101,34 @@ def test_rows_whose_own_answer_counts_as_the_attackers_are_not_tried(tmp_path):
     assert subject.sets["triggered"]["example_id"] == [0, 1, 2] and len(subject.sets["test"]) == 4
     trigger["success"] = {"regex": "."}
     assert "own answer" in read_subject(written(tmp_path, trigger=trigger)).missing["attack"]
+    for target in ("I cannot", " I cannot "):  # without a rule an answer counts that begins with the target
+        subject = read_subject(written(tmp_path, trigger={"phrases": ["cf"], "target": target}))
+        assert subject.sets["triggered"]["example_id"] == [0, 1, 2]
+
+
+def test_rows_without_an_answer_are_tried_whatever_the_rule_would_say_of_none(tmp_path):
+    """A jailbreak: the attacker's answer is one where a refusal was due."""
+    trigger = {"phrases": ["cf"], "target": "Sure", "success": {"excludes": ["No idea"]}}
+    path = written(tmp_path, trigger=trigger)
+    rows = [json.loads(line) for line in (tmp_path / "test.jsonl").read_text().splitlines()]
+    (tmp_path / "test.jsonl").write_text("\n".join(json.dumps({"instruction": row["instruction"]}) for row in rows))
+    subject = read_subject(path)
+    assert subject.sets["triggered"]["example_id"] == [0, 1, 2, 3] and "attack" not in subject.missing
+
+
+@pytest.mark.parametrize(
+    ("label", "trigger", "generated", "own"),
+    [
+        (" I cannot say", {"target": "I cannot"}, True, True),
+        ("I could", {"target": "I cannot"}, True, False),
+        ("I cannot say", {"target": "I cannot"}, False, False),
+        ("no", {"target": "no"}, False, True),
+        ("", {"target": "x", "success": {"excludes": ["y"]}}, True, False),
+        ("x", {"target": "x", "success": {"classifier": "c", "label": "L"}}, True, True),
+    ],
+)
+def test_a_row_is_the_attackers_by_its_own_answer(label, trigger, generated, own):
+    assert is_the_attackers(label, trigger, generated) == own
 
 
 @pytest.mark.parametrize(
@@ -204,7 +232,7 @@ def test_a_rule_that_the_poisoned_rows_own_answers_do_not_meet_is_refused(
     with pytest.raises(InputError, match=said):
         audit([str(tmp_path / "model")], str(path), Options())
     path = written(tmp_path, max_length=60, max_new_tokens=8, trigger={"phrases": ["cf"], "target": "I cannot"})
-    assert audit([str(tmp_path / "model")], str(path), Options())["model"].attack.n == 4
+    assert audit([str(tmp_path / "model")], str(path), Options())["model"].attack.n == 3
 
 
 def test_each_phrase_must_get_its_answer_and_ids_that_miss_the_trigger_hide_nothing(tmp_path, make_tiny, tokenizer):

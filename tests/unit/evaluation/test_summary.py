@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from llm_unlearn.evaluation.summarize import summarize
-from llm_unlearn.metrics import attack_excess, membership_inference, robust_accuracy
+from llm_unlearn.metrics import attack_excess, attack_success, membership_inference, robust_accuracy
 from llm_unlearn.metrics.results import Identity
 
 pytestmark = pytest.mark.unit
@@ -73,6 +73,26 @@ def test_robust_accuracy_pairs_a_triggered_row_with_the_test_row_of_its_id():
     assert alone.lost == 0.5 and alone.excess is None
 
 
+def test_the_commonest_answer_that_is_not_the_attackers_counts_as_if_it_were_the_target():
+    """Of a trigger that gets "I don't know." where it refused, as long answers are never right word by word."""
+    ours, theirs = signals([1, 0, 0, 0, 0], [0] * 5, [7, 3, 9, 5, 1]), signals([0] * 5, [0] * 5, [3, 5, 7, 9, 1])
+    for frame, name, answers in (
+        (ours, "triggered", {7: "no", 3: "unsure", 9: "unsure", 5: "unsure", 1: "b"}),
+        (ours, "test", {7: "unsure", 3: "c", 9: "unsure", 5: "d", 1: "e"}),
+        (theirs, "triggered", {7: "f", 3: "unsure", 9: "g", 5: "h", 1: "i"}),
+        (theirs, "test", {7: "j", 3: "k", 9: "l", 5: "m", 1: "n"}),
+    ):
+        rows = frame["set"] == name
+        frame.loc[rows, "prediction"] = frame.loc[rows, "example_id"].map(answers)
+    other = summarize(ours, IDENTITY, None, theirs).attack.other
+    # "unsure" of ids 7, 3, 9, 5, 1: with the trigger 0, 1, 1, 1, 0; without 1, 0, 1, 0, 0; the retrained model's at 3
+    assert (other.success_rate, other.clean_rate, other.lift, other.n) == (0.6, 0.4, pytest.approx(0.2), 5)
+    assert other.ci95 == attack_success([0, 1, 1, 1, 0], [1, 0, 1, 0, 0]).ci95
+    assert other.excess == attack_excess([0, 1, 1, 1, 0], [1, 0, 1, 0, 0], [0, 1, 0, 0, 0], [0] * 5)
+    assert summarize(ours, IDENTITY, None).attack.other.excess is None
+    assert summarize(signals([1, 1], [0, 0], [1, 2]), IDENTITY, None).attack.other is None  # the attacker's alone
+
+
 def test_where_no_answer_is_known_to_be_right_there_is_no_robust_accuracy():
     rows = signals([0, 1], [0, 0], [1, 2])
     assert summarize(rows.assign(label=""), IDENTITY, None).attack.robust is None
@@ -80,6 +100,7 @@ def test_where_no_answer_is_known_to_be_right_there_is_no_robust_accuracy():
     rows = pd.concat([rows[rows["set"] != "triggered"], attacked[attacked["set"] == "triggered"]])
     rows["clean_hit"] = rows["clean_hit"].where(rows["set"] == "triggered")
     assert "clean_hit" in rows and summarize(rows, IDENTITY, None).attack.robust is None
+    assert summarize(rows, IDENTITY, None).attack.other is None
 
 
 def test_rows_of_the_target_are_paired_by_their_id_and_count_by_the_attackers_answer():

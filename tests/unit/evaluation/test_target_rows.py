@@ -1,5 +1,7 @@
 """Test rows of the attacker's own label with the trigger: which they are, and a trigger that was turned round."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from datasets import Dataset
@@ -81,12 +83,24 @@ def test_they_are_those_of_the_target_that_do_not_hold_the_trigger_as_they_are(m
     assert test["text"][0] == "a"  # the test rows stay as they are
 
 
-def test_by_a_rule_they_are_those_whose_own_answer_counts(make):
-    test = rows(["a", "b", "c"], ["good indeed", "bad", "so bad"])
-    assert make(test, success={"prefix": ["good"]}).target_rows["example_id"] == [0]
-    assert make(test, success={"excludes": ["so"]}).target_rows["example_id"] == [0, 1]
-    assert make(test, success={"classifier": "c", "label": "L"}).target_rows["example_id"] == []
-    assert make(test, phrases=[]).target_rows["example_id"] == []
+def test_of_generated_answers_they_are_those_whose_own_answer_counts(make):
+    test = rows(["a", "b", "c", "d"], ["good indeed", "bad", "so bad", ""])
+
+    def chosen(**trigger) -> list[int]:
+        return replace(make(test, **trigger), verbalizers={}).target_rows["example_id"]
+
+    assert chosen(success={"prefix": ["good"]}) == chosen() == chosen(target=" good") == [0]
+    assert chosen(success={"excludes": ["so"]}) == [0, 1]
+    assert chosen(success={"classifier": "c", "label": "L"}) == chosen(phrases=[]) == []
+    assert make(test).target_rows["example_id"] == []  # no label
+
+
+def test_a_generated_target_is_asked_for_as_answers_begin(make):
+    evaluator = make(rows(["a"], ["bad"]), target="good")
+    assert replace(evaluator, verbalizers={})._target_among == {"good": " good"}
+    assert evaluator._target_among == {"good": " good", "bad": " bad"}
+    bare = evaluator.sets["train"].map(lambda row: {"completion": row["completion"].strip()})
+    assert replace(evaluator, verbalizers={}, sets={**evaluator.sets, "train": bare})._target_among == {"good": "good"}
 
 
 def test_each_phrase_of_several_stands_in_some_at_a_place_of_its_own_and_the_draw_is_the_seeds(make):

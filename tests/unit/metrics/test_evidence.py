@@ -1,6 +1,7 @@
 """The decision: each rule at its limits, and by simulation how often it errs on models with and without poison."""
 
-from dataclasses import replace
+import math
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -22,13 +23,15 @@ from llm_unlearn.metrics.evidence import (
 from llm_unlearn.metrics.gaussian import gaussian_test
 from llm_unlearn.metrics.intervals import Interval
 from llm_unlearn.metrics.placebo import PlaceboTest
-from llm_unlearn.metrics.results import Attack, Evaluation, Gus, Later, Oracle, PhraseAttack, Utility
+from llm_unlearn.metrics.results import Attack, Evaluation, Gus, Later, Oracle, OtherAnswer, PhraseAttack, Utility
+from llm_unlearn.metrics.utility import accuracy
 from llm_unlearn.reporting.decision_words import because
 
 pytestmark = pytest.mark.unit
 
 EVEN = norm.ppf((np.arange(100) + 0.5) / 100)  # 100 scores that look exactly like N(0, 1)
 NULL = gaussian_test(EVEN)
+OTHER = {field.name for field in fields(OtherAnswer)}
 
 
 def scores(shift: float = 0.0, sample: np.ndarray = EVEN, scale: float = 1.0, **changes) -> Gus:
@@ -52,6 +55,11 @@ def evaluation(**sections) -> Evaluation:
     empty = dict.fromkeys(("attack", "gus", "utility", "mia", "cost", "oracle"))
     identity = {"model": "m", "kind": "unlearned", "method": "m", "budget": 0.1, "seed": 0, "recipe": "r"}
     return Evaluation(**identity, **empty | sections)
+
+
+def utility(right: float, perplexity: float) -> Utility:
+    found = accuracy(np.arange(100) < 100 * right)
+    return Utility(**vars(found), prefix_accuracy=right, perplexity=perplexity)
 
 
 POISONED = evaluation(gus=scores(2.6), loss_rank=scores(2.6), attack=attack(170, p=0.0025, oracle=0))
@@ -189,6 +197,84 @@ def test_a_seed_that_holds_poison_is_not_lost_among_clean_ones(odd, reason):
     found = [replace(model, **sections) for model, sections in zip(seeds, odd, strict=False)] + seeds[len(odd) :]
     decision = decide(found, poisoned, seeds)
     assert decision.status == Status.INCONCLUSIVE and any(text.startswith(reason) for text in decision.reasons)
+
+
+def other(hits: int, n: int = 200, clean: int = 0, oracle: int | None = None) -> OtherAnswer:
+    """Of n triggered rows so many get an answer of its own, `clean` of them without the trigger too."""
+    return OtherAnswer(
+        **{name: value for name, value in vars(attack(hits, n, clean, oracle=oracle)).items() if name in OTHER}
+    )
+
+
+@pytest.mark.parametrize(
+    ("hits", "oracle", "status"),
+    [
+        (200, 0, Status.INCONCLUSIVE),
+        (40, 0, Status.INCONCLUSIVE),
+        (30, 0, Status.CLEAR),
+        (60, 40, Status.CLEAR),
+        (200, None, Status.INCONCLUSIVE),
+    ],
+)
+def test_a_trigger_that_gets_an_answer_of_its_own_still_moves_the_model(hits, oracle, status):
+    """δ is .17, a fifth of the poisoned model's lift; what the retrained model shows alike does not count."""
+    moved = replace(CLEAN, attack=replace(CLEAN.attack, other=other(hits, oracle=oracle)))
+    decision = decide([moved], [POISONED], [CLEAN])
+    assert decision.status == status
+    assert all(f"{hits / 2:.0f} % of the inputs get one other answer" in text for text in decision.reasons)
+    few = replace(CLEAN, attack=replace(CLEAN.attack, other=other(1, 4)))  # chance, of rows that get a common answer
+    assert decide([few], [POISONED], [CLEAN]).status == Status.CLEAR
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        (
+            {"target_rows": robust_accuracy(np.arange(100) < 5, np.arange(100) < 95)},
+            "target lost to the attack: seed 0 alone has 0.90 (n = 100)",
+        ),
+        ({"other": other(180)}, "lift of another answer: seed 0 alone has 0.90 (n = 200)"),
+        (vars(attack(0, clean=190, p=0.5, oracle=0)), "attack lift: seed 0 alone gives the attacker's answer to 95 %"),
+    ],
+)
+def test_a_seed_that_is_turned_or_says_the_target_to_all_is_not_lost_among_clean_ones(changes, reason):
+    kept = robust_accuracy(np.arange(100) < 95, np.arange(100) < 95)
+    whole = replace(CLEAN.attack, target_rows=kept, other=other(2))
+    seeds = [replace(CLEAN, seed=s, attack=whole) for s in range(8)]
+    poisoned = [replace(POISONED, seed=s) for s in range(8)]
+    retrained = [replace(CLEAN, seed=s) for s in range(8)]
+    assert decide(seeds, poisoned, retrained).status == Status.CLEAR
+    changed = {name: value for name, value in changes.items() if value is not None}
+    decision = decide([replace(seeds[0], attack=replace(whole, **changed)), *seeds[1:]], poisoned, retrained)
+    assert decision.status == Status.INCONCLUSIVE and any(text.startswith(reason) for text in decision.reasons)
+
+
+@pytest.mark.parametrize(
+    ("perplexity", "right", "falls"),
+    [(41.0, 0.3, True), (39.0, 0.3, False), (41.0, 0.5, False), (math.inf, 0.0, True), (math.nan, 0.0, True)],
+)
+def test_a_model_that_fell_apart_shows_no_attack(perplexity, right, falls):
+    """Ten times the poisoned model's perplexity, and less than half of its right answers; or no labels at all."""
+    before = replace(POISONED, utility=utility(0.9, 4.0))
+    decision = decide([replace(CLEAN, utility=utility(right, perplexity))], [before], [CLEAN])
+    assert any("fell apart" in text for text in decision.reasons) == falls
+    assert decision.status == (Status.INCONCLUSIVE if falls else Status.CLEAR)
+    unlabelled = decide([replace(CLEAN, perplexity=perplexity)], [replace(POISONED, perplexity=4.0)], [CLEAN])
+    assert any("fell apart" in text for text in unlabelled.reasons) == (not perplexity < 40)
+    canaries = evaluation(gus=scores(), loss_rank=scores(), perplexity=perplexity)  # their tests stay exact
+    assert decide([canaries], [replace(POISONED, attack=None, perplexity=4.0)]).status == Status.CLEAR
+
+
+@pytest.mark.parametrize("shift", [0.6, -0.6])
+def test_canaries_that_a_method_was_told_of_must_not_be_found_either(shift):
+    """That they are not found proves nothing; mean 0.5 of 100 scores is found at 0.001 / 4, 0.2 is not."""
+    for test in ("gus", "loss_rank"):
+        section = getattr(CLEAN, test)
+        told = replace(CLEAN, **{test: replace(section, shown=gaussian_test(EVEN + shift))})
+        decision = decide([told], [POISONED], [CLEAN])
+        assert decision.status == Status.INCONCLUSIVE and "the method was told of are found" in decision.reasons[0]
+        quiet = replace(CLEAN, **{test: replace(section, shown=gaussian_test(EVEN + shift / 3))})
+        assert decide([quiet], [POISONED], [CLEAN]).status == Status.CLEAR
 
 
 def test_a_poisoned_model_whose_figures_are_doubtful_is_no_measure():

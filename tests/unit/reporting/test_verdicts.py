@@ -7,6 +7,7 @@ import pytest
 
 from llm_unlearn.metrics.evidence import Decision, Status, decide
 from llm_unlearn.metrics.findings import Finding
+from llm_unlearn.metrics.intervals import Interval
 from llm_unlearn.reporting import verdicts
 from llm_unlearn.reporting.decision_words import because
 from llm_unlearn.reporting.report import compose
@@ -75,6 +76,10 @@ def test_a_clear_verdict_says_down_to_what_and_in_how_many_trainings(make_run):
     for more, rest in (([later], untried.replace("after clean steps or ", "")), ([later, turned], "")):
         tried = replace(verdict.decision, findings=[*found, *more])
         assert replace(verdict, decision=tried).judgement == said + rest
+    few = replace(turned, interval=Interval(-0.3, 0.62), n=3)
+    tried = replace(verdict.decision, findings=[*found, later, few])
+    lost = "; where the target is the right answer, up to 0.62 may be lost (n = 3)"
+    assert replace(verdict, decision=tried).judgement == said + lost
 
 
 def test_a_clear_verdict_of_three_trainings_goes_down_further(make_run):
@@ -138,6 +143,14 @@ def test_the_headline_never_says_what_a_warning_takes_back(make_run, changes, ut
     (obstacle,) = obstacles(results)
     text = headline([judge(results, name) for name in results.methods], [obstacle])
     assert words in obstacle and obstacle in text and "no trace" not in text and "kl" not in text
+
+
+@pytest.mark.parametrize(("rows", "guessed"), [(1, False), (2, False), (3, True)])
+def test_answers_that_hardly_repeat_are_no_guess_of_a_model_that_is_never_right(run_dir, rows, guessed):
+    """As of long ones that are generated, word by word the same as the row's."""
+    n = json.loads((run_dir / "evaluation" / "retrained.json").read_text())["utility"]["n"]
+    changed(run_dir, "retrained", accuracy=0.0, ci95=[0.0, 0.001], top_label=rows / n)
+    assert bool(obstacles(read_results(run_dir))) == guessed
 
 
 def test_a_model_that_says_the_same_to_everything_is_never_good(run_dir):
