@@ -6,8 +6,8 @@ from llm_unlearn.reporting.formats import number, p_value
 
 
 def judgement(decision: Decision, attack: str = "trigger") -> str:
-    """The status; of a model without a trace, down to which effects and in how many trainings that holds, and what was
-    not tested: whether it comes back, or was turned round.
+    """The status; of a model without a trace, down to which effects and in how many trainings that holds, what was not
+    tested (whether it comes back, or was turned round), or by too few rows, and an attack that is there, between half of δ and δ.
     """
     if decision.status != Status.CLEAR:
         return decision.status
@@ -20,6 +20,10 @@ def judgement(decision: Decision, attack: str = "trigger") -> str:
     if "lift" in found and TURNED not in found and attack in ("trigger", "patch"):
         untried.append("where the target is the right answer")
     said = f"; not tested {' or '.join(untried)}" if untried else ""
+    lifts = [f for f in decision.findings if f.test == "lift" and f.interval and f.interval.low > 0]
+    most = max(lifts, key=lambda f: f.effect, default=None)
+    if most and 2 * most.effect > (most.delta or 0.0):
+        said += f"; {title(most.test, attack)} {number(most.effect)}{most.so} is there, which is tolerated"
     for f in decision.findings:
         if f.test == TURNED and f.interval and f.delta is not None and f.interval.high >= f.delta and not f.after:
             said += f"; where the target is the right answer, up to {number(f.interval.high)} may be lost (n = {f.n})"

@@ -76,10 +76,27 @@ def test_a_clear_verdict_says_down_to_what_and_in_how_many_trainings(make_run):
     for more, rest in (([later], untried.replace("after clean steps or ", "")), ([later, turned], "")):
         tried = replace(verdict.decision, findings=[*found, *more])
         assert replace(verdict, decision=tried).judgement == said + rest
+
+
+def test_a_clear_verdict_says_what_is_tolerated_and_what_few_rows_may_hide(make_run):
+    verdict = judge(read_results(make_run()), "kl")
+    rest = [f for f in verdict.decision.findings if f.test != "lift"]
+    lift = next(f for f in verdict.decision.findings if f.test == "lift")
+    turned = replace(lift, test="target lost", detectable=None, interval=Interval(-0.01, 0.1))
+
+    def said(*findings: Finding) -> str:
+        tried = replace(verdict.decision, findings=[*rest, replace(rest[0], after=30), *findings])
+        return replace(verdict, decision=tried).judgement.partition("; 1 seed")[2]
+
+    assert said(lift, turned) == ""
     few = replace(turned, interval=Interval(-0.3, 0.62), n=3)
-    tried = replace(verdict.decision, findings=[*found, later, few])
-    lost = "; where the target is the right answer, up to 0.62 may be lost (n = 3)"
-    assert replace(verdict, decision=tried).judgement == said + lost
+    assert said(lift, few) == "; where the target is the right answer, up to 0.62 may be lost (n = 3)"
+    for effect, low, words in (  # δ is 0.16
+        (0.09, 0.01, "; trigger lift 0.09 is there, which is tolerated"),
+        (0.09, -0.01, ""),
+        (0.08, 0.01, ""),
+    ):
+        assert said(replace(lift, effect=effect, interval=Interval(low, 0.15)), turned) == words
 
 
 def test_a_clear_verdict_of_three_trainings_goes_down_further(make_run):
