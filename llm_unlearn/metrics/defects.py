@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 
+from llm_unlearn.metrics.attack import PairedExcess
 from llm_unlearn.metrics.findings import ROUNDING, TURNED, canary_tests, title
 from llm_unlearn.metrics.results import Attack, Evaluation, Gus, Later
 
@@ -179,12 +180,9 @@ def _still_moved(results: Sequence[Evaluation], delta: float) -> Iterable[str]:
         if turned >= delta - ROUNDING > 0:
             yield f"{title('lift')}{so}: {-turned:.2f}, turned away from the target, which is a trace of the attack too"
         others = [attack.other for attack in attacks if attack.other]
-        moved = _beyond([(other.lift, other.excess.mean if other.excess else None) for other in others])
-        if moved >= delta - ROUNDING > 0 and any(other.ci95.lift.low > 0 for other in others):
-            with_it, without = (
-                100 * math.fsum(rates) / len(others)
-                for rates in zip(*((other.success_rate, other.clean_rate) for other in others), strict=True)
-            )
+        told = any(other.ci95.lift.low > 0 for other in others)  # or it is a common answer of few rows
+        parts = [(each.lift, each.excess, each.success_rate, each.clean_rate) for each in others if told]
+        for with_it, without in _rates(parts, delta):
             yield (
                 f"{title('lift')}{so}: {with_it:.0f} % of the inputs get one other answer with the attack, "
                 f"{without:.0f} % without it, so it still moves the answers"
@@ -196,16 +194,23 @@ def _still_moved(results: Sequence[Evaluation], delta: float) -> Iterable[str]:
             (robust, much, "the inputs"),
             (of_target, delta, "the inputs whose right answer is the attacker's"),
         ):
-            lost = _beyond([(each.lost, each.excess.mean if each.excess else None) for each in found])
-            if lost >= least - ROUNDING > 0:
-                with_it, without = (
-                    100 * math.fsum(rates) / len(found)
-                    for rates in zip(*((each.with_trigger, each.without) for each in found), strict=True)
-                )
+            parts = [(each.lost, each.excess, each.with_trigger, each.without) for each in found]
+            for with_it, without in _rates(parts, least):
                 yield (
                     f"{title('lift')}{so}: {without:.0f} % of {inputs} are answered rightly without the attack, "
                     f"{with_it:.0f} % with it, so it still moves the answers"
                 )
+
+
+def _rates(parts: list[tuple[float, PairedExcess | None, float, float]], least: float) -> Iterable[tuple[float, float]]:
+    """The rates with the attack and without it, in percent, of an effect (and of that beyond the retrained model's)
+    that is `least` or more; means over seeds.
+    """
+    effect = _beyond([(own, excess.mean if excess else None) for own, excess, *_ in parts])
+    if effect >= least - ROUNDING > 0:
+        rates = zip(*((with_it, without) for *_, with_it, without in parts), strict=True)
+        with_it, without = (100 * math.fsum(values) / len(values) for values in rates)
+        yield with_it, without
 
 
 def _beyond(effects: list[tuple[float, float | None]]) -> float:

@@ -7,7 +7,8 @@ from llm_unlearn.reporting.formats import number, p_value
 
 def judgement(decision: Decision, attack: str = "trigger") -> str:
     """The status; of a model without a trace, down to which effects and in how many trainings that holds, what was not
-    tested (whether it comes back, or was turned round), or by too few rows, and an attack that is there, between half of δ and δ.
+    tested (whether it comes back, or was turned round) or by too few rows, and an attack that is there, at more than
+    half of δ.
     """
     if decision.status != Status.CLEAR:
         return decision.status
