@@ -46,11 +46,13 @@ def images(tmp_path):
 
 
 def keys(node, prefix=""):
-    """The names in a document, but for those under `mia` (attacks differ) and below `excess` (may be null)."""
+    """The names in a document, but for those under `mia` (attacks differ), `other` (an answer that not every model
+    gives) and below `excess` (may be null).
+    """
     found = set()
     for key, value in node.items():
         found.add(prefix + key)
-        if isinstance(value, dict) and key != "mia":
+        if isinstance(value, dict) and key not in ("mia", "other"):
             found |= keys(value, f"{prefix}{key}.")
     return found
 
