@@ -26,8 +26,8 @@ CRASHED = re.compile(r"exitcode\s*: -(6|11) ")  # the launcher's words for SIGAB
 def run_launched(words: list[str], code: int = 0, timeout: int = 300, **environment: str) -> str:
     """What it writes to standard error, from the repository's root, without a hub; it must end with `code`.
 
-    It is run again, once and with a warning, where native code aborted a process: gloo did so under FSDP2 on a CPU once
-    in some hundred launches, at no place of its own. What crashes by its own fault does so again.
+    It is run again, once and with a warning, where native code crashed a process. That happened once, under FSDP2 on a
+    CPU, and in none of 150 launches that tried to bring it back; the cause is not known. A fault of ours does so again.
     """
     done = _run(words, timeout, environment)
     if done.returncode != code and CRASHED.search(done.stderr):

@@ -110,14 +110,14 @@ def _says_target(
                 f"{title('lift')}{so}: the attacker's answer is given to {100 * rate:.0f} % of clean inputs{beside}, "
                 "so the lift understates the attack"
             )
-            continue
-        for result in results if clean is not None and len(results) > 1 else ():
-            attack = _attacks(result).get(so)
-            if attack is not None and clean is not None and attack.ci95.clean_rate.low - clean >= delta - ROUNDING > 0:
-                yield (
-                    f"{title('lift')}{so}: seed {result.seed} alone gives the attacker's answer to "
-                    f"{100 * attack.clean_rate:.0f} % of clean inputs ({name}: {100 * clean:.0f} %)"
-                )
+        elif clean is not None and len(results) > 1:
+            for result in results:
+                attack = _attacks(result).get(so)
+                if attack and attack.ci95.clean_rate.low - clean >= delta - ROUNDING > 0:
+                    yield (
+                        f"{title('lift')}{so}: seed {result.seed} alone gives the attacker's answer to "
+                        f"{100 * attack.clean_rate:.0f} % of clean inputs ({name}: {100 * clean:.0f} %)"
+                    )
 
 
 def clean_rates(results: Sequence[Evaluation]) -> dict[str, float]:

@@ -39,7 +39,7 @@ from llm_unlearn.metrics.findings import (
 )
 from llm_unlearn.metrics.gaussian import GaussianTest
 from llm_unlearn.metrics.membership import MembershipTest
-from llm_unlearn.metrics.pooling import pool_scores
+from llm_unlearn.metrics.pooling import PooledScores, pool_scores
 from llm_unlearn.metrics.power import smallest_effect
 from llm_unlearn.metrics.results import Evaluation
 from llm_unlearn.metrics.typed import Result
@@ -235,13 +235,8 @@ def _shown(results: Sequence[Evaluation]) -> Iterable[str]:
     """The deleted canaries that a method was told of, where they are found: that they are not proves nothing, that they
     are shows that the model still knows them, or was pushed away from them.
     """
-    parts: dict[str, list[GaussianTest]] = {}
-    for result in results:
-        for test, section in canary_tests(result).items():
-            if section.shown:
-                parts.setdefault(test, []).append(section.shown)
-    for test, tests in parts.items():
-        scores = pool_scores(tests)
+    parts = _by_test(results, "shown")
+    for test, scores in parts.items():
         if (p := min(scores.p_value, scores.spread_p_value)) < RARE / (2 * len(parts)):
             yield (
                 f"{title(test)}: the {scores.n} deleted canaries that the method was told of are found, theirs is "
@@ -253,19 +248,24 @@ def _not_deleted(results: Sequence[Evaluation], took: set[str], delta: dict[str,
     """The canaries that were not to be deleted, where they are found, or too few to say that they are not: a method can
     forget what it was shown and keep the rest.
     """
-    parts: dict[str, list[GaussianTest]] = {}
-    for result in results:
-        for test, section in canary_tests(result).items():
-            if section.others and test in took:
-                parts.setdefault(test, []).append(section.others)
-    for test, tests in parts.items():
-        scores = pool_scores(tests)
+    parts = {test: scores for test, scores in _by_test(results, "others").items() if test in took}
+    for test, scores in parts.items():
         missed = smallest_effect(scores.n, 1.0 if scores.std is None else scores.std, CHANCE, RARE)
         if min(scores.p_value, scores.spread_p_value) < RARE / len(parts) or missed >= delta[test]:
             yield (
                 f"{title(test)}: {scores.n} canaries were not deleted, and theirs is {scores.mean:.2f} "
                 f"(p = {scores.p_value:.1g})"
             )
+
+
+def _by_test(results: Sequence[Evaluation], part: str) -> dict[str, PooledScores]:
+    """Test → the scores of some of the canaries, pooled over the seeds: `shown` or `others`."""
+    found: dict[str, list[GaussianTest]] = {}
+    for result in results:
+        for test, section in canary_tests(result).items():
+            if scores := getattr(section, part):
+                found.setdefault(test, []).append(scores)
+    return {test: pool_scores(tests) for test, tests in found.items()}
 
 
 def _tells_little(gus: float, loss_rank: float) -> bool:

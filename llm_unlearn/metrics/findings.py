@@ -14,7 +14,7 @@ from llm_unlearn.metrics.typed import Result
 ATTACK_KINDS = ("trigger", "patch", "gradient_matching")  # poisons that are an attack on single inputs
 CANARY_TESTS = ("gus", "loss rank", "canary rank")
 CANARY_KINDS = {"gaussian": ("gus", "loss rank"), "tokens": ("canary rank",)}  # which of them are of which canaries
-TURNED = "target lost"  # where it is the right answer: all that a trigger does that was turned round
+TURNED = "target lost"  # where it is the right answer: a trigger that was turned round does nothing else
 CHANCE = 0.8  # with which a residue of δ would have been found
 ROUNDING = 1e-9  # so that 0.35 − 0.15 counts as 0.2
 

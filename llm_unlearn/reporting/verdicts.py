@@ -10,6 +10,8 @@ from llm_unlearn.reporting.formats import number, percent
 from llm_unlearn.reporting.run_results import Results, Statistic, statistic
 from llm_unlearn.reporting.words import attack_words, planted
 
+UNGUESSED = 2.5  # rows: where no right answer stands in more, as of long ones that are generated, none can be guessed
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -63,9 +65,6 @@ class Verdict:
     def look(self) -> str:
         """The class of its line: remains, good, or doubtful."""
         return "remains" if self.remains else "good" if self.good else "doubtful"
-
-
-UNGUESSED = 2.5  # rows: where no right answer stands in more, as of long ones that are generated, none can be guessed
 
 
 def judge(results: Results, name: str) -> Verdict:

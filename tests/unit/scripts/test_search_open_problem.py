@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import sys
 from statistics import stdev
 
@@ -9,6 +10,8 @@ import pytest
 from paths import ROOT
 
 from llm_unlearn.config.recipe_files import load_recipe
+from llm_unlearn.metrics.pooling import pool_scores
+from llm_unlearn.metrics.results import Evaluation
 from llm_unlearn.runs.method_configs import check_methods
 from llm_unlearn.trainers import METHODS
 
@@ -120,6 +123,17 @@ def test_the_table_of_the_fresh_seeds_is_of_the_same_figures(search):
         assert average == pytest.approx(sum(points) / 8, abs=0.051), label
         assert error == pytest.approx(stdev(points) / 8**0.5, abs=0.051), label
         assert report[ROWS[label]][-1].split(";")[0] == verdict, label
+
+
+def test_what_is_said_of_shown_canaries_is_pooled_from_the_committed_evaluations():
+    found = re.search(
+        r"have a GUS of (.+?) \(p = (.+?); retrained (.+?), p = (.+?)\)", " ".join(recipes_section().split())
+    )
+    for candidate, mean, p in (("keep-0.1-descent-8", *found.groups()[:2]), ("retrained", *found.groups()[2:])):
+        evaluations = [r["evaluation"] for r in FRESH if r["candidate"] == candidate]
+        shown = pool_scores([Evaluation.from_json(doc, candidate).gus.shown for doc in evaluations])
+        assert shown.n == 720 and shown.mean == pytest.approx(float(mean), abs=0.0051)
+        assert shown.p_value == pytest.approx(float(p), rel=0.06)
 
 
 def test_the_decision_is_made_of_kept_evaluations(search):
